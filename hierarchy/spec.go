@@ -1,0 +1,188 @@
+package hierarchy
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Spec is one interface as a policy has it: nothing worked out, nothing
+// checked. [Resolve] makes a [Tree] of it.
+type Spec struct {
+	Interface string
+	Replace   bool // a foreign root qdisc may be replaced
+	MTU       Size // largest packet to expect; zero: the device's own
+	Link      LinkLayer
+	BranchSpec
+}
+
+// BranchSpec is one branch as a policy has it. Zero values mean "not written".
+type BranchSpec struct {
+	Name     string // empty for the interface itself
+	Rate     Amount
+	Ceil     Amount
+	Prio     *uint8 // nil: inherited, at the top [DefaultPrio]
+	Burst    Size
+	CBurst   Size
+	Quantum  Size
+	Qdisc    *RawQdisc
+	Bind     []Binding
+	Children []*BranchSpec
+}
+
+// RawQdisc is a queueing discipline as a policy has it.
+type RawQdisc struct {
+	Kind   string
+	Params []RawParam
+}
+
+// LinkLayer is what the link below adds to each packet, so that rates are those
+// of the line and not of the packets handed to it. The zero value adds nothing.
+type LinkLayer struct {
+	Overhead int16 `json:"overhead,omitempty"` // bytes added to each packet
+	MPU      Size  `json:"mpu,omitempty"`      // least bytes a packet counts as
+	ATM      bool  `json:"atm,omitempty"`      // cells of 53 bytes carrying 48
+}
+
+// Amount is a bandwidth, or a percentage of the parent's. The zero value means
+// "not written".
+type Amount struct {
+	abs   Bandwidth
+	milli uint32 // thousandths of a percent
+}
+
+// Absolute is the amount that is b everywhere.
+func Absolute(b Bandwidth) Amount { return Amount{abs: b} }
+
+// ParseAmount reads a bandwidth (see [ParseBandwidth]) or a percentage above 0
+// and up to 100 with at most three digits behind the point: "40%", "12.5%".
+func ParseAmount(s string) (Amount, error) {
+	num, ok := strings.CutSuffix(strings.TrimSpace(s), "%")
+	if !ok {
+		b, err := ParseBandwidth(s)
+		return Amount{abs: b}, err
+	}
+	whole, frac, point := strings.Cut(strings.TrimSpace(num), ".")
+	w, err := strconv.ParseUint(whole, 10, 32)
+	if err != nil || len(frac) > 3 || point && frac == "" {
+		return Amount{}, fmt.Errorf("%q is no percentage: write a number from 0.001 to 100 in front of the %% sign", s)
+	}
+	f, err := strconv.ParseUint((frac + "000")[:3], 10, 32)
+	if err != nil {
+		return Amount{}, fmt.Errorf("%q is no percentage: write a number from 0.001 to 100 in front of the %% sign", s)
+	}
+	m := w*1000 + f
+	if m == 0 || m > 100_000 {
+		return Amount{}, fmt.Errorf("%q is not above 0%% and up to 100%%", s)
+	}
+	return Amount{milli: uint32(m)}, nil
+}
+
+// IsZero says whether nothing was written.
+func (a Amount) IsZero() bool { return a == Amount{} }
+
+// Percent says whether the amount depends on the parent's.
+func (a Amount) Percent() bool { return a.milli != 0 }
+
+// Of is the bandwidth that a means below a parent of the given bandwidth,
+// rounded down to a bit per second.
+func (a Amount) Of(parent Bandwidth) Bandwidth {
+	if a.milli == 0 {
+		return a.abs
+	}
+	// MaxBandwidth × 100,000 passes 2^64, so divide first and mend the rest.
+	m := Bandwidth(a.milli)
+	return parent/100_000*m + parent%100_000*m/100_000
+}
+
+// String prints the amount as it is written: "10mbit", "12.5%".
+func (a Amount) String() string {
+	if a.milli == 0 {
+		return a.abs.String()
+	}
+	s := fmt.Sprintf("%d.%03d", a.milli/1000, a.milli%1000)
+	return strings.TrimRight(strings.TrimRight(s, "0"), ".") + "%"
+}
+
+// BindKind says what a binding names.
+type BindKind uint8
+
+// The kinds of bindings.
+const (
+	BindCgroup BindKind = iota // a cgroup by its path below the cgroup mount
+	BindUnit                   // a systemd unit
+	BindSlice                  // a systemd slice
+	BindUser                   // a user by name or number
+)
+
+var bindKinds = [...]string{"cgroup", "unit", "slice", "user"}
+
+// String is the word in front of the colon.
+func (k BindKind) String() string {
+	if int(k) < len(bindKinds) {
+		return bindKinds[k]
+	}
+	return "unknown"
+}
+
+// Binding puts what it names into a branch. A cgroup carries its descendants
+// with it, except those that a deeper binding claims; a user's binding holds
+// for sockets that no cgroup's binding claims.
+type Binding struct {
+	Kind BindKind
+	Name string
+}
+
+// ParseBinding reads "cgroup:/kubepods.slice", "unit:nginx.service",
+// "slice:build.slice" or "user:backup".
+func ParseBinding(s string) (Binding, error) {
+	kind, name, ok := strings.Cut(s, ":")
+	if !ok {
+		return Binding{}, fmt.Errorf("binding %q does not say what it names: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\" or \"user:NAME\"", s)
+	}
+	for i, k := range bindKinds {
+		if k != kind {
+			continue
+		}
+		b := Binding{BindKind(i), name}
+		return b, b.check(s)
+	}
+	return Binding{}, fmt.Errorf("binding %q is of unknown kind %q: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\" or \"user:NAME\"", s, kind)
+}
+
+func (b Binding) check(s string) error {
+	switch {
+	case b.Name == "":
+		return fmt.Errorf("binding %q names nothing behind the colon", s)
+	case len(b.Name) > 4096 || strings.ContainsFunc(b.Name, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return fmt.Errorf("binding %q has a control character or more than 4096 bytes", s)
+	case b.Kind == BindCgroup && b.Name[0] != '/':
+		return fmt.Errorf("binding %q: a cgroup is named from the root of its hierarchy: write \"cgroup:/%s\"", s, b.Name)
+	case b.Kind == BindCgroup && (b.Name == "/" || strings.Contains(b.Name+"/", "/../") || strings.Contains(b.Name+"/", "/./") || strings.Contains(b.Name, "//") || strings.HasSuffix(b.Name, "/")):
+		return fmt.Errorf("binding %q: a cgroup's path has no empty, \".\" or \"..\" part, no slash at its end, and is not the root, which the rest already stands for", s)
+	case b.Kind != BindCgroup && strings.Contains(b.Name, "/"):
+		return fmt.Errorf("binding %q: a %s's name has no slash", s, b.Kind)
+	case b.Kind == BindUnit && strings.HasSuffix(b.Name, ".slice"):
+		return fmt.Errorf("binding %q: write \"slice:%s\"", s, b.Name)
+	case b.Kind == BindUnit && !strings.Contains(b.Name, "."):
+		return fmt.Errorf("binding %q: a unit's name has an ending: write \"unit:%s.service\"", s, b.Name)
+	case b.Kind == BindSlice && !strings.HasSuffix(b.Name, ".slice"):
+		return fmt.Errorf("binding %q: write \"slice:%s.slice\"", s, b.Name)
+	}
+	return nil
+}
+
+// String prints the binding as a policy has it.
+func (b Binding) String() string { return b.Kind.String() + ":" + b.Name }
+
+// MarshalText implements encoding.TextMarshaler with the form of String.
+func (b Binding) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler with ParseBinding.
+func (b *Binding) UnmarshalText(t []byte) error {
+	v, err := ParseBinding(string(t))
+	if err == nil {
+		*b = v
+	}
+	return err
+}

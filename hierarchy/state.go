@@ -1,0 +1,74 @@
+package hierarchy
+
+// State is everything of ours on one interface, as it is or as it should be.
+// The zero value is an interface that vifshape has not touched. Both sides of a
+// plan are a State; package tc reads Root, Classes and Leaves, package cgroup
+// Hook and Bound.
+type State struct {
+	Interface string  `json:"interface"`
+	Root      Root    `json:"root"`
+	Classes   []Class `json:"classes"` // parents before children
+	Leaves    []Leaf  `json:"leaves"`
+	Hook      Hook    `json:"hook"`
+	Bound     []Bound `json:"bound"`
+}
+
+// Root is the qdisc at the root of the interface. The zero value is the one
+// that the kernel put there by itself (handle 0).
+type Root struct {
+	Kind   string  `json:"kind"`
+	Handle ClassID `json:"handle"` // minor 0
+}
+
+// Ours says whether vifshape made the qdisc.
+func (r Root) Ours() bool { return r.Kind == "htb" && r.Handle == ID(0) }
+
+// Foreign says whether somebody else made it: neither we nor the kernel.
+func (r Root) Foreign() bool { return r.Handle != 0 && !r.Ours() }
+
+// Leaf is the queueing discipline of one leaf class.
+type Leaf struct {
+	Class ClassID `json:"classid"`
+	Path  Path    `json:"path,omitempty"`
+	Qdisc Qdisc   `json:"qdisc"`
+}
+
+// Way is how packets get their class.
+type Way string
+
+// The ways, best first.
+const (
+	WayNone      Way = ""
+	WayBPF       Way = "bpf"        // cgroup v2, tc BPF program at egress
+	WayNetCls    Way = "net_cls"    // cgroup v1 classid, tc BPF program at egress
+	WayClsCgroup Way = "cls_cgroup" // cgroup v1 classid, the kernel's cgroup classifier on the root qdisc
+)
+
+// Hook is the classifier on the interface.
+type Hook struct {
+	Way     Way    `json:"way"`
+	Version uint32 `json:"version"` // of the program; an older one is replaced in place
+}
+
+// Bound is one binding in force: what Target names goes to class Class.
+type Bound struct {
+	// Target is "cgroup:/path" below the mount of the hierarchy in use, or
+	// "uid:1000". For a cgroup that no longer exists it is "cgroup-id:4711".
+	Target string  `json:"target"`
+	Class  ClassID `json:"classid"`
+	Path   Path    `json:"path,omitempty"` // of the branch
+	From   string  `json:"from,omitempty"` // the policy's words: "unit:nginx.service", or "run" for a branch's own cgroup
+}
+
+// State is the desired state of the tree's interface. Hook and Bound are not
+// the tree's to say and stay empty.
+func (t *Tree) State() State {
+	s := State{Interface: t.Interface, Root: Root{Kind: "htb", Handle: ID(0)}}
+	for b := range t.All() {
+		s.Classes = append(s.Classes, b.Class)
+		if b.Leaf() {
+			s.Leaves = append(s.Leaves, Leaf{b.ID, b.Path, b.Qdisc})
+		}
+	}
+	return s
+}

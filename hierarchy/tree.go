@@ -1,0 +1,86 @@
+package hierarchy
+
+import "iter"
+
+// Class is one HTB class as the kernel keeps it: what a branch becomes, and
+// what is read back.
+type Class struct {
+	ID      ClassID   `json:"classid"`
+	Parent  ClassID   `json:"parent"` // the qdisc's own id for the interface's class
+	Path    Path      `json:"path,omitempty"`
+	Rate    Bandwidth `json:"rate"`
+	Ceil    Bandwidth `json:"ceil"`
+	Burst   Size      `json:"burst"`  // bytes that may be sent at once at rate
+	CBurst  Size      `json:"cburst"` // bytes that may be sent at once at ceil
+	Quantum Size      `json:"quantum"`
+	Prio    uint8     `json:"prio"`
+	Link    LinkLayer `json:"link,omitzero"`
+}
+
+// Tree is what one interface is to become: every value of the policy worked out
+// and checked. Burst, CBurst and Quantum of a class and the Qdisc of a leaf are
+// zero where the policy leaves them open; package tc settles them for the device
+// at hand.
+type Tree struct {
+	Interface string
+	Replace   bool
+	MTU       Size
+	Root      *Branch
+}
+
+// Branch is a node of a Tree. Inner branches have no Qdisc. Their processes
+// live in the child called rest, which every inner branch with a binding has.
+type Branch struct {
+	Class
+	Qdisc    Qdisc
+	Bind     []Binding
+	Implied  bool // not in the policy: a rest that was added
+	Children []*Branch
+}
+
+// RestName is the name of the leaf that carries what no sibling claims.
+const RestName = "rest"
+
+// Leaf says whether the branch has no children.
+func (b *Branch) Leaf() bool { return len(b.Children) == 0 }
+
+// Entry is the leaf that the branch's own processes use: itself, or its child
+// called rest, or nil when it has neither.
+func (b *Branch) Entry() *Branch {
+	if b.Leaf() {
+		return b
+	}
+	for _, c := range b.Children {
+		if c.Leaf() && c.Path.Base() == RestName {
+			return c
+		}
+	}
+	return nil
+}
+
+// All walks the tree parents first, children in the order of the policy.
+func (t *Tree) All() iter.Seq[*Branch] {
+	return func(yield func(*Branch) bool) { t.Root.walk(yield) }
+}
+
+func (b *Branch) walk(yield func(*Branch) bool) bool {
+	if !yield(b) {
+		return false
+	}
+	for _, c := range b.Children {
+		if !c.walk(yield) {
+			return false
+		}
+	}
+	return true
+}
+
+// Find is the branch with the given path, or nil.
+func (t *Tree) Find(p Path) *Branch {
+	for b := range t.All() {
+		if b.Path == p {
+			return b
+		}
+	}
+	return nil
+}
