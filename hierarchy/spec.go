@@ -19,6 +19,7 @@ type Spec struct {
 // BranchSpec is one branch as a policy has it. Zero values mean "not written".
 type BranchSpec struct {
 	Name     string // empty for the interface itself
+	Broken   bool   // a number could not be read: what would follow from it is not reported
 	Rate     Amount
 	Ceil     Amount
 	Prio     *uint8 // nil: inherited, at the top [DefaultPrio]
