@@ -1,5 +1,10 @@
 package hierarchy
 
+import (
+	"fmt"
+	"slices"
+)
+
 // Action is what a step does.
 type Action uint8
 
@@ -11,31 +16,55 @@ const (
 	Delete
 )
 
-var actions = [...]string{"no-op", "create", "change", "delete"}
+var actions = [...]struct{ name, symbol string }{{"no-op", " "}, {"create", "+"}, {"change", "~"}, {"delete", "-"}}
 
 // String is the action in a word.
 func (a Action) String() string {
 	if int(a) < len(actions) {
-		return actions[a]
+		return actions[a].name
 	}
 	return "unknown"
 }
 
 // Symbol is the sign in front of a line of a diff: + ~ - or a space.
-func (a Action) Symbol() string { return [...]string{" ", "+", "~", "-"}[a] }
+func (a Action) Symbol() string {
+	if int(a) < len(actions) {
+		return actions[a].symbol
+	}
+	return "?"
+}
 
 // MarshalText implements encoding.TextMarshaler with the form of String.
 func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
 // Item is a thing of the kernel that a step acts on: *Root, *Class, *Leaf,
 // *Hook or *Bound.
-type Item interface{ item() }
+type Item interface {
+	// String names the item with its path where it has one: "class eth0/web (71f:1a)".
+	String() string
+	queue() bool // whether it is a qdisc or class
+}
 
-func (*Root) item()  {}
-func (*Class) item() {}
-func (*Leaf) item()  {}
-func (*Hook) item()  {}
-func (*Bound) item() {}
+// String names the qdisc.
+func (r *Root) String() string { return fmt.Sprintf("root qdisc %s %v", r.Kind, r.Handle) }
+
+// String names the class.
+func (c *Class) String() string { return fmt.Sprintf("class %s (%v)", c.Path, c.ID) }
+
+// String names the queueing discipline.
+func (l *Leaf) String() string { return fmt.Sprintf("qdisc %s of %s (%v)", l.Qdisc.Kind, l.Path, l.Class) }
+
+// String names the classifier.
+func (h *Hook) String() string { return fmt.Sprintf("classifier %s", h.Way) }
+
+// String names the binding.
+func (b *Bound) String() string { return fmt.Sprintf("binding %s to %s (%v)", b.Target, b.Path, b.Class) }
+
+func (*Root) queue() bool  { return true }
+func (*Class) queue() bool { return true }
+func (*Leaf) queue() bool  { return true }
+func (*Hook) queue() bool  { return false }
+func (*Bound) queue() bool { return false }
 
 // Step is one change. Old is nil for Create, New for Delete; otherwise both are
 // of the same type.
@@ -52,6 +81,9 @@ func (s Step) Item() Item {
 	return s.Old
 }
 
+// String says what the step does to what.
+func (s Step) String() string { return s.Action.String() + " " + s.Item().String() }
+
 // Plan is an ordered list of steps that turns one state into another. The order
 // keeps every moment of the way sound: children's guarantees fit their
 // parent's, no binding points at a class that is not there, and a class goes
@@ -63,3 +95,135 @@ type Plan struct {
 
 // Empty says whether there is nothing to do.
 func (p Plan) Empty() bool { return len(p.Steps) == 0 }
+
+// Diff is the plan that turns the state old into the state want. Paths, and
+// where a binding comes from, are names only and make no difference.
+//
+// The order of steps: the root qdisc; classes that shrink, children first;
+// new classes and those that grow, parents first; leaf queues; the classifier;
+// bindings; and at last the classes that go, children first. Taking everything
+// away is the reverse, and one message for the whole tree.
+func Diff(old, want State) Plan {
+	p := Plan{Interface: want.Interface}
+	if p.Interface == "" {
+		p.Interface = old.Interface
+	}
+	if !want.Root.Ours() {
+		p.hook(old.Hook, want.Hook)
+		p.bindings(old.Bound, want.Bound)
+		if old.Root.Ours() {
+			p.Steps = append(p.Steps, Step{Action: Delete, Old: &old.Root})
+		}
+		return p
+	}
+	switch {
+	case old.Root.Ours():
+	case old.Root.Foreign():
+		p.Steps = append(p.Steps, Step{Change, &old.Root, &want.Root})
+		old.Classes, old.Leaves = nil, nil
+	default:
+		p.Steps = append(p.Steps, Step{Action: Create, New: &want.Root})
+		old.Classes, old.Leaves = nil, nil
+	}
+	last := p.classes(old.Classes, want.Classes)
+	p.leaves(old.Leaves, want.Leaves)
+	p.hook(old.Hook, want.Hook)
+	p.bindings(old.Bound, want.Bound)
+	p.Steps = append(p.Steps, last...)
+	return p
+}
+
+// classes appends the steps for changed and new classes and returns those for
+// classes that go.
+func (p *Plan) classes(old, want []Class) (last []Step) {
+	was := make(map[ClassID]*Class, len(old))
+	for i := range old {
+		was[old[i].ID] = &old[i]
+	}
+	var shrink, rest, moved []Step
+	for i := range want {
+		w := &want[i]
+		o := was[w.ID]
+		delete(was, w.ID)
+		switch {
+		case o == nil:
+			rest = append(rest, Step{Action: Create, New: w})
+		case o.Parent != w.Parent: // the kernel cannot move a class: it silently stays where it is
+			moved = append(moved, Step{Action: Delete, Old: o})
+			rest = append(rest, Step{Action: Create, New: w})
+		case same(*o, *w):
+		case w.Rate < o.Rate || w.Rate == o.Rate && w.Ceil < o.Ceil:
+			shrink = append(shrink, Step{Change, o, w})
+		default:
+			rest = append(rest, Step{Change, o, w})
+		}
+	}
+	for i := len(old) - 1; i >= 0; i-- {
+		if was[old[i].ID] != nil {
+			last = append(last, Step{Action: Delete, Old: &old[i]})
+		}
+	}
+	slices.Reverse(moved)
+	slices.Reverse(shrink)
+	p.Steps = append(append(append(p.Steps, moved...), shrink...), rest...)
+	return last
+}
+
+// same compares all but the name.
+func same(a, b Class) bool {
+	a.Path, b.Path = "", ""
+	return a == b
+}
+
+// leaves appends the steps for new and changed leaf queues. One that goes goes
+// with its class.
+func (p *Plan) leaves(old, want []Leaf) {
+	was := make(map[ClassID]*Leaf, len(old))
+	for i := range old {
+		was[old[i].Class] = &old[i]
+	}
+	for i := range want {
+		w := &want[i]
+		switch o := was[w.Class]; {
+		case o == nil:
+			p.Steps = append(p.Steps, Step{Action: Create, New: w})
+		case !o.Qdisc.Equal(w.Qdisc):
+			p.Steps = append(p.Steps, Step{Change, o, w})
+		}
+	}
+}
+
+func (p *Plan) hook(old, want Hook) {
+	switch {
+	case old == want:
+	case old.Way == WayNone:
+		p.Steps = append(p.Steps, Step{Action: Create, New: &want})
+	case want.Way == WayNone:
+		p.Steps = append(p.Steps, Step{Action: Delete, Old: &old})
+	default:
+		p.Steps = append(p.Steps, Step{Change, &old, &want})
+	}
+}
+
+func (p *Plan) bindings(old, want []Bound) {
+	was := make(map[string]*Bound, len(old))
+	for i := range old {
+		was[old[i].Target] = &old[i]
+	}
+	for i := range want {
+		w := &want[i]
+		o := was[w.Target]
+		delete(was, w.Target)
+		switch {
+		case o == nil:
+			p.Steps = append(p.Steps, Step{Action: Create, New: w})
+		case o.Class != w.Class:
+			p.Steps = append(p.Steps, Step{Change, o, w})
+		}
+	}
+	for i := range old {
+		if was[old[i].Target] != nil {
+			p.Steps = append(p.Steps, Step{Action: Delete, Old: &old[i]})
+		}
+	}
+}

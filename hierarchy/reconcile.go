@@ -1,14 +1,180 @@
 package hierarchy
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
 
 // Part is one side of the kernel that states are read from and steps are done
 // on. Package tc implements it for qdiscs and classes, package cgroup for the
 // classifier and its bindings.
 type Part interface {
-	// Read fills in the fields of s that are this part's.
+	// Read fills in the fields of s that are this part's. It does not know the
+	// paths of classes and leaves them empty.
 	Read(ctx context.Context, s *State) error
 	// Do carries out steps in order and returns how many of them took effect.
 	// It stops at the first that fails.
 	Do(ctx context.Context, steps []Step) (done int, err error)
 }
+
+// Kernel is one interface as its parts see it. It must not be used by two
+// goroutines at once, and not by two processes either: the caller holds a lock.
+type Kernel struct {
+	Interface string
+	Queue     Part // the root qdisc, classes and leaf queues
+	Binder    Part // the classifier and its bindings
+	// Names gives the classes that are read their paths. It may be nil.
+	Names map[ClassID]Path
+}
+
+// undoTime bounds how long going back may take once the caller has given up.
+const undoTime = time.Minute
+
+// Read is the state of the interface now.
+func (k Kernel) Read(ctx context.Context) (State, error) {
+	s := State{Interface: k.Interface}
+	if err := k.Queue.Read(ctx, &s); err != nil {
+		return State{}, err
+	}
+	if err := k.Binder.Read(ctx, &s); err != nil {
+		return State{}, err
+	}
+	for i := range s.Classes {
+		s.Classes[i].Path = k.Names[s.Classes[i].ID]
+	}
+	for i := range s.Leaves {
+		s.Leaves[i].Path = k.Names[s.Leaves[i].Class]
+	}
+	for i := range s.Bound {
+		s.Bound[i].Path = k.Names[s.Bound[i].Class]
+	}
+	return s, nil
+}
+
+// Apply carries out the plan that leads from before to want, reads the kernel
+// back and compares. When a step fails, when the comparison finds a difference
+// or when ctx ends, it goes back to before and returns an *ApplyError. Before
+// must have been read from the same kernel.
+func (k Kernel) Apply(ctx context.Context, before, want State, plan Plan) error {
+	if plan.Empty() {
+		return nil
+	}
+	cause := k.do(ctx, plan.Steps)
+	if cause == nil {
+		now, err := k.Read(ctx)
+		if err != nil {
+			cause = fmt.Errorf("reading back: %w", err)
+		} else if left := Diff(now, want); !left.Empty() {
+			cause = &MismatchError{left}
+		}
+	}
+	if cause == nil {
+		return nil
+	}
+	failed := &ApplyError{Err: cause}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	// Going back needs no record of what was done: it is the plan from what
+	// stands now to what stood before.
+	now, err := k.Read(ctx)
+	if err == nil {
+		err = k.do(ctx, Diff(now, before).Steps)
+	}
+	failed.Undo = err
+	if now, err = k.Read(ctx); err == nil {
+		failed.Left = Diff(before, now)
+		if failed.Undo == nil && !failed.Left.Empty() {
+			failed.Undo = errors.New("the kernel does not show what was there before")
+		}
+	} else if failed.Undo == nil {
+		failed.Undo = err
+	}
+	return failed
+}
+
+// do hands each run of steps to the part that they belong to.
+func (k Kernel) do(ctx context.Context, steps []Step) error {
+	for len(steps) > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		queue, n := steps[0].Item().queue(), 1
+		for n < len(steps) && steps[n].Item().queue() == queue {
+			n++
+		}
+		part := k.Queue
+		if !queue {
+			part = k.Binder
+		}
+		done, err := part.Do(ctx, steps[:n])
+		if err != nil {
+			if done < n && ctx.Err() == nil {
+				return &StepError{steps[done], err}
+			}
+			return err
+		}
+		steps = steps[n:]
+	}
+	return nil
+}
+
+// StepError is a step that failed.
+type StepError struct {
+	Step Step
+	Err  error
+}
+
+// Error names the step and the cause.
+func (e *StepError) Error() string { return e.Step.String() + ": " + e.Err.Error() }
+
+// Unwrap is the cause.
+func (e *StepError) Unwrap() error { return e.Err }
+
+// MismatchError says that the kernel took every step and yet shows something
+// else than was asked for.
+type MismatchError struct {
+	Left Plan // from what the kernel shows to what was wanted
+}
+
+// Error names the first differences.
+func (e *MismatchError) Error() string {
+	return "the kernel shows something else than was asked for: " + e.Left.summary()
+}
+
+// summary names up to three steps.
+func (p Plan) summary() string {
+	var s []string
+	for i, x := range p.Steps {
+		if i == 3 {
+			s = append(s, fmt.Sprintf("and %d more", len(p.Steps)-i))
+			break
+		}
+		s = append(s, x.String())
+	}
+	return strings.Join(s, ", ")
+}
+
+// ApplyError says that a plan was not carried out, and what stands now.
+type ApplyError struct {
+	Err  error // why
+	Undo error // why going back failed; nil: everything is as it was before
+	Left Plan  // what now differs from before, if that could be read
+}
+
+// Error says what failed and what stands.
+func (e *ApplyError) Error() string {
+	if e.Undo == nil {
+		return e.Err.Error() + "; everything is as it was before"
+	}
+	s := fmt.Sprintf("%v; going back failed as well: %v", e.Err, e.Undo)
+	if !e.Left.Empty() {
+		s += "; what differs from before: " + e.Left.summary()
+	}
+	return s
+}
+
+// Unwrap is the first cause.
+func (e *ApplyError) Unwrap() error { return e.Err }
