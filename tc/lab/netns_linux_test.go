@@ -16,21 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
-
-func newPair(t *testing.T, cfg lab.PairConfig) *lab.Pair {
-	t.Helper()
-	p, err := lab.NewPair(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := p.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return p
-}
 
 // inode tells namespaces apart, in the form of the links of /proc/PID/ns.
 func inode(t *testing.T, path string) string {
@@ -43,6 +30,7 @@ func inode(t *testing.T, path string) string {
 }
 
 func TestKernelDo(t *testing.T) {
+	tctest.RequireRoot(t)
 	n, err := lab.NewNetNS()
 	if err != nil {
 		t.Fatal(err)
@@ -100,12 +88,12 @@ func TestKernelDo(t *testing.T) {
 }
 
 func TestKernelKeep(t *testing.T) {
+	tctest.RequireRoot(t)
 	n, err := lab.NewNetNS()
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := "vifshape-test-" + strconv.Itoa(os.Getpid())
-	t.Cleanup(func() { lab.Forget(name) })
+	name := tctest.Name()
 	want := inode(t, "/proc/self/fd/"+strconv.Itoa(n.FD()))
 	if err := n.Keep(name); err != nil {
 		t.Fatal(err)
@@ -142,7 +130,7 @@ func TestKernelKeep(t *testing.T) {
 }
 
 func TestKernelPair(t *testing.T) {
-	p := newPair(t, lab.PairConfig{MTU: 9000, TxQueueLen: 77, Queues: 3})
+	p := tctest.New(t, lab.PairConfig{MTU: 9000, TxQueueLen: 77, Queues: 3})
 	far := netip.MustParsePrefix("203.0.113.7/32")
 	if err := p.Far.AddLink(lab.Link{Name: "ifb9", Kind: "ifb", Addrs: []netip.Prefix{far}}); err != nil {
 		t.Fatal(err)
@@ -207,6 +195,7 @@ func TestKernelPair(t *testing.T) {
 
 // A half-made network leaves nothing behind and says which step failed.
 func TestKernelPairFails(t *testing.T) {
+	tctest.RequireRoot(t)
 	_, err := lab.NewPair(lab.PairConfig{MTU: 1})
 	if err == nil || !strings.Contains(err.Error(), "make veth eth0") {
 		t.Fatalf("NewPair with MTU 1: %v", err)

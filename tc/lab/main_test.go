@@ -1,0 +1,11 @@
+//go:build linux
+
+package lab_test
+
+import (
+	"testing"
+
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+func TestMain(m *testing.M) { tctest.Main(m, nil) }

@@ -1,0 +1,152 @@
+package tctest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+)
+
+const (
+	programEnv = "VIFSHAPE_TEST_PROGRAM" // name of the program that a test binary shall be
+	runEnv     = "VIFSHAPE_TEST_RUN"     // pid of the run that started a process, directly or not
+)
+
+// Programs are helper programs inside a test binary, by name: a process of its
+// own is needed wherever a cgroup or a namespace is entered for good.
+type Programs map[string]func(args []string) error
+
+// Main is for TestMain: it runs the tests and exits. In a process started by
+// [Command] it runs that program instead. After tests that succeeded it looks
+// for leftovers, and fails the run when it finds a network namespace, a socket,
+// a process, a mount, a cgroup or a temporary directory that a test forgot.
+func Main(m *testing.M, p Programs) {
+	if name := os.Getenv(programEnv); name != "" {
+		os.Exit(runProgram(p, name))
+	}
+	if err := os.Setenv(runEnv, strconv.Itoa(os.Getpid())); err != nil {
+		fmt.Fprintln(os.Stderr, "tctest:", err)
+		os.Exit(1)
+	}
+	before := descriptors()
+	code := m.Run()
+	if code == 0 {
+		// Processes and descriptors may still be on their way out.
+		deadline := time.Now().Add(2 * time.Second)
+		left := leftovers(before)
+		for len(left) > 0 && time.Now().Before(deadline) {
+			time.Sleep(20 * time.Millisecond)
+			left = leftovers(before)
+		}
+		for _, l := range left {
+			fmt.Fprintln(os.Stderr, "left behind by a test:", l)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func runProgram(p Programs, name string) int {
+	run, ok := p[name]
+	err := fmt.Errorf("no such program in this test binary")
+	if ok {
+		err = run(os.Args[1:])
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		return 1
+	}
+	return 0
+}
+
+// Command is a process that runs a program that the test binary gave to [Main].
+// It is killed when the test ends; the caller starts it and waits for it.
+func Command(t testing.TB, program string, args ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self, args...)
+	cmd.Env = append(os.Environ(), programEnv+"="+program)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// descriptors counts the open network namespaces and sockets of this process.
+func descriptors() map[string]int {
+	n := map[string]int{}
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return n
+	}
+	for _, fd := range fds {
+		target, err := os.Readlink("/proc/self/fd/" + fd.Name())
+		if err != nil {
+			continue // closed since
+		}
+		switch kind, _, _ := strings.Cut(target, ":"); kind {
+		case "net":
+			n["open network namespace"]++
+		case "socket":
+			n["open socket"]++
+		}
+	}
+	return n
+}
+
+// leftovers lists what is there and was not before.
+func leftovers(before map[string]int) []string {
+	var left []string
+	for what, n := range descriptors() {
+		if n > before[what] {
+			left = append(left, fmt.Sprintf("%d x %s", n-before[what], what))
+		}
+	}
+	mark := []byte(runEnv + "=" + strconv.Itoa(os.Getpid()) + "\x00")
+	procs, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, p := range procs {
+		// Unreadable: gone, or not ours.
+		if b, err := os.ReadFile(p); err == nil && bytes.Contains(b, mark) {
+			pid := filepath.Base(filepath.Dir(p))
+			if pid != strconv.Itoa(os.Getpid()) {
+				cmd, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+				left = append(left, fmt.Sprintf("process %s: %s", pid, bytes.ReplaceAll(cmd, []byte{0}, []byte{' '})))
+			}
+		}
+	}
+	m, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		left = append(left, "mounts that cannot be listed: "+err.Error())
+	}
+	dirs := []string{os.TempDir(), "/run/netns"}
+	for _, i := range m {
+		if strings.Contains(i.Mountpoint, "/"+prefix()) {
+			left = append(left, "mount "+i.Mountpoint)
+		}
+		if i.FSType == "cgroup2" || i.FSType == "cgroup" {
+			dirs = append(dirs, i.Mountpoint)
+		}
+	}
+	for _, d := range dirs {
+		entries, err := os.ReadDir(d)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			left = append(left, err.Error())
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), prefix()) {
+				left = append(left, filepath.Join(d, e.Name()))
+			}
+		}
+	}
+	return left
+}
