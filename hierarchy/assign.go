@@ -155,3 +155,19 @@ func (ids IDs) Names(iface string) map[ClassID]Path {
 	}
 	return names
 }
+
+// Find is the class of the branch with the given path, and whether the branch
+// is an inner one.
+func (ids IDs) Find(p Path) (id ClassID, inner, ok bool) {
+	switch {
+	case p.Parent() == "":
+		return ID(RootMinor), true, true
+	case p.Base() == RestName && p.Parent().Parent() == "":
+		return ID(RestMinor), false, true
+	}
+	if m, ok := ids.Minors[string(p)]; ok {
+		return ID(m), false, true
+	}
+	m, ok := ids.Minors[string(p)+"/"]
+	return ID(m), true, ok
+}

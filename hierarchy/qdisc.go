@@ -58,6 +58,7 @@ type Param struct {
 	Type     ParamType
 	Min, Max uint64 // the accepted range in base units, both included; Max 0 means no upper bound
 	Choices  []string
+	Negative string // how tc writes a Flag that is off, such as "noecn"; empty: not at all
 	Help     string // one line, lower case, without a full stop
 }
 
