@@ -52,13 +52,17 @@ func (r *Root) String() string { return fmt.Sprintf("root qdisc %s %v", r.Kind, 
 func (c *Class) String() string { return fmt.Sprintf("class %s (%v)", c.Path, c.ID) }
 
 // String names the queueing discipline.
-func (l *Leaf) String() string { return fmt.Sprintf("qdisc %s of %s (%v)", l.Qdisc.Kind, l.Path, l.Class) }
+func (l *Leaf) String() string {
+	return fmt.Sprintf("qdisc %s of %s (%v)", l.Qdisc.Kind, l.Path, l.Class)
+}
 
 // String names the classifier.
 func (h *Hook) String() string { return fmt.Sprintf("classifier %s", h.Way) }
 
 // String names the binding.
-func (b *Bound) String() string { return fmt.Sprintf("binding %s to %s (%v)", b.Target, b.Path, b.Class) }
+func (b *Bound) String() string {
+	return fmt.Sprintf("binding %s to %s (%v)", b.Target, b.Path, b.Class)
+}
 
 func (*Root) queue() bool  { return true }
 func (*Class) queue() bool { return true }
