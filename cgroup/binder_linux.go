@@ -1,0 +1,568 @@
+package cgroup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Hook is where a classifier sits on one network interface.
+type Hook interface {
+	// AttachEgress puts a tc program at the egress hook, in place of the one
+	// that it put there before, with no packet in between.
+	AttachEgress(progFD int, name string) error
+	// EgressProgram is the id of that program, 0 when there is none.
+	EgressProgram() (id uint32, err error)
+	// DetachEgress removes that program. None is no error.
+	DetachEgress() error
+
+	// AttachCgroupFilter, CgroupFilter and DetachCgroupFilter do the same for
+	// the kernel's own cgroup classifier on the root qdisc.
+	AttachCgroupFilter() error
+	CgroupFilter() (bool, error)
+	DetachCgroupFilter() error
+}
+
+// Config is what a [Binder] works on.
+type Config struct {
+	Hook      Hook
+	Interface string
+	// NetNS is the interface's network namespace as [NetNSKey] names it, empty
+	// for the initial one. It keeps the cgroups of equally named interfaces apart.
+	NetNS string
+	// Way is the way to use; the zero value takes the first that works.
+	Way hierarchy.Way
+	// RunDir is where net_cls is mounted when it has to be and no better place
+	// offers itself; empty: /run/vifshape.
+	RunDir string
+	// Classes says whether a class is one of this interface's. A process has one
+	// net_cls tag for all interfaces, so with two of them the ids of their classes
+	// must differ and Classes tell whose a tag is. Nil: every class is this
+	// interface's. Only the net_cls and cls_cgroup ways ask.
+	Classes func(hierarchy.ClassID) bool
+	// Warn is told what happened besides, such as a file system that was mounted.
+	// May be nil.
+	Warn func(string)
+}
+
+// Binder is the classifier on one interface and its bindings, a
+// [hierarchy.Part] for Hook and Bound. It is not for concurrent use, and writers
+// of the same interface must exclude each other.
+type Binder struct {
+	cfg    Config
+	way    hierarchy.Way // in use, none until it is chosen
+	v2, v1 *tree
+	set    *set // on the hook
+	spare  *set // not on the hook yet
+	former *set // taken off the hook by this Binder: the way back when an apply fails
+	ids    map[string]uint64
+}
+
+// NewBinder makes a Binder. Nothing is read or changed yet.
+func NewBinder(cfg Config) (*Binder, error) {
+	switch {
+	case cfg.Hook == nil:
+		return nil, errors.New("classifier: no hook given")
+	case cfg.Interface == "":
+		return nil, errors.New("classifier: no interface given")
+	case cfg.Way != hierarchy.WayNone && !slices.Contains(ways(), cfg.Way):
+		return nil, fmt.Errorf("binding %q is none of auto, %s, %s, %s", cfg.Way, hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup)
+	}
+	if cfg.RunDir == "" {
+		cfg.RunDir = "/run/vifshape"
+	}
+	if cfg.Classes == nil {
+		cfg.Classes = func(hierarchy.ClassID) bool { return true }
+	}
+	if cfg.Warn == nil {
+		cfg.Warn = func(string) {}
+	}
+	return &Binder{cfg: cfg}, nil
+}
+
+// Close lets go of descriptors. What is on the hook stays.
+func (b *Binder) Close() error {
+	var errs []error
+	for _, s := range []*set{b.set, b.spare, b.former} {
+		if s != nil {
+			errs = append(errs, s.close())
+		}
+	}
+	for _, t := range []*tree{b.v2, b.v1} {
+		if t != nil {
+			errs = append(errs, t.close())
+		}
+	}
+	*b = Binder{cfg: b.cfg}
+	return errors.Join(errs...)
+}
+
+// Hook is the classifier as it should be: the chosen way at this version. When
+// no way works the error says what was tried.
+func (b *Binder) Hook() (hierarchy.Hook, error) {
+	if err := b.choose(); err != nil {
+		return hierarchy.Hook{}, err
+	}
+	return hierarchy.Hook{Way: b.way, Version: version}, nil
+}
+
+func ways() []hierarchy.Way {
+	return []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup}
+}
+
+func (b *Binder) choose() error {
+	if b.way != hierarchy.WayNone {
+		return nil
+	}
+	if w := b.cfg.Way; w != hierarchy.WayNone {
+		if err := b.prepare(w); err != nil {
+			return fmt.Errorf("%s: binding %s: %w", b.cfg.Interface, w, err)
+		}
+		b.way = w
+		return nil
+	}
+	var tried []error
+	for _, w := range ways() {
+		err := b.prepare(w)
+		if err == nil {
+			b.way = w
+			return nil
+		}
+		tried = append(tried, fmt.Errorf("binding %s: %w", w, err))
+	}
+	return fmt.Errorf("%s: nothing here tells whose packets are whose: %w", b.cfg.Interface, errors.Join(tried...))
+}
+
+// prepare finds, and where needed makes, what a way stands on.
+func (b *Binder) prepare(w hierarchy.Way) (err error) {
+	if w == hierarchy.WayBPF {
+		if b.v2 == nil {
+			if b.v2, err = findV2(); err != nil {
+				return err
+			}
+		}
+	} else if b.v1 == nil {
+		if b.v1, err = findNetCls(); err != nil {
+			return err
+		}
+		if b.v1 == nil {
+			if b.v1, err = mountNetCls(b.cfg.RunDir); err != nil {
+				return err
+			}
+			b.cfg.Warn("mounted the net_cls cgroup hierarchy at " + b.v1.where)
+		}
+	}
+	if w == hierarchy.WayClsCgroup {
+		if has, known := hasClsCgroup(); known && !has {
+			return fmt.Errorf("module cls_cgroup: %w", ErrNotSupported)
+		}
+		return nil
+	}
+	if err := b.refresh(); err != nil {
+		return err
+	}
+	if b.set != nil && b.set.way == w && b.set.version == version {
+		return nil
+	}
+	_, err = b.take(w)
+	return err
+}
+
+// refresh opens the set that is on the hook.
+func (b *Binder) refresh() error {
+	id, err := b.cfg.Hook.EgressProgram()
+	if err != nil {
+		return err
+	}
+	if b.set != nil && b.set.id == id {
+		return nil
+	}
+	if b.set != nil {
+		err = b.set.close()
+		b.set = nil
+	}
+	if id != 0 && err == nil {
+		b.set, err = openSet(id)
+	}
+	return err
+}
+
+// take is the set that goes onto the hook next.
+func (b *Binder) take(w hierarchy.Way) (*set, error) {
+	if b.spare != nil && b.spare.way == w {
+		return b.spare, nil
+	}
+	s, err := loadSet(w)
+	if err != nil {
+		return nil, err
+	}
+	if b.spare != nil {
+		err = b.spare.close()
+	}
+	b.spare = s
+	return s, err
+}
+
+// Read implements [hierarchy.Part]: it fills in Hook and Bound.
+//
+// Bound holds the bindings of the way that [Binder.Hook] names, so that a change
+// of the way shows all of them as missing. Path and From stay empty; the kernel
+// does not hold them. A classifier of another version shows no bindings: it is
+// replaced as a whole.
+func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
+	if err := b.refresh(); err != nil {
+		return b.wrap(err)
+	}
+	s.Hook, s.Bound = hierarchy.Hook{}, nil
+	if b.set != nil {
+		s.Hook = hierarchy.Hook{Way: b.set.way, Version: b.set.version}
+	} else if on, err := b.cfg.Hook.CgroupFilter(); err != nil {
+		return b.wrap(err)
+	} else if on {
+		s.Hook = hierarchy.Hook{Way: hierarchy.WayClsCgroup, Version: version}
+	}
+	if s.Hook.Way == hierarchy.WayNone {
+		return nil
+	}
+	way := s.Hook.Way
+	if b.choose() == nil {
+		way = b.way
+	}
+	var err error
+	if way == hierarchy.WayBPF {
+		s.Bound, err = b.boundV2()
+	} else {
+		s.Bound, err = b.boundV1()
+	}
+	slices.SortFunc(s.Bound, func(a, b hierarchy.Bound) int { return cmp.Compare(a.Target, b.Target) })
+	return b.wrap(err)
+}
+
+func (b *Binder) wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: classifier: %w", b.cfg.Interface, err)
+}
+
+// What a target starts with.
+const (
+	cgroupTarget   = "cgroup:"
+	cgroupIDTarget = "cgroup-id:"
+	uidTarget      = "uid:"
+)
+
+func (b *Binder) boundV2() ([]hierarchy.Bound, error) {
+	b.ids = map[string]uint64{}
+	if b.set == nil || b.set.way != hierarchy.WayBPF || b.set.version != version {
+		return nil, nil
+	}
+	if b.v2 == nil {
+		var err error
+		if b.v2, err = findV2(); err != nil {
+			return nil, err
+		}
+	}
+	var (
+		bound []hierarchy.Bound
+		id    uint64
+		v     classifyVifBinding
+		uid   uint32
+		class uint32
+	)
+	it := b.set.cgroups.Iterate()
+	for it.Next(&id, &v) {
+		target := cgroupIDTarget + strconv.FormatUint(id, 10)
+		path, err := b.v2.path(id)
+		switch {
+		case err == nil:
+			target = cgroupTarget + path
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+		b.ids[target] = id
+		bound = append(bound, hierarchy.Bound{Target: target, Class: hierarchy.ClassID(v.Class)})
+	}
+	if err := it.Err(); err != nil {
+		return nil, err
+	}
+	it = b.set.users.Iterate()
+	for it.Next(&uid, &class) {
+		bound = append(bound, hierarchy.Bound{Target: uidTarget + strconv.FormatUint(uint64(uid), 10), Class: hierarchy.ClassID(class)})
+	}
+	return bound, it.Err()
+}
+
+func (b *Binder) boundV1() ([]hierarchy.Bound, error) {
+	if b.v1 == nil {
+		var err error
+		if b.v1, err = findNetCls(); b.v1 == nil {
+			return nil, err
+		}
+	}
+	return b.v1.tags(b.ours)
+}
+
+func (b *Binder) ours(c hierarchy.ClassID) bool {
+	return c.Major() == hierarchy.Major && c.Minor() != 0 && b.cfg.Classes(c)
+}
+
+// Do implements [hierarchy.Part] for steps on *hierarchy.Hook and
+// *hierarchy.Bound.
+//
+// A new classifier gets the bindings of the steps that follow before it goes onto
+// the hook, and takes the place of an older one there without a packet between
+// them. Every binding changes at once and alone; when Do returns, open sockets
+// follow the changes too.
+func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err error) {
+	if err := b.refresh(); err != nil {
+		return 0, b.wrap(err)
+	}
+	var changed, removed bool
+	defer func() {
+		if changed && b.set != nil && b.set.way == hierarchy.WayBPF {
+			if removed {
+				err = errors.Join(err, b.wrap(b.set.relevel()))
+			}
+			err = errors.Join(err, b.wrap(b.set.publish()))
+		}
+	}()
+	skip := map[string]bool{}
+	for _, s := range steps {
+		if n, ok := s.New.(*hierarchy.Bound); ok && n != nil {
+			skip[strings.TrimPrefix(n.Target, cgroupTarget)] = true
+		}
+	}
+	for i, s := range steps {
+		if err := ctx.Err(); err != nil {
+			return i, err
+		}
+		switch item := s.Item().(type) {
+		case *hierarchy.Hook:
+			if err := b.doHook(s, steps[i+1:], skip); err != nil {
+				return i, b.wrap(err)
+			}
+		case *hierarchy.Bound:
+			if err := b.choose(); err != nil {
+				return i, err
+			}
+			c, err := b.doBound(s, skip)
+			if err != nil {
+				return i, b.wrap(fmt.Errorf("bind %s to %s: %w", item.Target, item.Class, err))
+			}
+			changed = changed || c
+			removed = removed || s.Action == hierarchy.Delete
+		default:
+			return i, b.wrap(fmt.Errorf("step on a %T is not the classifier's", item))
+		}
+	}
+	return len(steps), nil
+}
+
+func (b *Binder) doHook(s hierarchy.Step, ahead []hierarchy.Step, skip map[string]bool) error {
+	var was, next hierarchy.Hook
+	if o, ok := s.Old.(*hierarchy.Hook); ok && o != nil {
+		was = *o
+	}
+	if n, ok := s.New.(*hierarchy.Hook); ok && n != nil {
+		next = *n
+	}
+	if next.Way == hierarchy.WayNone {
+		return b.unhook(was.Way, next.Way)
+	}
+	on := b.former
+	if on == nil || on.way != next.Way || on.version != next.Version {
+		if next.Version != version {
+			return fmt.Errorf("version %d of it is not known here, only %d", next.Version, version)
+		}
+		on = nil
+	}
+	if err := b.prepare(next.Way); err != nil {
+		return err
+	}
+	b.way = next.Way
+	if next.Way == hierarchy.WayClsCgroup {
+		b.bindAhead(nil, ahead, skip)
+		if err := b.cfg.Hook.AttachCgroupFilter(); err != nil {
+			return err
+		}
+		return b.unhook(was.Way, next.Way)
+	}
+	if on == nil {
+		var err error
+		if on, err = b.take(next.Way); err != nil {
+			return err
+		}
+		b.bindAhead(on, ahead, skip)
+	}
+	if err := b.cfg.Hook.AttachEgress(on.prog.FD(), name(on.way)); err != nil {
+		return err
+	}
+	var err error
+	if b.former != nil && b.former != on {
+		err = b.former.close()
+	}
+	b.set, b.former = on, b.set
+	if b.spare == on {
+		b.spare = nil
+	}
+	return errors.Join(err, b.unhook(was.Way, next.Way))
+}
+
+// bindAhead carries out the bindings that steps will ask for, so that they are in
+// force from the first packet. What fails here fails again in its own step.
+func (b *Binder) bindAhead(on *set, steps []hierarchy.Step, skip map[string]bool) {
+	for _, s := range steps {
+		if n, ok := s.New.(*hierarchy.Bound); ok && n != nil {
+			_, _ = b.put(on, n, skip)
+		}
+	}
+}
+
+// unhook removes what a way had on the hook and the next one does not replace.
+func (b *Binder) unhook(was, next hierarchy.Way) error {
+	var errs []error
+	program := func(w hierarchy.Way) bool { return w == hierarchy.WayBPF || w == hierarchy.WayNetCls }
+	if was == hierarchy.WayClsCgroup && next != was {
+		errs = append(errs, b.cfg.Hook.DetachCgroupFilter())
+	}
+	if program(was) && !program(next) {
+		errs = append(errs, b.cfg.Hook.DetachEgress(), b.refresh())
+	}
+	tagged := func(w hierarchy.Way) bool { return w == hierarchy.WayNetCls || w == hierarchy.WayClsCgroup }
+	if tagged(was) && !tagged(next) {
+		if b.v1 == nil {
+			var err error
+			if b.v1, err = findNetCls(); b.v1 == nil {
+				return errors.Join(append(errs, err)...)
+			}
+		}
+		errs = append(errs, b.v1.untagAll(b.ours))
+	}
+	return errors.Join(errs...)
+}
+
+func (b *Binder) doBound(s hierarchy.Step, skip map[string]bool) (changed bool, err error) {
+	on := b.set
+	if b.way != hierarchy.WayClsCgroup && (on == nil || on.way != b.way || on.version != version) {
+		if s.Action == hierarchy.Delete && b.way == hierarchy.WayBPF {
+			return false, nil // gone with the classifier
+		}
+		if on, err = b.take(b.way); err != nil {
+			return false, err
+		}
+	}
+	if n, ok := s.New.(*hierarchy.Bound); ok && n != nil {
+		return b.put(on, n, skip)
+	}
+	o, ok := s.Old.(*hierarchy.Bound)
+	if !ok || o == nil {
+		return false, errors.New("the step holds no binding")
+	}
+	return true, b.remove(on, o.Target, skip)
+}
+
+// put brings a binding into force and says whether it was not so already.
+func (b *Binder) put(on *set, bound *hierarchy.Bound, skip map[string]bool) (changed bool, err error) {
+	if bound.Class.Major() != hierarchy.Major || bound.Class.Minor() == 0 {
+		return false, errors.New("it is no class of ours; minor number 0 would be HTB's unshaped queue")
+	}
+	path, isCgroup := strings.CutPrefix(bound.Target, cgroupTarget)
+	if b.way != hierarchy.WayBPF {
+		if !isCgroup {
+			return false, fmt.Errorf("net_cls knows cgroups only, neither users nor cgroups that are gone: %w", ErrNotSupported)
+		}
+		if c, err := b.v1.classid(path); err == nil && c == bound.Class {
+			return false, nil
+		}
+		return true, b.v1.tag(path, bound.Class, skip)
+	}
+	if n, ok := strings.CutPrefix(bound.Target, uidTarget); ok {
+		uid, err := strconv.ParseUint(n, 10, 32)
+		if err != nil {
+			return false, err
+		}
+		var class uint32
+		if on.users.Lookup(uint32(uid), &class) == nil && class == uint32(bound.Class) {
+			return false, nil
+		}
+		return true, full(on.users.Put(uint32(uid), uint32(bound.Class)))
+	}
+	var (
+		id    uint64
+		level uint32
+		v     classifyVifBinding
+	)
+	if isCgroup {
+		id, level, err = b.v2.id(path)
+	} else {
+		id, err = strconv.ParseUint(strings.TrimPrefix(bound.Target, cgroupIDTarget), 10, 64)
+	}
+	if err != nil {
+		return false, err
+	}
+	if on.cgroups.Lookup(id, &v) == nil && v == (classifyVifBinding{Class: uint32(bound.Class), Level: level}) {
+		return false, nil
+	}
+	return true, full(on.bindCgroup(id, level, bound.Class))
+}
+
+// full says in words what E2BIG means for a map.
+func full(err error) error {
+	if errors.Is(err, unix.E2BIG) {
+		return errors.New("65536 are bound already, which is as many as the classifier holds")
+	}
+	return err
+}
+
+func (b *Binder) remove(on *set, target string, skip map[string]bool) error {
+	path, isCgroup := strings.CutPrefix(target, cgroupTarget)
+	if b.way != hierarchy.WayBPF {
+		err := b.v1.untag(path, skip)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // gone, and its tag with it
+		}
+		return err
+	}
+	if n, ok := strings.CutPrefix(target, uidTarget); ok {
+		uid, err := strconv.ParseUint(n, 10, 32)
+		if err != nil {
+			return err
+		}
+		return gone(on.users.Delete(uint32(uid)))
+	}
+	id, known := b.ids[target]
+	if !known {
+		var err error
+		if isCgroup {
+			id, _, err = b.v2.id(path)
+		} else {
+			id, err = strconv.ParseUint(strings.TrimPrefix(target, cgroupIDTarget), 10, 64)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // the next Read shows what is left of it as cgroup-id:N
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return gone(on.cgroups.Delete(id))
+}
+
+// gone takes "there was none" for success.
+func gone(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The part of the kernel's BPF interface that classify.bpf.c uses, declared here
+ * so that a compiler alone, without kernel or libbpf headers, makes the same
+ * object everywhere. Layouts and numbers: include/uapi/linux/bpf.h, v5.2.
+ */
+typedef unsigned char __u8;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+
+#define SEC(name) __attribute__((section(name), used))
+#define __always_inline inline __attribute__((always_inline))
+#define NULL ((void *)0)
+
+/* A map's description is read from the types of these members, not their values. */
+#define __uint(name, val) int(*name)[val]
+#define __type(name, val) typeof(val) *name
+
+#define BPF_MAP_TYPE_HASH 1
+#define BPF_MAP_TYPE_SK_STORAGE 24
+#define BPF_F_NO_PREALLOC (1u << 0)
+#define BPF_F_CLONE (1u << 9)
+#define BPF_SK_STORAGE_GET_F_CREATE 1ull
+#define TC_ACT_UNSPEC (-1)
+
+struct bpf_sock;
+
+/* Of the context only priority and sk are used; the rest keeps their places. */
+struct __sk_buff {
+	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan[3];
+	__u32 priority;
+	__u32 ingress_ifindex, ifindex, tc_index, cb[5], hash, tc_classid;
+	__u32 data, data_end, napi_id;
+	__u32 family, remote_ip4, local_ip4, remote_ip6[4], local_ip6[4], remote_port, local_port;
+	__u32 data_meta;
+	__u64 flow_keys;
+	__u64 tstamp;
+	__u32 wire_len, gso_segs;
+	union {
+		struct bpf_sock *sk;
+		__u64 : 64;
+	} __attribute__((aligned(8)));
+};
+
+_Static_assert(__builtin_offsetof(struct __sk_buff, priority) == 32, "layout of __sk_buff");
+_Static_assert(__builtin_offsetof(struct __sk_buff, sk) == 168, "layout of __sk_buff");
+
+static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static __u32 (*const bpf_get_cgroup_classid)(struct __sk_buff *skb) = (void *)17;
+static __u32 (*const bpf_get_socket_uid)(struct __sk_buff *skb) = (void *)47;
+static __u64 (*const bpf_skb_ancestor_cgroup_id)(struct __sk_buff *skb, int level) = (void *)83;
+static struct bpf_sock *(*const bpf_sk_fullsock)(struct bpf_sock *sk) = (void *)95;
+static struct bpf_sock *(*const bpf_get_listener_sock)(struct bpf_sock *sk) = (void *)98;
+static void *(*const bpf_sk_storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)107;

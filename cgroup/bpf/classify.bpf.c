@@ -1,0 +1,161 @@
+//go:build ignore
+
+/* SPDX-License-Identifier: MIT */
+/*
+ * The class of a packet that leaves an interface, written to skb->priority,
+ * where HTB looks before any filter (htb_classify, net/sched/sch_htb.c, v6.12).
+ * It is written for every packet: whatever the socket asked for by SO_PRIORITY,
+ * control message, TOS or firewall mark is overwritten.
+ *
+ * The programs return TC_ACT_UNSPEC, so that others on the hook still run. There
+ * is one set of maps for each interface.
+ */
+#include "bpf.h"
+
+#define MAX_LEVEL 31
+#define MAJOR 0x71fu /* hierarchy.Major */
+
+/*
+ * The head of the set. Version counts the layouts of these maps and stays first.
+ * Generation is what the sockets' cached classes are held against; it is never 0,
+ * because that is what a new socket's cache holds. Rest is the default class. Bit
+ * l of levels is set when a cgroup l steps below the root may be bound.
+ */
+struct vif_config {
+	__u32 version, generation, rest, levels;
+};
+volatile struct vif_config vif_config SEC(".data.vif") = {};
+
+struct vif_binding {
+	__u32 class, level;
+};
+
+/* Bound cgroups by the id that the kernel gives them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct vif_binding);
+} vif_cgroups SEC(".maps");
+
+/* Bound users. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} vif_users SEC(".maps");
+
+/*
+ * What is known of a socket. Cached is the generation in the upper half and the
+ * class in the lower: one word, so that another processor sees both or neither.
+ * Override, when it isn't 0, is a class of the socket's own; whoever sets it sets
+ * cached to 0.
+ */
+struct vif_socket {
+	__u64 cached;
+	__u32 override, unused;
+};
+
+/* BPF_F_CLONE: accepted sockets start with what is known of their listener. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct vif_socket);
+} vif_sockets SEC(".maps");
+
+/* The deepest bound cgroup above the socket, else its user, else the rest. */
+static __always_inline __u32 search(struct __sk_buff *skb)
+{
+	__u32 levels = vif_config.levels, uid, *user;
+
+	for (int l = MAX_LEVEL; l > 0; l--) {
+		struct vif_binding *b;
+		__u64 id;
+
+		if (!(levels & (1u << l)))
+			continue;
+		id = bpf_skb_ancestor_cgroup_id(skb, l);
+		b = bpf_map_lookup_elem(&vif_cgroups, &id);
+		if (b)
+			return b->class;
+	}
+	uid = bpf_get_socket_uid(skb);
+	user = bpf_map_lookup_elem(&vif_users, &uid);
+	return user ? *user : vif_config.rest;
+}
+
+/*
+ * The generation is read before the bindings are: a change in between leaves a
+ * cached class of an old generation, which is searched again for the next packet.
+ */
+static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any, struct bpf_sock *full)
+{
+	__u32 generation = vif_config.generation, class;
+	struct vif_socket *s = NULL;
+
+	if (full) {
+		s = bpf_sk_storage_get(&vif_sockets, full, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (s) {
+			__u64 cached = *(volatile __u64 *)&s->cached;
+
+			if (cached >> 32 == generation) {
+				skb->priority = cached;
+				return TC_ACT_UNSPEC;
+			}
+		}
+	}
+	if (!any) {
+		skb->priority = vif_config.rest;
+		return TC_ACT_UNSPEC;
+	}
+	if (!s) { /* a SYN-ACK belongs to a request socket, which stands for its listener */
+		struct bpf_sock *listener = bpf_get_listener_sock(any);
+
+		if (listener)
+			s = bpf_sk_storage_get(&vif_sockets, listener, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	}
+	if (s && s->override)
+		class = s->override;
+	else
+		class = search(skb);
+	if (s)
+		s->cached = (__u64)generation << 32 | class;
+	skb->priority = class;
+	return TC_ACT_UNSPEC;
+}
+
+/* From 5.10 on the storage helper takes any socket and looks for itself whether it is a full one. */
+SEC("tc")
+int vif_egress(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	return classify(skb, sk, sk);
+}
+
+SEC("tc")
+int vif_egress_old(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	return classify(skb, sk, sk ? bpf_sk_fullsock(sk) : NULL);
+}
+
+/* The other way: the class id of the sender's net_cls cgroup, if it is one of ours. */
+SEC("tc")
+int vif_net_cls(struct __sk_buff *skb)
+{
+	__u32 id = bpf_get_cgroup_classid(skb);
+
+	/* minor 0 would be HTB's unshaped queue */
+	if (id >> 16 != MAJOR || !(id & 0xffff))
+		id = vif_config.rest;
+	skb->priority = id;
+	return TC_ACT_UNSPEC;
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,35 @@
+// Package cgroup decides which process belongs to which branch: it puts the
+// classifier on an interface, binds control groups and users to classes, and
+// starts programs inside a branch.
+//
+// # Ways
+//
+// Where a packet gets its class from is one of three ways, best first:
+//
+//   - bpf: a tc BPF program at the interface's egress hook finds the deepest
+//     bound cgroup v2 above the packet's socket, else the socket's user, and
+//     writes the class to skb->priority, where HTB looks before any filter. It
+//     writes always, so that SO_PRIORITY, raw and packet sockets do not help,
+//     root's included. Needs Linux 5.3 and a cgroup v2 hierarchy, alone or
+//     beside v1.
+//   - net_cls: the cgroup v1 controller net_cls tags processes with the class;
+//     a smaller program at the same hook writes the tag.
+//   - cls_cgroup: the same tags and the kernel's own cgroup classifier on the
+//     root qdisc. Weaker: root may ask for another class by SO_PRIORITY.
+//
+// With cgroup v2 a socket belongs to the cgroup in which it was born, wherever
+// its process moves afterwards; with net_cls it follows the process. Below Linux
+// 5.15 a socket with a net_cls tag has no v2 cgroup for BPF
+// (commit 8520e224f547), so the two must not be mixed there.
+//
+// Some packets are the rest's by nature: those without a socket (resets and
+// ICMP of the kernel, forwarded packets) and those of a socket in TIME_WAIT.
+//
+// # State
+//
+// Nothing is pinned and no process stays behind. A later [Binder] finds the maps
+// again through the program on the hook, which keeps them alive.
+//
+// Changes need CAP_SYS_ADMIN (BPF maps by id, mounts) and CAP_NET_ADMIN; Linux
+// only. A Binder is not for concurrent use.
+package cgroup

@@ -1,0 +1,56 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Errors that callers branch on; test with errors.Is.
+var (
+	// ErrNotPrivileged: the kernel refused for want of a capability, which the
+	// message names.
+	ErrNotPrivileged = errors.New("not privileged")
+	// ErrNoCgroup2: no cgroup v2 hierarchy can be reached from here.
+	ErrNoCgroup2 = errors.New("no cgroup v2 hierarchy")
+	// ErrNotSupported: the kernel lacks what was asked for.
+	ErrNotSupported = errors.New("not supported by this kernel")
+)
+
+// privileges turns a refusal into ErrNotPrivileged and names the capabilities
+// among caps that this process lacks; any other error stays as it is.
+func privileges(err error, caps ...int) error {
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	lacking := missing(caps)
+	if len(lacking) == 0 {
+		return fmt.Errorf("%w although no capability is missing (a container's or security module's rule): %w", ErrNotPrivileged, err)
+	}
+	return fmt.Errorf("%w: needs root or %s", ErrNotPrivileged, strings.Join(lacking, " and "))
+}
+
+var capNames = map[int]string{
+	unix.CAP_BPF: "CAP_BPF", unix.CAP_NET_ADMIN: "CAP_NET_ADMIN", unix.CAP_SYS_ADMIN: "CAP_SYS_ADMIN",
+	unix.CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE", unix.CAP_SETUID: "CAP_SETUID", unix.CAP_SETGID: "CAP_SETGID",
+}
+
+// missing names the capabilities that are not in force. CAP_SYS_ADMIN includes
+// CAP_BPF (bpf_capable, include/linux/capability.h, v5.8).
+func missing(caps []int) []string {
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		return nil
+	}
+	has := func(c int) bool { return d[c/32].Effective&(1<<(c%32)) != 0 }
+	var names []string
+	for _, c := range caps {
+		if !has(c) && (c != unix.CAP_BPF || !has(unix.CAP_SYS_ADMIN)) {
+			names = append(names, capNames[c])
+		}
+	}
+	return names
+}

@@ -1,0 +1,164 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Command is a program to start inside a branch.
+type Command struct {
+	Args []string // the program's name and its arguments
+	Env  []string // nil: the caller's
+	// User is a name, a number, or two numbers UID:GID, for whom the program
+	// runs; empty: the caller's user. HOME, USER and LOGNAME follow it.
+	User string
+}
+
+// ExecError says that a program could not be started. Err is
+// [exec.ErrNotFound] or [fs.ErrNotExist] where there is none of that name, for
+// which shells use exit code 127; anything else is their 126.
+type ExecError struct {
+	Name string
+	Err  error
+}
+
+func (e *ExecError) Error() string { return fmt.Sprintf("run %s: %v", e.Name, e.Err) }
+
+func (e *ExecError) Unwrap() error { return e.Err }
+
+// NotFound tells 127 from 126.
+func (e *ExecError) NotFound() bool {
+	return errors.Is(e.Err, exec.ErrNotFound) || errors.Is(e.Err, fs.ErrNotExist)
+}
+
+// Exec puts the calling process into the cgroup of a target (see [Binder.Home])
+// and becomes the program: same process id, signals, terminal and exit code. It
+// returns only when that failed.
+//
+// All that can be found out is found out before anything changes: the program,
+// its mode and the user. The process moves as a whole, its open sockets keep
+// their class (see the package comment), and only what it opens later is the
+// branch's.
+func (b *Binder) Exec(target string, c Command) error {
+	ready, err := c.prepare()
+	if err != nil {
+		return err
+	}
+	// user and groups must be those of the thread that executes
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := b.Join(target, 0); err != nil {
+		return err
+	}
+	if err := ready.become(); err != nil {
+		return err
+	}
+	return &ExecError{c.Args[0], unix.Exec(ready.path, c.Args, ready.env)}
+}
+
+// ready is a command with everything looked up.
+type ready struct {
+	path     string
+	env      []string
+	switches bool
+	uid, gid int
+	groups   []int
+}
+
+func (c Command) prepare() (*ready, error) {
+	if len(c.Args) == 0 || c.Args[0] == "" {
+		return nil, errors.New("run: no program given")
+	}
+	r := &ready{env: c.Env}
+	if r.env == nil {
+		r.env = os.Environ()
+	}
+	path, err := exec.LookPath(c.Args[0])
+	if err != nil && !errors.Is(err, exec.ErrDot) {
+		var e *exec.Error
+		if errors.As(err, &e) {
+			err = e.Err
+		}
+		return nil, &ExecError{c.Args[0], err}
+	}
+	if r.path, err = filepath.Abs(path); err != nil {
+		return nil, err
+	}
+	return r, r.user(c.User)
+}
+
+// user looks a user up. Names come from the system's user database, numbers need
+// not be in it when the group is given too.
+func (r *ready) user(name string) error {
+	if name == "" {
+		return nil
+	}
+	r.switches = true
+	if uid, gid, ok := strings.Cut(name, ":"); ok {
+		u, errU := strconv.ParseUint(uid, 10, 31)
+		g, errG := strconv.ParseUint(gid, 10, 31)
+		if errU != nil || errG != nil {
+			return fmt.Errorf("user %q: write a name, a number, or two numbers UID:GID", name)
+		}
+		r.uid, r.gid = int(u), int(g)
+		return nil
+	}
+	u, err := user.Lookup(name)
+	if _, e := strconv.Atoi(name); e == nil {
+		u, err = user.LookupId(name)
+	}
+	if err != nil {
+		var unknown user.UnknownUserIdError
+		if errors.As(err, &unknown) {
+			return fmt.Errorf("user %s is not in the user database: write %s:GID", name, name)
+		}
+		return fmt.Errorf("user %q: %w", name, err)
+	}
+	ids, err := u.GroupIds()
+	if err != nil {
+		return fmt.Errorf("groups of user %q: %w", name, err)
+	}
+	for _, id := range append([]string{u.Uid, u.Gid}, ids...) {
+		n, err := strconv.Atoi(id)
+		if err != nil {
+			return fmt.Errorf("user %q: %w", name, err)
+		}
+		r.groups = append(r.groups, n)
+	}
+	r.uid, r.gid, r.groups = r.groups[0], r.groups[1], r.groups[2:]
+	for _, v := range []string{"HOME=" + u.HomeDir, "USER=" + u.Username, "LOGNAME=" + u.Username} {
+		key, _, _ := strings.Cut(v, "=")
+		r.env = append(slices.DeleteFunc(slices.Clone(r.env), func(o string) bool { return strings.HasPrefix(o, key+"=") }), v)
+	}
+	return nil
+}
+
+// become changes the user: groups first, while that is still allowed.
+func (r *ready) become() error {
+	if !r.switches {
+		return nil
+	}
+	err := syscall.Setgroups(r.groups)
+	if err == nil {
+		err = syscall.Setgid(r.gid)
+	}
+	if err == nil {
+		err = syscall.Setuid(r.uid)
+	}
+	if err != nil {
+		return fmt.Errorf("become user %d: %w", r.uid, privileges(err, unix.CAP_SETUID, unix.CAP_SETGID))
+	}
+	return nil
+}

@@ -1,0 +1,171 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// homeRoot is the cgroup above all homes.
+const homeRoot = "/vifshape"
+
+// interfaceHome is the cgroup of the interface's own node.
+func (b *Binder) interfaceHome() string {
+	dir := escape(b.cfg.Interface)
+	if b.cfg.NetNS != "" {
+		return path.Join(homeRoot, b.cfg.NetNS, dir)
+	}
+	if strings.HasPrefix(dir, "ns-") { // the names of network namespaces
+		dir = "_" + dir
+	}
+	return path.Join(homeRoot, dir)
+}
+
+func (b *Binder) homePath(p hierarchy.Path) string {
+	home := b.interfaceHome()
+	_, below, _ := strings.Cut(string(p), "/")
+	for name := range strings.SplitSeq(below, "/") {
+		if name != "" {
+			home += "/" + escape(name)
+		}
+	}
+	return home
+}
+
+// Home makes the branch's own cgroup, where [Exec] puts programs, and returns it
+// as a target for a [hierarchy.Bound]. One that is there already is no error. It
+// binds nothing.
+//
+// A branch eth0/web has /vifshape/eth0/web in the hierarchy in use, and
+// /vifshape/ns-N/eth0/web in a network namespace other than the initial one.
+func (b *Binder) Home(p hierarchy.Path) (target string, err error) {
+	if err := b.choose(); err != nil {
+		return "", err
+	}
+	if p.Interface() != b.cfg.Interface {
+		return "", b.wrap(fmt.Errorf("branch %s is another interface's", p))
+	}
+	home := b.homePath(p)
+	if err := os.MkdirAll(b.tree().root+home, 0o755); err != nil {
+		return "", fmt.Errorf("%s: make cgroup %s: %w", p, home, privileges(errno(err), unix.CAP_DAC_OVERRIDE))
+	}
+	return cgroupTarget + home, nil
+}
+
+// Homes lists the branches that have a home, parents first; they may be branches
+// that the policy no longer has.
+func (b *Binder) Homes() ([]hierarchy.Path, error) {
+	if err := b.choose(); err != nil {
+		return nil, err
+	}
+	var homes []hierarchy.Path
+	top := b.interfaceHome()
+	err := b.tree().walk(top, func(p string) error {
+		branch := hierarchy.Path(b.cfg.Interface)
+		for name := range strings.SplitSeq(strings.TrimPrefix(p, top), "/") {
+			if name != "" {
+				branch = branch.Join(unescape(name))
+			}
+		}
+		homes = append(homes, branch)
+		return nil
+	})
+	return homes, b.wrap(err)
+}
+
+// RemoveHomes removes the interface's homes and ends no process: cgroups in which
+// one lives stay, and kept names their branches.
+func (b *Binder) RemoveHomes() (kept []hierarchy.Path, err error) {
+	homes, err := b.Homes()
+	if err != nil {
+		return nil, err
+	}
+	t := b.tree()
+	for _, p := range slices.Backward(homes) {
+		switch err := unix.Rmdir(t.root + b.homePath(p)); err {
+		case nil, unix.ENOENT:
+		case unix.EBUSY:
+			kept = append(kept, p)
+		default:
+			return kept, fmt.Errorf("%s: remove cgroup %s: %w", p, b.homePath(p), privileges(err, unix.CAP_DAC_OVERRIDE))
+		}
+	}
+	// what lies above, when no other interface needs it: refused otherwise
+	for dir := path.Dir(b.interfaceHome()); dir != "/"; dir = path.Dir(dir) {
+		if err := unix.Rmdir(t.root + dir); err != nil {
+			break
+		}
+	}
+	slices.Reverse(kept)
+	return kept, nil
+}
+
+// Processes lists the processes behind a target of [hierarchy.Bound]: those in
+// the cgroup and in all below it, deeper bindings included, or those of the user.
+// A cgroup that is gone has none.
+func (b *Binder) Processes(target string) ([]int, error) {
+	if err := b.choose(); err != nil {
+		return nil, err
+	}
+	if p, ok := strings.CutPrefix(target, cgroupTarget); ok {
+		pids, err := b.tree().processes(p)
+		return pids, b.wrap(err)
+	}
+	n, ok := strings.CutPrefix(target, uidTarget)
+	if !ok {
+		return nil, nil
+	}
+	uid, err := strconv.ParseUint(n, 10, 32)
+	if err != nil {
+		return nil, b.wrap(err)
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat(filepath.Join("/proc", e.Name()), &st) == nil && uint64(st.Uid) == uid {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids, nil
+}
+
+// Join moves a process with all its threads into the cgroup of a target; pid 0 is
+// the calling process. With cgroup v2 the sockets that it has keep their class.
+func (b *Binder) Join(target string, pid int) error {
+	if err := b.choose(); err != nil {
+		return err
+	}
+	p, ok := strings.CutPrefix(target, cgroupTarget)
+	if !ok {
+		return b.wrap(fmt.Errorf("%s is no cgroup that a process can be put into", target))
+	}
+	err := b.tree().write(p, "cgroup.procs", strconv.Itoa(pid))
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ESRCH):
+		return b.wrap(fmt.Errorf("process %d: %w", pid, unix.ESRCH))
+	case errors.Is(err, fs.ErrNotExist):
+		return b.wrap(fmt.Errorf("cgroup %s: %w", p, fs.ErrNotExist))
+	}
+	return b.wrap(fmt.Errorf("put process into cgroup %s: %w", p, privileges(errno(err), unix.CAP_DAC_OVERRIDE)))
+}

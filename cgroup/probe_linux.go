@@ -1,0 +1,141 @@
+package cgroup
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Report is what [Probe] found.
+type Report struct {
+	Way   hierarchy.Way // the one taken; none when nothing works
+	Ways  []WayReport   // all, best first
+	Notes []string      // what else is worth knowing; often empty
+}
+
+// WayReport is one way of a [Report].
+type WayReport struct {
+	Way  hierarchy.Way
+	Err  error  // why it cannot be used; nil when it can
+	Text string // what it stands on here
+}
+
+// Probe tries what every way needs and changes nothing: programs are loaded and
+// let go of again, nothing is mounted. It needs the privileges that a [Binder]
+// needs; without them the report says which are missing.
+func Probe() Report {
+	var r Report
+	r.add(hierarchy.WayBPF, probeV2)
+	r.add(hierarchy.WayNetCls, func() (string, error) {
+		text, err := probeNetCls()
+		if err == nil {
+			err = tryLoad(hierarchy.WayNetCls)
+		}
+		return text, err
+	})
+	r.add(hierarchy.WayClsCgroup, func() (string, error) {
+		text, err := probeNetCls()
+		if err != nil {
+			return "", err
+		}
+		has, known := hasClsCgroup()
+		switch {
+		case !known:
+			text += "; whether the kernel has cls_cgroup shows when it is used"
+		case !has:
+			return "", fmt.Errorf("module cls_cgroup: %w", ErrNotSupported)
+		}
+		return text + "; weaker: root may ask for another class by SO_PRIORITY", nil
+	})
+	if major, minor, ok := kernelVersion(); ok && (major < 5 || major == 5 && minor < 15) {
+		r.Notes = append(r.Notes, fmt.Sprintf("kernel %d.%d: a process with a net_cls tag has no cgroup v2 for BPF before 5.15; do not use both", major, minor))
+	}
+	return r
+}
+
+func (r *Report) add(w hierarchy.Way, probe func() (string, error)) {
+	text, err := probe()
+	if err == nil && r.Way == hierarchy.WayNone {
+		r.Way = w
+	}
+	r.Ways = append(r.Ways, WayReport{Way: w, Err: err, Text: text})
+}
+
+func probeV2() (string, error) {
+	t, err := findV2()
+	if err != nil {
+		return "", err
+	}
+	defer t.close()
+	text := "cgroup v2 at " + t.where
+	if !t.whole {
+		text += ", below the root of a cgroup namespace"
+	}
+	return text, tryLoad(hierarchy.WayBPF)
+}
+
+func probeNetCls() (string, error) {
+	t, err := findNetCls()
+	if err != nil {
+		return "", err
+	}
+	if t != nil {
+		defer t.close()
+		return "net_cls at " + t.where, nil
+	}
+	b, err := os.ReadFile("/proc/cgroups")
+	if err != nil {
+		return "", fmt.Errorf("cgroup v1: %w", ErrNotSupported)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 4 && f[0] == "net_cls" && f[3] == "1" {
+			return "net_cls is not mounted; it will be when it is used", nil
+		}
+	}
+	return "", fmt.Errorf("net_cls (CONFIG_CGROUP_NET_CLASSID): %w", ErrNotSupported)
+}
+
+func tryLoad(w hierarchy.Way) error {
+	s, err := loadSet(w)
+	if err != nil {
+		return err
+	}
+	return s.close()
+}
+
+// hasClsCgroup says whether the kernel has the classifier, as far as the lists of
+// its modules tell.
+func hasClsCgroup() (has, known bool) {
+	if _, err := os.Stat("/sys/module/cls_cgroup"); err == nil {
+		return true, true
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false, false
+	}
+	dir := "/lib/modules/" + unix.ByteSliceToString(u.Release[:]) + "/"
+	for _, list := range []string{"modules.builtin", "modules.dep"} {
+		b, err := os.ReadFile(dir + list)
+		if err != nil {
+			continue
+		}
+		known = true
+		if strings.Contains(string(b), "/cls_cgroup.ko") {
+			return true, true
+		}
+	}
+	return false, known
+}
+
+func kernelVersion() (major, minor int, ok bool) {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return 0, 0, false
+	}
+	n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return major, minor, n == 2
+}

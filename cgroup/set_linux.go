@@ -1,0 +1,243 @@
+package cgroup
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// version counts the layouts of the maps and the meanings of the programs in
+// bpf/classify.bpf.c.
+const version = 1
+
+const maxLevel = 31 // MAX_LEVEL in bpf/classify.bpf.c
+
+// set is one interface's program with its maps.
+type set struct {
+	way     hierarchy.Way
+	version uint32
+	id      uint32 // of the program
+	prog    *ebpf.Program
+	config  *ebpf.Map
+	cgroups *ebpf.Map // nil for net_cls
+	users   *ebpf.Map // nil for net_cls
+}
+
+// name is the program's, which tells the ways apart when it is found again.
+func name(w hierarchy.Way) string {
+	if w == hierarchy.WayNetCls {
+		return classifyProgVifNetCls
+	}
+	return classifyProgVifEgress
+}
+
+// loadSet makes a new set in the kernel, with nothing bound and not yet on any
+// hook.
+func loadSet(w hierarchy.Way) (*set, error) {
+	// before 5.11 maps count against a limit that is too small by default
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("raise the limit of locked memory: %w", privileges(err, unix.CAP_SYS_ADMIN))
+	}
+	progs := []string{classifyProgVifEgress, classifyProgVifEgressOld}
+	if w == hierarchy.WayNetCls {
+		progs = []string{classifyProgVifNetCls}
+	}
+	var errs []error
+	for _, p := range progs {
+		s, err := loadProgram(w, p)
+		if err == nil {
+			return s, nil
+		}
+		if errors.Is(err, unix.EPERM) {
+			return nil, fmt.Errorf("load the classifier: %w", privileges(err, unix.CAP_BPF, unix.CAP_NET_ADMIN))
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("load the classifier (Linux 5.3 or later with BPF): %w: %w", ErrNotSupported, errors.Join(errs...))
+}
+
+func loadProgram(w hierarchy.Way, program string) (*set, error) {
+	spec, err := loadClassify()
+	if err != nil {
+		return nil, err
+	}
+	for n := range spec.Programs {
+		if n != program {
+			delete(spec.Programs, n)
+		}
+	}
+	spec.Programs[program].Name = name(w)
+	if w == hierarchy.WayNetCls {
+		for _, n := range []string{classifyMapVifCgroups, classifyMapVifUsers, classifyMapVifSockets} {
+			delete(spec.Maps, n)
+		}
+	}
+	c, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	s := &set{way: w, version: version, prog: c.DetachProgram(program)}
+	for n := range c.Maps {
+		s.keep(n, c.DetachMap(n))
+	}
+	info, err := s.prog.Info()
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	id, _ := info.ID()
+	s.id = uint32(id)
+	err = s.config.Put(uint32(0), &classifyVifConfig{
+		Version: version, Generation: 1, Rest: uint32(hierarchy.ID(hierarchy.RestMinor)),
+	})
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+// openSet finds a set again by its program. A program that is not of this
+// package has version 0.
+func openSet(id uint32) (*set, error) {
+	denied := func(err error) error {
+		return fmt.Errorf("read the classifier: %w", privileges(err, unix.CAP_SYS_ADMIN))
+	}
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return nil, denied(err)
+	}
+	s := &set{id: id, prog: p, way: hierarchy.WayBPF}
+	info, err := p.Info()
+	if err != nil {
+		return nil, errors.Join(denied(err), s.close())
+	}
+	if info.Name == name(hierarchy.WayNetCls) {
+		s.way = hierarchy.WayNetCls
+	}
+	ids, _ := info.MapIDs()
+	for _, mid := range ids {
+		m, err := ebpf.NewMapFromID(mid)
+		if err != nil {
+			return nil, errors.Join(denied(err), s.close())
+		}
+		mi, err := m.Info()
+		if err != nil {
+			return nil, errors.Join(denied(err), m.Close(), s.close())
+		}
+		s.keep(mi.Name, m)
+	}
+	if s.config == nil {
+		return s, nil
+	}
+	b, err := s.config.LookupBytes(uint32(0))
+	if err != nil {
+		return nil, errors.Join(denied(err), s.close())
+	}
+	if len(b) >= 4 {
+		s.version = binary.NativeEndian.Uint32(b)
+	}
+	return s, nil
+}
+
+// keep puts a map in its place, or closes it when it has none.
+func (s *set) keep(name string, m *ebpf.Map) {
+	switch strings.ReplaceAll(name, ".", "") { // kernels before 5.3 take no dots in names
+	case "datavif":
+		s.config = m
+	case classifyMapVifCgroups:
+		s.cgroups = m
+	case classifyMapVifUsers:
+		s.users = m
+	default:
+		m.Close() // the program keeps it
+	}
+}
+
+func (s *set) close() error {
+	var errs []error
+	for _, m := range []*ebpf.Map{s.config, s.cgroups, s.users} {
+		if m != nil {
+			errs = append(errs, m.Close())
+		}
+	}
+	return errors.Join(append(errs, s.prog.Close())...)
+}
+
+func (s *set) configure(change func(*classifyVifConfig)) error {
+	var c classifyVifConfig
+	if err := s.config.Lookup(uint32(0), &c); err != nil {
+		return err
+	}
+	was := c
+	change(&c)
+	if c == was {
+		return nil
+	}
+	return s.config.Put(uint32(0), &c)
+}
+
+// bindCgroup binds a cgroup. Level 0 is one that is not known.
+func (s *set) bindCgroup(id uint64, level uint32, class hierarchy.ClassID) error {
+	if level > maxLevel {
+		return fmt.Errorf("%d levels below the root, more than %d", level, maxLevel)
+	}
+	if err := s.configure(func(c *classifyVifConfig) { c.Levels |= levelBits(level) }); err != nil {
+		return err
+	}
+	return s.cgroups.Put(id, &classifyVifBinding{Class: uint32(class), Level: level})
+}
+
+func levelBits(level uint32) uint32 {
+	if level == 0 {
+		return ^uint32(1)
+	}
+	return 1 << level
+}
+
+// relevel clears the bits of levels at which nothing is bound any more: each
+// costs a new socket a look-up.
+func (s *set) relevel() error {
+	var (
+		id   uint64
+		b    classifyVifBinding
+		bits uint32
+	)
+	it := s.cgroups.Iterate()
+	for it.Next(&id, &b) {
+		bits |= levelBits(b.Level)
+	}
+	if err := it.Err(); err != nil {
+		return err
+	}
+	return s.configure(func(c *classifyVifConfig) { c.Levels = bits })
+}
+
+// publish makes every socket look its class up again.
+//
+// A run of the program that reads the new generation must also see the bindings
+// from before it, or it would cache an old class for good. Processors that do not
+// reorder loads give that by themselves; on others all runs under way have to end
+// first, which takes some 10 ms.
+func (s *set) publish() error {
+	switch runtime.GOARCH {
+	case "386", "amd64", "s390x":
+	default:
+		const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL: an RCU grace period
+		if _, _, e := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); e != 0 {
+			return fmt.Errorf("wait for the classifier's readers: %w", e)
+		}
+	}
+	return s.configure(func(c *classifyVifConfig) {
+		if c.Generation++; c.Generation == 0 {
+			c.Generation = 1
+		}
+	})
+}

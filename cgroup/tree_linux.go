@@ -1,0 +1,272 @@
+package cgroup
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// tree is a cgroup hierarchy that can be reached: v2, or v1 with net_cls.
+type tree struct {
+	root  string   // in front of a cgroup's path; no slash at its end
+	where string   // for people
+	dir   *os.File // the root: keeps a detached mount, and anchors handles
+	whole bool     // root is the hierarchy's own: depths below it are the kernel's levels
+	shown string   // what the kernel prints for root
+	htype int32    // type of the kernel's handles
+}
+
+func (t *tree) close() error { return t.dir.Close() }
+
+// findV2 looks for a cgroup v2 hierarchy: mounted here (alone or beside v1), or
+// where process 1 sees it, or nowhere: then it is mounted detached.
+//
+// Making a new mount comes last because it sets the flags of the one v2
+// hierarchy that the machine has to those given, for everybody: nsdelegate would
+// be lost (cgroup_get_tree, kernel/cgroup/cgroup.c, v6.12; observed on 6.18).
+func findV2() (*tree, error) {
+	t, err := mounted(unix.CGROUP2_SUPER_MAGIC, func(m *mountinfo.Info) bool { return m.FSType == "cgroup2" })
+	if t != nil || err != nil {
+		return t, err
+	}
+	t, err = detached()
+	if err != nil {
+		return nil, fmt.Errorf("%w: none is mounted here (\"ip netns exec\" hides it: use \"nsenter --net=/run/netns/NAME\"), nor for process 1, and mounting one says: %w",
+			ErrNoCgroup2, privileges(err, unix.CAP_SYS_ADMIN))
+	}
+	return t, nil
+}
+
+// findNetCls looks for the v1 hierarchy that has net_cls, nil when it is not
+// mounted.
+func findNetCls() (*tree, error) {
+	return mounted(unix.CGROUP_SUPER_MAGIC, func(m *mountinfo.Info) bool {
+		return m.FSType == "cgroup" && slices.Contains(strings.Split(m.VFSOptions, ","), "net_cls")
+	})
+}
+
+// mounted finds a mount that pick takes in this mount namespace, else in that of
+// process 1; whole hierarchies first.
+func mounted(magic int64, pick func(*mountinfo.Info) bool) (*tree, error) {
+	for _, at := range []struct{ pid, prefix, note string }{
+		{"self", "", ""},
+		{"1", "/proc/1/root", " (process 1's: hidden in this mount namespace)"},
+	} {
+		f, err := os.Open("/proc/" + at.pid + "/mountinfo")
+		if err != nil {
+			if at.prefix == "" {
+				return nil, err
+			}
+			continue // hidden by procfs options: as if it were not there
+		}
+		all, err := mountinfo.GetMountsFromReader(f, func(m *mountinfo.Info) (skip, stop bool) { return !pick(m), false })
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+		slices.SortStableFunc(all, func(a, b *mountinfo.Info) int { return len(a.Root) - len(b.Root) })
+		for _, m := range all {
+			path := at.prefix + m.Mountpoint
+			var st unix.Statfs_t
+			if unix.Statfs(path, &st) != nil || st.Type != magic {
+				continue // covered by another mount
+			}
+			return openTree(path, m.Mountpoint+at.note)
+		}
+	}
+	return nil, nil
+}
+
+// detached mounts cgroup v2 without a place in any mount table.
+func detached() (*tree, error) {
+	conf, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(conf)
+	if err := unix.FsconfigCreate(conf); err != nil {
+		return nil, err
+	}
+	mnt, err := unix.Fsmount(conf, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(mnt) // the directory that openTree opens keeps it
+	t, err := openTree(fmt.Sprintf("/proc/self/fd/%d", mnt), "a private mount of our own")
+	if err != nil {
+		return nil, err
+	}
+	t.root = fmt.Sprintf("/proc/self/fd/%d", t.dir.Fd())
+	return t, nil
+}
+
+func openTree(root, where string) (*tree, error) {
+	// the slash: through a link to a descriptor
+	dir, err := os.OpenFile(root+"/", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", where, privileges(errno(err), unix.CAP_SYS_ADMIN))
+	}
+	t := &tree{root: root, where: where, dir: dir}
+	shown, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	t.shown = strings.TrimSuffix(shown, "/")
+	h, _, err := unix.NameToHandleAt(int(dir.Fd()), "", unix.AT_EMPTY_PATH)
+	if err != nil || h.Size() != 8 {
+		return nil, errors.Join(fmt.Errorf("%s: cgroups have no ids here: %w", where, ErrNotSupported), err, dir.Close())
+	}
+	t.htype = h.Type()
+	// id 1 is the root of the hierarchy; in a cgroup namespace the mount starts further down
+	t.whole = binary.NativeEndian.Uint64(h.Bytes()) == 1
+	return t, nil
+}
+
+// id is the number by which the kernel knows the cgroup (bpf_skb_cgroup_id) and
+// its level below the root, 0 when that cannot be told.
+func (t *tree) id(path string) (id uint64, level uint32, err error) {
+	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, t.root+path, 0)
+	if err != nil {
+		return 0, 0, fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	if t.whole {
+		level = uint32(strings.Count(path, "/"))
+	}
+	return binary.NativeEndian.Uint64(h.Bytes()), level, nil
+}
+
+// path is the inverse of id. A cgroup that is gone is fs.ErrNotExist.
+func (t *tree) path(id uint64) (string, error) {
+	h := unix.NewFileHandle(t.htype, binary.NativeEndian.AppendUint64(nil, id))
+	fd, err := unix.OpenByHandleAt(int(t.dir.Fd()), h, unix.O_PATH|unix.O_CLOEXEC)
+	if err == unix.ESTALE || err == unix.ENOENT {
+		return "", fs.ErrNotExist
+	}
+	if err != nil { // not permitted without CAP_DAC_READ_SEARCH: look at all of them
+		return t.search(id)
+	}
+	defer unix.Close(fd)
+	shown, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return "", err
+	}
+	path := strings.TrimPrefix(shown, t.shown)
+	if got, _, err := t.id(path); err != nil || got != id {
+		return "", fs.ErrNotExist // removed meanwhile
+	}
+	return path, nil
+}
+
+func (t *tree) search(id uint64) (string, error) {
+	found := ""
+	err := t.walk("/", func(path string) error {
+		if got, _, err := t.id(path); err == nil && got == id {
+			found = path
+			return fs.SkipAll
+		}
+		return nil
+	})
+	if err == nil && found == "" {
+		err = fs.ErrNotExist
+	}
+	return found, err
+}
+
+// walk calls fn for every cgroup at and below path, parents first. Cgroups that
+// vanish meanwhile are left out.
+func (t *tree) walk(path string, fn func(path string) error) error {
+	return filepath.WalkDir(filepath.Clean(t.root+path)+"/", func(p string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !e.IsDir() {
+			return nil
+		}
+		return fn(filepath.Join("/", strings.TrimPrefix(p, t.root)))
+	})
+}
+
+// write puts text into a file of the cgroup.
+func (t *tree) write(path, file, text string) error {
+	// no O_CREATE, no O_TRUNC: cgroup files take single writes
+	f, err := os.OpenFile(t.root+path+"/"+file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+// processes lists the processes of a cgroup and all below it.
+func (t *tree) processes(path string) ([]int, error) {
+	var pids []int
+	err := t.walk(path, func(p string) error {
+		b, err := os.ReadFile(t.root + p + "/cgroup.procs")
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
+			return nil // gone, or a threaded cgroup, whose processes are listed above it
+		}
+		if err != nil {
+			return err
+		}
+		for _, f := range strings.Fields(string(b)) {
+			n, err := strconv.Atoi(f)
+			if err != nil {
+				return fmt.Errorf("cgroup %s: %q in cgroup.procs", p, f)
+			}
+			if n != 0 { // 0: a process of another pid namespace
+				pids = append(pids, n)
+			}
+		}
+		return nil
+	})
+	slices.Sort(pids)
+	return slices.Compact(pids), err
+}
+
+// errno strips the path that package os puts around a system call's error.
+func errno(err error) error {
+	var e unix.Errno
+	if errors.As(err, &e) {
+		return e
+	}
+	return err
+}
+
+// escape makes a cgroup's name of any other name, as systemd does: files that
+// the kernel puts into every cgroup are kept out of the way by an underscore
+// (cg_escape, src/basic/cgroup-util.c, systemd 252).
+func escape(name string) string {
+	if reserved(name) {
+		return "_" + name
+	}
+	return name
+}
+
+func unescape(name string) string { return strings.TrimPrefix(name, "_") }
+
+func reserved(name string) bool {
+	if name == "" || name[0] == '_' || name[0] == '.' {
+		return true
+	}
+	switch name {
+	case "tasks", "notify_on_release", "release_agent":
+		return true
+	}
+	controller, _, ok := strings.Cut(name, ".")
+	return ok && slices.Contains([]string{
+		"cgroup", "cpu", "cpuacct", "cpuset", "io", "blkio", "memory", "devices", "pids", "freezer", "hugetlb",
+		"net_cls", "net_prio", "perf_event", "rdma", "misc", "dmem", "irq",
+	}, controller)
+}
