@@ -47,17 +47,70 @@ func NetNS(t testing.TB) *lab.NetNS {
 	return n
 }
 
-// TC runs iproute2's "tc -s -j" with args in the namespace and decodes what it
-// prints into a slice of T, for checks against an implementation that is not
-// ours. It skips the test when tc is not installed.
-func TC[T any](t testing.TB, n *lab.NetNS, args ...string) []T {
+// TC runs iproute2's tc with args in the namespace and returns what it prints,
+// for checks against an implementation that is not ours. It skips the test when
+// tc is not installed.
+func TC(t testing.TB, n *lab.NetNS, args ...string) string {
 	t.Helper()
-	out := Output(t, n, RequireProgram(t, "tc"), append([]string{"-s", "-j"}, args...)...)
+	return Output(t, n, RequireProgram(t, "tc"), args...)
+}
+
+// TCJSON runs "tc -s -j" and decodes what it prints. tc prints qdiscs, filters
+// and actions as JSON; for classes see [TCClasses].
+func TCJSON[T any](t testing.TB, n *lab.NetNS, args ...string) []T {
+	t.Helper()
+	out := TC(t, n, append([]string{"-s", "-j"}, args...)...)
 	var v []T
 	if err := json.Unmarshal([]byte(out), &v); err != nil {
 		t.Fatalf("tc %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return v
+}
+
+// TCClass is an HTB class as tc sees it.
+type TCClass struct {
+	ID, Parent string // "71f:2"; Parent is "root" or an id
+	Leaf       string // handle of the qdisc below, "71f2:"; empty for none
+	// Options are the words of tc behind those, by name: "rate": "10Mbit".
+	// The numbers are rounded for people.
+	Options                 map[string]string
+	Bytes, Packets, Dropped uint64
+}
+
+// TCClasses reads the HTB classes of an interface with "tc -s -d class show",
+// in tc's order. iproute2 up to 6.1 at least prints classes as text even where
+// asked for JSON.
+func TCClasses(t testing.TB, n *lab.NetNS, dev string) []TCClass {
+	t.Helper()
+	var list []TCClass
+	for line := range strings.Lines(TC(t, n, "-s", "-d", "class", "show", "dev", dev)) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) > 3 && f[0] == "class" && f[1] == "htb":
+			c := TCClass{ID: f[2], Options: map[string]string{}}
+			f = f[3:]
+			if f[0] == "root" {
+				c.Parent, f = f[0], f[1:]
+			}
+			for ; len(f) >= 2; f = f[2:] {
+				switch f[0] {
+				case "parent":
+					c.Parent = f[1]
+				case "leaf":
+					c.Leaf = f[1]
+				default:
+					c.Options[f[0]] = f[1]
+				}
+			}
+			list = append(list, c)
+		case len(f) > 6 && f[0] == "Sent" && len(list) > 0:
+			c := &list[len(list)-1]
+			if _, err := fmt.Sscanf(strings.TrimSpace(line), "Sent %d bytes %d pkt (dropped %d,", &c.Bytes, &c.Packets, &c.Dropped); err != nil {
+				t.Fatalf("tc: %q: %v", line, err)
+			}
+		}
+	}
+	return list
 }
 
 // Output runs a program in the namespace and returns its standard output. The

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -101,8 +102,36 @@ func TestKernelRequireKinds(t *testing.T) {
 func TestKernelNew(t *testing.T) {
 	p := tctest.New(t, lab.PairConfig{})
 	type qdisc struct{ Kind, Dev string }
-	got := tctest.TC[qdisc](t, p.Near, "qdisc", "show", "dev", "lo")
+	got := tctest.TCJSON[qdisc](t, p.Near, "qdisc", "show", "dev", "lo")
 	if d := cmp.Diff([]qdisc{{Kind: "noqueue"}}, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+func TestKernelTCClasses(t *testing.T) {
+	p := tctest.New(t, lab.PairConfig{})
+	for _, args := range []string{
+		"qdisc add dev eth0 root handle 1: htb",
+		"class add dev eth0 parent 1: classid 1:1 htb rate 10mbit burst 15k quantum 1514",
+		"class add dev eth0 parent 1:1 classid 1:a htb rate 5mbit ceil 10mbit burst 15k cburst 15k quantum 1514 prio 3",
+		"qdisc add dev eth0 parent 1:a handle a: pfifo limit 7",
+	} {
+		tctest.TC(t, p.Near, strings.Fields(args)...)
+	}
+	got := tctest.TCClasses(t, p.Near, p.Dev)
+	slices.SortFunc(got, func(a, b tctest.TCClass) int { return strings.Compare(a.ID, b.ID) })
+	want := []tctest.TCClass{
+		{ID: "1:1", Parent: "root", Options: map[string]string{"rate": "10Mbit", "ceil": "10Mbit"}},
+		{ID: "1:a", Parent: "1:1", Leaf: "a:", Options: map[string]string{"prio": "3", "quantum": "1514", "rate": "5Mbit", "ceil": "10Mbit"}},
+	}
+	for i := range got {
+		for k := range got[i].Options {
+			if !slices.Contains([]string{"prio", "quantum", "rate", "ceil"}, k) {
+				delete(got[i].Options, k)
+			}
+		}
+	}
+	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got)\n%s", d)
 	}
 }
