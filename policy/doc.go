@@ -1,0 +1,32 @@
+// Package policy reads policy files: TOML whose tables are the tree of
+// branches.
+//
+//	version = 1
+//
+//	[interface.eth0]
+//	rate = "940mbit"
+//
+//	[interface.eth0.web]
+//	rate = "50%"
+//	bind = ["unit:nginx.service"]
+//
+// A table below [interface] is a network interface, a table below that is a
+// branch, and so on down. The order of the file is the order of the trees and of
+// the branches in them.
+//
+// At the top stand version, which must be 1, and binding, which is "auto", "bpf"
+// or "net_cls". An interface has rate, ceil, burst, cburst, overhead, mpu,
+// linklayer, mtu and replace; a branch has rate, ceil, prio, burst, cburst,
+// quantum, qdisc and bind. No branch can have the name of a key. Keys are
+// case-sensitive. Bandwidths, percentages and sizes are strings with a unit, as
+// package hierarchy reads them; a qdisc is a kind or a table with kind and
+// parameters.
+//
+// [Parse] reports every mistake of a file at once, each with line, column and
+// the way on. Only a mistake in the TOML itself hides what follows it. A policy
+// with one mistake gives no trees.
+//
+// The package does no input or output but reading from the reader it is given,
+// needs no privileges, and builds everywhere. Its functions may be called
+// concurrently.
+package policy

@@ -1,0 +1,745 @@
+package policy
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// level says what a table of the file stands for.
+type level uint8
+
+const (
+	levelFile level = 1 << iota
+	levelInterfaces
+	levelInterface
+	levelBranch
+	levelQdisc
+)
+
+// word is a key of the file and the tables that have it.
+type word struct {
+	name string
+	in   level
+}
+
+var words = []word{
+	{"version", levelFile}, {"binding", levelFile}, {"interface", levelFile},
+	{"rate", levelInterface | levelBranch}, {"ceil", levelInterface | levelBranch},
+	{"prio", levelBranch}, {"burst", levelInterface | levelBranch}, {"cburst", levelInterface | levelBranch},
+	{"quantum", levelBranch}, {"qdisc", levelBranch}, {"bind", levelBranch},
+	{"overhead", levelInterface}, {"mpu", levelInterface}, {"linklayer", levelInterface},
+	{"mtu", levelInterface}, {"replace", levelInterface},
+}
+
+// known are the words that tables of a level have.
+func known(l level) []string {
+	var names []string
+	for _, w := range words {
+		if w.in&l != 0 {
+			names = append(names, w.name)
+		}
+	}
+	return names
+}
+
+// where are the levels of a word, 0 when there is no such word.
+func where(name string) level {
+	for i := range words {
+		if words[i].name == name {
+			return words[i].in
+		}
+	}
+	return 0
+}
+
+// others are names that people bring along from other tools, and what they are
+// called here.
+var others = map[string]string{
+	"bandwidth": "rate", "speed": "rate", "min": "rate", "guarantee": "rate",
+	"max": "ceil", "ceiling": "ceil",
+	"priority": "prio", "match": "bind", "cgroup": "bind", "unit": "bind", "user": "bind",
+	"leaf": "qdisc", "queue": "qdisc", "scheduler": "qdisc",
+}
+
+// maxOverhead is what hierarchy.Resolve allows too; it is checked before the
+// number is cut to 16 bits.
+const maxOverhead = 256
+
+// node is one table of the file that is a part of the tree.
+type node struct {
+	level  level
+	values map[string]any
+	path   hierarchy.Path
+	branch *hierarchy.BranchSpec
+	iface  *hierarchy.Spec  // of an interface
+	kids   map[string]*node // tables seen; nil: reported, and nothing below it counts
+	bound  []int            // places in the file's list of branch.Bind, where they differ
+	entry  int              // that names the table
+	depth  int              // number of parts of the table's key
+}
+
+// reader interprets a decoded document in the order of the file.
+type reader struct {
+	*report
+	keys   []toml.Key
+	kinds  []hierarchy.Kind
+	policy *Policy
+	ifaces []*node
+	qdiscs []*node
+	at     int  // entry being read
+	lost   bool // something that was meant as an interface is reported
+
+	nodes   map[hierarchy.Path]*node // for problem
+	entries map[string]int           // for problem
+
+	list     int   // offset of the list that was last looked into
+	elements []int // of that list
+}
+
+// read interprets the document, fills in the policy, and reports what is wrong.
+func (r *reader) read(doc map[string]any) {
+	if len(r.keys) == 0 {
+		r.add(mistake{msg: "the policy is empty", hint: `write version = 1, and [interface.eth0] with rate = "..." below it`})
+		return
+	}
+	if !r.version(doc) {
+		return
+	}
+	// The tables on the way to the key before: keys of one table follow each
+	// other, so most are found without going down from the top.
+	trail := []*node{{level: levelFile, values: doc}}
+	var last toml.Key
+	for i, key := range r.keys {
+		r.at = i
+		d := 0
+		for d < len(trail)-1 && d < len(key) && key[d] == last[d] {
+			d++
+		}
+		trail = trail[:d+1]
+		for _, name := range key[d:] {
+			n := r.enter(trail[len(trail)-1], name)
+			if n == nil {
+				break
+			}
+			trail = append(trail, n)
+		}
+		if n := trail[len(trail)-1]; n.depth == len(key) && len(r.keys[n.entry]) > n.depth {
+			n.entry = i // named in passing before, now by itself
+		}
+		last = key
+	}
+	for _, q := range r.qdiscs {
+		if q.branch.Qdisc.Kind == "" {
+			if _, ok := q.values["kind"]; !ok {
+				r.add(mistake{off: r.place(q), path: q.path, key: "qdisc", msg: "qdisc has no kind", hint: `write kind = "fq_codel"`})
+			}
+			q.branch.Qdisc = nil
+		}
+	}
+	if len(r.ifaces) == 0 && !r.lost {
+		r.add(mistake{msg: "the policy has no interface", hint: "write [interface.eth0] with the rate of the link below it"})
+	}
+	for _, n := range r.ifaces {
+		tree, problems := hierarchy.Resolve(n.iface, r.kinds)
+		for _, p := range problems {
+			r.problem(n, p)
+		}
+		r.policy.Trees = append(r.policy.Trees, tree)
+	}
+}
+
+// version checks the version first: the meaning of everything else depends on
+// it.
+func (r *reader) version(doc map[string]any) bool {
+	i := slices.IndexFunc(r.keys, func(k toml.Key) bool { return k[0] == "version" })
+	if i < 0 {
+		near := func(k toml.Key) bool { return hierarchy.Nearest(k[0], []string{"version"}) != "" }
+		if !slices.ContainsFunc(r.keys, near) { // otherwise that one is reported
+			r.add(mistake{msg: "version is missing", hint: "write version = 1 in the first line"})
+		}
+		return true
+	}
+	r.at = i
+	top := &node{level: levelFile}
+	switch v := doc["version"].(type) {
+	case int64:
+		if v == 1 {
+			return true
+		}
+		r.value(top, "version", fmt.Sprintf("version %d is not known; this vifshape reads version 1", v), "")
+		return false
+	case map[string]any, []map[string]any:
+		r.key(top, "version", "version is a table, but must be a number", "write version = 1 in the first line")
+	default:
+		r.value(top, "version", fmt.Sprintf("version is %s, but must be a number", describe(v)), "write version = 1")
+	}
+	return true
+}
+
+// key reports a mistake at the key of the entry being read.
+func (r *reader) key(n *node, key, msg, hint string) {
+	off, _ := r.index.part(r.at, n.depth, len(r.keys[r.at]))
+	r.add(mistake{off: off, path: n.path, key: key, msg: msg, hint: hint})
+}
+
+// value reports a mistake at the value of the entry being read, or at its key
+// where it has no value of its own.
+func (r *reader) value(n *node, key, msg, hint string) {
+	off := int(r.index.entries[r.at].val)
+	if off < 0 || len(r.keys[r.at]) > n.depth+1 {
+		r.key(n, key, msg, hint)
+		return
+	}
+	r.add(mistake{off: off, path: n.path, key: key, value: true, msg: msg, hint: hint})
+}
+
+// place is where the table of n is named.
+func (r *reader) place(n *node) int {
+	off, _ := r.index.part(n.entry, n.depth-1, len(r.keys[n.entry]))
+	return off
+}
+
+// enter reads what is called name in the table n. It returns the table that it
+// is, or nil when there is nothing to go on with.
+func (r *reader) enter(n *node, name string) *node {
+	if kid, ok := n.kids[name]; ok {
+		return kid
+	}
+	v := n.values[name]
+	table, isTable := v.(map[string]any)
+	if !isTable {
+		// What lies deeper is in a list of tables, which has been reported.
+		if len(r.keys[r.at]) == n.depth+1 {
+			r.scalar(n, name, v)
+		}
+		if _, list := v.([]map[string]any); list {
+			n.setKid(name, nil)
+		}
+		return nil
+	}
+	var kid *node
+	switch {
+	case n.level == levelQdisc:
+		r.param(n, name, v)
+	case n.level == levelFile && name == "interface":
+		kid = &node{level: levelInterfaces}
+	case n.level == levelFile && where(name) == levelFile:
+		if name != "version" { // reported already
+			r.key(n, name, name+" is a table, but must be a string", `write binding = "auto"`)
+		}
+	case n.level == levelFile:
+		r.unknownTable(n, name)
+	case n.level == levelInterfaces:
+		kid = r.newInterface(name)
+	case n.level == levelBranch && name == "qdisc":
+		kid = &node{level: levelQdisc, path: n.path, branch: n.branch}
+		n.branch.Qdisc = &hierarchy.RawQdisc{}
+		r.qdiscs = append(r.qdiscs, kid)
+	default:
+		kid = r.newBranch(n, name)
+	}
+	n.setKid(name, kid)
+	if kid != nil {
+		kid.values, kid.entry, kid.depth = table, r.at, n.depth+1
+	}
+	return kid
+}
+
+func (n *node) setKid(name string, kid *node) {
+	if n.kids == nil {
+		n.kids = map[string]*node{}
+	}
+	n.kids[name] = kid
+}
+
+func (r *reader) newInterface(name string) *node {
+	s := &hierarchy.Spec{Interface: name}
+	n := &node{level: levelInterface, path: hierarchy.Path(name), branch: &s.BranchSpec, iface: s}
+	r.ifaces = append(r.ifaces, n)
+	return n
+}
+
+func (r *reader) newBranch(n *node, name string) *node {
+	lower := strings.ToLower(name)
+	switch {
+	case lower == "ingress":
+		r.ingress(n)
+		return nil
+	case where(name)&^levelFile != 0:
+		hint := fmt.Sprintf("give the branch another name, or write %s = with a value", name)
+		if name == "qdisc" {
+			hint = "an interface's queues are its leaves': write it in a branch, for example in " + header(n, hierarchy.RestName)
+		}
+		r.key(n, name, fmt.Sprintf("%q is a key of the policy and cannot name a branch", name), hint)
+		return nil
+	case where(lower)&^levelFile != 0:
+		r.key(n, name, fmt.Sprintf("the name %q differs from the key %q only in case", name, lower), fmt.Sprintf("write %s if the key is meant; otherwise give the branch another name", lower))
+		return nil
+	}
+	b := &hierarchy.BranchSpec{Name: name}
+	n.branch.Children = append(n.branch.Children, b)
+	return &node{level: levelBranch, path: n.path.Join(name), branch: b}
+}
+
+// header is the table header of the child of n called name.
+func header(n *node, name string) string {
+	k := append(toml.Key{"interface"}, strings.Split(string(n.path), "/")...)
+	return "[" + append(k, name).String() + "]"
+}
+
+func (r *reader) ingress(n *node) {
+	r.key(n, "ingress", "shaping of received traffic is not available yet", "remove the key")
+}
+
+// unknownTable reports a table at the top of the file that is not [interface].
+func (r *reader) unknownTable(n *node, name string) {
+	r.lost = true
+	msg := fmt.Sprintf("unknown table %q", name)
+	if hierarchy.Nearest(name, []string{"interface"}) != "" {
+		r.key(n, name, msg, `did you mean "interface"?`)
+		return
+	}
+	r.key(n, name, msg, fmt.Sprintf("interfaces stand below interface: write [%s]", toml.Key{"interface", name}))
+}
+
+// unknown reports a key that n's table does not have.
+func (r *reader) unknown(n *node, name string) {
+	msg := fmt.Sprintf("unknown key %q", name)
+	names := known(n.level)
+	lower := strings.ToLower(name)
+	var hint string
+	switch kind := r.parameter(lower); {
+	case slices.Contains(names, lower):
+		hint = fmt.Sprintf("keys are written in lower case: %s", lower)
+	case n.level == levelBranch && lower == "kind":
+		hint = `kind stands in a table called qdisc: qdisc = { kind = "fq_codel" }`
+	case n.level == levelBranch && lower == "limit":
+		hint = "ceil limits the bandwidth; the limit of a queue stands with its kind: qdisc = { kind = \"fq_codel\", limit = 1024 }"
+	case n.level == levelBranch && kind != "":
+		hint = fmt.Sprintf("%s is a parameter of queueing disciplines: qdisc = { kind = %q, %s = ... }", lower, kind, lower)
+	case slices.Contains(names, others[lower]):
+		hint = fmt.Sprintf("it is called %s here", others[lower])
+	case hierarchy.Nearest(name, names) != "":
+		hint = fmt.Sprintf("did you mean %q?", hierarchy.Nearest(name, names))
+	case n.level == levelFile && (where(lower)|where(others[lower]))&(levelInterface|levelBranch) != 0:
+		hint = "it belongs to an interface or a branch: write it below [interface.eth0]"
+	case where(lower) == levelFile:
+		hint = "it stands at the top of the file, before the first header"
+	default:
+		hint = "known here are " + strings.Join(names, ", ")
+	}
+	r.key(n, name, msg, hint)
+}
+
+// parameter is the first kind that has a parameter called name.
+func (r *reader) parameter(name string) string {
+	for i := range r.kinds {
+		if r.kinds[i].Param(name) != nil {
+			return r.kinds[i].Name
+		}
+	}
+	return ""
+}
+
+// scalar reads a value that is not a table.
+func (r *reader) scalar(n *node, name string, v any) {
+	switch n.level {
+	case levelFile:
+		r.fileKey(n, name, v)
+		return
+	case levelInterfaces:
+		r.noInterface(n, name, v)
+		return
+	case levelQdisc:
+		r.param(n, name, v)
+		return
+	}
+	in := where(name)
+	switch {
+	case name == "ingress":
+		r.ingress(n)
+		return
+	case in&^levelFile == 0 && tables(v):
+		r.key(n, name, fmt.Sprintf("branch %q is a list of tables, but must be one table", name), fmt.Sprintf("write %s with single brackets", header(n, name)))
+		return
+	case in&^levelFile == 0:
+		r.unknown(n, name)
+		return
+	case in&n.level == 0 && n.level == levelBranch:
+		r.key(n, name, name+" belongs to the interface", fmt.Sprintf("move it below [%s]", toml.Key{"interface", n.path.Interface()}))
+		return
+	case in&n.level == 0 && name == "bind":
+		r.key(n, name, "bind belongs to a branch: the interface's own traffic is the rest", "write it in a branch, for example in "+header(n, "web"))
+		return
+	case in&n.level == 0:
+		r.key(n, name, name+" belongs to a branch", "write it in a branch, for example in "+header(n, hierarchy.RestName))
+		return
+	}
+	b := n.branch
+	switch name {
+	case "rate":
+		r.amount(n, name, v, &b.Rate)
+	case "ceil":
+		r.amount(n, name, v, &b.Ceil)
+	case "burst":
+		r.size(n, name, v, "15kb", &b.Burst)
+	case "cburst":
+		r.size(n, name, v, "15kb", &b.CBurst)
+	case "quantum":
+		r.size(n, name, v, "3000b", &b.Quantum)
+	case "mpu":
+		r.size(n, name, v, "64b", &n.iface.Link.MPU)
+	case "mtu":
+		r.size(n, name, v, "1500b", &n.iface.MTU)
+	case "prio":
+		if i, ok := r.integer(n, name, v, 0, hierarchy.MaxPrio, "0 comes first, 7 last"); ok {
+			p := uint8(i)
+			b.Prio = &p
+		}
+	case "overhead":
+		if i, ok := r.integer(n, name, v, 0, maxOverhead, "the bytes that the link adds to each packet, as a bare number"); ok {
+			n.iface.Link.Overhead = int16(i)
+		}
+	case "linklayer":
+		switch v {
+		case "ethernet":
+		case "atm":
+			n.iface.Link.ATM = true
+		default:
+			r.value(n, name, fmt.Sprintf("linklayer is %s, but must be \"ethernet\" or \"atm\"", quote(v)), `write "atm" for ADSL, "ethernet" for everything else`)
+		}
+	case "replace":
+		x, ok := v.(bool)
+		if !ok {
+			r.value(n, name, fmt.Sprintf("replace is %s, but must be true or false", describe(v)), "write replace = true to take the place of a queueing discipline that somebody else set up")
+		}
+		n.iface.Replace = x
+	case "qdisc":
+		r.qdisc(n, v)
+	case "bind":
+		r.bind(n, v)
+	}
+}
+
+// noInterface reports what stands directly below [interface] and is no table.
+func (r *reader) noInterface(n *node, name string, v any) {
+	r.lost = true
+	switch {
+	case tables(v):
+		r.key(n, name, fmt.Sprintf("interface %q is a list of tables, but must be one table", name), fmt.Sprintf("write [%s] with single brackets", toml.Key{"interface", name}))
+	case where(name) != 0:
+		r.key(n, name, fmt.Sprintf("%s stands outside of any interface", name), "write it below a header with a name, such as [interface.eth0]")
+	default:
+		r.key(n, name, fmt.Sprintf("interface %q is %s, but must be a table", name, describe(v)), fmt.Sprintf("write [%s] with its rate below it", toml.Key{"interface", name}))
+	}
+}
+
+// fileKey reads a key at the top of the file.
+func (r *reader) fileKey(n *node, name string, v any) {
+	switch name {
+	case "version": // read already
+	case "binding":
+		s, ok := v.(string)
+		if !ok || s != "auto" && s != "bpf" && s != "net_cls" {
+			hint := `leave it out, or write "auto", to take the best way that the machine offers`
+			if near := hierarchy.Nearest(s, []string{"auto", "bpf", "net_cls"}); near != "" {
+				hint = fmt.Sprintf("did you mean %q?", near)
+			}
+			r.value(n, name, fmt.Sprintf("binding is %s, but must be \"auto\", \"bpf\" or \"net_cls\"", quote(v)), hint)
+			return
+		}
+		r.policy.Binding = s
+	case "interface":
+		r.lost = true
+		if tables(v) {
+			r.key(n, name, "interfaces are tables with a name, not a list of tables", "write [interface.eth0] for each, with single brackets")
+		} else {
+			r.value(n, name, fmt.Sprintf("interface is %s, but must be a table", describe(v)), "write [interface.eth0] with the rate of the link below it")
+		}
+	default:
+		if tables(v) {
+			r.unknownTable(n, name)
+			return
+		}
+		r.unknown(n, name)
+	}
+}
+
+// amount reads a bandwidth or percentage. A bad one makes what depends on it
+// unknown.
+func (r *reader) amount(n *node, key string, v any, to *hierarchy.Amount) {
+	text, ok := literal(v)
+	if !ok {
+		r.value(n, key, fmt.Sprintf("%s is %s, but must be a bandwidth", key, describe(v)), fmt.Sprintf("write %s = \"10mbit\"", key))
+		n.branch.Broken = true
+		return
+	}
+	a, err := hierarchy.ParseAmount(text)
+	if err != nil {
+		r.value(n, key, key+" "+err.Error(), "")
+		n.branch.Broken = true
+		return
+	}
+	*to = a
+}
+
+func (r *reader) size(n *node, key string, v any, usual string, to *hierarchy.Size) {
+	text, ok := literal(v)
+	if !ok {
+		r.value(n, key, fmt.Sprintf("%s is %s, but must be a size", key, describe(v)), fmt.Sprintf("write %s = %q", key, usual))
+		return
+	}
+	s, err := hierarchy.ParseSize(text)
+	if err != nil {
+		r.value(n, key, key+" "+err.Error(), "")
+		return
+	}
+	*to = s
+}
+
+func (r *reader) integer(n *node, key string, v any, low, high int64, hint string) (int64, bool) {
+	i, ok := v.(int64)
+	if s, quoted := v.(string); quoted {
+		if i, err := strconv.ParseInt(s, 10, 64); err == nil {
+			hint = fmt.Sprintf("write %s = %d, without quotes", key, i)
+		}
+	}
+	switch {
+	case !ok:
+		r.value(n, key, fmt.Sprintf("%s is %s, but must be a whole number", key, describe(v)), hint)
+	case i < low || i > high:
+		r.value(n, key, fmt.Sprintf("%s %d is not between %d and %d", key, i, low, high), hint)
+	default:
+		return i, true
+	}
+	return 0, false
+}
+
+// qdisc reads a queueing discipline that is not a table.
+func (r *reader) qdisc(n *node, v any) {
+	s, ok := v.(string)
+	switch {
+	case !ok:
+		r.value(n, "qdisc", fmt.Sprintf("qdisc is %s, but must be a kind or a table", describe(v)), `write qdisc = "fq_codel" or qdisc = { kind = "fq_codel", limit = 1024 }`)
+	case s == "":
+		r.value(n, "qdisc", "qdisc is empty", "leave it out for the default, or name a kind")
+	default:
+		n.branch.Qdisc = &hierarchy.RawQdisc{Kind: s}
+	}
+}
+
+// param reads one value in the table of a queueing discipline.
+func (r *reader) param(n *node, name string, v any) {
+	q := n.branch.Qdisc
+	if name == "kind" {
+		s, ok := v.(string)
+		switch {
+		case !ok:
+			r.value(n, "qdisc.kind", fmt.Sprintf("kind is %s, but must be a string", describe(v)), `write kind = "fq_codel"`)
+		case s == "":
+			r.value(n, "qdisc.kind", "kind is empty", `write kind = "fq_codel"`)
+		}
+		q.Kind = s
+		return
+	}
+	text, ok := literal(v)
+	if x, isBool := v.(bool); isBool {
+		text, ok = strconv.FormatBool(x), true
+	}
+	if !ok {
+		r.value(n, "qdisc."+name, fmt.Sprintf("%s is %s, but must be a single value", name, describe(v)), "")
+		return
+	}
+	_, quoted := v.(string)
+	q.Params = append(q.Params, hierarchy.RawParam{Name: name, Text: text, Quoted: quoted})
+}
+
+func (r *reader) bind(n *node, v any) {
+	list, ok := v.([]any)
+	if s, isString := v.(string); isString {
+		r.value(n, "bind", "bind is a string, but must be a list", fmt.Sprintf("write bind = [%q]", s))
+		return
+	}
+	if !ok {
+		r.value(n, "bind", fmt.Sprintf("bind is %s, but must be a list of strings", describe(v)), `write bind = ["unit:nginx.service"]`)
+		return
+	}
+	var at []int
+	for i, x := range list {
+		var msg string
+		s, ok := x.(string)
+		b, err := hierarchy.ParseBinding(s)
+		switch {
+		case !ok:
+			msg = fmt.Sprintf("a binding is %s, but must be a string such as \"unit:nginx.service\"", describe(x))
+		case err != nil:
+			msg = err.Error()
+		default:
+			n.branch.Bind = append(n.branch.Bind, b)
+			at = append(at, i)
+			continue
+		}
+		r.add(mistake{off: r.element(r.at, i), path: n.path, key: "bind", value: true, msg: msg})
+	}
+	if len(at) < len(list) {
+		n.bound = at
+	}
+}
+
+// element is where element i of the list of an entry stands.
+func (r *reader) element(entry, i int) int {
+	if val := int(r.index.entries[entry].val); r.list != val {
+		r.list, r.elements = val, r.index.elements(val)
+	}
+	if i < len(r.elements) {
+		return r.elements[i]
+	}
+	return r.list
+}
+
+// problem reports what is wrong with the interface top as a whole.
+func (r *reader) problem(top *node, p hierarchy.Problem) {
+	m := mistake{path: p.Path, key: p.Key, msg: p.Text, hint: p.Hint, warning: p.Warning}
+	n := r.node(p.Path)
+	if n == nil { // a branch that was added
+		n = top
+	}
+	m.off = r.place(n)
+	if e, ok := r.entry(n, p.Key); ok {
+		switch {
+		case p.Index >= 0:
+			if n.bound != nil {
+				p.Index = n.bound[p.Index]
+			}
+			m.off, m.value = r.element(e, p.Index), true
+		case r.index.entries[e].val < 0 || r.noParam(n, p.Key):
+			m.off, _ = r.index.part(e, len(r.keys[e])-1, len(r.keys[e]))
+		default:
+			m.off, m.value = int(r.index.entries[e].val), true
+		}
+	}
+	r.add(m)
+}
+
+// noParam says whether key is a parameter that the kind of n's queueing
+// discipline does not have.
+func (r *reader) noParam(n *node, key string) bool {
+	name, ok := strings.CutPrefix(key, "qdisc.")
+	if !ok || n.branch.Qdisc == nil {
+		return false
+	}
+	i := slices.IndexFunc(r.kinds, func(k hierarchy.Kind) bool { return k.Name == n.branch.Qdisc.Kind })
+	return i >= 0 && r.kinds[i].Param(name) == nil
+}
+
+// node is the table of the branch with the given path.
+func (r *reader) node(p hierarchy.Path) *node {
+	if r.nodes == nil {
+		r.nodes = map[hierarchy.Path]*node{}
+		var walk func(*node)
+		walk = func(n *node) {
+			r.nodes[n.path] = n
+			for _, kid := range n.kids {
+				if kid != nil && kid.level == levelBranch {
+					walk(kid)
+				}
+			}
+		}
+		for _, n := range r.ifaces {
+			walk(n)
+		}
+	}
+	return r.nodes[p]
+}
+
+// entry is where the given key of the table of n stands, if it is written.
+func (r *reader) entry(n *node, key string) (int, bool) {
+	if key == "" {
+		return 0, false
+	}
+	if r.entries == nil {
+		r.entries = make(map[string]int, len(r.keys))
+		for i, k := range r.keys {
+			id := strings.Join(k, "\x00")
+			if _, ok := r.entries[id]; !ok {
+				r.entries[id] = i
+			}
+		}
+	}
+	table := strings.Join(r.keys[n.entry][:n.depth], "\x00") + "\x00"
+	if key == "qdisc" { // the kind says more than the table
+		if e, ok := r.entries[table+"qdisc\x00kind"]; ok {
+			return e, true
+		}
+	}
+	sub, param, ok := strings.Cut(key, ".")
+	if ok {
+		sub += "\x00" + param
+	}
+	e, ok := r.entries[table+sub]
+	return e, ok
+}
+
+// tables says whether v is a list with tables in it.
+func tables(v any) bool {
+	switch l := v.(type) {
+	case []map[string]any:
+		return true
+	case []any:
+		return slices.ContainsFunc(l, func(x any) bool { _, ok := x.(map[string]any); return ok })
+	}
+	return false
+}
+
+// literal is the text of a string or number.
+func literal(v any) (string, bool) {
+	switch x := v.(type) {
+	case string:
+		return x, true
+	case int64:
+		return strconv.FormatInt(x, 10), true
+	case float64:
+		if math.Abs(x) < 1e15 {
+			return strconv.FormatFloat(x, 'f', -1, 64), true
+		}
+		return strconv.FormatFloat(x, 'g', -1, 64), true
+	}
+	return "", false
+}
+
+// describe is the type of a value in words.
+func describe(v any) string {
+	switch x := v.(type) {
+	case string:
+		return "a string"
+	case int64:
+		return "a whole number"
+	case float64:
+		return "a number with a fraction"
+	case bool:
+		return strconv.FormatBool(x)
+	case time.Time:
+		return "a date or time"
+	case map[string]any:
+		return "a table"
+	case []map[string]any:
+		return "a list of tables"
+	}
+	return "a list"
+}
+
+// quote is a string in quotes, and of anything else the type.
+func quote(v any) string {
+	if s, ok := v.(string); ok {
+		return strconv.Quote(s)
+	}
+	return describe(v)
+}

@@ -1,0 +1,105 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// maxInput bounds a policy file: far above any tree that the kernel can hold,
+// and small enough to read whole.
+const maxInput = 64 << 20
+
+// Policy is what a policy file asks for.
+type Policy struct {
+	// Binding is how processes are tied to branches: "auto", "bpf" or
+	// "net_cls".
+	Binding string
+	// Trees are the interfaces in the order of the file, at least one.
+	Trees []*hierarchy.Tree
+	// Warnings are about what is allowed but unlikely to be meant, in the order
+	// of the file.
+	Warnings []Error
+}
+
+// Parse reads a policy of at most 64 MiB. The name appears in messages only.
+// Kinds are the queueing disciplines that leaves may have.
+//
+// When the policy is wrong, the error is of type [Errors] and holds all
+// mistakes; use [errors.As]. Any other error means that it could not be read.
+func Parse(name string, r io.Reader, kinds []hierarchy.Kind) (*Policy, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxInput+1))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if len(data) > maxInput {
+		return nil, fmt.Errorf("%s: a policy has at most %v", name, hierarchy.Size(maxInput))
+	}
+	text := strings.TrimPrefix(string(data), "\ufeff")
+	rep := &report{file: name, index: &index{text: text, stop: -1}}
+	if !rep.characters() {
+		return nil, rep.errs()
+	}
+	rep.index = scan(text)
+	if rep.index.deep {
+		rep.add(mistake{off: rep.index.stop, msg: fmt.Sprintf("more than %d tables or lists below each other", maxNesting)})
+		return nil, rep.errs()
+	}
+	doc, keys, err := decode(text, rep.index.stop)
+	var syntax toml.ParseError
+	switch {
+	case errors.As(err, &syntax):
+		rep.syntax(syntax)
+		return nil, rep.errs()
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", name, err)
+	case !rep.index.agrees(keys):
+		return nil, fmt.Errorf("%s: the TOML decoder and the position index disagree about this file; please report it as a fault of vifshape", name)
+	}
+	p := &Policy{Binding: "auto"}
+	rd := reader{report: rep, keys: keys, kinds: kinds, policy: p}
+	rd.read(doc)
+	all := rep.errs()
+	if slices.ContainsFunc(all, func(e Error) bool { return !e.Warning }) {
+		return nil, all
+	}
+	p.Warnings = all
+	return p, nil
+}
+
+// decode runs the TOML decoder. Where the scanner stopped, at stop, the decoder
+// must find a mistake too; what follows that place has not been checked for its
+// nesting, so the decoder sees only the rest of the line, in bounds.
+func decode(text string, stop int) (doc map[string]any, keys []toml.Key, err error) {
+	defer func() {
+		// The decoder panics where it finds itself in a state that its authors
+		// thought impossible.
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the TOML decoder failed: %v", p)
+		}
+	}()
+	if stop >= 0 {
+		end := min(stop+1024, len(text))
+		if n := strings.IndexByte(text[stop:end], '\n'); n >= 0 {
+			end = stop + n + 1
+		}
+		for end < len(text) && !utf8.RuneStart(text[end]) {
+			end--
+		}
+		text = text[:end]
+	}
+	var v any
+	md, err := toml.Decode(text, &v)
+	if err != nil {
+		return nil, nil, err
+	}
+	doc, _ = v.(map[string]any)
+	return doc, md.Keys(), nil
+}
