@@ -52,7 +52,7 @@ var bandwidthUnits = []unit{
 // megabits to most people). The result is exact or an error: a fraction of a
 // bit and anything above [MaxBandwidth] are refused. Zero is refused too.
 func ParseBandwidth(s string) (Bandwidth, error) {
-	v, err := parseQuantity(s, bandwidthUnits, bandwidthAdvice)
+	v, err := parseQuantity(s, bandwidthUnits, "bit", bandwidthAdvice)
 	if err != nil {
 		return 0, err
 	}
@@ -103,6 +103,11 @@ func bandwidthAdvice(num, u string) string {
 		return fmt.Sprintf("%q means bits to most people and bytes to tc: write \"%s%sbit\" for bits or \"%s%sB/s\" for bytes a second", u, num, p, num, bytePrefix(p))
 	case len(l) == 1 && strings.Contains("kmgt", l):
 		return fmt.Sprintf("%q may mean bits or bytes: write \"%s%sbit\" for bits or \"%s%sB/s\" for bytes a second", u, num, l, num, bytePrefix(l))
+	case strings.HasPrefix(u, ","):
+		return "write the fraction behind a point, as in 1.5gbit"
+	case len(u) <= 2 && strings.HasSuffix(u, "b"), len(u) <= 4 && strings.HasSuffix(u, "b/s"):
+		p := strings.TrimSuffix(strings.TrimSuffix(l, "/s"), "b")
+		return fmt.Sprintf("a small b in %q may mean bits or bytes: write \"%s%sbit\" for bits or \"%s%sB/s\" for bytes a second", u, num, p, num, bytePrefix(p))
 	case u == "%":
 		return "a percentage has no meaning here, only in a branch's rate and ceil"
 	}
@@ -111,9 +116,8 @@ func bandwidthAdvice(num, u string) string {
 			return fmt.Sprintf("write \"%s%s\"", num, x.name)
 		}
 	}
-	if strings.HasSuffix(l, "bit/s") || strings.HasSuffix(l, "bits") {
-		p := strings.TrimSuffix(strings.TrimSuffix(l, "bit/s"), "bits")
-		return fmt.Sprintf("write \"%s%sbit\"", num, p)
+	if p := strings.TrimSuffix(strings.TrimSuffix(l, "/s"), "s"); strings.HasSuffix(p, "bit") && len(p) <= 4 {
+		return fmt.Sprintf("write \"%s%s\"", num, p)
 	}
 	return "units are bit, kbit, mbit, gbit, tbit (bits a second) and B/s, kB/s, MB/s, MiB/s, GB/s ... (bytes a second)"
 }
@@ -126,7 +130,8 @@ func bytePrefix(p string) string {
 }
 
 // parseQuantity reads a decimal number with one of the units exactly.
-func parseQuantity(s string, units []unit, advice func(num, unit string) string) (uint64, error) {
+// Smallest is what the result counts, in one word.
+func parseQuantity(s string, units []unit, smallest string, advice func(num, unit string) string) (uint64, error) {
 	t := strings.TrimSpace(s)
 	i := 0
 	for i < len(t) && (t[i] >= '0' && t[i] <= '9' || t[i] == '.') {
@@ -162,7 +167,7 @@ func parseQuantity(s string, units []unit, advice func(num, unit string) string)
 		}
 		r.Mul(r, new(big.Rat).SetInt(new(big.Int).SetUint64(x.value)))
 		if !r.IsInt() {
-			return 0, fmt.Errorf("%q is not a whole number of the smallest unit: use fewer digits behind the point", s)
+			return 0, fmt.Errorf("%q is not a whole number of %ss: use fewer digits behind the point", s, smallest)
 		}
 		if !r.Num().IsUint64() {
 			return 0, fmt.Errorf("%q is too large", s)

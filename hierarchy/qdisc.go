@@ -104,16 +104,16 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 	case Count:
 		n, err := strconv.ParseUint(r.Text, 10, 64)
 		if err != nil || r.Quoted {
-			return 0, fmt.Errorf("%s is a number: write %s = %s without quotes and unit", p.Name, p.Name, example(p.Min, 100))
+			return 0, fmt.Errorf("%s is a number: write %s = %d without quotes and unit", p.Name, p.Name, p.example())
 		}
 		v = n
 	case Bytes:
+		if !r.Quoted {
+			return 0, fmt.Errorf("%s is a size: write %s = \"64kib\", with its unit and in quotes", p.Name, p.Name)
+		}
 		s, err := ParseSize(r.Text)
 		if err != nil {
 			return 0, err
-		}
-		if !r.Quoted {
-			return 0, fmt.Errorf("%s is a size: write %s = \"%sb\"", p.Name, p.Name, r.Text)
 		}
 		v = uint64(s)
 	case Duration:
@@ -126,6 +126,9 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 		}
 		v = uint64(d)
 	case Rate:
+		if !r.Quoted {
+			return 0, fmt.Errorf("%s is a bandwidth: write %s = \"10mbit\", with its unit and in quotes", p.Name, p.Name)
+		}
 		b, err := ParseBandwidth(r.Text)
 		if err != nil {
 			return 0, err
@@ -140,8 +143,8 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 		}
 	case Choice:
 		i := slices.Index(p.Choices, r.Text)
-		if i < 0 {
-			return 0, fmt.Errorf("%s is one of %s", p.Name, strings.Join(p.Choices, ", "))
+		if i < 0 || !r.Quoted {
+			return 0, fmt.Errorf("%s is one of \"%s\"", p.Name, strings.Join(p.Choices, "\", \""))
 		}
 		return uint64(i), nil
 	default:
@@ -156,7 +159,13 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 	return v, nil
 }
 
-func example(low, usual uint64) string { return strconv.FormatUint(max(low, usual), 10) }
+// example is a number that a count accepts.
+func (p *Param) example() uint64 {
+	if n := max(p.Min, 100); p.Max == 0 || n <= p.Max {
+		return n
+	}
+	return p.Max
+}
 
 // Format prints a value of the parameter as a policy would have it, without
 // quotes.

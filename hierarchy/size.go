@@ -30,7 +30,7 @@ var sizeUnits = []unit{
 // bare number and the letters k and m alone are refused, because tc reads "15k"
 // as 15 × 1024 and others as 15 × 1000. At most [MaxSize].
 func ParseSize(s string) (Size, error) {
-	v, err := parseQuantity(s, sizeUnits, sizeAdvice)
+	v, err := parseQuantity(s, sizeUnits, "byte", sizeAdvice)
 	if err != nil {
 		return 0, err
 	}
@@ -63,6 +63,8 @@ func sizeAdvice(num, u string) string {
 		return fmt.Sprintf("a size needs a unit: write \"%sb\" for bytes or \"%skb\" for kilobytes", num, num)
 	case len(l) == 1 && strings.Contains("kmg", l):
 		return fmt.Sprintf("%q may mean 1000 or 1024: write \"%s%sb\" for powers of 1000 or \"%s%sib\" for 1024", u, num, l, num, l)
+	case strings.HasPrefix(u, ","):
+		return "write the fraction behind a point, as in 1.5mib"
 	case strings.HasSuffix(l, "bit"):
 		return fmt.Sprintf("sizes are bytes: write \"%sb\", \"%skb\" or \"%smb\"", num, num, num)
 	}

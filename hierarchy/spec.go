@@ -52,7 +52,7 @@ type Amount struct {
 	milli uint32 // thousandths of a percent
 }
 
-// Absolute is the amount that is b everywhere.
+// Absolute is the amount that is b everywhere; b is at most [MaxBandwidth].
 func Absolute(b Bandwidth) Amount { return Amount{abs: b} }
 
 // ParseAmount reads a bandwidth (see [ParseBandwidth]) or a percentage above 0
@@ -65,8 +65,11 @@ func ParseAmount(s string) (Amount, error) {
 	}
 	whole, frac, point := strings.Cut(strings.TrimSpace(num), ".")
 	w, err := strconv.ParseUint(whole, 10, 32)
-	if err != nil || len(frac) > 3 || point && frac == "" {
+	if err != nil || point && frac == "" {
 		return Amount{}, fmt.Errorf("%q is no percentage: write a number from 0.001 to 100 in front of the %% sign", s)
+	}
+	if len(frac) > 3 {
+		return Amount{}, fmt.Errorf("%q has more than three digits behind the point", s)
 	}
 	f, err := strconv.ParseUint((frac + "000")[:3], 10, 32)
 	if err != nil {
@@ -74,7 +77,7 @@ func ParseAmount(s string) (Amount, error) {
 	}
 	m := w*1000 + f
 	if m == 0 || m > 100_000 {
-		return Amount{}, fmt.Errorf("%q is not above 0%% and up to 100%%", s)
+		return Amount{}, fmt.Errorf("%q is not between 0.001%% and 100%%", s)
 	}
 	return Amount{milli: uint32(m)}, nil
 }
@@ -146,7 +149,10 @@ func ParseBinding(s string) (Binding, error) {
 			continue
 		}
 		b := Binding{BindKind(i), name}
-		return b, b.check(s)
+		if err := b.check(s); err != nil {
+			return Binding{}, err
+		}
+		return b, nil
 	}
 	return Binding{}, fmt.Errorf("binding %q is of unknown kind %q: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\" or \"user:NAME\"", s, kind)
 }
@@ -157,6 +163,8 @@ func (b Binding) check(s string) error {
 		return fmt.Errorf("binding %q names nothing behind the colon", s)
 	case len(b.Name) > 4096 || strings.ContainsFunc(b.Name, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return fmt.Errorf("binding %q has a control character or more than 4096 bytes", s)
+	case strings.TrimSpace(b.Name) != b.Name || b.Kind != BindCgroup && strings.Contains(b.Name, " "):
+		return fmt.Errorf("binding %q has a space where none can be", s)
 	case b.Kind == BindCgroup && b.Name[0] != '/':
 		return fmt.Errorf("binding %q: a cgroup is named from the root of its hierarchy: write \"cgroup:/%s\"", s, b.Name)
 	case b.Kind == BindCgroup && (b.Name == "/" || strings.Contains(b.Name+"/", "/../") || strings.Contains(b.Name+"/", "/./") || strings.Contains(b.Name, "//") || strings.HasSuffix(b.Name, "/")):
@@ -164,11 +172,13 @@ func (b Binding) check(s string) error {
 	case b.Kind != BindCgroup && strings.Contains(b.Name, "/"):
 		return fmt.Errorf("binding %q: a %s's name has no slash", s, b.Kind)
 	case b.Kind == BindUnit && strings.HasSuffix(b.Name, ".slice"):
-		return fmt.Errorf("binding %q: write \"slice:%s\"", s, b.Name)
+		return fmt.Errorf("binding %q names a slice: write \"slice:%s\"", s, b.Name)
 	case b.Kind == BindUnit && !strings.Contains(b.Name, "."):
 		return fmt.Errorf("binding %q: a unit's name has an ending: write \"unit:%s.service\"", s, b.Name)
 	case b.Kind == BindSlice && !strings.HasSuffix(b.Name, ".slice"):
-		return fmt.Errorf("binding %q: write \"slice:%s.slice\"", s, b.Name)
+		return fmt.Errorf("binding %q: a slice's name ends with .slice: write \"slice:%s.slice\"", s, b.Name)
+	case b.Kind == BindSlice && b.Name == "-.slice":
+		return fmt.Errorf("binding %q names the root slice, which the rest already stands for", s)
 	}
 	return nil
 }

@@ -1,0 +1,527 @@
+package hierarchy_test
+
+import (
+	"math"
+	"math/big"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	. "github.com/vifshape/vifshape/hierarchy"
+)
+
+// read is one row for a reader: text, and either a value or the error's words.
+type read[T any] struct {
+	in   string
+	want T
+	err  string
+}
+
+func check[T comparable](t *testing.T, parse func(string) (T, error), rows []read[T]) {
+	t.Helper()
+	for _, r := range rows {
+		t.Run(r.in, func(t *testing.T) {
+			got, err := parse(r.in)
+			text := ""
+			if err != nil {
+				text = err.Error()
+			}
+			if d := cmp.Diff(r.err, text); d != "" {
+				t.Errorf("error (-want +got):\n%s", d)
+			}
+			if got != r.want {
+				t.Errorf("got %v, want %v", got, r.want)
+			}
+		})
+	}
+}
+
+func TestParseBandwidth(t *testing.T) {
+	both := func(in, u, bits, bytes string) string {
+		return `"` + in + `" is not understood: "` + u + `" may mean bits or bytes: write "` + bits + `" for bits or "` + bytes + `" for bytes a second`
+	}
+	small := func(in, u, bits, bytes string) string {
+		return `"` + in + `" is not understood: a small b in "` + u + `" may mean bits or bytes: write "` + bits + `" for bits or "` + bytes + `" for bytes a second`
+	}
+	bps := func(in, u, bits, bytes string) string {
+		return `"` + in + `" is not understood: "` + u + `" means bits to most people and bytes to tc: write "` + bits + `" for bits or "` + bytes + `" for bytes a second`
+	}
+	units := func(in string) string {
+		return `"` + in + `" is not understood: units are bit, kbit, mbit, gbit, tbit (bits a second) and B/s, kB/s, MB/s, MiB/s, GB/s ... (bytes a second)`
+	}
+	check(t, ParseBandwidth, []read[Bandwidth]{
+		{in: "1bit", want: 1},
+		{in: "8bit", want: 8},
+		{in: "10kbit", want: 10_000},
+		{in: "10mbit", want: 10_000_000},
+		{in: "10 mbit", want: 10_000_000},
+		{in: "  10mbit ", want: 10_000_000},
+		{in: "010mbit", want: 10_000_000},
+		{in: "1.5gbit", want: 1_500_000_000},
+		{in: "0.001kbit", want: 1},
+		{in: "1.000mbit", want: 1_000_000},
+		{in: "2tbit", want: 2_000_000_000_000},
+		{in: "100tbit", want: MaxBandwidth},
+		{in: "1B/s", want: 8},
+		{in: "0.5B/s", want: 4},
+		{in: "5kB/s", want: 40_000},
+		{in: "5MB/s", want: 40_000_000},
+		{in: "5GB/s", want: 40_000_000_000},
+		{in: "5TB/s", want: 40_000_000_000_000},
+		{in: "5KiB/s", want: 5 << 13},
+		{in: "5MiB/s", want: 5 << 23},
+		{in: "5GiB/s", want: 5 << 33},
+		{in: "5TiB/s", want: 5 << 43},
+
+		{in: "", err: `"" is empty: a bandwidth needs a unit: write "10mbit" for megabits or "10MB/s" for megabytes a second`},
+		{in: "10", err: `"10" is not understood: a bandwidth needs a unit: write "10mbit" for megabits or "10MB/s" for megabytes a second`},
+		{in: "10mbps", err: bps("10mbps", "mbps", "10mbit", "10MB/s")},
+		{in: "10Kbps", err: bps("10Kbps", "Kbps", "10kbit", "10kB/s")},
+		{in: "10bps", err: bps("10bps", "bps", "10bit", "10B/s")},
+		{in: "5M", err: both("5M", "M", "5mbit", "5MB/s")},
+		{in: "5k", err: both("5k", "k", "5kbit", "5kB/s")},
+		{in: "5b", err: small("5b", "b", "5bit", "5B/s")},
+		{in: "5Mb", err: small("5Mb", "Mb", "5mbit", "5MB/s")},
+		{in: "5Mb/s", err: small("5Mb/s", "Mb/s", "5mbit", "5MB/s")},
+		{in: "5gb", err: small("5gb", "gb", "5gbit", "5GB/s")},
+		{in: "5MB", err: `"5MB" is not understood: write "5MB/s"`},
+		{in: "5mB/s", err: `"5mB/s" is not understood: write "5MB/s"`},
+		{in: "5MiB", err: `"5MiB" is not understood: write "5MiB/s"`},
+		{in: "5B", err: `"5B" is not understood: write "5B/s"`},
+		{in: "10Mbit", err: `"10Mbit" is not understood: write "10mbit"`},
+		{in: "10MBIT", err: `"10MBIT" is not understood: write "10mbit"`},
+		{in: "10Mbit/s", err: `"10Mbit/s" is not understood: write "10mbit"`},
+		{in: "10mbits", err: `"10mbits" is not understood: write "10mbit"`},
+		{in: "10Mbits/s", err: `"10Mbits/s" is not understood: write "10mbit"`},
+		{in: "1,5gbit", err: `"1,5gbit" is not understood: write the fraction behind a point, as in 1.5gbit`},
+		{in: "40%", err: `"40%" is not understood: a percentage has no meaning here, only in a branch's rate and ceil`},
+		{in: "10mibit", err: units("10mibit")},
+		{in: "1e6bit", err: units("1e6bit")},
+		{in: "10 apples", err: units("10 apples")},
+		{in: "10mbit 5", err: units("10mbit 5")},
+		{in: "10\tmbit", err: `"10\tmbit" is not understood: units are bit, kbit, mbit, gbit, tbit (bits a second) and B/s, kB/s, MB/s, MiB/s, GB/s ... (bytes a second)`},
+		{in: "-5mbit", err: `"-5mbit" is negative`},
+		{in: "+5mbit", err: `"+5mbit" does not start with a decimal number such as 10 or 1.5`},
+		{in: "mbit", err: `"mbit" does not start with a decimal number such as 10 or 1.5`},
+		{in: ".5mbit", err: `".5mbit" does not start with a decimal number such as 10 or 1.5`},
+		{in: "5.mbit", err: `"5.mbit" does not start with a decimal number such as 10 or 1.5`},
+		{in: "1.2.3mbit", err: `"1.2.3mbit" does not start with a decimal number such as 10 or 1.5`},
+		{in: "1.5bit", err: `"1.5bit" is not a whole number of bits: use fewer digits behind the point`},
+		{in: "0.1B/s", err: `"0.1B/s" is not a whole number of bits: use fewer digits behind the point`},
+		{in: "0mbit", err: `"0mbit" is no bandwidth; the kernel cannot shape to nothing, the least is "8bit"`},
+		{in: "0.0kbit", err: `"0.0kbit" is no bandwidth; the kernel cannot shape to nothing, the least is "8bit"`},
+		{in: "101tbit", err: `"101tbit" is more than 100tbit`},
+		{in: "18446744073709551616bit", err: `"18446744073709551616bit" is too large`},
+		{in: "18446744073709551tbit", err: `"18446744073709551tbit" is too large`},
+		{in: "18446744073709551.5tbit", err: `"18446744073709551.5tbit" is too large`},
+		{in: "1000000000000000000000000000000bit", err: `"1000000000000000000000000000000bit" has too many digits`},
+	})
+}
+
+func TestBandwidthString(t *testing.T) {
+	for want, b := range map[string]Bandwidth{
+		"0bit": 0, "7bit": 7, "1kbit": 1000, "1500kbit": 1_500_000, "940mbit": 940 * Mbit, "1gbit": Gbit, "1001mbit": 1001 * Mbit, "100tbit": MaxBandwidth,
+	} {
+		if got := b.String(); got != want {
+			t.Errorf("%d prints as %s, want %s", uint64(b), got, want)
+		}
+	}
+}
+
+func TestBandwidthKernel(t *testing.T) {
+	for in, want := range map[Bandwidth]Bandwidth{0: 8, 1: 8, 7: 8, 8: 8, 15: 8, 16: 16, Mbit + 3: Mbit, MaxBandwidth: MaxBandwidth} {
+		if got := in.Kernel(); got != want {
+			t.Errorf("kernel keeps %v as %v, want %v", in, got, want)
+		}
+	}
+}
+
+func TestParseSize(t *testing.T) {
+	two := func(in, u, ten, bin string) string {
+		return `"` + in + `" is not understood: "` + u + `" may mean 1000 or 1024: write "` + ten + `" for powers of 1000 or "` + bin + `" for 1024`
+	}
+	check(t, ParseSize, []read[Size]{
+		{in: "0b", want: 0},
+		{in: "1600b", want: 1600},
+		{in: "15kb", want: 15_000},
+		{in: "15 kb", want: 15_000},
+		{in: "64kib", want: 64 << 10},
+		{in: "1.5mib", want: 3 << 19},
+		{in: "2mb", want: 2_000_000},
+		{in: "1gb", want: 1_000_000_000},
+		{in: "1gib", want: 1 << 30},
+		{in: "4294967295b", want: MaxSize},
+
+		{in: "", err: `"" is empty: a size needs a unit: write "10b" for bytes or "10kb" for kilobytes`},
+		{in: "15", err: `"15" is not understood: a size needs a unit: write "15b" for bytes or "15kb" for kilobytes`},
+		{in: "15k", err: two("15k", "k", "15kb", "15kib")},
+		{in: "15M", err: two("15M", "M", "15mb", "15mib")},
+		{in: "15KB", err: `"15KB" is not understood: write "15kb"`},
+		{in: "15KiB", err: `"15KiB" is not understood: write "15kib"`},
+		{in: "15B", err: `"15B" is not understood: write "15b"`},
+		{in: "15kbit", err: `"15kbit" is not understood: sizes are bytes: write "15b", "15kb" or "15mb"`},
+		{in: "1,5mib", err: `"1,5mib" is not understood: write the fraction behind a point, as in 1.5mib`},
+		{in: "15kB/s", err: `"15kB/s" is not understood: units are b, kb, mb, gb (powers of 1000) and kib, mib, gib (powers of 1024)`},
+		{in: "15%", err: `"15%" is not understood: units are b, kb, mb, gb (powers of 1000) and kib, mib, gib (powers of 1024)`},
+		{in: "1.5b", err: `"1.5b" is not a whole number of bytes: use fewer digits behind the point`},
+		{in: "-1b", err: `"-1b" is negative`},
+		{in: "kb", err: `"kb" does not start with a decimal number such as 10 or 1.5`},
+		{in: "4gib", err: `"4gib" is more than the kernel's 4294967295b`},
+		{in: "99999999999999999999b", err: `"99999999999999999999b" is too large`},
+	})
+}
+
+func TestParseClassID(t *testing.T) {
+	check(t, ParseClassID, []read[ClassID]{
+		{in: "71f:", want: ID(0)},
+		{in: "71f:1a2b", want: ID(0x1a2b)},
+		{in: "71F:1A2B", want: ID(0x1a2b)},
+		{in: "ffff:ffff", want: 0xffffffff},
+		{in: "0:", want: 0},
+		{in: "0:1", want: 1},
+
+		{in: "", err: `class id "" has no colon: write major:minor in hexadecimal, for example 71f:2`},
+		{in: "71f", err: `class id "71f" has no colon: write major:minor in hexadecimal, for example 71f:2`},
+		{in: ":1", err: `class id ":1": "" is not a hexadecimal number of at most ffff`},
+		{in: "0x71f:1", err: `class id "0x71f:1": "0x71f" is not a hexadecimal number of at most ffff`},
+		{in: "10000:1", err: `class id "10000:1": "10000" is not a hexadecimal number of at most ffff`},
+		{in: "71f:10000", err: `class id "71f:10000": "10000" is not a hexadecimal number of at most ffff`},
+		{in: "71f:1:2", err: `class id "71f:1:2": "1:2" is not a hexadecimal number of at most ffff`},
+		{in: "71f: 1", err: `class id "71f: 1": " 1" is not a hexadecimal number of at most ffff`},
+		{in: "g:1", err: `class id "g:1": "g" is not a hexadecimal number of at most ffff`},
+	})
+	if c := ID(0x1a2b); c.Major() != Major || c.Minor() != 0x1a2b || c.String() != "71f:1a2b" || ID(0).String() != "71f:" {
+		t.Errorf("%v has major %x, minor %x", c, c.Major(), c.Minor())
+	}
+}
+
+func TestParseAmount(t *testing.T) {
+	percent := func(s string) Amount {
+		t.Helper()
+		a, err := ParseAmount(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	bad := func(in string) string {
+		return `"` + in + `" is no percentage: write a number from 0.001 to 100 in front of the % sign`
+	}
+	check(t, ParseAmount, []read[Amount]{
+		{in: "10mbit", want: Absolute(10 * Mbit)},
+		{in: "40%", want: percent("40.000%")},
+		{in: " 40 % ", want: percent("40%")},
+		{in: "12.5%", want: percent("12.500%")},
+		{in: "100%", want: percent("100.0%")},
+		{in: "0.001%", want: percent("0.001%")},
+
+		{in: "%", err: bad("%")},
+		{in: ".5%", err: bad(".5%")},
+		{in: "5.%", err: bad("5.%")},
+		{in: "-5%", err: bad("-5%")},
+		{in: "+5%", err: bad("+5%")},
+		{in: "5.+1%", err: bad("5.+1%")},
+		{in: "1e1%", err: bad("1e1%")},
+		{in: "5%%", err: bad("5%%")},
+		{in: "99999999999%", err: bad("99999999999%")},
+		{in: "33.3333%", err: `"33.3333%" has more than three digits behind the point`},
+		{in: "0%", err: `"0%" is not between 0.001% and 100%`},
+		{in: "0.000%", err: `"0.000%" is not between 0.001% and 100%`},
+		{in: "100.001%", err: `"100.001%" is not between 0.001% and 100%`},
+		{in: "4294967295.999%", err: `"4294967295.999%" is not between 0.001% and 100%`},
+		{in: "40", err: `"40" is not understood: a bandwidth needs a unit: write "40mbit" for megabits or "40MB/s" for megabytes a second`},
+		{in: "0bit", err: `"0bit" is no bandwidth; the kernel cannot shape to nothing, the least is "8bit"`},
+	})
+	if !(Amount{}).IsZero() || percent("1%").IsZero() || Absolute(1).IsZero() || Absolute(1).Percent() || !percent("1%").Percent() {
+		t.Error("IsZero or Percent is wrong")
+	}
+	for want, a := range map[string]Amount{"10mbit": Absolute(10 * Mbit), "12.5%": percent("12.5%"), "100%": percent("100%"), "0.001%": percent("0.001%"), "10%": percent("10%")} {
+		if got := a.String(); got != want {
+			t.Errorf("prints %s, want %s", got, want)
+		}
+	}
+}
+
+// Of must be exact where milli × parent passes 2^64.
+func TestAmountOf(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	parents := []Bandwidth{0, 1, 8, 99_999, 100_000, 100_001, MaxBandwidth - 1, MaxBandwidth, math.MaxUint64}
+	for range 200 {
+		parents = append(parents, Bandwidth(rnd.Uint64()>>rnd.UintN(64)))
+	}
+	for _, text := range []string{"0.001%", "0.999%", "1%", "33.333%", "50%", "66.667%", "99.999%", "100%"} {
+		a, err := ParseAmount(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		share, _ := new(big.Rat).SetString(strings.TrimSuffix(text, "%"))
+		share.Quo(share, big.NewRat(100, 1))
+		for _, p := range parents {
+			exact := new(big.Rat).Mul(share, new(big.Rat).SetInt(new(big.Int).SetUint64(uint64(p))))
+			want := new(big.Int).Quo(exact.Num(), exact.Denom()).Uint64()
+			if got := a.Of(p); uint64(got) != want {
+				t.Errorf("%s of %d is %d, want %d", text, uint64(p), uint64(got), want)
+			}
+		}
+	}
+	if got := Absolute(5).Of(math.MaxUint64); got != 5 {
+		t.Errorf("5bit of anything is %v", got)
+	}
+}
+
+func TestParseBinding(t *testing.T) {
+	long := "cgroup:/" + strings.Repeat("a", 4096)
+	path := `: a cgroup's path has no empty, "." or ".." part, no slash at its end, and is not the root, which the rest already stands for`
+	kinds := `: write "unit:NAME.service", "slice:NAME.slice", "cgroup:/PATH" or "user:NAME"`
+	check(t, ParseBinding, []read[Binding]{
+		{in: "cgroup:/kubepods.slice", want: Binding{BindCgroup, "/kubepods.slice"}},
+		{in: "cgroup:/a b/c:d", want: Binding{BindCgroup, "/a b/c:d"}},
+		{in: "cgroup:/...", want: Binding{BindCgroup, "/..."}},
+		{in: "unit:nginx.service", want: Binding{BindUnit, "nginx.service"}},
+		{in: `unit:dev-disk\x2d1.mount`, want: Binding{BindUnit, `dev-disk\x2d1.mount`}},
+		{in: "unit:getty@tty1.service", want: Binding{BindUnit, "getty@tty1.service"}},
+		{in: "slice:build.slice", want: Binding{BindSlice, "build.slice"}},
+		{in: "user:backup", want: Binding{BindUser, "backup"}},
+		{in: "user:1000", want: Binding{BindUser, "1000"}},
+
+		{in: "", err: `binding "" does not say what it names` + kinds},
+		{in: "nginx.service", err: `binding "nginx.service" does not say what it names` + kinds},
+		{in: "pod:web", err: `binding "pod:web" is of unknown kind "pod"` + kinds},
+		{in: " unit:a.service", err: `binding " unit:a.service" is of unknown kind " unit"` + kinds},
+		{in: "unit:", err: `binding "unit:" names nothing behind the colon`},
+		{in: "user:a\nb", err: `binding "user:a\nb" has a control character or more than 4096 bytes`},
+		{in: long, err: `binding "` + long + `" has a control character or more than 4096 bytes`},
+		{in: "unit: nginx.service", err: `binding "unit: nginx.service" has a space where none can be`},
+		{in: "user:a b", err: `binding "user:a b" has a space where none can be`},
+		{in: "cgroup:/a ", err: `binding "cgroup:/a " has a space where none can be`},
+		{in: "cgroup:a/b", err: `binding "cgroup:a/b": a cgroup is named from the root of its hierarchy: write "cgroup:/a/b"`},
+		{in: "cgroup:/", err: `binding "cgroup:/"` + path},
+		{in: "cgroup:/a/", err: `binding "cgroup:/a/"` + path},
+		{in: "cgroup://a", err: `binding "cgroup://a"` + path},
+		{in: "cgroup:/a/../b", err: `binding "cgroup:/a/../b"` + path},
+		{in: "cgroup:/a/..", err: `binding "cgroup:/a/.."` + path},
+		{in: "cgroup:/./a", err: `binding "cgroup:/./a"` + path},
+		{in: "unit:a/b.service", err: `binding "unit:a/b.service": a unit's name has no slash`},
+		{in: "user:a/b", err: `binding "user:a/b": a user's name has no slash`},
+		{in: "unit:a.slice", err: `binding "unit:a.slice" names a slice: write "slice:a.slice"`},
+		{in: "unit:nginx", err: `binding "unit:nginx": a unit's name has an ending: write "unit:nginx.service"`},
+		{in: "slice:build", err: `binding "slice:build": a slice's name ends with .slice: write "slice:build.slice"`},
+		{in: "slice:-.slice", err: `binding "slice:-.slice" names the root slice, which the rest already stands for`},
+	})
+	if got := BindKind(9).String(); got != "unknown" {
+		t.Errorf("a kind that does not exist prints as %s", got)
+	}
+}
+
+func TestPath(t *testing.T) {
+	p := Path("eth0").Join("web").Join("api")
+	if p != "eth0/web/api" || p.Interface() != "eth0" || p.Base() != "api" || p.Parent() != "eth0/web" {
+		t.Errorf("%s: interface %s, base %s, parent %s", p, p.Interface(), p.Base(), p.Parent())
+	}
+	if i := Path("eth0"); i.Interface() != "eth0" || i.Base() != "eth0" || i.Parent() != "" {
+		t.Errorf("%s: interface %s, base %s, parent %q", i, i.Interface(), i.Base(), i.Parent())
+	}
+	for _, r := range []struct {
+		p, q Path
+		want bool
+	}{
+		{"eth0/web/api", "eth0/web", true}, {"eth0/web", "eth0/web", true}, {"eth0/web", "eth0", true},
+		{"eth0/web", "eth0/web/api", false}, {"eth0/webapi", "eth0/web", false}, {"eth01", "eth0", false}, {"eth0", "", false},
+	} {
+		if got := r.p.Below(r.q); got != r.want {
+			t.Errorf("%s below %s: %v, want %v", r.p, r.q, got, r.want)
+		}
+	}
+}
+
+func TestParamParse(t *testing.T) {
+	limit := Param{Name: "limit", Type: Count, Min: 1, Max: 1000}
+	few := Param{Name: "bands", Type: Count, Min: 2, Max: 16}
+	size := Param{Name: "memory_limit", Type: Bytes, Min: 1000}
+	target := Param{Name: "target", Type: Duration, Min: 1000, Max: 1e9}
+	rate := Param{Name: "maxrate", Type: Rate, Min: 8}
+	ecn := Param{Name: "ecn", Type: Flag, Max: 1}
+	mode := Param{Name: "mode", Type: Choice, Choices: []string{"blind", "flows"}}
+	odd := Param{Name: "odd", Type: ParamType(77)}
+	switches := "ecn is a switch: write ecn = true or ecn = false"
+	for _, r := range []struct {
+		name   string
+		param  Param
+		text   string
+		quoted bool
+		want   uint64
+		err    string
+	}{
+		{"count", limit, "100", false, 100, ""},
+		{"count least", limit, "1", false, 1, ""},
+		{"count most", limit, "1000", false, 1000, ""},
+		{"count below", limit, "0", false, 0, "limit 0 is not between 1 and 1000"},
+		{"count above", limit, "1001", false, 0, "limit 1001 is not between 1 and 1000"},
+		{"count quoted", limit, "100", true, 0, "limit is a number: write limit = 100 without quotes and unit"},
+		{"count negative", limit, "-1", false, 0, "limit is a number: write limit = 100 without quotes and unit"},
+		{"count whose example must fit", few, "x", true, 0, "bands is a number: write bands = 16 without quotes and unit"},
+		{"count of 65 bits", limit, "18446744073709551616", false, 0, "limit is a number: write limit = 100 without quotes and unit"},
+		{"size", size, "32kib", true, 32768, ""},
+		{"size below", size, "1b", true, 0, "memory_limit 1b is below 1kb"},
+		{"size bare", size, "32", false, 0, `memory_limit is a size: write memory_limit = "64kib", with its unit and in quotes`},
+		{"size without a unit", size, "32", true, 0, `"32" is not understood: a size needs a unit: write "32b" for bytes or "32kb" for kilobytes`},
+		{"time", target, "5ms", true, 5_000_000, ""},
+		{"time above", target, "5s", true, 0, "target 5s is not between 1µs and 1s"},
+		{"time bare", target, "5", false, 0, `target is a time: write target = "5ms" (units ns, us, ms, s)`},
+		{"time without a unit", target, "5", true, 0, `target is a time: write target = "5ms" (units ns, us, ms, s)`},
+		{"time negative", target, "-5ms", true, 0, `target "-5ms" is negative`},
+		{"rate", rate, "10mbit", true, 10_000_000, ""},
+		{"rate below", rate, "1bit", true, 0, "maxrate 1bit is below 8bit"},
+		{"rate bare", rate, "10", false, 0, `maxrate is a bandwidth: write maxrate = "10mbit", with its unit and in quotes`},
+		{"rate percentage", rate, "10%", true, 0, `"10%" is not understood: a percentage has no meaning here, only in a branch's rate and ceil`},
+		{"flag on", ecn, "true", false, 1, ""},
+		{"flag off", ecn, "false", false, 0, ""},
+		{"flag quoted", ecn, "true", true, 0, switches},
+		{"flag number", ecn, "1", false, 0, switches},
+		{"choice", mode, "flows", true, 1, ""},
+		{"choice unknown", mode, "hosts", true, 0, `mode is one of "blind", "flows"`},
+		{"choice bare", mode, "1", false, 0, `mode is one of "blind", "flows"`},
+		{"type unknown", odd, "1", false, 0, "odd has an unknown type"},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			got, err := r.param.Parse(RawParam{r.param.Name, r.text, r.quoted})
+			text := ""
+			if err != nil {
+				text = err.Error()
+			}
+			if d := cmp.Diff(r.err, text); d != "" || got != r.want {
+				t.Errorf("got %d, want %d; error (-want +got):\n%s", got, r.want, d)
+			}
+			if err == nil && r.param.Type != Duration {
+				if back := r.param.Format(got); r.param.Type != Bytes && r.param.Type != Choice && back != r.text {
+					t.Errorf("formats as %s, want %s", back, r.text)
+				}
+			}
+		})
+	}
+	if got := mode.Format(1) + mode.Format(7); got != "flows7" {
+		t.Errorf("choices format as %s", got)
+	}
+}
+
+func TestQdisc(t *testing.T) {
+	k := Kind{Name: "x", Params: []Param{{Name: "a"}, {Name: "b"}}}
+	s := []Setting{{"b", 1}, {"a", 2}}
+	k.Sort(s)
+	q := Qdisc{"x", s}
+	if !q.Equal(Qdisc{"x", []Setting{{"a", 2}, {"b", 1}}}) || q.Equal(Qdisc{"y", s}) || q.Equal(Qdisc{"x", s[:1]}) {
+		t.Errorf("sorted settings %v do not compare", s)
+	}
+	if v, ok := q.Get("b"); v != 1 || !ok {
+		t.Errorf("b is %d, %v", v, ok)
+	}
+	if _, ok := q.Get("c"); ok || k.Param("c") != nil || k.Param("b") != &k.Params[1] {
+		t.Error("a parameter that is not there is found, or one that is there is not")
+	}
+}
+
+func TestNearest(t *testing.T) {
+	keys := []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind"}
+	for in, want := range map[string]string{
+		"rat": "rate", "Rate": "rate", "ciel": "ceil", "ceils": "ceil", "brust": "burst", "qdsic": "qdisc", "quantums": "quantum", "colour": "", "": "", "x": "",
+	} {
+		if got := Nearest(in, keys); got != want {
+			t.Errorf("nearest to %q is %q, want %q", in, got, want)
+		}
+	}
+	if got := Nearest(strings.Repeat("a", 100), []string{strings.Repeat("a", 100)}); got != "" && len(got) != 100 {
+		t.Errorf("long names: %q", got)
+	}
+}
+
+func TestCheckName(t *testing.T) {
+	check(t, func(s string) (bool, error) { err := CheckName(s); return err == nil, err }, []read[bool]{
+		{in: "web", want: true},
+		{in: "rest", want: true},
+		{in: "_x", want: true},
+		{in: "0", want: true},
+		{in: "a@b+c-d_E9", want: true},
+		{in: strings.Repeat("a", 64), want: true},
+		{in: "", err: "a branch without a name"},
+		{in: strings.Repeat("a", 65), err: "the name is longer than 64 bytes"},
+		{in: "rate", err: `"rate" is a key of the policy and cannot name a branch`},
+		{in: "ingress", err: `"ingress" is a key of the policy and cannot name a branch`},
+		{in: "my.web", err: `the name "my.web" is not made of letters, digits, _ - @ and +, the first a letter, digit or _: write "my-web"`},
+		{in: "a/b", err: `the name "a/b" is not made of letters, digits, _ - @ and +, the first a letter, digit or _: write "a-b"`},
+		{in: "-a", err: `the name "-a" is not made of letters, digits, _ - @ and +, the first a letter, digit or _: write "a"`},
+		{in: "é", err: `the name "é" is not made of letters, digits, _ - @ and +, the first a letter, digit or _`},
+	})
+}
+
+// fuzz holds a reader to: a value or an error, never both; and what it read is
+// read back from what it prints.
+func fuzz[T interface {
+	comparable
+	String() string
+}](f *testing.F, parse func(string) (T, error), seeds ...string) {
+	for _, s := range seeds {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		v, err := parse(in)
+		var zero T
+		if err != nil {
+			if v != zero {
+				t.Errorf("%q gives %v and the error %v", in, v, err)
+			}
+			if m := err.Error(); strings.ContainsFunc(m, func(r rune) bool { return r < ' ' }) {
+				t.Errorf("%q: the error has a control character: %q", in, m)
+			}
+			return
+		}
+		if back, err := parse(v.String()); err != nil || back != v {
+			t.Errorf("%q is %v, which is read as %v, %v", in, v, back, err)
+		}
+	})
+}
+
+func FuzzParseBandwidth(f *testing.F) {
+	fuzz(f, ParseBandwidth, "10mbit", "1.5gbit", "5MiB/s", "mbps", "5M", "100tbit", "0.1B/s", "", "-1bit", "5b/s", "%")
+}
+
+func FuzzParseSize(f *testing.F) {
+	fuzz(f, ParseSize, "1600b", "1.5mib", "15k", "4gib", "", "1,5kb")
+}
+
+func FuzzParseClassID(f *testing.F) {
+	fuzz(f, ParseClassID, "71f:1a2b", "71f:", ":", "0:0", "10000:1")
+}
+
+func FuzzParseAmount(f *testing.F) {
+	fuzz(f, ParseAmount, "40%", "12.5%", "10mbit", "0.001%", "100.001%", "%", " % ")
+}
+
+func FuzzParseBinding(f *testing.F) {
+	fuzz(f, ParseBinding, "cgroup:/a", "unit:a.service", "slice:a.slice", "user:1000", ":", "unit:", "cgroup:/a/../b")
+}
+
+// The text forms are those of String and Parse, and a failure leaves the value.
+func TestText(t *testing.T) {
+	type text interface {
+		MarshalText() ([]byte, error)
+		UnmarshalText([]byte) error
+	}
+	b, s, c, d := 940*Mbit, 64*KiB, ID(2), Binding{BindUser, "backup"}
+	for want, v := range map[string]text{"940mbit": &b, "64kib": &s, "71f:2": &c, "user:backup": &d} {
+		got, err := v.MarshalText()
+		if err != nil || string(got) != want {
+			t.Errorf("%T prints as %s, %v", v, got, err)
+		}
+		if err := v.UnmarshalText([]byte("!")); err == nil {
+			t.Errorf("%T reads nonsense", v)
+		}
+		if got, err = v.MarshalText(); err != nil || string(got) != want {
+			t.Errorf("%T is %s after nonsense", v, got)
+		}
+		if err := v.UnmarshalText(got); err != nil {
+			t.Error(err)
+		}
+	}
+}
