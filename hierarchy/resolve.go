@@ -32,6 +32,7 @@ const (
 	maxBurst   = 274 * time.Second // 2^32 ticks of 64 ns: what tc_htb_opt.buffer holds
 	slowRate   = 10 * Kbit         // see the warning
 	restShare  = 100               // the rest gets at least one in so many parts
+	minRate    = 8 * Bit           // the kernel counts bytes, and refuses 0 (htb_change_class, v6.12)
 )
 
 // Problem is one mistake in a specification.
@@ -47,30 +48,39 @@ type Problem struct {
 // Resolve works out every value that a specification leaves open and checks the
 // whole: guarantees of branches that name none, ceilings, priorities, the rest.
 // It reports all problems, in the order of the tree; the tree is nil when one of
-// them is more than a warning. Kinds are the queueing disciplines on offer.
+// them is more than a warning, or when a part of the specification is Broken.
+// Kinds are the queueing disciplines on offer.
 //
 // The rules are those of the policy file: a branch without a rate shares, in
 // equal parts, what its siblings leave of the parent's rate with the others like
 // it, none beyond its own ceil; a percentage counts from the parent's rate for
 // rate and from the parent's ceil for ceil. Below an interface, and below a
 // branch that has bindings and children, a leaf called rest is added where there
-// is none.
+// is none. A rest without a rate shares like the others, but never gets less
+// than one part in a hundred of its parent's rate.
 func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	r := resolver{kinds: kinds, bound: map[Binding]Path{}}
 	path := Path(s.Interface)
 	root := &Branch{Class: Class{Path: path, Parent: ID(0), Link: s.Link, Prio: DefaultPrio}}
-	broken := s.Broken
+	if err := checkInterface(s.Interface); err != nil {
+		r.add(path, "", err.Error(), "")
+	}
 	rate := s.Rate.Of(0)
 	switch {
-	case broken:
+	case s.Broken:
+		rate = 0
 	case s.Rate.IsZero():
 		r.add(path, "", "rate is missing", fmt.Sprintf("say what the link really carries, a little less than the line: rate = %q", "940mbit"))
-		broken = true
 	case s.Rate.Percent():
 		r.add(path, "rate", fmt.Sprintf("rate %v is a percentage, but an interface has no parent to take it from", s.Rate), `write the bandwidth of the link, for example "940mbit"`)
-		broken = true
-	case !s.Ceil.IsZero() && (s.Ceil.Percent() || s.Ceil.Of(0) != rate):
-		r.add(path, "ceil", fmt.Sprintf("ceil %v differs from rate %v, but an interface has nobody to borrow from", s.Ceil, rate), "remove ceil, and write what the link carries as rate")
+	case rate < minRate:
+		r.add(path, "rate", fmt.Sprintf("rate %v is less than a byte a second, 8bit", rate), "")
+		rate = 0
+	case rate > MaxBandwidth:
+		r.add(path, "rate", fmt.Sprintf("rate %v is more than %v", rate, MaxBandwidth), "")
+		rate = 0
+	case !s.Ceil.IsZero() && s.Ceil.Of(rate) != rate:
+		r.add(path, "ceil", fmt.Sprintf("ceil %s differs from rate %v, but an interface has nobody to borrow from", written(s.Ceil, s.Ceil.Of(rate)), rate), "remove ceil, and write what the link carries as rate")
 	}
 	if s.Link.Overhead < 0 || s.Link.Overhead > 256 {
 		r.add(path, "overhead", fmt.Sprintf("overhead %d is not between 0 and 256 bytes", s.Link.Overhead), "")
@@ -82,18 +92,18 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 		r.add(path, "mtu", fmt.Sprintf("mtu %v is not between 68b and 64kib", s.MTU), "")
 	}
 	root.Rate, root.Ceil = rate, rate
-	r.branch(root, &s.BranchSpec, 1, broken)
+	r.branch(root, &s.BranchSpec, 1)
 	if r.count > MaxBranches {
 		r.add(path, "", fmt.Sprintf("%d branches are more than the %d that class ids of 16 bits can name", r.count, MaxBranches), "")
 	} else if r.count > ManyBranches {
 		r.warn(path, "", fmt.Sprintf("%d branches below one interface: the kernel takes time in proportion to the square of their number to make them", r.count))
 	}
-	for _, p := range r.problems {
-		if !p.Warning {
-			return nil, r.problems
-		}
+	tree := &Tree{Interface: s.Interface, Replace: s.Replace, MTU: s.MTU, Root: root}
+	r.sort(tree)
+	if r.broken || slices.ContainsFunc(r.problems, func(p Problem) bool { return !p.Warning }) {
+		return nil, r.problems
 	}
-	return &Tree{Interface: s.Interface, Replace: s.Replace, MTU: s.MTU, Root: root}, r.problems
+	return tree, r.problems
 }
 
 type resolver struct {
@@ -101,6 +111,22 @@ type resolver struct {
 	problems []Problem
 	bound    map[Binding]Path
 	count    int
+	broken   bool // some part of the specification is
+}
+
+// sort puts the problems into the order of the tree. A branch's children are
+// held against each other before anything below them is looked at.
+func (r *resolver) sort(t *Tree) {
+	if len(r.problems) < 2 {
+		return
+	}
+	at := make(map[Path]int, r.count)
+	for b := range t.All() {
+		if _, twice := at[b.Path]; !twice {
+			at[b.Path] = len(at)
+		}
+	}
+	slices.SortStableFunc(r.problems, func(a, b Problem) int { return cmp.Compare(at[a.Path], at[b.Path]) })
 }
 
 func (r *resolver) add(p Path, key, text, hint string) {
@@ -111,11 +137,12 @@ func (r *resolver) warn(p Path, key, text string) {
 	r.problems = append(r.problems, Problem{Path: p, Key: key, Index: -1, Text: text, Warning: true})
 }
 
-// branch fills in b, whose Path, Parent, Rate and Ceil are set, and everything
-// below it. Broken says that a number on the way here could not be read, so that
-// what follows from it is not worth reporting.
-func (r *resolver) branch(b *Branch, s *BranchSpec, depth int, broken bool) {
+// branch fills in b, whose Path, Rate and Ceil are set, and everything below it.
+// A rate of 0 says that a mistake further up leaves it open, so that what follows
+// from it is not worth reporting.
+func (r *resolver) branch(b *Branch, s *BranchSpec, depth int) {
 	r.count++
+	r.broken = r.broken || s.Broken
 	if s.Prio != nil {
 		b.Prio = *s.Prio
 		if b.Prio > MaxPrio {
@@ -123,10 +150,10 @@ func (r *resolver) branch(b *Branch, s *BranchSpec, depth int, broken bool) {
 		}
 	}
 	b.Burst, b.CBurst, b.Quantum = s.Burst, s.CBurst, s.Quantum
-	if !broken {
+	if b.Rate != 0 {
 		r.burst(b.Path, "burst", b.Burst, "rate", b.Rate)
 		r.burst(b.Path, "cburst", b.CBurst, "ceil", b.Ceil)
-		if b.Rate < slowRate && b.Rate > 0 {
+		if b.Rate < slowRate {
 			r.warn(b.Path, "rate", fmt.Sprintf("rate %v is so low that large packets exceed it: the kernel forgives what takes longer than 60s to pay back", b.Rate))
 		}
 	}
@@ -152,24 +179,24 @@ func (r *resolver) branch(b *Branch, s *BranchSpec, depth int, broken bool) {
 			b.Qdisc = r.qdisc(b.Path, s.Qdisc)
 		}
 	}
-	r.children(b, s, depth, broken)
+	r.children(b, s, depth)
 }
 
 func (r *resolver) burst(p Path, key string, size Size, of string, rate Bandwidth) {
-	if size == 0 || rate == 0 {
+	if size == 0 {
 		return
 	}
-	// size × 8 fits: sizes have 32 bits.
-	if secs := uint64(size) * 8 / uint64(rate); secs >= uint64(maxBurst/time.Second) {
-		most := Size(uint64(rate) / 8 * uint64(maxBurst/time.Second))
-		r.add(p, key, fmt.Sprintf("%s %v takes %ds at %s %v; the kernel holds at most %v", key, size, secs, of, rate, maxBurst), fmt.Sprintf("write at most %v", most))
+	const secs = uint64(maxBurst / time.Second)
+	// Both products fit: sizes have 32 bits, and rates end at MaxBandwidth.
+	if most := Size(uint64(rate) * secs / 8); size > most {
+		r.add(p, key, fmt.Sprintf("%s %v takes %ds at %s %v; the kernel holds at most %ds", key, size, uint64(size)*8/uint64(rate), of, rate, secs), fmt.Sprintf("write at most %v", most))
 	} else if size < 1600 {
 		r.warn(p, key, fmt.Sprintf("%s %v is less than a full packet: the branch will stay below its %s", key, size, of))
 	}
 }
 
 // children works out the guarantees below b and goes down.
-func (r *resolver) children(b *Branch, s *BranchSpec, depth int, broken bool) {
+func (r *resolver) children(b *Branch, s *BranchSpec, depth int) {
 	specs := s.Children
 	top := depth == 1
 	named := slices.ContainsFunc(specs, func(c *BranchSpec) bool { return c.Name == RestName })
@@ -182,61 +209,69 @@ func (r *resolver) children(b *Branch, s *BranchSpec, depth int, broken bool) {
 	}
 	b.Children = make([]*Branch, len(specs))
 	store := make([]Branch, len(specs))
+	known := b.Rate != 0
 	for i, c := range specs {
-		broken = broken || c.Broken
+		known = known && !c.Broken
 		store[i] = Branch{Class: Class{Path: b.Path.Join(c.Name), Link: b.Link, Prio: b.Prio}, Implied: implied && i == len(specs)-1}
 		b.Children[i] = &store[i]
 	}
-	if !broken {
+	if known {
 		r.share(b, specs)
 	}
+	seen := make(map[string]bool, len(specs))
 	for i, c := range specs {
 		x := b.Children[i]
 		if err := CheckName(c.Name); err != nil {
 			r.add(x.Path, "", err.Error(), "")
+		} else if seen[c.Name] {
+			r.add(x.Path, "", fmt.Sprintf("%s has two branches called %s", b.Path, c.Name), "give one of them another name")
 		}
+		seen[c.Name] = true
 		if c.Name == RestName && len(c.Children) > 0 {
 			r.add(x.Path, "", "rest has branches below it, but it must be a leaf: it carries what no binding claims", "give the branches a parent with another name")
 		}
-		r.branch(x, c, depth+1, broken)
+		r.branch(x, c, depth+1)
 	}
 }
 
-// share gives each child of b its rate and ceil.
+// share gives each child of b its rate and ceil. The rate stays 0 where a
+// problem leaves it open, so that nothing below reports what follows from that.
 func (r *resolver) share(b *Branch, specs []*BranchSpec) {
 	var sum Bandwidth
-	var open []int // children that name no rate
+	var open, bad []int // children that name no rate; children with a problem of their own
+	rest := -1          // in open
 	over := false
 	for i, c := range specs {
 		x := b.Children[i]
 		x.Ceil = b.Ceil
 		if !c.Ceil.IsZero() {
 			x.Ceil = c.Ceil.Of(b.Ceil)
-			if x.Ceil > b.Ceil {
+			switch {
+			case x.Ceil > b.Ceil: // kept, so that what is below is held against what was written
 				r.add(x.Path, "ceil", fmt.Sprintf("ceil %v is above the ceil %v of %s and could never be reached", x.Ceil, b.Ceil, b.Path), fmt.Sprintf("write at most %v, or raise that of %s", b.Ceil, b.Path))
-				x.Ceil = b.Ceil
-			}
-			if x.Ceil < 8 {
-				r.add(x.Path, "ceil", fmt.Sprintf("ceil %v of %v is less than a byte a second", c.Ceil, b.Ceil), "")
-				x.Ceil = 8
+			case x.Ceil < minRate:
+				r.add(x.Path, "ceil", tooLow("ceil", c.Ceil, x.Ceil, b), "")
+				x.Ceil, bad = minRate, append(bad, i)
 			}
 		}
 		if c.Rate.IsZero() {
+			if c.Name == RestName {
+				rest = len(open)
+			}
 			open = append(open, i)
 			continue
 		}
 		x.Rate = c.Rate.Of(b.Rate)
-		if x.Rate < 8 {
-			r.add(x.Path, "rate", fmt.Sprintf("rate %v of %v is less than a byte a second", c.Rate, b.Rate), "")
-			x.Rate = 8
-		}
-		if x.Ceil < x.Rate {
-			if c.Ceil.IsZero() {
-				x.Ceil = x.Rate // above the parent altogether: the sum says so
-			} else {
-				r.add(x.Path, "ceil", fmt.Sprintf("ceil %v is below rate %v", x.Ceil, x.Rate), fmt.Sprintf("write ceil = %q or more, or lower the rate", x.Rate.String()))
-				x.Ceil = x.Rate
-			}
+		switch {
+		case x.Rate < minRate:
+			r.add(x.Path, "rate", tooLow("rate", c.Rate, x.Rate, b), "")
+			bad = append(bad, i)
+		case x.Ceil >= x.Rate:
+		case c.Ceil.IsZero():
+			x.Ceil = x.Rate // above the parent altogether: the sum says so
+		case len(bad) == 0 || bad[len(bad)-1] != i:
+			r.add(x.Path, "ceil", fmt.Sprintf("ceil %s is below rate %s", written(c.Ceil, x.Ceil), written(c.Rate, x.Rate)), fmt.Sprintf("write ceil = %q or more, or lower the rate", x.Rate.String()))
+			bad = append(bad, i)
 		}
 		if sum += x.Rate; sum > b.Rate && !over {
 			over = true
@@ -244,47 +279,92 @@ func (r *resolver) share(b *Branch, specs []*BranchSpec) {
 			for _, d := range specs[i+1:] {
 				total += d.Rate.Of(b.Rate)
 			}
-			r.add(x.Path, "rate", fmt.Sprintf("rate %v is too much: the branches of %s add up to %v, which is %v more than its rate %v", x.Rate, b.Path, total, total-b.Rate, b.Rate),
+			r.add(x.Path, "rate", fmt.Sprintf("rate %s is too much: the branches of %s add up to %v, which is %v more than its rate %v", written(c.Rate, x.Rate), b.Path, total, total-b.Rate, b.Rate),
 				"guarantees must fit: lower them, and let branches borrow up to their ceil")
 		}
 	}
-	if over || len(open) == 0 {
-		if len(open) > 0 { // so that nothing below reports what follows from it
-			for _, i := range open {
-				b.Children[i].Rate = min(8, b.Children[i].Ceil)
+	if !over && len(open) > 0 {
+		r.open(b, specs, open, rest, sum)
+	}
+	for _, i := range bad {
+		b.Children[i].Rate = 0
+	}
+}
+
+// open gives the children that name no rate what the others leave, sum being
+// what those have. The rest, if it is one of them, comes first with its least:
+// it is the rest that carries what nobody thought of.
+func (r *resolver) open(b *Branch, specs []*BranchSpec, open []int, rest int, sum Bandwidth) {
+	left := b.Rate - sum
+	b.fill(open, left)
+	if rest >= 0 {
+		x := b.Children[open[rest]]
+		if least := min(max(b.Rate/restShare, minRate), x.Ceil); x.Rate < least {
+			if left < least {
+				at := x.Path
+				if x.Implied {
+					at = b.Path
+				}
+				missing := least - left + minRate*Bandwidth(len(open)-1)
+				hint := fmt.Sprintf("take %v away from the branches below %s", missing, b.Path)
+				if left >= minRate {
+					hint += fmt.Sprintf(", or give %s a rate of its own", x.Path)
+				}
+				r.add(at, "", fmt.Sprintf("%v of %s's %v are guaranteed to its branches, which leaves %v for %s; it needs at least %v", sum, b.Path, b.Rate, left, x.Path, least), hint)
+				for _, i := range open {
+					b.Children[i].Rate = 0
+				}
+				return
 			}
+			open = slices.Delete(open, rest, rest+1)
+			x.Rate = least
+			b.fill(open, left-least)
 		}
+	}
+	low := slices.DeleteFunc(open, func(i int) bool { return b.Children[i].Rate >= minRate })
+	if len(low) == 0 {
 		return
 	}
-	// Equal parts of what is left, none beyond its ceil: those with the lowest
-	// ceil are settled first and leave what they cannot take to the others.
-	slices.SortStableFunc(open, func(i, j int) int { return cmp.Compare(b.Children[i].Ceil, b.Children[j].Ceil) })
-	left := b.Rate - sum
-	for k, i := range open {
+	others := ""
+	switch n := len(low) - 1; {
+	case n == 1:
+		others = " and one more without a rate"
+	case n > 1:
+		others = fmt.Sprintf(" and %d more without a rate", n)
+	}
+	r.add(b.Children[low[0]].Path, "", fmt.Sprintf("nothing is left of %s's %v to guarantee it%s", b.Path, b.Rate, others), "write a rate here, and lower those of its siblings")
+	for _, i := range low {
+		b.Children[i].Rate = 0
+	}
+}
+
+// fill shares left among the given children in equal parts, none beyond its
+// ceil: those with the lowest ceil are settled first and leave what they cannot
+// take to the others.
+func (b *Branch) fill(open []int, left Bandwidth) {
+	byCeil := slices.Clone(open)
+	slices.SortStableFunc(byCeil, func(i, j int) int { return cmp.Compare(b.Children[i].Ceil, b.Children[j].Ceil) })
+	for k, i := range byCeil {
 		x := b.Children[i]
-		x.Rate = min(left/Bandwidth(len(open)-k), x.Ceil)
+		x.Rate = min(left/Bandwidth(len(byCeil)-k), x.Ceil)
 		left -= x.Rate
 	}
-	slices.Sort(open)
-	need := max(b.Rate/restShare, 8)
-	for _, i := range open {
-		x := b.Children[i]
-		switch {
-		case specs[i].Name == RestName && x.Rate < min(need, x.Ceil):
-			missing := need*Bandwidth(len(open)) - (b.Rate - sum)
-			at := x.Path
-			if x.Implied {
-				at = b.Path
-			}
-			r.add(at, "", fmt.Sprintf("%v of %s's %v are guaranteed to its branches, which leaves %v for %s; it needs at least %v", sum, b.Path, b.Rate, x.Rate, x.Path, need),
-				fmt.Sprintf("take %v away from the branches below %s, or give %s a rate of its own", missing, b.Path, x.Path))
-		case x.Rate < 8:
-			r.add(x.Path, "", fmt.Sprintf("nothing is left of %s's %v to guarantee it", b.Path, b.Rate), "write a rate here, and lower those of its siblings")
-		default:
-			continue
-		}
-		x.Rate = max(x.Rate, 8)
+}
+
+// written is an amount as the policy has it, and what a percentage comes to.
+func written(a Amount, v Bandwidth) string {
+	if a.Percent() {
+		return fmt.Sprintf("%v (%v)", a, v)
 	}
+	return v.String()
+}
+
+// tooLow says that HTB, which counts bytes, cannot keep a bandwidth of v.
+func tooLow(key string, a Amount, v Bandwidth, parent *Branch) string {
+	if a.Percent() {
+		return fmt.Sprintf("%s %v of %s comes to %v, which is less than a byte a second", key, a, parent.Path, v)
+	}
+	return fmt.Sprintf("%s %v is less than a byte a second, 8bit", key, v)
 }
 
 // qdisc checks a queueing discipline against the kinds on offer.
@@ -343,6 +423,19 @@ func suggest(name string, known []string) string {
 
 // words are the keys of a policy; a branch cannot be called like one of them.
 var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "ingress", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
+
+// checkInterface says what is wrong with the name of an interface: what the
+// kernel would never have (dev_valid_name, net/core/dev.c, v6.12). Its length is
+// left to the machine, where long names are alternative ones.
+func checkInterface(name string) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("an interface without a name")
+	case name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r"):
+		return fmt.Errorf("%q cannot be an interface: its name has no slash, colon or space", name)
+	}
+	return nil
+}
 
 // CheckName says what is wrong with the name of a branch. A name also becomes a
 // directory of the cgroup file system, whose own files all have a dot in their
