@@ -1,0 +1,281 @@
+//go:build linux
+
+package tc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	gotc "github.com/florianl/go-tc"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+const (
+	// batchSize is the number of messages sent in one go. The replies to a
+	// batch that fails from end to end fit in socketBuffer.
+	batchSize = 192
+	// drainTime bounds the wait for the packets of a class that is deleted,
+	// drainPoll the time between two looks.
+	drainTime = 2 * time.Second
+	drainPoll = 5 * time.Millisecond
+)
+
+// r2q is given because the kernel wants it. It has no effect: every class
+// comes with its quantum.
+const r2q = 10
+
+// directQueue is the number of packets that may wait unshaped while HTB stands
+// and its default class does not yet. The kernel would take the length of the
+// device's own queue, which is 0 for many tunnels and bridges and would mean
+// that every packet is dropped (htb_enqueue, net/sched/sch_htb.c, v6.12).
+const directQueue = 1000
+
+// Do carries out steps on the root qdisc, classes and leaf qdiscs, in order, and
+// returns how many took effect before the one that failed. Steps go to the
+// kernel in batches, and it does not stop at a failing one: some behind it may
+// have taken effect as well, so that the caller reads the state again. A plan
+// of [hierarchy.Diff] is safe to be carried out so.
+//
+// Create of the root is refused with [ErrForeign] where a root qdisc stands that
+// somebody made; Change from that very one replaces it, and a later Delete
+// through the same Device puts it back, as [Device.Restore] does. A class's
+// packets are waited for before it is deleted, at most two seconds; what is
+// lost then is told to Config.Warn. A leaf qdisc keeps its backlog when only its
+// parameters change and its kind can take that; otherwise the backlog is lost.
+//
+// The error is an *OpError when the kernel refused.
+func (d *Device) Do(ctx context.Context, steps []hierarchy.Step) (int, error) {
+	done := 0
+	for done < len(steps) {
+		if err := ctx.Err(); err != nil {
+			return done, err
+		}
+		n, err := d.doSome(ctx, steps[done:])
+		done += n
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// doSome carries out the first steps, as many as go together.
+func (d *Device) doSome(ctx context.Context, steps []hierarchy.Step) (int, error) {
+	if _, ok := steps[0].Item().(*hierarchy.Root); ok {
+		if err := d.doRoot(steps[0]); err != nil {
+			return 0, err
+		}
+		return 1, nil
+	}
+	if steps[0].Action == hierarchy.Delete {
+		n := 1
+		for n < len(steps) && steps[n].Action == hierarchy.Delete {
+			if _, ok := steps[n].Item().(*hierarchy.Root); ok {
+				break
+			}
+			n++
+		}
+		return d.doDelete(ctx, steps[:n])
+	}
+	return d.doBatch(steps)
+}
+
+// doBatch makes and changes as many classes and leaf qdiscs as fit in a batch.
+func (d *Device) doBatch(steps []hierarchy.Step) (int, error) {
+	var msgs []netlink.Message
+	var of []int // the step that a message belongs to
+	n := 0
+	var bad error
+	for n < len(steps) && len(msgs) < batchSize && steps[n].Action != hierarchy.Delete {
+		if _, ok := steps[n].Item().(*hierarchy.Root); ok {
+			break
+		}
+		m, err := d.encode(steps[n])
+		if err != nil {
+			bad = d.stepError(steps[n], err)
+			break
+		}
+		for range m {
+			of = append(of, n)
+		}
+		msgs = append(msgs, m...)
+		n++
+	}
+	failed, err := d.c.send(msgs)
+	if err != nil {
+		at := 0
+		if failed < len(of) {
+			at = of[failed]
+		}
+		return at, d.stepError(steps[at], err)
+	}
+	return n, bad
+}
+
+// encode is what a Create or Change step asks of the kernel.
+func (d *Device) encode(s hierarchy.Step) ([]netlink.Message, error) {
+	flags := netlink.Create | netlink.Excl
+	if s.Action == hierarchy.Change {
+		flags = 0
+	}
+	switch item := s.New.(type) {
+	case *hierarchy.Class:
+		m, err := encodeClass(d.Index, flags, item)
+		return []netlink.Message{m}, err
+	case *hierarchy.Leaf:
+		old, ok := s.Old.(*hierarchy.Leaf)
+		if s.Action == hierarchy.Change && ok && !inPlace(old.Qdisc, item.Qdisc) {
+			m, err := encodeLeaf(d.Index, item, true)
+			return []netlink.Message{encodeLeafDelete(d.Index, item.Class), m}, err
+		}
+		m, err := encodeLeaf(d.Index, item, s.Action == hierarchy.Create)
+		return []netlink.Message{m}, err
+	}
+	return nil, fmt.Errorf("no step for package tc")
+}
+
+// inPlace says whether a leaf qdisc can become another without being made anew.
+func inPlace(old, want hierarchy.Qdisc) bool {
+	k := kindNamed(want.Kind)
+	return old.Kind == want.Kind && k != nil && (k.inPlace == nil || k.inPlace(old, want))
+}
+
+// stepError says which step failed.
+func (d *Device) stepError(s hierarchy.Step, err error) error {
+	var e *OpError
+	if !errors.As(newOpError("", d.Name, err), &e) {
+		return nil
+	}
+	switch item := s.Item().(type) {
+	case *hierarchy.Root:
+		e.Op, e.Class = s.Action.String()+" root qdisc", item.Handle
+	case *hierarchy.Class:
+		e.Op, e.Class, e.Path = s.Action.String()+" class", item.ID, item.Path
+	case *hierarchy.Leaf:
+		e.Op, e.Class, e.Path = s.Action.String()+" qdisc "+item.Qdisc.Kind+" of class", item.Class, item.Path
+	default:
+		e.Op = s.Action.String()
+	}
+	return e
+}
+
+// doDelete deletes classes and leaf qdiscs once they are empty. Each is
+// answered before the next is sent: a deletion cannot be taken back.
+func (d *Device) doDelete(ctx context.Context, steps []hierarchy.Step) (int, error) {
+	leaving := map[hierarchy.ClassID]hierarchy.Path{}
+	for _, s := range steps {
+		if c, ok := s.Old.(*hierarchy.Class); ok {
+			leaving[c.ID] = c.Path
+		}
+	}
+	if err := d.drain(ctx, leaving); err != nil {
+		return 0, err
+	}
+	for i, s := range steps {
+		if err := ctx.Err(); err != nil {
+			return i, err
+		}
+		var m netlink.Message
+		switch item := s.Old.(type) {
+		case *hierarchy.Class:
+			m = encodeClassRef(unix.RTM_DELTCLASS, d.Index, item.ID)
+		case *hierarchy.Leaf:
+			m = encodeLeafDelete(d.Index, item.Class)
+		default:
+			return i, d.stepError(s, errors.New("no step for package tc"))
+		}
+		// ENOENT: it is gone already, a leaf qdisc with its class.
+		if _, err := d.c.send([]netlink.Message{m}); err != nil && errno(err) != unix.ENOENT {
+			return i, d.stepError(s, err)
+		}
+	}
+	return len(steps), nil
+}
+
+// drain waits until no packets are left in the given classes.
+func (d *Device) drain(ctx context.Context, classes map[hierarchy.ClassID]hierarchy.Path) error {
+	if len(classes) == 0 {
+		return nil
+	}
+	deadline := time.Now().Add(drainTime)
+	for {
+		var full []ClassStats
+		err := d.eachClass(func(body []byte) error {
+			s, err := decodeClassStats(body)
+			if _, ok := classes[s.Class]; ok && s.QLen > 0 {
+				full = append(full, s)
+			}
+			return err
+		})
+		if err != nil {
+			return d.fail("wait for queued packets", err)
+		}
+		if len(full) == 0 {
+			return nil
+		}
+		if !time.Now().Before(deadline) {
+			for _, s := range full {
+				name := string(classes[s.Class])
+				if name == "" {
+					name = d.Name
+				}
+				d.c.warnf("%s: class %v is deleted with %d packets (%v) still in its queue", name, s.Class, s.QLen, hierarchy.Size(s.Backlog))
+			}
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(drainPoll):
+		}
+	}
+}
+
+// doRoot makes or deletes the root qdisc.
+func (d *Device) doRoot(s hierarchy.Step) error {
+	if s.Action == hierarchy.Delete {
+		if d.former != nil && !d.former.Partial {
+			return d.Restore(*d.former)
+		}
+		return d.stepError(s, d.c.tc.Qdisc().Delete(d.htb()))
+	}
+	found, _, err := d.qdiscs()
+	if err != nil {
+		return err
+	}
+	root := found.root()
+	qdisc := d.c.tc.Qdisc()
+	if !root.Foreign() {
+		return d.stepError(s, qdisc.Add(d.htb()))
+	}
+	if old, ok := s.Old.(*hierarchy.Root); !ok || *old != root {
+		return fmt.Errorf("%s: root qdisc %s %v is %w: set replace = true for the interface, or remove it with \"tc qdisc del dev %s root\"",
+			d.Name, root.Kind, root.Handle, ErrForeign, d.Name)
+	}
+	former, err := d.describe(found)
+	if err != nil {
+		return err
+	}
+	if err := qdisc.Replace(d.htb()); err != nil {
+		return d.stepError(s, err)
+	}
+	d.former = former
+	return nil
+}
+
+// htb is our root qdisc for go-tc.
+func (d *Device) htb() *gotc.Object {
+	direct := uint32(directQueue)
+	return &gotc.Object{
+		Msg: gotc.Msg{Family: unix.AF_UNSPEC, Ifindex: d.Index, Handle: uint32(hierarchy.ID(0)), Parent: gotc.HandleRoot},
+		Attribute: gotc.Attribute{Kind: "htb", Htb: &gotc.Htb{
+			Init:       &gotc.HtbGlob{Version: 3, Rate2Quantum: r2q, Defcls: hierarchy.RestMinor},
+			DirectQlen: &direct,
+		}},
+	}
+}

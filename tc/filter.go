@@ -1,0 +1,226 @@
+//go:build linux
+
+package tc
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	gotc "github.com/florianl/go-tc"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Our filters. Preference 1 is the first there is: a filter of somebody else that
+// ends the classification must not come before the one that tells branches
+// apart.
+const (
+	hookPref   = 1
+	hookHandle = hierarchy.Major
+)
+
+// The hooks of clsact, and the place of clsact itself.
+const (
+	clsactParent  = gotc.HandleIngress
+	clsactHandle  = 0xffff0000
+	ingressParent = 0xfffffff2
+	egressParent  = 0xfffffff3
+)
+
+const tcaBPFID = 11
+
+// allProtocols is ETH_P_ALL as it lies in a message: in network byte order.
+func allProtocols() uint32 { return uint32(binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})) }
+
+// filterMsg is a filter of a dump.
+type filterMsg struct {
+	tcMsg
+	kind    string
+	options []byte
+}
+
+func (f *filterMsg) pref() uint32 { return f.info >> 16 }
+
+// hook says whether the filter is the one of AttachEgress.
+func (f *filterMsg) hook() bool {
+	return f.pref() == hookPref && f.handle == hookHandle && f.kind == "bpf"
+}
+
+// eachFilter calls f for the filters of one place, of whatever kind. A place
+// that does not exist has none.
+func (d *Device) eachFilter(parent uint32, f func(filterMsg) error) error {
+	e := encoder{}
+	e.tcMsg(tcMsg{index: d.Index, parent: parent})
+	return d.c.dump(unix.RTM_GETTFILTER, e.b, func(body []byte) error {
+		m, attrs, err := decodeTcMsg(body)
+		if err != nil {
+			return err
+		}
+		x := filterMsg{tcMsg: m}
+		err = eachAttr(attrs, func(typ uint16, v []byte) error {
+			switch typ {
+			case tcaKind:
+				x.kind = getString(v)
+			case tcaOptions:
+				x.options = v
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return f(x)
+	})
+}
+
+// clsact says what stands at the hooks: "clsact", "ingress" or nothing.
+func (d *Device) clsact() (kind string, err error) {
+	err = d.eachQdisc(func(q *qdiscMsg) error {
+		if q.parent == clsactParent {
+			kind = q.kind
+		}
+		return nil
+	})
+	return kind, err
+}
+
+func (d *Device) clsactObject() *gotc.Object {
+	return &gotc.Object{
+		Msg:       gotc.Msg{Family: unix.AF_UNSPEC, Ifindex: d.Index, Handle: clsactHandle, Parent: clsactParent},
+		Attribute: gotc.Attribute{Kind: "clsact"},
+	}
+}
+
+// hookObject is our filter at the egress hook.
+func (d *Device) hookObject(bpf *gotc.Bpf) *gotc.Object {
+	return &gotc.Object{
+		Msg: gotc.Msg{
+			Family: unix.AF_UNSPEC, Ifindex: d.Index, Handle: hookHandle,
+			Parent: egressParent, Info: hookPref<<16 | allProtocols(),
+		},
+		Attribute: gotc.Attribute{Kind: "bpf", BPF: bpf},
+	}
+}
+
+// AttachEgress puts a program of type sched_cls at the egress hook, before all
+// other filters there, in direct-action mode. It takes the place of the one that
+// AttachEgress put there before, with no packet in between. The clsact qdisc is
+// made if it is missing. Where an ingress qdisc stands, which leaves no place
+// for clsact, or a filter of another kind has the first preference, the error
+// is [ErrForeign]. The descriptor may be closed afterwards.
+func (d *Device) AttachEgress(progFD int, name string) error {
+	const op = "attach program at egress"
+	kind, err := d.clsact()
+	if err != nil {
+		return d.fail(op, err)
+	}
+	switch kind {
+	case "":
+		if err := d.c.tc.Qdisc().Add(d.clsactObject()); err != nil {
+			return d.fail("create clsact qdisc", err)
+		}
+	case "clsact":
+	default:
+		return fmt.Errorf("%s: qdisc %s is %w and leaves no place for clsact: remove it with \"tc qdisc del dev %s %s\"", d.Name, kind, ErrForeign, d.Name, kind)
+	}
+	err = d.eachFilter(egressParent, func(f filterMsg) error {
+		if f.pref() == hookPref && (f.kind != "bpf" || f.info&0xffff != allProtocols()) {
+			return fmt.Errorf("filter of kind %s with preference %d at egress is %w: give it another preference", f.kind, hookPref, ErrForeign)
+		}
+		return nil
+	})
+	if err != nil {
+		return d.fail(op, err)
+	}
+	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
+	return d.fail(op, d.c.tc.Filter().Replace(d.hookObject(&gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
+}
+
+// EgressProgram is the id of the program that AttachEgress put there, in this
+// process or another; 0 when there is none.
+func (d *Device) EgressProgram() (id uint32, err error) {
+	err = d.eachFilter(egressParent, func(f filterMsg) error {
+		if !f.hook() {
+			return nil
+		}
+		return eachAttr(f.options, func(typ uint16, v []byte) (err error) {
+			if typ == tcaBPFID {
+				id, err = get32(v)
+			}
+			return err
+		})
+	})
+	return id, d.fail("read program at egress", err)
+}
+
+// DetachEgress removes the program of AttachEgress, and the clsact qdisc when no
+// filter is left at either of its hooks. There is nothing to do without either.
+func (d *Device) DetachEgress() error {
+	const op = "detach program at egress"
+	hook, others := false, false
+	look := func(f filterMsg) error {
+		// A preference is listed once by itself, with handle 0, and once for each filter.
+		if f.handle != 0 {
+			hook, others = hook || f.hook() && f.parent == egressParent, others || !f.hook() || f.parent != egressParent
+		}
+		return nil
+	}
+	if err := d.eachFilter(egressParent, look); err != nil {
+		return d.fail(op, err)
+	}
+	if !hook {
+		return nil
+	}
+	if err := d.eachFilter(ingressParent, look); err != nil {
+		return d.fail(op, err)
+	}
+	if err := d.c.tc.Filter().Delete(d.hookObject(nil)); err != nil {
+		return d.fail(op, err)
+	}
+	if others {
+		return nil
+	}
+	return d.fail("delete clsact qdisc", d.c.tc.Qdisc().Delete(d.clsactObject()))
+}
+
+// cgroupObject is the classic cgroup classifier on our root qdisc.
+func (d *Device) cgroupObject() *gotc.Object {
+	return &gotc.Object{
+		Msg: gotc.Msg{
+			Family: unix.AF_UNSPEC, Ifindex: d.Index, Handle: hookHandle,
+			Parent: uint32(hierarchy.ID(0)), Info: hookPref<<16 | allProtocols(),
+		},
+		// go-tc refuses a cgroup filter without content; an empty list of
+		// conditions is what "tc filter add ... cgroup" makes too.
+		Attribute: gotc.Attribute{Kind: "cgroup", Cgroup: &gotc.Cgroup{
+			Ematch: &gotc.Ematch{Hdr: &gotc.EmatchTreeHdr{}, Matches: &[]gotc.EmatchMatch{}},
+		}},
+	}
+}
+
+// AttachCgroupFilter puts the kernel's classifier for net_cls class ids on our
+// root qdisc. Without the module cls_cgroup the error is [ErrNotSupported].
+func (d *Device) AttachCgroupFilter() error {
+	err := d.fail("attach cgroup filter (module cls_cgroup)", d.c.tc.Filter().Replace(d.cgroupObject()))
+	return err
+}
+
+// CgroupFilter says whether that classifier is there.
+func (d *Device) CgroupFilter() (bool, error) {
+	found := false
+	err := d.eachFilter(uint32(hierarchy.ID(0)), func(f filterMsg) error {
+		found = found || f.kind == "cgroup" && f.pref() == hookPref && f.handle == hookHandle
+		return nil
+	})
+	return found, d.fail("read cgroup filter", err)
+}
+
+// DetachCgroupFilter removes that classifier. None is no error.
+func (d *Device) DetachCgroupFilter() error {
+	found, err := d.CgroupFilter()
+	if err != nil || !found {
+		return err
+	}
+	return d.fail("detach cgroup filter", d.c.tc.Filter().Delete(d.cgroupObject()))
+}

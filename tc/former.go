@@ -1,0 +1,95 @@
+//go:build linux
+
+package tc
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Former is a root qdisc that somebody made, kept so that it can be put back. The
+// zero value stands for the one that the kernel makes by itself.
+type Former struct {
+	Kind    string            `json:"kind,omitempty"`
+	Handle  hierarchy.ClassID `json:"handle,omitempty"`
+	Options []byte            `json:"options,omitempty"` // as the kernel shows them
+	// Partial says that it had classes, qdiscs, filters or a size table of its
+	// own, which are not kept. It cannot be put back.
+	Partial bool `json:"partial,omitempty"`
+}
+
+// Former describes the root qdisc that stands there now, if it is foreign; else
+// it is the zero value.
+func (d *Device) Former() (Former, error) {
+	root, _, err := d.qdiscs()
+	if err != nil || !root.root().Foreign() {
+		return Former{}, err
+	}
+	f, err := d.describe(root)
+	if err != nil {
+		return Former{}, err
+	}
+	return *f, nil
+}
+
+// describe is what can be kept of a foreign root qdisc.
+func (d *Device) describe(root *qdiscMsg) (*Former, error) {
+	f := &Former{Kind: root.kind, Handle: hierarchy.ClassID(root.handle), Options: slices.Clone(root.options), Partial: root.stab}
+	switch root.kind {
+	case "htb", "hfsc", "drr", "qfq", "atm", "cbq", "dsmark": // nothing without their classes
+		f.Partial = true
+		return f, nil
+	}
+	err := d.eachQdisc(func(q *qdiscMsg) error {
+		// Those without a handle are the kernel's and come back with their parent.
+		if q.handle != 0 && q.parent != rootParent && hierarchy.ClassID(q.parent).Major() == f.Handle.Major() {
+			f.Partial = true
+		}
+		return nil
+	})
+	if err == nil {
+		err = d.eachFilter(root.handle, func(filterMsg) error {
+			f.Partial = true
+			return nil
+		})
+	}
+	return f, d.fail("read root qdisc", err)
+}
+
+// Restore puts a former root qdisc in the place of ours, or of the kernel's, in
+// one step: the interface goes on sending. It is refused for a Partial one, and
+// where a foreign root qdisc stands now. The zero value removes ours.
+func (d *Device) Restore(f Former) error {
+	now, _, err := d.qdiscs()
+	if err != nil {
+		return err
+	}
+	root := now.root()
+	switch {
+	case root.Foreign():
+		return fmt.Errorf("%s: root qdisc %s %v is %w", d.Name, root.Kind, root.Handle, ErrForeign)
+	case f.Partial:
+		return fmt.Errorf("%s: the former root qdisc %s %v had classes, filters or qdiscs of its own: only who made it can put it back", d.Name, f.Kind, f.Handle)
+	case f.Kind == "" && !root.Ours():
+		return nil
+	case f.Kind == "":
+		return d.fail("delete root qdisc", d.c.tc.Qdisc().Delete(d.htb()))
+	}
+	e := encoder{}
+	e.tcMsg(tcMsg{index: d.Index, handle: uint32(f.Handle), parent: rootParent})
+	e.attrString(tcaKind, f.Kind)
+	if f.Options != nil {
+		e.nest(tcaOptions, func() { e.b = append(e.b, f.Options...) })
+	}
+	_, err = d.c.send([]netlink.Message{message(unix.RTM_NEWQDISC, netlink.Create|netlink.Replace, e.b)})
+	if err != nil {
+		return d.fail(fmt.Sprintf("put back root qdisc %s %v", f.Kind, f.Handle), err)
+	}
+	d.former = nil
+	return nil
+}

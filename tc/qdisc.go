@@ -1,0 +1,188 @@
+//go:build linux
+
+package tc
+
+import (
+	"fmt"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// discipline is one kind of leaf qdisc: what a policy may say about it, and how
+// it goes to the kernel and comes back.
+type discipline struct {
+	hierarchy.Kind
+	module string // that has it
+	// settle states every parameter: what q has, else a default for the place,
+	// rounded as the kernel rounds. Parameters that stand for another one, or
+	// for nothing, are left out. The order is that of Params.
+	settle func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error)
+	// encode writes the content of the options attribute for settled
+	// parameters; fresh says that the qdisc is made, not changed.
+	encode func(e *encoder, q hierarchy.Qdisc, fresh bool) error
+	// decode reads the options of a dump.
+	decode func(opts []byte) ([]hierarchy.Setting, error)
+	// inPlace says whether the kernel can turn one into the other. Nil: always.
+	inPlace func(old, want hierarchy.Qdisc) bool
+}
+
+// site is the place of a leaf: what its defaults depend on.
+type site struct {
+	rate, ceil hierarchy.Bandwidth
+	mtu        hierarchy.Size // of a frame on the line
+	packet     hierarchy.Size // the largest that the stack hands down
+}
+
+// disciplines are all kinds on offer.
+var disciplines = []*discipline{&fqCodel, &sfq, &bfifo, &pfifo, &tbf}
+
+// defaultKinds are the kinds for a leaf of which the policy says nothing, best
+// first. The last is there on every kernel that has traffic control at all.
+var defaultKinds = []*discipline{&fqCodel, &sfq, &bfifo}
+
+// Kinds are the kinds of leaf qdiscs that can be made, whether the kernel at
+// hand has them or not, with their parameters under the names that tc gives
+// them.
+func Kinds() []hierarchy.Kind {
+	kinds := make([]hierarchy.Kind, len(disciplines))
+	for i, d := range disciplines {
+		kinds[i] = d.Kind
+	}
+	return kinds
+}
+
+// kindNamed is the discipline of that name, or nil.
+func kindNamed(name string) *discipline {
+	for _, d := range disciplines {
+		if d.Name == name {
+			return d
+		}
+	}
+	return nil
+}
+
+// settings collects the parameters of a qdisc in order.
+type settings struct {
+	q   hierarchy.Qdisc
+	out []hierarchy.Setting
+}
+
+// get is what the policy says about a parameter, else the default.
+func (s *settings) get(name string, otherwise uint64) uint64 {
+	if v, ok := s.q.Get(name); ok {
+		return v
+	}
+	return otherwise
+}
+
+func (s *settings) set(name string, v uint64) {
+	s.out = append(s.out, hierarchy.Setting{Name: name, Value: v})
+}
+
+// value is a settled parameter of q; an error is a parameter that was not
+// settled.
+func value(q hierarchy.Qdisc, name string) (uint64, error) {
+	v, ok := q.Get(name)
+	if !ok {
+		return 0, fmt.Errorf("qdisc %s has no %s: it was not settled", q.Kind, name)
+	}
+	return v, nil
+}
+
+// values is value for several names.
+func values(q hierarchy.Qdisc, names ...string) ([]uint64, error) {
+	out := make([]uint64, len(names))
+	for i, n := range names {
+		v, err := value(q, n)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = v
+	}
+	return out, nil
+}
+
+// leafHandle is the handle of the qdisc of a leaf class: the class's minor
+// number. A qdisc that keeps its handle is changed in place.
+func leafHandle(class hierarchy.ClassID) uint32 { return uint32(class.Minor()) << 16 }
+
+// encodeLeaf is the message that makes the qdisc of a leaf class, or changes it
+// in place, whatever its handle, when fresh is false.
+func encodeLeaf(index uint32, l *hierarchy.Leaf, fresh bool) (netlink.Message, error) {
+	d := kindNamed(l.Qdisc.Kind)
+	if d == nil {
+		return netlink.Message{}, fmt.Errorf("qdisc %q cannot be made", l.Qdisc.Kind)
+	}
+	switch l.Class.Minor() {
+	case 0, hierarchy.Major, 0xffff:
+		return netlink.Message{}, fmt.Errorf("class %v cannot have a qdisc: its handle would be another's", l.Class)
+	}
+	m := tcMsg{index: index, parent: uint32(l.Class)}
+	var flags netlink.HeaderFlags
+	if fresh {
+		m.handle = leafHandle(l.Class)
+		flags = netlink.Create | netlink.Replace
+	}
+	e := encoder{make([]byte, 0, 128)}
+	e.tcMsg(m)
+	e.attrString(tcaKind, d.Name)
+	var err error
+	e.nest(tcaOptions, func() { err = d.encode(&e, l.Qdisc, fresh) })
+	return message(unix.RTM_NEWQDISC, flags, e.b), err
+}
+
+// encodeLeafDelete is the message that removes the qdisc of a leaf class,
+// whatever its handle. The kernel puts a pfifo in its place.
+func encodeLeafDelete(index uint32, class hierarchy.ClassID) netlink.Message {
+	e := encoder{make([]byte, 0, sizeofTcMsg)}
+	e.tcMsg(tcMsg{index: index, parent: uint32(class)})
+	return message(unix.RTM_DELQDISC, 0, e.b)
+}
+
+// qdiscMsg is a qdisc of a dump.
+type qdiscMsg struct {
+	tcMsg
+	kind    string
+	options []byte // nil: none
+	stats2  []byte
+	stab    bool // it has a size table
+}
+
+func decodeQdisc(body []byte) (q qdiscMsg, err error) {
+	m, attrs, err := decodeTcMsg(body)
+	if err != nil {
+		return q, err
+	}
+	q.tcMsg = m
+	err = eachAttr(attrs, func(typ uint16, v []byte) error {
+		switch typ {
+		case tcaKind:
+			q.kind = getString(v)
+		case tcaOptions:
+			q.options = v
+		case tcaStats2:
+			q.stats2 = v
+		case tcaStab:
+			q.stab = true
+		}
+		return nil
+	})
+	return q, err
+}
+
+// leaf is what the model keeps of a qdisc. One whose kind cannot be made, or
+// that has something switched on that the model does not know, has no
+// parameters and so differs from everything that is wanted.
+func (q *qdiscMsg) leaf() (hierarchy.Qdisc, error) {
+	out := hierarchy.Qdisc{Kind: q.kind}
+	d := kindNamed(q.kind)
+	if d == nil {
+		return out, nil
+	}
+	var err error
+	out.Params, err = d.decode(q.options)
+	return out, err
+}

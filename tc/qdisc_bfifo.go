@@ -1,0 +1,28 @@
+//go:build linux
+
+package tc
+
+import (
+	"math"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+var bfifo = discipline{
+	Kind: hierarchy.Kind{
+		Name: "bfifo",
+		Help: "one queue, limited by the bytes in it",
+		Params: []hierarchy.Param{
+			{Name: "limit", Type: hierarchy.Bytes, Min: 1, Max: math.MaxUint32,
+				Help: "bytes that may wait; a packet that does not fit is dropped"},
+		},
+	},
+	module: "sch_fifo",
+	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+		p := settings{q: q}
+		p.set("limit", p.get("limit", uint64(queueBytes(s))))
+		return p.out, nil
+	},
+	encode: encodeFIFO,
+	decode: decodeFIFO,
+}

@@ -1,0 +1,182 @@
+//go:build linux
+
+package tc
+
+import (
+	"errors"
+	"math"
+	"time"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Attributes of fq_codel in linux/pkt_sched.h.
+const (
+	fqCodelTarget = iota + 1
+	fqCodelLimit
+	fqCodelInterval
+	fqCodelECN
+	fqCodelFlows
+	fqCodelQuantum
+	fqCodelCEThreshold
+	fqCodelDropBatch
+	fqCodelMemoryLimit
+	fqCodelCESelector
+	fqCodelCEMask
+)
+
+// codelOff is the number of microseconds that the kernel turns into its own
+// mark for "no threshold", CODEL_DISABLED_THRESHOLD: 2^31-1 units of 1.024 µs
+// (fq_codel_change, net/sched/sch_fq_codel.c, v6.12). Without it a threshold
+// once set could not be taken back while the qdisc lives.
+const codelOff = 2199023255
+
+var fqCodel = discipline{
+	Kind: hierarchy.Kind{
+		Name: "fq_codel",
+		Help: "a queue for each flow, served in turn, each kept short by dropping early",
+		Params: []hierarchy.Param{
+			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
+				Help: "packets that may wait in all flows together"},
+			{Name: "memory_limit", Type: hierarchy.Bytes, Min: 1, Max: 1 << 31,
+				Help: "bytes of memory that waiting packets may take"},
+			{Name: "flows", Type: hierarchy.Count, Min: 1, Max: 65536,
+				Help: "queues that flows are hashed into"},
+			{Name: "target", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(time.Hour),
+				Help: "time that packets may wait on the whole"},
+			{Name: "interval", Type: hierarchy.Duration, Min: uint64(100 * time.Microsecond), Max: uint64(time.Hour),
+				Help: "time for which they may wait longer, about a round trip"},
+			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
+				Help: "bytes that a flow may send in its turn"},
+			{Name: "ecn", Type: hierarchy.Flag, Max: 1,
+				Help: "mark packets that allow it and do not drop them"},
+			{Name: "drop_batch", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
+				Help: "packets that are dropped at once when a limit is passed"},
+			{Name: "ce_threshold", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(30 * time.Minute),
+				Help: "mark every packet that has waited longer"},
+			{Name: "ce_threshold_selector", Type: hierarchy.Count, Max: 255,
+				Help: "ce_threshold is for packets with this traffic class (Linux 5.16)"},
+			{Name: "ce_threshold_mask", Type: hierarchy.Count, Max: 255,
+				Help: "bits of the traffic class that are compared (Linux 5.16)"},
+		},
+		Verify: func(q hierarchy.Qdisc) error {
+			_, ce := q.Get("ce_threshold")
+			_, selector := q.Get("ce_threshold_selector")
+			_, mask := q.Get("ce_threshold_mask")
+			switch {
+			case selector != mask:
+				return errors.New("ce_threshold_selector and ce_threshold_mask go together: give both or none")
+			case mask && !ce:
+				return errors.New("ce_threshold_mask says which packets ce_threshold is for: give ce_threshold too")
+			}
+			return nil
+		},
+	},
+	module: "sch_fq_codel",
+	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+		p := settings{q: q}
+		target := p.get("target", uint64(codelTarget(s)))
+		p.set("limit", p.get("limit", 10240))
+		p.set("memory_limit", p.get("memory_limit", uint64(queueMemory(s))))
+		p.set("flows", p.get("flows", 1024))
+		p.set("target", codelRound(target))
+		p.set("interval", codelRound(p.get("interval", max(uint64(100*time.Millisecond), 20*target))))
+		p.set("quantum", p.get("quantum", uint64(s.mtu)))
+		p.set("ecn", p.get("ecn", 1))
+		p.set("drop_batch", p.get("drop_batch", 64))
+		if v := p.get("ce_threshold", 0); v != 0 {
+			p.set("ce_threshold", codelRound(v))
+			if m := p.get("ce_threshold_mask", 0); m != 0 {
+				p.set("ce_threshold_selector", p.get("ce_threshold_selector", 0))
+				p.set("ce_threshold_mask", m)
+			}
+		}
+		return p.out, nil
+	},
+	encode: func(e *encoder, q hierarchy.Qdisc, fresh bool) error {
+		v, err := values(q, "limit", "memory_limit", "flows", "target", "interval", "quantum", "ecn", "drop_batch")
+		if err != nil {
+			return err
+		}
+		e.attr32(fqCodelLimit, uint32(v[0]))
+		e.attr32(fqCodelMemoryLimit, uint32(v[1]))
+		if fresh { // refused later
+			e.attr32(fqCodelFlows, uint32(v[2]))
+		}
+		e.attr32(fqCodelTarget, micro(v[3]))
+		e.attr32(fqCodelInterval, micro(v[4]))
+		e.attr32(fqCodelQuantum, uint32(v[5]))
+		e.attr32(fqCodelECN, uint32(v[6]))
+		e.attr32(fqCodelDropBatch, uint32(v[7]))
+		ce, ok := q.Get("ce_threshold")
+		if !ok {
+			e.attr32(fqCodelCEThreshold, codelOff)
+			return nil
+		}
+		e.attr32(fqCodelCEThreshold, micro(ce))
+		selector, _ := q.Get("ce_threshold_selector")
+		mask, _ := q.Get("ce_threshold_mask")
+		e.attr8(fqCodelCESelector, uint8(selector))
+		e.attr8(fqCodelCEMask, uint8(mask))
+		return nil
+	},
+	decode: func(opts []byte) ([]hierarchy.Setting, error) {
+		var v [fqCodelCEMask + 1]uint32
+		err := eachAttr(opts, func(typ uint16, b []byte) (err error) {
+			switch {
+			case typ == fqCodelCESelector || typ == fqCodelCEMask:
+				if len(b) < 1 {
+					return errMalformed
+				}
+				v[typ] = uint32(b[0])
+			case int(typ) < len(v):
+				v[typ], err = get32(b)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		p := settings{}
+		p.set("limit", uint64(v[fqCodelLimit]))
+		p.set("memory_limit", uint64(v[fqCodelMemoryLimit]))
+		p.set("flows", uint64(v[fqCodelFlows]))
+		p.set("target", codelShown(v[fqCodelTarget]))
+		p.set("interval", codelShown(v[fqCodelInterval]))
+		p.set("quantum", uint64(v[fqCodelQuantum]))
+		p.set("ecn", uint64(v[fqCodelECN]))
+		p.set("drop_batch", uint64(v[fqCodelDropBatch]))
+		if v[fqCodelCEThreshold] != 0 {
+			p.set("ce_threshold", codelShown(v[fqCodelCEThreshold]))
+			if v[fqCodelCEMask] != 0 {
+				p.set("ce_threshold_selector", uint64(v[fqCodelCESelector]))
+				p.set("ce_threshold_mask", uint64(v[fqCodelCEMask]))
+			}
+		}
+		return p.out, nil
+	},
+	// fq_codel_change refuses another number of flows.
+	inPlace: func(old, want hierarchy.Qdisc) bool {
+		a, _ := old.Get("flows")
+		b, _ := want.Get("flows")
+		return a == b
+	},
+}
+
+// micro is a settled time in microseconds.
+func micro(ns uint64) uint32 { return uint32(ns / 1000) }
+
+// codelRound is the time that the kernel makes of ns: it keeps whole units of
+// 1.024 µs, rounded down, and takes whole microseconds. Of the times that it
+// cannot tell apart this is the shortest, so 5ms stays 5ms.
+func codelRound(ns uint64) uint64 {
+	units := ns / 1000 * 1000 >> 10
+	return (units<<10 + 999) / 1000 * 1000
+}
+
+// codelShown is the time that the kernel was given when it shows us
+// microseconds, in the form of codelRound.
+func codelShown(us uint32) uint64 {
+	units := (uint64(us)*1000 + 1023) >> 10
+	return (units<<10 + 999) / 1000 * 1000
+}

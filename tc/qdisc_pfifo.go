@@ -1,0 +1,43 @@
+//go:build linux
+
+package tc
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+var pfifo = discipline{
+	Kind: hierarchy.Kind{
+		Name: "pfifo",
+		Help: "one queue, limited by the number of packets",
+		Params: []hierarchy.Param{
+			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
+				Help: "packets that may wait; what segmentation offload keeps together counts as one"},
+		},
+	},
+	module: "sch_fifo",
+	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+		p := settings{q: q}
+		p.set("limit", p.get("limit", queuePackets(s)))
+		return p.out, nil
+	},
+	encode: encodeFIFO,
+	decode: decodeFIFO,
+}
+
+// encodeFIFO writes struct tc_fifo_qopt of linux/pkt_sched.h.
+func encodeFIFO(e *encoder, q hierarchy.Qdisc, _ bool) error {
+	limit, err := value(q, "limit")
+	e.uint32(uint32(limit))
+	return err
+}
+
+func decodeFIFO(opts []byte) ([]hierarchy.Setting, error) {
+	if len(opts) < 4 {
+		return nil, errMalformed
+	}
+	return []hierarchy.Setting{{Name: "limit", Value: uint64(binary.NativeEndian.Uint32(opts))}}, nil
+}

@@ -1,0 +1,110 @@
+//go:build linux
+
+package tc
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"time"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Bounds of sfq (net/sched/sch_sfq.c, v6.12).
+const (
+	sfqMaxDepth = 127
+	sfqMaxFlows = 0x10000 - sfqMaxDepth - 1
+)
+
+var sfq = discipline{
+	Kind: hierarchy.Kind{
+		Name: "sfq",
+		Help: "a queue for each of many flows, served in turn",
+		Params: []hierarchy.Param{
+			{Name: "limit", Type: hierarchy.Count, Min: 2, Max: sfqMaxDepth * sfqMaxFlows,
+				Help: "packets that may wait in all flows together"},
+			{Name: "perturb", Type: hierarchy.Duration, Max: uint64(24 * time.Hour),
+				Help: "whole seconds after which flows are told apart anew; 0s: never"},
+			{Name: "quantum", Type: hierarchy.Bytes, Min: 64, Max: 256 << 10,
+				Help: "bytes that a flow may send in its turn, at least the MTU"},
+			{Name: "flows", Type: hierarchy.Count, Min: 1, Max: sfqMaxFlows,
+				Help: "flows that may wait at once"},
+			{Name: "divisor", Type: hierarchy.Count, Min: 1, Max: 65536,
+				Help: "buckets that flows are hashed into, a power of 2"},
+			{Name: "depth", Type: hierarchy.Count, Min: 1, Max: sfqMaxDepth,
+				Help: "packets of one flow that may wait"},
+			{Name: "headdrop", Type: hierarchy.Flag, Max: 1,
+				Help: "drop a full flow's oldest packet and not its newest"},
+		},
+		Verify: func(q hierarchy.Qdisc) error {
+			if v, ok := q.Get("divisor"); ok && bits.OnesCount64(v) != 1 {
+				return fmt.Errorf("divisor %d is no power of 2: write divisor = %d", v, uint64(1)<<bits.Len64(v))
+			}
+			if v, ok := q.Get("perturb"); ok && v%uint64(time.Second) != 0 {
+				return fmt.Errorf("perturb %v is no whole number of seconds", time.Duration(v))
+			}
+			return nil
+		},
+	},
+	module: "sch_sfq",
+	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+		p := settings{q: q}
+		// sfq_change cuts these to each other in this order.
+		divisor := p.get("divisor", 1024)
+		flows := min(p.get("flows", 127), sfqMaxFlows, divisor)
+		depth := p.get("depth", sfqMaxDepth)
+		limit := min(p.get("limit", queuePackets(s)), depth*flows)
+		flows = min(flows, limit)
+		p.set("limit", limit)
+		p.set("perturb", p.get("perturb", uint64(10*time.Second)))
+		p.set("quantum", p.get("quantum", uint64(s.mtu)))
+		p.set("flows", flows)
+		p.set("divisor", divisor)
+		p.set("depth", depth)
+		p.set("headdrop", p.get("headdrop", 0))
+		if limit < 2 {
+			return nil, fmt.Errorf("%d packets in all (depth times flows) are too few", limit)
+		}
+		return p.out, nil
+	},
+	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
+		v, err := values(q, "limit", "perturb", "quantum", "flows", "divisor", "depth", "headdrop")
+		if err != nil {
+			return err
+		}
+		// struct tc_sfq_qopt_v1 of linux/pkt_sched.h
+		e.uint32(uint32(v[2]))
+		e.uint32(uint32(v[1] / uint64(time.Second)))
+		e.uint32(uint32(v[0]))
+		e.uint32(uint32(v[4]))
+		e.uint32(uint32(v[3]))
+		e.uint32(uint32(v[5]))
+		e.uint32(uint32(v[6]))
+		e.b = append(e.b, make([]byte, sizeofSFQ-28)...) // no RED, no statistics
+		return nil
+	},
+	decode: func(o []byte) ([]hierarchy.Setting, error) {
+		if len(o) < sizeofSFQ {
+			return nil, errMalformed
+		}
+		u := func(i int) uint64 { return uint64(binary.NativeEndian.Uint32(o[4*i:])) }
+		if u(8) != 0 { // qth_min: each flow is managed by RED, which is not on offer
+			return nil, nil
+		}
+		return []hierarchy.Setting{
+			{Name: "limit", Value: u(2)},
+			{Name: "perturb", Value: u(1) * uint64(time.Second)},
+			{Name: "quantum", Value: u(0)},
+			{Name: "flows", Value: u(4)},
+			{Name: "divisor", Value: u(3)},
+			{Name: "depth", Value: u(5)},
+			{Name: "headdrop", Value: u(6)},
+		}, nil
+	},
+	// sfq_qdisc_ops has no change operation.
+	inPlace: func(old, want hierarchy.Qdisc) bool { return false },
+}
+
+// sizeofSFQ is the size of struct tc_sfq_qopt_v1.
+const sizeofSFQ = 72

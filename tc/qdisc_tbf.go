@@ -1,0 +1,218 @@
+//go:build linux
+
+package tc
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Attributes of tbf in linux/pkt_sched.h.
+const (
+	tbfParms   = 1
+	tbfRate64  = 4
+	tbfPRate64 = 5
+)
+
+// tbfMaxTicks is the longest burst that tbf keeps: 2^32-1 ns (tbf_change,
+// net/sched/sch_tbf.c, v6.12).
+const tbfMaxTicks = math.MaxUint32 / tick
+
+var tbfLayers = []string{"ethernet", "atm"}
+
+var tbf = discipline{
+	Kind: hierarchy.Kind{
+		Name: "tbf",
+		Help: "one queue with a rate of its own below that of the branch",
+		Params: []hierarchy.Param{
+			{Name: "rate", Type: hierarchy.Rate, Min: 8, Max: uint64(hierarchy.MaxBandwidth),
+				Help: "bandwidth, needed"},
+			{Name: "burst", Type: hierarchy.Bytes, Min: 1, Max: math.MaxUint32,
+				Help: "bytes that may be sent at once, at least the MTU"},
+			{Name: "limit", Type: hierarchy.Bytes, Min: 1, Max: math.MaxUint32,
+				Help: "bytes that may wait"},
+			{Name: "latency", Type: hierarchy.Duration, Min: 1, Max: uint64(time.Minute),
+				Help: "time that a packet may wait; another way to give limit"},
+			{Name: "peakrate", Type: hierarchy.Rate, Min: 8, Max: uint64(hierarchy.MaxBandwidth),
+				Help: "bandwidth at which a burst is sent, above rate"},
+			{Name: "mtu", Type: hierarchy.Bytes, Min: 1, Max: math.MaxUint32,
+				Help: "bytes that may be sent at once at peakrate, at least the MTU"},
+			{Name: "mpu", Type: hierarchy.Bytes, Max: math.MaxUint16,
+				Help: "bytes that a packet counts as at least"},
+			{Name: "overhead", Type: hierarchy.Count, Max: math.MaxInt16,
+				Help: "bytes that are added to each packet"},
+			{Name: "linklayer", Type: hierarchy.Choice, Max: 1, Choices: tbfLayers,
+				Help: "what the line makes of a packet"},
+		},
+		Verify: func(q hierarchy.Qdisc) error {
+			rate, ok := q.Get("rate")
+			if !ok {
+				return errors.New("tbf needs a rate: write rate = \"10mbit\"")
+			}
+			_, limit := q.Get("limit")
+			_, latency := q.Get("latency")
+			peak, hasPeak := q.Get("peakrate")
+			_, mtu := q.Get("mtu")
+			switch {
+			case limit && latency:
+				return errors.New("limit and latency say the same thing: give one of them")
+			case hasPeak && bytesPerSecond(hierarchy.Bandwidth(peak)) <= bytesPerSecond(hierarchy.Bandwidth(rate)):
+				return fmt.Errorf("peakrate %v is not above rate %v", hierarchy.Bandwidth(peak), hierarchy.Bandwidth(rate))
+			case mtu && !hasPeak:
+				return errors.New("mtu is the burst of peakrate: give peakrate too")
+			}
+			if burst, ok := q.Get("burst"); ok {
+				if _, err := tbfTicks(hierarchy.Size(burst), hierarchy.Bandwidth(rate)); err != nil {
+					return fmt.Errorf("burst %w", err)
+				}
+			}
+			return nil
+		},
+	},
+	module: "sch_tbf",
+	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+		p := settings{q: q}
+		rate := hierarchy.Bandwidth(p.get("rate", 0)).Kernel()
+		size := func(name string, rate hierarchy.Bandwidth, otherwise hierarchy.Size) (hierarchy.Size, error) {
+			t, err := tbfTicks(hierarchy.Size(p.get(name, uint64(otherwise))), rate)
+			if err != nil {
+				return 0, fmt.Errorf("%s %w", name, err)
+			}
+			least := s.mtu + hierarchy.Size(p.get("overhead", 0))
+			if p.get("linklayer", 0) == 1 {
+				least = (least + 47) / 48 * 53
+			}
+			if b := tickBytes(t, rate); b < least {
+				return 0, fmt.Errorf("%s %v is below %v, the largest packet on the line, which would never be sent", name, b, least)
+			}
+			return tickBytes(t, rate), nil
+		}
+		burst, err := size("burst", rate, min(defaultBurst(rate, s.packet), tickBytes(tbfMaxTicks, rate)))
+		if err != nil {
+			return nil, err
+		}
+		limit := p.get("limit", uint64(bytesIn(p.get("latency", uint64(queueTime)), rate)+burst))
+		p.set("rate", uint64(rate))
+		p.set("burst", uint64(burst))
+		p.set("limit", min(limit, math.MaxUint32))
+		if peak := hierarchy.Bandwidth(p.get("peakrate", 0)); peak != 0 {
+			peak = peak.Kernel()
+			mtu, err := size("mtu", peak, min(max(s.mtu, bytesIn(1e6, peak)), tickBytes(tbfMaxTicks, peak)))
+			if err != nil {
+				return nil, err
+			}
+			p.set("peakrate", uint64(peak))
+			p.set("mtu", uint64(mtu))
+		}
+		for _, name := range []string{"mpu", "overhead", "linklayer"} {
+			if v := p.get(name, 0); v != 0 {
+				p.set(name, v)
+			}
+		}
+		return p.out, nil
+	},
+	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
+		v, err := values(q, "rate", "burst", "limit")
+		if err != nil {
+			return err
+		}
+		rate := hierarchy.Bandwidth(v[0])
+		buffer, err := tbfTicks(hierarchy.Size(v[1]), rate)
+		if err != nil {
+			return fmt.Errorf("burst %w", err)
+		}
+		mpu, _ := q.Get("mpu")
+		overhead, _ := q.Get("overhead")
+		layer, _ := q.Get("linklayer")
+		link := hierarchy.LinkLayer{MPU: hierarchy.Size(mpu), Overhead: int16(overhead), ATM: layer == 1}
+		peak, hasPeak := q.Get("peakrate")
+		var mtu uint32
+		if hasPeak {
+			v, err := value(q, "mtu")
+			if err != nil {
+				return err
+			}
+			if mtu, err = tbfTicks(hierarchy.Size(v), hierarchy.Bandwidth(peak)); err != nil {
+				return fmt.Errorf("mtu %w", err)
+			}
+		}
+		e.attr(tbfParms, func() { // struct tc_tbf_qopt
+			e.rateSpec(rateSpec{link, bytesPerSecond(rate)})
+			if hasPeak {
+				e.rateSpec(rateSpec{link, bytesPerSecond(hierarchy.Bandwidth(peak))})
+			} else {
+				e.b = append(e.b, make([]byte, sizeofRateSpec)...)
+			}
+			e.uint32(uint32(v[2]))
+			e.uint32(buffer)
+			e.uint32(mtu)
+		})
+		if r := bytesPerSecond(rate); r > math.MaxUint32 {
+			e.attr64(tbfRate64, r)
+		}
+		if r := bytesPerSecond(hierarchy.Bandwidth(peak)); hasPeak && r > math.MaxUint32 {
+			e.attr64(tbfPRate64, r)
+		}
+		return nil
+	},
+	decode: func(opts []byte) ([]hierarchy.Setting, error) {
+		var parms []byte
+		var rate64, peak64 uint64
+		err := eachAttr(opts, func(typ uint16, v []byte) (err error) {
+			switch typ {
+			case tbfParms:
+				parms = v
+			case tbfRate64:
+				rate64, err = get64(v)
+			case tbfPRate64:
+				peak64, err = get64(v)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		if len(parms) < 2*sizeofRateSpec+12 {
+			return nil, errMalformed
+		}
+		u := func(i int) uint32 { return binary.NativeEndian.Uint32(parms[2*sizeofRateSpec+4*i:]) }
+		spec, peakSpec := decodeRateSpec(parms), decodeRateSpec(parms[sizeofRateSpec:])
+		rate := max(spec.rate, rate64)
+		peak := max(peakSpec.rate, peak64)
+		if rate > maxRate || peak > maxRate {
+			return nil, errMalformed
+		}
+		p := settings{}
+		p.set("rate", rate*8)
+		p.set("burst", uint64(tickBytes(u(1), hierarchy.Bandwidth(rate*8))))
+		p.set("limit", uint64(u(0)))
+		if peak != 0 {
+			p.set("peakrate", peak*8)
+			p.set("mtu", uint64(tickBytes(u(2), hierarchy.Bandwidth(peak*8))))
+		}
+		if spec.link.MPU != 0 {
+			p.set("mpu", uint64(spec.link.MPU))
+		}
+		if spec.link.Overhead != 0 {
+			p.set("overhead", uint64(uint16(spec.link.Overhead)))
+		}
+		if spec.link.ATM {
+			p.set("linklayer", 1)
+		}
+		return p.out, nil
+	},
+}
+
+// tbfTicks is [ticks] within what tbf keeps.
+func tbfTicks(size hierarchy.Size, rate hierarchy.Bandwidth) (uint32, error) {
+	t, err := ticks(size, rate)
+	if err != nil || t > tbfMaxTicks {
+		return 0, fmt.Errorf("%v is more than tbf can count at %v: at most %v", size, rate, tickBytes(tbfMaxTicks, rate))
+	}
+	return t, nil
+}

@@ -1,0 +1,172 @@
+//go:build linux
+
+package tc
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Read fills in Interface, Root, Classes and Leaves of s. Classes come parents
+// first, children by their number. Paths stay empty: the kernel has none.
+//
+// An inner class has no quantum and no priority (the kernel ignores both while
+// it has children): they read as zero. A leaf qdisc of a kind that cannot be
+// made reads as that kind without parameters; a leaf without an own qdisc has no
+// entry. With a root qdisc that is not ours there are no classes and leaves.
+func (d *Device) Read(ctx context.Context, s *hierarchy.State) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.Interface = d.Name
+	s.Root, s.Classes, s.Leaves = hierarchy.Root{}, nil, nil
+	root, leaves, err := d.qdiscs()
+	if err != nil {
+		return err
+	}
+	if s.Root = root.root(); !s.Root.Ours() {
+		return nil
+	}
+	if err := d.checkRoot(root); err != nil {
+		return err
+	}
+	if s.Classes, err = d.classes(); err != nil {
+		return err
+	}
+	slices.SortFunc(leaves, func(a, b hierarchy.Leaf) int { return cmp.Compare(a.Class, b.Class) })
+	s.Leaves = leaves
+	return nil
+}
+
+// qdiscs reads the root qdisc (nil: none is shown) and our leaf qdiscs.
+func (d *Device) qdiscs() (root *qdiscMsg, leaves []hierarchy.Leaf, err error) {
+	const op = "read qdiscs"
+	err = d.eachQdisc(func(q *qdiscMsg) error {
+		switch parent := hierarchy.ClassID(q.parent); {
+		case q.parent == rootParent:
+			r := *q
+			r.options = slices.Clone(q.options)
+			root = &r
+		case parent.Major() == hierarchy.Major && parent.Minor() != 0:
+			leaf, err := q.leaf()
+			if err != nil {
+				return err
+			}
+			leaves = append(leaves, hierarchy.Leaf{Class: parent, Qdisc: leaf})
+		}
+		return nil
+	})
+	if err == nil && root == nil {
+		// An interface that was never up has no root qdisc to show, and one that
+		// is gone neither.
+		err = d.check()
+	}
+	return root, leaves, d.fail(op, err)
+}
+
+// eachQdisc calls f for each qdisc of the interface. The kernel always lists
+// those of the whole namespace (tc_dump_qdisc, net/sched/sch_api.c, v6.12); of
+// the others not more is looked at than the number of their interface.
+func (d *Device) eachQdisc(f func(*qdiscMsg) error) error {
+	e := encoder{}
+	e.tcMsg(tcMsg{index: d.Index})
+	return d.c.dump(unix.RTM_GETQDISC, e.b, func(body []byte) error {
+		m, _, err := decodeTcMsg(body)
+		if err != nil || m.index != d.Index {
+			return err
+		}
+		q, err := decodeQdisc(body)
+		if err != nil {
+			return err
+		}
+		return f(&q)
+	})
+}
+
+// root is what the model keeps of a root qdisc. One that the kernel made has no
+// handle.
+func (q *qdiscMsg) root() hierarchy.Root {
+	if q == nil || q.handle == 0 {
+		return hierarchy.Root{}
+	}
+	return hierarchy.Root{Kind: q.kind, Handle: hierarchy.ClassID(q.handle)}
+}
+
+// checkRoot refuses an HTB qdisc with our handle whose default class is another:
+// what no filter claims would go past every limit, and that cannot be changed
+// while it lives.
+func (d *Device) checkRoot(root *qdiscMsg) error {
+	return eachAttr(root.options, func(typ uint16, v []byte) error {
+		if typ != tcaHTBInit {
+			return nil
+		}
+		if len(v) < 12 { // struct tc_htb_glob
+			return d.fail("read qdiscs", errMalformed)
+		}
+		if defcls := binary.NativeEndian.Uint32(v[8:]); defcls != hierarchy.RestMinor {
+			return fmt.Errorf("%s: root qdisc htb %v has default class %x and not %x: %w; remove it with \"tc qdisc del dev %s root\"",
+				d.Name, hierarchy.ID(0), defcls, hierarchy.RestMinor, ErrForeign, d.Name)
+		}
+		return nil
+	})
+}
+
+// eachClass calls f for each class of our root qdisc, and of no other: the flows
+// of fq_codel are classes to the kernel.
+func (d *Device) eachClass(f func(body []byte) error) error {
+	e := encoder{}
+	e.tcMsg(tcMsg{index: d.Index, parent: uint32(hierarchy.ID(0))})
+	return d.c.dump(unix.RTM_GETTCLASS, e.b, f)
+}
+
+func (d *Device) classes() ([]hierarchy.Class, error) {
+	var classes []hierarchy.Class
+	err := d.eachClass(func(body []byte) error {
+		c, ok, err := decodeClass(body)
+		if ok {
+			classes = append(classes, c)
+		}
+		return err
+	})
+	return parentsFirst(classes), d.fail("read classes", err)
+}
+
+// parentsFirst orders classes and takes from inner ones what they do not use.
+func parentsFirst(classes []hierarchy.Class) []hierarchy.Class {
+	slices.SortFunc(classes, func(a, b hierarchy.Class) int { return cmp.Compare(a.ID, b.ID) })
+	children := make(map[hierarchy.ClassID][]int, len(classes))
+	known := make(map[hierarchy.ClassID]bool, len(classes))
+	for _, c := range classes {
+		known[c.ID] = true
+	}
+	var tops []int
+	for i, c := range classes {
+		if known[c.Parent] && c.Parent != c.ID {
+			children[c.Parent] = append(children[c.Parent], i)
+		} else {
+			tops = append(tops, i)
+		}
+	}
+	out := make([]hierarchy.Class, 0, len(classes))
+	var walk func([]int)
+	walk = func(at []int) {
+		for _, i := range at {
+			c := classes[i]
+			below := children[c.ID]
+			if len(below) > 0 {
+				c.Quantum, c.Prio = 0, 0
+			}
+			out = append(out, c)
+			walk(below)
+		}
+	}
+	walk(tops)
+	return out
+}
