@@ -1,9 +1,9 @@
 package hierarchy
 
 import (
+	"cmp"
 	"fmt"
 	"hash/fnv"
-	"maps"
 	"slices"
 )
 
@@ -46,76 +46,99 @@ const (
 // until the binding has moved.
 func (ids IDs) Assign(t *Tree) (IDs, error) {
 	next := IDs{Minors: make(map[string]uint16, len(ids.Minors)), Retired: slices.Clone(ids.Retired)}
-	taken := map[uint16]string{0: "", RootMinor: "", RestMinor: "", Major: "", 0xffff: ""}
-	var fresh []*Branch
-	live := map[string]bool{}
+	var taken minors
+	for _, m := range []uint16{0, RootMinor, RestMinor, Major, 0xffff} {
+		taken[m] = true
+	}
+	type newcomer struct {
+		*Branch
+		key string
+	}
+	var fresh []newcomer
+	rest := t.Root.Path.Join(RestName)
 	for b := range t.All() {
-		switch key := b.key(); {
+		switch {
 		case b == t.Root:
 			b.ID = ID(RootMinor)
-		case b.Path == t.Root.Path.Join(RestName):
+			continue
+		case b.Path == rest:
 			b.ID = ID(RestMinor)
-		default:
-			live[key] = true
-			if m, ok := ids.Minors[key]; ok {
-				if _, twice := taken[m]; twice {
-					return ids, fmt.Errorf("class id %v is remembered for %s and for another branch", ID(m), b.Path)
-				}
-				taken[m] = key
-				next.Minors[key] = m
-				b.ID = ID(m)
-				continue
-			}
-			fresh = append(fresh, b)
+			continue
+		}
+		key := b.key()
+		if _, twice := next.Minors[key]; twice {
+			return ids, fmt.Errorf("%s is there twice", b.Path)
+		}
+		m, ok := ids.Minors[key]
+		if !ok {
+			fresh = append(fresh, newcomer{b, key})
+			continue
+		}
+		if taken[m] {
+			return ids, fmt.Errorf("class id %v is remembered for %s and for another branch", ID(m), b.Path)
+		}
+		taken[m] = true
+		next.Minors[key] = m
+		b.ID = ID(m)
+	}
+	old := len(next.Retired)
+	for key, m := range ids.Minors {
+		if _, live := next.Minors[key]; !live {
+			next.Retired = append(next.Retired, Retired{key, m})
 		}
 	}
-	for _, key := range slices.Sorted(maps.Keys(ids.Minors)) {
-		if !live[key] {
-			next.Retired = append(next.Retired, Retired{key, ids.Minors[key]})
-		}
+	slices.SortFunc(next.Retired[old:], func(a, b Retired) int { return cmp.Compare(a.Key, b.Key) })
+	if len(fresh) == 0 {
+		return next.finish(t, &taken), nil
 	}
-	retired := map[uint16]bool{}
-	back := map[string]uint16{}
+	barred := taken // and what was given up
+	back := make(map[string]uint16, len(next.Retired))
 	for _, r := range next.Retired {
-		retired[r.Minor] = true
+		barred[r.Minor] = true
 		back[r.Key] = r.Minor
 	}
+	search := newSearch(&barred)
+	oldest := 0 // in next.Retired
 	for _, b := range fresh {
-		key := b.key()
-		m, ok := back[key]
-		if ok {
-			_, ok = taken[m]
-			ok = !ok
+		if _, twice := next.Minors[b.key]; twice {
+			return ids, fmt.Errorf("%s is there twice", b.Path)
 		}
-		if !ok {
-			m, ok = free(key, func(m uint16) bool { _, used := taken[m]; return used || retired[m] })
+		m, ok := back[b.key]
+		if !ok || taken[m] {
+			m, ok = search.next(b.key)
 		}
-		if !ok { // every number belonged to somebody: the one longest given up
-			for _, r := range next.Retired {
-				if _, used := taken[r.Minor]; !used {
-					m, ok = r.Minor, true
-					break
-				}
+		for ; !ok && oldest < len(next.Retired); oldest++ { // every number belonged to somebody
+			if r := next.Retired[oldest]; !taken[r.Minor] {
+				m, ok = r.Minor, true
 			}
 		}
 		if !ok {
 			return ids, fmt.Errorf("no class id is left for %s", b.Path)
 		}
-		taken[m] = key
-		next.Minors[key] = m
+		taken[m] = true
+		next.Minors[b.key] = m
 		b.ID = ID(m)
 	}
-	next.Retired = slices.DeleteFunc(next.Retired, func(r Retired) bool { _, used := taken[r.Minor]; return used })
-	if n := len(next.Retired) - keepRetired; n > 0 {
-		next.Retired = next.Retired[n:]
+	return next.finish(t, &taken), nil
+}
+
+// finish forgets given-up numbers that are in use again or that are too many,
+// and tells the branches their parents.
+func (ids IDs) finish(t *Tree, taken *minors) IDs {
+	ids.Retired = slices.DeleteFunc(ids.Retired, func(r Retired) bool { return taken[r.Minor] })
+	if n := len(ids.Retired) - keepRetired; n > 0 {
+		ids.Retired = ids.Retired[n:]
 	}
 	for b := range t.All() {
 		for _, c := range b.Children {
 			c.Parent = b.ID
 		}
 	}
-	return next, nil
+	return ids
 }
+
+// minors says which minor numbers are in use.
+type minors [1 << 16]bool
 
 // key tells a branch's class from all others of the interface, and a leaf from
 // an inner branch of the same path.
@@ -126,19 +149,50 @@ func (b *Branch) key() string {
 	return string(b.Path) + "/"
 }
 
-// free is the first number not in use from where the hash of the key points.
-func free(key string, used func(uint16) bool) (uint16, bool) {
-	h := fnv.New32a()
-	h.Write([]byte(key)) // never fails
-	start := firstMinor + h.Sum32()%lowMinors
-	const n = lastMinor - firstMinor + 1
-	for i := range uint32(n) {
-		m := uint16(firstMinor + (start-firstMinor+i)%n)
-		if !used(m) {
-			return m, true
+// search finds free numbers. For each number it knows one to go on with, itself
+// where it is free, and shortens the way as it walks, so that a nearly full range
+// costs no more than an empty one.
+type search struct {
+	on   [1 << 16]uint16
+	left int // free numbers
+}
+
+func newSearch(used *minors) *search {
+	var s search
+	for m := range uint16(len(used) - 1) {
+		if used[m] || m < firstMinor {
+			s.on[m] = after(m)
+		} else {
+			s.on[m] = m
+			s.left++
 		}
 	}
-	return 0, false
+	return &s
+}
+
+// after is the number behind m, the first one behind the last.
+func after(m uint16) uint16 {
+	if m < firstMinor || m >= lastMinor {
+		return firstMinor
+	}
+	return m + 1
+}
+
+// next takes the first free number from where the hash of the key points.
+func (s *search) next(key string) (uint16, bool) {
+	h := fnv.New32a()
+	h.Write([]byte(key)) // never fails
+	m := firstMinor + uint16(h.Sum32()%lowMinors)
+	if s.left == 0 {
+		return 0, false
+	}
+	for s.on[m] != m {
+		s.on[m] = s.on[s.on[m]]
+		m = s.on[m]
+	}
+	s.on[m] = after(m)
+	s.left--
+	return m, true
 }
 
 // Names is the path of every class id in memory.
