@@ -78,21 +78,24 @@ var tbf = discipline{
 	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		rate := hierarchy.Bandwidth(p.get("rate", 0)).Kernel()
+		// What a packet of the MTU counts as: one that is larger than a burst is
+		// never sent.
+		least := s.mtu + hierarchy.Size(p.get("overhead", 0))
+		if p.get("linklayer", 0) == 1 {
+			least = (least + 47) / 48 * 53
+		}
 		size := func(name string, rate hierarchy.Bandwidth, otherwise hierarchy.Size) (hierarchy.Size, error) {
+			otherwise = min(max(otherwise, least), tickBytes(tbfMaxTicks, rate))
 			t, err := tbfTicks(hierarchy.Size(p.get(name, uint64(otherwise))), rate)
 			if err != nil {
 				return 0, fmt.Errorf("%s %w", name, err)
-			}
-			least := s.mtu + hierarchy.Size(p.get("overhead", 0))
-			if p.get("linklayer", 0) == 1 {
-				least = (least + 47) / 48 * 53
 			}
 			if b := tickBytes(t, rate); b < least {
 				return 0, fmt.Errorf("%s %v is below %v, the largest packet on the line, which would never be sent", name, b, least)
 			}
 			return tickBytes(t, rate), nil
 		}
-		burst, err := size("burst", rate, min(defaultBurst(rate, s.packet), tickBytes(tbfMaxTicks, rate)))
+		burst, err := size("burst", rate, defaultBurst(rate, s.packet))
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +105,7 @@ var tbf = discipline{
 		p.set("limit", min(limit, math.MaxUint32))
 		if peak := hierarchy.Bandwidth(p.get("peakrate", 0)); peak != 0 {
 			peak = peak.Kernel()
-			mtu, err := size("mtu", peak, min(max(s.mtu, bytesIn(1e6, peak)), tickBytes(tbfMaxTicks, peak)))
+			mtu, err := size("mtu", peak, bytesIn(uint64(time.Millisecond), peak))
 			if err != nil {
 				return nil, err
 			}
