@@ -61,7 +61,8 @@ func NewSink(ctx context.Context, n *NetNS, ports ...uint16) (*Sink, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, errors.Join(err, s.Close())
+		s.shut()
+		return nil, err
 	}
 	for _, p := range s.ports {
 		for _, l := range p.listen {
@@ -71,7 +72,7 @@ func NewSink(ctx context.Context, n *NetNS, ports ...uint16) (*Sink, error) {
 			s.wait.Go(func() { u.drain() })
 		}
 	}
-	s.stop = context.AfterFunc(ctx, func() { s.Close() })
+	s.stop = context.AfterFunc(ctx, s.shut)
 	return s, nil
 }
 
@@ -120,9 +121,13 @@ func receiveBuffer(network, _ string, c syscall.RawConn) error {
 // Close stops listening, closes the connections and waits until nothing reads
 // any more. Counts stay readable. Closing again is no error.
 func (s *Sink) Close() error {
-	if s.stop != nil {
-		s.stop()
-	}
+	s.stop()
+	s.shut()
+	s.wait.Wait()
+	return nil
+}
+
+func (s *Sink) shut() {
 	for _, p := range s.ports {
 		p.mu.Lock()
 		if !p.closed {
@@ -140,8 +145,6 @@ func (s *Sink) Close() error {
 		}
 		p.mu.Unlock()
 	}
-	s.wait.Wait()
-	return nil
 }
 
 // Count is what has arrived on a port so far, TCP and UDP together. A port that

@@ -262,3 +262,49 @@ func BenchmarkUDP(b *testing.B) {
 		})
 	}
 }
+
+// A packet that waits for its turn behind others is late by what they take.
+func TestKernelLatency(t *testing.T) {
+	p := tctest.New(t, lab.PairConfig{TxQueueLen: 20}) // 20 ms at 10mbit
+	shape(t, p, "10mbit")
+	e, err := lab.NewEcho(t.Context(), p.Far, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	for _, a := range []netip.Addr{p.Far4, p.Far6} {
+		idle, err := lab.Measure(t.Context(), lab.Probe{NetNS: p.Near, To: netip.AddrPortFrom(a, port), Count: 100, Interval: 2 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if idle.Sent != 100 || idle.Lost != 0 || idle.There.Min <= 0 || idle.RoundTrip.P50 < idle.There.P50 || idle.There.P99 < idle.There.P50 {
+			t.Errorf("idle: %+v", idle)
+		}
+		t.Logf("%v idle: %+v", a, idle)
+	}
+	src, err := lab.Start(t.Context(), lab.Traffic{NetNS: p.Near, Protocol: "udp", To: netip.AddrPortFrom(p.Far4, port+1), Rate: 30 * hierarchy.Mbit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond) // the burst is used up by then
+	busy, err := lab.Measure(t.Context(), lab.Probe{NetNS: p.Near, To: netip.AddrPortFrom(p.Far4, port), Count: 200, Interval: 5 * time.Millisecond})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := src.Stop(); err != nil {
+		t.Error(err)
+	}
+	if busy.Sent != 200 || busy.Lost == 0 || busy.Lost == 200 || busy.There.P50 < 10*time.Millisecond || busy.There.P50 > 30*time.Millisecond {
+		t.Errorf("busy: %+v", busy)
+	}
+	t.Logf("busy: %+v", busy)
+	none, err := lab.Measure(t.Context(), lab.Probe{NetNS: p.Near, To: netip.AddrPortFrom(p.Far4, port+2), Count: 3, Interval: time.Millisecond})
+	if err != nil || none.Sent != 3 || none.Lost != 3 {
+		t.Errorf("nobody there: %+v, %v", none, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := lab.Measure(ctx, lab.Probe{NetNS: p.Near, To: netip.AddrPortFrom(p.Far4, port), Count: 1000, Interval: time.Second}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("cut short: %v", err)
+	}
+}
