@@ -506,7 +506,7 @@ func (b *Binder) put(on *set, bound *hierarchy.Bound, skip map[string]bool) (cha
 	if isCgroup {
 		id, level, err = b.v2.id(path)
 	} else {
-		id, err = strconv.ParseUint(strings.TrimPrefix(bound.Target, cgroupIDTarget), 10, 64)
+		id, err = goneID(bound.Target)
 	}
 	if err != nil {
 		return false, err
@@ -547,7 +547,7 @@ func (b *Binder) remove(on *set, target string, skip map[string]bool) error {
 		if isCgroup {
 			id, _, err = b.v2.id(path)
 		} else {
-			id, err = strconv.ParseUint(strings.TrimPrefix(target, cgroupIDTarget), 10, 64)
+			id, err = goneID(target)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // the next Read shows what is left of it as cgroup-id:N
@@ -557,6 +557,15 @@ func (b *Binder) remove(on *set, target string, skip map[string]bool) error {
 		}
 	}
 	return gone(on.cgroups.Delete(id))
+}
+
+// goneID reads "cgroup-id:N".
+func goneID(target string) (uint64, error) {
+	n, ok := strings.CutPrefix(target, cgroupIDTarget)
+	if !ok {
+		return 0, fmt.Errorf("%q is none of cgroup:/PATH, cgroup-id:N, uid:N", target)
+	}
+	return strconv.ParseUint(n, 10, 64)
 }
 
 // gone takes "there was none" for success.

@@ -25,11 +25,20 @@ func privileges(err error, caps ...int) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
 		return err
 	}
-	lacking := missing(caps)
-	if len(lacking) == 0 {
-		return fmt.Errorf("%w although no capability is missing (a container's or security module's rule): %w", ErrNotPrivileged, err)
+	if e := lacking(caps...); e != nil {
+		return e
 	}
-	return fmt.Errorf("%w: needs root or %s", ErrNotPrivileged, strings.Join(lacking, " and "))
+	return fmt.Errorf("%w although no capability is missing (a container's or security module's rule): %w", ErrNotPrivileged, err)
+}
+
+// lacking is an ErrNotPrivileged that names what this process lacks among caps,
+// or nil.
+func lacking(caps ...int) error {
+	names := missing(caps)
+	if len(names) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: needs root or %s", ErrNotPrivileged, strings.Join(names, " and "))
 }
 
 var capNames = map[int]string{

@@ -56,8 +56,12 @@ func loadSet(w hierarchy.Way) (*set, error) {
 		if err == nil {
 			return s, nil
 		}
+		// the library takes a refusal for a missing feature where it probes for one
+		if e := lacking(unix.CAP_BPF, unix.CAP_NET_ADMIN); e != nil {
+			return nil, fmt.Errorf("load the classifier: %w", e)
+		}
 		if errors.Is(err, unix.EPERM) {
-			return nil, fmt.Errorf("load the classifier: %w", privileges(err, unix.CAP_BPF, unix.CAP_NET_ADMIN))
+			return nil, fmt.Errorf("load the classifier: %w", privileges(err))
 		}
 		errs = append(errs, err)
 	}

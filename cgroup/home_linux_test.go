@@ -1,0 +1,296 @@
+package cgroup_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// remove takes an empty cgroup away.
+func remove(t testing.TB, dir string) {
+	t.Helper()
+	if err := unix.Rmdir(dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// blind is a hook without an interface: for what needs none.
+type blind struct{}
+
+func (blind) AttachEgress(int, string) error { return nil }
+func (blind) EgressProgram() (uint32, error) { return 0, nil }
+func (blind) DetachEgress() error            { return nil }
+func (blind) AttachCgroupFilter() error      { return nil }
+func (blind) CgroupFilter() (bool, error)    { return false, nil }
+func (blind) DetachCgroupFilter() error      { return nil }
+
+// run is the program that starts another: WAY TARGET USER PROGRAM [ARGUMENT ...].
+func run(args []string) error {
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Way: hierarchy.Way(args[0])})
+	if err != nil {
+		return err
+	}
+	err = b.Exec(args[1], cgroup.Command{Args: args[3:], User: args[2]})
+	var failed *cgroup.ExecError
+	if errors.As(err, &failed) {
+		mine, _ := os.ReadFile("/proc/self/cgroup")
+		fmt.Printf("not found: %v, moved: %v\n", failed.NotFound(), strings.Contains(string(mine), strings.TrimPrefix(args[1], "cgroup:")))
+	}
+	return err
+}
+
+// tree is eth0 with web (red when it is a leaf) and its children, as a policy
+// would make it.
+func tree(t testing.TB, bind ...string) *hierarchy.Tree {
+	t.Helper()
+	leaf := func(p hierarchy.Path, id hierarchy.ClassID) *hierarchy.Branch {
+		return &hierarchy.Branch{Class: hierarchy.Class{Path: p, ID: id}}
+	}
+	web := &hierarchy.Branch{Class: hierarchy.Class{Path: "eth0/web", ID: hierarchy.ID(0x11)}, Children: []*hierarchy.Branch{
+		leaf("eth0/web/api", green), leaf("eth0/web/rest", red),
+	}}
+	for _, s := range bind {
+		b, err := hierarchy.ParseBinding(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		web.Bind = append(web.Bind, b)
+	}
+	return &hierarchy.Tree{Interface: "eth0", Root: &hierarchy.Branch{
+		Class:    hierarchy.Class{Path: "eth0", ID: hierarchy.ID(hierarchy.RootMinor)},
+		Children: []*hierarchy.Branch{web, leaf("eth0/rest", rest)},
+	}}
+}
+
+// TestKernelHomes: a branch's own cgroup is made, found, bound, and goes again
+// unless somebody lives there.
+func TestKernelHomes(t *testing.T) {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			p := newPlace(t, way)
+			b := n.binder(t, way)
+			t.Cleanup(func() { b.RemoveHomes() })
+			api, err := b.Home("eth0/web/api")
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := b.Home("eth0/web/api")
+			if err != nil || again != api {
+				t.Errorf("home %s, the second time %s and error %v", api, again, err)
+			}
+			if _, err := b.Home("eth1/web"); err == nil {
+				t.Error("a home on another interface was made")
+			}
+			homes, err := b.Homes()
+			want := []hierarchy.Path{"eth0", "eth0/web", "eth0/web/api"}
+			if diff := cmp.Diff(want, homes); diff != "" || err != nil {
+				t.Errorf("homes (-want +got), error %v:\n%s", err, diff)
+			}
+			bound, pending, err := b.Resolve(tree(t))
+			if err != nil || len(pending) != 0 {
+				t.Fatalf("pending %v, error %v", pending, err)
+			}
+			apply(t, b, bound...)
+
+			dir := p.mount + strings.TrimPrefix(api, "cgroup:")
+			x := n.start(t, n.Near, dir)
+			only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), green, 20)
+			y := n.start(t, n.Near, filepath.Dir(dir))
+			only(t, n.during(t, func() { y.do("udp %s:9 20", n.Far4) }), red, 20)
+
+			pids, err := b.Processes("cgroup:" + filepath.Dir(strings.TrimPrefix(api, "cgroup:")))
+			wantPids := []int{x.cmd.Process.Pid, y.cmd.Process.Pid}
+			slices.Sort(wantPids)
+			if diff := cmp.Diff(wantPids, pids); diff != "" || err != nil {
+				t.Errorf("processes (-want +got), error %v:\n%s", err, diff)
+			}
+			y.do("join %s", p.mount)
+			kept, err := b.RemoveHomes()
+			if diff := cmp.Diff(want, kept); diff != "" || err != nil {
+				t.Errorf("homes kept for a process (-want +got), error %v:\n%s", err, diff)
+			}
+			x.do("join %s", p.mount)
+			kept, err = b.RemoveHomes()
+			if len(kept) != 0 || err != nil {
+				t.Errorf("homes kept without a process: %v, error %v", kept, err)
+			}
+			if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("home after removal: %v", err)
+			}
+		})
+	}
+}
+
+func TestKernelResolve(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	unit := tctest.Name() + ".service"
+	template := "cpu." + tctest.Name() + ".slice" // systemd escapes it: cpu.* are files of the kernel
+	mine := sub(t, p.dir, "system.slice", unit)
+	sub(t, p.dir, "user.slice", "user@1000.service", unit)
+	slice := sub(t, p.dir, "_"+template)
+	twice := tctest.Name() + ".service"
+	sub(t, p.dir, "one", twice)
+	sub(t, p.dir, "two", twice)
+	b := n.binder(t, hierarchy.WayBPF)
+
+	for _, tt := range []struct {
+		bind            string
+		target, pending string
+		err             string
+	}{
+		{bind: "cgroup:" + strings.TrimPrefix(mine, p.mount), target: p.target(mine)},
+		{bind: "cgroup:/no/such", pending: "no such cgroup below " + p.mount},
+		{bind: "unit:" + unit, target: p.target(mine)},
+		{bind: "unit:" + tctest.Name() + ".service", pending: "the unit is not running"},
+		{bind: "unit:" + twice, err: "2 cgroups bear the name; write one of them: " + p.target(p.dir) + "/one/" + twice},
+		{bind: "slice:" + template, target: p.target(slice)},
+		{bind: "user:root", target: "uid:0"},
+		{bind: "user:4711", target: "uid:4711"},
+		{bind: "user:no-such-user", pending: "no such user"},
+	} {
+		t.Run(tt.bind, func(t *testing.T) {
+			bound, pending, err := b.Resolve(tree(t, tt.bind))
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("error %v, want one with %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var wantBound []hierarchy.Bound
+			if tt.target != "" {
+				wantBound = []hierarchy.Bound{{Target: tt.target, Class: red, Path: "eth0/web/rest", From: tt.bind}}
+			}
+			if diff := cmp.Diff(wantBound, bound); diff != "" {
+				t.Errorf("bound (-want +got):\n%s", diff)
+			}
+			var reason string
+			for _, p := range pending {
+				reason += p.Reason
+			}
+			if reason != tt.pending {
+				t.Errorf("pending %q, want %q", reason, tt.pending)
+			}
+		})
+	}
+
+	t.Run("one cgroup twice", func(t *testing.T) {
+		tr := tree(t, "unit:"+unit)
+		tr.Find("eth0/web/api").Bind = []hierarchy.Binding{{Kind: hierarchy.BindCgroup, Name: strings.TrimPrefix(mine, p.mount)}}
+		_, _, err := b.Resolve(tr)
+		if err == nil || !strings.Contains(err.Error(), "eth0/web/api: binding") || !strings.Contains(err.Error(), "of eth0/web names already") {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("users by net_cls", func(t *testing.T) {
+		require(t, hierarchy.WayNetCls)
+		newPlace(t, hierarchy.WayNetCls)
+		_, _, err := n.binder(t, hierarchy.WayNetCls).Resolve(tree(t, "user:root"))
+		if !errors.Is(err, cgroup.ErrNotSupported) {
+			t.Errorf("error %v, want ErrNotSupported", err)
+		}
+	})
+}
+
+// TestKernelExec: same process, in the cgroup, as the user, with its exit code;
+// and nothing done when the program cannot be started.
+func TestKernelExec(t *testing.T) {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			sh := tctest.RequireProgram(t, "sh")
+			p := newPlace(t, way)
+			dir := sub(t, p.dir, "home")
+			target := p.target(dir)
+			noexec := filepath.Join(t.TempDir(), "data")
+			if err := os.WriteFile(noexec, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			in := strings.TrimPrefix(target, "cgroup:")
+			for _, tt := range []struct {
+				name, user string
+				args       []string
+				want       string
+				code       int
+			}{
+				{"in the cgroup", "", []string{"sh", "-c", `grep -c "` + in + `$" /proc/self/cgroup; exit 42`}, "1\n", 42},
+				{"same process", "", []string{sh, "-c", `test $PPID = ` + fmt.Sprint(os.Getpid()) + ` && echo yes`}, "yes\n", 0},
+				{"as a user", "nobody", []string{"sh", "-c", `id -u; id -G; echo $USER $LOGNAME $HOME`}, "65534\n65534\nnobody nobody /nonexistent\n", 0},
+				{"as a number", "0", []string{"sh", "-c", `id -u; echo $HOME`}, "0\n/root\n", 0},
+				{"as two numbers", "12345:54321", []string{"sh", "-c", `id -u; id -G`}, "12345\n54321\n", 0},
+				{"no such user", "no-such-user", []string{"true"}, "", 1},
+				{"not found", "", []string{"no-such-program"}, "not found: true, moved: false\n", 1},
+				{"no such path", "", []string{"/no/such/program"}, "not found: true, moved: false\n", 1},
+				{"not executable", "", []string{noexec}, "not found: false, moved: false\n", 1},
+			} {
+				t.Run(tt.name, func(t *testing.T) {
+					cmd := tctest.Command(t, "run", append([]string{string(way), target, tt.user}, tt.args...)...)
+					cmd.Stderr = nil
+					out, err := cmd.Output()
+					var exit *exec.ExitError
+					if err != nil && !errors.As(err, &exit) {
+						t.Fatal(err)
+					}
+					if got := cmd.ProcessState.ExitCode(); got != tt.code {
+						t.Errorf("exit code %d, want %d; %s", got, tt.code, exit.Stderr)
+					}
+					if diff := cmp.Diff(tt.want, string(out)); diff != "" {
+						t.Errorf("output (-want +got):\n%s", diff)
+					}
+				})
+			}
+		})
+	}
+}
+
+// unprivileged gives all capabilities up and says what a Binder then says.
+func unprivileged([]string) error {
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	if err := unix.Capset(&h, &none[0]); err != nil {
+		return err
+	}
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Way: hierarchy.WayBPF})
+	if err != nil {
+		return err
+	}
+	_, err = b.Hook()
+	fmt.Println(errors.Is(err, cgroup.ErrNotPrivileged), err)
+	report := cgroup.Probe()
+	fmt.Println(errors.Is(report.Ways[0].Err, cgroup.ErrNotPrivileged))
+	var s hierarchy.State
+	fmt.Println(b.Read(context.Background(), &s))
+	return nil
+}
+
+func TestKernelUnprivileged(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	out, err := tctest.Command(t, "unprivileged").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "true eth0: binding bpf: load the classifier: not privileged: needs root or CAP_BPF and CAP_NET_ADMIN\ntrue\n<nil>\n"
+	if diff := cmp.Diff(want, string(out)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,491 @@
+package cgroup_test
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// place is a cgroup hierarchy as a test uses it.
+type place struct {
+	mount string // of the hierarchy
+	dir   string // of the test's own cgroup
+}
+
+// newPlace makes a cgroup where the way looks for it.
+func newPlace(t testing.TB, way hierarchy.Way) place {
+	t.Helper()
+	if way == hierarchy.WayBPF {
+		return place{tctest.Cgroup2Mount(t), tctest.Cgroup(t)}
+	}
+	dir := tctest.NetCls(t)
+	return place{filepath.Dir(dir), dir}
+}
+
+func (p place) target(dir string) string { return "cgroup:" + strings.TrimPrefix(dir, p.mount) }
+
+// require skips the test where the kernel lacks the way.
+func require(t testing.TB, way hierarchy.Way) {
+	t.Helper()
+	tctest.RequireRoot(t)
+	for _, w := range cgroup.Probe().Ways {
+		if w.Way == way {
+			tctest.Require(t, !errors.Is(w.Err, cgroup.ErrNotSupported), fmt.Sprintf("binding %s (%v)", way, w.Err))
+		}
+	}
+}
+
+// apply goes from what is there to the given bindings.
+func apply(t testing.TB, b *cgroup.Binder, bound ...hierarchy.Bound) {
+	t.Helper()
+	want := hierarchy.State{Interface: "eth0", Root: hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}, Bound: bound}
+	var err error
+	if want.Hook, err = b.Hook(); err != nil {
+		t.Fatal(err)
+	}
+	converge(t, b, want)
+}
+
+// converge carries out the plan to want and checks that none is left after it.
+func converge(t testing.TB, b *cgroup.Binder, want hierarchy.State) {
+	t.Helper()
+	steps := classifier(hierarchy.Diff(read(t, b), want))
+	if done, err := b.Do(t.Context(), steps); err != nil || done != len(steps) {
+		t.Fatalf("%d of %d steps done: %v", done, len(steps), err)
+	}
+	now := read(t, b)
+	if left := classifier(hierarchy.Diff(now, want)); len(left) != 0 {
+		t.Fatalf("left to do: %v\nstate: %+v", left, now)
+	}
+}
+
+// classifier leaves out the step that removes the root qdisc.
+func classifier(p hierarchy.Plan) []hierarchy.Step {
+	return slices.DeleteFunc(p.Steps, func(s hierarchy.Step) bool {
+		_, root := s.Item().(*hierarchy.Root)
+		return root
+	})
+}
+
+// read is the binder's state with a root of ours, so that a difference is one of
+// the classifier's.
+func read(t testing.TB, b *cgroup.Binder) hierarchy.State {
+	t.Helper()
+	s := hierarchy.State{Interface: "eth0", Root: hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}}
+	if err := b.Read(t.Context(), &s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func bound(target string, class hierarchy.ClassID) hierarchy.Bound {
+	return hierarchy.Bound{Target: target, Class: class}
+}
+
+type counts = map[hierarchy.ClassID]uint64
+
+// TestKernelClasses: whose class a packet gets, exactly, by every way. In the
+// hierarchy a is red, a/deep/blue is blue, free is not bound.
+func TestKernelClasses(t *testing.T) {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup} {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			if way == hierarchy.WayClsCgroup {
+				err := n.hook.AttachCgroupFilter()
+				tctest.Require(t, !errors.Is(err, tc.ErrNotSupported), "filter kind cgroup (module cls_cgroup)")
+			}
+			p := newPlace(t, way)
+			a, grandchild := sub(t, p.dir, "a"), sub(t, p.dir, "a", "x", "y")
+			deep, free := sub(t, p.dir, "a", "deep", "blue"), sub(t, p.dir, "free")
+			b := n.binder(t, way)
+			apply(t, b, bound(p.target(a), red), bound(p.target(deep), blue))
+
+			to4, to6 := n.Far4.String()+":9", "["+n.Far6.String()+"]:9"
+			other, unshaped := green.String(), hierarchy.ID(0).String()
+			weak := way == hierarchy.WayClsCgroup // root gets what it asks for
+			asked := func(c hierarchy.ClassID) hierarchy.ClassID {
+				if weak {
+					return c
+				}
+				return red
+			}
+			for _, tt := range []struct {
+				name, dir, do string
+				want          counts
+			}{
+				{"udp", a, "udp " + to4 + " 100", counts{red: 100}},
+				{"udp over IPv6", a, "udp " + to6 + " 100", counts{red: 100}},
+				{"connected udp", a, "connected " + to4 + " 100", counts{red: 100}},
+				{"raw", a, "raw " + to4 + " 100", counts{red: 100}},
+				{"packet socket", a, fmt.Sprintf("packet %d 100", n.hook.Index), counts{red: 100}},
+				{"grandchild", grandchild, "udp " + to4 + " 100", counts{red: 100}},
+				{"deepest binding", deep, "udp " + to4 + " 100", counts{blue: 100}},
+				{"not bound", free, "udp " + to4 + " 100", counts{rest: 100}},
+				{"forked child", a, "child udp " + to4 + " 100", counts{red: 100}},
+				{"root asks for another class", a, "udp " + to4 + " 100 " + other, counts{asked(green): 100}},
+				{"root asks for another class, connected", a, "connected " + to6 + " 100 " + other, counts{asked(green): 100}},
+				{"root asks for the unshaped queue", a, "udp " + to4 + " 100 " + unshaped, counts{asked(0): 100}},
+				{"raw asks for the unshaped queue", a, "raw " + to4 + " 100 " + unshaped, counts{asked(0): 100}},
+				{"packet socket asks for another class", a, fmt.Sprintf("packet %d 100 %s", n.hook.Index, other), counts{asked(green): 100}},
+				{"packet socket asks for the unshaped queue", a, fmt.Sprintf("packet %d 100 %s", n.hook.Index, unshaped), counts{asked(0): 100}},
+				{"not bound asks for another class", free, "udp " + to4 + " 100 " + other, map[bool]counts{false: {rest: 100}, true: {green: 100}}[weak]},
+			} {
+				t.Run(tt.name, func(t *testing.T) {
+					x := n.start(t, n.Near, tt.dir)
+					got := n.during(t, func() { x.do("%s", tt.do) })
+					if diff := cmp.Diff(tt.want, got); diff != "" {
+						t.Errorf("packets a class (-want +got):\n%s", diff)
+					}
+				})
+			}
+		})
+	}
+}
+
+// only fails unless every packet was of one class, and there were some.
+func only(t *testing.T, got counts, class hierarchy.ClassID, least uint64) {
+	t.Helper()
+	if got[class] < least || len(got) != 1 {
+		t.Errorf("packets a class: %v, want %d or more, all of class %v", got, least, class)
+	}
+}
+
+// TestKernelTCP: a connection's every packet from near is its process's, the
+// SYN-ACKs of a listener included, which have no full socket.
+func TestKernelTCP(t *testing.T) {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			p := newPlace(t, way)
+			dir := sub(t, p.dir, "a")
+			apply(t, n.binder(t, way), bound(p.target(dir), red))
+			far := n.start(t, n.Far, "")
+			for i, addr := range []string{n.Far4.String() + ":7001", "[" + n.Far6.String() + "]:7001"} {
+				t.Run([]string{"client over IPv4", "client over IPv6"}[i], func(t *testing.T) {
+					far.do("listen %d %s", i, addr)
+					near := n.start(t, n.Near, dir)
+					far.begin("serve %d 1 0", i)
+					got := n.during(t, func() {
+						near.do("tcp %s 1000000 %s", addr, green)
+						far.end()
+					})
+					only(t, got, red, 20)
+				})
+			}
+			for i, addr := range []string{n.Near4.String() + ":7002", "[" + n.Near6.String() + "]:7002"} {
+				t.Run([]string{"server over IPv4", "server over IPv6"}[i], func(t *testing.T) {
+					near := n.start(t, n.Near, dir)
+					near.do("listen s %s", addr)
+					got := n.during(t, func() { far.do("dial %s 100", addr) })
+					if diff := cmp.Diff(counts{red: 100}, got); diff != "" {
+						t.Errorf("SYN-ACKs a class (-want +got):\n%s", diff)
+					}
+				})
+			}
+		})
+	}
+}
+
+// TestKernelMoved: with cgroup v2 a socket stays where it was made, with net_cls
+// it follows its process.
+func TestKernelMoved(t *testing.T) {
+	for _, tt := range []struct {
+		way  hierarchy.Way
+		kept hierarchy.ClassID
+	}{{hierarchy.WayBPF, red}, {hierarchy.WayNetCls, green}} {
+		t.Run(string(tt.way), func(t *testing.T) {
+			require(t, tt.way)
+			n := newNetwork(t)
+			p := newPlace(t, tt.way)
+			from, to := sub(t, p.dir, "from"), sub(t, p.dir, "to")
+			apply(t, n.binder(t, tt.way), bound(p.target(from), red), bound(p.target(to), green))
+			x, addr := n.start(t, n.Near, from), n.Far4.String()+":9"
+			x.do("keep s %s", addr)
+			only(t, n.during(t, func() { x.do("more s %s 50", addr) }), red, 50)
+			x.do("join %s", to)
+			only(t, n.during(t, func() { x.do("more s %s 50", addr) }), tt.kept, 50)
+			only(t, n.during(t, func() { x.do("udp %s 50", addr) }), green, 50)
+		})
+	}
+}
+
+// TestKernelRebind: changes reach sockets that are open, and a binding that goes
+// leaves the next one above.
+func TestKernelRebind(t *testing.T) {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			p := newPlace(t, way)
+			a, inner := sub(t, p.dir, "a"), sub(t, p.dir, "a", "inner")
+			b := n.binder(t, way)
+			apply(t, b)
+			x, addr := n.start(t, n.Near, inner), n.Far4.String()+":9"
+			x.do("keep s %s", addr)
+			for _, tt := range []struct {
+				bound []hierarchy.Bound
+				want  hierarchy.ClassID
+			}{
+				{nil, rest},
+				{[]hierarchy.Bound{bound(p.target(a), red)}, red},
+				{[]hierarchy.Bound{bound(p.target(a), red), bound(p.target(inner), green)}, green},
+				{[]hierarchy.Bound{bound(p.target(a), green), bound(p.target(inner), red)}, red},
+				{[]hierarchy.Bound{bound(p.target(a), blue)}, blue},
+				{nil, rest},
+			} {
+				apply(t, b, tt.bound...)
+				only(t, n.during(t, func() { x.do("more s %s 20", addr) }), tt.want, 20)
+			}
+		})
+	}
+}
+
+func TestKernelUser(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	a := sub(t, p.dir, "a")
+	b := n.binder(t, hierarchy.WayBPF)
+	apply(t, b, bound("uid:65534", green), bound(p.target(a), red))
+	addr := n.Far4.String() + ":9"
+	for _, tt := range []struct {
+		name, dir string
+		nobody    bool
+		want      hierarchy.ClassID
+	}{
+		{"user", p.dir, true, green},
+		{"another user", p.dir, false, rest},
+		{"user in a bound cgroup", a, true, red},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			x := n.start(t, n.Near, tt.dir)
+			if tt.nobody {
+				x.do("nobody")
+			}
+			only(t, n.during(t, func() { x.do("udp %s 30", addr) }), tt.want, 30)
+		})
+	}
+}
+
+// TestKernelFoundAgain: a second Binder goes on where the first stopped, from
+// what the hook holds alone, and clearing leaves nothing.
+func TestKernelFoundAgain(t *testing.T) {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			p := newPlace(t, way)
+			a, c := sub(t, p.dir, "a"), sub(t, p.dir, "c")
+			first := n.binder(t, way)
+			apply(t, first, bound(p.target(a), red))
+			if err := first.Close(); err != nil {
+				t.Fatal(err)
+			}
+			x, addr := n.start(t, n.Near, a), n.Far4.String()+":9"
+			x.do("keep s %s", addr)
+			only(t, n.during(t, func() { x.do("more s %s 20", addr) }), red, 20)
+
+			second := n.binder(t, way)
+			want := []hierarchy.Bound{bound(p.target(a), red)}
+			if diff := cmp.Diff(want, read(t, second).Bound); diff != "" {
+				t.Errorf("bindings found again (-want +got):\n%s", diff)
+			}
+			apply(t, second, bound(p.target(a), green), bound(p.target(c), blue))
+			only(t, n.during(t, func() { x.do("more s %s 20", addr) }), green, 20)
+
+			converge(t, second, hierarchy.State{Interface: "eth0"})
+			if diff := cmp.Diff(hierarchy.State{Interface: "eth0"}, stateOnly(read(t, second))); diff != "" {
+				t.Errorf("state after clearing (-want +got):\n%s", diff)
+			}
+			if id, err := n.hook.EgressProgram(); id != 0 || err != nil {
+				t.Errorf("program %d on the hook after clearing, error %v", id, err)
+			}
+			only(t, n.during(t, func() { x.do("more s %s 20", addr) }), rest, 20)
+		})
+	}
+}
+
+func stateOnly(s hierarchy.State) hierarchy.State {
+	s.Root = hierarchy.Root{}
+	return s
+}
+
+// TestKernelGone: the binding of a removed cgroup shows under its number and can
+// be taken away.
+func TestKernelGone(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	a := sub(t, p.dir, "a")
+	b := n.binder(t, hierarchy.WayBPF)
+	apply(t, b, bound(p.target(a), red))
+	remove(t, a)
+	got := read(t, b).Bound
+	if len(got) != 1 || !strings.HasPrefix(got[0].Target, "cgroup-id:") {
+		t.Fatalf("bindings after the cgroup went: %v, want one cgroup-id:N", got)
+	}
+	sub(t, p.dir, "a")
+	if got := read(t, b).Bound; !strings.HasPrefix(got[0].Target, "cgroup-id:") {
+		t.Errorf("a new cgroup of the same name took the binding of the old one over: %v", got)
+	}
+	apply(t, b, bound(p.target(a), green))
+	x := n.start(t, n.Near, a)
+	only(t, n.during(t, func() { x.do("udp %s 10", n.Far4.String()+":9") }), green, 10)
+}
+
+// TestKernelUnderLoad: 0 packets in a wrong class or unshaped while bindings
+// change, and while the whole classifier is replaced.
+func TestKernelUnderLoad(t *testing.T) {
+	const packets = 200_000
+	for _, tt := range []struct {
+		name string
+		way  hierarchy.Way
+		flip func(t *testing.T, n *network, b *cgroup.Binder, target string, i int)
+	}{
+		{"bindings", hierarchy.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
+			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
+		}},
+		{"net_cls tags", hierarchy.WayNetCls, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
+			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
+		}},
+		{"classifier", hierarchy.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
+			hook := hierarchy.Hook{Way: hierarchy.WayBPF, Version: 1}
+			bind := bound(target, []hierarchy.ClassID{red, green}[i%2])
+			steps := []hierarchy.Step{{Action: hierarchy.Change, Old: &hook, New: &hook}, {Action: hierarchy.Create, New: &bind}}
+			if _, err := b.Do(t.Context(), steps); err != nil {
+				t.Fatal(err)
+			}
+			// the way back would return to the former maps: start afresh
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			require(t, tt.way)
+			n := newNetwork(t)
+			p := newPlace(t, tt.way)
+			a := sub(t, p.dir, "a")
+			b := n.binder(t, tt.way)
+			apply(t, b, bound(p.target(a), red))
+			x := n.start(t, n.Near, a)
+			flips := 0
+			got := n.during(t, func() {
+				x.begin("udp %s:9 %d", n.Far4, packets)
+				done := make(chan struct{})
+				go func() { x.end(); close(done) }()
+				for {
+					select {
+					case <-done:
+						return
+					default:
+						flips++
+						tt.flip(t, n, b, p.target(a), flips)
+					}
+				}
+			})
+			t.Logf("%d changes, packets a class: %v", flips, got)
+			if got[red]+got[green] != packets || len(got) != 2 {
+				t.Errorf("packets a class: %v, want %d in %v and %v together and no other", got, packets, red, green)
+			}
+			if flips < 10 {
+				t.Errorf("only %d changes happened under load", flips)
+			}
+		})
+	}
+}
+
+// TestKernelOrder: bindings may also come before the classifier.
+func TestKernelOrder(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	a := sub(t, p.dir, "a")
+	b := n.binder(t, hierarchy.WayBPF)
+	bind := bound(p.target(a), red)
+	if _, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &bind}}); err != nil {
+		t.Fatal(err)
+	}
+	hook, err := b.Hook()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &hook}}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]hierarchy.Bound{bind}, read(t, b).Bound); diff != "" {
+		t.Errorf("bindings (-want +got):\n%s", diff)
+	}
+}
+
+// TestKernelChangeOfWay goes from net_cls to BPF and back.
+func TestKernelChangeOfWay(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	require(t, hierarchy.WayNetCls)
+	n := newNetwork(t)
+	v1, v2 := newPlace(t, hierarchy.WayNetCls), newPlace(t, hierarchy.WayBPF)
+	a1, a2 := sub(t, v1.dir, "a"), sub(t, v2.dir, "a")
+	x := n.start(t, n.Near, a1)
+	x.do("join %s", a2)
+	addr := n.Far4.String() + ":9"
+	for _, tt := range []struct {
+		way   hierarchy.Way
+		bound hierarchy.Bound
+		want  hierarchy.ClassID
+	}{
+		{hierarchy.WayNetCls, bound(v1.target(a1), red), red},
+		{hierarchy.WayBPF, bound(v2.target(a2), green), green},
+		{hierarchy.WayNetCls, bound(v1.target(a1), blue), blue},
+	} {
+		b := n.binder(t, tt.way)
+		apply(t, b, tt.bound)
+		only(t, n.during(t, func() { x.do("udp %s 20", addr) }), tt.want, 20)
+	}
+	converge(t, n.binder(t, hierarchy.WayNone), hierarchy.State{Interface: "eth0"})
+	if got := read(t, n.binder(t, hierarchy.WayNetCls)); got.Hook.Way != hierarchy.WayNone || len(got.Bound) != 0 {
+		t.Errorf("state after clearing: %+v", got)
+	}
+}
+
+// TestKernelRefused: what would send packets past the shaper, or can never work.
+func TestKernelRefused(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	deep := sub(t, p.dir, slices.Repeat([]string{"d"}, 32)...)
+	b := n.binder(t, hierarchy.WayBPF)
+	apply(t, b)
+	for _, tt := range []struct {
+		name string
+		bind hierarchy.Bound
+		want string
+	}{
+		{"unshaped queue", bound(p.target(p.dir), hierarchy.ID(0)), "minor number 0"},
+		{"foreign class", bound(p.target(p.dir), 1<<16|1), "no class of ours"},
+		{"too deep", bound(p.target(deep), red), "33 levels below the root, more than 31"},
+		{"no such cgroup", bound(p.target(p.dir)+"/none", red), "no such file"},
+		{"no such target", bound("pid:1", red), "pid:1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			done, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &tt.bind}})
+			if done != 0 || err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%d steps done, error %v, want one with %q", done, err, tt.want)
+			}
+		})
+	}
+	if got := read(t, b).Bound; len(got) != 0 {
+		t.Errorf("bindings after refusals: %v", got)
+	}
+}

@@ -1,0 +1,425 @@
+package cgroup_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+func TestMain(m *testing.M) {
+	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "run": run})
+}
+
+// Leaf classes of the tree that every test has.
+const (
+	rest  = hierarchy.ClassID(hierarchy.Major<<16 | hierarchy.RestMinor)
+	red   = hierarchy.ClassID(hierarchy.Major<<16 | 0x10)
+	green = hierarchy.ClassID(hierarchy.Major<<16 | 0x20)
+	blue  = hierarchy.ClassID(hierarchy.Major<<16 | 0x30)
+)
+
+// network is a pair with an HTB tree at its near end.
+type network struct {
+	*lab.Pair
+	hook *tc.Device
+}
+
+func newNetwork(t testing.TB) *network {
+	t.Helper()
+	n := &network{Pair: tctest.New(t, lab.PairConfig{TxQueueLen: 100_000})}
+	tctest.TC(t, n.Near, "qdisc", "add", "dev", n.Dev, "root", "handle", "71f:", "htb", "default", "2", "direct_qlen", "1000")
+	// no reports of multicast groups, which would be counted too
+	tctest.Output(t, n.Near, tctest.RequireProgram(t, "ip"), "-6", "route", "del", "multicast", "ff00::/8", "dev", n.Dev, "table", "local")
+	parent := "71f:"
+	for _, class := range []hierarchy.ClassID{hierarchy.ID(hierarchy.RootMinor), rest, red, green, blue} {
+		tctest.TC(t, n.Near, "class", "add", "dev", n.Dev, "parent", parent, "classid", class.String(),
+			"htb", "rate", "4gbit", "ceil", "40gbit", "burst", "1mb", "cburst", "1mb", "quantum", "60000")
+		parent = hierarchy.ID(hierarchy.RootMinor).String()
+	}
+	c, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if n.hook, err = c.Device(n.Dev); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// binder makes a Binder for the near interface.
+func (n *network) binder(t testing.TB, way hierarchy.Way) *cgroup.Binder {
+	t.Helper()
+	key, err := cgroup.NetNSKey(n.Near.FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: n.hook, Interface: n.Dev, NetNS: key, Way: way})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+// counts are the packets that the leaf classes sent, and those that went past
+// all classes under 0.
+func (n *network) counts(t testing.TB) map[hierarchy.ClassID]uint64 {
+	t.Helper()
+	m := map[hierarchy.ClassID]uint64{}
+	for _, c := range tctest.TCClasses(t, n.Near, n.Dev) {
+		id, err := hierarchy.ParseClassID(c.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id != hierarchy.ID(hierarchy.RootMinor) {
+			m[id] = c.Packets
+		}
+		if c.Dropped != 0 {
+			t.Errorf("class %v dropped %d packets", id, c.Dropped)
+		}
+	}
+	out := tctest.TC(t, n.Near, "-s", "qdisc", "show", "dev", n.Dev, "root")
+	_, word, _ := strings.Cut(out, "direct_packets_stat ")
+	direct, err := strconv.ParseUint(strings.Fields(word + " x")[0], 10, 64)
+	if err != nil {
+		t.Fatalf("no direct packets in %q", out)
+	}
+	m[0] = direct
+	return m
+}
+
+// during is what counts gained while fn ran; classes without a packet are left
+// out.
+func (n *network) during(t testing.TB, fn func()) map[hierarchy.ClassID]uint64 {
+	t.Helper()
+	before := n.counts(t)
+	fn()
+	gained := map[hierarchy.ClassID]uint64{}
+	for id, after := range n.counts(t) {
+		if after != before[id] {
+			gained[id] = after - before[id]
+		}
+	}
+	return gained
+}
+
+// actor is a process in a cgroup that does as it is told.
+type actor struct {
+	t     testing.TB
+	cmd   *exec.Cmd
+	to    io.WriteCloser
+	lines *bufio.Scanner
+}
+
+// start starts an actor in the near namespace and, unless dir is empty, in the
+// cgroup dir.
+func (n *network) start(t testing.TB, ns *lab.NetNS, dir string) *actor {
+	t.Helper()
+	a := &actor{t: t, cmd: tctest.Command(t, "actor")}
+	to, err := a.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := a.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.Start(a.cmd); err != nil {
+		t.Fatal(err)
+	}
+	a.to, a.lines = to, bufio.NewScanner(from)
+	t.Cleanup(func() {
+		to.Close()
+		_ = a.cmd.Wait() // it is killed by now
+	})
+	if dir != "" {
+		a.do("join %s", dir)
+	}
+	return a
+}
+
+// do has a command carried out and returns what it answers.
+func (a *actor) do(format string, args ...any) string {
+	a.t.Helper()
+	a.begin(format, args...)
+	return a.end()
+}
+
+func (a *actor) begin(format string, args ...any) {
+	a.t.Helper()
+	if _, err := fmt.Fprintf(a.to, format+"\n", args...); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+func (a *actor) end() string {
+	a.t.Helper()
+	if !a.lines.Scan() {
+		a.t.Fatalf("actor went away: %v", a.lines.Err())
+	}
+	answer, ok := strings.CutPrefix(a.lines.Text(), "ok")
+	if !ok {
+		a.t.Fatalf("actor: %s", a.lines.Text())
+	}
+	return strings.TrimSpace(answer)
+}
+
+// act is the program of an actor: one command a line, one answer a line.
+func act([]string) error {
+	runtime.LockOSThread()
+	var kept = map[string]int{} // sockets that outlive a command
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		f := strings.Fields(in.Text())
+		answer, err := actOne(f[0], f[1:], kept)
+		if err != nil {
+			fmt.Printf("%s: %v\n", in.Text(), err)
+			continue
+		}
+		fmt.Println("ok", answer)
+	}
+	return in.Err()
+}
+
+func actOne(verb string, args []string, kept map[string]int) (string, error) {
+	number := func(i int) int {
+		n, err := strconv.Atoi(args[i])
+		if err != nil {
+			panic(err)
+		}
+		return n
+	}
+	switch verb {
+	case "join": // DIR
+		return "", os.WriteFile(args[0]+"/cgroup.procs", []byte("0"), 0)
+	case "nobody":
+		return "", unix.Setuid(65534)
+	case "udp": // TO N [PRIORITY]
+		s, err := open(args[0], unix.SOCK_DGRAM, 0, args[2:])
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		return "", send(s, args[0], number(1), true)
+	case "connected": // TO N [PRIORITY]
+		s, err := open(args[0], unix.SOCK_DGRAM, 0, args[2:])
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		if err := unix.Connect(s, sockaddr(args[0])); err != nil {
+			return "", err
+		}
+		return "", send(s, args[0], number(1), false)
+	case "raw": // TO N [PRIORITY]
+		s, err := open(args[0], unix.SOCK_RAW, unix.IPPROTO_UDP, args[2:])
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		return "", send(s, args[0], number(1), true)
+	case "packet": // INDEX N [PRIORITY]
+		s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		if err := prioritise(s, args[2:]); err != nil {
+			return "", err
+		}
+		frame := make([]byte, 60)
+		copy(frame, "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x88\xb5")
+		to := &unix.SockaddrLinklayer{Ifindex: number(0), Protocol: 0xb588}
+		for range number(1) {
+			if err := unix.Sendto(s, frame, 0, to); err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	case "keep": // NAME TO
+		s, err := open(args[1], unix.SOCK_DGRAM, 0, nil)
+		kept[args[0]] = s
+		kept[args[0]+" to"] = 0
+		return "", err
+	case "more": // NAME TO N
+		return "", send(kept[args[0]], args[1], number(2), true)
+	case "tcp": // TO BYTES [PRIORITY]
+		s, err := open(args[0], unix.SOCK_STREAM, 0, args[2:])
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		if err := unix.Connect(s, sockaddr(args[0])); err != nil {
+			return "", err
+		}
+		for left := number(1); left > 0; {
+			n, err := unix.Write(s, make([]byte, min(left, 1<<16)))
+			if err != nil {
+				return "", err
+			}
+			left -= n
+		}
+		// done when the far end has closed too
+		if err := unix.Shutdown(s, unix.SHUT_WR); err != nil {
+			return "", err
+		}
+		_, err = unix.Read(s, make([]byte, 1))
+		return "", err
+	case "listen": // NAME ADDR
+		s, err := open(args[1], unix.SOCK_STREAM, 0, nil)
+		if err != nil {
+			return "", err
+		}
+		kept[args[0]] = s
+		if err := unix.Bind(s, sockaddr(args[1])); err != nil {
+			return "", err
+		}
+		return "", unix.Listen(s, 128)
+	case "serve": // NAME N BYTES: accepts N connections one after the other and answers each
+		for range number(1) {
+			c, _, err := unix.Accept(kept[args[0]])
+			if err != nil {
+				return "", err
+			}
+			_, err = unix.Write(c, make([]byte, number(2)))
+			if err == nil {
+				err = unix.Shutdown(c, unix.SHUT_WR)
+			}
+			for buf := make([]byte, 1<<16); err == nil; {
+				var n int
+				if n, err = unix.Read(c, buf); n == 0 {
+					break
+				}
+			}
+			unix.Close(c)
+			if err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	case "dial": // TO N: connects and resets
+		for range number(1) {
+			s, err := open(args[0], unix.SOCK_STREAM, 0, nil)
+			if err == nil {
+				err = unix.Connect(s, sockaddr(args[0]))
+			}
+			if err == nil {
+				err = unix.SetsockoptLinger(s, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			}
+			unix.Close(s)
+			if err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	case "fetch": // TO: connects and reads all
+		s, err := open(args[0], unix.SOCK_STREAM, 0, nil)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		if err := unix.Connect(s, sockaddr(args[0])); err != nil {
+			return "", err
+		}
+		for buf := make([]byte, 1<<16); ; {
+			if n, err := unix.Read(s, buf); n == 0 || err != nil {
+				return "", err
+			}
+		}
+	case "child": // any other command
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Stdin = strings.NewReader(strings.Join(args, " ") + "\n")
+		out, err := cmd.Output()
+		if err == nil && !strings.HasPrefix(string(out), "ok") {
+			err = errors.New(strings.TrimSpace(string(out)))
+		}
+		return "", err
+	}
+	return "", errors.New("no such command")
+}
+
+func open(to string, typ, proto int, priority []string) (int, error) {
+	family := unix.AF_INET
+	if netip.MustParseAddrPort(to).Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	s, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC, proto)
+	if err != nil {
+		return -1, err
+	}
+	if typ == unix.SOCK_STREAM {
+		err = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
+	return s, errors.Join(err, prioritise(s, priority))
+}
+
+func prioritise(s int, priority []string) error {
+	if len(priority) == 0 {
+		return nil
+	}
+	class, err := hierarchy.ParseClassID(priority[0])
+	if err != nil {
+		return err
+	}
+	return unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_PRIORITY, int(class))
+}
+
+func sockaddr(to string) unix.Sockaddr {
+	a := netip.MustParseAddrPort(to)
+	if a.Addr().Is6() {
+		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	}
+	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+}
+
+func send(s int, to string, n int, unconnected bool) error {
+	msg := make([]byte, 18)
+	addr := sockaddr(to)
+	for range n {
+		var err error
+		if unconnected {
+			err = unix.Sendto(s, msg, 0, addr)
+		} else {
+			_, err = unix.Write(s, msg)
+		}
+		for err == unix.ECONNREFUSED { // an answer to an earlier message; this one was not sent
+			_, err = unix.Write(s, msg)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sub makes a cgroup below dir.
+func sub(t testing.TB, dir string, names ...string) string {
+	t.Helper()
+	p := filepath.Join(append([]string{dir}, names...)...)
+	if err := os.MkdirAll(p, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
