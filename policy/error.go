@@ -34,10 +34,10 @@ func (e Error) Error() string {
 		b.WriteString("warning: ")
 	}
 	if e.Path != "" {
-		fmt.Fprintf(&b, "%s: ", strings.Map(printable, string(e.Path)))
+		fmt.Fprintf(&b, "%s: ", e.Path)
 	}
 	b.WriteString(e.Msg)
-	return b.String()
+	return strings.Map(printable, b.String())
 }
 
 // printable keeps what a terminal would obey out of messages.
@@ -74,7 +74,7 @@ func (e Errors) Render() string {
 			fmt.Fprintf(&b, "    %s\n    %s^\n", line, pad)
 		}
 		if e[i].Hint != "" {
-			fmt.Fprintf(&b, "    hint: %s\n", e[i].Hint)
+			fmt.Fprintf(&b, "    hint: %s\n", strings.Map(printable, e[i].Hint))
 		}
 	}
 	return b.String()

@@ -82,6 +82,7 @@ type node struct {
 	iface  *hierarchy.Spec  // of an interface
 	kids   map[string]*node // tables seen; nil: reported, and nothing below it counts
 	bound  []int            // places in the file's list of branch.Bind, where they differ
+	bad    []string         // of a qdisc: parameters that are reported
 	entry  int              // that names the table
 	depth  int              // number of parts of the table's key
 }
@@ -556,7 +557,7 @@ func (r *reader) param(n *node, name string, v any) {
 	}
 	if !ok {
 		r.value(n, "qdisc."+name, fmt.Sprintf("%s is %s, but must be a single value", name, describe(v)), "")
-		return
+		n.bad = append(n.bad, name)
 	}
 	_, quoted := v.(string)
 	q.Params = append(q.Params, hierarchy.RawParam{Name: name, Text: text, Quoted: quoted})
@@ -608,11 +609,22 @@ func (r *reader) element(entry, i int) int {
 // problem reports what is wrong with the interface top as a whole.
 func (r *reader) problem(top *node, p hierarchy.Problem) {
 	m := mistake{path: p.Path, key: p.Key, msg: p.Text, hint: p.Hint, warning: p.Warning}
-	n := r.node(p.Path)
-	if n == nil { // a branch that was added
+	at := p.Path
+	for r.node(at) == nil && at.Parent() != "" {
+		at = at.Parent() // a rest that was added
+	}
+	n := r.node(at)
+	if n == nil {
 		n = top
 	}
 	m.off = r.place(n)
+	if at != p.Path {
+		r.add(m)
+		return
+	}
+	if name, ok := strings.CutPrefix(p.Key, "qdisc."); ok && n.kids["qdisc"] != nil && slices.Contains(n.kids["qdisc"].bad, name) {
+		return
+	}
 	if e, ok := r.entry(n, p.Key); ok {
 		switch {
 		case p.Index >= 0:

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
@@ -176,5 +177,80 @@ func TestMistakes(t *testing.T) {
 	}
 	if len(files) < 60 || len(different) < 60 {
 		t.Errorf("%d files with %d different messages; at least 60 of both are wanted", len(files), len(different))
+	}
+}
+
+func TestErrors(t *testing.T) {
+	_, err := policy.Parse("p.toml", strings.NewReader("version = 1\n[interface.eth0]\nrate = \"1mbit\"\n[interface.eth0.slow]\nrate = \"5kbit\"\n[interface.eth0.web]\nrate = \"10kbit\"\nceil = '9kbit'\n"), leaves())
+	want := policy.Errors{
+		{File: "p.toml", Line: 5, Column: 8, Path: "eth0/slow", Key: "rate", Value: `"5kbit"`, Source: `rate = "5kbit"`, Warning: true,
+			Msg: "rate 5kbit is so low that large packets exceed it: the kernel forgives what takes longer than 60s to pay back"},
+		{File: "p.toml", Line: 8, Column: 8, Path: "eth0/web", Key: "ceil", Value: "'9kbit'", Source: "ceil = '9kbit'",
+			Msg: "ceil 9kbit is below rate 10kbit", Hint: `write ceil = "10kbit" or more, or lower the rate`},
+	}
+	var got policy.Errors
+	if !errors.As(err, &got) {
+		t.Fatalf("error is %v", err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff("p.toml:8:8: eth0/web: ceil 9kbit is below rate 10kbit", got[1].Error()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	got[1].File = ""
+	if diff := cmp.Diff("8:8: eth0/web: ceil 9kbit is below rate 10kbit", got[1].Error()); diff != "" {
+		t.Errorf("without a file (-want +got):\n%s", diff)
+	}
+}
+
+// TestNotRead is what is no mistake in a policy.
+func TestNotRead(t *testing.T) {
+	_, err := policy.Parse("p", iotest.ErrReader(os.ErrPermission), leaves())
+	if !errors.Is(err, os.ErrPermission) {
+		t.Errorf("error is %v, want %v", err, os.ErrPermission)
+	}
+	_, err = policy.Parse("p", strings.NewReader(strings.Repeat("#", 64<<20+1)), leaves())
+	if want := "p: a policy has at most 64mib"; err == nil || err.Error() != want {
+		t.Errorf("error is %v, want %s", err, want)
+	}
+}
+
+// TestHostile is text that is made to hurt: each gives a mistake, at a place, and
+// in a message of bounded length.
+func TestHostile(t *testing.T) {
+	const n = 1 << 20
+	for _, tt := range []struct{ name, text string }{
+		{"end in a key", "version"},
+		{"end in a string", "version = \""},
+		{"end in an escape", "version = \"\\"},
+		{"end in a long string", "version = \"\"\""},
+		{"end in a header", "["},
+		{"end in a list", "version = ["},
+		{"end in a table", "version = {"},
+		{"end behind a key", "version = 1\nbinding"},
+		{"lists", "version = " + strings.Repeat("[", n)},
+		{"tables", "version = " + strings.Repeat("{a=", n)},
+		{"header", "[a" + strings.Repeat(".a", n) + "]"},
+		{"dotted key", "a" + strings.Repeat(".a", n) + " = 1"},
+		{"lists behind a mistake", "version = \"1\" " + strings.Repeat("[", n)},
+		{"lists below a mistake", "version = 1 2\na = " + strings.Repeat("[", n)},
+		{"long word", "version = " + strings.Repeat("x", n)},
+		{"long value", "version = 1\n[interface.eth0]\nrate = \"" + strings.Repeat("9", n) + "\""},
+		{"long name", "version = 1\n[interface.eth0]\nrate = \"1mbit\"\n[interface.eth0." + strings.Repeat("x", n) + "]"},
+		{"long key", "version = 1\n" + strings.Repeat("x", n) + " = 1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := policy.Parse("p", strings.NewReader(tt.text), leaves())
+			var errs policy.Errors
+			if !errors.As(err, &errs) {
+				t.Fatalf("error is %v", err)
+			}
+			for _, e := range errs {
+				if e.Line < 1 || e.Column < 1 || len(e.Msg) > 1000 || len(e.Hint) > 1000 {
+					t.Errorf("%d:%d: message of %d bytes, hint of %d", e.Line, e.Column, len(e.Msg), len(e.Hint))
+				}
+			}
+		})
 	}
 }

@@ -31,6 +31,7 @@ type index struct {
 // entry is a table header or a key with a value. Offsets are in bytes.
 type entry struct {
 	key    int32 // first byte of the (dotted) key
+	last   int32 // first byte of the key's last part
 	val    int32 // first byte of the value; -1 for a header
 	parent int32 // entry whose table holds the key; -1 for none
 }
@@ -129,7 +130,7 @@ func (s *scanner) table() bool {
 	array := s.accept('[')
 	s.space(false)
 	start := s.pos
-	depth, ok := s.key()
+	depth, last, ok := s.key()
 	if !ok {
 		return false
 	}
@@ -141,14 +142,14 @@ func (s *scanner) table() bool {
 		return s.fail(s.pos)
 	}
 	s.header, s.headerDepth = int32(len(s.entries)), depth
-	s.entries = append(s.entries, entry{int32(start), -1, -1})
+	s.entries = append(s.entries, entry{int32(start), int32(last), -1, -1})
 	return true
 }
 
 // pair reads a key and its value. depth is the nesting of the table around it.
 func (s *scanner) pair(parent int32, depth int) bool {
 	start := s.pos
-	n, ok := s.key()
+	n, last, ok := s.key()
 	if !ok {
 		return false
 	}
@@ -161,21 +162,22 @@ func (s *scanner) pair(parent int32, depth int) bool {
 	}
 	s.space(false)
 	e := int32(len(s.entries))
-	s.entries = append(s.entries, entry{int32(start), int32(s.pos), parent})
+	s.entries = append(s.entries, entry{int32(start), int32(last), int32(s.pos), parent})
 	return s.value(e, depth)
 }
 
-// key reads a key of one or more parts and the blanks behind it, and returns
-// the number of parts.
-func (s *scanner) key() (parts int, ok bool) {
+// key reads a key of one or more parts and the blanks behind it. It returns the
+// number of parts and the offset of the last.
+func (s *scanner) key() (parts, last int, ok bool) {
 	for {
+		last = s.pos
 		if _, ok := s.part(); !ok {
-			return 0, s.fail(s.pos)
+			return 0, 0, s.fail(s.pos)
 		}
 		parts++
 		s.space(false)
 		if !s.accept('.') {
-			return parts, true
+			return parts, last, true
 		}
 		s.space(false)
 	}
@@ -328,9 +330,10 @@ func (x *index) agrees(keys []toml.Key) bool {
 		return false
 	}
 	for i, k := range keys {
-		_, raw := x.part(i, len(k)-1, len(k))
+		s := scanner{index: x, pos: int(x.entries[i].last)}
+		raw, _ := s.part()
 		// Escapes are rare and dear to decode; the tests compare those.
-		if last := k[len(k)-1]; !strings.Contains(raw, `\`) && strings.Trim(raw, `"'`) != last && unquote(raw) != last {
+		if last := k[len(k)-1]; raw != last && !strings.Contains(raw, `\`) && unquote(raw) != last {
 			return false
 		}
 	}
@@ -343,7 +346,7 @@ func (x *index) agrees(keys []toml.Key) bool {
 func (x *index) part(i, d, n int) (off int, raw string) {
 	s := scanner{index: &index{text: x.text, stop: -1}}
 	s.pos = int(x.entries[i].key)
-	parts, _ := s.key()
+	parts, _, _ := s.key()
 	if own := n - parts; d < own {
 		return x.part(int(x.entries[i].parent), d, own)
 	} else {

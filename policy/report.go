@@ -36,13 +36,22 @@ func (r *report) errs() Errors {
 	for _, m := range r.found {
 		line, start, end := r.index.line(m.off)
 		e := Error{File: r.file, Line: line, Column: r.index.column(start, m.off), Path: m.path, Key: m.key,
-			Msg: m.msg, Hint: m.hint, Source: r.index.text[start:end], Warning: m.warning}
+			Msg: cut(m.msg), Hint: cut(m.hint), Source: r.index.text[start:end], Warning: m.warning}
 		if m.value {
 			e.Value = r.index.value(m.off)
 		}
 		all = append(all, e)
 	}
 	return all
+}
+
+// cut shortens a text that quotes a very long value.
+func cut(s string) string {
+	const keep = 250
+	if len(s) <= 2*keep {
+		return s
+	}
+	return strings.ToValidUTF8(s[:keep], "") + " ... " + strings.ToValidUTF8(s[len(s)-keep:], "")
 }
 
 // characters checks what TOML says about a file's characters before anything

@@ -22,6 +22,7 @@ func (r *report) syntax(pe toml.ParseError) {
 	has := func(s string) bool { return strings.Contains(pe.Message, s) }
 	m := mistake{off: off}
 	word, start, left := x.word(off)
+	value := left == '=' || left == ',' || left == '['
 	switch {
 	case has("already been defined") || has("already created") || has("is not a table"):
 		m = x.duplicate(off)
@@ -30,7 +31,7 @@ func (r *report) syntax(pe toml.ParseError) {
 	case has("invalid escape") || has(`after '\`):
 		m.msg, m.hint = "this is no escape that TOML knows in a string", `write \\ for a backslash, or put the string in single quotes`
 	case has("key name appears blank"):
-		m.msg, m.hint = `no key stands in front of "="`, ""
+		m.msg = `no key stands in front of "="`
 	case has("end of table array name"):
 		m.msg, m.hint = "the header is not closed", "close [ with ], and [[ with ]]"
 	case has("to end table name"):
@@ -59,12 +60,12 @@ func (r *report) syntax(pe toml.ParseError) {
 		m.off, m.msg = start, word+" is too large"
 	case strings.HasPrefix(pe.Message, "Invalid "):
 		m.msg = strings.ToLower(pe.Message[:1]) + pe.Message[1:]
-	case (left == '=' || left == ',' || left == '[') && word == "":
-		m.off, m.msg, m.hint = start, "a value is missing here", ""
+	case value && word == "":
+		m.off, m.msg = start, "a value is missing here"
 		if left == ',' {
 			m.msg = "one comma too many, or a value is missing here"
 		}
-	case (left == '=' || left == ',' || left == '[') && !strings.ContainsAny(word, "\"'[]{}="):
+	case value && !strings.ContainsAny(word, "\"'[]{}="):
 		m.off, m.msg = start, fmt.Sprintf("%s is not a value that TOML knows", word)
 		m.hint = fmt.Sprintf("put it in quotes: %q", word)
 		switch strings.ToLower(word) {
