@@ -30,12 +30,12 @@ type Link struct {
 }
 
 // AddVeth makes a veth pair, one end in each namespace, with addresses, up.
-// Both namespaces may be the same. The neighbour tables of both ends are filled
-// in for good, so no ARP or neighbour discovery packet is sent, or lost in a
-// full queue.
+// Both namespaces may be the same. The ends speak neither ARP nor neighbour
+// discovery: each knows the addresses of the other for good and no more, so that
+// nothing of the kind is counted, or lost in a full queue.
 func AddVeth(a *NetNS, la Link, b *NetNS, lb Link) error {
 	la.Kind = "veth"
-	if err := a.create(la, func(ae *netlink.AttributeEncoder) error {
+	if err := a.create(la, unix.IFF_NOARP, func(ae *netlink.AttributeEncoder) error {
 		// The peer is a whole message of its own: header and attributes
 		// (veth_newlink, drivers/net/veth.c, v6.12).
 		ae.Do(vethInfoPeer, func() ([]byte, error) {
@@ -43,7 +43,7 @@ func AddVeth(a *NetNS, la Link, b *NetNS, lb Link) error {
 			lb.encode(peer)
 			peer.Uint32(unix.IFLA_NET_NS_FD, uint32(b.FD()))
 			attrs, err := peer.Encode()
-			return append(make([]byte, unix.SizeofIfInfomsg), attrs...), err
+			return append(ifinfo(0, unix.IFF_NOARP), attrs...), err
 		})
 		return nil
 	}); err != nil {
@@ -67,7 +67,7 @@ func AddVeth(a *NetNS, la Link, b *NetNS, lb Link) error {
 // module of the kind if it has one; a kind that it lacks is an error that wraps
 // EOPNOTSUPP.
 func (n *NetNS) AddLink(l Link) error {
-	err := n.create(l, func(ae *netlink.AttributeEncoder) error {
+	err := n.create(l, 0, func(ae *netlink.AttributeEncoder) error {
 		if l.VLAN != 0 {
 			ae.Uint16(unix.IFLA_VLAN_ID, l.VLAN)
 		}
@@ -126,7 +126,7 @@ func (n *NetNS) AddRoute(dst netip.Prefix, via netip.Addr, dev string) error {
 	})
 }
 
-func (n *NetNS) create(l Link, data func(*netlink.AttributeEncoder) error) error {
+func (n *NetNS) create(l Link, flags uint32, data func(*netlink.AttributeEncoder) error) error {
 	var parent, master uint32
 	var err error
 	if l.Parent != "" {
@@ -139,7 +139,7 @@ func (n *NetNS) create(l Link, data func(*netlink.AttributeEncoder) error) error
 			return err
 		}
 	}
-	return n.request("make "+l.Kind+" "+l.Name, unix.RTM_NEWLINK, netlink.Create|netlink.Excl, ifinfo(0, 0), func(ae *netlink.AttributeEncoder) {
+	return n.request("make "+l.Kind+" "+l.Name, unix.RTM_NEWLINK, netlink.Create|netlink.Excl, ifinfo(0, flags), func(ae *netlink.AttributeEncoder) {
 		l.encode(ae)
 		if parent != 0 {
 			ae.Uint32(unix.IFLA_LINK, parent)

@@ -26,8 +26,8 @@ type NetNS struct {
 // CAP_SYS_ADMIN.
 //
 // Interfaces made in it later are kept quiet, so that counters show what was
-// sent on purpose and nothing else: no router solicitations, no link-local IPv6
-// address, no duplicate address detection, no repeated multicast reports.
+// sent on purpose: no router solicitations, no link-local IPv6 address, no
+// duplicate address detection.
 func NewNetNS() (*NetNS, error) {
 	n := &NetNS{}
 	err := onThread(-1, func() error {
@@ -56,10 +56,6 @@ func quiet() error {
 	const dir = "/proc/sys/net/ipv6/conf/default/"
 	for name, value := range map[string]string{
 		"accept_dad": "0", "accept_ra": "0", "router_solicitations": "0", "addr_gen_mode": "1",
-		// Version 1 reports a group as soon as it is joined, and again at
-		// random within the interval, here 24 days (igmp6_join_group,
-		// net/ipv6/mcast.c, v6.12).
-		"force_mld_version": "1", "mldv1_unsolicited_report_interval": "2147483647",
 	} {
 		if err := os.WriteFile(dir+name, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -199,5 +200,29 @@ func TestKernelPairFails(t *testing.T) {
 	_, err := lab.NewPair(lab.PairConfig{MTU: 1})
 	if err == nil || !strings.Contains(err.Error(), "make veth eth0") {
 		t.Fatalf("NewPair with MTU 1: %v", err)
+	}
+}
+
+// A new pair sends nothing by itself, so that tests can count packets exactly.
+func TestKernelPairIsQuiet(t *testing.T) {
+	for range 10 {
+		p := tctest.New(t, lab.PairConfig{})
+		time.Sleep(20 * time.Millisecond)
+		for _, n := range []*lab.NetNS{p.Near, p.Far} {
+			var b []byte
+			err := n.Do(func() (err error) {
+				b, err = os.ReadFile("/proc/thread-self/net/dev")
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(b)) {
+				f := strings.Fields(line)
+				if (f[0] == p.Dev+":" || f[0] == p.FarDev+":") && (f[2] != "0" || f[10] != "0") {
+					t.Errorf("%s received %s and sent %s packets", f[0], f[2], f[10])
+				}
+			}
+		}
 	}
 }

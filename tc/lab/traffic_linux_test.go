@@ -134,14 +134,13 @@ func TestKernelTCP(t *testing.T) {
 			if sent.Payload != bytes || got.Payload != bytes {
 				t.Errorf("sent %d, arrived %d bytes, want %d", sent.Payload, got.Payload, bytes)
 			}
-			// Exact but for the options of the opening segments, what
-			// a connection got before it was one, and the payload of
-			// segments that were sent twice.
+			// Exact but for the opening segments, and for those that
+			// were lost behind HTB or sent twice.
 			wire, packets := passed(t, p)
 			if got.Wire < wire/100*99 || got.Wire > wire {
 				t.Errorf("%d bytes counted on the wire, HTB let %d through", got.Wire, wire)
 			}
-			if d := int64(got.Packets) - int64(packets); d < -2*int64(tt.flows) || d > 0 {
+			if got.Packets < packets/100*99 || got.Packets > packets {
 				t.Errorf("%d segments counted, HTB let %d through", got.Packets, packets)
 			}
 		})
@@ -294,7 +293,7 @@ func TestKernelLatency(t *testing.T) {
 	if err := src.Stop(); err != nil {
 		t.Error(err)
 	}
-	if busy.Sent != 200 || busy.Lost == 0 || busy.Lost == 200 || busy.There.P50 < 10*time.Millisecond || busy.There.P50 > 30*time.Millisecond {
+	if busy.Sent != 200 || busy.Lost == 0 || busy.There.P99 < 10*time.Millisecond {
 		t.Errorf("busy: %+v", busy)
 	}
 	t.Logf("busy: %+v", busy)
