@@ -20,6 +20,11 @@ const Unlimited = Bandwidth(math.MaxUint64)
 // its own ceil and those of the branches between it and the lender. That is
 // the order in which htb_dequeue serves (net/sched/sch_htb.c, v6.12): level
 // before priority, and within both a deficit round robin over leaves.
+//
+// It is what HTB comes to while each leaf is either idle or backlogged. A leaf
+// that its demand or ceil keeps from being backlogged now and then finds the
+// nearest lender without tokens and borrows further up, which leaves the nearest
+// more for its other leaves: a few parts in a hundred of the interface's rate.
 func (t *Tree) Ideal(demand map[Path]Bandwidth) map[Path]Bandwidth {
 	f := fluid{}
 	f.add(t.Root, -1, 0, demand)
@@ -93,15 +98,16 @@ func (f *fluid) give(leaf, stop int, x float64) {
 // fast as its weight, until the lender has nothing left or no leaf can take
 // more. Each round ends when the first of them, or a branch above it, is full.
 func (f *fluid) lend(lender int, prio uint8) {
-	const eps = 1e-6 // bits per second
+	// Less than one part in 10^9 is rounding: sums of float64 stay far closer.
+	const full = 1 - 1e-9
 	l := &f.nodes[lender]
 	open := []int{}
 	for i := lender + 1; i < l.end; i++ {
-		if n := &f.nodes[i]; n.leaf && n.prio == prio && n.want-n.got > eps {
+		if n := &f.nodes[i]; n.leaf && n.prio == prio && n.got < n.want*full && f.open(i, lender, full) {
 			open = append(open, i)
 		}
 	}
-	for len(open) > 0 && l.rate-l.got > eps {
+	for len(open) > 0 && l.got < l.rate*full {
 		for _, i := range open {
 			for a := i; a != lender; a = f.nodes[a].up {
 				f.nodes[a].active = 0
@@ -126,15 +132,17 @@ func (f *fluid) lend(lender int, prio uint8) {
 			f.give(i, -1, max(step, 0)*f.nodes[i].weight)
 		}
 		open = slices.DeleteFunc(open, func(i int) bool {
-			if f.nodes[i].want-f.nodes[i].got <= eps {
-				return true
-			}
-			for a := f.nodes[i].up; a != lender; a = f.nodes[a].up {
-				if f.nodes[a].ceil-f.nodes[a].got <= eps {
-					return true
-				}
-			}
-			return false
+			return f.nodes[i].got >= f.nodes[i].want*full || !f.open(i, lender, full)
 		})
 	}
+}
+
+// open says whether every branch between a leaf and a lender is below its ceil.
+func (f *fluid) open(leaf, lender int, full float64) bool {
+	for a := f.nodes[leaf].up; a != lender; a = f.nodes[a].up {
+		if f.nodes[a].got >= f.nodes[a].ceil*full {
+			return false
+		}
+	}
+	return true
 }
