@@ -89,9 +89,11 @@ func (s Step) Item() Item {
 func (s Step) String() string { return s.Action.String() + " " + s.Item().String() }
 
 // Plan is an ordered list of steps that turns one state into another. The order
-// keeps every moment of the way sound: children's guarantees fit their
-// parent's, no binding points at a class that is not there, and a class goes
-// only when nothing points at it any more.
+// keeps every moment of the way sound: the guarantees of the children that stay
+// or come fit their parent's (those that go keep theirs until the last steps, so
+// that their traffic is served while the bindings move), no binding points at a
+// class that is not there, and a class goes only when nothing points at it any
+// more.
 type Plan struct {
 	Interface string
 	Steps     []Step
@@ -103,18 +105,19 @@ func (p Plan) Empty() bool { return len(p.Steps) == 0 }
 // Diff is the plan that turns the state old into the state want. Paths, and
 // where a binding comes from, are names only and make no difference.
 //
-// The order of steps: the root qdisc; classes that shrink, children first;
-// new classes and those that grow, parents first; leaf queues; the classifier;
-// bindings; and at last the classes that go, children first. Taking everything
-// away is the reverse, and one message for the whole tree.
+// The order of steps: the root qdisc; classes that stand in the way of others
+// (see clear); classes that shrink, children first; new classes and those that
+// grow, parents first; leaf queues; the classifier; bindings; and at last the
+// classes that go, children first. Taking everything away is the reverse, and one
+// message for the whole tree.
 func Diff(old, want State) Plan {
 	p := Plan{Interface: want.Interface}
 	if p.Interface == "" {
 		p.Interface = old.Interface
 	}
 	if !want.Root.Ours() {
-		p.hook(old.Hook, want.Hook)
 		p.bindings(old.Bound, want.Bound)
+		p.hook(old.Hook, want.Hook)
 		if old.Root.Ours() {
 			p.Steps = append(p.Steps, Step{Action: Delete, Old: &old.Root})
 		}
@@ -129,12 +132,65 @@ func Diff(old, want State) Plan {
 		p.Steps = append(p.Steps, Step{Action: Create, New: &want.Root})
 		old.Classes, old.Leaves = nil, nil
 	}
+	old = p.clear(old, want)
 	last := p.classes(old.Classes, want.Classes)
 	p.leaves(old.Leaves, want.Leaves)
 	p.hook(old.Hook, want.Hook)
 	p.bindings(old.Bound, want.Bound)
 	p.Steps = append(p.Steps, last...)
 	return p
+}
+
+// clear appends the steps that take away what no change in place can turn into
+// what is wanted, and returns old without it: classes that get another parent (the
+// kernel leaves them silently where they are), classes below one that becomes a
+// leaf, and all below those; bindings to any of them go first. Ids that [IDs.Assign]
+// gives need this only when no other number is left; foreign hands may need it
+// any time.
+func (p *Plan) clear(old, want State) State {
+	parent := make(map[ClassID]ClassID, len(want.Classes))
+	inner := make(map[ClassID]bool)
+	for i := range want.Classes {
+		parent[want.Classes[i].ID] = want.Classes[i].Parent
+		inner[want.Classes[i].Parent] = true
+	}
+	gone := map[ClassID]bool{}
+	for i := range old.Classes {
+		c := &old.Classes[i]
+		up, wanted := parent[c.ID]
+		_, stays := parent[c.Parent]
+		if gone[c.Parent] || wanted && up != c.Parent || stays && !inner[c.Parent] {
+			gone[c.ID] = true
+		}
+	}
+	if len(gone) == 0 {
+		return old
+	}
+	keep := old
+	keep.Classes, keep.Leaves, keep.Bound = nil, nil, nil
+	for i := range old.Bound {
+		if gone[old.Bound[i].Class] {
+			p.Steps = append(p.Steps, Step{Action: Delete, Old: &old.Bound[i]})
+		} else {
+			keep.Bound = append(keep.Bound, old.Bound[i])
+		}
+	}
+	for i := len(old.Classes) - 1; i >= 0; i-- {
+		if gone[old.Classes[i].ID] {
+			p.Steps = append(p.Steps, Step{Action: Delete, Old: &old.Classes[i]})
+		}
+	}
+	for _, c := range old.Classes {
+		if !gone[c.ID] {
+			keep.Classes = append(keep.Classes, c)
+		}
+	}
+	for _, l := range old.Leaves {
+		if !gone[l.Class] {
+			keep.Leaves = append(keep.Leaves, l)
+		}
+	}
+	return keep
 }
 
 // classes appends the steps for changed and new classes and returns those for
@@ -144,16 +200,13 @@ func (p *Plan) classes(old, want []Class) (last []Step) {
 	for i := range old {
 		was[old[i].ID] = &old[i]
 	}
-	var shrink, rest, moved []Step
+	var shrink, rest []Step
 	for i := range want {
 		w := &want[i]
 		o := was[w.ID]
 		delete(was, w.ID)
 		switch {
 		case o == nil:
-			rest = append(rest, Step{Action: Create, New: w})
-		case o.Parent != w.Parent: // the kernel cannot move a class: it silently stays where it is
-			moved = append(moved, Step{Action: Delete, Old: o})
 			rest = append(rest, Step{Action: Create, New: w})
 		case same(*o, *w):
 		case w.Rate < o.Rate || w.Rate == o.Rate && w.Ceil < o.Ceil:
@@ -167,9 +220,8 @@ func (p *Plan) classes(old, want []Class) (last []Step) {
 			last = append(last, Step{Action: Delete, Old: &old[i]})
 		}
 	}
-	slices.Reverse(moved)
 	slices.Reverse(shrink)
-	p.Steps = append(append(append(p.Steps, moved...), shrink...), rest...)
+	p.Steps = append(append(p.Steps, shrink...), rest...)
 	return last
 }
 
