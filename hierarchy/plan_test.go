@@ -35,7 +35,7 @@ func (m *machine) hasChildren(id ClassID) bool {
 }
 
 func (m *machine) dropLeaf(id ClassID) {
-	m.s.Leaves = slices.DeleteFunc(m.s.Leaves, func(l Leaf) bool { return l.Class == id })
+	m.s.Leaves = slices.DeleteFunc(slices.Clone(m.s.Leaves), func(l Leaf) bool { return l.Class == id })
 }
 
 func (m *machine) step(s Step) error {

@@ -86,7 +86,13 @@ func (k Kernel) Apply(ctx context.Context, before, want State, plan Plan) error 
 	failed.Undo = err
 	if now, err = k.Read(ctx); err == nil {
 		failed.Left = Diff(before, now)
-		if failed.Undo == nil && !failed.Left.Empty() {
+		if before.Root.Foreign() && !now.Root.Ours() && now.Root != before.Root {
+			// No plan brings a foreign qdisc back, so Diff has no step for it.
+			failed.Left.Steps = append(failed.Left.Steps, Step{Action: Delete, Old: &before.Root})
+		}
+		if failed.Left.Empty() {
+			failed.Undo = nil // whatever complained on the way
+		} else if failed.Undo == nil {
 			failed.Undo = errors.New("the kernel does not show what was there before")
 		}
 	} else if failed.Undo == nil {
