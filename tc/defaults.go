@@ -101,7 +101,8 @@ func queueMemory(s site) hierarchy.Size {
 }
 
 // codelTarget is how long packets may wait on the whole: CoDel's 5 ms, unless
-// a single packet takes longer.
+// a single packet takes longer, up to what is of any use.
 func codelTarget(s site) time.Duration {
-	return max(5*time.Millisecond, time.Duration(scale(uint64(s.mtu), nsPerSecond*3/2, bytesPerSecond(s.rate))))
+	packet := scale(uint64(s.mtu), nsPerSecond*3/2, bytesPerSecond(s.rate))
+	return max(5*time.Millisecond, time.Duration(min(packet, uint64(codelTargetMax))))
 }

@@ -5,9 +5,7 @@ package tc
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -29,23 +27,28 @@ type Device struct {
 
 var _ hierarchy.Part = (*Device)(nil)
 
-// Device finds an interface by its name. The error is an [*ErrNoDevice] when
-// there is none.
+// Device finds an interface by its name, also by an alternative name. The error
+// is an [*ErrNoDevice] when there is none.
 func (c *Conn) Device(name string) (*Device, error) {
-	d, err := c.link(func(ae *netlink.AttributeEncoder) uint32 {
-		ae.String(unix.IFLA_IFNAME, name)
-		return 0
-	})
-	if errors.Is(err, unix.ENODEV) || len(name) >= unix.IFNAMSIZ || name == "" {
+	err := error(unix.ENODEV)
+	var l Link
+	if name != "" {
+		l, err = readLink(c.nl, name)
+	}
+	if errors.Is(err, unix.ENODEV) {
 		return nil, &ErrNoDevice{Name: name, Nearest: c.nearest(name)}
 	}
-	return d, newOpError("find interface", name, err)
-}
-
-// check says whether the interface is still there.
-func (d *Device) check() error {
-	_, err := d.c.link(func(*netlink.AttributeEncoder) uint32 { return d.Index })
-	return err
+	if err != nil {
+		return nil, newOpError("find interface", name, err)
+	}
+	d := &Device{Name: name, Index: uint32(l.Index), c: c, mtu: hierarchy.Size(l.MTU) + ethernetHeader, packet: l.GSOMaxSize}
+	if d.packet == 0 {
+		d.packet = gsoMaxSize
+	}
+	if l.GSOMaxSegs == 1 || d.packet < d.mtu {
+		d.packet = d.mtu
+	}
+	return d, nil
 }
 
 const (
@@ -56,68 +59,25 @@ const (
 	gsoMaxSize = 65536
 )
 
-// link asks for one interface, by index or by attributes.
-func (c *Conn) link(which func(*netlink.AttributeEncoder) (index uint32)) (*Device, error) {
-	ae := netlink.NewAttributeEncoder()
+// check says whether the interface is still there.
+func (d *Device) check() error {
 	body := make([]byte, unix.SizeofIfInfomsg)
-	binary.NativeEndian.PutUint32(body[4:], which(ae))
-	attrs, err := ae.Encode()
-	if err != nil {
-		return nil, err
-	}
-	replies, err := c.nl.Execute(message(unix.RTM_GETLINK, 0, append(body, attrs...)))
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range replies {
-		if m.Header.Type != unix.RTM_NEWLINK || len(m.Data) < unix.SizeofIfInfomsg {
-			continue
-		}
-		d := &Device{c: c, Index: binary.NativeEndian.Uint32(m.Data[4:]), packet: gsoMaxSize}
-		segments := uint32(0)
-		err := eachAttr(m.Data[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
-			var n uint32
-			var err error
-			switch typ {
-			case unix.IFLA_IFNAME:
-				d.Name = getString(v)
-			case unix.IFLA_MTU:
-				n, err = get32(v)
-				d.mtu = hierarchy.Size(n) + ethernetHeader
-			case unix.IFLA_GSO_MAX_SIZE:
-				n, err = get32(v)
-				d.packet = hierarchy.Size(n)
-			case unix.IFLA_GSO_MAX_SEGS:
-				segments, err = get32(v)
-			}
-			return err
-		})
-		if segments == 1 || d.packet < d.mtu {
-			d.packet = d.mtu
-		}
-		return d, err
-	}
-	return nil, fmt.Errorf("link request: %w", errMalformed)
+	binary.NativeEndian.PutUint32(body[4:], d.Index)
+	_, err := d.c.nl.Execute(message(unix.RTM_GETLINK, 0, body))
+	return err
 }
 
 // nearest is the name of an interface that is like name, empty if there is none.
 func (c *Conn) nearest(name string) string {
-	best, least := "", len(name)/2+1
-	err := c.dump(unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg), func(body []byte) error {
-		if len(body) < unix.SizeofIfInfomsg {
-			return errMalformed
-		}
-		return eachAttr(body[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
-			if typ == unix.IFLA_IFNAME {
-				if n := distance(name, getString(v)); n < least {
-					best, least = getString(v), n
-				}
-			}
-			return nil
-		})
-	})
+	links, err := readLinks(c.nl)
 	if err != nil {
 		return "" // the name is wrong all the same
+	}
+	best, least := "", len(name)/2+1
+	for _, l := range links {
+		if n := distance(name, l.Name); n < least {
+			best, least = l.Name, n
+		}
 	}
 	return best
 }

@@ -31,6 +31,10 @@ const (
 // once set could not be taken back while the qdisc lives.
 const codelOff = 2199023255
 
+// codelTargetMax keeps 20 times the target, the interval that goes with it,
+// within the 2^31 units of 1.024 µs in which CoDel reckons.
+const codelTargetMax = time.Minute
+
 var fqCodel = discipline{
 	Kind: hierarchy.Kind{
 		Name: "fq_codel",
@@ -42,9 +46,9 @@ var fqCodel = discipline{
 				Help: "bytes of memory that waiting packets may take"},
 			{Name: "flows", Type: hierarchy.Count, Min: 1, Max: 65536,
 				Help: "queues that flows are hashed into"},
-			{Name: "target", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(time.Hour),
+			{Name: "target", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(codelTargetMax),
 				Help: "time that packets may wait on the whole"},
-			{Name: "interval", Type: hierarchy.Duration, Min: uint64(100 * time.Microsecond), Max: uint64(time.Hour),
+			{Name: "interval", Type: hierarchy.Duration, Min: uint64(100 * time.Microsecond), Max: uint64(30 * time.Minute),
 				Help: "time for which they may wait longer, about a round trip"},
 			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
 				Help: "bytes that a flow may send in its turn"},

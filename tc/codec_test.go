@@ -1,0 +1,558 @@
+//go:build linux
+
+package tc
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/cpu"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// words is a message body as 32-bit words, eight to a line, for comparing.
+func words(b []byte) string {
+	var s strings.Builder
+	for i := 0; i+4 <= len(b); i += 4 {
+		if i%32 == 0 {
+			s.WriteByte('\n')
+		}
+		fmt.Fprintf(&s, "%s ", hex.EncodeToString(b[i:i+4]))
+	}
+	return s.String()
+}
+
+func golden(t *testing.T, m netlink.Message, flags netlink.HeaderFlags, want string) {
+	t.Helper()
+	if cpu.IsBigEndian {
+		t.Skip("the messages to compare with are those of a little-endian machine")
+	}
+	if m.Header.Flags != flags|netlink.Request {
+		t.Errorf("flags %v, want %v", m.Header.Flags, flags|netlink.Request)
+	}
+	if d := cmp.Diff(strings.Fields(want), strings.Fields(words(m.Data))); d != "" {
+		t.Errorf("(-want +got)\n%s\ngot%s", d, words(m.Data))
+	}
+}
+
+func TestEncodeClass(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		flags netlink.HeaderFlags
+		class hierarchy.Class
+		want  string
+	}{{
+		// tc class add dev IF classid 71f:1 root htb rate 1gbit burst 1600b cburst 1600b quantum 65536
+		"top", netlink.Create | netlink.Excl,
+		hierarchy.Class{ID: hierarchy.ID(1), Parent: hierarchy.ID(0), Rate: hierarchy.Gbit, Ceil: hierarchy.Gbit, Burst: 1600, CBurst: 1600},
+		`00000000 05000000 01001f07 ffffffff 00000000
+		 08000100 68746200
+		 34000280 30000100
+		 00010000 00000000 40597307
+		 00010000 00000000 40597307
+		 c8000000 c8000000 00000100 00000000 00000000`,
+	}, {
+		// tc class change dev IF parent 71f:1 classid 71f:10 htb rate 10mbit ceil 20mbit burst 15k cburst 20k quantum 3000 prio 3 overhead 22 mpu 64 linklayer atm
+		"leaf", 0,
+		hierarchy.Class{
+			ID: hierarchy.ID(0x10), Parent: hierarchy.ID(1), Rate: 10 * hierarchy.Mbit, Ceil: 20 * hierarchy.Mbit, Burst: 15360, CBurst: 20480,
+			Quantum: 3000, Prio: 3, Link: hierarchy.LinkLayer{Overhead: 22, MPU: 64, ATM: true},
+		},
+		`00000000 05000000 10001f07 01001f07 00000000
+		 08000100 68746200
+		 34000280 30000100
+		 00021600 00004000 d0121300
+		 00021600 00004000 a0252600
+		 00ee0200 00f40100 b80b0000 00000000 03000000`,
+	}, {
+		// tc class add dev IF parent 71f:1 classid 71f:11 htb rate 30gbit ceil 100gbit burst 1mb cburst 1mb quantum 200000
+		"rate above 32 bits", netlink.Create | netlink.Excl,
+		hierarchy.Class{ID: hierarchy.ID(0x11), Parent: hierarchy.ID(1), Rate: 30 * hierarchy.Gbit, Ceil: 100 * hierarchy.Gbit, Burst: 1 << 20, CBurst: 1 << 20, Quantum: 200000},
+		`00000000 05000000 11001f07 01001f07 00000000
+		 08000100 68746200
+		 40000280 30000100
+		 00010000 00000000 807584df
+		 00010000 00000000 ffffffff
+		 12110000 1f050000 400d0300 00000000 00000000
+		 0c000700 00dd0ee9 02000000`,
+	}} {
+		t.Run(tt.name, func(t *testing.T) {
+			m, err := encodeClass(5, tt.flags, &tt.class)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, m, tt.flags, tt.want)
+			got, ok, err := decodeClass(m.Data)
+			if err != nil || !ok {
+				t.Fatal(ok, err)
+			}
+			want := tt.class
+			if want.Quantum == 0 {
+				want.Quantum = innerQuantum
+			}
+			if err := settleClass(&want, 1); err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("decoded (-want +got)\n%s", d)
+			}
+		})
+	}
+}
+
+func TestEncodeClassRefused(t *testing.T) {
+	ok := hierarchy.Class{ID: hierarchy.ID(0x10), Parent: hierarchy.ID(1), Rate: hierarchy.Mbit, Ceil: hierarchy.Mbit}
+	for _, tt := range []struct {
+		name   string
+		change func(*hierarchy.Class)
+		want   string
+	}{
+		{"overhead", func(c *hierarchy.Class) { c.Link.Overhead = -4 }, "overhead -4 is negative: HTB can only add to a packet's length"},
+		{"mpu", func(c *hierarchy.Class) { c.Link.MPU = 65536 }, "mpu 64kib is more than 65535b"},
+		{"burst", func(c *hierarchy.Class) { c.Burst = 1 << 30 }, "burst 1gib is more than the kernel can count at 1mbit: at most 34359738b"},
+		{"cburst", func(c *hierarchy.Class) { c.CBurst = 1 << 30 }, "cburst 1gib is more than the kernel can count at 1mbit: at most 34359738b"},
+		{"quantum", func(c *hierarchy.Class) { c.Quantum = 1 << 31 }, "quantum 2gib is more than the kernel's 2147483647b"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := ok
+			tt.change(&c)
+			if _, err := encodeClass(1, 0, &c); err == nil || err.Error() != tt.want {
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
+// qdisc is a discipline with parameters in pairs of name and number.
+func qdisc(kind string, params ...any) hierarchy.Qdisc {
+	q := hierarchy.Qdisc{Kind: kind}
+	for i := 0; i < len(params); i += 2 {
+		q.Params = append(q.Params, hierarchy.Setting{Name: params[i].(string), Value: uint64(params[i+1].(int))})
+	}
+	return q
+}
+
+func TestEncodeLeaf(t *testing.T) {
+	const ms = 1_000_000
+	for _, tt := range []struct {
+		name  string
+		fresh bool
+		qdisc hierarchy.Qdisc
+		want  string
+	}{{
+		// tc qdisc replace dev IF parent 71f:10 handle 10: pfifo limit 50
+		"pfifo", true, qdisc("pfifo", "limit", 50),
+		`00000000 05000000 00001000 10001f07 00000000
+		 0a000100 70666966 6f000000
+		 08000280 32000000`,
+	}, {
+		// tc qdisc change dev IF parent 71f:10 bfifo limit 4294967295
+		"bfifo in place", false, qdisc("bfifo", "limit", 4294967295),
+		`00000000 05000000 00000000 10001f07 00000000
+		 0a000100 62666966 6f000000
+		 08000280 ffffffff`,
+	}, {
+		// tc qdisc replace dev IF parent 71f:10 handle 10: sfq limit 500 perturb 10 quantum 1514 flows 127 divisor 1024 depth 64 headdrop
+		"sfq", true, qdisc("sfq", "limit", 500, "perturb", 10_000*ms, "quantum", 1514, "flows", 127, "divisor", 1024, "depth", 64, "headdrop", 1),
+		`00000000 05000000 00001000 10001f07 00000000
+		 08000100 73667100
+		 4c000280 ea050000 0a000000 f4010000 00040000 7f000000
+		 40000000 01000000 00000000 00000000 00000000 00000000 00000000
+		 00000000 00000000 00000000 00000000 00000000 00000000`,
+	}, {
+		// tc qdisc replace dev IF parent 71f:10 handle 10: fq_codel limit 10240 memory_limit 32Mb flows 1024 target 5ms interval 100ms quantum 1514 ecn drop_batch 64
+		"fq_codel", true, qdisc("fq_codel", "limit", 10240, "memory_limit", 32<<20, "flows", 1024, "target", 5*ms, "interval", 100*ms, "quantum", 1514, "ecn", 1, "drop_batch", 64),
+		`00000000 05000000 00001000 10001f07 00000000
+		 0d000100 66715f63 6f64656c 00000000
+		 4c000280
+		 08000200 00280000 08000900 00000002 08000500 00040000
+		 08000100 88130000 08000300 a0860100 08000600 ea050000
+		 08000400 01000000 08000800 40000000 08000700 976e1283`,
+	}, {
+		// tc qdisc change dev IF parent 71f:10 fq_codel limit 1 ... ce_threshold 1ms ce_threshold_selector 0x1/0x3
+		"fq_codel in place with a threshold", false, qdisc("fq_codel", "limit", 1, "memory_limit", 1<<20, "flows", 1024, "target", 5*ms, "interval", 100*ms, "quantum", 300, "ecn", 0, "drop_batch", 1, "ce_threshold", 1*ms, "ce_threshold_selector", 1, "ce_threshold_mask", 3),
+		`00000000 05000000 00000000 10001f07 00000000
+		 0d000100 66715f63 6f64656c 00000000
+		 54000280
+		 08000200 01000000 08000900 00001000
+		 08000100 88130000 08000300 a0860100 08000600 2c010000
+		 08000400 00000000 08000800 01000000 08000700 e8030000
+		 05000a00 01000000 05000b00 03000000`,
+	}, {
+		// tc qdisc replace dev IF parent 71f:10 handle 10: tbf rate 10mbit burst 16kb limit 64kb peakrate 12mbit mtu 1600 mpu 64 overhead 4 linklayer atm
+		"tbf", true, qdisc("tbf", "rate", 10_000_000, "burst", 16384, "limit", 65536, "peakrate", 12_000_000, "mtu", 1600, "mpu", 64, "overhead", 4, "linklayer", 1),
+		`00000000 05000000 00001000 10001f07 00000000
+		 08000100 74626600
+		 2c000280 28000100
+		 00020400 00004000 d0121300
+		 00020400 00004000 60e31600
+		 00000100 00200300 1b410000`,
+	}, {
+		// tc qdisc replace dev IF parent 71f:10 handle 10: tbf rate 40gbit burst 1mb limit 4mb
+		"tbf above 32 bits", true, qdisc("tbf", "rate", 40_000_000_000, "burst", 1<<20, "limit", 4<<20),
+		`00000000 05000000 00001000 10001f07 00000000
+		 08000100 74626600
+		 38000280 28000100
+		 00010000 00000000 ffffffff
+		 00000000 00000000 00000000
+		 00004000 cd0c0000 00000000
+		 0c000400 00f2052a 01000000`,
+	}} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := hierarchy.Leaf{Class: hierarchy.ID(0x10), Qdisc: tt.qdisc}
+			m, err := encodeLeaf(5, &l, tt.fresh)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var flags netlink.HeaderFlags
+			if tt.fresh {
+				flags = netlink.Create | netlink.Replace
+			}
+			golden(t, m, flags, tt.want)
+		})
+	}
+}
+
+func TestEncodeLeafRefused(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		class hierarchy.ClassID
+		qdisc hierarchy.Qdisc
+		want  string
+	}{
+		{"unknown kind", hierarchy.ID(2), qdisc("cake"), `qdisc "cake" cannot be made`},
+		{"not settled", hierarchy.ID(2), qdisc("pfifo"), "qdisc pfifo has no limit: it was not settled"},
+		{"the root's handle", hierarchy.ID(0x71f), qdisc("pfifo", "limit", 1), "class 71f:71f cannot have a qdisc: its handle would be another's"},
+		{"clsact's handle", hierarchy.ID(0xffff), qdisc("pfifo", "limit", 1), "class 71f:ffff cannot have a qdisc: its handle would be another's"},
+		{"a burst of years", hierarchy.ID(2), qdisc("tbf", "rate", 8000, "burst", 5000, "limit", 1), "burst 5kb is more than tbf can count at 8kbit: at most 4294b"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := encodeLeaf(5, &hierarchy.Leaf{Class: tt.class, Qdisc: tt.qdisc}, true)
+			if err == nil || err.Error() != tt.want {
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
+// settled are policies and what becomes of them at a place, for every kind.
+func TestSettleQdisc(t *testing.T) {
+	const ms = 1_000_000
+	all := kernelKinds{}
+	for _, d := range disciplines {
+		all[d] = true
+	}
+	place := site{10 * hierarchy.Mbit, 20 * hierarchy.Mbit, 1514, 65536}
+	for _, tt := range []struct {
+		name       string
+		kinds      kernelKinds
+		qdisc      hierarchy.Qdisc
+		want       hierarchy.Qdisc
+		wantErr    string
+		notSupport bool
+	}{
+		{name: "best default", kinds: all, want: qdisc("fq_codel", "limit", 10240, "memory_limit", 4<<20, "flows", 1024, "target", 5*ms, "interval", 100*ms, "quantum", 1514, "ecn", 1, "drop_batch", 64)},
+		{name: "default without fq_codel", kinds: kernelKinds{&sfq: true, &bfifo: true}, want: qdisc("sfq", "limit", 33, "perturb", 10_000*ms, "quantum", 1514, "flows", 33, "divisor", 1024, "depth", 127, "headdrop", 0)},
+		{name: "default without either", kinds: kernelKinds{&tbf: true, &bfifo: true}, want: qdisc("bfifo", "limit", 131072)},
+		{name: "no kind at all", kinds: kernelKinds{}, wantErr: `qdisc "" is not supported by this kernel (module sch_): use a kernel with CONFIG_NET_SCHED`, notSupport: true},
+		{name: "kind is missing", kinds: kernelKinds{&pfifo: true, &bfifo: true}, qdisc: qdisc("fq_codel"), wantErr: `qdisc "fq_codel" is not supported by this kernel (module sch_fq_codel): use bfifo, pfifo`, notSupport: true},
+		{name: "kind that cannot be made", kinds: all, qdisc: qdisc("cake"), wantErr: `qdisc "cake" is not supported by this kernel (module sch_cake): use fq_codel, sfq, bfifo, pfifo, tbf`, notSupport: true},
+		{name: "pfifo", kinds: all, qdisc: qdisc("pfifo"), want: qdisc("pfifo", "limit", 33)},
+		{name: "pfifo with a limit", kinds: all, qdisc: qdisc("pfifo", "limit", 7), want: qdisc("pfifo", "limit", 7)},
+		{name: "sfq cuts", kinds: all, qdisc: qdisc("sfq", "limit", 60000, "flows", 500, "divisor", 256, "depth", 10, "headdrop", 1), want: qdisc("sfq", "limit", 2560, "perturb", 10_000*ms, "quantum", 1514, "flows", 256, "divisor", 256, "depth", 10, "headdrop", 1)},
+		{name: "sfq too small", kinds: all, qdisc: qdisc("sfq", "flows", 1, "depth", 1), wantErr: "qdisc sfq: 1 packets in all (depth times flows) are too few"},
+		{name: "fq_codel rounds", kinds: all, qdisc: qdisc("fq_codel", "target", 1234567, "ce_threshold", 3*ms, "ce_threshold_selector", 1, "ce_threshold_mask", 3), want: qdisc("fq_codel", "limit", 10240, "memory_limit", 4<<20, "flows", 1024, "target", 1234*1000, "interval", 100*ms, "quantum", 1514, "ecn", 1, "drop_batch", 64, "ce_threshold", 3*ms, "ce_threshold_selector", 1, "ce_threshold_mask", 3)},
+		{name: "tbf", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_007), want: qdisc("tbf", "rate", 8_000_000, "burst", 262144, "limit", 282144)},
+		{name: "tbf by latency", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "burst", 20000, "latency", 30*ms, "overhead", 0), want: qdisc("tbf", "rate", 8_000_000, "burst", 20000, "limit", 50000)},
+		{name: "tbf with a peak", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "limit", 1000, "peakrate", 80_000_000, "linklayer", 1), want: qdisc("tbf", "rate", 8_000_000, "burst", 262144, "limit", 1000, "peakrate", 80_000_000, "mtu", 10000, "linklayer", 1)},
+		{name: "tbf too slow", kinds: all, qdisc: qdisc("tbf", "rate", 800), wantErr: "qdisc tbf: burst 429b is below 1514b, the largest packet on the line, which would never be sent"},
+		{name: "tbf with a small burst", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "burst", 1500), wantErr: "qdisc tbf: burst 1500b is below 1514b, the largest packet on the line, which would never be sent"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := tt.qdisc
+			err := tt.kinds.settle(&got, place)
+			if err != nil || tt.wantErr != "" {
+				if err == nil || err.Error() != tt.wantErr || errors.Is(err, ErrNotSupported) != tt.notSupport {
+					t.Errorf("got %v, want %s", err, tt.wantErr)
+				}
+				return
+			}
+			if d := cmp.Diff(tt.want, got); d != "" {
+				t.Fatalf("(-want +got)\n%s", d)
+			}
+			// Settled once is settled for good, and comes back from the codec.
+			again := got
+			if err := tt.kinds.settle(&again, place); err != nil || !again.Equal(got) {
+				t.Errorf("settled again: %+v, %v", again, err)
+			}
+			if d := cmp.Diff(got, roundTrip(t, got)); d != "" {
+				t.Errorf("decoded (-want +got)\n%s", d)
+			}
+		})
+	}
+}
+
+// roundTrip encodes a leaf qdisc and decodes it as if the kernel had kept it.
+func roundTrip(t *testing.T, q hierarchy.Qdisc) hierarchy.Qdisc {
+	t.Helper()
+	m, err := encodeLeaf(5, &hierarchy.Leaf{Class: hierarchy.ID(0x10), Qdisc: q}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := decodeQdisc(m.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q.Kind == "fq_codel" {
+		x.options = fqCodelKept(x.options)
+	}
+	got, err := x.leaf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// fqCodelKept is what fq_codel shows after it was given options: its times in
+// whole units of 1.024 µs, and no threshold that is switched off
+// (fq_codel_change and fq_codel_dump, net/sched/sch_fq_codel.c, v6.12).
+func fqCodelKept(options []byte) []byte {
+	e := encoder{}
+	_ = eachAttr(options, func(typ uint16, v []byte) error {
+		switch typ {
+		case fqCodelTarget, fqCodelInterval, fqCodelCEThreshold:
+			units := uint32(uint64(binary.NativeEndian.Uint32(v)) * 1000 >> 10)
+			if typ != fqCodelCEThreshold || units != 1<<31-1 {
+				e.attr32(typ, uint32(uint64(units)<<10/1000))
+			}
+		default:
+			e.attr(typ, func() { e.b = append(e.b, v...) })
+		}
+		return nil
+	})
+	return e.b
+}
+
+func TestCodelTimes(t *testing.T) {
+	for us := uint64(1); us < 3_000_000; us += 1 + us/97 {
+		settled := codelRound(us * 1000)
+		units := settled / 1000 * 1000 >> 10
+		shown := uint32(units << 10 / 1000)
+		if codelShown(shown) != settled || codelRound(settled) != settled || settled > us*1000 || us*1000-settled > 1024 {
+			t.Fatalf("%d µs: settled %d ns, shown %d µs, read as %d ns", us, settled, shown, codelShown(shown))
+		}
+	}
+}
+
+func TestKinds(t *testing.T) {
+	for _, k := range Kinds() {
+		t.Run(k.Name, func(t *testing.T) {
+			if k.Help == "" || strings.HasSuffix(k.Help, ".") {
+				t.Errorf("help %q", k.Help)
+			}
+			for _, p := range k.Params {
+				if p.Help == "" || strings.HasSuffix(p.Help, ".") || p.Max != 0 && p.Min > p.Max || (p.Type == hierarchy.Choice) != (len(p.Choices) > 0) {
+					t.Errorf("parameter %+v", p)
+				}
+			}
+		})
+	}
+}
+
+func TestVerify(t *testing.T) {
+	for _, tt := range []struct {
+		qdisc hierarchy.Qdisc
+		want  string
+	}{
+		{qdisc("sfq", "divisor", 1024), ""},
+		{qdisc("sfq", "divisor", 1000), "divisor 1000 is no power of 2: write divisor = 1024"},
+		{qdisc("sfq", "perturb", 1500_000_000), "perturb 1.5s is no whole number of seconds"},
+		{qdisc("fq_codel", "ce_threshold", 1000_000), ""},
+		{qdisc("fq_codel", "ce_threshold", 1000_000, "ce_threshold_mask", 1), "ce_threshold_selector and ce_threshold_mask go together: give both or none"},
+		{qdisc("fq_codel", "ce_threshold_selector", 1, "ce_threshold_mask", 1), "ce_threshold_mask says which packets ce_threshold is for: give ce_threshold too"},
+		{qdisc("tbf"), `tbf needs a rate: write rate = "10mbit"`},
+		{qdisc("tbf", "rate", 8000, "limit", 1, "latency", 1), "limit and latency say the same thing: give one of them"},
+		{qdisc("tbf", "rate", 8000, "peakrate", 8007), "peakrate 8007bit is not above rate 8kbit"},
+		{qdisc("tbf", "rate", 8000, "mtu", 1600), "mtu is the burst of peakrate: give peakrate too"},
+		{qdisc("tbf", "rate", 8000, "burst", 1<<20), "burst 1mib is more than tbf can count at 8kbit: at most 4294b"},
+		{qdisc("tbf", "rate", 8000), ""},
+	} {
+		k := kindNamed(tt.qdisc.Kind)
+		got := ""
+		if err := k.Verify(tt.qdisc); err != nil {
+			got = err.Error()
+		}
+		if got != tt.want {
+			t.Errorf("%v: got %q, want %q", tt.qdisc, got, tt.want)
+		}
+	}
+}
+
+func TestParentsFirst(t *testing.T) {
+	class := func(minor, parent uint16) hierarchy.Class {
+		return hierarchy.Class{ID: hierarchy.ID(minor), Parent: hierarchy.ID(parent), Quantum: 9, Prio: 3}
+	}
+	got := parentsFirst([]hierarchy.Class{class(3, 0x20), class(2, 1), class(0x20, 1), class(1, 0), class(7, 0x99), class(4, 0x20)})
+	inner := func(c hierarchy.Class) hierarchy.Class {
+		c.Quantum, c.Prio = 0, 0
+		return c
+	}
+	want := []hierarchy.Class{inner(class(1, 0)), class(2, 1), inner(class(0x20, 1)), class(3, 0x20), class(4, 0x20), class(7, 0x99)}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+func TestDecodeStats(t *testing.T) {
+	e := encoder{}
+	e.tcMsg(tcMsg{index: 5, handle: uint32(hierarchy.ID(0x10))})
+	e.attrString(tcaKind, "htb")
+	e.nest(tcaStats2, func() {
+		e.attr(statsBasic, func() { e.uint64(1 << 40); e.uint32(7); e.uint32(0) })
+		e.attr64(statsPackets64, 1<<33+7)
+		e.attr(statsQueue, func() { e.uint32(1); e.uint32(2); e.uint32(3); e.uint32(4); e.uint32(5) })
+		e.attr(statsRateEst, func() { e.uint32(1000); e.uint32(1) })
+		e.attr(statsRateEst64, func() { e.uint64(1 << 33); e.uint64(1) })
+		e.attr(statsApp, func() { e.uint32(11); e.uint32(12); e.uint32(0); e.uint32(0); e.uint32(0) })
+	})
+	want := ClassStats{
+		Class:    hierarchy.ID(0x10),
+		Counters: Counters{Bytes: 1 << 40, Packets: 1<<33 + 7, QLen: 1, Backlog: 2, Drops: 3, Requeues: 4, Overlimits: 5},
+		Lends:    11, Borrows: 12, Estimate: 1 << 36,
+	}
+	got, err := decodeClassStats(e.b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+	for n := range e.b {
+		if _, err := decodeClassStats(e.b[:n]); err == nil && n > sizeofTcMsg && n%4 != 0 {
+			t.Errorf("no error for the first %d bytes", n)
+		}
+	}
+}
+
+func TestOpError(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		err  *OpError
+		is   error
+		want string
+	}{
+		{"class", &OpError{Op: "create class", Device: "eth0", Class: hierarchy.ID(0x10), Path: "eth0/web", Err: unix.EINVAL, Kernel: "sch_htb: tree is too deep"}, nil,
+			"eth0/web: create class 71f:10: invalid argument: sch_htb: tree is too deep"},
+		{"privileges", &OpError{Op: "create root qdisc", Device: "eth0", Err: unix.EPERM}, ErrNotPrivileged,
+			"eth0: create root qdisc: operation not permitted: needs root or CAP_NET_ADMIN"},
+		{"gone", &OpError{Op: "read classes", Device: "eth0", Err: unix.ENODEV}, ErrGone, "eth0: read classes: no such device"},
+		{"module", &OpError{Op: "attach cgroup filter", Device: "eth0", Err: unix.ENOENT, Kernel: "TC classifier not found"}, ErrNotSupported,
+			"eth0: attach cgroup filter: no such file or directory: TC classifier not found"},
+		{"no class", &OpError{Op: "change class", Device: "eth0", Err: unix.ENOENT}, nil, "eth0: change class: no such file or directory"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.err.Error(); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+			for _, sentinel := range []error{ErrNotPrivileged, ErrNotSupported, ErrGone, ErrForeign} {
+				if errors.Is(tt.err, sentinel) != (sentinel == tt.is) {
+					t.Errorf("errors.Is %q", sentinel)
+				}
+			}
+		})
+	}
+}
+
+func TestDistance(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"eth0", "eth0", 0}, {"eth0", "eht0", 2}, {"eth", "eth0", 1}, {"wlan0", "eth0", 4}} {
+		if got := distance(tt.a, tt.b); got != tt.want || distance(tt.b, tt.a) != tt.want {
+			t.Errorf("%q, %q: %d, want %d", tt.a, tt.b, got, tt.want)
+		}
+	}
+}
+
+func FuzzDecodeClass(f *testing.F) {
+	for _, c := range []hierarchy.Class{
+		{ID: hierarchy.ID(1), Parent: hierarchy.ID(0), Rate: 100 * hierarchy.Gbit, Ceil: 100 * hierarchy.Gbit, Burst: 1 << 20, CBurst: 1 << 20},
+		{ID: hierarchy.ID(2), Parent: hierarchy.ID(1), Rate: 8, Ceil: 800, Burst: 5, CBurst: 5, Quantum: 1, Prio: 7},
+	} {
+		m, err := encodeClass(1, 0, &c)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(m.Data)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _ = decodeClassStats(b)
+		c, ok, err := decodeClass(b)
+		if err != nil || !ok || c.Rate == 0 || c.Ceil == 0 || c.Quantum == 0 {
+			return
+		}
+		// What was read can be written, unless HTB could never have kept it.
+		m, err := encodeClass(1, 0, &c)
+		if err != nil {
+			return
+		}
+		again, ok, err := decodeClass(m.Data)
+		if c.Parent.Minor() == 0 {
+			c.Parent = hierarchy.ClassID(uint32(c.ID.Major()) << 16)
+		}
+		if err != nil || !ok || again != c {
+			t.Fatalf("%+v\nwritten and read: %+v, %v", c, again, err)
+		}
+	})
+}
+
+func FuzzDecodeQdisc(f *testing.F) {
+	for _, q := range []hierarchy.Qdisc{
+		qdisc("pfifo", "limit", 1), qdisc("bfifo", "limit", 1),
+		qdisc("sfq", "limit", 500, "perturb", 0, "quantum", 1514, "flows", 127, "divisor", 1024, "depth", 64, "headdrop", 1),
+		qdisc("tbf", "rate", 40_000_000_000, "burst", 1<<20, "limit", 4<<20, "peakrate", 50_000_000_000, "mtu", 1<<20, "mpu", 64, "overhead", 4, "linklayer", 1),
+		qdisc("fq_codel", "limit", 1, "memory_limit", 1<<20, "flows", 1024, "target", 5_000_000, "interval", 100_000_000, "quantum", 300, "ecn", 0, "drop_batch", 1, "ce_threshold", 1_000_000, "ce_threshold_selector", 1, "ce_threshold_mask", 3),
+	} {
+		m, err := encodeLeaf(1, &hierarchy.Leaf{Class: hierarchy.ID(2), Qdisc: q}, true)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(m.Data)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		x, err := decodeQdisc(b)
+		if err != nil {
+			return
+		}
+		_ = new(Counters).decode(x.stats2, nil)
+		q, err := x.leaf()
+		if err != nil || q.Params == nil {
+			return
+		}
+		k := kindNamed(q.Kind)
+		names := []string{}
+		for _, p := range k.Params {
+			if slices.ContainsFunc(q.Params, func(s hierarchy.Setting) bool { return s.Name == p.Name }) {
+				names = append(names, p.Name)
+			}
+		}
+		if len(names) != len(q.Params) {
+			t.Fatalf("%+v: unknown or doubled parameters", q)
+		}
+		k.Sort(q.Params)
+		for i, n := range names {
+			if q.Params[i].Name != n {
+				t.Fatalf("%+v: not in the order of the kind", q)
+			}
+		}
+	})
+}
