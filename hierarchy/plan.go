@@ -49,19 +49,23 @@ type Item interface {
 func (r *Root) String() string { return fmt.Sprintf("root qdisc %s %v", r.Kind, r.Handle) }
 
 // String names the class.
-func (c *Class) String() string { return fmt.Sprintf("class %s (%v)", c.Path, c.ID) }
+func (c *Class) String() string { return "class " + label(c.Path, c.ID) }
 
 // String names the queueing discipline.
-func (l *Leaf) String() string {
-	return fmt.Sprintf("qdisc %s of %s (%v)", l.Qdisc.Kind, l.Path, l.Class)
-}
+func (l *Leaf) String() string { return "qdisc " + l.Qdisc.Kind + " of " + label(l.Path, l.Class) }
 
 // String names the classifier.
 func (h *Hook) String() string { return fmt.Sprintf("classifier %s", h.Way) }
 
 // String names the binding.
-func (b *Bound) String() string {
-	return fmt.Sprintf("binding %s to %s (%v)", b.Target, b.Path, b.Class)
+func (b *Bound) String() string { return "binding " + b.Target + " to " + label(b.Path, b.Class) }
+
+// label names a class, with its path where that is known.
+func label(p Path, id ClassID) string {
+	if p == "" {
+		return id.String()
+	}
+	return fmt.Sprintf("%s (%v)", p, id)
 }
 
 func (*Root) queue() bool  { return true }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -152,10 +153,10 @@ func TestApplyErrorText(t *testing.T) {
 	plan := Diff(before, want)
 	m := &machine{s: before, fail: 2} // and then all others
 	err := m.kernel().Apply(context.Background(), before, want, plan)
-	b, a := plan.Steps[0].Item(), plan.Steps[1].Item()
-	text := plan.Steps[2].String() + ": no such luck; going back failed as well: " + Diff(m.s, before).Steps[0].String() + ": no such luck; what differs from before: "
-	if len(err.Error()) < len(text) || err.Error()[:len(text)] != text {
-		t.Errorf("got %q, want it to begin with %q (the first steps were on %v and %v)", err, text, b, a)
+	undo, left := Diff(m.s, before).Steps[0], differs(t, m, before)
+	text := plan.Steps[2].String() + ": no such luck; going back failed as well: " + undo.String() + ": no such luck; what differs from before: "
+	if len(left) != 2 || !strings.HasPrefix(err.Error(), text) {
+		t.Errorf("got %q, want it to begin with %q and to name %v", err, text, left)
 	}
 }
 
