@@ -98,11 +98,9 @@ type reader struct {
 	at     int  // entry being read
 	lost   bool // something that was meant as an interface is reported
 
-	nodes   map[hierarchy.Path]*node // for problem
-	entries map[string]int           // for problem
-
-	list     int   // offset of the list that was last looked into
-	elements []int // of that list
+	entries  map[string]int // by key, its parts joined by NUL; made by entry
+	list     int            // offset of the list that was last looked into
+	elements []int          // of that list
 }
 
 // read interprets the document, fills in the policy, and reports what is wrong.
@@ -609,19 +607,18 @@ func (r *reader) element(entry, i int) int {
 // problem reports what is wrong with the interface top as a whole.
 func (r *reader) problem(top *node, p hierarchy.Problem) {
 	m := mistake{path: p.Path, key: p.Key, msg: p.Text, hint: p.Hint, warning: p.Warning}
-	at := p.Path
-	for r.node(at) == nil && at.Parent() != "" {
-		at = at.Parent() // a rest that was added
-	}
-	n := r.node(at)
-	if n == nil {
-		n = top
+	n := top
+	if rest := strings.TrimPrefix(string(p.Path), string(top.path)+"/"); p.Path != top.path {
+		if n = top.find(rest); n == nil { // a rest that was added
+			if n = top.find(string(hierarchy.Path(rest).Parent())); n == nil {
+				n = top
+			}
+			m.off = r.place(n)
+			r.add(m)
+			return
+		}
 	}
 	m.off = r.place(n)
-	if at != p.Path {
-		r.add(m)
-		return
-	}
 	if name, ok := strings.CutPrefix(p.Key, "qdisc."); ok && n.kids["qdisc"] != nil && slices.Contains(n.kids["qdisc"].bad, name) {
 		return
 	}
@@ -652,24 +649,23 @@ func (r *reader) noParam(n *node, key string) bool {
 	return i >= 0 && r.kinds[i].Param(name) == nil
 }
 
-// node is the table of the branch with the given path.
-func (r *reader) node(p hierarchy.Path) *node {
-	if r.nodes == nil {
-		r.nodes = map[hierarchy.Path]*node{}
-		var walk func(*node)
-		walk = func(n *node) {
-			r.nodes[n.path] = n
-			for _, kid := range n.kids {
-				if kid != nil && kid.level == levelBranch {
-					walk(kid)
-				}
+// find is the table whose path is that of n with rest behind it. Names that are
+// refused may have slashes themselves.
+func (n *node) find(rest string) *node {
+	if kid := n.kids[rest]; kid != nil && kid.level == levelBranch {
+		return kid
+	}
+	for i := range len(rest) {
+		if rest[i] != '/' {
+			continue
+		}
+		if kid := n.kids[rest[:i]]; kid != nil && kid.level == levelBranch {
+			if found := kid.find(rest[i+1:]); found != nil {
+				return found
 			}
 		}
-		for _, n := range r.ifaces {
-			walk(n)
-		}
 	}
-	return r.nodes[p]
+	return nil
 }
 
 // entry is where the given key of the table of n stands, if it is written.
