@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -482,8 +483,15 @@ func (b *Binder) put(on *set, bound *hierarchy.Bound, skip map[string]bool) (cha
 		if !isCgroup {
 			return false, fmt.Errorf("net_cls knows cgroups only, neither users nor cgroups that are gone: %w", ErrNotSupported)
 		}
-		if c, err := b.v1.classid(path); err == nil && c == bound.Class {
+		c, err := b.v1.classid(path)
+		if err != nil {
+			return false, err
+		}
+		if c == bound.Class {
 			return false, nil
+		}
+		if above, err := b.v1.classid(filepath.Dir(path)); err == nil && above != c && c.Major() == hierarchy.Major && !b.cfg.Classes(c) {
+			return false, fmt.Errorf("it is bound to %v of another interface, and a net_cls tag is one for all interfaces", c)
 		}
 		return true, b.v1.tag(path, bound.Class, skip)
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/cgroup"
@@ -487,5 +489,70 @@ func TestKernelRefused(t *testing.T) {
 	}
 	if got := read(t, b).Bound; len(got) != 0 {
 		t.Errorf("bindings after refusals: %v", got)
+	}
+}
+
+// TestKernelForeignProgram: a program in our place that is not this version's is
+// replaced, and comes back when an apply is undone.
+func TestKernelForeignProgram(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	empty, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer empty.Close()
+	if err := n.hook.AttachEgress(empty.FD(), "older"); err != nil {
+		t.Fatal(err)
+	}
+	before, err := n.hook.EgressProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := n.binder(t, hierarchy.WayBPF)
+	old := read(t, b)
+	if want := (hierarchy.Hook{Way: hierarchy.WayBPF}); old.Hook != want || len(old.Bound) != 0 {
+		t.Errorf("state with it on the hook: %+v", old)
+	}
+	apply(t, b, bound(p.target(p.dir), red))
+	x := n.start(t, n.Near, p.dir)
+	only(t, n.during(t, func() { x.do("udp %s:9 10", n.Far4) }), red, 10)
+	converge(t, b, old)
+	if after, err := n.hook.EgressProgram(); after != before || err != nil {
+		t.Errorf("program %d on the hook after going back, error %v, want %d", after, err, before)
+	}
+}
+
+// TestKernelTwoInterfaces: with net_cls each interface sees its own tags only and
+// does not take another's over.
+func TestKernelTwoInterfaces(t *testing.T) {
+	require(t, hierarchy.WayNetCls)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayNetCls)
+	a, c := sub(t, p.dir, "a"), sub(t, p.dir, "c")
+	binder := func(mine hierarchy.ClassID) *cgroup.Binder {
+		b, err := cgroup.NewBinder(cgroup.Config{
+			Hook: n.hook, Interface: n.Dev, Way: hierarchy.WayNetCls,
+			Classes: func(id hierarchy.ClassID) bool { return id == mine },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { b.Close() })
+		return b
+	}
+	one, two := binder(red), binder(green)
+	apply(t, one, bound(p.target(a), red))
+	apply(t, two, bound(p.target(c), green))
+	if diff := cmp.Diff([]hierarchy.Bound{bound(p.target(a), red)}, read(t, one).Bound); diff != "" {
+		t.Errorf("bindings of the first (-want +got):\n%s", diff)
+	}
+	bind := bound(p.target(a), green)
+	_, err := two.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &bind}})
+	if err == nil || !strings.Contains(err.Error(), "bound to 71f:10 of another interface") {
+		t.Errorf("error %v", err)
 	}
 }

@@ -24,7 +24,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "run": run})
+	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "run": run, "measure": measure, "hidden": hidden, "mounts": mounts})
 }
 
 // Leaf classes of the tree that every test has.
@@ -261,8 +261,29 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 	case "keep": // NAME TO
 		s, err := open(args[1], unix.SOCK_DGRAM, 0, nil)
 		kept[args[0]] = s
-		kept[args[0]+" to"] = 0
 		return "", err
+	case "sink": // NAME ADDR: a socket that nobody reads
+		s, err := open(args[1], unix.SOCK_DGRAM, 0, nil)
+		kept[args[0]] = s
+		return "", errors.Join(err, unix.Bind(s, sockaddr(args[1])))
+	case "burst": // NAME TO N: answers with the processor time of a packet in ns
+		s, ok := kept[args[0]]
+		if !ok {
+			var err error
+			if s, err = open(args[1], unix.SOCK_DGRAM, 0, nil); err != nil {
+				return "", err
+			}
+			if err := unix.Connect(s, sockaddr(args[1])); err != nil {
+				return "", err
+			}
+			kept[args[0]] = s
+		}
+		before, err := processorTime()
+		if err == nil {
+			err = send(s, args[1], number(2), false)
+		}
+		after, err2 := processorTime()
+		return fmt.Sprint(float64(after-before) / float64(number(2))), errors.Join(err, err2)
 	case "more": // NAME TO N
 		return "", send(kept[args[0]], args[1], number(2), true)
 	case "tcp": // TO BYTES [PRIORITY]
@@ -358,6 +379,13 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 		return "", err
 	}
 	return "", errors.New("no such command")
+}
+
+// processorTime is what the calling thread has used, in ns.
+func processorTime() (int64, error) {
+	var ts unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
+	return ts.Nano(), err
 }
 
 func open(to string, typ, proto int, priority []string) (int, error) {

@@ -57,7 +57,7 @@ func (b *Binder) Resolve(t *hierarchy.Tree) ([]hierarchy.Bound, []Pending, error
 		return nil, nil, err
 	}
 	for _, p := range homes {
-		if br := t.Find(p); br != nil && br.Entry() != nil {
+		if br := t.Find(p); br != nil && br != t.Root && br.Entry() != nil { // the interface's is on the way to theirs
 			r.add(p, br.Entry(), cgroupTarget+b.homePath(p), "run")
 		}
 	}

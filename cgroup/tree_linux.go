@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -28,22 +29,42 @@ type tree struct {
 func (t *tree) close() error { return t.dir.Close() }
 
 // findV2 looks for a cgroup v2 hierarchy: mounted here (alone or beside v1), or
-// where process 1 sees it, or nowhere: then it is mounted detached.
-//
-// Making a new mount comes last because it sets the flags of the one v2
-// hierarchy that the machine has to those given, for everybody: nsdelegate would
-// be lost (cgroup_get_tree, kernel/cgroup/cgroup.c, v6.12; observed on 6.18).
+// where a process above sees it, or nowhere: then it is mounted detached, unless
+// that could do harm.
 func findV2() (*tree, error) {
 	t, err := mounted(unix.CGROUP2_SUPER_MAGIC, func(m *mountinfo.Info) bool { return m.FSType == "cgroup2" })
 	if t != nil || err != nil {
 		return t, err
 	}
-	t, err = detached()
+	if err = harmless(); err == nil {
+		t, err = detached()
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: none is mounted here (\"ip netns exec\" hides it: use \"nsenter --net=/run/netns/NAME\"), nor for process 1, and mounting one says: %w",
+		return nil, fmt.Errorf("%w: none is mounted here (\"ip netns exec\" hides it: use \"nsenter --net=/run/netns/NAME\"), nor seen by a process above, and not to be had otherwise: %w",
 			ErrNoCgroup2, privileges(err, unix.CAP_SYS_ADMIN))
 	}
 	return t, nil
+}
+
+// harmless says whether v2 may be mounted anew. Outside a cgroup namespace that
+// sets the flags of the one hierarchy that the machine has, for everybody: a
+// nsdelegate of the real mount would be lost (cgroup_get_tree and
+// apply_cgroup_root_flags, kernel/cgroup/cgroup.c, v6.12; observed on 6.18). The
+// line 0:: is there once v2 was mounted (proc_cgroup_show).
+func harmless() error {
+	const initial = 0xeffffffb // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/cgroup", &st); err != nil {
+		return err
+	}
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return err
+	}
+	if st.Ino == initial && strings.Contains("\n"+string(b), "\n0::") {
+		return errors.New("mounting it once more would reset its options for the whole machine")
+	}
+	return nil
 }
 
 // findNetCls looks for the v1 hierarchy that has net_cls, nil when it is not
@@ -55,18 +76,20 @@ func findNetCls() (*tree, error) {
 }
 
 // mounted finds a mount that pick takes in this mount namespace, else in that of
-// process 1; whole hierarchies first.
+// a process above, up to process 1; whole hierarchies first.
 func mounted(magic int64, pick func(*mountinfo.Info) bool) (*tree, error) {
-	for _, at := range []struct{ pid, prefix, note string }{
-		{"self", "", ""},
-		{"1", "/proc/1/root", " (process 1's: hidden in this mount namespace)"},
-	} {
-		f, err := os.Open("/proc/" + at.pid + "/mountinfo")
+	for pid := os.Getpid(); pid > 0; pid = parent(pid) {
+		proc := fmt.Sprintf("/proc/%d", pid)
+		prefix, note := proc+"/root", fmt.Sprintf(" (as process %d sees it: hidden in this mount namespace)", pid)
+		if pid == os.Getpid() {
+			prefix, note = "", ""
+		}
+		f, err := os.Open(proc + "/mountinfo")
 		if err != nil {
-			if at.prefix == "" {
+			if prefix == "" {
 				return nil, err
 			}
-			continue // hidden by procfs options: as if it were not there
+			continue // not to be looked at, so neither is its root
 		}
 		all, err := mountinfo.GetMountsFromReader(f, func(m *mountinfo.Info) (skip, stop bool) { return !pick(m), false })
 		f.Close()
@@ -75,15 +98,33 @@ func mounted(magic int64, pick func(*mountinfo.Info) bool) (*tree, error) {
 		}
 		slices.SortStableFunc(all, func(a, b *mountinfo.Info) int { return len(a.Root) - len(b.Root) })
 		for _, m := range all {
-			path := at.prefix + m.Mountpoint
+			path := prefix + m.Mountpoint
 			var st unix.Statfs_t
-			if unix.Statfs(path, &st) != nil || st.Type != magic {
-				continue // covered by another mount
+			if unix.Statfs(path, &st) != nil || int64(st.Type) != magic {
+				continue // covered by another mount, or out of reach
 			}
-			return openTree(path, m.Mountpoint+at.note)
+			return openTree(path, m.Mountpoint+note)
 		}
 	}
 	return nil, nil
+}
+
+// parent is the process that pid is a child of, 0 when that is not known.
+func parent(pid int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// the name in brackets may hold anything
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 2 {
+		return 0
+	}
+	n, err := strconv.Atoi(f[1])
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // detached mounts cgroup v2 without a place in any mount table.

@@ -1,0 +1,142 @@
+package cgroup_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// rounds is how often two things are measured in turn; medians and minima of them
+// are compared.
+const rounds = 15
+
+func median(v []float64) float64 { return slices.Sorted(slices.Values(v))[len(v)/2] }
+
+// measure is the program that runs a BPF program, given by its id, and an empty
+// one in turn: DIR ID. The packet's socket belongs to the caller's cgroup.
+func measure(args []string) error {
+	if err := os.WriteFile(args[0]+"/cgroup.procs", []byte("0"), 0); err != nil {
+		return err
+	}
+	id, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	full, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return err
+	}
+	empty, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+	})
+	if err != nil {
+		return err
+	}
+	packet := make([]byte, 64)
+	packet[12] = 8 // IPv4
+	var ns [2][]float64
+	for range rounds {
+		for i, p := range []*ebpf.Program{empty, full} {
+			_, d, err := p.Benchmark(packet, 200_000, nil)
+			if err != nil {
+				return err
+			}
+			ns[i] = append(ns[i], float64(d.Nanoseconds()))
+		}
+	}
+	return json.NewEncoder(os.Stdout).Encode(ns)
+}
+
+// BenchmarkProgram is the classifier against an empty program, for a socket of a
+// cgroup at some depth that is bound (goal: at most 25 ns over it).
+func BenchmarkProgram(b *testing.B) {
+	for _, depth := range []int{1, 8, 31} {
+		b.Run(fmt.Sprintf("depth=%d", depth), func(b *testing.B) {
+			n := newNetwork(b)
+			p := newPlace(b, hierarchy.WayBPF)
+			dir := sub(b, p.dir, slices.Repeat([]string{"d"}, depth-1)...)
+			bind := n.binder(b, hierarchy.WayBPF)
+			apply(b, bind, bound(p.target(dir), red))
+			id, err := n.hook.EgressProgram()
+			if err != nil {
+				b.Fatal(err)
+			}
+			var ns [2][]float64
+			for b.Loop() {
+				out, err := tctest.Command(b, "measure", dir, fmt.Sprint(id)).Output()
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := json.Unmarshal(out, &ns); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(median(ns[0]), "ns-empty")
+			b.ReportMetric(median(ns[1])-median(ns[0]), "ns-over-empty")
+			b.ReportMetric(slices.Min(ns[1])-slices.Min(ns[0]), "ns-over-empty-min")
+		})
+	}
+}
+
+// BenchmarkPath is the processor time of an 18-byte UDP packet through the whole
+// stack to a full socket at the far end, with the classifier over HTB alone (goal:
+// at most 1.05 at any number of bindings).
+func BenchmarkPath(b *testing.B) {
+	for _, bindings := range []int{1, 100, 10_000} {
+		b.Run(fmt.Sprintf("bindings=%d", bindings), func(b *testing.B) {
+			n := newNetwork(b)
+			p := newPlace(b, hierarchy.WayBPF)
+			bind := n.binder(b, hierarchy.WayBPF)
+			all := []hierarchy.Bound{bound(p.target(p.dir), red)}
+			for i := range bindings - 1 { // of cgroups that are gone, which cost as much
+				all = append(all, bound(fmt.Sprintf("cgroup-id:%d", 1<<40+i), green))
+			}
+			apply(b, bind, all...)
+			id, err := n.hook.EgressProgram()
+			if err != nil {
+				b.Fatal(err)
+			}
+			program, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer program.Close()
+			far, near := n.start(b, n.Far, ""), n.start(b, n.Near, p.dir)
+			far.do("sink s %s:9", n.Far4)
+			var ns [2][]float64
+			for b.Loop() {
+				for range rounds {
+					for i, on := range []bool{false, true} {
+						if on {
+							err = n.hook.AttachEgress(program.FD(), "vif_egress")
+						} else {
+							err = n.hook.DetachEgress()
+						}
+						if err != nil {
+							b.Fatal(err)
+						}
+						v, err := strconv.ParseFloat(near.do("burst s %s:9 30000", n.Far4), 64)
+						if err != nil {
+							b.Fatal(err)
+						}
+						ns[i] = append(ns[i], v)
+					}
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(median(ns[0]), "ns-htb")
+			b.ReportMetric(median(ns[1])/median(ns[0]), "x/htb")
+			b.ReportMetric(slices.Min(ns[1])/slices.Min(ns[0]), "x/htb-min")
+		})
+	}
+}

@@ -1,0 +1,245 @@
+package cgroup_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// hidden is the program that binds its own branch's cgroup and sends from it where
+// no cgroup file system can be seen: HOW DIR TO KEY. In a mount namespace with a
+// fresh sysfs, as "ip netns exec" makes it, a process above still has one; for
+// process 1 of a container nobody has.
+func hidden(args []string) error {
+	how, dir, to, key := args[0], args[1], args[2], args[3]
+	runtime.LockOSThread()
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	switch how {
+	case "sysfs":
+		if err := unix.Unmount("/sys", unix.MNT_DETACH); err != nil {
+			return err
+		}
+		if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
+			return err
+		}
+	case "container":
+		// first into a cgroup namespace: outside one a new mount would set the
+		// flags of the machine's hierarchy
+		if err := os.WriteFile(dir+"/cgroup.procs", []byte("0"), 0); err != nil {
+			return err
+		}
+		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+			return err
+		}
+		all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
+		if err != nil {
+			return err
+		}
+		for _, m := range all {
+			if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
+				return err
+			}
+		}
+		if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+			return err
+		}
+	}
+	c, err := tc.Open(tc.Config{})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	dev, err := c.Device("eth0")
+	if err != nil {
+		return err
+	}
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: dev, Interface: "eth0", NetNS: key})
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	home, err := b.Home("eth0/web")
+	if err != nil {
+		return err
+	}
+	bind := bound(home, red)
+	if _, err := b.Do(context.Background(), []hierarchy.Step{{Action: hierarchy.Create, New: &bind}}); err != nil {
+		return err
+	}
+	var s hierarchy.State
+	if err := b.Read(context.Background(), &s); err != nil {
+		return err
+	}
+	if len(s.Bound) != 1 || s.Bound[0] != bind {
+		return fmt.Errorf("bindings %v, want %v", s.Bound, bind)
+	}
+	if err := b.Join(home, 0); err != nil {
+		return err
+	}
+	_, err = actOne("udp", []string{to, "30"}, nil)
+	if err != nil {
+		return err
+	}
+	fmt.Println(cgroup.Probe().Ways[0].Text)
+	// out of the home, so that it can go
+	if err := b.Join("cgroup:/", 0); err != nil {
+		return err
+	}
+	kept, err := b.RemoveHomes()
+	if len(kept) != 0 {
+		err = errors.Join(err, fmt.Errorf("homes kept: %v", kept))
+	}
+	return err
+}
+
+func TestKernelHidden(t *testing.T) {
+	for _, tt := range []struct {
+		how   string
+		flags uintptr
+		want  string
+	}{
+		{"sysfs", unix.CLONE_NEWNS, "sees it: hidden in this mount namespace)"},
+		{"container", unix.CLONE_NEWNS | unix.CLONE_NEWPID, "a private mount of our own, below the root of a cgroup namespace"},
+	} {
+		t.Run(tt.how, func(t *testing.T) {
+			require(t, hierarchy.WayBPF)
+			n := newNetwork(t)
+			p := newPlace(t, hierarchy.WayBPF)
+			apply(t, n.binder(t, hierarchy.WayBPF))
+			key, err := cgroup.NetNSKey(n.Near.FD())
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := tctest.Command(t, "hidden", tt.how, p.dir, n.Far4.String()+":9", key)
+			var out strings.Builder
+			cmd.Stdout = &out
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: tt.flags}
+			only(t, n.during(t, func() {
+				if err := n.Near.Start(cmd); err != nil {
+					t.Fatal(err)
+				}
+				if err := cmd.Wait(); err != nil {
+					t.Fatal(err)
+				}
+			}), red, 30)
+			if !strings.Contains(out.String(), tt.want) {
+				t.Errorf("found %q, want %q", out.String(), tt.want)
+			}
+		})
+	}
+}
+
+func TestKernelNetNSKey(t *testing.T) {
+	n, m := tctest.NetNS(t), tctest.NetNS(t)
+	var keys []string
+	for _, fd := range []int{n.FD(), m.FD()} {
+		k, err := cgroup.NetNSKey(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, k)
+	}
+	if !strings.HasPrefix(keys[0], "ns-") || !strings.HasPrefix(keys[1], "ns-") || keys[0] == keys[1] {
+		t.Errorf("keys %q, want two different ns-N", keys)
+	}
+	err := n.Do(func() error {
+		own, err := cgroup.NetNSKey(-1)
+		if own != keys[0] {
+			t.Errorf("key %q from inside, want %q", own, keys[0])
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := cgroup.NetNSKey(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before == keys[0] || before == keys[1] {
+		t.Errorf("key %q of the tests' own namespace is another's", before)
+	}
+}
+
+// mounts is the program that uses net_cls where it is not mounted: HOW RUNDIR.
+func mounts(args []string) error {
+	runtime.LockOSThread()
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	// whoever else mounted it is in the way of finding it unmounted
+	all, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.FSType != "cgroup" || !strings.Contains(m.VFSOptions, "net_cls"), false
+	})
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
+			return err
+		}
+	}
+	switch args[0] {
+	case "tmpfs": // as v1 and hybrid hosts have it
+		err = unix.Mount("tmpfs", "/sys/fs/cgroup", "tmpfs", 0, "")
+	case "other":
+		if err = unix.Unmount("/sys", unix.MNT_DETACH); err == nil {
+			err = unix.Mount("sysfs", "/sys", "sysfs", 0, "")
+		}
+	}
+	if err == nil {
+		// process 1 of its own: no process above sees more
+		err = unix.Mount("proc", "/proc", "proc", 0, "")
+	}
+	if err != nil {
+		return err
+	}
+	b, err := cgroup.NewBinder(cgroup.Config{
+		Hook: blind{}, Interface: "eth0", Way: hierarchy.WayNetCls, RunDir: args[1], Warn: func(s string) { fmt.Println(s) },
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Println(cgroup.Probe().Ways[1].Text)
+	if _, err := b.Hook(); err != nil {
+		return err
+	}
+	fmt.Println(cgroup.Probe().Ways[1].Text)
+	return b.Close()
+}
+
+func TestKernelMountsNetCls(t *testing.T) {
+	require(t, hierarchy.WayNetCls)
+	dir := t.TempDir()
+	for how, at := range map[string]string{"tmpfs": "/sys/fs/cgroup/net_cls", "other": dir + "/net_cls"} {
+		t.Run(how, func(t *testing.T) {
+			cmd := tctest.Command(t, "mounts", how, dir)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
+			out, err := cmd.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := "net_cls is not mounted; it will be when it is used\n" +
+				"mounted the net_cls cgroup hierarchy at " + at + "\nnet_cls at " + at + "\n"
+			if diff := cmp.Diff(want, string(out)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}

@@ -1,0 +1,149 @@
+package cgroup
+
+import (
+	"bytes"
+	"encoding/binary"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// priority runs a program on a packet whose socket is root's and returns the
+// priority that it leaves.
+func priority(t *testing.T, p *ebpf.Program) hierarchy.ClassID {
+	t.Helper()
+	const at, size = 32, 192 // of priority in struct __sk_buff
+	in, out := make([]byte, size), make([]byte, size)
+	binary.NativeEndian.PutUint32(in[at:], 0xdeadbeef)
+	packet := make([]byte, 64)
+	packet[12] = 8 // IPv4
+	ret, err := p.Run(&ebpf.RunOptions{Data: packet, Context: in, ContextOut: out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if int32(ret) != -1 { // TC_ACT_UNSPEC
+		t.Errorf("the program returned %d, want -1", int32(ret))
+	}
+	return hierarchy.ClassID(binary.NativeEndian.Uint32(out[at:]))
+}
+
+// TestKernelPrograms runs both forms of the classifier without a network.
+func TestKernelPrograms(t *testing.T) {
+	tctest.RequireRoot(t)
+	for _, name := range []string{classifyProgVifEgress, classifyProgVifEgressOld} {
+		t.Run(name, func(t *testing.T) {
+			s, err := loadProgram(hierarchy.WayBPF, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.close()
+			class := hierarchy.ID(0x10)
+			if got, want := priority(t, s.prog), hierarchy.ID(hierarchy.RestMinor); got != want {
+				t.Errorf("priority %v of an unbound socket, want %v", got, want)
+			}
+			if err := s.users.Put(uint32(0), uint32(class)); err != nil {
+				t.Fatal(err)
+			}
+			if got := priority(t, s.prog); got != class {
+				t.Errorf("priority %v of a bound user's socket, want %v", got, class)
+			}
+		})
+	}
+}
+
+// TestKernelGeneration: a generation never becomes 0, which a new socket's empty
+// cache would match.
+func TestKernelGeneration(t *testing.T) {
+	tctest.RequireRoot(t)
+	s, err := loadSet(hierarchy.WayBPF)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	if err := s.configure(func(c *classifyVifConfig) { c.Generation = ^uint32(0) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.publish(); err != nil {
+		t.Fatal(err)
+	}
+	var c classifyVifConfig
+	if err := s.config.Lookup(uint32(0), &c); err != nil || c.Generation != 1 {
+		t.Errorf("generation %d after the last one, error %v, want 1", c.Generation, err)
+	}
+}
+
+// TestKernelLevels: only levels at which something is bound are looked at.
+func TestKernelLevels(t *testing.T) {
+	tctest.RequireRoot(t)
+	s, err := loadSet(hierarchy.WayBPF)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	class := hierarchy.ID(0x10)
+	levels := func() uint32 {
+		var c classifyVifConfig
+		if err := s.config.Lookup(uint32(0), &c); err != nil {
+			t.Fatal(err)
+		}
+		return c.Levels
+	}
+	for id, level := range map[uint64]uint32{100: 2, 200: 5, 300: 5} {
+		if err := s.bindCgroup(id, level, class); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := levels(), uint32(1<<2|1<<5); got != want {
+		t.Errorf("levels %b, want %b", got, want)
+	}
+	for _, id := range []uint64{100, 200} {
+		if err := s.cgroups.Delete(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.relevel(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := levels(), uint32(1<<5); got != want {
+		t.Errorf("levels %b after removals, want %b", got, want)
+	}
+	if err := s.bindCgroup(400, 0, class); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := levels(), ^uint32(1); got != want {
+		t.Errorf("levels %b with one unknown, want %b", got, want)
+	}
+}
+
+func TestEscape(t *testing.T) {
+	for name, want := range map[string]string{
+		"web": "web", "nginx.service": "nginx.service", "eth0.100": "eth0.100",
+		"tasks": "_tasks", "cgroup.procs": "_cgroup.procs", "memory.service": "_memory.service", "memoryx.service": "memoryx.service",
+		"_x": "__x", ".x": "_.x", "net_cls.classid": "_net_cls.classid",
+	} {
+		if got := escape(name); got != want {
+			t.Errorf("escape(%q) = %q, want %q", name, got, want)
+		}
+		if got := unescape(escape(name)); got != name {
+			t.Errorf("unescape(escape(%q)) = %q", name, got)
+		}
+	}
+}
+
+// TestObjects: the objects are for both byte orders and hold no path of the
+// machine that made them.
+func TestObjects(t *testing.T) {
+	spec, err := loadClassify()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := len(spec.Programs); got != 3 {
+		t.Errorf("%d programs, want 3", got)
+	}
+	if i := bytes.Index(_ClassifyBytes, []byte("/home/")); i >= 0 {
+		t.Errorf("path of a machine at byte %d", i)
+	}
+}
