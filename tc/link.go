@@ -1,0 +1,285 @@
+//go:build linux
+
+package tc
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Nature says what a network interface really is.
+type Nature string
+
+// The natures. Everything that is none of the others is virtual: veth, dummy,
+// ifb, macvlan, ipvlan, vrf and whatever a later kernel brings.
+const (
+	NaturePhysical Nature = "physical"
+	NatureVirtual  Nature = "virtual"
+	NatureLoopback Nature = "loopback"
+	NatureBridge   Nature = "bridge" // bridges and Open vSwitch
+	NatureBond     Nature = "bond"   // bonds and teams
+	NatureVLAN     Nature = "vlan"
+	NatureTunnel   Nature = "tunnel" // packets leave inside others, or to a process: WireGuard, GRE, VXLAN, tun, PPP ...
+)
+
+// Link is one network interface as the kernel describes it.
+type Link struct {
+	Index  int
+	Name   string
+	Kind   string // rtnetlink's word: "veth", "bridge", "wireguard" ...; empty for hardware
+	Nature Nature
+
+	MTU        int // bytes, without the link-layer header
+	TxQueues   int
+	RxQueues   int
+	TxQueueLen int            // packets
+	GSOMaxSize hierarchy.Size // largest packet before segmentation
+	GSOMaxSegs int
+
+	Up        bool   // switched on
+	Carrier   bool   // the line is there; false while it is switched off
+	OperState string // RFC 2863: "up", "down", "unknown" ...
+
+	// Speed is that of the line, 0 where it is unknown. Of the interfaces
+	// that are not hardware only those that pass on the speed of what they
+	// lie on have one: veth and tun report numbers that mean nothing.
+	Speed hierarchy.Bandwidth
+
+	Master int // index of the bridge, bond or VRF it belongs to, 0: none
+
+	// Lower is the index of the interface that this one lies on, for a veth
+	// that of its other end; 0: none. LowerNetNS is the id of the namespace
+	// where Lower is, as "ip netns list-id" shows it, and -1 where it is in
+	// the link's own.
+	Lower      int
+	LowerNetNS int
+
+	Qdisc string // kind of the root qdisc
+
+	ParentDev string // hardware: the device on its bus, "0000:00:03.0"; empty before kernel 5.14
+	ParentBus string // "pci", "usb", "virtio" ...
+}
+
+// Links lists the interfaces of the namespace in the kernel's order. It needs
+// no privileges.
+func (c *Conn) Links() ([]Link, error) {
+	l, err := readLinks(c.nl)
+	return l, newOpError("list interfaces", "", err)
+}
+
+// rtextSkipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are
+// most of a message otherwise.
+const rtextSkipStats = 1 << 3
+
+// readLinks reads all interfaces of the namespace that c is in.
+func readLinks(c *netlink.Conn) ([]Link, error) { return getLinks(c, netlink.Dump, "") }
+
+// readLink reads the interface called name, also by one of its alternative
+// names. The error is ENODEV when there is none.
+func readLink(c *netlink.Conn, name string) (Link, error) {
+	links, err := getLinks(c, 0, name)
+	if err != nil {
+		return Link{}, err
+	}
+	if len(links) != 1 {
+		return Link{}, fmt.Errorf("interface %s: %d answers: %w", name, len(links), errMalformed)
+	}
+	return links[0], nil
+}
+
+func getLinks(c *netlink.Conn, flags netlink.HeaderFlags, name string) ([]Link, error) {
+	e := encoder{b: make([]byte, unix.SizeofIfInfomsg)}
+	e.attr32(unix.IFLA_EXT_MASK, rtextSkipStats)
+	switch {
+	case name == "":
+	case len(name) < unix.IFNAMSIZ:
+		e.attrString(unix.IFLA_IFNAME, name)
+	default:
+		e.attrString(unix.IFLA_ALT_IFNAME, name)
+	}
+	msgs, err := c.Execute(message(unix.RTM_GETLINK, flags, e.b))
+	if err != nil {
+		return nil, err
+	}
+	var links []Link
+	for _, m := range msgs {
+		if m.Header.Type != unix.RTM_NEWLINK {
+			continue
+		}
+		l, err := decodeLink(m.Data)
+		if err != nil {
+			return nil, err
+		}
+		if l.hasSpeed() {
+			l.Speed = speed(c, l.Name)
+		}
+		links = append(links, l)
+	}
+	return links, nil
+}
+
+// decodeLink reads the body of an RTM_NEWLINK message (rtnl_fill_ifinfo,
+// net/core/rtnetlink.c, v6.12).
+func decodeLink(b []byte) (Link, error) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return Link{}, errMalformed
+	}
+	hardware := binary.NativeEndian.Uint16(b[2:])
+	flags := binary.NativeEndian.Uint32(b[8:])
+	l := Link{
+		Index:      int(binary.NativeEndian.Uint32(b[4:])),
+		Up:         flags&unix.IFF_UP != 0,
+		OperState:  "unknown",
+		LowerNetNS: -1,
+	}
+	err := eachAttr(b[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
+		number := func(to *int) error {
+			n, err := get32(v)
+			*to = int(int32(n))
+			return err
+		}
+		switch typ {
+		case unix.IFLA_IFNAME:
+			l.Name = getString(v)
+		case unix.IFLA_MTU:
+			return number(&l.MTU)
+		case unix.IFLA_NUM_TX_QUEUES:
+			return number(&l.TxQueues)
+		case unix.IFLA_NUM_RX_QUEUES:
+			return number(&l.RxQueues)
+		case unix.IFLA_TXQLEN:
+			return number(&l.TxQueueLen)
+		case unix.IFLA_GSO_MAX_SIZE:
+			n, err := get32(v)
+			l.GSOMaxSize = hierarchy.Size(n)
+			return err
+		case unix.IFLA_GSO_MAX_SEGS:
+			return number(&l.GSOMaxSegs)
+		case unix.IFLA_MASTER:
+			return number(&l.Master)
+		case unix.IFLA_LINK:
+			return number(&l.Lower)
+		case unix.IFLA_LINK_NETNSID:
+			return number(&l.LowerNetNS)
+		case unix.IFLA_QDISC:
+			l.Qdisc = getString(v)
+		case unix.IFLA_CARRIER:
+			l.Carrier = l.Up && len(v) > 0 && v[0] != 0
+		case unix.IFLA_OPERSTATE:
+			if len(v) > 0 && int(v[0]) < len(operStates) {
+				l.OperState = operStates[v[0]]
+			}
+		case unix.IFLA_PARENT_DEV_NAME:
+			l.ParentDev = getString(v)
+		case unix.IFLA_PARENT_DEV_BUS_NAME:
+			l.ParentBus = getString(v)
+		case unix.IFLA_LINKINFO:
+			return eachAttr(v, func(typ uint16, v []byte) error {
+				if typ == unix.IFLA_INFO_KIND {
+					l.Kind = getString(v)
+				}
+				return nil
+			})
+		}
+		return nil
+	})
+	l.Nature = nature(l.Kind, hardware, flags)
+	return l, err
+}
+
+// operStates are the names of IF_OPER_UNKNOWN and on, of linux/if.h.
+var operStates = [...]string{"unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up"}
+
+// nature tells what an interface is by its kind, and by the type of its
+// hardware where the kernel names no kind: drivers of hardware have none, and
+// few others.
+func nature(kind string, hardware uint16, flags uint32) Nature {
+	switch kind {
+	case "":
+		switch {
+		case flags&unix.IFF_LOOPBACK != 0:
+			return NatureLoopback
+		case hardware == unix.ARPHRD_ETHER || hardware == unix.ARPHRD_INFINIBAND || hardware == unix.ARPHRD_IEEE80211:
+			return NaturePhysical
+		case flags&unix.IFF_POINTOPOINT != 0:
+			return NatureTunnel
+		}
+	case "bridge", "openvswitch":
+		return NatureBridge
+	case "bond", "team":
+		return NatureBond
+	case "vlan":
+		return NatureVLAN
+	case "tun", "wireguard", "ovpn", "ppp", "xfrm", "vti", "vti6",
+		"vxlan", "geneve", "bareudp", "gtp", "amt", "pfcp", "macsec",
+		"gre", "gretap", "erspan", "ip6gre", "ip6gretap", "ip6erspan",
+		"ipip", "sit", "ip6tnl":
+		return NatureTunnel
+	}
+	return NatureVirtual
+}
+
+// hasSpeed says whether the kernel's answer about the speed means something.
+func (l *Link) hasSpeed() bool {
+	switch l.Nature {
+	case NaturePhysical, NatureBond, NatureVLAN, NatureBridge:
+		return true
+	}
+	return l.Kind == "macvlan"
+}
+
+// linkSettings is struct ethtool_link_settings of linux/ethtool.h with room for
+// the bit sets behind it, of which the kernel says how many words it has.
+type linkSettings struct {
+	cmd       uint32
+	speed     uint32 // megabits per second
+	_         [7]uint8
+	maskWords int8
+	_         [32]uint8
+	_         [3 * math.MaxInt8]uint32
+}
+
+// speed asks the driver for the speed of the line, 0 when it does not say. It
+// is asked over c itself, because a socket that is opened elsewhere may be in
+// another namespace: any socket takes this ioctl (dev_ioctl,
+// net/core/dev_ioctl.c, v6.12), and without privileges.
+func speed(c *netlink.Conn, name string) hierarchy.Bandwidth {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	s := &linkSettings{}
+	// struct ifreq of linux/if.h.
+	req := struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}{data: unsafe.Pointer(s)}
+	copy(req.name[:unix.IFNAMSIZ-1], name)
+	var errno syscall.Errno
+	// The first call tells the number of words, the second the settings
+	// (ethtool_get_link_ksettings, net/ethtool/ioctl.c, v6.12).
+	for range 2 {
+		s.cmd, s.maskWords = unix.ETHTOOL_GLINKSETTINGS, -s.maskWords
+		err = raw.Control(func(fd uintptr) {
+			_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req)))
+		})
+		if err != nil || errno != 0 {
+			return 0
+		}
+	}
+	runtime.KeepAlive(s)
+	if s.speed > math.MaxInt32 { // SPEED_UNKNOWN is -1
+		return 0
+	}
+	return hierarchy.Bandwidth(s.speed) * hierarchy.Mbit
+}

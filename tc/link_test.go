@@ -1,0 +1,134 @@
+//go:build linux
+
+package tc
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"github.com/mdlayher/netlink/nltest"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+func TestNature(t *testing.T) {
+	for _, tt := range []struct {
+		what, kind string
+		hardware   uint16
+		flags      uint32
+		want       Nature
+	}{
+		{what: "Ethernet card", hardware: unix.ARPHRD_ETHER, flags: unix.IFF_BROADCAST, want: NaturePhysical},
+		{what: "InfiniBand", hardware: unix.ARPHRD_INFINIBAND, want: NaturePhysical},
+		{what: "loopback", hardware: unix.ARPHRD_LOOPBACK, flags: unix.IFF_LOOPBACK, want: NatureLoopback},
+		{what: "old ppp", hardware: unix.ARPHRD_PPP, flags: unix.IFF_POINTOPOINT, want: NatureTunnel},
+		{what: "can", hardware: unix.ARPHRD_CAN, want: NatureVirtual},
+		{kind: "bridge", hardware: unix.ARPHRD_ETHER, want: NatureBridge},
+		{kind: "openvswitch", hardware: unix.ARPHRD_ETHER, want: NatureBridge},
+		{kind: "bond", want: NatureBond},
+		{kind: "team", want: NatureBond},
+		{kind: "vlan", want: NatureVLAN},
+		{kind: "wireguard", want: NatureTunnel},
+		{kind: "tun", want: NatureTunnel},
+		{kind: "vxlan", want: NatureTunnel},
+		{kind: "veth", hardware: unix.ARPHRD_ETHER, want: NatureVirtual},
+		{kind: "ifb", want: NatureVirtual},
+		{kind: "macvlan", want: NatureVirtual},
+		{kind: "of a later kernel", want: NatureVirtual},
+	} {
+		if got := nature(tt.kind, tt.hardware, tt.flags); got != tt.want {
+			t.Errorf("%s%s: %s, want %s", tt.what, tt.kind, got, tt.want)
+		}
+	}
+}
+
+// linkMessage is what the kernel says of a VLAN whose parent is elsewhere.
+func linkMessage() []byte {
+	e := encoder{}
+	e.uint16(unix.AF_UNSPEC)
+	e.uint16(unix.ARPHRD_ETHER)
+	e.uint32(7)
+	e.uint32(unix.IFF_UP | unix.IFF_BROADCAST)
+	e.uint32(0)
+	e.attrString(unix.IFLA_IFNAME, "eth0.5")
+	e.attr32(unix.IFLA_MTU, 1496)
+	e.attr32(unix.IFLA_TXQLEN, 1000)
+	e.attr32(unix.IFLA_NUM_TX_QUEUES, 4)
+	e.attr32(unix.IFLA_NUM_RX_QUEUES, 2)
+	e.attr32(unix.IFLA_GSO_MAX_SIZE, 65536)
+	e.attr32(unix.IFLA_GSO_MAX_SEGS, 65535)
+	e.attr32(unix.IFLA_MASTER, 9)
+	e.attr32(unix.IFLA_LINK, 2)
+	e.attr32(unix.IFLA_LINK_NETNSID, 0)
+	e.attr8(unix.IFLA_CARRIER, 1)
+	e.attr8(unix.IFLA_OPERSTATE, 6)
+	e.attrString(unix.IFLA_QDISC, "noqueue")
+	e.attrString(unix.IFLA_PARENT_DEV_NAME, "0000:00:03.0")
+	e.attrString(unix.IFLA_PARENT_DEV_BUS_NAME, "pci")
+	e.nest(unix.IFLA_LINKINFO, func() { e.attrString(unix.IFLA_INFO_KIND, "vlan") })
+	return e.b
+}
+
+func TestDecodeLink(t *testing.T) {
+	want := Link{
+		Index: 7, Name: "eth0.5", Kind: "vlan", Nature: NatureVLAN,
+		MTU: 1496, TxQueues: 4, RxQueues: 2, TxQueueLen: 1000, GSOMaxSize: 64 * hierarchy.KiB, GSOMaxSegs: 65535,
+		Up: true, Carrier: true, OperState: "up", Master: 9, Lower: 2, LowerNetNS: 0, Qdisc: "noqueue",
+		ParentDev: "0000:00:03.0", ParentBus: "pci",
+	}
+	got, err := decodeLink(linkMessage())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+	got, err = decodeLink(make([]byte, unix.SizeofIfInfomsg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(Link{Nature: NatureVirtual, OperState: "unknown", LowerNetNS: -1}, got); d != "" {
+		t.Errorf("without attributes (-want +got)\n%s", d)
+	}
+	if _, err := decodeLink(linkMessage()[:20]); !errors.Is(err, errMalformed) {
+		t.Errorf("cut short: %v", err)
+	}
+}
+
+func TestReadLinkAsks(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		attr uint16
+	}{{"eth0", unix.IFLA_IFNAME}, {"fifteenbytes123", unix.IFLA_IFNAME}, {"enp0s31f6-longer", unix.IFLA_ALT_IFNAME}} {
+		c := nltest.Dial(nltest.CheckRequest([]netlink.HeaderType{unix.RTM_GETLINK}, []netlink.HeaderFlags{netlink.Request}, func(req []netlink.Message) ([]netlink.Message, error) {
+			asked := map[uint16]string{}
+			err := eachAttr(req[0].Data[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
+				asked[typ] = getString(v)
+				return nil
+			})
+			if err != nil || asked[tt.attr] != tt.name {
+				t.Errorf("%s: asked for %v, %v", tt.name, asked, err)
+			}
+			return []netlink.Message{{Header: netlink.Header{Type: unix.RTM_NEWLINK, Sequence: req[0].Header.Sequence, PID: req[0].Header.PID}, Data: linkMessage()}}, nil
+		}))
+		l, err := readLink(c, tt.name)
+		if err != nil || l.Name != "eth0.5" {
+			t.Errorf("%s: %v, %v", tt.name, l.Name, err)
+		}
+		c.Close()
+	}
+}
+
+func FuzzDecodeLink(f *testing.F) {
+	f.Add(linkMessage())
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l, err := decodeLink(b)
+		if err == nil && (l.Nature == "" || l.OperState == "") {
+			t.Errorf("no error, and %+v", l)
+		}
+	})
+}
