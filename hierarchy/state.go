@@ -64,6 +64,14 @@ type Bound struct {
 // the tree's to say and stay empty.
 func (t *Tree) State() State {
 	s := State{Interface: t.Interface, Root: Root{Kind: "htb", Handle: ID(0)}}
+	classes, leaves := 0, 0
+	for b := range t.All() {
+		classes++
+		if b.Leaf() {
+			leaves++
+		}
+	}
+	s.Classes, s.Leaves = make([]Class, 0, classes), make([]Leaf, 0, leaves)
 	for b := range t.All() {
 		s.Classes = append(s.Classes, b.Class)
 		if b.Leaf() {
