@@ -98,14 +98,14 @@ func bandwidthAdvice(num, u string) string {
 	switch {
 	case u == "":
 		return fmt.Sprintf("a bandwidth needs a unit: write \"%smbit\" for megabits or \"%sMB/s\" for megabytes a second", num, num)
-	case strings.HasSuffix(l, "bps") && len(l) <= 4:
+	case multiple(l, "bps"):
 		p := strings.TrimSuffix(l, "bps")
 		return fmt.Sprintf("%q means bits to most people and bytes to tc: write \"%s%sbit\" for bits or \"%s%sB/s\" for bytes a second", u, num, p, num, bytePrefix(p))
 	case len(l) == 1 && strings.Contains("kmgt", l):
 		return fmt.Sprintf("%q may mean bits or bytes: write \"%s%sbit\" for bits or \"%s%sB/s\" for bytes a second", u, num, l, num, bytePrefix(l))
 	case strings.HasPrefix(u, ","):
 		return "write the fraction behind a point, as in 1.5gbit"
-	case len(u) <= 2 && strings.HasSuffix(u, "b"), len(u) <= 4 && strings.HasSuffix(u, "b/s"):
+	case strings.Contains(u, "b") && (multiple(l, "b") || multiple(l, "b/s")):
 		p := strings.TrimSuffix(strings.TrimSuffix(l, "/s"), "b")
 		return fmt.Sprintf("a small b in %q may mean bits or bytes: write \"%s%sbit\" for bits or \"%s%sB/s\" for bytes a second", u, num, p, num, bytePrefix(p))
 	case u == "%":
@@ -116,10 +116,16 @@ func bandwidthAdvice(num, u string) string {
 			return fmt.Sprintf("write \"%s%s\"", num, x.name)
 		}
 	}
-	if p := strings.TrimSuffix(strings.TrimSuffix(l, "/s"), "s"); strings.HasSuffix(p, "bit") && len(p) <= 4 {
+	if p := strings.TrimSuffix(strings.TrimSuffix(l, "/s"), "s"); multiple(p, "bit") {
 		return fmt.Sprintf("write \"%s%s\"", num, p)
 	}
 	return "units are bit, kbit, mbit, gbit, tbit (bits a second) and B/s, kB/s, MB/s, MiB/s, GB/s ... (bytes a second)"
+}
+
+// multiple says whether u is the unit, or thousands, millions and so on of it.
+func multiple(u, unit string) bool {
+	p, ok := strings.CutSuffix(u, unit)
+	return ok && len(p) <= 1 && strings.Contains("kmgt", p)
 }
 
 func bytePrefix(p string) string {
