@@ -216,6 +216,29 @@ func TestNotRead(t *testing.T) {
 	}
 }
 
+// TestEnd is files without a last line end, which archives cannot hold.
+func TestEnd(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"", "1:1: the policy is empty\n    hint: write version = 1, and [interface.eth0] with rate = \"...\" below it\n"},
+		{"version", "1:8: = and a value are missing\n    version\n           ^\n    hint: write key = value, for example rate = \"10mbit\"\n"},
+		{"version =", "1:10: a value is missing here\n    version =\n             ^\n"},
+		{"version = 'x", "1:11: the string has no closing quote\n    version = 'x\n              ^\n    hint: close it with the quote that it begins with\n"},
+		{"version = [1", "1:11: the list has no end\n    version = [1\n              ^\n    hint: close it with ]\n"},
+		{"[ü", "1:2: \"ü\" cannot stand in a header like this\n    [ü\n     ^\n    hint: put the name that holds it in quotes: [interface.eth0.\"a+b\"]\n"},
+		{"[interface", "1:11: the header is not closed\n    [interface\n              ^\n    hint: close [ with ], and [[ with ]]\n"},
+		{"# é\n[interface.", "2:12: the header has an empty name\n    [interface.\n               ^\n    hint: write [interface.eth0], names separated by single dots\n"},
+		{"version = 2", "1:11: version 2 is not known; this vifshape reads version 1\n    version = 2\n              ^\n"},
+	} {
+		_, err := policy.Parse("", strings.NewReader(tt.text), leaves())
+		var errs policy.Errors
+		if !errors.As(err, &errs) {
+			t.Errorf("%q: error is %v", tt.text, err)
+		} else if diff := cmp.Diff(tt.want, errs.Render()); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", tt.text, diff)
+		}
+	}
+}
+
 // TestHostile is text that is made to hurt: each gives a mistake, at a place, and
 // in a message of bounded length.
 func TestHostile(t *testing.T) {

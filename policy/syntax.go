@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
@@ -19,10 +18,14 @@ func (r *report) syntax(pe toml.ParseError) {
 	for off > 0 && off < len(x.text) && !utf8.RuneStart(x.text[off]) {
 		off--
 	}
+	if x.stop == len(x.text) {
+		off = x.stop // the decoder points at the last character then
+	}
 	has := func(s string) bool { return strings.Contains(pe.Message, s) }
 	m := mistake{off: off}
 	word, start, left := x.word(off)
-	value := left == '=' || left == ',' || left == '['
+	value := left == '=' || left == ',' || left == '[' || left == 0 && has("expected value")
+	c := x.at(off)
 	switch {
 	case has("already been defined") || has("already created") || has("is not a table"):
 		m = x.duplicate(off)
@@ -30,36 +33,24 @@ func (r *report) syntax(pe toml.ParseError) {
 		m.off, m.msg, m.hint = x.stop, "the string has no closing quote", "close it with the quote that it begins with"
 	case has("invalid escape") || has(`after '\`):
 		m.msg, m.hint = "this is no escape that TOML knows in a string", `write \\ for a backslash, or put the string in single quotes`
-	case has("key name appears blank"):
-		m.msg = `no key stands in front of "="`
-	case has("end of table array name"):
-		m.msg, m.hint = "the header is not closed", "close [ with ], and [[ with ]]"
-	case has("to end table name"):
-		if c := x.at(off); c == "" || unicode.IsSpace(rune(c[0])) || c == "#" {
-			m.msg, m.hint = "the header is not closed", "close [ with ], and [[ with ]]"
-		} else {
-			m.msg, m.hint = fmt.Sprintf("%q cannot stand in a header like this", c), `put the name that holds it in quotes: [interface.eth0."a+b"]`
-		}
 	case has("table names cannot be empty"):
 		m.msg, m.hint = "the header has an empty name", "write [interface.eth0], names separated by single dots"
-	case has("expected '.' or '='"):
-		m.hint = `write key = value, for example rate = "10mbit"`
-		c := x.at(off)
-		_, first, _ := x.line(off)
-		switch {
-		case c == "" || c == "\n" || c == "\r":
-			m.msg = "= and a value are missing"
-		case strings.Trim(x.text[first:off], " \t") == "":
-			m.msg = fmt.Sprintf("%q cannot begin a key", c)
-		case c == ":":
-			m.msg = `":" stands where "=" belongs`
-		default:
-			m.msg = fmt.Sprintf("= is missing in front of %q", c)
-		}
+	case has("table array name") || has("table name") && strings.Trim(c, " \t\r\n#") == "":
+		m.msg, m.hint = "the header is not closed", "close [ with ], and [[ with ]]"
+	case has("table name"):
+		m.msg, m.hint = fmt.Sprintf("%q cannot stand in a header like this", c), `put the name that holds it in quotes: [interface.eth0."a+b"]`
+	case has("expected '.' or '='") || has("expected key separator"):
+		m.msg, m.hint = x.noEquals(off, c), `write key = value, for example rate = "10mbit"`
+	case x.stop == len(x.text) && (left != '=' || word != ""):
+		m = x.open()
+	case has("key name appears blank"):
+		m.msg = `no key stands in front of "="`
+	case has("expected value") && c == "=":
+		m.msg = `one "=" too many`
 	case has("out of range"):
 		m.off, m.msg = start, word+" is too large"
 	case strings.HasPrefix(pe.Message, "Invalid "):
-		m.msg = strings.ToLower(pe.Message[:1]) + pe.Message[1:]
+		m.msg = lower(pe.Message)
 	case value && word == "":
 		m.off, m.msg = start, "a value is missing here"
 		if left == ',' {
@@ -68,11 +59,14 @@ func (r *report) syntax(pe toml.ParseError) {
 	case value && !strings.ContainsAny(word, "\"'[]{}="):
 		m.off, m.msg = start, fmt.Sprintf("%s is not a value that TOML knows", word)
 		m.hint = fmt.Sprintf("put it in quotes: %q", word)
-		switch strings.ToLower(word) {
-		case "true", "yes", "on":
+		const curly = "“”„‘’"
+		switch w := strings.ToLower(word); {
+		case w == "true" || w == "yes" || w == "on":
 			m.hint = "write true"
-		case "false", "no", "off":
+		case w == "false" || w == "no" || w == "off":
 			m.hint = "write false"
+		case strings.ContainsAny(word, curly):
+			m.hint = fmt.Sprintf("use plain quotes: %q", strings.Trim(word, curly))
 		}
 	case has("array terminator"):
 		m.msg, m.hint = "a comma or ] is missing", "separate the values with commas and close the list with ]"
@@ -81,9 +75,44 @@ func (r *report) syntax(pe toml.ParseError) {
 	case has("to end with a newline"):
 		m.msg, m.hint = "something stands behind the value or header", "write one key to a line, and comments behind #"
 	default:
-		m.msg = pe.Message
+		m.msg = lower(strings.TrimSuffix(pe.Message, "."))
 	}
 	r.add(m)
+}
+
+// lower is s with its first letter in lower case.
+func lower(s string) string { return strings.ToLower(s[:1]) + s[1:] }
+
+// open describes the list or table that is open at the end of the file.
+func (x *index) open() mistake {
+	e := entry{val: -1}
+	for i := int32(len(x.entries)) - 1; i >= 0 && x.entries[i].val >= 0; i = e.parent {
+		e = x.entries[i]
+	}
+	switch {
+	case e.val >= 0 && x.at(int(e.val)) == "[":
+		return mistake{off: int(e.val), msg: "the list has no end", hint: "close it with ]"}
+	case e.val >= 0 && x.at(int(e.val)) == "{":
+		return mistake{off: int(e.val), msg: "the table has no end", hint: "close it with }"}
+	}
+	return mistake{off: x.stop, msg: "the file ends too early"}
+}
+
+// noEquals says what is wrong with the character c at off, where a key should
+// have gone on or ended.
+func (x *index) noEquals(off int, c string) string {
+	_, first, _ := x.line(off)
+	switch {
+	case strings.Trim(c, "\r\n") == "":
+		return "= and a value are missing"
+	case strings.Trim(x.text[first:off], " \t") == "":
+		return fmt.Sprintf("%q cannot begin a key", c)
+	case c == ":":
+		return `":" stands where "=" belongs`
+	case bareKeyChar(x.text[off-1]) && !strings.Contains(`"'`, c):
+		return fmt.Sprintf("%q cannot stand in a key like this", c)
+	}
+	return fmt.Sprintf("= is missing in front of %q", c)
 }
 
 // at is the character at off, empty at the end.
