@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+type applyOptions struct {
+	binding string
+	verbose bool
+}
+
+func newApplyCommand(e *env) *cobra.Command {
+	var o applyOptions
+	c := &cobra.Command{
+		Use:   "apply FILE",
+		Short: "Make the kernel match a policy, by the smallest change",
+		Long: `Apply does what plan shows: it changes what differs, in place where the kernel
+can, and leaves everything else alone, counters and waiting packets included. It
+then reads the kernel back and compares. When a step fails, when the comparison
+finds a difference, or on Ctrl-C, it goes back to where it started. It prints
+nothing when all went well; --verbose prints the plan.
+
+Killed at any point, the interface goes on passing traffic, the next apply
+carries on, and clear takes away what there is.
+` + exitHelp,
+		Args: args(1, 1, "one policy file"),
+		RunE: func(c *cobra.Command, a []string) error { return e.apply(c.Context(), a[0], o) },
+	}
+	c.Flags().StringVar(&o.binding, "binding", "", bindingHelp)
+	c.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "print what is changed")
+	return c
+}
+
+func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
+	if err := checkBinding(o.binding); err != nil {
+		return err
+	}
+	p, err := e.readPolicy(file)
+	if err != nil {
+		return err
+	}
+	m, err := e.machine()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	unlock, err := m.store.lock(ctx, "apply "+file)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	all, err := m.targets(ctx, file, o.binding, p)
+	if err != nil {
+		return err
+	}
+	var plans []hierarchy.Plan
+	for _, x := range all {
+		if x.blind != nil {
+			return x.blind
+		}
+		plans = append(plans, x.plan)
+		m.remarks(x)
+	}
+	if err := m.apply(ctx, all); err != nil {
+		return err
+	}
+	if o.verbose {
+		return e.writePlans(plans, planOptions{})
+	}
+	return nil
+}

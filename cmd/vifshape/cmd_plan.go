@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+const bindingHelp = "how processes are bound: `auto`, bpf or net_cls (default: the policy's word, else auto)"
+
+type planOptions struct {
+	binding          string
+	tc, json, detail bool
+}
+
+func newPlanCommand(e *env) *cobra.Command {
+	var o planOptions
+	c := &cobra.Command{
+		Use:   "plan FILE",
+		Short: "Show what apply would change on this machine",
+		Long: `Plan compares a policy with what the kernel has and prints what apply would do,
+in the order it would do it: + creates, ~ changes, - deletes. What stays as it is
+is not listed. It changes nothing and needs no privileges, but without them the
+bindings in force cannot be read, and it says so.
+
+EXIT STATUS
+  0  with --detailed-exitcode: there is nothing to change; else: done
+  1  an error
+  2  with --detailed-exitcode: there is something to change; else: wrong usage
+  5  root, or a capability that the message names, is missing`,
+		Args: args(1, 1, "one policy file"),
+		RunE: func(c *cobra.Command, a []string) error { return e.plan(c.Context(), a[0], o) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.binding, "binding", "", bindingHelp)
+	f.BoolVar(&o.tc, "tc", false, "print the equivalent tc commands")
+	f.BoolVar(&o.json, "json", false, "print JSON")
+	f.BoolVar(&o.detail, "detailed-exitcode", false, "exit with 2 when there are changes")
+	return c
+}
+
+func (e *env) plan(ctx context.Context, file string, o planOptions) error {
+	if err := checkBinding(o.binding); err != nil {
+		return err
+	}
+	if o.tc && o.json {
+		return usagef("--tc and --json are two forms of the same plan: write one of them")
+	}
+	p, err := e.readPolicy(file)
+	if err != nil {
+		return err
+	}
+	m, err := e.machine()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	all, err := m.targets(ctx, file, o.binding, p)
+	if err != nil {
+		return err
+	}
+	var plans []hierarchy.Plan
+	empty := true
+	for _, x := range all {
+		plans = append(plans, x.plan)
+		empty = empty && x.plan.Empty()
+		m.remarks(x)
+		if x.blind != nil {
+			e.notef("%s: bindings are left out: %v", x.tree.Interface, x.blind)
+		}
+	}
+	if err := e.writePlans(plans, o); err != nil {
+		return err
+	}
+	if o.detail && !empty {
+		return codeError(2)
+	}
+	return nil
+}
+
+func (e *env) writePlans(plans []hierarchy.Plan, o planOptions) error {
+	kinds := newKindTable(tc.Kinds())
+	if o.json {
+		return e.json(planAsJSON(plans))
+	}
+	for _, p := range plans {
+		write := writePlan
+		if o.tc {
+			write = writeTC
+		}
+		if err := write(e.stdout, p, kinds); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remarks says on stderr what a plan does not show.
+func (m *machine) remarks(x *target) {
+	for _, w := range x.pending {
+		m.notef("%s: %v is not bound yet: %s; the next apply after it has appeared will", w.Path, w.Binding, w.Reason)
+	}
+	if r := x.before.Root; r.Foreign() {
+		m.warnf("%s: the root qdisc %s %v is replaced; `vifshape clear` puts it back, without what is attached to it", x.tree.Interface, r.Kind, r.Handle)
+	}
+}
+
+func checkBinding(s string) error {
+	switch s {
+	case "", "auto", "bpf", "net_cls":
+		return nil
+	}
+	return usagef("binding %q is not one of auto, bpf, net_cls", s)
+}

@@ -1,0 +1,369 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+type showOptions struct {
+	json   bool
+	sample time.Duration
+}
+
+func newShowCommand(e *env) *cobra.Command {
+	var o showOptions
+	c := &cobra.Command{
+		Use:   "show [PATH]",
+		Short: "Show the tree as the kernel has it, with counters, bindings and processes",
+		Long: `Show reads the kernel and prints every branch, or those from PATH down: its
+guarantee and ceiling, its queue, what it has sent and dropped, what is waiting,
+and whose traffic it carries. With --sample it looks twice and also prints what
+each branch is sending. It needs no privileges; without them it cannot read the
+bindings in force, and prints those of the policy.
+
+EXIT STATUS
+  0  done
+  1  an error, or nothing is shaped here
+  2  wrong flags or arguments`,
+		Args: args(0, 1, "one path at most"),
+		RunE: func(c *cobra.Command, a []string) error {
+			var p hierarchy.Path
+			if len(a) == 1 {
+				p = hierarchy.Path(a[0])
+			}
+			return e.show(c.Context(), p, o)
+		},
+	}
+	c.Flags().BoolVar(&o.json, "json", false, "print JSON")
+	c.Flags().DurationVar(&o.sample, "sample", 0, "look twice, `TIME` apart, and print what is being sent")
+	return c
+}
+
+// showJSON is the stable form of show.
+type showJSON struct {
+	Interfaces []*treeView `json:"interfaces"`
+}
+
+// treeView is one interface's tree as it is.
+type treeView struct {
+	Interface string        `json:"interface"`
+	Policy    string        `json:"policy,omitempty"`
+	Way       hierarchy.Way `json:"binding"`
+	Why       string        `json:"binding_why,omitempty"`
+	Branches  []*branchView `json:"branches"`
+}
+
+type branchView struct {
+	hierarchy.Class
+	Leaf      bool                 `json:"leaf"`
+	Qdisc     *hierarchy.Qdisc     `json:"qdisc,omitempty"`
+	Bytes     uint64               `json:"bytes"`
+	Packets   uint64               `json:"packets"`
+	Drops     uint32               `json:"drops"`
+	Overlimit uint32               `json:"overlimits"`
+	Backlog   uint32               `json:"backlog_bytes"`
+	Queue     uint32               `json:"backlog_packets"`
+	Sending   *hierarchy.Bandwidth `json:"sending,omitempty"` // with --sample
+	Bound     []boundView          `json:"bound,omitempty"`
+}
+
+// process is one that a binding holds.
+type process struct {
+	PID  int    `json:"pid"`
+	Name string `json:"name"`
+}
+
+type boundView struct {
+	Target    string    `json:"target,omitempty"` // empty: not there yet, or not readable
+	From      string    `json:"from"`
+	Processes []process `json:"processes,omitempty"`
+}
+
+func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) error {
+	m, err := e.machine()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	ifaces := []string{path.Interface()}
+	if path == "" {
+		if ifaces, err = m.ours(); err != nil {
+			return err
+		}
+	}
+	out := showJSON{Interfaces: []*treeView{}}
+	for _, i := range ifaces {
+		v, err := m.view(ctx, i, o.sample)
+		var gone *tc.ErrNoDevice
+		if errors.As(err, &gone) && path == "" {
+			e.notef("%s has a policy and is not there now", i)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if path != "" {
+			v.Branches = slices.DeleteFunc(v.Branches, func(b *branchView) bool { return !b.Path.Below(path) })
+			if len(v.Branches) == 0 {
+				return fmt.Errorf("there is no branch %s", path)
+			}
+		}
+		out.Interfaces = append(out.Interfaces, v)
+	}
+	if o.json {
+		return e.json(out)
+	}
+	if len(out.Interfaces) == 0 {
+		e.notef("no interface is shaped by vifshape in this network namespace")
+		return codeError(exitError)
+	}
+	for _, v := range out.Interfaces {
+		if err := v.write(e.stdout, newKindTable(tc.Kinds())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// view reads one interface.
+func (m *machine) view(ctx context.Context, iface string, sample time.Duration) (*treeView, error) {
+	x, err := m.shaped(iface, "")
+	if err != nil {
+		return nil, err
+	}
+	defer x.binder.Close()
+	t := &target{shaped: x}
+	s, err := t.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !s.Root.Ours() {
+		return nil, fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, rootText(s.Root))
+	}
+	v := &treeView{Interface: iface, Policy: x.record.Policy, Way: s.Hook.Way}
+	if t.blind != nil {
+		m.notef("%s: the bindings in force cannot be read, those of the last apply are shown: %v", iface, t.blind)
+		s.Bound = nil
+	}
+	s.Bound = x.named(s.Bound, t.blind != nil)
+	first, err := x.device.Stats()
+	if err != nil {
+		return nil, err
+	}
+	var sending map[hierarchy.ClassID]hierarchy.Bandwidth
+	if sample > 0 {
+		if first, sending, err = m.sample(ctx, x.device, first, sample); err != nil {
+			return nil, err
+		}
+	}
+	stats := make(map[hierarchy.ClassID]tc.ClassStats, len(first))
+	for _, c := range first {
+		stats[c.Class] = c
+	}
+	leaves := make(map[hierarchy.ClassID]*hierarchy.Leaf, len(s.Leaves))
+	for i := range s.Leaves {
+		leaves[s.Leaves[i].Class] = &s.Leaves[i]
+	}
+	bound, err := x.bound(s.Bound)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range s.Classes {
+		if c.Path == "" {
+			c.Path = hierarchy.Path(iface).Join(c.ID.String())
+		}
+		n := stats[c.ID]
+		b := &branchView{Class: c, Bytes: n.Bytes, Packets: n.Packets, Drops: n.Drops, Overlimit: n.Overlimits, Backlog: n.Backlog, Queue: n.QLen, Bound: bound[c.ID]}
+		if l := leaves[c.ID]; l != nil {
+			b.Leaf, b.Qdisc = true, &l.Qdisc
+		}
+		if sending != nil {
+			r := sending[c.ID]
+			b.Sending = &r
+		}
+		v.Branches = append(v.Branches, b)
+	}
+	v.order(x.record.Order)
+	return v, nil
+}
+
+// sample looks a second time and says what every class sent meanwhile.
+func (m *machine) sample(ctx context.Context, d *tc.Device, first []tc.ClassStats, wait time.Duration) ([]tc.ClassStats, map[hierarchy.ClassID]hierarchy.Bandwidth, error) {
+	from := time.Now()
+	select {
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	case <-time.After(wait):
+	}
+	second, err := d.Stats()
+	if err != nil {
+		return nil, nil, err
+	}
+	took := time.Since(from).Seconds()
+	was := make(map[hierarchy.ClassID]uint64, len(first))
+	for _, c := range first {
+		was[c.Class] = c.Bytes
+	}
+	sending := make(map[hierarchy.ClassID]hierarchy.Bandwidth, len(second))
+	for _, c := range second {
+		sending[c.Class] = hierarchy.Bandwidth(float64(c.Bytes-was[c.Class]) * 8 / took)
+	}
+	return second, sending, nil
+}
+
+// order puts branches below their parents, siblings as the policy lists them;
+// those that it does not know come last.
+func (v *treeView) order(paths []hierarchy.Path) {
+	rank := make(map[hierarchy.Path]int, len(paths))
+	for i, p := range paths {
+		rank[p] = i - len(paths)
+	}
+	children := map[hierarchy.ClassID][]*branchView{}
+	for _, b := range v.Branches {
+		children[b.Parent] = append(children[b.Parent], b)
+	}
+	v.Branches = v.Branches[:0:0]
+	var walk func(hierarchy.ClassID)
+	walk = func(id hierarchy.ClassID) {
+		list := children[id]
+		slices.SortStableFunc(list, func(a, b *branchView) int { return cmp.Compare(rank[a.Path], rank[b.Path]) })
+		for _, b := range list {
+			v.Branches = append(v.Branches, b)
+			walk(b.ID)
+		}
+	}
+	walk(hierarchy.ID(0))
+}
+
+// named gives bindings the words that the policy has for them, and adds those of
+// its bindings that wait for what they name, or all where none could be read.
+func (x *shaped) named(all []hierarchy.Bound, blind bool) []hierarchy.Bound {
+	words := map[string]hierarchy.Bound{}
+	for _, r := range x.record.Bound {
+		if r.Target == "" {
+			r.Class, _ = x.entry(r.Path) // without an entry it is shown with no branch
+		}
+		if r.Target == "" || blind {
+			all = append(all, r)
+		}
+		words[r.Target] = r
+	}
+	for i := range all {
+		b := &all[i]
+		if w, ok := words[b.Target]; ok && b.Target != "" {
+			b.From = w.From
+		}
+		if b.From == "" && strings.HasPrefix(b.Target, "cgroup:/vifshape/") {
+			b.From = "run"
+		}
+	}
+	return all
+}
+
+// bound is what is bound to each class, with the processes in it.
+func (x *shaped) bound(all []hierarchy.Bound) (map[hierarchy.ClassID][]boundView, error) {
+	out := map[hierarchy.ClassID][]boundView{}
+	for _, b := range all {
+		v := boundView{Target: b.Target, From: b.From}
+		if b.Target != "" {
+			pids, err := x.binder.Processes(b.Target)
+			if err != nil {
+				return nil, err
+			}
+			for _, pid := range pids {
+				// One that has ended meanwhile has no name any more.
+				if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
+					v.Processes = append(v.Processes, process{pid, strings.TrimSpace(string(name))})
+				}
+			}
+		}
+		out[b.Class] = append(out[b.Class], v)
+	}
+	return out, nil
+}
+
+func rootText(r hierarchy.Root) string {
+	switch {
+	case r.Kind == "":
+		return "the kernel's own"
+	case r.Handle == 0:
+		return r.Kind + ", the kernel's own"
+	}
+	return fmt.Sprintf("%s %v", r.Kind, r.Handle)
+}
+
+// write prints the tree as a table.
+func (v *treeView) write(w io.Writer, kinds kindTable) error {
+	way := string(v.Way)
+	if way == "" {
+		way = "nothing"
+	}
+	fmt.Fprintf(w, "%s: bound by %s", v.Interface, way)
+	if v.Policy != "" {
+		fmt.Fprintf(w, ", from %s", v.Policy)
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	head := "BRANCH\tCLASS\tRATE\tCEIL\tPRIO\tSENT\tDROPPED\tWAITING"
+	sampled := len(v.Branches) > 0 && v.Branches[0].Sending != nil
+	if sampled {
+		head += "\tSENDING"
+	}
+	fmt.Fprintln(t, head+"\tQDISC")
+	for _, b := range v.Branches {
+		prio, qdisc := "-", "-"
+		if b.Qdisc != nil {
+			prio, qdisc = fmt.Sprint(b.Prio), kinds.text(*b.Qdisc)
+		}
+		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%s\t%s\t%d\t%s", indented(b.Path), b.ID, short(b.Rate), short(b.Ceil), prio, bytes(b.Bytes), b.Drops, bytes(uint64(b.Backlog)))
+		if sampled {
+			fmt.Fprintf(t, "\t%s", short(*b.Sending))
+		}
+		fmt.Fprintf(t, "\t%s\n", qdisc)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, b := range v.Branches {
+		for _, x := range b.Bound {
+			fmt.Fprintf(w, "  %s: %s\n", b.Path, x)
+		}
+	}
+	return nil
+}
+
+// String says what is bound and which processes that is.
+func (b boundView) String() string {
+	s := b.From
+	switch {
+	case s == "":
+		s = b.Target
+	case b.Target != "" && b.Target != b.From:
+		s += " (" + b.Target + ")"
+	}
+	const most = 6
+	for i, p := range b.Processes {
+		switch {
+		case i == 0:
+			s += ": "
+		case i == most:
+			return fmt.Sprintf("%s and %d more", s, len(b.Processes)-most)
+		default:
+			s += ", "
+		}
+		s += fmt.Sprintf("%s[%d]", p.Name, p.PID)
+	}
+	return s
+}

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/policy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// machine is the network namespace that the program runs in.
+type machine struct {
+	*env
+	conn  *tc.Conn
+	store *store
+}
+
+func (e *env) machine() (*machine, error) {
+	s, err := e.store()
+	if err != nil {
+		return nil, err
+	}
+	c, err := e.open()
+	if err != nil {
+		return nil, err
+	}
+	return &machine{e, c, s}, nil
+}
+
+func (m *machine) Close() error { return m.conn.Close() }
+
+// readPolicy parses a policy and prints its warnings. "-" is standard input.
+func (e *env) readPolicy(file string) (*policy.Policy, error) {
+	var r io.Reader = os.Stdin
+	name := "standard input"
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		r, name = f, file
+	}
+	p, err := policy.Parse(name, r, tc.Kinds())
+	if err != nil {
+		return nil, err
+	}
+	if len(p.Warnings) > 0 {
+		fmt.Fprint(e.stderr, policy.Errors(p.Warnings).Render())
+	}
+	return p, nil
+}
+
+// shaped is one interface with what is known about it.
+type shaped struct {
+	device *tc.Device
+	binder *cgroup.Binder
+	kernel hierarchy.Kernel
+	record *record
+}
+
+// shaped opens an interface that may or may not have a tree of ours. An empty
+// binding is the one of the tree that it has.
+func (m *machine) shaped(iface, binding string) (*shaped, error) {
+	d, err := m.conn.Device(iface)
+	if err != nil {
+		return nil, err
+	}
+	r, err := m.store.load(iface)
+	if err != nil {
+		return nil, err
+	}
+	if binding == "" {
+		binding = r.Binding
+	}
+	names := r.IDs.Names(iface)
+	cfg := cgroup.Config{
+		Hook: d, Interface: iface, NetNS: m.store.netNS, RunDir: m.runDir,
+		Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
+		Warn:    func(s string) { m.notef("%s", s) },
+	}
+	if binding != "auto" {
+		cfg.Way = hierarchy.Way(binding)
+	}
+	b, err := cgroup.NewBinder(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &shaped{d, b, hierarchy.Kernel{Interface: iface, Queue: d, Binder: b, Names: names}, r}, nil
+}
+
+// target is one interface on the way to what a policy wants.
+type target struct {
+	*shaped
+	tree    *hierarchy.Tree
+	next    *record // the record that belongs to want
+	before  hierarchy.State
+	want    hierarchy.State
+	plan    hierarchy.Plan
+	pending []cgroup.Pending // bindings that name what is not there yet
+	blind   error            // why the bindings in force could not be read
+}
+
+// target works out what has to be done on the tree's interface.
+func (m *machine) target(ctx context.Context, file, binding string, t *hierarchy.Tree) (*target, error) {
+	s, err := m.shaped(t.Interface, binding)
+	if err != nil {
+		return nil, err
+	}
+	x := &target{shaped: s, tree: t}
+	ids, err := s.record.IDs.Assign(t)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.device.Settle(t); err != nil {
+		return nil, err
+	}
+	maps.Copy(s.kernel.Names, ids.Names(t.Interface))
+	if x.before, err = x.read(ctx); err != nil {
+		return nil, err
+	}
+	if r := x.before.Root; r.Foreign() && !t.Replace {
+		return nil, fmt.Errorf("%s has a root qdisc that vifshape did not make, %s %v: %w", t.Interface, r.Kind, r.Handle, tc.ErrForeign)
+	}
+	x.want = t.State()
+	x.next = &record{Version: recordVersion, Interface: t.Interface, Policy: absolute(file), Binding: binding, IDs: ids, Former: s.record.Former}
+	if err := x.bind(); err != nil {
+		return nil, err
+	}
+	x.plan = hierarchy.Diff(x.before, x.want)
+	return x, nil
+}
+
+// read is the state of the interface. Without privileges the bindings in force
+// cannot be read; the rest of the state still can.
+func (x *target) read(ctx context.Context) (hierarchy.State, error) {
+	s, err := x.kernel.Read(ctx)
+	if !errors.Is(err, cgroup.ErrNotPrivileged) {
+		return s, err
+	}
+	x.blind = err
+	k := x.kernel
+	k.Binder = unread{}
+	return k.Read(ctx)
+}
+
+// unread is a part of the kernel that is not looked at.
+type unread struct{}
+
+func (unread) Read(context.Context, *hierarchy.State) error { return nil }
+func (unread) Do(context.Context, []hierarchy.Step) (int, error) {
+	return 0, errors.New("bindings cannot be changed without reading them")
+}
+
+// bind puts the classifier and the bindings into the wanted state: those of the
+// policy, and the cgroups that run has made for branches.
+func (x *target) bind() (err error) {
+	for b := range x.tree.All() {
+		x.next.Order = append(x.next.Order, b.Path)
+	}
+	if x.blind != nil {
+		x.want.Hook, x.want.Bound = x.before.Hook, x.before.Bound
+		return nil
+	}
+	if x.want.Hook, err = x.binder.Hook(); err != nil {
+		return err
+	}
+	if x.want.Bound, x.pending, err = x.binder.Resolve(x.tree); err != nil {
+		return err
+	}
+	x.next.Bound = append(x.next.Bound, x.want.Bound...)
+	for _, p := range x.pending {
+		x.next.Bound = append(x.next.Bound, hierarchy.Bound{Path: p.Path, From: p.Binding.String()})
+	}
+	return nil
+}
+
+// absolute is the path as it is found again from another directory.
+func absolute(file string) string {
+	if a, err := filepath.Abs(file); err == nil && file != "-" {
+		return a
+	}
+	return file
+}
+
+// targets works out every interface of a policy before the first is changed.
+func (m *machine) targets(ctx context.Context, file, binding string, p *policy.Policy) ([]*target, error) {
+	if binding == "" {
+		binding = p.Binding
+	}
+	var all []*target
+	for _, t := range p.Trees {
+		x, err := m.target(ctx, file, binding, t)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, x)
+	}
+	return all, nil
+}
+
+// apply carries out the plans of all targets, or none: when one fails, those
+// before it are taken back as well.
+func (m *machine) apply(ctx context.Context, all []*target) error {
+	for i, x := range all {
+		err := m.applyOne(ctx, x)
+		if err == nil {
+			continue
+		}
+		for j := i - 1; j >= 0; j-- {
+			if back := m.takeBack(context.WithoutCancel(ctx), all[j]); back != nil {
+				return fmt.Errorf("%w; and %s, which was changed already, could not be put back: %w", err, all[j].tree.Interface, back)
+			}
+		}
+		return err
+	}
+	return nil
+}
+
+// applyOne writes the record first, so that every class the kernel may have is
+// known by name even when the program is killed in the middle.
+func (m *machine) applyOne(ctx context.Context, x *target) error {
+	if !x.plan.Empty() && !x.before.Root.Ours() {
+		former, err := x.device.Former()
+		if err != nil {
+			return err
+		}
+		x.next.Former = former
+	}
+	if err := m.store.save(x.next); err != nil {
+		return err
+	}
+	err := x.kernel.Apply(ctx, x.before, x.want, x.plan)
+	if err != nil {
+		var failed *hierarchy.ApplyError
+		if errors.As(err, &failed) && failed.Undo == nil {
+			return errors.Join(err, m.restore(x))
+		}
+	}
+	return err
+}
+
+// takeBack puts a target that was applied back to where it was.
+func (m *machine) takeBack(ctx context.Context, x *target) error {
+	now, err := x.kernel.Read(ctx)
+	if err != nil {
+		return err
+	}
+	if err := x.kernel.Apply(ctx, now, x.before, hierarchy.Diff(now, x.before)); err != nil {
+		return err
+	}
+	return m.restore(x)
+}
+
+// restore writes the record that was there before.
+func (m *machine) restore(x *target) error {
+	if x.record.Policy == "" {
+		return m.store.remove(x.tree.Interface)
+	}
+	return m.store.save(x.record)
+}

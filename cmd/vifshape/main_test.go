@@ -1,0 +1,136 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// TestMain makes the test binary the real program when it is called by its
+// name.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "vifshape" {
+		main()
+	}
+	tctest.Main(m, nil)
+}
+
+// program is a directory that holds the program, for PATH.
+func program(t testing.TB) string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(self, filepath.Join(dir, "vifshape")); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// TestScript runs the scripts that need no kernel of their own.
+func TestScript(t *testing.T) {
+	testscript.Run(t, scripts(t, "testdata/script", nil))
+}
+
+// TestKernelScript runs each script in a network namespace of its own, with the
+// interface eth0 there and its peer far0 in another one.
+func TestKernelScript(t *testing.T) {
+	tctest.RequireRoot(t)
+	testscript.Run(t, scripts(t, "testdata/kernel", func(e *testscript.Env) error {
+		pair, err := lab.NewPair(lab.PairConfig{})
+		if err != nil {
+			return err
+		}
+		e.Defer(func() {
+			if err := pair.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		// The thread goes with the script's goroutine: it is never unlocked.
+		runtime.LockOSThread()
+		if err := unix.Setns(pair.Near.FD(), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		ns, err := cgroup.NetNSKey(-1)
+		if err != nil {
+			return err
+		}
+		e.Defer(func() {
+			if err := os.RemoveAll(filepath.Join(defaultRunDir, ns)); err != nil {
+				t.Error(err)
+			}
+		})
+		return nil
+	}))
+}
+
+func scripts(t *testing.T, dir string, setup func(*testscript.Env) error) testscript.Params {
+	bin := program(t)
+	return testscript.Params{
+		Dir:                 dir,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("PATH", bin+string(filepath.ListSeparator)+e.Getenv("PATH"))
+			if setup == nil {
+				return nil
+			}
+			return setup(e)
+		},
+		Condition: func(cond string) (bool, error) {
+			switch cond {
+			case "root":
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("no condition %q", cond)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitStatus},
+	}
+}
+
+// exitStatus runs a program and compares its exit status: code 2 vifshape plan.
+func exitStatus(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: code STATUS program [args...]")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	got := "0"
+	if err != nil {
+		if i := strings.LastIndex(err.Error(), "exit status "); i >= 0 {
+			got = err.Error()[i+len("exit status "):]
+		} else {
+			ts.Fatalf("%v", err)
+		}
+	}
+	if got != args[0] {
+		ts.Fatalf("exit status %s, not %s", got, args[0])
+	}
+}
+
+// TestHelp holds that every command documents its exit status and shows up in
+// the list.
+func TestHelp(t *testing.T) {
+	root := newRootCommand(&env{stdout: &strings.Builder{}, stderr: &strings.Builder{}})
+	for _, c := range root.Commands() {
+		if c.Hidden || slices.Contains([]string{"version", "completion", "man"}, c.Name()) {
+			continue
+		}
+		if !strings.Contains(c.Long, "EXIT STATUS") {
+			t.Errorf("%s does not document its exit status", c.Name())
+		}
+	}
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// planJSON is the stable form of a plan.
+type planJSON struct {
+	Interfaces []interfacePlanJSON `json:"interfaces"`
+}
+
+type interfacePlanJSON struct {
+	Interface string     `json:"interface"`
+	Steps     []stepJSON `json:"steps"`
+}
+
+type stepJSON struct {
+	Action hierarchy.Action `json:"action"`
+	Object string           `json:"object"` // root, class, qdisc, classifier or binding
+	Old    hierarchy.Item   `json:"old,omitempty"`
+	New    hierarchy.Item   `json:"new,omitempty"`
+}
+
+func planAsJSON(plans []hierarchy.Plan) planJSON {
+	out := planJSON{Interfaces: []interfacePlanJSON{}}
+	for _, p := range plans {
+		x := interfacePlanJSON{Interface: p.Interface, Steps: []stepJSON{}}
+		for _, s := range p.Steps {
+			x.Steps = append(x.Steps, stepJSON{s.Action, objectName(s.Item()), s.Old, s.New})
+		}
+		out.Interfaces = append(out.Interfaces, x)
+	}
+	return out
+}
+
+func objectName(i hierarchy.Item) string {
+	switch i.(type) {
+	case *hierarchy.Root:
+		return "root"
+	case *hierarchy.Class:
+		return "class"
+	case *hierarchy.Leaf:
+		return "qdisc"
+	case *hierarchy.Hook:
+		return "classifier"
+	}
+	return "binding"
+}
+
+// writePlan prints a plan as a diff: a sign, the thing, and what it becomes.
+func writePlan(w io.Writer, p hierarchy.Plan, kinds kindTable) error {
+	if p.Empty() {
+		_, err := fmt.Fprintf(w, "%s: no changes\n", p.Interface)
+		return err
+	}
+	var n [4]int
+	for _, s := range p.Steps {
+		n[s.Action]++
+	}
+	fmt.Fprintf(w, "%s: %d to create, %d to change, %d to delete\n", p.Interface, n[hierarchy.Create], n[hierarchy.Change], n[hierarchy.Delete])
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, s := range p.Steps {
+		fmt.Fprintf(t, "  %s %s\n", s.Action.Symbol(), stepText(s, kinds))
+	}
+	return t.Flush()
+}
+
+// stepText is one line of the diff, its columns separated by tabs.
+func stepText(s hierarchy.Step, kinds kindTable) string {
+	switch i := s.Item().(type) {
+	case *hierarchy.Root:
+		switch s.Action {
+		case hierarchy.Delete:
+			return fmt.Sprintf("root\t%s %v\t(with everything below it)", i.Kind, i.Handle)
+		case hierarchy.Change:
+			return fmt.Sprintf("root\t%s %v\treplaces %s", i.Kind, i.Handle, s.Old.(*hierarchy.Root).Kind)
+		}
+		return fmt.Sprintf("root\t%s %v", i.Kind, i.Handle)
+	case *hierarchy.Class:
+		head := fmt.Sprintf("class\t%s\t%v\t", name(i.Path, i.ID), i.ID)
+		switch s.Action {
+		case hierarchy.Change:
+			return head + classDiff(*s.Old.(*hierarchy.Class), *i)
+		case hierarchy.Delete:
+			return head + fmt.Sprintf("rate %v", i.Rate)
+		}
+		return head + classText(*i)
+	case *hierarchy.Leaf:
+		head := fmt.Sprintf("qdisc\t%s\t%v\t", name(i.Path, i.Class), i.Class)
+		if s.Action == hierarchy.Change {
+			return head + qdiscDiff(s.Old.(*hierarchy.Leaf).Qdisc, i.Qdisc, kinds)
+		}
+		return head + kinds.text(i.Qdisc)
+	case *hierarchy.Hook:
+		if s.Action == hierarchy.Change {
+			old := s.Old.(*hierarchy.Hook)
+			return fmt.Sprintf("hook\t%s (version %d)\t\twas %s (version %d)", i.Way, i.Version, old.Way, old.Version)
+		}
+		return fmt.Sprintf("hook\t%s (version %d)", i.Way, i.Version)
+	case *hierarchy.Bound:
+		from := ""
+		if i.From != "" && i.From != i.Target {
+			from = " (" + i.From + ")"
+		}
+		if s.Action == hierarchy.Change {
+			old := s.Old.(*hierarchy.Bound)
+			return fmt.Sprintf("bind\t%s\t%v\t%s%s, was %s", name(i.Path, i.Class), i.Class, i.Target, from, name(old.Path, old.Class))
+		}
+		return fmt.Sprintf("bind\t%s\t%v\t%s%s", name(i.Path, i.Class), i.Class, i.Target, from)
+	}
+	return s.String()
+}
+
+// name is a path, or the class id of one that has none because somebody else
+// made it.
+func name(p hierarchy.Path, id hierarchy.ClassID) string {
+	if p == "" {
+		return id.String()
+	}
+	return string(p)
+}
+
+// field is one number of a class with its name.
+type field struct{ name, value string }
+
+func fields(c hierarchy.Class) []field {
+	f := []field{{"rate", c.Rate.String()}, {"ceil", c.Ceil.String()}, {"prio", fmt.Sprint(c.Prio)},
+		{"burst", c.Burst.String()}, {"cburst", c.CBurst.String()}, {"quantum", c.Quantum.String()}}
+	if c.Link != (hierarchy.LinkLayer{}) {
+		f = append(f, field{"overhead", fmt.Sprint(c.Link.Overhead)}, field{"mpu", c.Link.MPU.String()}, field{"atm", fmt.Sprint(c.Link.ATM)})
+	}
+	return f
+}
+
+func classText(c hierarchy.Class) string {
+	var s []string
+	for _, f := range fields(c) {
+		s = append(s, f.name+" "+f.value)
+	}
+	return strings.Join(s, "  ")
+}
+
+func classDiff(old, now hierarchy.Class) string {
+	was := map[string]string{}
+	for _, f := range fields(old) {
+		was[f.name] = f.value
+	}
+	var s []string
+	for _, f := range fields(now) {
+		if was[f.name] != f.value {
+			s = append(s, fmt.Sprintf("%s %s -> %s", f.name, was[f.name], f.value))
+		}
+	}
+	return strings.Join(s, "  ")
+}
+
+func qdiscDiff(old, now hierarchy.Qdisc, kinds kindTable) string {
+	if old.Kind != now.Kind {
+		return fmt.Sprintf("%s -> %s (packets waiting in it are dropped)", kinds.text(old), kinds.text(now))
+	}
+	var s []string
+	for _, p := range now.Params {
+		if v, ok := old.Get(p.Name); !ok || v != p.Value {
+			was := "default"
+			if ok {
+				was = kinds.value(old.Kind, p.Name, v)
+			}
+			s = append(s, fmt.Sprintf("%s %s -> %s", p.Name, was, kinds.value(now.Kind, p.Name, p.Value)))
+		}
+	}
+	for _, p := range old.Params {
+		if _, ok := now.Get(p.Name); !ok {
+			s = append(s, fmt.Sprintf("%s %s -> default", p.Name, kinds.value(old.Kind, p.Name, p.Value)))
+		}
+	}
+	return now.Kind + " " + strings.Join(s, "  ")
+}
+
+// kindTable knows how the parameters of queueing disciplines are written.
+type kindTable map[string]hierarchy.Kind
+
+func newKindTable(kinds []hierarchy.Kind) kindTable {
+	t := kindTable{}
+	for _, k := range kinds {
+		t[k.Name] = k
+	}
+	return t
+}
+
+func (t kindTable) value(kind, param string, v uint64) string {
+	k := t[kind]
+	if p := k.Param(param); p != nil {
+		return p.Format(v)
+	}
+	return fmt.Sprint(v)
+}
+
+func (t kindTable) text(q hierarchy.Qdisc) string {
+	s := []string{q.Kind}
+	for _, p := range q.Params {
+		s = append(s, p.Name+" "+t.value(q.Kind, p.Name, p.Value))
+	}
+	return strings.Join(s, " ")
+}
