@@ -63,10 +63,11 @@ type Binder struct {
 	cfg    Config
 	way    hierarchy.Way // in use, none until it is chosen
 	v2, v1 *tree
-	set    *set // on the hook
-	spare  *set // not on the hook yet
-	former *set // taken off the hook by this Binder: the way back when an apply fails
-	ids    map[string]uint64
+	set    *set              // on the hook
+	spare  *set              // not on the hook yet
+	former *set              // taken off the hook by this Binder: the way back when an apply fails
+	ids    map[string]uint64 // of targets, as of the last Read
+	paths  map[uint64]string // of cgroups, once seen: cheaper to check than to find
 }
 
 // NewBinder makes a Binder. Nothing is read or changed yet.
@@ -88,7 +89,7 @@ func NewBinder(cfg Config) (*Binder, error) {
 	if cfg.Warn == nil {
 		cfg.Warn = func(string) {}
 	}
-	return &Binder{cfg: cfg}, nil
+	return &Binder{cfg: cfg, paths: map[uint64]string{}}, nil
 }
 
 // Close lets go of descriptors. What is on the hook stays.
@@ -104,7 +105,7 @@ func (b *Binder) Close() error {
 			errs = append(errs, t.close())
 		}
 	}
-	*b = Binder{cfg: b.cfg}
+	*b = Binder{cfg: b.cfg, paths: b.paths}
 	return errors.Join(errs...)
 }
 
@@ -274,34 +275,33 @@ func (b *Binder) boundV2() ([]hierarchy.Bound, error) {
 			return nil, err
 		}
 	}
-	var (
-		bound []hierarchy.Bound
-		id    uint64
-		v     classifyVifBinding
-		uid   uint32
-		class uint32
-	)
-	it := b.set.cgroups.Iterate()
-	for it.Next(&id, &v) {
+	var bound []hierarchy.Bound
+	err := each(b.set.cgroups, func(id uint64, v classifyVifBinding) error {
 		target := cgroupIDTarget + strconv.FormatUint(id, 10)
-		path, err := b.v2.path(id)
-		switch {
-		case err == nil:
+		path, known := b.paths[id]
+		if !known || !b.v2.is(path, id) {
+			var err error
+			if path, err = b.v2.path(id); err == nil {
+				b.paths[id] = path
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		if path != "" {
 			target = cgroupTarget + path
-		case !errors.Is(err, fs.ErrNotExist):
-			return nil, err
 		}
 		b.ids[target] = id
 		bound = append(bound, hierarchy.Bound{Target: target, Class: hierarchy.ClassID(v.Class)})
-	}
-	if err := it.Err(); err != nil {
+		return nil
+	})
+	if err != nil {
 		return nil, err
 	}
-	it = b.set.users.Iterate()
-	for it.Next(&uid, &class) {
+	err = each(b.set.users, func(uid, class uint32) error {
 		bound = append(bound, hierarchy.Bound{Target: uidTarget + strconv.FormatUint(uint64(uid), 10), Class: hierarchy.ClassID(class)})
-	}
-	return bound, it.Err()
+		return nil
+	})
+	return bound, err
 }
 
 func (b *Binder) boundV1() ([]hierarchy.Bound, error) {
@@ -518,6 +518,9 @@ func (b *Binder) put(on *set, bound *hierarchy.Bound, skip map[string]bool) (cha
 	}
 	if err != nil {
 		return false, err
+	}
+	if isCgroup {
+		b.paths[id] = path
 	}
 	if on.cgroups.Lookup(id, &v) == nil && v == (classifyVifBinding{Class: uint32(bound.Class), Level: level}) {
 		return false, nil

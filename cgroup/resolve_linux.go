@@ -112,9 +112,12 @@ func withoutInherited(all []hierarchy.Bound) []hierarchy.Bound {
 func (b *Binder) target(x hierarchy.Binding, units map[string][]string) (target, reason string, err error) {
 	switch x.Kind {
 	case hierarchy.BindCgroup:
-		_, _, err := b.tree().id(x.Name)
+		id, _, err := b.tree().id(x.Name)
 		if errors.Is(err, fs.ErrNotExist) {
 			return "", fmt.Sprintf("no such cgroup below %s", b.tree().where), nil
+		}
+		if err == nil && b.way == hierarchy.WayBPF {
+			b.paths[id] = x.Name
 		}
 		return cgroupTarget + x.Name, "", err
 	case hierarchy.BindUnit, hierarchy.BindSlice:

@@ -209,19 +209,55 @@ func levelBits(level uint32) uint32 {
 // relevel clears the bits of levels at which nothing is bound any more: each
 // costs a new socket a look-up.
 func (s *set) relevel() error {
-	var (
-		id   uint64
-		b    classifyVifBinding
-		bits uint32
-	)
-	it := s.cgroups.Iterate()
-	for it.Next(&id, &b) {
+	var bits uint32
+	err := each(s.cgroups, func(_ uint64, b classifyVifBinding) error {
 		bits |= levelBits(b.Level)
-	}
-	if err := it.Err(); err != nil {
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	return s.configure(func(c *classifyVifConfig) { c.Levels = bits })
+}
+
+// each calls fn for every entry of a map.
+func each[K, V any](m *ebpf.Map, fn func(K, V) error) error {
+	var (
+		cursor ebpf.MapBatchCursor
+		keys   = make([]K, 4096) // a bucket of the hash must fit
+		values = make([]V, len(keys))
+	)
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		if errors.Is(err, ebpf.ErrNotSupported) { // before 5.6
+			return eachAlone(m, fn)
+		}
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+		for i := range n {
+			if err := fn(keys[i], values[i]); err != nil {
+				return err
+			}
+		}
+		if err != nil { // that was the last
+			return nil
+		}
+	}
+}
+
+func eachAlone[K, V any](m *ebpf.Map, fn func(K, V) error) error {
+	var (
+		key   K
+		value V
+	)
+	it := m.Iterate()
+	for it.Next(&key, &value) {
+		if err := fn(key, value); err != nil {
+			return err
+		}
+	}
+	return it.Err()
 }
 
 // publish makes every socket look its class up again.

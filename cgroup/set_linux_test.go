@@ -3,6 +3,10 @@ package cgroup
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -133,17 +137,39 @@ func TestEscape(t *testing.T) {
 	}
 }
 
-// TestObjects: the objects are for both byte orders and hold no path of the
-// machine that made them.
-func TestObjects(t *testing.T) {
-	spec, err := loadClassify()
+// TestGenerated: the committed files are what the source gives, byte for byte.
+func TestGenerated(t *testing.T) {
+	tctest.RequireProgram(t, "llvm-strip")
+	version, err := exec.Command(tctest.RequireProgram(t, "clang"), "--version").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := len(spec.Programs); got != 3 {
-		t.Errorf("%d programs, want 3", got)
+	tctest.Require(t, bytes.Contains(version, []byte("clang version 14.")), "clang 14")
+	source, err := os.ReadFile("gen.go")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if i := bytes.Index(_ClassifyBytes, []byte("/home/")); i >= 0 {
-		t.Errorf("path of a machine at byte %d", i)
+	_, line, ok := strings.Cut(string(source), "//go:generate go tool bpf2go ")
+	if !ok {
+		t.Fatal("no go:generate line in gen.go")
+	}
+	line, _, _ = strings.Cut(line, "\n")
+	dir := t.TempDir()
+	args := append([]string{"tool", "bpf2go", "-output-dir", dir}, strings.Fields(line)...)
+	if out, err := exec.Command(tctest.RequireProgram(t, "go"), args...).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, name := range []string{"classify_bpfel.go", "classify_bpfel.o", "classify_bpfeb.go", "classify_bpfeb.o"} {
+		want, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s is not what bpf/classify.bpf.c gives: run go generate", name)
+		}
 	}
 }

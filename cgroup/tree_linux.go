@@ -175,7 +175,7 @@ func openTree(root, where string) (*tree, error) {
 // id is the number by which the kernel knows the cgroup (bpf_skb_cgroup_id) and
 // its level below the root, 0 when that cannot be told.
 func (t *tree) id(path string) (id uint64, level uint32, err error) {
-	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, t.root+path, 0)
+	h, _, err := unix.NameToHandleAt(int(t.dir.Fd()), strings.TrimPrefix(path, "/"), unix.AT_EMPTY_PATH)
 	if err != nil {
 		return 0, 0, fmt.Errorf("cgroup %s: %w", path, err)
 	}
@@ -200,17 +200,27 @@ func (t *tree) path(id uint64) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := strings.TrimPrefix(shown, t.shown)
-	if got, _, err := t.id(path); err != nil || got != id {
-		return "", fs.ErrNotExist // removed meanwhile
+	path, below := strings.CutPrefix(shown, t.shown)
+	if below && t.whole && !strings.HasSuffix(path, " (deleted)") {
+		return path, nil
+	}
+	// removed meanwhile, outside the cgroup namespace, or just called so
+	if !t.is(path, id) {
+		return "", fs.ErrNotExist
 	}
 	return path, nil
+}
+
+// is says whether the cgroup at path has that id.
+func (t *tree) is(path string, id uint64) bool {
+	got, _, err := t.id(path)
+	return err == nil && got == id
 }
 
 func (t *tree) search(id uint64) (string, error) {
 	found := ""
 	err := t.walk("/", func(path string) error {
-		if got, _, err := t.id(path); err == nil && got == id {
+		if t.is(path, id) {
 			found = path
 			return fs.SkipAll
 		}
