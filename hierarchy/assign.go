@@ -222,6 +222,8 @@ func (ids IDs) Find(p Path) (id ClassID, inner, ok bool) {
 	if m, ok := ids.Minors[string(p)]; ok {
 		return ID(m), false, true
 	}
-	m, ok := ids.Minors[string(p)+"/"]
-	return ID(m), true, ok
+	if m, ok := ids.Minors[string(p)+"/"]; ok {
+		return ID(m), true, true
+	}
+	return 0, false, false
 }

@@ -238,7 +238,47 @@ func TestAssignErrors(t *testing.T) {
 	for range 2 {
 		twin.Root.Children = append(twin.Root.Children, &Branch{Class: Class{Path: "eth0/a"}})
 	}
+	known := IDs{Minors: map[string]uint16{"eth0/a": 77}}
+	if _, err := known.Assign(twin); err == nil || err.Error() != "eth0/a is there twice" {
+		t.Errorf("two branches of one path that is remembered: %v", err)
+	}
 	if _, err := (IDs{}).Assign(twin); err == nil || err.Error() != "eth0/a is there twice" {
 		t.Errorf("two branches of one path: %v", err)
+	}
+}
+
+// A tree that Resolve would refuse for its size is an error here too, also with
+// every given-up number used again.
+func TestAssignTooMany(t *testing.T) {
+	tree := &Tree{Interface: "eth0", Root: &Branch{Class: Class{Path: "eth0"}}}
+	for i := range 0xfffe - 0x10 + 1 {
+		tree.Root.Children = append(tree.Root.Children, &Branch{Class: Class{Path: Path(fmt.Sprint("eth0/b", i))}})
+	}
+	ids := IDs{Retired: []Retired{{Key: "eth0/old", Minor: 0x4711}, {Key: "eth0/older", Minor: 0x4712}}}
+	if _, err := ids.Assign(tree); err == nil || err.Error() != "no class id is left for eth0/b65518" {
+		t.Errorf("error %v", err)
+	}
+	tree.Root.Children = tree.Root.Children[:65518]
+	assign(t, ids, tree)
+}
+
+func TestFind(t *testing.T) {
+	tree := grow(t, eth0(rate("100mbit"), branch("a", branch("b"), branch("rest")), branch("c")))
+	ids := assign(t, IDs{}, tree)
+	for b := range tree.All() {
+		id, inner, ok := ids.Find(b.Path)
+		if id != b.ID || inner == b.Leaf() || !ok {
+			t.Errorf("%s is found as %v, inner %v, %v; want %v", b.Path, id, inner, ok, b.ID)
+		}
+	}
+	if id, _, ok := ids.Find("eth0/d"); ok || id != 0 {
+		t.Errorf("a branch that is not there is found as %v", id)
+	}
+	if e := tree.Root.Entry(); e == nil || e.ID != ID(RestMinor) {
+		t.Errorf("the interface's own processes go to %v", e)
+	}
+	none := grow(t, eth0(rate("100mbit"), branch("a", branch("b"))))
+	if e := none.Find("eth0/a").Entry(); e != nil {
+		t.Errorf("a branch without a rest lets processes into %v", e.Path)
 	}
 }
