@@ -84,18 +84,14 @@ func benchmarkApply(b *testing.B, n int) {
 	file := script(b, want)
 	del := func() {
 		root := x.read().Root
-		if _, err := x.Do(b.Context(), []hierarchy.Step{{Action: hierarchy.Delete, Old: &root}}); err != nil {
-			b.Fatal(err)
-		}
+		x.do(hierarchy.Step{Action: hierarchy.Delete, Old: &root})
 	}
 	ours, theirs := time.Hour, time.Hour
 	for b.Loop() {
 		start := time.Now()
 		state := want.State()
 		plan := hierarchy.Diff(x.read(), state)
-		if n, err := x.Do(b.Context(), plan.Steps); err != nil {
-			b.Fatal(n, err)
-		}
+		x.do(plan.Steps...)
 		if left := hierarchy.Diff(x.read(), state); !left.Empty() {
 			b.Fatal(left.Steps)
 		}

@@ -90,7 +90,8 @@ type kernelKinds map[*discipline]bool
 // a shared block of filters for what arrives, which none of them can have: the
 // kernel looks for the kind, loading its module if there is one, then refuses
 // (qdisc_create before qdisc_block_indexes_set, net/sched/sch_api.c, v5.4 to
-// v6.18). Nothing is made.
+// v6.18). Nothing is made, and nothing that stands is changed, because the order
+// is exclusive.
 func (d *Device) probe() (kernelKinds, error) {
 	kinds := make(kernelKinds, len(disciplines))
 	for _, k := range disciplines {
@@ -101,7 +102,7 @@ func (d *Device) probe() (kernelKinds, error) {
 		flags := netlink.Create | netlink.Replace | netlink.Excl // whatever is at the root now
 		_, err := d.c.send([]netlink.Message{message(unix.RTM_NEWQDISC, flags, e.b)})
 		switch errno(err) {
-		case unix.EOPNOTSUPP:
+		case unix.EOPNOTSUPP, unix.EEXIST: // EEXIST: it stands there now
 			kinds[k] = true
 		case unix.ENOENT:
 		default:
