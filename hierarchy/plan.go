@@ -120,8 +120,7 @@ func Diff(old, want State) Plan {
 		p.Interface = old.Interface
 	}
 	if !want.Root.Ours() {
-		p.bindings(old.Bound, want.Bound)
-		p.hook(old.Hook, want.Hook)
+		p.binder(old, want)
 		if old.Root.Ours() {
 			p.Steps = append(p.Steps, Step{Action: Delete, Old: &old.Root})
 		}
@@ -139,8 +138,7 @@ func Diff(old, want State) Plan {
 	old = p.clear(old, want)
 	last := p.classes(old.Classes, want.Classes)
 	p.leaves(old.Leaves, want.Leaves)
-	p.hook(old.Hook, want.Hook)
-	p.bindings(old.Bound, want.Bound)
+	p.binder(old, want)
 	p.Steps = append(p.Steps, last...)
 	return p
 }
@@ -251,6 +249,17 @@ func (p *Plan) leaves(old, want []Leaf) {
 			p.Steps = append(p.Steps, Step{Change, o, w})
 		}
 	}
+}
+
+// binder appends the steps for the classifier and its bindings. Bindings need a
+// classifier to hold them, and each way holds them elsewhere.
+func (p *Plan) binder(old, want State) {
+	if old.Hook.Way != WayNone && old.Hook.Way != want.Hook.Way {
+		p.bindings(old.Bound, nil)
+		old.Bound = nil
+	}
+	p.hook(old.Hook, want.Hook)
+	p.bindings(old.Bound, want.Bound)
 }
 
 func (p *Plan) hook(old, want Hook) {

@@ -74,6 +74,9 @@ func (m *machine) step(s Step) error {
 		if m.s.Hook != old {
 			return errors.New("another classifier")
 		}
+		if s.Action == Change && old.Way != x.Way && len(m.s.Bound) > 0 {
+			return errors.New("bindings would be left behind")
+		}
 		if m.s.Hook = (Hook{}); s.Action != Delete {
 			m.s.Hook = *x
 		} else if len(m.s.Bound) > 0 {
@@ -290,6 +293,7 @@ func TestDiffRandom(t *testing.T) {
 			var tree *Tree
 			tree, ids = boundTree(t, rnd, ids)
 			is := stateOf(tree)
+			is.Hook = []Hook{{WayBPF, 1}, {WayBPF, 2}, {WayNetCls, 1}}[rnd.IntN(3)]
 			if err := carry(was, is); err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
@@ -389,6 +393,7 @@ func TestDiff(t *testing.T) {
 			"+ " + leaf("eth0/b"), "+ " + leaf("eth0/rest")}},
 		{"a foreign qdisc is left alone", foreign, none, nil},
 		{"a leaf's queue", one, with(one, func(s *State) { s.Leaves = slices.Clone(s.Leaves); s.Leaves[0].Qdisc.Kind = "sfq" }), []string{"~ qdisc sfq of eth0/a (" + id("eth0/a").String() + ")"}},
+		{"another way to classify", one, with(one, func(s *State) { s.Hook.Way = WayNetCls }), []string{"- " + bound("eth0/a"), "~ classifier net_cls", "+ " + bound("eth0/a")}},
 		{"a newer classifier", one, with(one, func(s *State) { s.Hook.Version = 2 }), []string{"~ classifier bpf"}},
 	} {
 		t.Run(r.name, func(t *testing.T) {
