@@ -470,12 +470,12 @@ func CheckName(name string) error {
 }
 
 // Nearest is the one of the known names that name was most likely meant to be,
-// or empty when none is close: at most a third of its letters differ.
+// or empty when none is close: at most one letter differs, or a third of them.
 func Nearest(name string, known []string) string {
-	best, at := "", len(name)/3+1
+	best, least := "", max(1, len(name)/3)+1
 	for _, k := range known {
-		if d := distance(strings.ToLower(name), strings.ToLower(k)); d < at || d == at && best == "" && d < len(k) {
-			best, at = k, d
+		if d := distance(strings.ToLower(name), strings.ToLower(k)); d < min(least, len(k), len(name)) {
+			best, least = k, d
 		}
 	}
 	return best

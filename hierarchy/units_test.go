@@ -428,7 +428,7 @@ func TestQdisc(t *testing.T) {
 func TestNearest(t *testing.T) {
 	keys := []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind"}
 	for in, want := range map[string]string{
-		"rat": "rate", "Rate": "rate", "ciel": "ceil", "ceils": "ceil", "brust": "burst", "qdsic": "qdisc", "quantums": "quantum", "colour": "", "": "", "x": "",
+		"rat": "rate", "Rate": "rate", "ciel": "ceil", "ceils": "ceil", "brust": "burst", "qdsic": "qdisc", "quantums": "quantum", "pria": "prio", "cat": "", "bid": "bind", "colour": "", "": "", "x": "",
 	} {
 		if got := Nearest(in, keys); got != want {
 			t.Errorf("nearest to %q is %q, want %q", in, got, want)
