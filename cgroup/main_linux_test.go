@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
@@ -44,15 +45,7 @@ type network struct {
 func newNetwork(t testing.TB) *network {
 	t.Helper()
 	n := &network{Pair: tctest.New(t, lab.PairConfig{TxQueueLen: 100_000})}
-	tctest.TC(t, n.Near, "qdisc", "add", "dev", n.Dev, "root", "handle", "71f:", "htb", "default", "2", "direct_qlen", "1000")
-	// no reports of multicast groups, which would be counted too
-	tctest.Output(t, n.Near, tctest.RequireProgram(t, "ip"), "-6", "route", "del", "multicast", "ff00::/8", "dev", n.Dev, "table", "local")
-	parent := "71f:"
-	for _, class := range []hierarchy.ClassID{hierarchy.ID(hierarchy.RootMinor), rest, red, green, blue} {
-		tctest.TC(t, n.Near, "class", "add", "dev", n.Dev, "parent", parent, "classid", class.String(),
-			"htb", "rate", "4gbit", "ceil", "40gbit", "burst", "1mb", "cburst", "1mb", "quantum", "60000")
-		parent = hierarchy.ID(hierarchy.RootMinor).String()
-	}
+	n.noReports(t)
 	c, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +54,46 @@ func newNetwork(t testing.TB) *network {
 	if n.hook, err = c.Device(n.Dev); err != nil {
 		t.Fatal(err)
 	}
+	steps := []hierarchy.Step{{Action: hierarchy.Create, New: &hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}}}
+	parent := hierarchy.ID(0)
+	for _, class := range []hierarchy.ClassID{hierarchy.ID(hierarchy.RootMinor), rest, red, green, blue} {
+		steps = append(steps, hierarchy.Step{Action: hierarchy.Create, New: &hierarchy.Class{
+			ID: class, Parent: parent, Rate: 4 * hierarchy.Gbit, Ceil: 40 * hierarchy.Gbit,
+			Burst: hierarchy.MiB, CBurst: hierarchy.MiB, Quantum: 60_000,
+		}})
+		parent = hierarchy.ID(hierarchy.RootMinor)
+	}
+	if _, err := n.hook.Do(t.Context(), steps); err != nil {
+		t.Fatal(err)
+	}
 	return n
+}
+
+// noReports takes the route of multicast away, and so the kernel's reports of
+// IPv6 groups, which would be counted too.
+func (n *network) noReports(t testing.TB) {
+	t.Helper()
+	c, err := n.Near.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ae := netlink.NewAttributeEncoder()
+	ae.Bytes(unix.RTA_DST, netip.MustParseAddr("ff00::").AsSlice())
+	ae.Uint32(unix.RTA_TABLE, unix.RT_TABLE_LOCAL)
+	attrs, err := ae.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg := make([]byte, unix.SizeofRtMsg)
+	msg[0], msg[1], msg[7] = unix.AF_INET6, 8, unix.RTN_MULTICAST
+	_, err = c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_DELROUTE, Flags: netlink.Request | netlink.Acknowledge},
+		Data:   append(msg, attrs...),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // binder makes a Binder for the near interface.
@@ -83,31 +115,47 @@ func (n *network) binder(t testing.TB, way hierarchy.Way) *cgroup.Binder {
 	return b
 }
 
-// counts are the packets that the leaf classes sent, and those that went past
-// all classes under 0.
+// counts are the packets that the leaf classes sent, and under 0 what the device
+// sent beside them.
 func (n *network) counts(t testing.TB) map[hierarchy.ClassID]uint64 {
 	t.Helper()
-	m := map[hierarchy.ClassID]uint64{}
-	for _, c := range tctest.TCClasses(t, n.Near, n.Dev) {
-		id, err := hierarchy.ParseClassID(c.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if id != hierarchy.ID(hierarchy.RootMinor) {
-			m[id] = c.Packets
-		}
-		if c.Dropped != 0 {
-			t.Errorf("class %v dropped %d packets", id, c.Dropped)
-		}
-	}
-	out := tctest.TC(t, n.Near, "-s", "qdisc", "show", "dev", n.Dev, "root")
-	_, word, _ := strings.Cut(out, "direct_packets_stat ")
-	direct, err := strconv.ParseUint(strings.Fields(word + " x")[0], 10, 64)
+	stats, err := n.hook.Stats()
 	if err != nil {
-		t.Fatalf("no direct packets in %q", out)
+		t.Fatal(err)
 	}
-	m[0] = direct
+	m := map[hierarchy.ClassID]uint64{0: n.sent(t)}
+	for _, c := range stats {
+		if c.Drops != 0 || c.QLen != 0 {
+			t.Errorf("class %v dropped %d packets, %d wait", c.Class, c.Drops, c.QLen)
+		}
+		if c.Class != hierarchy.ID(hierarchy.RootMinor) {
+			m[c.Class] = c.Packets
+			m[0] -= uint64(c.Lends) + uint64(c.Borrows) // unsplit, as the device counts them
+		}
+	}
 	return m
+}
+
+// sent is how many packets the device has sent.
+func (n *network) sent(t testing.TB) (packets uint64) {
+	t.Helper()
+	err := n.Near.Do(func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/dev")
+		if err != nil {
+			return err
+		}
+		_, line, ok := strings.Cut(string(b), n.Dev+":")
+		f := strings.Fields(line)
+		if !ok || len(f) < 10 {
+			return fmt.Errorf("no %s in %s", n.Dev, b)
+		}
+		packets, err = strconv.ParseUint(f[9], 10, 64)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return packets
 }
 
 // during is what counts gained while fn ran; classes without a packet are left
