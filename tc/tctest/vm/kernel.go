@@ -1,0 +1,216 @@
+package vm
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// ErrNoKernel says that a kernel is neither installed nor cached and could not
+// be fetched or built.
+var ErrNoKernel = errors.New("no such kernel here")
+
+// Kernel is a kernel to boot. Make one with [UML], [VirtualTime] or [Debian].
+type Kernel struct {
+	name   string
+	uml    bool
+	append string
+	// provide puts the kernel's files below dir, laid out as in a package.
+	provide func(ctx context.Context, dir string) error
+}
+
+// String is the name of the kernel, in the form that [Named] reads.
+func (k Kernel) String() string { return k.name }
+
+// UML is user-mode Linux as Debian packages it: Linux as an ordinary process,
+// up in a second. It has most queueing disciplines, cls_cgroup and both
+// versions of cgroups, but no BTF, no JIT and one processor.
+func UML() Kernel {
+	return Kernel{name: "uml", uml: true, provide: func(ctx context.Context, dir string) error {
+		return unpack(ctx, dir, "user-mode-linux")
+	}}
+}
+
+// VirtualTime is user-mode Linux, built from Debian's source, in which time
+// passes only while everything waits: what a shaper does is exact, whatever
+// else the host computes. The first use builds it, which takes minutes and
+// needs gcc, make, flex, bison, bc and xz.
+func VirtualTime() Kernel {
+	return Kernel{name: "virtual-time", uml: true, append: "time-travel=inf-cpu", provide: build}
+}
+
+// Debian is the kernel of a Debian package such as "linux-image-cloud-amd64",
+// on an emulated processor: the real thing, but slow. It needs
+// qemu-system-x86_64.
+func Debian(pkg string) Kernel {
+	return Kernel{name: pkg, provide: func(ctx context.Context, dir string) error {
+		return unpack(ctx, dir, pkg)
+	}}
+}
+
+// Named is the kernel of a command line: "uml", "virtual-time" or the name of a
+// Debian package.
+func Named(name string) (Kernel, error) {
+	switch {
+	case name == UML().name:
+		return UML(), nil
+	case name == VirtualTime().name:
+		return VirtualTime(), nil
+	case strings.HasPrefix(name, "linux-image-"):
+		return Debian(name), nil
+	}
+	return Kernel{}, fmt.Errorf("%q is no kernel: say uml, virtual-time or a package such as linux-image-cloud-amd64", name)
+}
+
+// files are where the parts of a kernel lie.
+type files struct {
+	image   string
+	modules string // directory; empty when it has none
+}
+
+// find looks for the kernel on the host and in the cache, and provides it once
+// when it is in neither.
+func (k Kernel) find(ctx context.Context) (files, error) {
+	if k.name == "uml" {
+		if f, err := k.locate("/"); err == nil {
+			return f, nil
+		}
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		return files{}, err
+	}
+	dir := filepath.Join(cache, k.name)
+	if f, err := k.locate(dir); err == nil {
+		return f, nil
+	}
+	if err := k.fill(ctx, cache, dir); err != nil {
+		return files{}, fmt.Errorf("%w: %s: %w", ErrNoKernel, k.name, err)
+	}
+	return k.locate(dir)
+}
+
+// fill provides the kernel in a directory of its own that gets its name only
+// when it is complete. Of two that do so at a time the second loses its work.
+func (k Kernel) fill(ctx context.Context, cache, dir string) error {
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(cache, "."+k.name+"-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	if err := k.provide(ctx, tmp); err != nil {
+		return err
+	}
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return err
+	}
+	err = os.Rename(tmp, dir)
+	if _, e := k.locate(dir); e == nil {
+		return nil
+	}
+	return err
+}
+
+// cacheDir is where kernels are kept: VIFSHAPE_VM_CACHE or a folder in the
+// user's cache directory.
+func cacheDir() (string, error) {
+	if d := os.Getenv("VIFSHAPE_VM_CACHE"); d != "" {
+		return filepath.Abs(d)
+	}
+	d, err := os.UserCacheDir()
+	return filepath.Join(d, "vifshape"), err
+}
+
+// locate finds image and modules in the layout of Debian's packages.
+func (k Kernel) locate(dir string) (files, error) {
+	image, modules := "boot/vmlinuz-*", []string{"usr/lib/modules/*", "lib/modules/*"}
+	if k.uml {
+		image, modules = "usr/bin/linux.uml", []string{"usr/lib/uml/modules/*"}
+	}
+	images, err := filepath.Glob(filepath.Join(dir, image))
+	if err != nil {
+		return files{}, err
+	}
+	if len(images) != 1 {
+		return files{}, fmt.Errorf("%s: %d kernels", dir, len(images))
+	}
+	f := files{image: images[0]}
+	for _, m := range modules {
+		found, err := filepath.Glob(filepath.Join(dir, m))
+		if err != nil {
+			return files{}, err
+		}
+		if len(found) == 1 {
+			f.modules = found[0]
+			break
+		}
+	}
+	return f, nil
+}
+
+// unpack fetches a package with apt and unpacks it without installing it. A
+// package that only depends on the kernel of the day is followed.
+func unpack(ctx context.Context, dir, pkg string) error {
+	out, err := command(ctx, dir, "apt-cache", "depends", "--no-recommends", "--no-suggests", pkg)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(out) {
+		if dep, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: linux-image-"); ok {
+			pkg = "linux-image-" + dep
+			break
+		}
+	}
+	if _, err := command(ctx, dir, "apt-get", "-q", "download", pkg); err != nil {
+		return err
+	}
+	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if err != nil {
+		return err
+	}
+	if len(debs) != 1 {
+		return fmt.Errorf("apt-get left %d packages", len(debs))
+	}
+	if _, err := command(ctx, dir, "dpkg-deb", "-x", debs[0], "."); err != nil {
+		return err
+	}
+	return os.Remove(debs[0])
+}
+
+//go:embed build-uml.sh
+var buildScript string
+
+//go:embed uml.config
+var buildConfig []byte
+
+// build makes the kernel with virtual time.
+func build(ctx context.Context, dir string) error {
+	config := filepath.Join(dir, "uml.config")
+	if err := os.WriteFile(config, buildConfig, 0o644); err != nil {
+		return err
+	}
+	_, err := command(ctx, dir, "sh", "-c", buildScript, "build-uml.sh", dir, "linux-source-6.1", config)
+	return err
+}
+
+// command runs a program in dir and returns its output.
+func command(ctx context.Context, dir, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		text := strings.TrimSpace(stderr.String())
+		return "", fmt.Errorf("%s: %w: %s", name, err, text[max(0, len(text)-1000):])
+	}
+	return string(out), nil
+}

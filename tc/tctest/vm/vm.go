@@ -1,0 +1,342 @@
+// Package vm boots other kernels for tests: a static test binary runs as root
+// in a machine of its own, which is gone when the binary ends. The kernels come
+// from Debian's packages; they are fetched by apt when they are not there, into
+// a folder outside the repository (VIFSHAPE_VM_CACHE, by default vifshape in
+// the user's cache directory).
+//
+// [Run] is for use inside of tests, the command vmrun for "go test -exec", and
+// [Boot] is what both are made of. Nothing here needs root, or KVM.
+package vm
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/tc/tctest/vm/guest"
+)
+
+// Layout says how cgroups are mounted in the machine.
+type Layout string
+
+// The layouts that distributions use.
+const (
+	V2     Layout = "v2"     // cgroup v2 alone
+	Hybrid Layout = "hybrid" // v2 in the folder unified, v1 net_cls beside it
+	V1     Layout = "v1"     // every controller of v1, no v2
+)
+
+// Config says what to boot and what to run. Kernel and Program are needed.
+type Config struct {
+	Kernel  Kernel
+	Cgroup  Layout // empty is V2
+	Program string // a static executable
+	Args    []string
+	Env     []string      // NAME=VALUE, besides PATH, HOME, TMPDIR and VIFSHAPE_VM=1
+	Dir     string        // its subdirectory testdata is copied; empty: nothing is
+	Tools   []string      // programs of the host to copy with their libraries, unless missing
+	Without []string      // modules that the machine shall lack
+	Memory  int           // MiB; 0 is 512
+	Timeout time.Duration // for the whole machine; 0 is 5 minutes
+	Output  io.Writer     // of the program; nil: thrown away
+	Console io.Writer     // of the kernel; nil: shown only in an error
+}
+
+// Boot boots the machine, runs the program and returns its exit status. An
+// error means that the machine failed, or was stopped by ctx or the timeout;
+// one that is [ErrNoKernel] that it could not be had.
+func Boot(ctx context.Context, c Config) (status int, err error) {
+	if c.Cgroup == "" {
+		c.Cgroup = V2
+	}
+	if !slices.Contains([]Layout{V2, Hybrid, V1}, c.Cgroup) {
+		return 0, fmt.Errorf("%q is no layout of cgroups: say v2, hybrid or v1", c.Cgroup)
+	}
+	if c.Memory == 0 {
+		c.Memory = 512
+	}
+	if c.Timeout == 0 {
+		c.Timeout = 5 * time.Minute
+	}
+	if c.Output == nil {
+		c.Output = io.Discard
+	}
+	kernel, err := c.Kernel.find(ctx)
+	if err != nil {
+		return 0, err
+	}
+	dir, err := os.MkdirTemp("", "vifshape-vm-")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	mark := "exit-" + rand.Text()
+	initrd := filepath.Join(dir, "initrd")
+	if err := c.pack(ctx, kernel, initrd, mark); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("the machine was stopped after %v", c.Timeout))
+	defer cancel()
+	m := machine{Config: c, kernel: kernel, dir: dir, initrd: initrd}
+	output, wait, err := m.start(ctx)
+	if err != nil {
+		return 0, err
+	}
+	status, ended, err := relay(output, c.Output, mark)
+	output.Close()
+	werr := wait()
+	console, cerr := os.ReadFile(m.console())
+	if c.Console != nil {
+		_, e := c.Console.Write(console)
+		err = errors.Join(err, e)
+	}
+	if ended || err != nil {
+		return status, errors.Join(err, cerr)
+	}
+	if ctx.Err() != nil {
+		werr = context.Cause(ctx)
+	} else if werr == nil {
+		werr = errors.New("it switched itself off")
+	}
+	return 0, fmt.Errorf("machine with kernel %v ended without a result: %w\n%s", c.Kernel, werr, console[max(0, len(console)-4000):])
+}
+
+// relay copies the program's output up to the line with its exit status.
+func relay(r io.Reader, w io.Writer, mark string) (status int, ended bool, err error) {
+	br := bufio.NewReader(r)
+	for {
+		line, rerr := br.ReadSlice('\n')
+		if before, after, ok := bytes.Cut(line, []byte(mark)); ok {
+			if _, err := w.Write(before); err != nil {
+				return 0, false, err
+			}
+			status, err := strconv.Atoi(string(bytes.TrimSpace(after)))
+			return status, err == nil, err
+		}
+		if _, err := w.Write(line); err != nil {
+			return 0, false, err
+		}
+		// A machine that ends closes the pipe; what its end means the
+		// caller says.
+		if rerr != nil && rerr != bufio.ErrBufferFull {
+			return 0, false, nil
+		}
+	}
+}
+
+// pack writes the machine's file system.
+func (c *Config) pack(ctx context.Context, k files, to, mark string) error {
+	f, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := newCPIO(f)
+	for _, d := range []string{"proc", "sys", "dev", "tmp", "run", "root", "mnt", "var", "job"} {
+		w.dir(d)
+	}
+	w.device("dev/console", 5, 1)
+	w.symlink("var/run", "/run")
+	w.symlink("sbin/modprobe", "/init")
+	w.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"))
+	w.file("etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
+	w.file("etc/hosts", 0o644, []byte("127.0.0.1 localhost\n"))
+
+	init := to + ".init"
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", init, "-ldflags=-s -w", "github.com/vifshape/vifshape/tc/tctest/vm/init")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the machine's init: %w: %s", err, out)
+	}
+	w.copy("init", init, 0o755)
+
+	program := filepath.Join("/job", filepath.Base(c.Program))
+	if static, err := isStatic(c.Program); err != nil {
+		return err
+	} else if !static {
+		return fmt.Errorf("%s is not static: build it with CGO_ENABLED=0", c.Program)
+	}
+	w.copy(program, c.Program, 0o755)
+	if data := filepath.Join(c.Dir, "testdata"); c.Dir != "" && isDir(data) {
+		w.copyTree("job/testdata", data)
+	}
+	for _, t := range c.Tools {
+		if err := copyTool(ctx, w, t); err != nil {
+			return err
+		}
+	}
+	if k.modules != "" {
+		if err := addModules(w, k.modules, c.Without); err != nil {
+			return err
+		}
+	}
+	job, err := json.Marshal(guest.Job{
+		Args:   append([]string{program}, c.Args...),
+		Env:    append([]string{"PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "TMPDIR=/tmp", "VIFSHAPE_VM=1"}, c.Env...),
+		Dir:    "/job",
+		Cgroup: string(c.Cgroup),
+		Output: "/dev/ttyS1",
+		Mark:   mark,
+	})
+	if err != nil {
+		return err
+	}
+	w.file(guest.JobFile, 0o644, job)
+	if err := w.close(); err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+// libraries finds the paths in what ldd prints.
+var libraries = regexp.MustCompile(`(?m)(?:=> |^\s*)(/\S+) \(0x`)
+
+// copyTool adds a program of the host with the shared libraries that it needs.
+func copyTool(ctx context.Context, w *cpio, name string) error {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return nil // the test that wants it skips, as on any machine
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return err
+	}
+	w.copy(filepath.Join("bin", name), path, 0o755)
+	if static, err := isStatic(path); static || err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, "ldd", path).Output()
+	if err != nil {
+		return fmt.Errorf("ldd %s: %w", path, err)
+	}
+	for _, m := range libraries.FindAllSubmatch(out, -1) {
+		w.copy(string(m[1]), string(m[1]), 0o755)
+	}
+	return w.err
+}
+
+// machine is one that is being booted.
+type machine struct {
+	Config
+	kernel      files
+	dir, initrd string
+}
+
+func (m *machine) console() string { return filepath.Join(m.dir, "console") }
+
+// start starts the machine. wait waits for its end and removes what is left of
+// its processes.
+func (m *machine) start(ctx context.Context) (output *os.File, wait func() error, err error) {
+	console, err := os.Create(m.console())
+	if err != nil {
+		return nil, nil, err
+	}
+	defer console.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer w.Close()
+	cmd := m.qemu(ctx)
+	if m.Kernel.uml {
+		cmd = m.uml(ctx)
+	}
+	cmd.Stdout, cmd.Stderr = console, console
+	cmd.ExtraFiles = []*os.File{w}
+	// A group of its own, to kill it whole: user-mode Linux is many
+	// processes. They also end with the thread that started them, so that
+	// nothing survives a test that is killed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	kill := func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.Cancel = kill
+	started, ended := make(chan error), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			ended <- cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		r.Close()
+		return nil, nil, fmt.Errorf("start machine: %w", err)
+	}
+	return r, func() error {
+		err := <-ended
+		if e := kill(); e != nil && e != unix.ESRCH {
+			err = errors.Join(err, e)
+		}
+		return err
+	}, nil
+}
+
+// uml is the command line of user-mode Linux. Its second serial line is
+// descriptor 3.
+func (m *machine) uml(ctx context.Context) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, m.kernel.image,
+		fmt.Sprintf("mem=%dM", m.Memory), "initrd="+m.initrd, "uml_dir="+m.dir, "umid=machine",
+		"con=null", "con0=null,fd:1", "console=tty0", "ssl=null", "ssl1=null,fd:3", "panic=-1", "quiet")
+	if m.Kernel.append != "" {
+		cmd.Args = append(cmd.Args, strings.Fields(m.Kernel.append)...)
+	}
+	cmd.Env = append(os.Environ(), "TMPDIR="+m.memory())
+	return cmd
+}
+
+// memory is where user-mode Linux keeps its memory file: in /dev/shm if that is
+// large enough and lets code in it run, which containers often forbid.
+func (m *machine) memory() string {
+	const shm = "/dev/shm"
+	var st unix.Statfs_t
+	if unix.Statfs(shm, &st) != nil || int64(st.Bavail)*st.Bsize < int64(m.Memory+64)<<20 {
+		return m.dir
+	}
+	f, err := os.CreateTemp(shm, "vifshape-vm-")
+	if err != nil {
+		return m.dir
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if f.Truncate(4096) != nil {
+		return m.dir
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_SHARED)
+	if err != nil || unix.Munmap(b) != nil {
+		return m.dir
+	}
+	return shm
+}
+
+// qemu is the command line for a kernel on an emulated processor.
+func (m *machine) qemu(ctx context.Context) *exec.Cmd {
+	return exec.CommandContext(ctx, "qemu-system-x86_64",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "2", "-m", strconv.Itoa(m.Memory),
+		"-kernel", m.kernel.image, "-initrd", m.initrd,
+		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off nokaslr",
+		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+		"-add-fd", "fd=3,set=1", "-chardev", "file,id=output,path=/dev/fdset/1", "-serial", "chardev:output")
+}
