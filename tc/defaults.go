@@ -24,11 +24,13 @@ const (
 	burstTime = 10 * time.Millisecond
 	// burstPackets is the least number of the largest packets in a burst.
 	burstPackets = 4
-	// roundTime is the longest that a round over all leaves may last, as far as
-	// quanta can help it. A leaf that borrows sends its quantum in a row, and
-	// the others that borrow wait; guarantees are served before and are not
-	// delayed.
-	roundTime = 500 * time.Millisecond
+	// A leaf's quantum is what its rate sends in a certain time, the same for
+	// all leaves of an interface: a power of two between these two. One that
+	// borrows sends its quantum in a row while the others that borrow wait, so
+	// that the time bounds a round over all of them; guarantees are served
+	// before and are not delayed.
+	shortestRound = 1 << 20 * time.Nanosecond // about 1 ms
+	longestRound  = 1 << 29 * time.Nanosecond // about 0.5 s
 	// queueTime is how long a packet may wait in a queue without a brain of its
 	// own, at the branch's ceil.
 	queueTime = 20 * time.Millisecond
@@ -43,31 +45,27 @@ func defaultBurst(rate hierarchy.Bandwidth, packet hierarchy.Size) hierarchy.Siz
 	return max(bytesIn(uint64(burstTime), rate), burstPackets*packet)
 }
 
-// quanta are the quanta for leaves with the given rates below an interface of
-// the given bandwidth. What is lent is shared by quantum, so they are
-// proportional to the rates. The smallest is the largest packet: HTB serves at
-// least one packet in a turn, whatever the quantum says, so that smaller quanta
-// are not kept. Where that makes a round longer than roundTime all are made
-// smaller, except that none goes below the largest packet; the slowest leaves
-// then borrow more than their share.
+// quantumTime is the time that the quanta below an interface are proportional
+// to: the shortest in which even the slowest leaf sends the largest packet. HTB
+// serves at least one packet in a turn, whatever the quantum says, so that
+// smaller quanta would not be kept. Because it is a power of two, a changed rate
+// seldom changes it, and with it the quanta of all the others.
+func quantumTime(slowest hierarchy.Bandwidth, packet hierarchy.Size) time.Duration {
+	t := shortestRound
+	for t < longestRound && bytesIn(uint64(t), slowest) < packet {
+		t *= 2
+	}
+	return t
+}
+
+// quantum is the quantum of a leaf: what is lent is shared in proportion to it.
+// Where the slowest leaf does not send a packet in longestRound it gets one all
+// the same, and so borrows more than its share.
 //
 // tc's bound of 200,000 is that of quanta that the kernel makes up. The
 // kernel's own bound is 2^31-1.
-func quanta(rates []hierarchy.Bandwidth, total hierarchy.Bandwidth, packet hierarchy.Size) []hierarchy.Size {
-	sum, least := hierarchy.Bandwidth(0), hierarchy.MaxBandwidth
-	for _, r := range rates {
-		sum += r
-		least = min(least, r)
-	}
-	num, den := uint64(packet), uint64(least) // bytes of quantum for each bit of rate
-	if round := uint64(bytesIn(uint64(roundTime), total)); scale(uint64(sum), num, den) > round {
-		num, den = round, uint64(sum)
-	}
-	q := make([]hierarchy.Size, len(rates))
-	for i, r := range rates {
-		q[i] = min(max(hierarchy.Size(scale(uint64(r), num, den)), packet), math.MaxInt32)
-	}
-	return q
+func quantum(rate hierarchy.Bandwidth, packet hierarchy.Size, t time.Duration) hierarchy.Size {
+	return min(max(bytesIn(uint64(t), rate), packet), math.MaxInt32)
 }
 
 // scale is v*num/den, at most 2^64-1.

@@ -37,8 +37,13 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 	refuse := func(b *hierarchy.Branch, err error) {
 		errs = append(errs, fmt.Errorf("%s: %w", b.Path, err))
 	}
-	var open []*hierarchy.Branch
-	var rates []hierarchy.Bandwidth
+	slowest := t.Root.Rate
+	for b := range t.All() {
+		if b.Leaf() {
+			slowest = min(slowest, b.Rate)
+		}
+	}
+	round := quantumTime(slowest, packet)
 	for b := range t.All() {
 		if err := settleClass(&b.Class, packet); err != nil {
 			refuse(b, err)
@@ -48,15 +53,11 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 			continue
 		}
 		if b.Quantum == 0 {
-			open = append(open, b)
-			rates = append(rates, b.Rate)
+			b.Quantum = quantum(b.Rate, packet, round)
 		}
 		if err := kinds.settle(&b.Qdisc, site{rate: b.Rate, ceil: b.Ceil, mtu: mtu, packet: packet}); err != nil {
 			refuse(b, err)
 		}
-	}
-	for i, q := range quanta(rates, t.Root.Ceil, packet) {
-		open[i].Quantum = q
 	}
 	return errors.Join(errs...)
 }

@@ -91,28 +91,28 @@ func TestTicksStable(t *testing.T) {
 	}
 }
 
-func TestQuanta(t *testing.T) {
+func TestQuantum(t *testing.T) {
 	const mbit, gso = hierarchy.Mbit, 65536
 	for _, tt := range []struct {
-		name   string
-		rates  []hierarchy.Bandwidth
-		total  hierarchy.Bandwidth
-		packet hierarchy.Size
-		want   []hierarchy.Size
+		name    string
+		slowest hierarchy.Bandwidth
+		rate    hierarchy.Bandwidth
+		packet  hierarchy.Size
+		want    hierarchy.Size
 	}{
-		{"no leaf is open", nil, 100 * mbit, gso, []hierarchy.Size{}},
-		{"one", []hierarchy.Bandwidth{10 * mbit}, 10 * mbit, gso, []hierarchy.Size{gso}},
-		{"equals", []hierarchy.Bandwidth{5 * mbit, 5 * mbit}, 10 * mbit, gso, []hierarchy.Size{gso, gso}},
-		{"proportional", []hierarchy.Bandwidth{100 * mbit, 300 * mbit, 600 * mbit}, 1000 * mbit, gso, []hierarchy.Size{gso, 3 * gso, 6 * gso}},
-		{"above tc's 200,000", []hierarchy.Bandwidth{10 * mbit, 990 * mbit}, 1000 * mbit, gso, []hierarchy.Size{gso, 99 * gso}},
-		{"without segmentation offload", []hierarchy.Bandwidth{10 * mbit, 990 * mbit}, 1000 * mbit, 1514, []hierarchy.Size{1514, 99 * 1514}},
-		{"a round of half a second", []hierarchy.Bandwidth{1 * mbit, 99 * mbit}, 100 * mbit, gso, []hierarchy.Size{gso, 6187500}},
-		{"rates of nothing", []hierarchy.Bandwidth{8, 8}, 16, gso, []hierarchy.Size{gso, gso}},
-		{"the kernel's bound", []hierarchy.Bandwidth{1 * mbit, 100 * hierarchy.Tbit}, 100 * hierarchy.Tbit, gso, []hierarchy.Size{gso, math.MaxInt32}},
+		{"the slowest sends a packet", 100 * mbit, 100 * mbit, gso, 104857},
+		{"the others in proportion", 100 * mbit, 300 * mbit, gso, 314572},
+		{"a little faster slowest changes nothing", 120 * mbit, 300 * mbit, gso, 314572},
+		{"without segmentation offload", 10 * mbit, 990 * mbit, 1514, 259522},
+		{"half a second at most", 1 * mbit, 99 * mbit, gso, 6643777},
+		{"a packet at least", 1000, 1000, gso, gso},
+		{"rates of nothing", 8, 8, gso, gso},
+		{"a millisecond at least", hierarchy.Tbit, hierarchy.Tbit, gso, 131072000},
+		{"the kernel's bound", mbit, 100 * hierarchy.Tbit, gso, math.MaxInt32},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if d := cmp.Diff(tt.want, quanta(tt.rates, tt.total, tt.packet)); d != "" {
-				t.Errorf("(-want +got)\n%s", d)
+			if got := quantum(tt.rate, tt.packet, quantumTime(tt.slowest, tt.packet)); got != tt.want {
+				t.Errorf("%d, not %d", got, tt.want)
 			}
 		})
 	}
