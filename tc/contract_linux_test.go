@@ -20,7 +20,7 @@ func TestKernelContract(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lib.Close()
-	tree := b.tree(100*hierarchy.Gbit, branch("all", 50*hierarchy.Gbit, leaf("a", hierarchy.Mbit, "pfifo"), leaf("b", 3*hierarchy.Mbit, "bfifo")))
+	tree := b.tree(100*hierarchy.Gbit, branch("all", 50*hierarchy.Gbit, leaf("a", hierarchy.Mbit, "pfifo"), leaf("b", 3*hierarchy.Mbit, "bfifo")), leaf("rest", hierarchy.Gbit, "pfifo"))
 	b.apply(tree)
 	want := bare(b.read())
 

@@ -202,8 +202,7 @@ func (d *Device) cgroupObject() *gotc.Object {
 // AttachCgroupFilter puts the kernel's classifier for net_cls class ids on our
 // root qdisc. Without the module cls_cgroup the error is [ErrNotSupported].
 func (d *Device) AttachCgroupFilter() error {
-	err := d.fail("attach cgroup filter (module cls_cgroup)", d.c.tc.Filter().Replace(d.cgroupObject()))
-	return err
+	return d.fail("attach cgroup filter (module cls_cgroup)", d.c.tc.Filter().Replace(d.cgroupObject()))
 }
 
 // CgroupFilter says whether that classifier is there.
@@ -222,5 +221,10 @@ func (d *Device) DetachCgroupFilter() error {
 	if err != nil || !found {
 		return err
 	}
-	return d.fail("detach cgroup filter", d.c.tc.Filter().Delete(d.cgroupObject()))
+	// cls_cgroup does not find its filter by a handle (cls_cgroup_get,
+	// net/sched/cls_cgroup.c, v6.12); without one, all of the preference goes,
+	// and it never has more than one.
+	filter := d.cgroupObject()
+	filter.Handle = 0
+	return d.fail("detach cgroup filter", d.c.tc.Filter().Delete(filter))
 }

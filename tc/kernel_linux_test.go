@@ -422,12 +422,12 @@ func TestKernelBatchError(t *testing.T) {
 		name  string
 		steps []hierarchy.Step
 		done  int
-		want  string
+		want  string // what an older kernel says; a newer one may add its reasons
 		err   error
 	}{
 		{"exists", []hierarchy.Step{create(class(0x20, 1)), create(class(1, 0)), create(class(0x21, 1))}, 1,
 			"eth0/1: create class 71f:1: file exists", unix.EEXIST},
-		{"too deep", deep, 7, "eth0/107: create class 71f:107: invalid argument: sch_htb: tree is too deep", unix.EINVAL},
+		{"too deep", deep, 7, "eth0/107: create class 71f:107: invalid argument", unix.EINVAL},
 		{"beyond a batch", append(many(500), create(class(1, 0)), create(class(0x20, 1))), 500, "eth0/1: create class 71f:1: file exists", unix.EEXIST},
 		{"qdisc of an inner class", []hierarchy.Step{create(class(0x20, 1)), create(pfifo(0x20)), create(pfifo(1))}, 2,
 			"eth0/leaf: create qdisc pfifo of class 71f:1: invalid argument", unix.EINVAL},
@@ -436,12 +436,12 @@ func TestKernelBatchError(t *testing.T) {
 		{"changed and not there", []hierarchy.Step{{Action: hierarchy.Change, Old: class(0x20, 1), New: class(0x20, 1)}}, 0,
 			"eth0/20: change class 71f:20: no such file or directory", unix.ENOENT},
 		{"in use", []hierarchy.Step{create(class(0x20, 1)), create(class(0x21, 0x20)), {Action: hierarchy.Delete, Old: class(0x20, 1)}}, 2,
-			"eth0/20: delete class 71f:20: device or resource busy: HTB class in use", unix.EBUSY},
+			"eth0/20: delete class 71f:20: device or resource busy", unix.EBUSY},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before := b.read()
 			n, err := b.Do(t.Context(), tt.steps)
-			if n != tt.done || err == nil || err.Error() != tt.want || tt.err != nil && !errors.Is(err, tt.err) {
+			if n != tt.done || err == nil || !strings.HasPrefix(err.Error(), tt.want) || tt.err != nil && !errors.Is(err, tt.err) {
 				t.Errorf("%d done, %v\nwant %d, %s", n, err, tt.done, tt.want)
 			}
 			have := map[hierarchy.ClassID]bool{}
