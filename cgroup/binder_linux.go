@@ -61,7 +61,7 @@ type Config struct {
 // of the same interface must exclude each other.
 type Binder struct {
 	cfg    Config
-	way    hierarchy.Way // in use, none until it is chosen
+	way    hierarchy.Way // that is wanted, none until it is chosen
 	v2, v1 *tree
 	set    *set              // on the hook
 	spare  *set              // not on the hook yet
@@ -146,23 +146,9 @@ func (b *Binder) choose() error {
 }
 
 // prepare finds, and where needed makes, what a way stands on.
-func (b *Binder) prepare(w hierarchy.Way) (err error) {
-	if w == hierarchy.WayBPF {
-		if b.v2 == nil {
-			if b.v2, err = findV2(); err != nil {
-				return err
-			}
-		}
-	} else if b.v1 == nil {
-		if b.v1, err = findNetCls(); err != nil {
-			return err
-		}
-		if b.v1 == nil {
-			if b.v1, err = mountNetCls(b.cfg.RunDir); err != nil {
-				return err
-			}
-			b.cfg.Warn("mounted the net_cls cgroup hierarchy at " + b.v1.where)
-		}
+func (b *Binder) prepare(w hierarchy.Way) error {
+	if _, err := b.hierarchy(w); err != nil {
+		return err
 	}
 	if w == hierarchy.WayClsCgroup {
 		if has, known := hasClsCgroup(); known && !has {
@@ -173,11 +159,30 @@ func (b *Binder) prepare(w hierarchy.Way) (err error) {
 	if err := b.refresh(); err != nil {
 		return err
 	}
-	if b.set != nil && b.set.way == w && b.set.version == version {
+	if b.set.current(w) {
 		return nil
 	}
-	_, err = b.take(w)
+	_, err := b.take(w)
 	return err
+}
+
+// hierarchy is the one in which a way's cgroups lie.
+func (b *Binder) hierarchy(w hierarchy.Way) (t *tree, err error) {
+	if w == hierarchy.WayBPF {
+		if b.v2 == nil {
+			b.v2, err = findV2()
+		}
+		return b.v2, err
+	}
+	if b.v1 == nil {
+		b.v1, err = findNetCls()
+	}
+	if b.v1 == nil && err == nil {
+		if b.v1, err = mountNetCls(b.cfg.RunDir); err == nil {
+			b.cfg.Warn("mounted the net_cls cgroup hierarchy at " + b.v1.where)
+		}
+	}
+	return b.v1, err
 }
 
 // refresh opens the set that is on the hook.
@@ -215,39 +220,46 @@ func (b *Binder) take(w hierarchy.Way) (*set, error) {
 	return s, err
 }
 
-// Read implements [hierarchy.Part]: it fills in Hook and Bound.
+// Read implements [hierarchy.Part]: it fills in Hook and Bound as they are.
 //
-// Bound holds the bindings of the way that [Binder.Hook] names, so that a change
-// of the way shows all of them as missing. Path and From stay empty; the kernel
-// does not hold them. A classifier of another version shows no bindings: it is
-// replaced as a whole.
+// Path and From stay empty; the kernel does not hold them. A classifier of another
+// version shows no bindings: it is replaced as a whole.
 func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
-	if err := b.refresh(); err != nil {
+	way, err := b.inForce()
+	if err != nil {
 		return b.wrap(err)
 	}
-	s.Hook, s.Bound = hierarchy.Hook{}, nil
-	if b.set != nil {
-		s.Hook = hierarchy.Hook{Way: b.set.way, Version: b.set.version}
-	} else if on, err := b.cfg.Hook.CgroupFilter(); err != nil {
-		return b.wrap(err)
-	} else if on {
-		s.Hook = hierarchy.Hook{Way: hierarchy.WayClsCgroup, Version: version}
-	}
-	if s.Hook.Way == hierarchy.WayNone {
+	s.Hook, s.Bound = hierarchy.Hook{Way: way}, nil
+	switch way {
+	case hierarchy.WayNone:
 		return nil
-	}
-	way := s.Hook.Way
-	if b.choose() == nil {
-		way = b.way
-	}
-	var err error
-	if way == hierarchy.WayBPF {
+	case hierarchy.WayBPF:
+		s.Hook.Version = b.set.version
 		s.Bound, err = b.boundV2()
-	} else {
+	case hierarchy.WayNetCls:
+		s.Hook.Version = b.set.version
+		s.Bound, err = b.boundV1()
+	default:
+		s.Hook.Version = version
 		s.Bound, err = b.boundV1()
 	}
 	slices.SortFunc(s.Bound, func(a, b hierarchy.Bound) int { return cmp.Compare(a.Target, b.Target) })
 	return b.wrap(err)
+}
+
+// inForce is the way of the classifier that is on the interface.
+func (b *Binder) inForce() (hierarchy.Way, error) {
+	if err := b.refresh(); err != nil {
+		return hierarchy.WayNone, err
+	}
+	if b.set != nil {
+		return b.set.way, nil
+	}
+	on, err := b.cfg.Hook.CgroupFilter()
+	if on {
+		return hierarchy.WayClsCgroup, err
+	}
+	return hierarchy.WayNone, err
 }
 
 func (b *Binder) wrap(err error) error {
@@ -266,22 +278,20 @@ const (
 
 func (b *Binder) boundV2() ([]hierarchy.Bound, error) {
 	b.ids = map[string]uint64{}
-	if b.set == nil || b.set.way != hierarchy.WayBPF || b.set.version != version {
+	if !b.set.current(hierarchy.WayBPF) {
 		return nil, nil
 	}
-	if b.v2 == nil {
-		var err error
-		if b.v2, err = findV2(); err != nil {
-			return nil, err
-		}
+	t, err := b.hierarchy(hierarchy.WayBPF)
+	if err != nil {
+		return nil, err
 	}
 	var bound []hierarchy.Bound
-	err := each(b.set.cgroups, func(id uint64, v classifyVifBinding) error {
+	err = each(b.set.cgroups, func(id uint64, v classifyVifBinding) error {
 		target := cgroupIDTarget + strconv.FormatUint(id, 10)
 		path, known := b.paths[id]
-		if !known || !b.v2.is(path, id) {
+		if !known || !t.is(path, id) {
 			var err error
-			if path, err = b.v2.path(id); err == nil {
+			if path, err = t.path(id); err == nil {
 				b.paths[id] = path
 			} else if !errors.Is(err, fs.ErrNotExist) {
 				return err
@@ -305,13 +315,11 @@ func (b *Binder) boundV2() ([]hierarchy.Bound, error) {
 }
 
 func (b *Binder) boundV1() ([]hierarchy.Bound, error) {
-	if b.v1 == nil {
-		var err error
-		if b.v1, err = findNetCls(); b.v1 == nil {
-			return nil, err
-		}
+	t, err := b.hierarchy(hierarchy.WayNetCls)
+	if err != nil {
+		return nil, err
 	}
-	return b.v1.tags(b.ours)
+	return t.tags(b.ours)
 }
 
 func (b *Binder) ours(c hierarchy.ClassID) bool {
@@ -323,46 +331,43 @@ func (b *Binder) ours(c hierarchy.ClassID) bool {
 //
 // A new classifier gets the bindings of the steps that follow before it goes onto
 // the hook, and takes the place of an older one there without a packet between
-// them. Every binding changes at once and alone; when Do returns, open sockets
-// follow the changes too.
+// them; when the way changes, the old one's bindings go after that. Every binding
+// changes at once and alone; when Do returns, open sockets follow the changes too.
+// Bindings may also come before the classifier that they are for.
 func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err error) {
-	if err := b.refresh(); err != nil {
+	way, err := b.inForce()
+	if err != nil {
 		return 0, b.wrap(err)
 	}
-	var changed, removed bool
-	defer func() {
-		if changed && b.set != nil && b.set.way == hierarchy.WayBPF {
-			if removed {
-				err = errors.Join(err, b.wrap(b.set.relevel()))
-			}
-			err = errors.Join(err, b.wrap(b.set.publish()))
+	if way == hierarchy.WayNone {
+		if err := b.choose(); err != nil {
+			return 0, err
 		}
-	}()
-	skip := map[string]bool{}
-	for _, s := range steps {
+		way = b.way
+	}
+	d := &doing{Binder: b, way: way, skip: map[string]bool{}}
+	for i, s := range steps {
 		if n, ok := s.New.(*hierarchy.Bound); ok && n != nil {
-			skip[strings.TrimPrefix(n.Target, cgroupTarget)] = true
+			d.skip[strings.TrimPrefix(n.Target, cgroupTarget)] = true
+		}
+		if h := hook(s.New); hook(s.Old) != h && hook(s.Old).Way != h.Way {
+			d.leaves = i
 		}
 	}
+	defer func() { err = errors.Join(err, b.wrap(d.publish())) }()
 	for i, s := range steps {
 		if err := ctx.Err(); err != nil {
 			return i, err
 		}
 		switch item := s.Item().(type) {
 		case *hierarchy.Hook:
-			if err := b.doHook(s, steps[i+1:], skip); err != nil {
+			if err := d.hook(hook(s.Old), hook(s.New), steps[i+1:]); err != nil {
 				return i, b.wrap(err)
 			}
 		case *hierarchy.Bound:
-			if err := b.choose(); err != nil {
-				return i, err
-			}
-			c, err := b.doBound(s, skip)
-			if err != nil {
+			if err := d.bound(s, i); err != nil {
 				return i, b.wrap(fmt.Errorf("bind %s to %s: %w", item.Target, item.Class, err))
 			}
-			changed = changed || c
-			removed = removed || s.Action == hierarchy.Delete
 		default:
 			return i, b.wrap(fmt.Errorf("step on a %T is not the classifier's", item))
 		}
@@ -370,130 +375,152 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 	return len(steps), nil
 }
 
-func (b *Binder) doHook(s hierarchy.Step, ahead []hierarchy.Step, skip map[string]bool) error {
-	var was, next hierarchy.Hook
-	if o, ok := s.Old.(*hierarchy.Hook); ok && o != nil {
-		was = *o
+// hook is the classifier that one side of a step names, the zero Hook for none.
+func hook(i hierarchy.Item) hierarchy.Hook {
+	if h, ok := i.(*hierarchy.Hook); ok && h != nil {
+		return *h
 	}
-	if n, ok := s.New.(*hierarchy.Hook); ok && n != nil {
-		next = *n
+	return hierarchy.Hook{}
+}
+
+// doing is one call of Do.
+type doing struct {
+	*Binder
+	way    hierarchy.Way   // that bindings are for at this point
+	skip   map[string]bool // cgroups with a binding of their own among the steps
+	leaves int             // the last step that changes the way
+	// What happened to the set on the hook.
+	changed, removed bool
+}
+
+// publish makes what was done known to open sockets.
+func (d *doing) publish() error {
+	if !d.changed || !d.set.current(hierarchy.WayBPF) {
+		return nil
 	}
+	if d.removed {
+		if err := d.set.relevel(); err != nil {
+			return err
+		}
+	}
+	return d.set.publish()
+}
+
+func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 	if next.Way == hierarchy.WayNone {
-		return b.unhook(was.Way, next.Way)
+		return d.unhook(was.Way, next.Way)
 	}
-	on := b.former
+	on := d.former
 	if on == nil || on.way != next.Way || on.version != next.Version {
 		if next.Version != version {
 			return fmt.Errorf("version %d of it is not known here, only %d", next.Version, version)
 		}
 		on = nil
 	}
-	if err := b.prepare(next.Way); err != nil {
+	if err := d.prepare(next.Way); err != nil {
 		return err
 	}
-	b.way = next.Way
+	d.way = next.Way
 	if next.Way == hierarchy.WayClsCgroup {
-		b.bindAhead(nil, ahead, skip)
-		if err := b.cfg.Hook.AttachCgroupFilter(); err != nil {
+		d.bindAhead(nil, ahead)
+		if err := d.cfg.Hook.AttachCgroupFilter(); err != nil {
 			return err
 		}
-		return b.unhook(was.Way, next.Way)
+		return d.unhook(was.Way, next.Way)
 	}
-	if on == nil {
+	if on == nil || on.version == version {
+		// its bindings may be out of date: fill a new one
 		var err error
-		if on, err = b.take(next.Way); err != nil {
+		if on, err = d.take(next.Way); err != nil {
 			return err
 		}
-		b.bindAhead(on, ahead, skip)
+		d.bindAhead(on, ahead)
 	}
-	if err := b.cfg.Hook.AttachEgress(on.prog.FD(), name(on.way)); err != nil {
+	if err := d.cfg.Hook.AttachEgress(on.prog.FD(), name(on.way)); err != nil {
 		return err
 	}
 	var err error
-	if b.former != nil && b.former != on {
-		err = b.former.close()
+	if d.former != nil && d.former != on {
+		err = d.former.close()
 	}
-	b.set, b.former = on, b.set
-	if b.spare == on {
-		b.spare = nil
+	d.set, d.former = on, d.set
+	if d.spare == on {
+		d.spare = nil
 	}
-	return errors.Join(err, b.unhook(was.Way, next.Way))
+	return errors.Join(err, d.unhook(was.Way, next.Way))
 }
 
 // bindAhead carries out the bindings that steps will ask for, so that they are in
 // force from the first packet. What fails here fails again in its own step.
-func (b *Binder) bindAhead(on *set, steps []hierarchy.Step, skip map[string]bool) {
+func (d *doing) bindAhead(on *set, steps []hierarchy.Step) {
 	for _, s := range steps {
 		if n, ok := s.New.(*hierarchy.Bound); ok && n != nil {
-			_, _ = b.put(on, n, skip)
+			_, _ = d.put(on, n)
 		}
 	}
 }
 
-// unhook removes what a way had on the hook and the next one does not replace.
-func (b *Binder) unhook(was, next hierarchy.Way) error {
+// unhook removes what a way had and the next one does not replace.
+func (d *doing) unhook(was, next hierarchy.Way) error {
 	var errs []error
 	program := func(w hierarchy.Way) bool { return w == hierarchy.WayBPF || w == hierarchy.WayNetCls }
 	if was == hierarchy.WayClsCgroup && next != was {
-		errs = append(errs, b.cfg.Hook.DetachCgroupFilter())
+		errs = append(errs, d.cfg.Hook.DetachCgroupFilter())
 	}
 	if program(was) && !program(next) {
-		errs = append(errs, b.cfg.Hook.DetachEgress(), b.refresh())
+		errs = append(errs, d.cfg.Hook.DetachEgress(), d.refresh())
 	}
 	tagged := func(w hierarchy.Way) bool { return w == hierarchy.WayNetCls || w == hierarchy.WayClsCgroup }
 	if tagged(was) && !tagged(next) {
-		if b.v1 == nil {
-			var err error
-			if b.v1, err = findNetCls(); b.v1 == nil {
-				return errors.Join(append(errs, err)...)
-			}
+		t, err := d.hierarchy(was)
+		if err == nil {
+			err = t.untagAll(d.ours)
 		}
-		errs = append(errs, b.v1.untagAll(b.ours))
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-func (b *Binder) doBound(s hierarchy.Step, skip map[string]bool) (changed bool, err error) {
-	on := b.set
-	if b.way != hierarchy.WayClsCgroup && (on == nil || on.way != b.way || on.version != version) {
-		if s.Action == hierarchy.Delete && b.way == hierarchy.WayBPF {
-			return false, nil // gone with the classifier
+func (d *doing) bound(s hierarchy.Step, i int) (err error) {
+	if s.Action == hierarchy.Delete && i < d.leaves {
+		return nil // goes when the way does, so that no packet is without a class until then
+	}
+	if _, err := d.hierarchy(d.way); err != nil {
+		return err
+	}
+	on := d.set
+	if d.way != hierarchy.WayClsCgroup && !on.current(d.way) {
+		if s.Action == hierarchy.Delete && d.way == hierarchy.WayBPF {
+			return nil // gone with the classifier
 		}
-		if on, err = b.take(b.way); err != nil {
-			return false, err
+		if on, err = d.take(d.way); err != nil {
+			return err
 		}
 	}
 	if n, ok := s.New.(*hierarchy.Bound); ok && n != nil {
-		return b.put(on, n, skip)
+		changed, err := d.put(on, n)
+		d.changed = d.changed || changed
+		return err
 	}
 	o, ok := s.Old.(*hierarchy.Bound)
 	if !ok || o == nil {
-		return false, errors.New("the step holds no binding")
+		return errors.New("the step holds no binding")
 	}
-	return true, b.remove(on, o.Target, skip)
+	d.changed, d.removed = true, true
+	return d.remove(on, o.Target)
 }
 
 // put brings a binding into force and says whether it was not so already.
-func (b *Binder) put(on *set, bound *hierarchy.Bound, skip map[string]bool) (changed bool, err error) {
+func (d *doing) put(on *set, bound *hierarchy.Bound) (changed bool, err error) {
 	if bound.Class.Major() != hierarchy.Major || bound.Class.Minor() == 0 {
 		return false, errors.New("it is no class of ours; minor number 0 would be HTB's unshaped queue")
 	}
 	path, isCgroup := strings.CutPrefix(bound.Target, cgroupTarget)
-	if b.way != hierarchy.WayBPF {
+	if d.way != hierarchy.WayBPF {
 		if !isCgroup {
 			return false, fmt.Errorf("net_cls knows cgroups only, neither users nor cgroups that are gone: %w", ErrNotSupported)
 		}
-		c, err := b.v1.classid(path)
-		if err != nil {
-			return false, err
-		}
-		if c == bound.Class {
-			return false, nil
-		}
-		if above, err := b.v1.classid(filepath.Dir(path)); err == nil && above != c && c.Major() == hierarchy.Major && !b.cfg.Classes(c) {
-			return false, fmt.Errorf("it is bound to %v of another interface, and a net_cls tag is one for all interfaces", c)
-		}
-		return true, b.v1.tag(path, bound.Class, skip)
+		return d.tag(path, bound.Class)
 	}
 	if n, ok := strings.CutPrefix(bound.Target, uidTarget); ok {
 		uid, err := strconv.ParseUint(n, 10, 32)
@@ -512,7 +539,7 @@ func (b *Binder) put(on *set, bound *hierarchy.Bound, skip map[string]bool) (cha
 		v     classifyVifBinding
 	)
 	if isCgroup {
-		id, level, err = b.v2.id(path)
+		id, level, err = d.v2.id(path)
 	} else {
 		id, err = goneID(bound.Target)
 	}
@@ -520,12 +547,23 @@ func (b *Binder) put(on *set, bound *hierarchy.Bound, skip map[string]bool) (cha
 		return false, err
 	}
 	if isCgroup {
-		b.paths[id] = path
+		d.paths[id] = path
 	}
-	if on.cgroups.Lookup(id, &v) == nil && v == (classifyVifBinding{Class: uint32(bound.Class), Level: level}) {
+	if on.cgroups.Lookup(id, &v) == nil && v.Class == uint32(bound.Class) && v.Level == level {
 		return false, nil
 	}
 	return true, full(on.bindCgroup(id, level, bound.Class))
+}
+
+func (d *doing) tag(path string, class hierarchy.ClassID) (changed bool, err error) {
+	c, err := d.v1.classid(path)
+	if err != nil || c == class {
+		return false, err
+	}
+	if above, err := d.v1.classid(filepath.Dir(path)); err == nil && above != c && c.Major() == hierarchy.Major && !d.cfg.Classes(c) {
+		return false, fmt.Errorf("it is bound to %v of another interface, and a net_cls tag is one for all interfaces", c)
+	}
+	return true, d.v1.tag(path, class, d.skip)
 }
 
 // full says in words what E2BIG means for a map.
@@ -536,10 +574,10 @@ func full(err error) error {
 	return err
 }
 
-func (b *Binder) remove(on *set, target string, skip map[string]bool) error {
+func (d *doing) remove(on *set, target string) error {
 	path, isCgroup := strings.CutPrefix(target, cgroupTarget)
-	if b.way != hierarchy.WayBPF {
-		err := b.v1.untag(path, skip)
+	if d.way != hierarchy.WayBPF {
+		err := d.v1.untag(path, d.skip)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // gone, and its tag with it
 		}
@@ -552,11 +590,11 @@ func (b *Binder) remove(on *set, target string, skip map[string]bool) error {
 		}
 		return gone(on.users.Delete(uint32(uid)))
 	}
-	id, known := b.ids[target]
+	id, known := d.ids[target]
 	if !known {
 		var err error
 		if isCgroup {
-			id, _, err = b.v2.id(path)
+			id, _, err = d.v2.id(path)
 		} else {
 			id, err = goneID(target)
 		}

@@ -409,6 +409,46 @@ func TestKernelUnderLoad(t *testing.T) {
 	}
 }
 
+// TestKernelWayUnderLoad: no packet is in a wrong class, in the rest or unshaped
+// while the way changes to and fro.
+func TestKernelWayUnderLoad(t *testing.T) {
+	const packets = 200_000
+	require(t, hierarchy.WayBPF)
+	require(t, hierarchy.WayNetCls)
+	n := newNetwork(t)
+	v1, v2 := newPlace(t, hierarchy.WayNetCls), newPlace(t, hierarchy.WayBPF)
+	to := []struct {
+		way   hierarchy.Way
+		bound hierarchy.Bound
+	}{
+		{hierarchy.WayBPF, bound(v2.target(v2.dir), red)},
+		{hierarchy.WayNetCls, bound(v1.target(v1.dir), green)},
+	}
+	apply(t, n.binder(t, to[0].way), to[0].bound)
+	x := n.start(t, n.Near, v2.dir)
+	x.do("join %s", v1.dir)
+	changes := 0
+	got := n.during(t, func() {
+		x.begin("udp %s:9 %d", n.Far4, packets)
+		done := make(chan struct{})
+		go func() { x.end(); close(done) }()
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				changes++
+				next := to[changes%2]
+				apply(t, n.binder(t, next.way), next.bound)
+			}
+		}
+	})
+	t.Logf("%d changes, packets a class: %v", changes, got)
+	if got[red]+got[green] != packets || len(got) != 2 {
+		t.Errorf("packets a class: %v, want %d in %v and %v together and no other", got, packets, red, green)
+	}
+}
+
 // TestKernelOrder: bindings may also come before the classifier.
 func TestKernelOrder(t *testing.T) {
 	require(t, hierarchy.WayBPF)

@@ -165,6 +165,9 @@ func (s *set) keep(name string, m *ebpf.Map) {
 	}
 }
 
+// current says whether there is a set, of that way and of this package's version.
+func (s *set) current(w hierarchy.Way) bool { return s != nil && s.way == w && s.version == version }
+
 func (s *set) close() error {
 	var errs []error
 	for _, m := range []*ebpf.Map{s.config, s.cgroups, s.users} {
