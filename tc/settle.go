@@ -5,6 +5,8 @@ package tc
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/mdlayher/netlink"
@@ -19,8 +21,9 @@ import (
 // after an apply, paths aside. Inner branches lose quantum and priority, which
 // the kernel ignores.
 //
-// It asks the kernel which kinds of qdiscs it has, without changing anything,
-// and needs CAP_NET_ADMIN for that. The error lists all that the kernel could
+// It asks the kernel which kinds of qdiscs it has, without changing anything.
+// Without CAP_NET_ADMIN the kernel does not answer; the kinds are then those that
+// the lists of its modules name. The error lists all that the kernel could
 // not keep or does not have, each with its path; it is [ErrNotSupported] when a
 // kind is missing.
 func (d *Device) Settle(t *hierarchy.Tree) error {
@@ -30,7 +33,7 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 		packet, mtu = t.MTU, t.MTU
 	}
 	kinds, err := d.probe()
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrNotPrivileged) {
 		return err
 	}
 	var errs []error
@@ -55,7 +58,11 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 		if b.Quantum == 0 {
 			b.Quantum = quantum(b.Rate, packet, round)
 		}
-		if err := kinds.settle(&b.Qdisc, site{rate: b.Rate, ceil: b.Ceil, mtu: mtu, packet: packet}); err != nil {
+		err := kinds.settle(&b.Qdisc, site{rate: b.Rate, ceil: b.Ceil, mtu: mtu, packet: packet})
+		if e := (*OpError)(nil); errors.As(err, &e) {
+			return err // could not ask, about this leaf or any other
+		}
+		if err != nil {
 			refuse(b, err)
 		}
 	}
@@ -84,74 +91,110 @@ func settleClass(c *hierarchy.Class, packet hierarchy.Size) error {
 	return nil
 }
 
-// kernelKinds says which disciplines the kernel has.
-type kernelKinds map[*discipline]bool
+// kernelKinds says which disciplines the kernel has. It asks for each when it
+// has to, and once: asking loads modules.
+type kernelKinds struct {
+	ask   func(*discipline) (bool, error)
+	known map[*discipline]bool
+}
 
-// probe asks the kernel for each kind. It orders a root qdisc of that kind with
-// a shared block of filters for what arrives, which none of them can have: the
+func (d *Device) kinds() *kernelKinds {
+	return &kernelKinds{ask: d.hasKind, known: map[*discipline]bool{}}
+}
+
+func (k *kernelKinds) has(d *discipline) (bool, error) {
+	has, ok := k.known[d]
+	if ok {
+		return has, nil
+	}
+	has, err := k.ask(d)
+	if err == nil {
+		k.known[d] = has
+	}
+	return has, err
+}
+
+// probe asks for all kinds.
+func (d *Device) probe() (map[*discipline]bool, error) {
+	k := d.kinds()
+	for _, x := range disciplines {
+		if _, err := k.has(x); err != nil {
+			return nil, err
+		}
+	}
+	return k.known, nil
+}
+
+// hasKind asks the kernel for a kind. It orders a root qdisc of that kind with a
+// shared block of filters for what arrives, which none of them can have: the
 // kernel looks for the kind, loading its module if there is one, then refuses
 // (qdisc_create before qdisc_block_indexes_set, net/sched/sch_api.c, v5.4 to
 // v6.18). Nothing is made, and nothing that stands is changed, because the order
 // is exclusive.
-func (d *Device) probe() (kernelKinds, error) {
-	kinds := make(kernelKinds, len(disciplines))
-	for _, k := range disciplines {
-		e := encoder{}
-		e.tcMsg(tcMsg{index: d.Index, parent: rootParent})
-		e.attrString(tcaKind, k.Name)
-		e.attr32(tcaIngressBlock, 1)
-		flags := netlink.Create | netlink.Replace | netlink.Excl // whatever is at the root now
-		_, err := d.c.send([]netlink.Message{message(unix.RTM_NEWQDISC, flags, e.b)})
-		switch errno(err) {
-		case unix.EOPNOTSUPP, unix.EEXIST: // EEXIST: it stands there now
-			kinds[k] = true
-		case unix.ENOENT:
-		default:
-			if err == nil {
-				err = errors.New("the kernel took what it should have refused")
-			}
-			return nil, d.fail("look for qdisc "+k.Name, err)
-		}
+func (d *Device) hasKind(k *discipline) (bool, error) {
+	e := encoder{}
+	e.tcMsg(tcMsg{index: d.Index, parent: rootParent})
+	e.attrString(tcaKind, k.Name)
+	e.attr32(tcaIngressBlock, 1)
+	flags := netlink.Create | netlink.Replace | netlink.Excl // whatever is at the root now
+	_, err := d.c.send([]netlink.Message{message(unix.RTM_NEWQDISC, flags, e.b)})
+	switch errno(err) {
+	case unix.EOPNOTSUPP, unix.EEXIST: // EEXIST: it stands there now
+		return true, nil
+	case unix.ENOENT:
+		return false, nil
 	}
-	return kinds, nil
+	if err == nil {
+		err = errors.New("the kernel took what it should have refused")
+	}
+	return false, d.fail("look for qdisc "+k.Name, err)
 }
 
 // settle settles one leaf qdisc.
-func (k kernelKinds) settle(q *hierarchy.Qdisc, s site) error {
-	if q.Kind == "" {
-		for _, d := range defaultKinds {
-			if k[d] {
-				q.Kind = d.Name
-				break
-			}
+func (k *kernelKinds) settle(q *hierarchy.Qdisc, s site) error {
+	choice := defaultKinds
+	if q.Kind != "" {
+		choice = nil
+		if d := kindNamed(q.Kind); d != nil {
+			choice = []*discipline{d}
 		}
 	}
-	d := kindNamed(q.Kind)
-	if d == nil || !k[d] {
-		module := "sch_" + q.Kind
-		if d != nil {
-			module = d.module
+	for _, d := range choice {
+		has, err := k.has(d)
+		if err != nil {
+			return err
 		}
-		return fmt.Errorf("qdisc %q is %w (module %s): use %s", q.Kind, ErrNotSupported, module, k)
+		if !has {
+			continue
+		}
+		q.Kind = d.Name
+		if q.Params, err = d.settle(*q, s); err != nil {
+			return fmt.Errorf("qdisc %s: %w", q.Kind, err)
+		}
+		return nil
 	}
-	p, err := d.settle(*q, s)
-	if err != nil {
-		return fmt.Errorf("qdisc %s: %w", q.Kind, err)
-	}
-	q.Params = p
-	return nil
+	return k.lacking(q.Kind)
 }
 
-// String lists the kinds that are there.
-func (k kernelKinds) String() string {
+// lacking is the error about a kind that is not there, empty for all that are a
+// default. It names those that are.
+func (k *kernelKinds) lacking(kind string) error {
 	var names []string
 	for _, d := range disciplines {
-		if k[d] {
+		has, err := k.has(d)
+		if err != nil {
+			return err
+		}
+		if has {
 			names = append(names, d.Name)
 		}
 	}
 	if len(names) == 0 {
-		return "a kernel with CONFIG_NET_SCHED"
+		return fmt.Errorf("queueing is %w: use one with CONFIG_NET_SCHED", ErrNotSupported)
 	}
-	return strings.Join(names, ", ")
+	module := ""
+	if d := kindNamed(kind); d != nil {
+		module = fmt.Sprintf(" (module %s)", d.module)
+	}
+	return fmt.Errorf("qdisc %q is %w%s: use %s", kind, ErrNotSupported, module, strings.Join(names, ", "))
 }
