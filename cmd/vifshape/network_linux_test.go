@@ -1,0 +1,331 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/policy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// network is a pair of namespaces with the real program at its near end. After
+// the test nothing of it is left: no process in a branch, no cgroup, no record.
+type network struct {
+	testing.TB
+	*lab.Pair
+	dir   string // for files of the test
+	bin   string // the program
+	store *store // of the near end
+}
+
+func newNetwork(t testing.TB) *network {
+	t.Helper()
+	n := &network{TB: t, Pair: tctest.New(t, lab.PairConfig{}), dir: t.TempDir(), bin: filepath.Join(program(t), "vifshape")}
+	err := n.Near.Do(func() (err error) {
+		n.store, err = (&env{runDir: defaultRunDir}).store()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(n.removeCgroups(), os.RemoveAll(n.store.dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// cgroups is where run puts the programs of this network.
+func (n *network) cgroups() string {
+	return filepath.Join(tctest.Cgroup2Mount(n), "vifshape", n.store.netNS)
+}
+
+// removeCgroups kills what is left in the branches and removes their cgroups.
+func (n *network) removeCgroups() error {
+	if _, err := os.Stat(n.cgroups()); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := n.kill(); err != nil {
+		return err
+	}
+	deadline := time.Now().Add(2 * time.Second)
+	for {
+		var errs []error
+		for _, d := range n.branchCgroups() {
+			if err := unix.Rmdir(d); err != nil && err != unix.ENOENT {
+				errs = append(errs, &os.PathError{Op: "rmdir", Path: d, Err: err})
+			}
+		}
+		if err := errors.Join(errs...); err == nil || time.Now().After(deadline) {
+			_ = unix.Rmdir(filepath.Dir(n.cgroups())) // other networks may need it
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// branchCgroups are the cgroups of this network, children first.
+func (n *network) branchCgroups() []string {
+	var dirs []string
+	// What vanishes meanwhile needs no removal.
+	_ = filepath.WalkDir(n.cgroups(), func(p string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append([]string{p}, dirs...)
+		}
+		return nil
+	})
+	return dirs
+}
+
+// kill ends every process in a branch. Daemons clear their environment and
+// leave their parents: only the cgroup knows them.
+func (n *network) kill() error {
+	for _, d := range n.branchCgroups() {
+		b, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		for _, f := range strings.Fields(string(b)) {
+			pid, err := strconv.Atoi(f)
+			if err != nil || pid == 0 {
+				return fmt.Errorf("%s holds process %q", d, f)
+			}
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// policy writes a policy into a file of the test's directory.
+func (n *network) policy(name, text string) string {
+	n.Helper()
+	file := filepath.Join(n.dir, name)
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		n.Fatal(err)
+	}
+	return file
+}
+
+// tree is a policy's tree, without what the machine adds.
+func (n *network) tree(text string) *hierarchy.Tree {
+	n.Helper()
+	p, err := policy.Parse("policy.toml", strings.NewReader(text), tc.Kinds())
+	if err != nil {
+		n.Fatal(err)
+	}
+	return p.Trees[0]
+}
+
+// command is the program with its arguments, not started yet.
+func (n *network) command(args ...string) *exec.Cmd {
+	c := exec.CommandContext(n.Context(), n.bin, args...)
+	c.Args[0] = "vifshape"
+	return c
+}
+
+// result is how a program ended.
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+func (r result) String() string {
+	return fmt.Sprintf("exit status %d\nstdout:\n%s\nstderr:\n%s", r.code, r.stdout, r.stderr)
+}
+
+// running is a program under way in the near namespace.
+type running struct {
+	*exec.Cmd
+	n              *network
+	stdout, stderr strings.Builder
+}
+
+func (n *network) start(c *exec.Cmd) *running {
+	n.Helper()
+	r := &running{Cmd: c, n: n}
+	if c.Stdout == nil {
+		c.Stdout = &r.stdout
+	}
+	c.Stderr = &r.stderr
+	if err := n.Near.Start(c); err != nil {
+		n.Fatal(err)
+	}
+	return r
+}
+
+// wait waits for the end; a process that a signal killed has code -1.
+func (r *running) wait() result {
+	r.n.Helper()
+	var exit *exec.ExitError
+	if err := r.Wait(); err != nil && !errors.As(err, &exit) {
+		r.n.Fatal(err)
+	}
+	return result{r.ProcessState.ExitCode(), r.stdout.String(), r.stderr.String()}
+}
+
+// run runs the program to its end.
+func (n *network) run(args ...string) result {
+	n.Helper()
+	return n.start(n.command(args...)).wait()
+}
+
+// ok is run for what has to succeed; it returns what was printed.
+func (n *network) ok(args ...string) string {
+	n.Helper()
+	r := n.run(args...)
+	if r.code != 0 {
+		n.Fatalf("vifshape %s: %v", strings.Join(args, " "), r)
+	}
+	return r.stdout
+}
+
+// fails is run for what has to fail with a code and with words in its message,
+// which is one line and hints.
+func (n *network) fails(code int, words string, args ...string) {
+	n.Helper()
+	n.failed(n.run(args...), code, words)
+}
+
+func (n *network) failed(r result, code int, words string) {
+	n.Helper()
+	if r.code != code || !strings.Contains(r.stderr, words) {
+		n.Errorf("not exit status %d with %q: %v", code, words, r)
+	}
+	if c := strings.Count(r.stderr, "vifshape: error: "); c != 1 {
+		n.Errorf("%d error messages instead of one: %v", c, r)
+	}
+}
+
+// state is what the kernel has on the shaped interface, read by package tc.
+func (n *network) state() hierarchy.State {
+	n.Helper()
+	var s hierarchy.State
+	n.device(func(d *tc.Device) error { return d.Read(n.Context(), &s) })
+	return s
+}
+
+func (n *network) device(fn func(*tc.Device) error) {
+	n.Helper()
+	c, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
+	if err != nil {
+		n.Fatal(err)
+	}
+	defer c.Close()
+	d, err := c.Device(n.Dev)
+	if err == nil {
+		err = fn(d)
+	}
+	if err != nil {
+		n.Fatal(err)
+	}
+}
+
+// shaped waits until a root qdisc of ours is on the interface.
+func (n *network) shaped() {
+	n.Helper()
+	n.until("the root qdisc", func() bool { return n.state().Root.Ours() })
+}
+
+// until waits for something that takes a moment; 10 seconds are the limit.
+func (n *network) until(what string, ok func() bool) {
+	n.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			n.Fatalf("%s did not come", what)
+		}
+	}
+}
+
+// clean holds that nothing of vifshape is left in the near namespace.
+func (n *network) clean() {
+	n.Helper()
+	if s := n.state(); s.Root.Ours() {
+		n.Errorf("the root qdisc is still %v", s.Root)
+	}
+	if out := tctest.TC(n, n.Near, "qdisc", "show", "dev", n.Dev); strings.Contains(out, "clsact") || strings.Contains(out, "htb") {
+		n.Errorf("qdiscs are left:\n%s", out)
+	}
+	if i, err := n.store.interfaces(); err != nil || len(i) != 0 {
+		n.Errorf("records are left: %v, %v", i, err)
+	}
+	if c := n.branchCgroups(); len(c) != 0 {
+		n.Errorf("cgroups are left: %q", c)
+	}
+}
+
+// many is a policy of as many leaves as asked for.
+func many(leaves int, rate string) string {
+	var b strings.Builder
+	b.WriteString("version = 1\n[interface.eth0]\nrate = \"40gbit\"\n")
+	for i := range leaves {
+		fmt.Fprintf(&b, "[interface.eth0.b%d]\nrate = %q\n", i, rate)
+	}
+	return b.String()
+}
+
+// probe sends small datagrams from the near to the far end until it is stopped.
+type probe struct {
+	n    *network
+	echo *lab.Echo
+	stop context.CancelFunc
+	done chan error
+	sent int
+	lost int
+	slow time.Duration // the longest way there
+}
+
+func (n *network) probe() *probe {
+	n.Helper()
+	const port = 7
+	echo, err := lab.NewEcho(context.WithoutCancel(n.Context()), n.Far, port)
+	if err != nil {
+		n.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(n.Context())
+	p := &probe{n: n, echo: echo, stop: stop, done: make(chan error, 1)}
+	go func() {
+		for ctx.Err() == nil {
+			l, err := lab.Measure(n.Context(), lab.Probe{NetNS: n.Near, To: netip.AddrPortFrom(n.Far4, port), Count: 50, Interval: 2 * time.Millisecond})
+			if err != nil {
+				p.done <- err
+				return
+			}
+			p.sent, p.lost, p.slow = p.sent+l.Sent, p.lost+l.Lost, max(p.slow, l.There.Max)
+		}
+		p.done <- nil
+	}()
+	return p
+}
+
+// passed ends a probe and holds that traffic never stood still.
+func (p *probe) passed() {
+	p.n.Helper()
+	p.stop()
+	if err := errors.Join(<-p.done, p.echo.Close()); err != nil {
+		p.n.Fatal(err)
+	}
+	p.n.Logf("%d probes, %d lost, the slowest took %v", p.sent, p.lost, p.slow)
+	if p.sent == 0 || p.lost > 0 {
+		p.n.Errorf("%d of %d probes were lost", p.lost, p.sent)
+	}
+	if p.slow > 200*time.Millisecond {
+		p.n.Errorf("a probe took %v: traffic stood still", p.slow)
+	}
+}
