@@ -32,10 +32,7 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 	if t.MTU != 0 {
 		packet, mtu = t.MTU, t.MTU
 	}
-	kinds, err := d.probe()
-	if err != nil && !errors.Is(err, ErrNotPrivileged) {
-		return err
-	}
+	kinds := d.kinds()
 	var errs []error
 	refuse := func(b *hierarchy.Branch, err error) {
 		errs = append(errs, fmt.Errorf("%s: %w", b.Path, err))
@@ -114,15 +111,22 @@ func (k *kernelKinds) has(d *discipline) (bool, error) {
 	return has, err
 }
 
-// probe asks for all kinds.
-func (d *Device) probe() (map[*discipline]bool, error) {
-	k := d.kinds()
-	for _, x := range disciplines {
-		if _, err := k.has(x); err != nil {
-			return nil, err
+// LeafKinds says which of [Kinds] this kernel has and which it lacks. Asking
+// loads modules, as using them would; see [Device.Settle] for how it is done
+// without CAP_NET_ADMIN.
+func (d *Device) LeafKinds() (have, lacking []string, err error) {
+	for _, k := range disciplines {
+		has, err := d.hasKind(k)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case has:
+			have = append(have, k.Name)
+		default:
+			lacking = append(lacking, k.Name)
 		}
 	}
-	return k.known, nil
+	return have, lacking, nil
 }
 
 // hasKind asks the kernel for a kind. It orders a root qdisc of that kind with a
@@ -143,11 +147,36 @@ func (d *Device) hasKind(k *discipline) (bool, error) {
 		return true, nil
 	case unix.ENOENT:
 		return false, nil
+	case unix.EPERM:
+		return k.listed(), nil
 	}
 	if err == nil {
 		err = errors.New("the kernel took what it should have refused")
 	}
 	return false, d.fail("look for qdisc "+k.Name, err)
+}
+
+// listed says whether a trace of the discipline is to be seen without privileges.
+// The simple queues are part of every kernel that has traffic control.
+func (k *discipline) listed() bool {
+	if k == &pfifo || k == &bfifo {
+		return true
+	}
+	if _, err := os.Stat("/sys/module/" + k.module); err == nil {
+		return true
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	dir := filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
+	for _, list := range []string{"modules.builtin", "modules.dep"} {
+		b, err := os.ReadFile(filepath.Join(dir, list))
+		if err == nil && strings.Contains(string(b), "/"+k.module+".ko") {
+			return true
+		}
+	}
+	return false
 }
 
 // settle settles one leaf qdisc.
