@@ -88,12 +88,10 @@ func (e *env) findings() ([]finding, error) {
 		return nil, err
 	}
 	have, lacking, err := lo.LeafKinds()
-	switch {
-	case err != nil:
-		all = append(all, finding{"leaf qdiscs", false, false, err.Error()})
-	default:
-		all = append(all, finding{"leaf qdiscs", len(have) > 0, true, strings.Join(have, ", ")})
+	if err != nil {
+		return nil, err
 	}
+	all = append(all, finding{"leaf qdiscs", len(have) > 0, true, strings.Join(have, ", ")})
 	if len(lacking) > 0 {
 		all = append(all, finding{"other leaf qdiscs", false, false, strings.Join(lacking, ", ") + ": not in this kernel, nor among its modules"})
 	}
@@ -102,7 +100,7 @@ func (e *env) findings() ([]finding, error) {
 		f := finding{Topic: "binding " + string(w.Way), OK: w.Err == nil, Text: w.Text}
 		if w.Err != nil {
 			f.Text = w.Err.Error()
-		} else if w.Way == r.Way {
+		} else if w.Way == r.Way && root {
 			f.Text += "; this is what auto takes"
 		}
 		all = append(all, f)

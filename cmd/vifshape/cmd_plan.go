@@ -68,7 +68,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 		empty = empty && x.plan.Empty()
 		m.remarks(x)
 		if x.blind != nil {
-			e.notef("%s: bindings are left out: %v", x.tree.Interface, x.blind)
+			e.notef("%s: bindings are left out: without privileges they can be neither read nor tried", x.tree.Interface)
 		}
 	}
 	if err := e.writePlans(plans, o); err != nil {

@@ -154,7 +154,7 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 	}
 	v := &treeView{Interface: iface, Policy: x.record.Policy, Way: s.Hook.Way}
 	if t.blind != nil {
-		m.notef("%s: the bindings in force cannot be read, those of the last apply are shown: %v", iface, t.blind)
+		m.notef("%s: without privileges the bindings in force cannot be read; those of the last apply are shown", iface)
 		s.Bound = nil
 	}
 	s.Bound = x.named(s.Bound, t.blind != nil)

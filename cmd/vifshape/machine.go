@@ -165,12 +165,16 @@ func (x *target) bind() (err error) {
 	for b := range x.tree.All() {
 		x.next.Order = append(x.next.Order, b.Path)
 	}
+	if x.blind == nil {
+		if x.want.Hook, err = x.binder.Hook(); errors.Is(err, cgroup.ErrNotPrivileged) {
+			x.blind = err
+		} else if err != nil {
+			return err
+		}
+	}
 	if x.blind != nil {
 		x.want.Hook, x.want.Bound = x.before.Hook, x.before.Bound
 		return nil
-	}
-	if x.want.Hook, err = x.binder.Hook(); err != nil {
-		return err
 	}
 	if x.want.Bound, x.pending, err = x.binder.Resolve(x.tree); err != nil {
 		return err
