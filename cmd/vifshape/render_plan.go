@@ -125,37 +125,40 @@ func name(p hierarchy.Path, id hierarchy.ClassID) string {
 	return string(p)
 }
 
-// field is one number of a class with its name.
-type field struct{ name, value string }
-
-func fields(c hierarchy.Class) []field {
-	f := []field{{"rate", c.Rate.String()}, {"ceil", c.Ceil.String()}, {"prio", fmt.Sprint(c.Prio)},
-		{"burst", c.Burst.String()}, {"cburst", c.CBurst.String()}, {"quantum", c.Quantum.String()}}
-	if c.Link != (hierarchy.LinkLayer{}) {
-		f = append(f, field{"overhead", fmt.Sprint(c.Link.Overhead)}, field{"mpu", c.Link.MPU.String()}, field{"atm", fmt.Sprint(c.Link.ATM)})
-	}
-	return f
-}
-
+// classText is what people set: the sizes that follow from it are in the JSON and
+// tc forms.
 func classText(c hierarchy.Class) string {
-	var s []string
-	for _, f := range fields(c) {
-		s = append(s, f.name+" "+f.value)
+	s := fmt.Sprintf("rate %s  ceil %s", short(c.Rate), short(c.Ceil))
+	if c.Quantum != 0 { // a leaf: HTB keeps neither for inner classes
+		s += fmt.Sprintf("  prio %d", c.Prio)
 	}
-	return strings.Join(s, "  ")
+	return s + tcLink(c.Link)
 }
 
+// classDiff is every value that changes.
 func classDiff(old, now hierarchy.Class) string {
-	was := map[string]string{}
-	for _, f := range fields(old) {
-		was[f.name] = f.value
-	}
 	var s []string
-	for _, f := range fields(now) {
-		if was[f.name] != f.value {
-			s = append(s, fmt.Sprintf("%s %s -> %s", f.name, was[f.name], f.value))
+	add := func(name string, old, now any) {
+		if old != now {
+			s = append(s, fmt.Sprintf("%s %v -> %v", name, old, now))
 		}
 	}
+	rate := func(name string, old, now hierarchy.Bandwidth) {
+		if short(old) != short(now) {
+			add(name, short(old), short(now))
+		} else {
+			add(name, old, now)
+		}
+	}
+	rate("rate", old.Rate, now.Rate)
+	rate("ceil", old.Ceil, now.Ceil)
+	add("prio", old.Prio, now.Prio)
+	add("burst", old.Burst, now.Burst)
+	add("cburst", old.CBurst, now.CBurst)
+	add("quantum", old.Quantum, now.Quantum)
+	add("overhead", old.Link.Overhead, now.Link.Overhead)
+	add("mpu", old.Link.MPU, now.Link.MPU)
+	add("atm", old.Link.ATM, now.Link.ATM)
 	return strings.Join(s, "  ")
 }
 
