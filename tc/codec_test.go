@@ -247,25 +247,22 @@ func TestEncodeLeafRefused(t *testing.T) {
 // settled are policies and what becomes of them at a place, for every kind.
 func TestSettleQdisc(t *testing.T) {
 	const ms = 1_000_000
-	all := kernelKinds{}
-	for _, d := range disciplines {
-		all[d] = true
-	}
+	all := disciplines
 	place := site{10 * hierarchy.Mbit, 20 * hierarchy.Mbit, 1514, 65536}
 	for _, tt := range []struct {
 		name       string
-		kinds      kernelKinds
+		kinds      []*discipline // that the kernel has
 		qdisc      hierarchy.Qdisc
 		want       hierarchy.Qdisc
 		wantErr    string
 		notSupport bool
 	}{
 		{name: "best default", kinds: all, want: qdisc("fq_codel", "limit", 10240, "memory_limit", 4<<20, "flows", 1024, "target", 5*ms, "interval", 100*ms, "quantum", 1514, "ecn", 1, "drop_batch", 64)},
-		{name: "default without fq_codel", kinds: kernelKinds{&sfq: true, &bfifo: true}, want: qdisc("sfq", "limit", 33, "perturb", 10_000*ms, "quantum", 1514, "flows", 33, "divisor", 1024, "depth", 127, "headdrop", 0)},
-		{name: "default without either", kinds: kernelKinds{&tbf: true, &bfifo: true}, want: qdisc("bfifo", "limit", 131072)},
-		{name: "no kind at all", kinds: kernelKinds{}, wantErr: `qdisc "" is not supported by this kernel (module sch_): use a kernel with CONFIG_NET_SCHED`, notSupport: true},
-		{name: "kind is missing", kinds: kernelKinds{&pfifo: true, &bfifo: true}, qdisc: qdisc("fq_codel"), wantErr: `qdisc "fq_codel" is not supported by this kernel (module sch_fq_codel): use bfifo, pfifo`, notSupport: true},
-		{name: "kind that cannot be made", kinds: all, qdisc: qdisc("cake"), wantErr: `qdisc "cake" is not supported by this kernel (module sch_cake): use fq_codel, sfq, bfifo, pfifo, tbf`, notSupport: true},
+		{name: "default without fq_codel", kinds: []*discipline{&sfq, &bfifo}, want: qdisc("sfq", "limit", 33, "perturb", 10_000*ms, "quantum", 1514, "flows", 33, "divisor", 1024, "depth", 127, "headdrop", 0)},
+		{name: "default without either", kinds: []*discipline{&tbf, &bfifo}, want: qdisc("bfifo", "limit", 131072)},
+		{name: "no kind at all", wantErr: "queueing is not supported by this kernel: use one with CONFIG_NET_SCHED", notSupport: true},
+		{name: "kind is missing", kinds: []*discipline{&pfifo, &bfifo}, qdisc: qdisc("fq_codel"), wantErr: `qdisc "fq_codel" is not supported by this kernel (module sch_fq_codel): use bfifo, pfifo`, notSupport: true},
+		{name: "kind that cannot be made", kinds: all, qdisc: qdisc("cake"), wantErr: `qdisc "cake" is not supported by this kernel: use fq_codel, sfq, bfifo, pfifo, tbf`, notSupport: true},
 		{name: "pfifo", kinds: all, qdisc: qdisc("pfifo"), want: qdisc("pfifo", "limit", 33)},
 		{name: "pfifo with a limit", kinds: all, qdisc: qdisc("pfifo", "limit", 7), want: qdisc("pfifo", "limit", 7)},
 		{name: "sfq cuts", kinds: all, qdisc: qdisc("sfq", "limit", 60000, "flows", 500, "divisor", 256, "depth", 10, "headdrop", 1), want: qdisc("sfq", "limit", 2560, "perturb", 10_000*ms, "quantum", 1514, "flows", 256, "divisor", 256, "depth", 10, "headdrop", 1)},
@@ -279,7 +276,8 @@ func TestSettleQdisc(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := tt.qdisc
-			err := tt.kinds.settle(&got, place)
+			kinds := kernelKinds{known: map[*discipline]bool{}, ask: func(d *discipline) (bool, error) { return slices.Contains(tt.kinds, d), nil }}
+			err := kinds.settle(&got, place)
 			if err != nil || tt.wantErr != "" {
 				if err == nil || err.Error() != tt.wantErr || errors.Is(err, ErrNotSupported) != tt.notSupport {
 					t.Errorf("got %v, want %s", err, tt.wantErr)
@@ -291,7 +289,7 @@ func TestSettleQdisc(t *testing.T) {
 			}
 			// Settled once is settled for good, and comes back from the codec.
 			again := got
-			if err := tt.kinds.settle(&again, place); err != nil || !again.Equal(got) {
+			if err := kinds.settle(&again, place); err != nil || !again.Equal(got) {
 				t.Errorf("settled again: %+v, %v", again, err)
 			}
 			if d := cmp.Diff(got, roundTrip(t, got)); d != "" {

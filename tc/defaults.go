@@ -39,10 +39,11 @@ const (
 	queuePacketsMin = 2
 )
 
-// defaultBurst is the burst for a rate: burstTime of it, and at slow rates
-// burstPackets. It does for burst and rate, and for cburst and ceil.
+// defaultBurst is the burst for a rate: burstTime of it, at slow rates
+// burstPackets, but no more than the kernel can count. It does for burst and
+// rate, and for cburst and ceil.
 func defaultBurst(rate hierarchy.Bandwidth, packet hierarchy.Size) hierarchy.Size {
-	return max(bytesIn(uint64(burstTime), rate), burstPackets*packet)
+	return min(max(bytesIn(uint64(burstTime), rate), burstPackets*packet), tickBytes(math.MaxUint32, rate))
 }
 
 // quantumTime is the time that the quanta below an interface are proportional
