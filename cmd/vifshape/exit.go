@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/vifshape/vifshape/cgroup"
@@ -45,6 +46,11 @@ func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
+// partlyError says that something was changed and could not be put back.
+type partlyError struct{ error }
+
+func (e partlyError) Unwrap() error { return e.error }
+
 // codeError ends the program with a code and no message.
 type codeError int
 
@@ -53,7 +59,6 @@ func (e codeError) Error() string { return fmt.Sprintf("exit status %d", int(e))
 // exitCode is the code that an error ends the program with.
 func exitCode(err error) int {
 	var code codeError
-	var apply *hierarchy.ApplyError
 	var locked *lockedError
 	var usage usageError
 	var exec *cgroup.ExecError
@@ -62,7 +67,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.As(err, &code):
 		return int(code)
-	case errors.As(err, &apply) && apply.Undo != nil:
+	case partly(err):
 		return exitPartly
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted
@@ -80,6 +85,12 @@ func exitCode(err error) int {
 	return exitError
 }
 
+func partly(err error) bool {
+	var apply *hierarchy.ApplyError
+	var several partlyError
+	return errors.As(err, &several) || errors.As(err, &apply) && apply.Undo != nil
+}
+
 func privilege(err error) bool {
 	return errors.Is(err, tc.ErrNotPrivileged) || errors.Is(err, cgroup.ErrNotPrivileged) ||
 		errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EPERM)
@@ -94,7 +105,11 @@ func (e *env) report(err error) {
 	case errors.As(err, &bad):
 		fmt.Fprint(e.stderr, bad.Render())
 	default:
-		fmt.Fprintf(e.stderr, "vifshape: error: %v\n", err)
+		text := err.Error()
+		if errors.Is(err, context.Canceled) {
+			text = strings.Replace(text, context.Canceled.Error(), "interrupted", 1)
+		}
+		fmt.Fprintf(e.stderr, "vifshape: error: %s\n", text)
 		for _, h := range hints(err) {
 			fmt.Fprintf(e.stderr, "vifshape: hint: %s\n", h)
 		}
@@ -104,10 +119,9 @@ func (e *env) report(err error) {
 // hints are the ways on from an error.
 func hints(err error) []string {
 	var locked *lockedError
-	var apply *hierarchy.ApplyError
 	var usage usageError
 	switch {
-	case errors.As(err, &apply) && apply.Undo != nil:
+	case partly(err):
 		return []string{"`vifshape plan` shows what differs from the policy, `vifshape clear` takes the whole tree away"}
 	case errors.As(err, &locked):
 		return []string{"try again when it is done; a lock goes with its process, so none can be left behind"}

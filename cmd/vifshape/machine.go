@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -218,9 +219,9 @@ func (m *machine) apply(ctx context.Context, all []*target) error {
 		if err == nil {
 			continue
 		}
-		for j := i - 1; j >= 0; j-- {
-			if back := m.takeBack(context.WithoutCancel(ctx), all[j]); back != nil {
-				return fmt.Errorf("%w; and %s, which was changed already, could not be put back: %w", err, all[j].tree.Interface, back)
+		for _, done := range slices.Backward(all[:i]) {
+			if back := m.takeBack(context.WithoutCancel(ctx), done); back != nil {
+				err = partlyError{fmt.Errorf("%w; and %s, which was changed already, could not be put back: %w", err, done.tree.Interface, back)}
 			}
 		}
 		return err
@@ -242,13 +243,15 @@ func (m *machine) applyOne(ctx context.Context, x *target) error {
 		return err
 	}
 	err := x.kernel.Apply(ctx, x.before, x.want, x.plan)
-	if err != nil {
-		var failed *hierarchy.ApplyError
-		if errors.As(err, &failed) && failed.Undo == nil {
-			return errors.Join(err, m.restore(x))
-		}
+	var failed *hierarchy.ApplyError
+	switch {
+	case errors.Is(err, tc.ErrGone):
+		// What was made on it went with it: there is nothing to go back to.
+		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.tree.Interface, tc.ErrGone)
+	case !errors.As(err, &failed) || failed.Undo != nil:
+		return err
 	}
-	return err
+	return errors.Join(err, m.restore(x))
 }
 
 // takeBack puts a target that was applied back to where it was.
