@@ -1,9 +1,10 @@
 package main
 
 import (
-	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -205,6 +206,7 @@ func (n *network) fails(code int, words string, args ...string) {
 
 func (n *network) failed(r result, code int, words string) {
 	n.Helper()
+	n.Log(strings.TrimSpace(r.stderr))
 	if r.code != code || !strings.Contains(r.stderr, words) {
 		n.Errorf("not exit status %d with %q: %v", code, words, r)
 	}
@@ -280,52 +282,92 @@ func many(leaves int, rate string) string {
 	return b.String()
 }
 
-// probe sends small datagrams from the near to the far end until it is stopped.
-type probe struct {
-	n    *network
-	echo *lab.Echo
-	stop context.CancelFunc
-	done chan error
-	sent int
-	lost int
-	slow time.Duration // the longest way there
+// stream is numbered datagrams from the near end to the far one, one each
+// millisecond, until it is stopped.
+type stream struct {
+	n        *network
+	near     net.Conn
+	far      net.PacketConn
+	stop     chan struct{}
+	sent     chan int // how many, once the sender has ended
+	received chan int // how many, once the receiver has ended
+	silence  time.Duration
 }
 
-func (n *network) probe() *probe {
+func (n *network) stream() *stream {
 	n.Helper()
-	const port = 7
-	echo, err := lab.NewEcho(context.WithoutCancel(n.Context()), n.Far, port)
+	s := &stream{n: n, stop: make(chan struct{}), sent: make(chan int, 1), received: make(chan int, 1)}
+	to := netip.AddrPortFrom(n.Far4, 9000).String()
+	err := n.Far.Do(func() (err error) {
+		s.far, err = net.ListenPacket("udp", to)
+		return err
+	})
+	if err == nil {
+		err = n.Near.Do(func() (err error) {
+			s.near, err = net.Dial("udp", to)
+			return err
+		})
+	}
 	if err != nil {
 		n.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(n.Context())
-	p := &probe{n: n, echo: echo, stop: stop, done: make(chan error, 1)}
-	go func() {
-		for ctx.Err() == nil {
-			l, err := lab.Measure(n.Context(), lab.Probe{NetNS: n.Near, To: netip.AddrPortFrom(n.Far4, port), Count: 50, Interval: 2 * time.Millisecond})
-			if err != nil {
-				p.done <- err
-				return
-			}
-			p.sent, p.lost, p.slow = p.sent+l.Sent, p.lost+l.Lost, max(p.slow, l.There.Max)
-		}
-		p.done <- nil
-	}()
-	return p
+	go s.send()
+	go s.receive()
+	return s
 }
 
-// passed ends a probe and holds that traffic never stood still.
-func (p *probe) passed() {
-	p.n.Helper()
-	p.stop()
-	if err := errors.Join(<-p.done, p.echo.Close()); err != nil {
-		p.n.Fatal(err)
+func (s *stream) send() {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	b := make([]byte, 16)
+	for i := 0; ; i++ {
+		select {
+		case <-s.stop:
+			s.sent <- i
+			return
+		case <-tick.C:
+		}
+		binary.NativeEndian.PutUint64(b, uint64(i))
+		binary.NativeEndian.PutUint64(b[8:], uint64(time.Now().UnixNano()))
+		// A datagram that cannot be sent is one that is lost.
+		_, _ = s.near.Write(b)
 	}
-	p.n.Logf("%d probes, %d lost, the slowest took %v", p.sent, p.lost, p.slow)
-	if p.sent == 0 || p.lost > 0 {
-		p.n.Errorf("%d of %d probes were lost", p.lost, p.sent)
+}
+
+// receive counts, and keeps the longest time in which datagrams were sent and
+// did not arrive; that the sender itself paused is no silence.
+func (s *stream) receive() {
+	b := make([]byte, 16)
+	n, next, last := 0, uint64(0), time.Now()
+	for ; ; n++ {
+		if _, _, err := s.far.ReadFrom(b); err != nil {
+			s.received <- n
+			return
+		}
+		now, sent := time.Now(), time.Unix(0, int64(binary.NativeEndian.Uint64(b[8:])))
+		s.silence = max(s.silence, now.Sub(sent))
+		if i := binary.NativeEndian.Uint64(b); i != next { // some before it were lost
+			s.silence = max(s.silence, now.Sub(last))
+		}
+		next, last = binary.NativeEndian.Uint64(b)+1, now
 	}
-	if p.slow > 200*time.Millisecond {
-		p.n.Errorf("a probe took %v: traffic stood still", p.slow)
+}
+
+// passed ends the stream and holds that it never stood still; it returns how
+// many datagrams were lost.
+func (s *stream) passed() (lost int) {
+	s.n.Helper()
+	close(s.stop)
+	sent := <-s.sent
+	time.Sleep(100 * time.Millisecond) // what is on its way
+	err := errors.Join(s.near.Close(), s.far.Close())
+	received := <-s.received
+	if err != nil {
+		s.n.Fatal(err)
 	}
+	s.n.Logf("%d datagrams, %d lost, the longest silence was %v", sent, sent-received, s.silence)
+	if received == 0 || s.silence > 200*time.Millisecond {
+		s.n.Errorf("traffic stood still for %v", s.silence)
+	}
+	return sent - received
 }

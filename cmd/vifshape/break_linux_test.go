@@ -1,0 +1,452 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+const smallPolicy = `version = 1
+[interface.eth0]
+rate = "100mbit"
+[interface.eth0.web]
+rate = "50mbit"
+[interface.eth0.web.api]
+rate = "20mbit"
+`
+
+// manyLeaves is so many that an apply takes long enough to be hit in its middle.
+const manyLeaves = 2000
+
+// TestKernelInterrupt holds that Ctrl-C during an apply leaves the tree as it
+// was: none, or the former one.
+func TestKernelInterrupt(t *testing.T) {
+	n := newNetwork(t)
+	first, second := n.policy("first.toml", many(manyLeaves, "1mbit")), n.policy("second.toml", many(manyLeaves+500, "2mbit"))
+	interrupt := func(file string, begun func() bool) {
+		t.Helper()
+		r := n.start(n.command("apply", file))
+		n.until("the first change", begun)
+		if err := r.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		n.failed(r.wait(), exitInterrupted, "error: interrupted; everything is as it was before")
+	}
+	interrupt(first, func() bool { return len(n.state().Classes) > 0 })
+	n.clean()
+
+	n.ok("apply", first)
+	before := n.state()
+	interrupt(second, func() bool {
+		return tctest.TC(t, n.Near, "class", "show", "dev", n.Dev, "classid", before.Classes[5].ID.String()) != "" && !same(before, n.state())
+	})
+	if d := cmp.Diff(before, n.state()); d != "" {
+		t.Errorf("the tree is another one (-want +got):\n%s", d)
+	}
+	if got := n.ok("plan", "--detailed-exitcode", first); got != "eth0: no changes\n" {
+		t.Errorf("plan says %s", got)
+	}
+	n.ok("clear")
+	n.clean()
+}
+
+func same(a, b hierarchy.State) bool { return hierarchy.Diff(a, b).Empty() }
+
+// TestKernelKill holds that an apply that is killed, wherever it is, leaves an
+// interface that passes traffic, and a state from which the next apply and clear
+// go on.
+func TestKernelKill(t *testing.T) {
+	n := newNetwork(t)
+	const leaves = 600
+	first, second := n.policy("first.toml", many(leaves, "1mbit")), n.policy("second.toml", many(leaves+200, "2mbit"))
+	took := func(file string) time.Duration {
+		start := time.Now()
+		n.ok("apply", file)
+		return time.Since(start)
+	}
+	killed := 0
+	kill := func(file string, after time.Duration) {
+		t.Helper()
+		r := n.start(n.command("apply", file))
+		time.Sleep(after)
+		if err := r.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Fatal(err)
+		}
+		if r.wait().code == -1 {
+			killed++
+		}
+	}
+	made := took(first)
+	changed := took(second)
+	n.ok("clear")
+	traffic := n.stream()
+	const moments = 6
+	for i := range moments {
+		kill(first, made*time.Duration(2*i+1)/(2*moments))
+		if i%2 == 0 { // from what is there on
+			n.ok("apply", first)
+			n.converged(first)
+		}
+		n.ok("clear")
+		n.clean()
+	}
+	n.ok("apply", first)
+	// The kernel drops what is sent while it exchanges a root qdisc, for tc as
+	// for us (dev_deactivate, net/sched/sch_generic.c, v6.12): a few datagrams.
+	traffic.passed()
+	traffic = n.stream()
+	for i := range moments {
+		kill(second, changed*time.Duration(2*i+1)/(2*moments))
+		n.ok("apply", []string{first, second}[i%2])
+		n.converged([]string{first, second}[i%2])
+		n.ok("apply", first)
+	}
+	if lost := traffic.passed(); lost > 0 {
+		t.Errorf("%d datagrams were lost while a tree changed", lost)
+	}
+	n.ok("clear")
+	n.clean()
+	if killed < moments {
+		t.Errorf("only %d of %d were killed before their end", killed, 2*moments)
+	}
+}
+
+// converged holds that nothing is left to do for a policy.
+func (n *network) converged(file string) {
+	n.Helper()
+	if r := n.run("plan", "--detailed-exitcode", file); r.code != 0 || r.stderr != "" {
+		n.Errorf("plan after apply: %v", r)
+	}
+}
+
+// TestKernelTwoWriters holds that of two applies at the same time one waits for
+// the other, and that the tree is whole then.
+func TestKernelTwoWriters(t *testing.T) {
+	n := newNetwork(t)
+	files := []string{n.policy("a.toml", many(300, "1mbit")), n.policy("b.toml", many(400, "2mbit"))}
+	for range 3 {
+		a, b := n.start(n.command("apply", files[0])), n.start(n.command("apply", files[1]))
+		for _, r := range []*running{a, b} {
+			if r := r.wait(); r.code != 0 || r.stderr != "" {
+				t.Errorf("apply: %v", r)
+			}
+		}
+		record, err := n.store.load(n.Dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.converged(record.Policy)
+	}
+}
+
+// TestKernelLocked holds that a writer that waits too long says for whom.
+func TestKernelLocked(t *testing.T) {
+	t.Parallel() // it only waits
+	n := newNetwork(t)
+	file := n.policy("policy.toml", smallPolicy)
+	unlock, err := n.store.lock(t.Context(), "apply other.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	n.fails(exitLocked, fmt.Sprintf("vifshape apply other.toml (process %d) is changing the interfaces", os.Getpid()), "apply", file)
+	n.ok("plan", file) // reading waits for nobody
+}
+
+// TestKernelDeviceGone takes the interface away in the middle of things.
+func TestKernelDeviceGone(t *testing.T) {
+	n := newNetwork(t)
+	file, small := n.policy("many.toml", many(manyLeaves, "1mbit")), n.policy("small.toml", smallPolicy)
+	gone := func() {
+		t.Helper()
+		if err := n.Near.DeleteLink(n.Dev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	back := func() {
+		t.Helper()
+		if err := lab.AddVeth(n.Near, lab.Link{Name: n.Dev}, n.Far, lab.Link{Name: n.FarDev}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// During an apply.
+	r := n.start(n.command("apply", file))
+	n.until("the first class", func() bool { return len(n.state().Classes) > 0 })
+	gone()
+	n.failed(r.wait(), exitError, "eth0: interface is gone: it vanished while it was being changed")
+	if i, err := n.store.interfaces(); err != nil || len(i) != 0 {
+		t.Errorf("a record is left: %v, %v", i, err)
+	}
+	back()
+
+	// A branch has its class again when the interface is back.
+	n.ok("apply", small)
+	before := n.state()
+	gone()
+	n.fails(exitError, "eth0: no such interface", "apply", small)
+	n.fails(exitError, "eth0: no such interface", "show", "eth0")
+	if r := n.run("show"); !strings.Contains(r.stderr, "eth0 has a policy and is not there now") {
+		t.Errorf("show: %v", r)
+	}
+	back()
+	n.ok("apply", small)
+	if d := cmp.Diff(before, n.state()); d != "" {
+		t.Errorf("the tree is another one (-want +got):\n%s", d)
+	}
+
+	// During show.
+	r = n.start(n.command("show", "--sample", "500ms"))
+	time.Sleep(150 * time.Millisecond)
+	gone()
+	n.failed(r.wait(), exitError, "eth0")
+
+	// Clear forgets it.
+	if r := n.run("clear"); r.code != 0 || !strings.Contains(r.stderr, "eth0 is gone, and its tree with it") {
+		t.Errorf("clear: %v", r)
+	}
+	back()
+	n.clean()
+}
+
+// TestKernelSecondFails holds that a policy is applied to all of its interfaces
+// or to none.
+func TestKernelSecondFails(t *testing.T) {
+	n := newNetwork(t)
+	if err := lab.AddVeth(n.Near, lab.Link{Name: "eth1"}, n.Far, lab.Link{Name: "far1"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, former := range []string{"", smallPolicy} {
+		if former != "" {
+			n.ok("apply", n.policy("small.toml", former))
+		}
+		before := n.state()
+		both := n.policy("both.toml", many(manyLeaves, "1mbit")+"[interface.eth1]\nrate = \"10mbit\"\n")
+		r := n.start(n.command("apply", both))
+		n.until("the first class", func() bool { return len(n.state().Classes) > len(before.Classes) })
+		if err := n.Near.DeleteLink("eth1"); err != nil {
+			t.Fatal(err)
+		}
+		n.failed(r.wait(), exitError, "eth1")
+		if d := cmp.Diff(before, n.state()); d != "" {
+			t.Errorf("eth0 is not as before (-want +got):\n%s", d)
+		}
+		want := []string(nil)
+		if former != "" {
+			want = []string{"eth0"}
+			n.converged(filepath.Join(n.dir, "small.toml"))
+		}
+		got, err := n.store.interfaces()
+		if d := cmp.Diff(want, got); d != "" || err != nil {
+			t.Errorf("records: %v (-want +got):\n%s", err, d)
+		}
+		if err := lab.AddVeth(n.Near, lab.Link{Name: "eth1"}, n.Far, lab.Link{Name: "far1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// public is a copy of the program that every user can start.
+func (n *network) public() {
+	n.Helper()
+	from, err := os.Open("/proc/self/exe")
+	if err != nil {
+		n.Fatal(err)
+	}
+	defer from.Close()
+	n.bin = filepath.Join(n.dir, "vifshape")
+	to, err := os.OpenFile(n.bin, os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		n.Fatal(err)
+	}
+	_, err = io.Copy(to, from)
+	// A temporary directory is its owner's alone.
+	if err = errors.Join(err, to.Close(), os.Chmod(filepath.Dir(n.dir), 0o755)); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// TestKernelNobody runs the program as a user without any privilege.
+func TestKernelNobody(t *testing.T) {
+	n := newNetwork(t)
+	n.public()
+	file, other := n.policy("policy.toml", smallPolicy), n.policy("other.toml", many(3, "1mbit"))
+	as := func(args ...string) result {
+		t.Helper()
+		c := n.command(args...)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		return n.start(c).wait()
+	}
+	reads := func(words string, args ...string) {
+		t.Helper()
+		if r := as(args...); r.code != 0 || !strings.Contains(r.stdout, words) {
+			t.Errorf("%s: not %q: %v", args, words, r)
+		}
+	}
+	refused := func(args ...string) {
+		t.Helper()
+		r := as(args...)
+		n.failed(r, exitPrivilege, "")
+		if strings.Count(r.stderr, "\n") != 2 || !strings.Contains(r.stderr, "hint: run it as root") {
+			t.Errorf("%s: not one message and one hint: %v", args, r)
+		}
+	}
+	reads("", "check", file)
+	reads("eth0", "ls")
+	refused("apply", file)
+	n.clean()
+	n.ok("apply", file)
+	n.ok("run", "eth0/web/api", "--", "true")
+	reads("shaped_by\": \"vifshape", "ls", "--json")
+	reads("    api", "show")
+	reads("    api", "show", "eth0/web")
+	reads("eth0/b1", "plan", other)
+	reads("eth0: no changes", "plan", file)
+	before := n.state()
+	refused("apply", other)
+	refused("clear")
+	refused("run", "eth0/web/api", "--", "true")
+	if d := cmp.Diff(before, n.state()); d != "" {
+		t.Errorf("the tree is another one (-want +got):\n%s", d)
+	}
+}
+
+// TestKernelNoCapability runs the program as root in a container would be: uid 0
+// without CAP_NET_ADMIN.
+func TestKernelNoCapability(t *testing.T) {
+	tctest.RequireProgram(t, "setpriv")
+	n := newNetwork(t)
+	file, other := n.policy("policy.toml", smallPolicy), n.policy("other.toml", many(3, "1mbit"))
+	without := func(args ...string) result {
+		t.Helper()
+		return n.under([]string{"setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"}, args...)
+	}
+	n.failed(without("apply", file), exitPrivilege, "CAP_NET_ADMIN")
+	n.clean()
+	n.ok("apply", file)
+	before := n.state()
+	n.failed(without("apply", other), exitPrivilege, "CAP_NET_ADMIN")
+	n.failed(without("clear"), exitPrivilege, "CAP_NET_ADMIN")
+	if r := without("show"); r.code != 0 {
+		t.Errorf("show: %v", r)
+	}
+	if d := cmp.Diff(before, n.state()); d != "" {
+		t.Errorf("the tree is another one (-want +got):\n%s", d)
+	}
+	n.converged(file)
+}
+
+// under runs the program as an argument of another one.
+func (n *network) under(outer []string, args ...string) result {
+	n.Helper()
+	c := n.command()
+	c.Path = tctest.RequireProgram(n, outer[0])
+	c.Args = append(append(outer, n.bin), args...)
+	return n.start(c).wait()
+}
+
+// inMounts runs the program behind a shell script, in mounts of its own.
+func (n *network) inMounts(script string, args ...string) result {
+	n.Helper()
+	return n.under([]string{"unshare", "--mount", "sh", "-c", script + `; exec "$@"`, "sh"}, args...)
+}
+
+// TestKernelMounts runs the program where file systems are not as usual.
+func TestKernelMounts(t *testing.T) {
+	n := newNetwork(t)
+	file := n.policy("policy.toml", smallPolicy)
+	const (
+		sysfs    = "mount -t sysfs sysfs /sys" // as ip netns exec does: hides the cgroups
+		readOnly = "mount -t tmpfs -o ro none /run"
+		empty    = "mount -t tmpfs none /run"
+	)
+	t.Run("no cgroups in sight", func(t *testing.T) {
+		if r := n.inMounts(sysfs, "apply", file); r.code != 0 {
+			t.Fatalf("apply: %v", r)
+		}
+		n.converged(file)
+		r := n.inMounts(sysfs, "run", "eth0/web/api", "--", "cat", "/proc/self/cgroup")
+		if r.code != 0 || !strings.Contains(r.stdout, n.store.netNS+"/eth0/web/api\n") {
+			t.Errorf("run: %v", r)
+		}
+		if r := n.inMounts(sysfs, "show"); r.code != 0 || !strings.Contains(r.stdout, "bound by bpf") {
+			t.Errorf("show: %v", r)
+		}
+		if r := n.inMounts(sysfs, "clear"); r.code != 0 {
+			t.Errorf("clear: %v", r)
+		}
+		n.clean()
+	})
+	t.Run("run directory read-only", func(t *testing.T) {
+		n.failed(n.inMounts(readOnly, "apply", file), exitError, "/run/vifshape")
+		n.clean()
+	})
+	t.Run("run directory empty", func(t *testing.T) {
+		n.ok("apply", file)
+		before := n.state()
+		// The memory is lost; the tree is not, and is known again after an apply.
+		r := n.inMounts(empty+"; \"$1\" apply "+file+" || exit", "show", "--json")
+		if r.code != 0 || !strings.Contains(r.stdout, "eth0/web/api") {
+			t.Errorf("apply and show: %v", r)
+		}
+		if d := cmp.Diff(before, n.state()); d != "" {
+			t.Errorf("the tree is another one (-want +got):\n%s", d)
+		}
+		n.ok("clear")
+	})
+}
+
+// TestKernelDamagedRecord holds that what cannot be understood is not guessed.
+func TestKernelDamagedRecord(t *testing.T) {
+	n := newNetwork(t)
+	file := n.policy("policy.toml", smallPolicy)
+	n.ok("apply", file)
+	before := n.state()
+	record := n.store.file(n.Dev)
+	if err := os.WriteFile(record, []byte(`{"version": 1, "inter`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"plan", file}, {"apply", file}, {"show"}, {"show", "eth0"}, {"ls"}, {"run", "eth0/web/api", "--", "true"}, {"clear"}} {
+		n.fails(exitError, record+" is damaged", args...)
+	}
+	if d := cmp.Diff(before, n.state()); d != "" {
+		t.Errorf("the tree is another one (-want +got):\n%s", d)
+	}
+	// The way on that the message gives.
+	if err := os.Remove(record); err != nil {
+		t.Fatal(err)
+	}
+	n.ok("apply", file)
+	if d := cmp.Diff(before, n.state()); d != "" {
+		t.Errorf("the classes have other ids (-want +got):\n%s", d)
+	}
+	n.ok("clear")
+	n.clean()
+}
+
+// TestKernelNoMemory holds that clear takes a tree away whose record is lost.
+func TestKernelNoMemory(t *testing.T) {
+	n := newNetwork(t)
+	n.ok("apply", n.policy("policy.toml", smallPolicy))
+	n.ok("run", "eth0/web/api", "--", "true")
+	if err := os.RemoveAll(n.store.dir); err != nil {
+		t.Fatal(err)
+	}
+	n.ok("clear")
+	n.clean()
+	if err := unix.Access(n.store.file(n.Dev), unix.F_OK); err != unix.ENOENT {
+		t.Errorf("record: %v", err)
+	}
+}
