@@ -40,7 +40,7 @@ type Link struct {
 
 	MTU        int // bytes, without the link-layer header
 	TxQueues   int
-	RxQueues   int
+	RxQueues   int            // 0 on a kernel built for one processor
 	TxQueueLen int            // packets
 	GSOMaxSize hierarchy.Size // largest packet before segmentation
 	GSOMaxSegs int

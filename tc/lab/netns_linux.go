@@ -53,15 +53,31 @@ func NewNetNS() (*NetNS, error) {
 // quiet sets the defaults for interfaces of the calling thread's namespace. A
 // kernel without IPv6 has nothing to quieten.
 func quiet() error {
+	if ok, err := haveIPv6(); !ok {
+		return err
+	}
 	const dir = "/proc/sys/net/ipv6/conf/default/"
 	for name, value := range map[string]string{
 		"accept_dad": "0", "accept_ra": "0", "router_solicitations": "0", "addr_gen_mode": "1",
 	} {
-		if err := os.WriteFile(dir+name, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.WriteFile(dir+name, []byte(value), 0); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// haveIPv6 says whether the kernel speaks IPv6. Asking loads the module if it is
+// one, which setting an address does not.
+func haveIPv6() (bool, error) {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == unix.EAFNOSUPPORT {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, unix.Close(fd)
 }
 
 // OpenNetNS opens an existing namespace by a path such as /run/netns/NAME or

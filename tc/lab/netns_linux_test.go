@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -56,7 +55,7 @@ func TestKernelDo(t *testing.T) {
 	if err := n.Do(func() error { return boom }); err != boom {
 		t.Errorf("Do = %v, want boom", err)
 	}
-	cmd := exec.Command("readlink", "/proc/self/ns/net")
+	cmd := tctest.Command(t, "netns")
 	var out strings.Builder
 	cmd.Stdout = &out
 	if err := n.Start(cmd); err != nil {

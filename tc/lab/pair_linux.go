@@ -15,7 +15,7 @@ type Pair struct {
 
 	// Addresses from the ranges set aside for benchmarks (RFC 2544, RFC 5180).
 	Near4, Far4 netip.Addr
-	Near6, Far6 netip.Addr
+	Near6, Far6 netip.Addr // the zero Addr on a kernel without IPv6
 }
 
 // PairConfig says how the interfaces of a [Pair] are made. The zero value is
@@ -32,7 +32,6 @@ func NewPair(cfg PairConfig) (*Pair, error) {
 	p := &Pair{
 		Dev: "eth0", FarDev: "far0",
 		Near4: netip.AddrFrom4([4]byte{198, 18, 0, 1}), Far4: netip.AddrFrom4([4]byte{198, 18, 0, 2}),
-		Near6: netip.MustParseAddr("2001:2::1"), Far6: netip.MustParseAddr("2001:2::2"),
 	}
 	err := p.make(cfg)
 	if err != nil {
@@ -48,13 +47,19 @@ func (p *Pair) make(cfg PairConfig) (err error) {
 	if p.Far, err = NewNetNS(); err != nil {
 		return err
 	}
-	link := func(name string, a4, a6 netip.Addr) Link {
-		return Link{
-			Name: name, MTU: cfg.MTU, TxQueueLen: cfg.TxQueueLen, Queues: cfg.Queues,
-			Addrs: []netip.Prefix{netip.PrefixFrom(a4, 24), netip.PrefixFrom(a6, 64)},
-		}
+	near := Link{Name: p.Dev, MTU: cfg.MTU, TxQueueLen: cfg.TxQueueLen, Queues: cfg.Queues}
+	far := near
+	far.Name = p.FarDev
+	near.Addrs = []netip.Prefix{netip.PrefixFrom(p.Near4, 24)}
+	far.Addrs = []netip.Prefix{netip.PrefixFrom(p.Far4, 24)}
+	if ok, err := haveIPv6(); err != nil {
+		return err
+	} else if ok {
+		p.Near6, p.Far6 = netip.MustParseAddr("2001:2::1"), netip.MustParseAddr("2001:2::2")
+		near.Addrs = append(near.Addrs, netip.PrefixFrom(p.Near6, 64))
+		far.Addrs = append(far.Addrs, netip.PrefixFrom(p.Far6, 64))
 	}
-	return AddVeth(p.Near, link(p.Dev, p.Near4, p.Near6), p.Far, link(p.FarDev, p.Far4, p.Far6))
+	return AddVeth(p.Near, near, p.Far, far)
 }
 
 // Close removes the network: the veth at once, so that nothing is sent any

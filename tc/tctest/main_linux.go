@@ -68,6 +68,11 @@ func runProgram(p Programs, name string) int {
 	return 0
 }
 
+// Program is the environment variable, as NAME=VALUE, that makes a test binary
+// run a program instead of its tests. It is for what [Command] cannot start,
+// such as a machine of package vm.
+func Program(name string) string { return programEnv + "=" + name }
+
 // Command is a process that runs a program that the test binary gave to [Main].
 // It is killed when the test ends; the caller starts it and waits for it.
 func Command(t testing.TB, program string, args ...string) *exec.Cmd {
@@ -77,7 +82,7 @@ func Command(t testing.TB, program string, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), self, args...)
-	cmd.Env = append(os.Environ(), programEnv+"="+program)
+	cmd.Env = append(os.Environ(), Program(program))
 	cmd.Stderr = os.Stderr
 	return cmd
 }

@@ -24,9 +24,10 @@ func TestMain(m *testing.M) {
 			fmt.Println("hello", args)
 			return nil
 		},
-		"sleep": func([]string) error {
-			time.Sleep(time.Minute)
-			return nil
+		"sleep": func(args []string) error {
+			d, err := time.ParseDuration(args[0])
+			time.Sleep(d)
+			return err
 		},
 	})
 }
@@ -136,6 +137,9 @@ func TestKernelTCClasses(t *testing.T) {
 	}
 }
 
+// outlive is cmd without the rule that it ends with the test.
+func outlive(cmd *exec.Cmd) *exec.Cmd { return &exec.Cmd{Path: cmd.Path, Args: cmd.Args, Env: cmd.Env} }
+
 func TestKernelCgroup(t *testing.T) {
 	for name, newCgroup := range map[string]func(testing.TB) string{"v2": tctest.Cgroup, "net_cls": tctest.NetCls} {
 		t.Run(name, func(t *testing.T) {
@@ -147,8 +151,7 @@ func TestKernelCgroup(t *testing.T) {
 				if err := os.MkdirAll(below, 0o755); err != nil {
 					t.Fatal(err)
 				}
-				cmd := exec.Command(tctest.Command(t, "sleep").Path)
-				cmd.Env = tctest.Command(t, "sleep").Env
+				cmd := outlive(tctest.Command(t, "sleep", "1m"))
 				if err := cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
@@ -196,7 +199,7 @@ func TestLeak(t *testing.T) {
 			t.Fatal(err)
 		}
 	case "process":
-		if err := exec.Command("sleep", "3").Start(); err != nil {
+		if err := outlive(tctest.Command(t, "sleep", "4s")).Start(); err != nil {
 			t.Fatal(err)
 		}
 	case "cgroup":

@@ -23,10 +23,12 @@ func Inside() bool { return os.Getenv("VIFSHAPE_VM") != "" }
 // and ip are there if the host has them. The rules for skipping hold in the
 // machine as they do outside.
 //
-// The test is skipped when the kernel cannot be had, and inside of a machine.
+// The test is skipped when the kernel cannot be had, inside of a machine, and
+// with -short.
 func Run(t testing.TB, k Kernel, cgroup Layout, program string, args ...string) {
 	t.Helper()
 	tctest.Require(t, !Inside(), "a machine that can boot another")
+	tctest.Require(t, !testing.Short(), "time to boot, and -short is given")
 	if program == "" {
 		program = self(t)
 	}

@@ -71,6 +71,7 @@ func run() error {
 		os.WriteFile("/proc/sys/kernel/modprobe", []byte("/sbin/modprobe"), 0),
 		unix.Sethostname([]byte("vifshape-test")),
 		loopbackUp(),
+		tunNode(),
 		mountCgroups(j.Cgroup),
 		unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 65536, Max: 65536}),
 		unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}))
@@ -114,6 +115,17 @@ func openTerminal(path string) (*os.File, error) {
 		return nil, fmt.Errorf("terminal %s: %w", path, err)
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// tunNode makes the device whose first use loads the module.
+func tunNode() error {
+	if err := os.MkdirAll("/dev/net", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mknod("/dev/net/tun", unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))); err != nil && err != unix.EEXIST {
+		return fmt.Errorf("make /dev/net/tun: %w", err)
+	}
+	return nil
 }
 
 func loopbackUp() error {

@@ -1,0 +1,210 @@
+package vm_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/vifshape/vifshape/tc/tctest"
+	"github.com/vifshape/vifshape/tc/tctest/vm"
+)
+
+func TestMain(m *testing.M) {
+	tctest.Main(m, tctest.Programs{
+		"report": func(args []string) error { return json.NewEncoder(os.Stdout).Encode(look(args)) },
+		"exit": func([]string) error {
+			os.Exit(3)
+			return nil
+		},
+		"hang": func([]string) error {
+			fmt.Println("hanging")
+			time.Sleep(time.Hour)
+			return nil
+		},
+	})
+}
+
+// report is what a program sees in a machine.
+type report struct {
+	Args     []string
+	Env      string   // of the variable VM_TEST
+	Data     string   // testdata/hello
+	Cgroups  []string // mount point, kind and, for v1, controllers
+	Tool     bool     // whether the tool "ls" is there
+	PID1     string
+	Writable bool
+}
+
+func look(args []string) report {
+	r := report{Args: args, Env: os.Getenv("VM_TEST")}
+	b, _ := os.ReadFile("testdata/hello")
+	r.Data = string(b)
+	mounts, _ := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	for _, m := range mounts {
+		if m.FSType == "cgroup2" || strings.Contains(m.VFSOptions, "net_cls") {
+			r.Cgroups = append(r.Cgroups, m.Mountpoint+" "+m.FSType)
+		}
+	}
+	_, err := os.Stat("/bin/ls")
+	r.Tool = err == nil
+	b, _ = os.ReadFile("/proc/1/comm")
+	r.PID1 = strings.TrimSpace(string(b))
+	r.Writable = os.WriteFile("/tmp/x", nil, 0o600) == nil
+	return r
+}
+
+// config is a machine that runs a program of this test binary.
+func config(t *testing.T, program string) vm.Config {
+	t.Helper()
+	tctest.Require(t, !vm.Inside(), "a machine that can boot another")
+	tctest.Require(t, !testing.Short(), "time to boot, and -short is given")
+	return vm.Config{Kernel: vm.UML(), Program: vm.Build(t, "."), Env: []string{tctest.Program(program)}}
+}
+
+func boot(t *testing.T, c vm.Config) (int, error) {
+	t.Helper()
+	status, err := vm.Boot(t.Context(), c)
+	tctest.Require(t, !errors.Is(err, vm.ErrNoKernel), fmt.Sprintf("kernel %v (%v)", c.Kernel, err))
+	return status, err
+}
+
+func TestVMLayouts(t *testing.T) {
+	base := config(t, "report")
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "testdata"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "testdata", "hello"), []byte("hello"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for layout, cgroups := range map[vm.Layout][]string{
+		"":        {"/sys/fs/cgroup cgroup2"},
+		vm.V2:     {"/sys/fs/cgroup cgroup2"},
+		vm.Hybrid: {"/sys/fs/cgroup/net_cls cgroup", "/sys/fs/cgroup/unified cgroup2"},
+		vm.V1:     {"/sys/fs/cgroup/net_cls cgroup"},
+	} {
+		t.Run("layout "+string(layout), func(t *testing.T) {
+			var out, console bytes.Buffer
+			c := base
+			c.Cgroup, c.Dir, c.Args, c.Tools = layout, dir, []string{"a", "b c"}, []string{"ls", "no-such-tool"}
+			c.Env = append(slices.Clone(c.Env), "VM_TEST=yes")
+			c.Output, c.Console = &out, &console
+			status, err := boot(t, c)
+			if status != 0 || err != nil {
+				t.Fatalf("status %d, %v\n%s%s", status, err, out.Bytes(), console.Bytes())
+			}
+			var got report
+			if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+				t.Fatalf("%v\n%s", err, out.Bytes())
+			}
+			slices.Sort(got.Cgroups)
+			want := report{Args: c.Args, Env: "yes", Data: "hello", Cgroups: cgroups, Tool: true, PID1: "init", Writable: true}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("(-want +got)\n%s", d)
+			}
+			if console.Len() == 0 {
+				t.Error("the kernel said nothing")
+			}
+		})
+	}
+}
+
+func TestVMStatus(t *testing.T) {
+	if status, err := boot(t, config(t, "exit")); status != 3 || err != nil {
+		t.Errorf("status %d, %v", status, err)
+	}
+}
+
+// A machine that hangs is stopped, and nothing is left of it: TestMain looks.
+func TestVMStops(t *testing.T) {
+	c := config(t, "hang")
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	c.Timeout = 4 * time.Second
+	var out bytes.Buffer
+	c.Output = &out
+	if _, err := boot(t, c); err == nil || !strings.Contains(err.Error(), "the machine was stopped after 4s") {
+		t.Errorf("after the timeout: %v", err)
+	}
+	if out.String() != "hanging\n" {
+		t.Errorf("output before: %q", out.String())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if _, err := vm.Boot(ctx, c); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("after the end of the context: %v", err)
+	}
+	left, err := os.ReadDir(tmp)
+	if err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestVMRefuses(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := vm.Boot(t.Context(), vm.Config{Kernel: vm.UML(), Cgroup: "v3", Program: self}); err == nil || err.Error() != `"v3" is no layout of cgroups: say v2, hybrid or v1` {
+		t.Errorf("layout: %v", err)
+	}
+	t.Setenv("VIFSHAPE_VM_CACHE", t.TempDir())
+	t.Setenv("PATH", "") // no apt
+	if _, err := vm.Boot(t.Context(), vm.Config{Kernel: vm.Debian("linux-image-nosuch"), Program: self}); !errors.Is(err, vm.ErrNoKernel) {
+		t.Errorf("kernel: %v", err)
+	}
+}
+
+func TestNamed(t *testing.T) {
+	for _, name := range []string{"uml", "virtual-time", "linux-image-cloud-amd64"} {
+		k, err := vm.Named(name)
+		if err != nil || k.String() != name {
+			t.Errorf("%s: %v, %v", name, k, err)
+		}
+	}
+	if _, err := vm.Named("windows"); err == nil {
+		t.Error("windows is a kernel")
+	}
+}
+
+// The kernel loads what it needs through the machine's modprobe, except what it
+// was told to lack.
+func TestVMModules(t *testing.T) {
+	vm.Run(t, vm.UML(), vm.V2, "", "-test.run=^TestKernelKinds$")
+	c := config(t, "")
+	c.Env = []string{"VIFSHAPE_NO_SKIP=1", "VIFSHAPE_SKIP_OK=root"}
+	c.Args = []string{"-test.v", "-test.run=^TestKernelKinds$"}
+	c.Without = []string{"sch_sfq", "bonding"}
+	var out bytes.Buffer
+	c.Output = &out
+	status, err := boot(t, c)
+	if err != nil || status != 1 {
+		t.Fatalf("status %d, %v\n%s", status, err, out.String())
+	}
+	for kind, line := range map[string]string{"fq_codel": "PASS", "sfq": "FAIL", "ifb": "PASS", "bond": "FAIL"} {
+		if !strings.Contains(out.String(), "--- "+line+": TestKernelKinds/"+kind+" ") {
+			t.Errorf("without sfq and bonding, %s: not %s\n%s", kind, line, out.String())
+		}
+	}
+}
+
+// TestKernelKinds is run by TestVMModules, in a machine.
+func TestKernelKinds(t *testing.T) {
+	for _, kind := range []string{"htb", "sfq", "fq_codel", "cake", "netem"} {
+		t.Run(kind, func(t *testing.T) { tctest.RequireQdisc(t, kind) })
+	}
+	for _, kind := range []string{"ifb", "bond", "vlan", "dummy"} {
+		t.Run(kind, func(t *testing.T) { tctest.RequireLink(t, kind) })
+	}
+}
