@@ -108,6 +108,30 @@ func hidden(args []string) error {
 	return err
 }
 
+// runHidden starts the program in the near namespace, expects its packets in red,
+// and returns what it found.
+func (n *network) runHidden(t *testing.T, how, dir string, flags uintptr) string {
+	t.Helper()
+	apply(t, n.binder(t, hierarchy.WayBPF))
+	key, err := cgroup.NetNSKey(n.Near.FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := tctest.Command(t, "hidden", how, dir, n.Far4.String()+":9", key)
+	var out strings.Builder
+	cmd.Stdout = &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
+	only(t, n.during(t, func() {
+		if err := n.Near.Start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}), red, 30)
+	return out.String()
+}
+
 func TestKernelHidden(t *testing.T) {
 	for _, tt := range []struct {
 		how   string
@@ -121,27 +145,27 @@ func TestKernelHidden(t *testing.T) {
 			require(t, hierarchy.WayBPF)
 			n := newNetwork(t)
 			p := newPlace(t, hierarchy.WayBPF)
-			apply(t, n.binder(t, hierarchy.WayBPF))
-			key, err := cgroup.NetNSKey(n.Near.FD())
-			if err != nil {
-				t.Fatal(err)
-			}
-			cmd := tctest.Command(t, "hidden", tt.how, p.dir, n.Far4.String()+":9", key)
-			var out strings.Builder
-			cmd.Stdout = &out
-			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: tt.flags}
-			only(t, n.during(t, func() {
-				if err := n.Near.Start(cmd); err != nil {
-					t.Fatal(err)
-				}
-				if err := cmd.Wait(); err != nil {
-					t.Fatal(err)
-				}
-			}), red, 30)
-			if !strings.Contains(out.String(), tt.want) {
-				t.Errorf("found %q, want %q", out.String(), tt.want)
+			if got := n.runHidden(t, tt.how, p.dir, tt.flags); !strings.Contains(got, tt.want) {
+				t.Errorf("found %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestKernelNotMounted: BPF on a machine that uses cgroup v1 alone, again and
+// again.
+func TestKernelNotMounted(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tctest.Require(t, len(all) == 0, "a machine that mounts cgroup v1 alone")
+	for range 2 {
+		n := newNetwork(t)
+		if got, want := n.runHidden(t, "", "", unix.CLONE_NEWNS), "a private mount of our own\n"; !strings.HasSuffix(got, want) {
+			t.Errorf("found %q, want %q", got, want)
+		}
 	}
 }
 

@@ -118,7 +118,7 @@ func (b *Binder) Processes(target string) ([]int, error) {
 		return nil, err
 	}
 	if p, ok := strings.CutPrefix(target, cgroupTarget); ok {
-		pids, err := b.tree().processes(p)
+		pids, err := b.tree().members(p)
 		return pids, b.wrap(err)
 	}
 	n, ok := strings.CutPrefix(target, uidTarget)

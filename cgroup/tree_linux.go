@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,84 +30,141 @@ type tree struct {
 func (t *tree) close() error { return t.dir.Close() }
 
 // findV2 looks for a cgroup v2 hierarchy: mounted here (alone or beside v1), or
-// where a process above sees it, or nowhere: then it is mounted detached, unless
+// where another process sees it, or nowhere: then it is mounted detached, unless
 // that could do harm.
 func findV2() (*tree, error) {
-	t, err := mounted(unix.CGROUP2_SUPER_MAGIC, func(m *mountinfo.Info) bool { return m.FSType == "cgroup2" })
+	t, all, err := mounted(unix.CGROUP2_SUPER_MAGIC, func(m *mountinfo.Info) bool { return m.FSType == "cgroup2" })
 	if t != nil || err != nil {
 		return t, err
 	}
-	if err = harmless(); err == nil {
+	if err = harmless(all); err == nil {
 		t, err = detached()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: none is mounted here (\"ip netns exec\" hides it: use \"nsenter --net=/run/netns/NAME\"), nor seen by a process above, and not to be had otherwise: %w",
+		return nil, fmt.Errorf("%w: none is mounted here (\"ip netns exec\" hides it: use \"nsenter --net=/run/netns/NAME\"), none is seen in another process, and it is not to be had otherwise: %w",
 			ErrNoCgroup2, privileges(err, unix.CAP_SYS_ADMIN))
 	}
 	return t, nil
 }
 
-// harmless says whether v2 may be mounted anew. Outside a cgroup namespace that
-// sets the flags of the one hierarchy that the machine has, for everybody: a
-// nsdelegate of the real mount would be lost (cgroup_get_tree and
-// apply_cgroup_root_flags, kernel/cgroup/cgroup.c, v6.12; observed on 6.18). The
-// line 0:: is there once v2 was mounted (proc_cgroup_show).
-func harmless() error {
+// harmless says whether v2 may be mounted anew when no mount of it was found.
+// Outside a cgroup namespace that sets the options of the one hierarchy that the
+// machine has, for everybody: the nsdelegate of a mount that was not found would
+// be lost (cgroup_get_tree and apply_cgroup_root_flags, kernel/cgroup/cgroup.c,
+// v6.12; observed on 6.18). The line 0:: is there once v2 was mounted
+// (proc_cgroup_show).
+func harmless(sawAll bool) error {
 	const initial = 0xeffffffb // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/cgroup", &st); err != nil {
 		return err
 	}
+	if sawAll || st.Ino != initial {
+		return nil
+	}
 	b, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return err
+	if err == nil && strings.Contains("\n"+string(b), "\n0::") {
+		err = errors.New("some processes hide their mounts, and mounting it once more could reset the options of one of theirs")
 	}
-	if st.Ino == initial && strings.Contains("\n"+string(b), "\n0::") {
-		return errors.New("mounting it once more would reset its options for the whole machine")
-	}
-	return nil
+	return err
 }
 
 // findNetCls looks for the v1 hierarchy that has net_cls, nil when it is not
 // mounted.
 func findNetCls() (*tree, error) {
-	return mounted(unix.CGROUP_SUPER_MAGIC, func(m *mountinfo.Info) bool {
+	t, _, err := mounted(unix.CGROUP_SUPER_MAGIC, func(m *mountinfo.Info) bool {
 		return m.FSType == "cgroup" && slices.Contains(strings.Split(m.VFSOptions, ","), "net_cls")
 	})
+	return t, err
 }
 
 // mounted finds a mount that pick takes in this mount namespace, else in that of
-// a process above, up to process 1; whole hierarchies first.
-func mounted(magic int64, pick func(*mountinfo.Info) bool) (*tree, error) {
-	for pid := os.Getpid(); pid > 0; pid = parent(pid) {
-		proc := fmt.Sprintf("/proc/%d", pid)
-		prefix, note := proc+"/root", fmt.Sprintf(" (as process %d sees it: hidden in this mount namespace)", pid)
-		if pid == os.Getpid() {
-			prefix, note = "", ""
-		}
-		f, err := os.Open(proc + "/mountinfo")
+// another process, whole hierarchies first. It says whether it saw the mounts of
+// all processes.
+func mounted(magic int64, pick func(*mountinfo.Info) bool) (t *tree, all bool, err error) {
+	self := os.Getpid()
+	cgroups, err := os.Readlink("/proc/self/ns/cgroup")
+	if err != nil {
+		return nil, false, err
+	}
+	all = true
+	looked := map[string]bool{}
+	for pid := range processes(self) {
+		proc := "/proc/" + strconv.Itoa(pid)
+		ns, err := os.Readlink(proc + "/ns/mnt")
 		if err != nil {
-			if prefix == "" {
-				return nil, err
-			}
-			continue // not to be looked at, so neither is its root
+			all = all && errors.Is(err, fs.ErrNotExist)
+			continue
 		}
-		all, err := mountinfo.GetMountsFromReader(f, func(m *mountinfo.Info) (skip, stop bool) { return !pick(m), false })
-		f.Close()
+		if looked[ns] {
+			continue
+		}
+		looked[ns] = true
+		if pid == self {
+			t, err = mountedIn(proc, "", "", magic, pick)
+		} else {
+			note := fmt.Sprintf(" (as process %d sees it: hidden in this mount namespace)", pid)
+			t, err = mountedIn(proc, proc+"/root", note, magic, pick)
+		}
+		if t == nil {
+			all = all && (err == nil || errors.Is(err, fs.ErrNotExist))
+			continue
+		}
+		// another's view counts where it is ours, or that of everything
+		if theirs, err := os.Readlink(proc + "/ns/cgroup"); pid == self || t.whole || err == nil && theirs == cgroups {
+			return t, true, nil
+		}
+		t.close()
+	}
+	return nil, all, nil
+}
+
+// mountedIn finds a mount in the mount namespace of one process, whose root is at
+// prefix.
+func mountedIn(proc, prefix, note string, magic int64, pick func(*mountinfo.Info) bool) (*tree, error) {
+	f, err := os.Open(proc + "/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	mounts, err := mountinfo.GetMountsFromReader(f, func(m *mountinfo.Info) (skip, stop bool) { return !pick(m), false })
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(mounts, func(a, b *mountinfo.Info) int { return len(a.Root) - len(b.Root) })
+	for _, m := range mounts {
+		var st unix.Statfs_t
+		if err = unix.Statfs(prefix+m.Mountpoint, &st); err != nil || int64(st.Type) != magic {
+			continue // covered by another mount, or out of reach
+		}
+		t, err := openTree(prefix+m.Mountpoint, m.Mountpoint+note)
+		if err == nil && prefix != "" {
+			t.anchor() // the other process may end
+		}
+		return t, err
+	}
+	return nil, err
+}
+
+// processes goes through self, those above it, and then all, which lists these
+// again.
+func processes(self int) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for pid := self; pid > 0; pid = parent(pid) {
+			if !yield(pid) {
+				return
+			}
+		}
+		entries, err := os.ReadDir("/proc")
 		if err != nil {
-			return nil, err
+			return // self's own files will not be there either
 		}
-		slices.SortStableFunc(all, func(a, b *mountinfo.Info) int { return len(a.Root) - len(b.Root) })
-		for _, m := range all {
-			path := prefix + m.Mountpoint
-			var st unix.Statfs_t
-			if unix.Statfs(path, &st) != nil || int64(st.Type) != magic {
-				continue // covered by another mount, or out of reach
+		for _, e := range entries {
+			if pid, err := strconv.Atoi(e.Name()); err == nil && !yield(pid) {
+				return
 			}
-			return openTree(path, m.Mountpoint+note)
 		}
 	}
-	return nil, nil
 }
 
 // parent is the process that pid is a child of, 0 when that is not known.
@@ -143,12 +201,14 @@ func detached() (*tree, error) {
 	}
 	defer unix.Close(mnt) // the directory that openTree opens keeps it
 	t, err := openTree(fmt.Sprintf("/proc/self/fd/%d", mnt), "a private mount of our own")
-	if err != nil {
-		return nil, err
+	if err == nil {
+		t.anchor()
 	}
-	t.root = fmt.Sprintf("/proc/self/fd/%d", t.dir.Fd())
-	return t, nil
+	return t, err
 }
+
+// anchor makes the open root the way to everything below it.
+func (t *tree) anchor() { t.root = fmt.Sprintf("/proc/self/fd/%d", t.dir.Fd()) }
 
 func openTree(root, where string) (*tree, error) {
 	// the slash: through a link to a descriptor
@@ -260,8 +320,8 @@ func (t *tree) write(path, file, text string) error {
 	return errors.Join(err, f.Close())
 }
 
-// processes lists the processes of a cgroup and all below it.
-func (t *tree) processes(path string) ([]int, error) {
+// members lists the processes of a cgroup and all below it.
+func (t *tree) members(path string) ([]int, error) {
 	var pids []int
 	err := t.walk(path, func(p string) error {
 		b, err := os.ReadFile(t.root + p + "/cgroup.procs")
