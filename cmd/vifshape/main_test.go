@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "vifshape" {
 		main()
 	}
-	tctest.Main(m, nil)
+	tctest.Main(m, tctest.Programs{"send": sendProgram})
 }
 
 // program is a directory that holds the program, for PATH.

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// sendProgram sends datagrams to an address until standard input ends, and then
+// prints how many: send ADDRESS PAYLOAD RATE.
+func sendProgram(args []string) error {
+	var t lab.Traffic
+	var rate uint64
+	to, err := netip.ParseAddrPort(args[0])
+	if err == nil {
+		_, err = fmt.Sscan(strings.Join(args[1:], " "), &t.Size, &rate)
+	}
+	if err != nil {
+		return err
+	}
+	t.Protocol, t.To, t.Rate = "udp", to, hierarchy.Bandwidth(rate)
+	ctx, stop := context.WithCancel(context.Background())
+	go func() {
+		// Ends with the test, however that ends.
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		stop()
+	}()
+	count, err := lab.Send(ctx, t)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(count)
+}
+
+// shape is the policy that TestKernelEdits edits.
+type shape struct {
+	line, apps, rate, ceil, rest int // mbit
+	prio, quantum, limit         int
+	burst                        string
+	sibling, other, inner        bool
+	bound                        string
+}
+
+func (s shape) String() string {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	p("version = 1\n[interface.eth0]\nrate = \"%dmbit\"", s.line)
+	p("[interface.eth0.apps]\nrate = \"%dmbit\"", s.apps)
+	p("[interface.eth0.apps.app]\nrate = \"%dmbit\"\nceil = \"%dmbit\"\nprio = %d\nburst = %q\nquantum = \"%db\"", s.rate, s.ceil, s.prio, s.burst, s.quantum)
+	p("qdisc = { kind = \"pfifo\", limit = %d }", s.limit)
+	if s.sibling {
+		p("[interface.eth0.apps.sibling]\nrate = \"5mbit\"")
+	}
+	if s.other {
+		p("[interface.eth0.other]\nrate = \"20mbit\"")
+		if s.bound != "" {
+			p("bind = [%q]", s.bound)
+		}
+		if s.inner {
+			p("[interface.eth0.other.one]\nrate = \"5mbit\"\n[interface.eth0.other.two]\nrate = \"5mbit\"")
+		}
+	}
+	p("[interface.eth0.rest]\nrate = \"%dmbit\"", s.rest)
+	return b.String()
+}
+
+// TestKernelEdits holds that edits of a policy in force lose no packet and let
+// none into another class, while a bound sender keeps below its limit.
+func TestKernelEdits(t *testing.T) {
+	n := newNetwork(t)
+	s := shape{line: 200, apps: 80, rate: 60, ceil: 100, rest: 10, prio: 3, quantum: 20000, limit: 5000, burst: "100kb"}
+	edits := []struct {
+		name string
+		edit func(*shape)
+	}{
+		{"rate", func(s *shape) { s.rate ^= 8 }},
+		{"ceil", func(s *shape) { s.ceil ^= 16 }},
+		{"prio", func(s *shape) { s.prio ^= 1 }},
+		{"burst", func(s *shape) { s.burst = map[string]string{"100kb": "90kb", "90kb": "100kb"}[s.burst] }},
+		{"quantum", func(s *shape) { s.quantum ^= 1024 }},
+		{"queue limit", func(s *shape) { s.limit ^= 64 }},
+		{"rate of the parent", func(s *shape) { s.apps ^= 4 }},
+		{"rate of the interface", func(s *shape) { s.line ^= 4 }},
+		{"rate of the rest", func(s *shape) { s.rest ^= 1 }},
+		{"a sibling comes or goes", func(s *shape) { s.sibling = !s.sibling }},
+		{"another branch comes or goes", func(s *shape) { s.other = !s.other }},
+		{"another branch becomes inner, or a leaf", func(s *shape) { s.other = true; s.inner = !s.inner }},
+		{"a binding comes or goes", func(s *shape) { s.other = true; s.bound = map[string]string{"": "cgroup:" + n.cgroupPath("elsewhere")}[s.bound] }},
+		{"all at once", func(s *shape) {
+			*s = shape{line: 190, apps: 70, rate: 50, ceil: 90, rest: 12, prio: 5, quantum: 30000, limit: 4000, burst: "80kb", sibling: !s.sibling, other: !s.other, inner: !s.inner}
+		}},
+		{"and back", func(s *shape) {
+			*s = shape{line: 200, apps: 80, rate: 60, ceil: 100, rest: 10, prio: 3, quantum: 20000, limit: 5000, burst: "100kb"}
+		}},
+	}
+	n.ok("apply", n.policy("p.toml", s.String()))
+	const port = 6000
+	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), n.Far, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	// 100 bytes a packet on the wire, 24 mbit/s: 30,000 of them each second.
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := n.command("run", "eth0/apps/app", "--", self, netip.AddrPortFrom(n.Far4, port).String(), "58", "24000000")
+	c.Env = tctest.Command(t, "send").Env
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sender := n.start(c)
+	n.until("the first packet", func() bool { return sink.Count(port).Packets > 0 })
+
+	const rounds = 5
+	for range rounds {
+		for _, e := range edits {
+			e.edit(&s)
+			file := n.policy("p.toml", s.String())
+			if r := n.run("plan", "--detailed-exitcode", file); r.code != 2 {
+				t.Errorf("%s is no change: %v", e.name, r)
+			}
+			if r := n.run("apply", file); r.code != 0 || r.stderr != "" {
+				t.Errorf("%s: %v", e.name, r)
+			}
+		}
+	}
+	in.Close()
+	r := sender.wait()
+	var sent lab.Count
+	if err := json.Unmarshal([]byte(r.stdout), &sent); err != nil {
+		t.Fatalf("sender: %v %v", err, r)
+	}
+	n.until("the last packet", func() bool {
+		got := sink.Count(port)
+		return got.Packets+got.Dropped >= sent.Packets || n.queued() == 0
+	})
+	got := sink.Count(port)
+	t.Logf("%d edits under %d packets: %d arrived, %d of them when the sink was busy", rounds*len(edits), sent.Packets, got.Packets+got.Dropped, got.Dropped)
+	if got.Packets+got.Dropped != sent.Packets {
+		t.Errorf("%d of %d packets arrived", got.Packets+got.Dropped, sent.Packets)
+	}
+	record, err := n.store.load(n.Dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, _, _ := record.IDs.Find("eth0/apps/app")
+	apps, _, _ := record.IDs.Find("eth0/apps")
+	for _, c := range tctest.TCClasses(t, n.Near, n.Dev) {
+		want := uint64(0)
+		switch c.ID {
+		case app.String(), apps.String(), hierarchy.ID(hierarchy.RootMinor).String():
+			want = sent.Packets
+		}
+		if c.Packets != want || c.Dropped != 0 {
+			t.Errorf("class %s sent %d packets and dropped %d, not %d and none", c.ID, c.Packets, c.Dropped, want)
+		}
+	}
+	for _, q := range tctest.TCJSON[struct {
+		Kind    string
+		Options struct {
+			Direct uint64 `json:"direct_packets_stat"`
+		}
+	}](t, n.Near, "qdisc", "show", "dev", n.Dev) {
+		if q.Kind == "htb" && q.Options.Direct != 0 {
+			t.Errorf("%d packets went past all classes", q.Options.Direct)
+		}
+	}
+}
+
+// queued is the number of packets that wait in the tree.
+func (n *network) queued() (packets uint32) {
+	n.Helper()
+	for _, q := range tctest.TCJSON[struct {
+		Root bool
+		QLen uint32
+	}](n, n.Near, "qdisc", "show", "dev", n.Dev) {
+		if q.Root {
+			packets += q.QLen
+		}
+	}
+	return packets
+}
+
+// cgroupPath makes a cgroup of this network and returns its path below the
+// mount.
+func (n *network) cgroupPath(name string) string {
+	n.Helper()
+	dir := n.cgroups() + "/" + name
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		n.Fatal(err)
+	}
+	return strings.TrimPrefix(dir, tctest.Cgroup2Mount(n))
+}
