@@ -182,7 +182,12 @@ func unpack(ctx context.Context, dir, pkg string) error {
 	if _, err := command(ctx, dir, "dpkg-deb", "-x", debs[0], "."); err != nil {
 		return err
 	}
-	return os.Remove(debs[0])
+	if err := os.Remove(debs[0]); err != nil {
+		return err
+	}
+	// Once here instead of at every boot.
+	_, err = command(ctx, dir, "sh", "-c", "find . -name '*.ko.xz' -print0 | xargs -0r xz -d")
+	return err
 }
 
 //go:embed build-uml.sh

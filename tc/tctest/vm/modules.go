@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,7 +18,7 @@ import (
 var shipped = []string{
 	"sch_*", "cls_*", "act_*", "em_*",
 	"ifb", "veth", "dummy", "tun", "bridge", "macvlan", "ipvlan", "8021q", "bonding", "wireguard", "vxlan", "ip_gre",
-	"nf_tables", "nft_*", "nf_conntrack", "inet_diag", "tcp_diag", "udp_diag", "tcp_bbr",
+	"ipv6", "nf_tables", "nft_*", "nf_conntrack", "inet_diag", "tcp_diag", "udp_diag", "tcp_bbr",
 	"crc32c_generic", "crc32c_intel",
 }
 
@@ -37,7 +36,7 @@ func addModules(w *cpio, dir string, without []string) error {
 		if err != nil {
 			return err
 		}
-		if name, ok := strings.CutSuffix(strings.TrimSuffix(d.Name(), ".xz"), ".ko"); ok {
+		if name, ok := strings.CutSuffix(d.Name(), ".ko"); ok {
 			paths[guest.ModuleName(name)] = p
 		}
 		return nil
@@ -86,12 +85,7 @@ func addModules(w *cpio, dir string, without []string) error {
 // readModule reads a module and what it says about itself in its section
 // .modinfo.
 func readModule(path string) (m kernelModule, err error) {
-	if strings.HasSuffix(path, ".xz") {
-		m.data, err = exec.Command("xz", "-dc", path).Output()
-	} else {
-		m.data, err = os.ReadFile(path)
-	}
-	if err != nil {
+	if m.data, err = os.ReadFile(path); err != nil {
 		return m, err
 	}
 	f, err := elf.NewFile(bytes.NewReader(m.data))

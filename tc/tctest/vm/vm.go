@@ -248,7 +248,7 @@ func (m *machine) console() string { return filepath.Join(m.dir, "console") }
 // start starts the machine. wait waits for its end and removes what is left of
 // its processes.
 func (m *machine) start(ctx context.Context) (output *os.File, wait func() error, err error) {
-	console, err := os.Create(m.console())
+	console, err := os.OpenFile(m.console(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -258,12 +258,15 @@ func (m *machine) start(ctx context.Context) (output *os.File, wait func() error
 		return nil, nil, err
 	}
 	defer w.Close()
-	cmd := m.qemu(ctx)
+	var cmd *exec.Cmd
 	if m.Kernel.uml {
 		cmd = m.uml(ctx)
+		cmd.Stdout, cmd.ExtraFiles = console, []*os.File{w}
+	} else {
+		cmd = m.qemu(ctx)
+		cmd.Stdout = w
 	}
-	cmd.Stdout, cmd.Stderr = console, console
-	cmd.ExtraFiles = []*os.File{w}
+	cmd.Stderr = console
 	// A group of its own, to kill it whole: user-mode Linux is many
 	// processes. They also end with the thread that started them, so that
 	// nothing survives a test that is killed.
@@ -330,13 +333,14 @@ func (m *machine) memory() string {
 	return shm
 }
 
-// qemu is the command line for a kernel on an emulated processor.
+// qemu is the command line for a kernel on an emulated processor. Its second
+// serial line is the standard output.
 func (m *machine) qemu(ctx context.Context) *exec.Cmd {
 	return exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "2", "-m", strconv.Itoa(m.Memory),
 		"-kernel", m.kernel.image, "-initrd", m.initrd,
 		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off nokaslr",
-		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-		"-add-fd", "fd=3,set=1", "-chardev", "file,id=output,path=/dev/fdset/1", "-serial", "chardev:output")
+		"-chardev", "file,id=console,append=on,path="+m.console(), "-serial", "chardev:console",
+		"-chardev", "stdio,id=output,signal=off", "-serial", "chardev:output")
 }
