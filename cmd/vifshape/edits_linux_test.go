@@ -94,7 +94,10 @@ func TestKernelEdits(t *testing.T) {
 		{"a sibling comes or goes", func(s *shape) { s.sibling = !s.sibling }},
 		{"another branch comes or goes", func(s *shape) { s.other = !s.other }},
 		{"another branch becomes inner, or a leaf", func(s *shape) { s.other = true; s.inner = !s.inner }},
-		{"a binding comes or goes", func(s *shape) { s.other = true; s.bound = map[string]string{"": "cgroup:" + n.cgroupPath("elsewhere")}[s.bound] }},
+		{"a binding comes or goes", func(s *shape) {
+			s.other = true
+			s.bound = map[string]string{"": "cgroup:" + n.cgroupPath("elsewhere")}[s.bound]
+		}},
 		{"all at once", func(s *shape) {
 			*s = shape{line: 190, apps: 70, rate: 50, ceil: 90, rest: 12, prio: 5, quantum: 30000, limit: 4000, burst: "80kb", sibling: !s.sibling, other: !s.other, inner: !s.inner}
 		}},

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// everything has what this kernel has of each thing that tc can make. What is
+// not there is tested where it is: package vm boots such kernels.
+const everything = `version = 1
+[interface.eth0]
+rate = "940mbit"
+overhead = 18
+mpu = "64b"
+[interface.eth0.web]
+rate = "50%"
+[interface.eth0.web.api]
+rate = "33mbit"
+prio = 0
+qdisc = { kind = "pfifo", limit = 333 }
+[interface.eth0.web.odd]
+rate = "1234567bit"
+ceil = "7654321bit"
+burst = "12345b"
+cburst = "23456b"
+quantum = "3001b"
+qdisc = { kind = "bfifo", limit = "123456b" }
+[interface.eth0.backup]
+ceil = "20mbit"
+[interface.eth0.backup.slow]
+rate = "9600bit"
+qdisc = { kind = "tbf", rate = "5mbit", burst = "20kb", latency = "50ms" }
+`
+
+// TestKernelPlanTC runs what plan --tc prints, in a network of its own, and
+// holds what it makes against what apply makes. Only bursts differ: tc turns
+// them into whole microseconds before the kernel's finer ticks (tc_calc_xmittime,
+// tc/tc_core.c, iproute2 6.1), and so loses at most what the rate carries in one.
+func TestKernelPlanTC(t *testing.T) {
+	tctest.RequireProgram(t, "tc")
+	ours, theirs := newNetwork(t), newNetwork(t)
+	file := ours.policy("policy.toml", everything)
+	script := ours.ok("plan", "--tc", file)
+	ours.ok("apply", file)
+	tctest.Output(t, theirs.Near, "sh", "-ec", script)
+	ours.sameAsTC(ours.state(), theirs.state())
+
+	// A change of what is there.
+	file = ours.policy("policy.toml", strings.NewReplacer("33mbit", "44mbit", "333", "222", "mpu = \"64b\"", "").Replace(everything))
+	script = ours.ok("plan", "--tc", file)
+	ours.ok("apply", file)
+	tctest.Output(t, theirs.Near, "sh", "-ec", script)
+	ours.sameAsTC(ours.state(), theirs.state())
+
+	// And an end of it all.
+	empty := hierarchy.Diff(theirs.state(), hierarchy.State{Interface: theirs.Dev})
+	var end strings.Builder
+	if err := writeTC(&end, empty, newKindTable(tc.Kinds())); err != nil {
+		t.Fatal(err)
+	}
+	tctest.Output(t, theirs.Near, "sh", "-ec", end.String())
+	theirs.clean()
+}
+
+// sameAsTC compares what apply and tc made, without the classifier, which is not
+// tc's to make.
+func (n *network) sameAsTC(want, got hierarchy.State) {
+	n.Helper()
+	if len(got.Classes) != len(want.Classes) {
+		n.Fatalf("%d classes, not %d", len(got.Classes), len(want.Classes))
+	}
+	for i := range got.Classes {
+		w, g := want.Classes[i], &got.Classes[i]
+		for _, b := range []struct {
+			name      string
+			want      hierarchy.Size
+			got       *hierarchy.Size
+			bandwidth hierarchy.Bandwidth
+		}{{"burst", w.Burst, &g.Burst, w.Rate}, {"cburst", w.CBurst, &g.CBurst, w.Ceil}} {
+			microsecond := hierarchy.Size(b.bandwidth/8/1e6) + 1
+			if *b.got > b.want || b.want-*b.got > microsecond {
+				n.Errorf("%v: %s %v, not %v less %v at most", w.ID, b.name, *b.got, b.want, microsecond)
+			}
+			*b.got = b.want
+		}
+	}
+	want.Hook, want.Bound = hierarchy.Hook{}, nil
+	if d := cmp.Diff(want, got, cmpopts.EquateEmpty()); d != "" {
+		n.Errorf("tc made something else (-vifshape +tc):\n%s", d)
+	}
+}
