@@ -145,12 +145,12 @@ func inPlace(old, want hierarchy.Qdisc) bool {
 	return old.Kind == want.Kind && k != nil && (k.inPlace == nil || k.inPlace(old, want))
 }
 
-// stepError says which step failed.
+// stepError says which step failed, nil where err is nil.
 func (d *Device) stepError(s hierarchy.Step, err error) error {
-	var e *OpError
-	if !errors.As(newOpError("", d.Name, err), &e) {
+	if err == nil {
 		return nil
 	}
+	e := opError("", d.Name, err)
 	switch item := s.Item().(type) {
 	case *hierarchy.Root:
 		e.Op, e.Class = s.Action.String()+" root qdisc", item.Handle

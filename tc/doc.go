@@ -24,7 +24,7 @@
 // # Needs
 //
 // Linux 5.4 or later. Reading needs no privileges; everything that changes
-// something, and [Device.Settle] because it asks which qdiscs the kernel has,
-// needs CAP_NET_ADMIN in the user namespace that owns the network namespace. A
-// connection is for one goroutine at a time.
+// something needs CAP_NET_ADMIN in the user namespace that owns the network
+// namespace. [Device.Settle] does without, but knows better with it which qdiscs
+// the kernel has. A connection is for one goroutine at a time.
 package tc

@@ -109,6 +109,10 @@ func newOpError(op, device string, err error) error {
 	if err == nil {
 		return nil
 	}
+	return opError(op, device, err)
+}
+
+func opError(op, device string, err error) *OpError {
 	e := &OpError{Op: op, Device: device, Err: err}
 	var n *netlink.OpError
 	if errors.As(err, &n) {
