@@ -18,9 +18,9 @@ import (
 )
 
 // TestMain makes the test binary the real program when it is called by its
-// name.
+// name, or by the one under which the demo starts itself.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == "vifshape" {
+	if name := filepath.Base(os.Args[0]); name == "vifshape" || name == filepath.Base(selfPath) {
 		main()
 	}
 	tctest.Main(m, tctest.Programs{"send": sendProgram})
