@@ -1,0 +1,128 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// TestKernelDemo runs the demonstration, which leaves its network standing,
+// looks around in it, and removes it. The run directory is one of its own.
+func TestKernelDemo(t *testing.T) {
+	n := newNetwork(t)
+	const script = `
+mount -t tmpfs none /run &&
+"$1" demo --json --keep --time 6s &&
+ls /run/vifshape >names &&
+nsenter --net=/run/netns/vifshape-demo "$1" show >show &&
+nsenter --net=/run/netns/vifshape-demo "$1" run eth0/guests/bob -- cat /proc/self/cgroup >bob &&
+"$1" demo --remove &&
+find /run -mindepth 2 >left &&
+cd / && exit`
+	var r result
+	// The verdict is about a machine that has the time for it.
+	for range 3 {
+		if r = n.inMounts("cd "+n.dir+script, "version"); r.code == 0 {
+			break
+		}
+		t.Log(r)
+	}
+	if r.code != 0 || r.stderr != "" {
+		t.Fatalf("demo: %v", r)
+	}
+	var v struct {
+		Holds  bool
+		Phases []demoPhase `json:"phases"`
+	}
+	if err := json.Unmarshal([]byte(r.stdout), &v); err != nil {
+		t.Fatalf("%v in %s", err, r.stdout)
+	}
+	if !v.Holds || len(v.Phases) != 2 {
+		t.Errorf("verdict %+v", v)
+	}
+	for _, p := range v.Phases {
+		if len(p.Results) != len(demoSenders) {
+			t.Errorf("%d branches, not %d", len(p.Results), len(demoSenders))
+		}
+		for _, b := range p.Results {
+			if !b.Holds || b.Measured == 0 || b.Ideal < b.Rate && b.Path != "eth0/office/calls" {
+				t.Errorf("%+v", b)
+			}
+		}
+	}
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(n.dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	ns := strings.TrimSpace(read("names"))
+	if show := read("show"); !strings.Contains(show, "    alice") {
+		t.Errorf("show:\n%s", show)
+	}
+	if bob := read("bob"); !strings.Contains(bob, "/vifshape/"+ns+"/eth0/guests/bob\n") {
+		t.Errorf("a program that was run is in\n%s", bob)
+	}
+	if left := read("left"); left != "" {
+		t.Errorf("left in the run directory:\n%s", left)
+	}
+	gone(t, filepath.Join(tctest.Cgroup2Mount(t), "vifshape", ns))
+}
+
+func gone(t *testing.T, paths ...string) {
+	t.Helper()
+	for _, p := range paths {
+		if err := unix.Access(p, unix.F_OK); err != unix.ENOENT {
+			t.Errorf("%s is left: %v", p, err)
+		}
+	}
+}
+
+// TestKernelDemoInterrupted ends the demonstration in its middle.
+func TestKernelDemoInterrupted(t *testing.T) {
+	n := newNetwork(t)
+	r := n.start(n.command("demo", "--time", "60s"))
+	paths := []string{}
+	n.until("senders in branches", func() bool {
+		paths = paths[:0]
+		children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", r.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range children {
+			b, err := os.ReadFile(c)
+			if err != nil {
+				continue // a thread that has ended
+			}
+			for _, pid := range strings.Fields(string(b)) {
+				paths = append(paths, "/proc/"+pid)
+			}
+		}
+		if len(paths) != len(demoSenders) {
+			return false
+		}
+		b, err := os.ReadFile(paths[0] + "/cgroup")
+		_, below, ok := strings.Cut(string(b), "/vifshape/")
+		ns, _, _ := strings.Cut(below, "/")
+		if err != nil || !ok {
+			return false
+		}
+		paths = append(paths, filepath.Join(defaultRunDir, ns), filepath.Join(tctest.Cgroup2Mount(t), "vifshape", ns))
+		return true
+	})
+	time.Sleep(500 * time.Millisecond) // they send
+	if err := r.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	n.failed(r.wait(), exitInterrupted, "error: interrupted")
+	gone(t, paths...)
+}
