@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -60,7 +61,16 @@ func AddVeth(a *NetNS, la Link, b *NetNS, lb Link) error {
 	if err := a.neighbours(la.Name, lb.Addrs, mb); err != nil {
 		return err
 	}
-	return b.neighbours(lb.Name, la.Addrs, ma)
+	if err := b.neighbours(lb.Name, la.Addrs, ma); err != nil {
+		return err
+	}
+	if la.Down || lb.Down {
+		return nil
+	}
+	if err := a.ready(la); err != nil {
+		return err
+	}
+	return b.ready(lb)
 }
 
 // AddLink makes an interface of l.Kind and configures it. The kernel loads the
@@ -196,6 +206,45 @@ func (n *NetNS) configure(l Link) (net.HardwareAddr, error) {
 		return mac, nil
 	}
 	return mac, n.SetUp(l.Name)
+}
+
+// ready waits until packets to the addresses of l are taken in. For IPv6 the
+// kernel sees to that later, in a work queue (addrconf_dad_completed,
+// net/ipv6/addrconf.c, v6.12), which a busy machine may keep waiting.
+func (n *NetNS) ready(l Link) error {
+	deadline := time.Now().Add(5 * time.Second)
+	for _, p := range l.Addrs {
+		for p.Addr().Is6() {
+			ok, err := n.local(p.Addr())
+			if err != nil {
+				return err
+			}
+			if ok {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("address %v on %s is not ready after 5s", p, l.Name)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// local says whether packets to a are for the namespace itself.
+func (n *NetNS) local(a netip.Addr) (bool, error) {
+	msg := make([]byte, unix.SizeofRtMsg)
+	msg[0], msg[1] = family(a), byte(a.BitLen())
+	ae := netlink.NewAttributeEncoder()
+	ae.Bytes(unix.RTA_DST, a.AsSlice())
+	replies, err := n.execute(unix.RTM_GETROUTE, 0, msg, ae)
+	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+		return false, nil
+	}
+	if err != nil || len(replies) == 0 || len(replies[0].Data) < unix.SizeofRtMsg {
+		return false, err
+	}
+	return replies[0].Data[7] == unix.RTN_LOCAL, nil
 }
 
 // neighbours tells dev for good that the addresses are at mac.

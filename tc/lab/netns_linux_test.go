@@ -131,6 +131,7 @@ func TestKernelKeep(t *testing.T) {
 
 func TestKernelPair(t *testing.T) {
 	p := tctest.New(t, lab.PairConfig{MTU: 9000, TxQueueLen: 77, Queues: 3})
+	tctest.Require(t, p.Far6.IsValid(), "IPv6")
 	far := netip.MustParsePrefix("203.0.113.7/32")
 	if err := p.Far.AddLink(lab.Link{Name: "ifb9", Kind: "ifb", Addrs: []netip.Prefix{far}}); err != nil {
 		t.Fatal(err)
