@@ -1,0 +1,142 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// messages counts what the kernel tells listeners about traffic control in the
+// near namespace, by type of message: it tells each thing that is made, changed
+// or deleted once.
+func (n *network) messages() (count func() map[netlink.HeaderType]int) {
+	n.Helper()
+	c, err := n.Near.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: 1 << (unix.RTNLGRP_TC - 1)})
+	if err != nil {
+		n.Fatal(err)
+	}
+	n.Cleanup(func() { c.Close() })
+	return func() map[netlink.HeaderType]int {
+		n.Helper()
+		seen := map[netlink.HeaderType]int{}
+		for {
+			if err := c.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+				n.Fatal(err)
+			}
+			m, err := c.Receive()
+			if err != nil {
+				if os.IsTimeout(err) || strings.Contains(err.Error(), "timeout") {
+					return seen
+				}
+				n.Fatal(err)
+			}
+			for _, x := range m {
+				seen[x.Header.Type]++
+			}
+		}
+	}
+}
+
+// changeOne is a policy of many leaves, and the same with another rate of one.
+func (n *network) changeOne(leaves int) (files [2]string) {
+	n.Helper()
+	text := many(leaves, "1mbit")
+	other := strings.Replace(text, "[interface.eth0.b77]\nrate = \"1mbit\"", "[interface.eth0.b77]\nrate = \"2mbit\"", 1)
+	rest := "[interface.eth0.rest]\nrate = \"1gbit\"\n"
+	return [2]string{n.policy("one.toml", text+rest), n.policy("two.toml", other+rest)}
+}
+
+// TestKernelChangeOne holds that one number is one message to the kernel, and
+// costs no packet.
+func TestKernelChangeOne(t *testing.T) {
+	n := newNetwork(t)
+	files := n.changeOne(300)
+	n.ok("apply", files[0])
+	s := n.stream()
+	count := n.messages()
+	n.ok("apply", files[1])
+	got := count()
+	if lost := s.passed(); lost != 0 {
+		t.Errorf("%d datagrams were lost", lost)
+	}
+	if len(got) != 1 || got[unix.RTM_NEWTCLASS] != 1 {
+		t.Errorf("the kernel was told, by type of message: %v", got)
+	}
+}
+
+// built is the program as users have it: the test binary takes longer to start.
+func (n *network) built() {
+	n.Helper()
+	n.bin = filepath.Join(n.dir, "vifshape")
+	if out, err := exec.Command(tctest.RequireProgram(n, "go"), "build", "-o", n.bin, ".").CombinedOutput(); err != nil {
+		n.Fatalf("go build: %v\n%s", err, out)
+	}
+}
+
+// BenchmarkChangeOne10000 is goal P7: one rate of a policy of 10,000 branches,
+// from the start of the program to its end, with datagrams under way.
+func BenchmarkChangeOne10000(b *testing.B) {
+	n := newNetwork(b)
+	n.built()
+	files := n.changeOne(10000)
+	if r := n.run("apply", files[0]); r.code != 0 {
+		b.Fatal(r)
+	}
+	s := n.stream()
+	count := n.messages()
+	runs := 0
+	var least, cpu time.Duration
+	for b.Loop() {
+		runs++
+		start := time.Now()
+		r := n.start(n.command("apply", files[runs%2]))
+		if out := r.wait(); out.code != 0 {
+			b.Fatal(out)
+		}
+		if took := time.Since(start); least == 0 || took < least {
+			least = took
+		}
+		cpu += r.ProcessState.UserTime() + r.ProcessState.SystemTime()
+	}
+	b.ReportMetric(ms(least), "ms-best/op")
+	b.ReportMetric(ms(cpu)/float64(runs), "ms-cpu/op")
+	b.ReportMetric(float64(count()[unix.RTM_NEWTCLASS])/float64(runs), "class-messages/op")
+	b.ReportMetric(float64(s.passed()), "lost")
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// BenchmarkRun is goal P9: run over a plain start of the same program, each in
+// turn.
+func BenchmarkRun(b *testing.B) {
+	n := newNetwork(b)
+	n.built()
+	n.ok("apply", n.policy("policy.toml", smallPolicy))
+	program := tctest.RequireProgram(b, "true")
+	var plain, inside time.Duration
+	runs := 0
+	for b.Loop() {
+		runs++
+		start := time.Now()
+		n.start(exec.CommandContext(b.Context(), program)).wait()
+		plain += time.Since(start)
+		start = time.Now()
+		if r := n.start(n.command("run", "eth0/web/api", "--", program)).wait(); r.code != 0 {
+			b.Fatal(r)
+		}
+		inside += time.Since(start)
+	}
+	each := func(d time.Duration) float64 { return ms(d) / float64(runs) }
+	b.ReportMetric(each(plain), "ms-plain/op")
+	b.ReportMetric(each(inside), "ms-run/op")
+	b.ReportMetric(each(inside-plain), "ms-more/op")
+	b.ReportMetric(float64(inside)/float64(plain), "ratio")
+}
