@@ -315,11 +315,13 @@ func (b *Binder) boundV2() ([]hierarchy.Bound, error) {
 }
 
 func (b *Binder) boundV1() ([]hierarchy.Bound, error) {
-	t, err := b.hierarchy(hierarchy.WayNetCls)
-	if err != nil {
-		return nil, err
+	if b.v1 == nil { // reading mounts nothing
+		var err error
+		if b.v1, err = findNetCls(); b.v1 == nil {
+			return nil, err
+		}
 	}
-	return t.tags(b.ours)
+	return b.v1.tags(b.ours)
 }
 
 func (b *Binder) ours(c hierarchy.ClassID) bool {
@@ -350,7 +352,7 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 		if n, ok := s.New.(*hierarchy.Bound); ok && n != nil {
 			d.skip[strings.TrimPrefix(n.Target, cgroupTarget)] = true
 		}
-		if h := hook(s.New); hook(s.Old) != h && hook(s.Old).Way != h.Way {
+		if hook(s.Old).Way != hook(s.New).Way {
 			d.leaves = i
 		}
 	}
