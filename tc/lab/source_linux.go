@@ -45,14 +45,13 @@ type Traffic struct {
 
 // Source is traffic under way.
 type Source struct {
-	cancel   context.CancelFunc
-	wait     sync.WaitGroup
-	header   uint64
-	payload  atomic.Uint64
-	packets  atomic.Uint64 // datagrams
-	mu       sync.Mutex
-	err      error
-	segments bool
+	cancel  context.CancelFunc
+	wait    sync.WaitGroup
+	header  uint64 // bytes in front of the payload of a datagram, 0 for TCP
+	payload atomic.Uint64
+	packets atomic.Uint64 // datagrams
+	mu      sync.Mutex    // guards err
+	err     error
 }
 
 // Send sends until the context or the traffic ends, whichever is first. That
@@ -88,15 +87,14 @@ func Start(ctx context.Context, t Traffic) (*Source, error) {
 		return nil, errors.New("a rate can be set for udp only")
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &Source{cancel: cancel, header: headerEthernet + headerIPv4}
-	if t.To.Addr().Is6() && !t.To.Addr().Is4In6() {
-		s.header = headerEthernet + headerIPv6
-	}
+	s := &Source{cancel: cancel}
 	flow := s.tcpFlow
 	if t.Protocol == "udp" {
-		s.header += headerUDP
-		s.segments = true
 		flow = s.udpFlow
+		s.header = headerEthernet + headerIPv6 + headerUDP
+		if t.To.Addr().Unmap().Is4() {
+			s.header = headerEthernet + headerIPv4 + headerUDP
+		}
 	}
 	conns, err := connect(ctx, t)
 	if err != nil {
@@ -145,7 +143,7 @@ func (s *Source) Stop() error {
 // stay 0: what was made of the data only the [Sink] knows.
 func (s *Source) Count() Count {
 	c := Count{Time: time.Now(), Payload: s.payload.Load(), Packets: s.packets.Load()}
-	if s.segments {
+	if s.header != 0 {
 		c.Wire = c.Payload + c.Packets*s.header
 	}
 	return c

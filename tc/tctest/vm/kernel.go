@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // ErrNoKernel says that a kernel is neither installed nor cached and could not
@@ -208,10 +209,13 @@ func build(ctx context.Context, dir string) error {
 	return err
 }
 
-// command runs a program in dir and returns its output.
+// command runs a program in dir and returns its output. The end of ctx also ends
+// what the program started.
 func command(ctx context.Context, dir, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
