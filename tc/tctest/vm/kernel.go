@@ -76,22 +76,46 @@ type files struct {
 	modules string // directory; empty when it has none
 }
 
-// find looks for the kernel on the host and in the cache, and provides it once
-// when it is in neither.
-func (k Kernel) find(ctx context.Context) (files, error) {
-	if k.name == "uml" {
-		if f, err := k.locate("/"); err == nil {
-			return f, nil
+// Fetch fetches or builds the kernel unless it is there. The error is
+// [ErrNoKernel] when that fails. [Boot] does so by itself.
+func (k Kernel) Fetch(ctx context.Context) error {
+	_, err := k.find(ctx)
+	return err
+}
+
+// Ready says whether the kernel can be booted without fetching or building it.
+func (k Kernel) Ready() bool {
+	_, ok := k.look()
+	return ok
+}
+
+// look finds the kernel on the host or in the cache.
+func (k Kernel) look() (files, bool) {
+	dirs := []string{}
+	if k.name == UML().name {
+		dirs = append(dirs, "/")
+	}
+	if cache, err := cacheDir(); err == nil {
+		dirs = append(dirs, filepath.Join(cache, k.name))
+	}
+	for _, d := range dirs {
+		if f, err := k.locate(d); err == nil {
+			return f, true
 		}
+	}
+	return files{}, false
+}
+
+// find is look, but provides what is not there.
+func (k Kernel) find(ctx context.Context) (files, error) {
+	if f, ok := k.look(); ok {
+		return f, nil
 	}
 	cache, err := cacheDir()
 	if err != nil {
 		return files{}, err
 	}
 	dir := filepath.Join(cache, k.name)
-	if f, err := k.locate(dir); err == nil {
-		return f, nil
-	}
 	if err := k.fill(ctx, cache, dir); err != nil {
 		return files{}, fmt.Errorf("%w: %s: %w", ErrNoKernel, k.name, err)
 	}

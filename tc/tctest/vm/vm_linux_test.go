@@ -64,6 +64,12 @@ func look(args []string) report {
 	return r
 }
 
+// require skips the test unless a kernel is there that takes long to get.
+func require(t *testing.T, k vm.Kernel) {
+	t.Helper()
+	tctest.Require(t, k.Ready(), fmt.Sprintf("kernel %v: go run ./tc/tctest/vm/vmrun -kernel %v", k, k))
+}
+
 // config is a machine that runs a program of this test binary.
 func config(t *testing.T, program string) vm.Config {
 	t.Helper()
@@ -149,6 +155,23 @@ func TestVMStops(t *testing.T) {
 	if err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
+}
+
+// An hour of virtual time is soon over.
+func TestVMVirtualTime(t *testing.T) {
+	require(t, vm.VirtualTime())
+	c := config(t, "hang")
+	c.Kernel, c.Timeout = vm.VirtualTime(), time.Minute
+	if status, err := boot(t, c); status != 0 || err != nil {
+		t.Errorf("status %d, %v", status, err)
+	}
+}
+
+func TestVMDebian(t *testing.T) {
+	k := vm.Debian("linux-image-cloud-amd64")
+	require(t, k)
+	tctest.RequireProgram(t, "qemu-system-x86_64")
+	vm.Run(t, k, vm.V2, "", "-test.run=^TestKernelKinds$")
 }
 
 func TestVMRefuses(t *testing.T) {

@@ -4,7 +4,8 @@
 //
 //	CGO_ENABLED=0 go test -exec 'go run ./tc/tctest/vm/vmrun -kernel uml' ./tc
 //
-// Its exit status is that of the binary, or 125 when the machine failed.
+// Its exit status is that of the binary, or 125 when the machine failed. Without
+// a binary it only fetches or builds the kernel, if it is not there.
 package main
 
 import (
@@ -45,12 +46,12 @@ func run(ctx context.Context) (int, error) {
 	env := flag.String("env", "VIFSHAPE_NO_SKIP,VIFSHAPE_SKIP_OK", "`variables` to pass on, separated by commas")
 	verbose := flag.Bool("v", false, "print what the kernel says")
 	flag.Parse()
-	if flag.NArg() == 0 {
-		return 0, fmt.Errorf("no program given: vmrun [flags] PROGRAM [ARG...]")
-	}
 	k, err := vm.Named(*kernel)
 	if err != nil {
 		return 0, err
+	}
+	if flag.NArg() == 0 {
+		return 0, k.Fetch(ctx)
 	}
 	c := vm.Config{
 		Kernel: k, Cgroup: vm.Layout(*cgroup), Program: flag.Arg(0), Args: flag.Args()[1:], Dir: ".",
