@@ -153,7 +153,11 @@ func (e *env) demo(ctx context.Context, o demoOptions) (err error) {
 	if o.json {
 		d.out = io.Discard
 	}
-	defer func() { err = errors.Join(err, d.close(o.keep && err == nil)) }()
+	defer func() {
+		// A verdict that does not hold is worth a look around as well.
+		var verdict codeError
+		err = errors.Join(err, d.close(o.keep && (err == nil || errors.As(err, &verdict))))
+	}()
 	if err := d.open(ctx); err != nil {
 		return err
 	}
