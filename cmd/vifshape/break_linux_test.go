@@ -258,6 +258,42 @@ func TestKernelSecondFails(t *testing.T) {
 	}
 }
 
+// TestKernelForeignKill holds that a root qdisc that vifshape was told to replace
+// comes back, however an apply ends and whenever.
+func TestKernelForeignKill(t *testing.T) {
+	n := newNetwork(t)
+	root := func() string { return tctest.TC(t, n.Near, "qdisc", "show", "dev", n.Dev, "root") }
+	tctest.TC(t, n.Near, "qdisc", "add", "dev", n.Dev, "root", "handle", "7:", "tbf", "rate", "50mbit", "burst", "64kb", "limit", "100kb")
+	before := root()
+	file := n.policy("replace.toml", strings.Replace(many(1000, "1mbit"), "[interface.eth0]", "[interface.eth0]\nreplace = true", 1))
+	for _, after := range []time.Duration{5, 20, 40, 60, 100} {
+		r := n.start(n.command("apply", file))
+		time.Sleep(after * time.Millisecond)
+		if err := r.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Fatal(err)
+		}
+		switch r := r.wait(); {
+		case r.code == 0:
+			n.ok("clear") // it was done already
+		case r.code != exitInterrupted && r.code != -1: // -1: before it listened for signals
+			t.Errorf("after %d ms: %v", after, r)
+		}
+		if got := root(); got != before {
+			t.Errorf("interrupted after %d ms: %s, not %s", after, got, before)
+		}
+		r = n.start(n.command("apply", file))
+		time.Sleep(after * time.Millisecond)
+		if err := r.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Fatal(err)
+		}
+		r.wait()
+		n.ok("clear")
+		if got := root(); got != before {
+			t.Errorf("killed after %d ms and cleared: %s, not %s", after, got, before)
+		}
+	}
+}
+
 // public is a copy of the program that every user can start.
 func (n *network) public() {
 	n.Helper()
@@ -391,6 +427,11 @@ func TestKernelMounts(t *testing.T) {
 	})
 	t.Run("run directory read-only", func(t *testing.T) {
 		n.failed(n.inMounts(readOnly, "apply", file), exitError, "/run/vifshape")
+		n.clean()
+	})
+	t.Run("run directory full", func(t *testing.T) {
+		big := n.policy("big.toml", many(1000, "1mbit"))
+		n.failed(n.inMounts("mount -t tmpfs -o size=16k none /run", "apply", big), exitError, "no space left on device")
 		n.clean()
 	})
 	t.Run("run directory empty", func(t *testing.T) {

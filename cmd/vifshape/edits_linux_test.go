@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/lab"
@@ -112,18 +113,8 @@ func TestKernelEdits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sink.Close()
-	// 100 bytes a packet on the wire, 24 mbit/s: 30,000 of them each second.
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := n.command("run", "eth0/apps/app", "--", self, netip.AddrPortFrom(n.Far4, port).String(), "58", "24000000")
-	c.Env = tctest.Command(t, "send").Env
-	in, err := c.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	sender := n.start(c)
+	// 24 mbit/s are 30,000 packets each second.
+	sender := n.sender("eth0/apps/app", port, "24000000")
 	n.until("the first packet", func() bool { return sink.Count(port).Packets > 0 })
 
 	const rounds = 5
@@ -139,17 +130,7 @@ func TestKernelEdits(t *testing.T) {
 			}
 		}
 	}
-	in.Close()
-	r := sender.wait()
-	var sent lab.Count
-	if err := json.Unmarshal([]byte(r.stdout), &sent); err != nil {
-		t.Fatalf("sender: %v %v", err, r)
-	}
-	n.until("the last packet", func() bool {
-		got := sink.Count(port)
-		return got.Packets+got.Dropped >= sent.Packets || n.queued() == 0
-	})
-	got := sink.Count(port)
+	sent, got := sender.finish(sink, port)
 	t.Logf("%d edits under %d packets: %d arrived, %d of them when the sink was busy", rounds*len(edits), sent.Packets, got.Packets+got.Dropped, got.Dropped)
 	if got.Packets+got.Dropped != sent.Packets {
 		t.Errorf("%d of %d packets arrived", got.Packets+got.Dropped, sent.Packets)
@@ -182,18 +163,75 @@ func TestKernelEdits(t *testing.T) {
 	}
 }
 
-// queued is the number of packets that wait in the tree.
-func (n *network) queued() (packets uint32) {
+// boundSender is a sender in a branch.
+type boundSender struct {
+	*running
+	in io.Closer
+}
+
+// sender sends packets of 100 bytes on the wire to the far end, from within a
+// branch.
+func (n *network) sender(path hierarchy.Path, port uint16, rate string) *boundSender {
 	n.Helper()
-	for _, q := range tctest.TCJSON[struct {
-		Root bool
-		QLen uint32
-	}](n, n.Near, "qdisc", "show", "dev", n.Dev) {
-		if q.Root {
-			packets += q.QLen
+	self, err := os.Executable()
+	if err != nil {
+		n.Fatal(err)
+	}
+	c := n.command("run", string(path), "--", self, netip.AddrPortFrom(n.Far4, port).String(), "58", rate)
+	c.Env = tctest.Command(n, "send").Env
+	in, err := c.StdinPipe()
+	if err != nil {
+		n.Fatal(err)
+	}
+	return &boundSender{n.start(c), in}
+}
+
+// finish ends the sender and returns what it sent and what arrived once nothing
+// is under way any more.
+func (s *boundSender) finish(sink *lab.Sink, port uint16) (sent, got lab.Count) {
+	s.n.Helper()
+	s.in.Close()
+	r := s.wait()
+	if err := json.Unmarshal([]byte(r.stdout), &sent); err != nil {
+		s.n.Fatalf("sender: %v %v", err, r)
+	}
+	for deadline := time.Now().Add(time.Second); ; time.Sleep(5 * time.Millisecond) {
+		got = sink.Count(port)
+		if got.Packets+got.Dropped >= sent.Packets || time.Now().After(deadline) {
+			return sent, got
 		}
 	}
-	return packets
+}
+
+// TestKernelBoundBranchSplits holds that a branch that turns into an inner one
+// and back, with a program in it, loses none of its packets.
+func TestKernelBoundBranchSplits(t *testing.T) {
+	n := newNetwork(t)
+	leaf := n.policy("leaf.toml", "version = 1\n[interface.eth0]\nrate = \"100mbit\"\n[interface.eth0.app]\nrate = \"50mbit\"\n")
+	inner := n.policy("inner.toml", "version = 1\n[interface.eth0]\nrate = \"100mbit\"\n[interface.eth0.app]\nrate = \"50mbit\"\n"+
+		"[interface.eth0.app.rest]\n[interface.eth0.app.part]\nrate = \"20mbit\"\n")
+	n.ok("apply", leaf)
+	const port = 6000
+	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), n.Far, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	sender := n.sender("eth0/app", port, "16000000")
+	n.until("the first packet", func() bool { return sink.Count(port).Packets > 0 })
+	for range 5 {
+		n.ok("apply", inner)
+		n.ok("apply", leaf)
+	}
+	sent, got := sender.finish(sink, port)
+	if got.Packets+got.Dropped != sent.Packets {
+		t.Errorf("%d of %d packets arrived", got.Packets+got.Dropped, sent.Packets)
+	}
+	for _, c := range tctest.TCClasses(t, n.Near, n.Dev) {
+		if c.ID == hierarchy.ID(hierarchy.RestMinor).String() && c.Packets > 0 {
+			t.Errorf("%d of %d packets went to the rest of the interface", c.Packets, sent.Packets)
+		}
+	}
 }
 
 // cgroupPath makes a cgroup of this network and returns its path below the
