@@ -105,6 +105,16 @@ func (m *machine) remarks(x *target) {
 	if r := x.before.Root; r.Foreign() {
 		m.warnf("%s: the root qdisc %s %v is replaced; `vifshape clear` puts it back, without what is attached to it", x.tree.Interface, r.Kind, r.Handle)
 	}
+	for _, s := range x.plan.Steps {
+		b, ok := s.Old.(*hierarchy.Bound)
+		if !ok || s.Action != hierarchy.Delete {
+			continue
+		}
+		// Processes that cannot be listed are no reason to stop a change.
+		if pids, err := x.binder.Processes(b.Target); err == nil && len(pids) > 0 {
+			m.warnf("%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", name(b.Path, b.Class), b.Target, len(pids))
+		}
+	}
 }
 
 func checkBinding(s string) error {

@@ -234,6 +234,35 @@ func TestKernelBoundBranchSplits(t *testing.T) {
 	}
 }
 
+// TestKernelBranchEnds holds that processes that lose their branch do not do so
+// in silence, and are back in it when it is.
+func TestKernelBranchEnds(t *testing.T) {
+	n := newNetwork(t)
+	with, without := n.policy("with.toml", smallPolicy), n.policy("without.toml", many(1, "1mbit"))
+	n.ok("apply", with)
+	n.branch("eth0/web/api", "sleep", "60")
+	sleeping := func() bool { return strings.Contains(n.ok("show"), "sleep[") }
+	n.until("the program in its branch", sleeping)
+	const says = "warning: eth0/web/api: processes that are bound to it (cgroup:"
+	for _, command := range []string{"plan", "apply"} {
+		if r := n.run(command, without); r.code != 0 || strings.Count(r.stderr, "\n") != 1 || !strings.Contains(r.stderr, says) {
+			t.Errorf("%s: %v", command, r)
+		}
+	}
+	if sleeping() {
+		t.Error("it is still in its branch")
+	}
+	if r := n.run("apply", with); r.code != 0 || r.stderr != "" {
+		t.Errorf("apply: %v", r)
+	}
+	if !sleeping() {
+		t.Error("it is not in its branch again")
+	}
+	if r := n.run("clear"); r.code != 0 || !strings.Contains(r.stderr, "eth0/web/api keeps its cgroup: processes live in it") {
+		t.Errorf("clear: %v", r)
+	}
+}
+
 // cgroupPath makes a cgroup of this network and returns its path below the
 // mount.
 func (n *network) cgroupPath(name string) string {
