@@ -239,12 +239,6 @@ func (n *network) device(fn func(*tc.Device) error) {
 	}
 }
 
-// shaped waits until a root qdisc of ours is on the interface.
-func (n *network) shaped() {
-	n.Helper()
-	n.until("the root qdisc", func() bool { return n.state().Root.Ours() })
-}
-
 // until waits for something that takes a moment; 10 seconds are the limit.
 func (n *network) until(what string, ok func() bool) {
 	n.Helper()
