@@ -75,6 +75,7 @@ func TestKernelRealPrograms(t *testing.T) {
 	for _, p := range []string{"nginx", "curl", "iperf3", "bash"} {
 		tctest.RequireProgram(t, p)
 	}
+	tctest.Require(t, n.Near6.IsValid(), "IPv6")
 	// The ideal allocation supposes senders that keep their queue full, as BBR
 	// does not. Reno is what every kernel has and lets a namespace have.
 	if err := n.Near.Do(func() error {
@@ -123,6 +124,17 @@ func TestKernelRealPrograms(t *testing.T) {
 			t.Errorf("%s: %v", s.Args, r)
 		}
 	}
+	// It was the branch that held them: nobody sent from the rest but the
+	// kernel itself, to connections that are closed already.
+	for _, c := range tctest.TCClasses(t, n.Near, n.Dev) {
+		if c.ID != hierarchy.ID(hierarchy.RestMinor).String() {
+			continue
+		}
+		t.Logf("%d packets in the rest", c.Packets)
+		if c.Packets > 20 {
+			t.Errorf("%d packets are too many", c.Packets)
+		}
+	}
 	if err := n.kill(); err != nil {
 		t.Error(err)
 	}
@@ -139,13 +151,6 @@ func TestKernelRealPrograms(t *testing.T) {
 		t.Logf("%-24s ideal %s, at the far end %s, %+.1f%%", p, short(ideal[p]), short(g), 100*off)
 		if off < -0.1 || off > 0.1 {
 			t.Errorf("%s got %s, the ideal is %s", p, short(g), short(ideal[p]))
-		}
-	}
-	// It was the branch that held them: nobody sent from the rest but the
-	// kernel itself (SYN-ACKs of half-open connections, resets).
-	for _, c := range tctest.TCClasses(t, n.Near, n.Dev) {
-		if c.ID == hierarchy.ID(hierarchy.RestMinor).String() && c.Packets > 100 {
-			t.Errorf("%d packets went to the rest", c.Packets)
 		}
 	}
 }
