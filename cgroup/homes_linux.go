@@ -56,7 +56,7 @@ func (b *Binder) Home(p hierarchy.Path) (target string, err error) {
 		return "", b.wrap(fmt.Errorf("branch %s is another interface's", p))
 	}
 	home := b.homePath(p)
-	if err := os.MkdirAll(b.tree().root+home, 0o755); err != nil {
+	if err := b.tree().make(home); err != nil {
 		return "", fmt.Errorf("%s: make cgroup %s: %w", p, home, privileges(errno(err), unix.CAP_DAC_OVERRIDE))
 	}
 	return cgroupTarget + home, nil
@@ -158,7 +158,10 @@ func (b *Binder) Join(target string, pid int) error {
 	if !ok {
 		return b.wrap(fmt.Errorf("%s is no cgroup that a process can be put into", target))
 	}
-	err := b.tree().write(p, "cgroup.procs", strconv.Itoa(pid))
+	if pid == 0 {
+		pid = os.Getpid()
+	}
+	err := b.tree().join(p, pid)
 	switch {
 	case err == nil:
 		return nil

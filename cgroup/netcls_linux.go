@@ -39,7 +39,7 @@ func (t *tree) tag(path string, class hierarchy.ClassID, skip map[string]bool) e
 		if p != path && (err != nil || c != was || skip[p]) {
 			return fs.SkipDir
 		}
-		return t.write(p, classidFile, strconv.FormatUint(uint64(class), 10))
+		return t.setClass(p, class)
 	})
 }
 

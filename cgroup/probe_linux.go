@@ -12,9 +12,10 @@ import (
 
 // Report is what [Probe] found.
 type Report struct {
-	Way   hierarchy.Way // the one taken; none when nothing works
-	Ways  []WayReport   // all, best first
-	Notes []string      // what else is worth knowing; often empty
+	Layout string        // how the machine uses cgroups, in words
+	Way    hierarchy.Way // the one taken; none when nothing works
+	Ways   []WayReport   // all, best first
+	Notes  []string      // what else is worth knowing; often empty
 }
 
 // WayReport is one way of a [Report].
@@ -28,7 +29,7 @@ type WayReport struct {
 // let go of again, nothing is mounted. It needs the privileges that a [Binder]
 // needs; without them the report says which are missing.
 func Probe() Report {
-	var r Report
+	r := Report{Layout: layout()}
 	r.add(hierarchy.WayBPF, probeV2)
 	r.add(hierarchy.WayNetCls, func() (string, error) {
 		text, err := probeNetCls()

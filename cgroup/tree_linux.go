@@ -25,6 +25,7 @@ type tree struct {
 	whole bool     // root is the hierarchy's own: depths below it are the kernel's levels
 	shown string   // what the kernel prints for root
 	htype int32    // type of the kernel's handles
+	magic int64    // of the file system: cgroup v2 or v1
 }
 
 func (t *tree) close() error { return t.dir.Close() }
@@ -217,6 +218,11 @@ func openTree(root, where string) (*tree, error) {
 		return nil, fmt.Errorf("%s: %w", where, privileges(errno(err), unix.CAP_SYS_ADMIN))
 	}
 	t := &tree{root: root, where: where, dir: dir}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	t.magic = int64(st.Type)
 	shown, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
 	if err != nil {
 		return nil, errors.Join(err, dir.Close())
@@ -307,17 +313,6 @@ func (t *tree) walk(path string, fn func(path string) error) error {
 		}
 		return fn(filepath.Join("/", strings.TrimPrefix(p, t.root)))
 	})
-}
-
-// write puts text into a file of the cgroup.
-func (t *tree) write(path, file, text string) error {
-	// no O_CREATE, no O_TRUNC: cgroup files take single writes
-	f, err := os.OpenFile(t.root+path+"/"+file, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Close())
 }
 
 // members lists the processes of a cgroup and all below it.
