@@ -41,8 +41,9 @@ type Config struct {
 	// NetNS is the interface's network namespace as [NetNSKey] names it, empty
 	// for the initial one. It keeps the cgroups of equally named interfaces apart.
 	NetNS string
-	// Way is the way to use; the zero value takes the first that works.
-	Way hierarchy.Way
+	// Ways are the ways to try, in this order: the first that works is taken.
+	// None: all, best first.
+	Ways []hierarchy.Way
 	// RunDir is where net_cls is mounted when it has to be and no better place
 	// offers itself; empty: /run/vifshape.
 	RunDir string
@@ -77,8 +78,13 @@ func NewBinder(cfg Config) (*Binder, error) {
 		return nil, errors.New("classifier: no hook given")
 	case cfg.Interface == "":
 		return nil, errors.New("classifier: no interface given")
-	case cfg.Way != hierarchy.WayNone && !slices.Contains(ways(), cfg.Way):
-		return nil, fmt.Errorf("binding %q is none of auto, %s, %s, %s", cfg.Way, hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup)
+	case len(cfg.Ways) == 0:
+		cfg.Ways = ways()
+	}
+	for _, w := range cfg.Ways {
+		if !slices.Contains(ways(), w) {
+			return nil, fmt.Errorf("binding %q is none of %v", w, ways())
+		}
 	}
 	if cfg.RunDir == "" {
 		cfg.RunDir = "/run/vifshape"
@@ -126,15 +132,8 @@ func (b *Binder) choose() error {
 	if b.way != hierarchy.WayNone {
 		return nil
 	}
-	if w := b.cfg.Way; w != hierarchy.WayNone {
-		if err := b.prepare(w); err != nil {
-			return fmt.Errorf("%s: binding %s: %w", b.cfg.Interface, w, err)
-		}
-		b.way = w
-		return nil
-	}
-	var tried []error
-	for _, w := range ways() {
+	var tried clauses
+	for _, w := range b.cfg.Ways {
 		err := b.prepare(w)
 		if err == nil {
 			b.way = w
@@ -142,7 +141,10 @@ func (b *Binder) choose() error {
 		}
 		tried = append(tried, fmt.Errorf("binding %s: %w", w, err))
 	}
-	return fmt.Errorf("%s: nothing here tells whose packets are whose: %w", b.cfg.Interface, errors.Join(tried...))
+	if len(tried) > 1 {
+		return fmt.Errorf("%s: nothing here tells whose packets are whose: %w", b.cfg.Interface, tried)
+	}
+	return fmt.Errorf("%s: %w", b.cfg.Interface, tried)
 }
 
 // prepare finds, and where needed makes, what a way stands on.
@@ -166,8 +168,21 @@ func (b *Binder) prepare(w hierarchy.Way) error {
 	return err
 }
 
-// hierarchy is the one in which a way's cgroups lie.
-func (b *Binder) hierarchy(w hierarchy.Way) (t *tree, err error) {
+// hierarchy is the one in which a way's cgroups lie. One for net_cls is mounted
+// when there is none.
+func (b *Binder) hierarchy(w hierarchy.Way) (*tree, error) {
+	t, err := b.find(w)
+	if t == nil && err == nil {
+		if b.v1, err = mountNetCls(b.cfg.RunDir); err == nil {
+			b.cfg.Warn("mounted the net_cls cgroup hierarchy at " + b.v1.where)
+		}
+		return b.v1, err
+	}
+	return t, err
+}
+
+// find is hierarchy without mounting: nil when net_cls is not mounted.
+func (b *Binder) find(w hierarchy.Way) (t *tree, err error) {
 	if w == hierarchy.WayBPF {
 		if b.v2 == nil {
 			b.v2, err = findV2()
@@ -177,12 +192,37 @@ func (b *Binder) hierarchy(w hierarchy.Way) (t *tree, err error) {
 	if b.v1 == nil {
 		b.v1, err = findNetCls()
 	}
-	if b.v1 == nil && err == nil {
-		if b.v1, err = mountNetCls(b.cfg.RunDir); err == nil {
-			b.cfg.Warn("mounted the net_cls cgroup hierarchy at " + b.v1.where)
-		}
-	}
 	return b.v1, err
+}
+
+// Why says what the classifier on the interface stands on, as in "cgroup v2 at
+// /sys/fs/cgroup/unified"; nothing when there is none. It changes nothing.
+func (b *Binder) Why() (string, error) {
+	way, err := b.inForce()
+	if way == hierarchy.WayNone || err != nil {
+		return "", b.wrap(err)
+	}
+	t, err := b.find(way)
+	if err != nil {
+		return "", b.wrap(err)
+	}
+	if t == nil {
+		return "net_cls, which is not mounted any more", nil
+	}
+	return basis(way, t), nil
+}
+
+// basis says what a way stands on.
+func basis(w hierarchy.Way, t *tree) string {
+	switch {
+	case w == hierarchy.WayNetCls:
+		return "net_cls at " + t.where
+	case w == hierarchy.WayClsCgroup:
+		return "net_cls at " + t.where + "; weaker than with BPF: root may ask for another class by SO_PRIORITY"
+	case t.whole:
+		return "cgroup v2 at " + t.where
+	}
+	return "cgroup v2 at " + t.where + ", below the root of a cgroup namespace"
 }
 
 // refresh opens the set that is on the hook.
@@ -315,13 +355,11 @@ func (b *Binder) boundV2() ([]hierarchy.Bound, error) {
 }
 
 func (b *Binder) boundV1() ([]hierarchy.Bound, error) {
-	if b.v1 == nil { // reading mounts nothing
-		var err error
-		if b.v1, err = findNetCls(); b.v1 == nil {
-			return nil, err
-		}
+	t, err := b.find(hierarchy.WayNetCls) // reading mounts nothing
+	if t == nil {
+		return nil, err
 	}
-	return b.v1.tags(b.ours)
+	return t.tags(b.ours)
 }
 
 func (b *Binder) ours(c hierarchy.ClassID) bool {

@@ -19,6 +19,19 @@ var (
 	ErrNotSupported = errors.New("not supported by this kernel")
 )
 
+// clauses is several errors in one line.
+type clauses []error
+
+func (c clauses) Error() string {
+	text := make([]string, len(c))
+	for i, err := range c {
+		text[i] = err.Error()
+	}
+	return strings.Join(text, "; ")
+}
+
+func (c clauses) Unwrap() []error { return c }
+
 // privileges turns a refusal into ErrNotPrivileged and names the capabilities
 // among caps that this process lacks; any other error stays as it is.
 func privileges(err error, caps ...int) error {

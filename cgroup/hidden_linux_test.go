@@ -235,7 +235,7 @@ func mounts(args []string) error {
 		return err
 	}
 	b, err := cgroup.NewBinder(cgroup.Config{
-		Hook: blind{}, Interface: "eth0", Way: hierarchy.WayNetCls, RunDir: args[1], Warn: func(s string) { fmt.Println(s) },
+		Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayNetCls}, RunDir: args[1], Warn: func(s string) { fmt.Println(s) },
 	})
 	if err != nil {
 		return err

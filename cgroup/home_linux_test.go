@@ -40,7 +40,7 @@ func (blind) DetachCgroupFilter() error      { return nil }
 
 // run is the program that starts another: WAY TARGET USER PROGRAM [ARGUMENT ...].
 func run(args []string) error {
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Way: hierarchy.Way(args[0])})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.Way(args[0])}})
 	if err != nil {
 		return err
 	}
@@ -270,7 +270,7 @@ func unprivileged([]string) error {
 	if err := unix.Capset(&h, &none[0]); err != nil {
 		return err
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Way: hierarchy.WayBPF})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayBPF}})
 	if err != nil {
 		return err
 	}
@@ -280,16 +280,36 @@ func unprivileged([]string) error {
 	fmt.Println(errors.Is(report.Ways[0].Err, cgroup.ErrNotPrivileged))
 	var s hierarchy.State
 	fmt.Println(b.Read(context.Background(), &s))
+	for _, ways := range [][]hierarchy.Way{nil, {hierarchy.WayNetCls, hierarchy.WayClsCgroup}} {
+		b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: ways})
+		if err != nil {
+			return err
+		}
+		h, err := b.Hook()
+		fmt.Printf("%q %v\n", h.Way, err)
+	}
 	return nil
 }
 
 func TestKernelUnprivileged(t *testing.T) {
 	require(t, hierarchy.WayBPF)
+	require(t, hierarchy.WayNetCls)
+	newPlace(t, hierarchy.WayNetCls)
 	out, err := tctest.Command(t, "unprivileged").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "true eth0: binding bpf: load the classifier: not privileged: needs root or CAP_BPF and CAP_NET_ADMIN\ntrue\n<nil>\n"
+	const refused = "load the classifier: not privileged: needs root or CAP_BPF and CAP_NET_ADMIN"
+	want := "true eth0: binding bpf: " + refused + "\ntrue\n<nil>\n"
+	// without BPF the kernel's own classifier reads the tags, if it has it
+	classic := `"cls_cgroup" <nil>` + "\n"
+	if w := cgroup.Probe().Ways[2]; w.Err != nil {
+		none := `"" eth0: nothing here tells whose packets are whose: `
+		netCls := "binding net_cls: " + refused + "; binding cls_cgroup: " + w.Err.Error() + "\n"
+		want += none + "binding bpf: " + refused + "; " + netCls + none + netCls
+	} else {
+		want += classic + classic
+	}
 	if diff := cmp.Diff(want, string(out)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

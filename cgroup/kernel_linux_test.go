@@ -112,6 +112,9 @@ func TestKernelClasses(t *testing.T) {
 			deep, free := sub(t, p.dir, "a", "deep", "blue"), sub(t, p.dir, "free")
 			b := n.binder(t, way)
 			apply(t, b, bound(p.target(a), red), bound(p.target(deep), blue))
+			if why, err := b.Why(); err != nil || !strings.Contains(why, " at "+p.mount) {
+				t.Errorf("why %q, error %v, want what lies at %s", why, err, p.mount)
+			}
 
 			to4, to6 := n.Far4.String()+":9", "["+n.Far6.String()+"]:9"
 			other, unshaped := green.String(), hierarchy.ID(0).String()
@@ -495,7 +498,7 @@ func TestKernelChangeOfWay(t *testing.T) {
 		apply(t, b, tt.bound)
 		only(t, n.during(t, func() { x.do("udp %s 20", addr) }), tt.want, 20)
 	}
-	converge(t, n.binder(t, hierarchy.WayNone), hierarchy.State{Interface: "eth0"})
+	converge(t, n.binder(t), hierarchy.State{Interface: "eth0"})
 	if got := read(t, n.binder(t, hierarchy.WayNetCls)); got.Hook.Way != hierarchy.WayNone || len(got.Bound) != 0 {
 		t.Errorf("state after clearing: %+v", got)
 	}
@@ -575,7 +578,7 @@ func TestKernelTwoInterfaces(t *testing.T) {
 	a, c := sub(t, p.dir, "a"), sub(t, p.dir, "c")
 	binder := func(mine hierarchy.ClassID) *cgroup.Binder {
 		b, err := cgroup.NewBinder(cgroup.Config{
-			Hook: n.hook, Interface: n.Dev, Way: hierarchy.WayNetCls,
+			Hook: n.hook, Interface: n.Dev, Ways: []hierarchy.Way{hierarchy.WayNetCls},
 			Classes: func(id hierarchy.ClassID) bool { return id == mine },
 		})
 		if err != nil {

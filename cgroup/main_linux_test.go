@@ -96,14 +96,14 @@ func (n *network) noReports(t testing.TB) {
 	}
 }
 
-// binder makes a Binder for the near interface.
-func (n *network) binder(t testing.TB, way hierarchy.Way) *cgroup.Binder {
+// binder makes a Binder for the near interface, for all ways or some.
+func (n *network) binder(t testing.TB, ways ...hierarchy.Way) *cgroup.Binder {
 	t.Helper()
 	key, err := cgroup.NetNSKey(n.Near.FD())
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: n.hook, Interface: n.Dev, NetNS: key, Way: way})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: n.hook, Interface: n.Dev, NetNS: key, Ways: ways})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,14 +32,14 @@ func Probe() Report {
 	r := Report{Layout: layout()}
 	r.add(hierarchy.WayBPF, probeV2)
 	r.add(hierarchy.WayNetCls, func() (string, error) {
-		text, err := probeNetCls()
+		text, err := probeNetCls(hierarchy.WayNetCls)
 		if err == nil {
 			err = tryLoad(hierarchy.WayNetCls)
 		}
 		return text, err
 	})
 	r.add(hierarchy.WayClsCgroup, func() (string, error) {
-		text, err := probeNetCls()
+		text, err := probeNetCls(hierarchy.WayClsCgroup)
 		if err != nil {
 			return "", err
 		}
@@ -50,7 +50,7 @@ func Probe() Report {
 		case !has:
 			return "", fmt.Errorf("module cls_cgroup: %w", ErrNotSupported)
 		}
-		return text + "; weaker: root may ask for another class by SO_PRIORITY", nil
+		return text, nil
 	})
 	if major, minor, ok := kernelVersion(); ok && (major < 5 || major == 5 && minor < 15) {
 		r.Notes = append(r.Notes, fmt.Sprintf("kernel %d.%d: a process with a net_cls tag has no cgroup v2 for BPF before 5.15; do not use both", major, minor))
@@ -72,21 +72,17 @@ func probeV2() (string, error) {
 		return "", err
 	}
 	defer t.close()
-	text := "cgroup v2 at " + t.where
-	if !t.whole {
-		text += ", below the root of a cgroup namespace"
-	}
-	return text, tryLoad(hierarchy.WayBPF)
+	return basis(hierarchy.WayBPF, t), tryLoad(hierarchy.WayBPF)
 }
 
-func probeNetCls() (string, error) {
+func probeNetCls(w hierarchy.Way) (string, error) {
 	t, err := findNetCls()
 	if err != nil {
 		return "", err
 	}
 	if t != nil {
 		defer t.close()
-		return "net_cls at " + t.where, nil
+		return basis(w, t), nil
 	}
 	b, err := os.ReadFile("/proc/cgroups")
 	if err != nil {

@@ -50,7 +50,7 @@ func loadSet(w hierarchy.Way) (*set, error) {
 	if w == hierarchy.WayNetCls {
 		progs = []string{classifyProgVifNetCls}
 	}
-	var errs []error
+	var errs clauses
 	for _, p := range progs {
 		s, err := loadProgram(w, p)
 		if err == nil {
@@ -65,7 +65,7 @@ func loadSet(w hierarchy.Way) (*set, error) {
 		}
 		errs = append(errs, err)
 	}
-	return nil, fmt.Errorf("load the classifier (Linux 5.3 or later with BPF): %w: %w", ErrNotSupported, errors.Join(errs...))
+	return nil, fmt.Errorf("load the classifier (Linux 5.3 or later with BPF): %w: %w", ErrNotSupported, errs)
 }
 
 func loadProgram(w hierarchy.Way, program string) (*set, error) {

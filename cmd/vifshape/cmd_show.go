@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -153,6 +155,11 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 		return nil, fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, rootText(s.Root))
 	}
 	v := &treeView{Interface: iface, Policy: x.record.Policy, Way: s.Hook.Way}
+	if v.Why, err = x.binder.Why(); errors.Is(err, cgroup.ErrNotPrivileged) {
+		v.Why = "cannot be read without privileges"
+	} else if err != nil {
+		return nil, err
+	}
 	if t.blind != nil {
 		m.notef("%s: without privileges the bindings in force cannot be read; those of the last apply are shown", iface)
 		s.Bound = nil
@@ -304,13 +311,20 @@ func rootText(r hierarchy.Root) string {
 	return fmt.Sprintf("%s %v", r.Kind, r.Handle)
 }
 
+// bound says by what.
+func (v *treeView) bound() string {
+	switch {
+	case v.Way != hierarchy.WayNone:
+		return fmt.Sprintf("%s (%s)", v.Way, v.Why)
+	case v.Why != "":
+		return "a classifier that " + v.Why
+	}
+	return "nothing"
+}
+
 // write prints the tree as a table.
 func (v *treeView) write(w io.Writer, kinds kindTable) error {
-	way := string(v.Way)
-	if way == "" {
-		way = "nothing"
-	}
-	fmt.Fprintf(w, "%s: bound by %s", v.Interface, way)
+	fmt.Fprintf(w, "%s: bound by %s", v.Interface, v.bound())
 	if v.Policy != "" {
 		fmt.Fprintf(w, ", from %s", v.Policy)
 	}

@@ -84,17 +84,26 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	names := r.IDs.Names(iface)
 	cfg := cgroup.Config{
 		Hook: d, Interface: iface, NetNS: m.store.netNS, RunDir: m.runDir,
-		Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
-		Warn:    func(s string) { m.notef("%s", s) },
-	}
-	if binding != "auto" {
-		cfg.Way = hierarchy.Way(binding)
+		Ways: ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
+		Warn: func(s string) { m.notef("%s", s) },
 	}
 	b, err := cgroup.NewBinder(cfg)
 	if err != nil {
 		return nil, err
 	}
 	return &shaped{d, b, hierarchy.Kernel{Interface: iface, Queue: d, Binder: b, Names: names}, r}, nil
+}
+
+// ways are those that a binding stands for, nil for auto and for none: all. With
+// net_cls the kernel's own classifier reads the tags where BPF is not to be had.
+func ways(binding string) []hierarchy.Way {
+	switch binding {
+	case "bpf":
+		return []hierarchy.Way{hierarchy.WayBPF}
+	case "net_cls":
+		return []hierarchy.Way{hierarchy.WayNetCls, hierarchy.WayClsCgroup}
+	}
+	return nil
 }
 
 // target is one interface on the way to what a policy wants.
