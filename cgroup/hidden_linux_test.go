@@ -199,6 +199,11 @@ func TestKernelNetNSKey(t *testing.T) {
 	if before == keys[0] || before == keys[1] {
 		t.Errorf("key %q of the tests' own namespace is another's", before)
 	}
+	// a setting that only the initial namespace has
+	_, err = os.Stat("/proc/sys/net/core/netdev_budget")
+	if initial := err == nil; initial != (before == "") {
+		t.Errorf("key %q of the tests' own namespace, which is the initial one: %v", before, initial)
+	}
 }
 
 // mounts is the program that uses net_cls where it is not mounted: HOW RUNDIR.

@@ -9,38 +9,78 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initialCookie is the initial network namespace's: it is the first to be given
-// one (net_ns_init, net/core/net_namespace.c, v5.14).
-const initialCookie = 1
-
 // NetNSKey names a network namespace for [Config]: empty for the initial one,
-// otherwise "ns-" and a number that no other namespace gets until the next
-// reboot. fd holds the namespace; below 0 is the caller's own. Needs CAP_SYS_ADMIN
-// for another one than the caller's, and Linux 5.14.
-func NetNSKey(fd int) (string, error) {
-	var cookie uint64
+// which is an ordinary host's, otherwise "ns-" and a number that no other
+// namespace gets until the next reboot. Below Linux 5.14 there is no such number:
+// there it is "ns-i" and that of the namespace's inode, which another namespace
+// may get once this one is gone.
+//
+// fd holds the namespace; below 0 is the caller's own. Needs CAP_SYS_ADMIN for
+// another one than the caller's, and nothing for that.
+func NetNSKey(fd int) (key string, err error) {
 	read := func() error {
-		s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(s)
-		cookie, err = unix.GetsockoptUint64(s, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		id, err := readNetNS()
+		key = id.key()
 		return err
 	}
-	err := read()
-	if fd >= 0 {
+	if fd < 0 {
+		err = read()
+	} else {
 		err = inNetNS(fd, read)
 	}
-	switch {
-	case errors.Is(err, unix.ENOPROTOOPT):
-		return "", fmt.Errorf("tell network namespaces apart (Linux 5.14 or later): %w", ErrNotSupported)
-	case err != nil:
+	if err != nil {
 		return "", fmt.Errorf("tell network namespaces apart: %w", privileges(err, unix.CAP_SYS_ADMIN))
-	case cookie == initialCookie:
-		return "", nil
 	}
-	return fmt.Sprintf("ns-%d", cookie), nil
+	return key, nil
+}
+
+// netNSID is what is known of a network namespace.
+type netNSID struct {
+	inode  uint64
+	cookie uint64 // 0: the kernel gives none
+	// sysctl: the settings that only the initial namespace has are to be seen.
+	sysctl bool
+}
+
+func readNetNS() (id netNSID, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
+		return id, err
+	}
+	id.inode = st.Ino
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return id, err
+	}
+	defer unix.Close(s)
+	id.cookie, err = unix.GetsockoptUint64(s, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err == unix.ENOPROTOOPT {
+		id.sysctl, err = unix.Access("/proc/sys/net/core/netdev_budget", unix.F_OK) == nil, nil
+	}
+	return id, err
+}
+
+// initial recognises the initial namespace:
+//   - from 6.18 on by its inode's number, which no other namespace ever had
+//     (NET_NS_INIT_INO, include/uapi/linux/nsfs.h); its cookie may be any there;
+//   - from 5.14 on by its cookie, the first that was given (net_ns_init,
+//     net/core/net_namespace.c, v5.14);
+//   - before, by settings that are its alone (net_core_table,
+//     net/core/sysctl_net_core.c, v4.19). Its inode's number varies there, and
+//     process 1 may be a container's.
+func (id netNSID) initial() bool {
+	const netNSInitIno, firstCookie = 0xeffffff9, 1
+	return id.inode == netNSInitIno || id.cookie == firstCookie || id.cookie == 0 && id.sysctl
+}
+
+func (id netNSID) key() string {
+	switch {
+	case id.initial():
+		return ""
+	case id.cookie == 0:
+		return fmt.Sprintf("ns-i%d", id.inode)
+	}
+	return fmt.Sprintf("ns-%d", id.cookie)
 }
 
 // inNetNS runs fn on a thread in the namespace. A thread that cannot be brought

@@ -12,7 +12,7 @@ import (
 func TestKernelVM(t *testing.T) {
 	tctest.Require(t, !testing.Short(), "a run without -short, to boot three machines")
 	for layout, tests := range map[vm.Layout]string{
-		vm.V2:     "Classes|Programs|Homes|Hidden",
+		vm.V2:     "Classes|Programs|Homes|Hidden|NetNSKey",
 		vm.Hybrid: "Classes|TCP|Moved|Rebind|FoundAgain|Gone|ChangeOfWay|Refused",
 		vm.V1:     "Classes|Homes|NotMounted",
 	} {
