@@ -291,6 +291,39 @@ func unprivileged([]string) error {
 	return nil
 }
 
+// limited is the program that loads the classifier with no locked memory allowed
+// and no right to raise that limit.
+func limited([]string) error {
+	var none unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &none, nil); err != nil {
+		return err
+	}
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		return err
+	}
+	d[0].Effective &^= 1 << unix.CAP_SYS_RESOURCE
+	d[0].Permitted &^= 1 << unix.CAP_SYS_RESOURCE
+	if err := unix.Capset(&h, &d[0]); err != nil {
+		return err
+	}
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayBPF}})
+	if err != nil {
+		return err
+	}
+	_, err = b.Hook()
+	return errors.Join(err, b.Close())
+}
+
+// TestKernelLimited: from 5.11 on the limit of locked memory does not matter.
+func TestKernelLimited(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	if out, err := tctest.Command(t, "limited").Output(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
 func TestKernelUnprivileged(t *testing.T) {
 	require(t, hierarchy.WayBPF)
 	require(t, hierarchy.WayNetCls)

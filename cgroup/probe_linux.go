@@ -52,8 +52,8 @@ func Probe() Report {
 		}
 		return text, nil
 	})
-	if major, minor, ok := kernelVersion(); ok && (major < 5 || major == 5 && minor < 15) {
-		r.Notes = append(r.Notes, fmt.Sprintf("kernel %d.%d: a process with a net_cls tag has no cgroup v2 for BPF before 5.15; do not use both", major, minor))
+	if before(5, 15) {
+		r.Notes = append(r.Notes, "below Linux 5.15 a process with a net_cls tag has no cgroup v2 for BPF: do not use both")
 	}
 	return r
 }
@@ -128,11 +128,15 @@ func hasClsCgroup() (has, known bool) {
 	return false, known
 }
 
-func kernelVersion() (major, minor int, ok bool) {
-	var u unix.Utsname
+// before says whether the kernel is older than a version.
+func before(major, minor int) bool {
+	var (
+		u    unix.Utsname
+		x, y int
+	)
 	if unix.Uname(&u) != nil {
-		return 0, 0, false
+		return false
 	}
-	n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
-	return major, minor, n == 2
+	n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &x, &y)
+	return n == 2 && (x < major || x == major && y < minor)
 }

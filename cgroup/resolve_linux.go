@@ -35,7 +35,9 @@ func (b *Binder) Resolve(t *hierarchy.Tree) ([]hierarchy.Bound, []Pending, error
 		return nil, nil, b.wrap(err)
 	}
 	r := resolution{seen: map[string]claim{}}
+	branches := map[hierarchy.Path]*hierarchy.Branch{}
 	for br := range t.All() {
+		branches[br.Path] = br
 		entry := br.Entry()
 		if entry == nil {
 			continue
@@ -57,7 +59,7 @@ func (b *Binder) Resolve(t *hierarchy.Tree) ([]hierarchy.Bound, []Pending, error
 		return nil, nil, err
 	}
 	for _, p := range homes {
-		if br := t.Find(p); br != nil && br != t.Root && br.Entry() != nil { // the interface's is on the way to theirs
+		if br := branches[p]; br != nil && br != t.Root && br.Entry() != nil { // the interface's is on the way to theirs
 			r.add(p, br.Entry(), cgroupTarget+b.homePath(p), "run")
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -42,10 +41,30 @@ func name(w hierarchy.Way) string {
 // loadSet makes a new set in the kernel, with nothing bound and not yet on any
 // hook.
 func loadSet(w hierarchy.Way) (*set, error) {
-	// before 5.11 maps count against a limit that is too small by default
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("raise the limit of locked memory: %w", privileges(err, unix.CAP_SYS_ADMIN))
+	s, err := loadFirst(w)
+	if !errors.Is(err, unix.EPERM) || errors.Is(err, ErrNotPrivileged) {
+		return s, err
 	}
+	if before(5, 11) { // maps count as locked memory there, of which little is allowed
+		var limit unix.Rlimit
+		lifted := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+		if err := unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &lifted, &limit); err != nil {
+			return nil, fmt.Errorf("load the classifier: raise the limit of locked memory: %w", privileges(err, unix.CAP_SYS_RESOURCE))
+		}
+		s, err = loadFirst(w)
+		// what Exec starts must not inherit it
+		if e := unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &limit, nil); e != nil && err == nil {
+			return nil, errors.Join(fmt.Errorf("put the limit of locked memory back: %w", e), s.close())
+		}
+	}
+	if errors.Is(err, unix.EPERM) {
+		err = fmt.Errorf("load the classifier: %w", privileges(err))
+	}
+	return s, err
+}
+
+// loadFirst loads the first of the way's programs that the kernel takes.
+func loadFirst(w hierarchy.Way) (*set, error) {
 	progs := []string{classifyProgVifEgress, classifyProgVifEgressOld}
 	if w == hierarchy.WayNetCls {
 		progs = []string{classifyProgVifNetCls}
@@ -61,7 +80,7 @@ func loadSet(w hierarchy.Way) (*set, error) {
 			return nil, fmt.Errorf("load the classifier: %w", e)
 		}
 		if errors.Is(err, unix.EPERM) {
-			return nil, fmt.Errorf("load the classifier: %w", privileges(err))
+			return nil, err
 		}
 		errs = append(errs, err)
 	}
