@@ -63,12 +63,14 @@ type Config struct {
 type Binder struct {
 	cfg    Config
 	way    hierarchy.Way // that is wanted, none until it is chosen
+	at     hierarchy.Way // in whose hierarchy cgroups are looked for, none until it is known
 	v2, v1 *tree
 	set    *set              // on the hook
 	spare  *set              // not on the hook yet
 	former *set              // taken off the hook by this Binder: the way back when an apply fails
 	ids    map[string]uint64 // of targets, as of the last Read
 	paths  map[uint64]string // of cgroups, once seen: cheaper to check than to find
+	fresh  map[string]bool   // homes that this Binder made and has not bound yet
 }
 
 // NewBinder makes a Binder. Nothing is read or changed yet.
@@ -95,7 +97,7 @@ func NewBinder(cfg Config) (*Binder, error) {
 	if cfg.Warn == nil {
 		cfg.Warn = func(string) {}
 	}
-	return &Binder{cfg: cfg, paths: map[uint64]string{}}, nil
+	return &Binder{cfg: cfg, paths: map[uint64]string{}, fresh: map[string]bool{}}, nil
 }
 
 // Close lets go of descriptors. What is on the hook stays.
@@ -111,7 +113,7 @@ func (b *Binder) Close() error {
 			errs = append(errs, t.close())
 		}
 	}
-	*b = Binder{cfg: b.cfg, paths: b.paths}
+	*b = Binder{cfg: b.cfg, paths: b.paths, fresh: b.fresh}
 	return errors.Join(errs...)
 }
 
@@ -136,7 +138,7 @@ func (b *Binder) choose() error {
 	for _, w := range b.cfg.Ways {
 		err := b.prepare(w)
 		if err == nil {
-			b.way = w
+			b.way, b.at = w, w
 			return nil
 		}
 		tried = append(tried, fmt.Errorf("binding %s: %w", w, err))
@@ -145,6 +147,43 @@ func (b *Binder) choose() error {
 		return fmt.Errorf("%s: nothing here tells whose packets are whose: %w", b.cfg.Interface, tried)
 	}
 	return fmt.Errorf("%s: %w", b.cfg.Interface, tried)
+}
+
+// settle finds the hierarchy in which the interface's cgroups are, for [Binder.tree]:
+// that of the way chosen, else of the classifier on the interface, else of the way
+// that would be chosen. Where nothing may be read, it is the first that is there.
+func (b *Binder) settle() error {
+	if b.at != hierarchy.WayNone {
+		return nil
+	}
+	way, err := b.inForce()
+	if errors.Is(err, ErrNotPrivileged) {
+		for _, way = range b.cfg.Ways {
+			if t, _ := b.find(way); t != nil {
+				b.at = way
+				return nil
+			}
+		}
+	}
+	if err != nil {
+		return b.wrap(err)
+	}
+	if way == hierarchy.WayNone {
+		return b.choose()
+	}
+	if _, err := b.hierarchy(way); err != nil {
+		return b.wrap(err)
+	}
+	b.at = way
+	return nil
+}
+
+// tree is what settle or choose found.
+func (b *Binder) tree() *tree {
+	if b.at == hierarchy.WayBPF {
+		return b.v2
+	}
+	return b.v1
 }
 
 // prepare finds, and where needed makes, what a way stands on.
@@ -550,7 +589,7 @@ func (d *doing) bound(s hierarchy.Step, i int) (err error) {
 	return d.remove(on, o.Target)
 }
 
-// put brings a binding into force and says whether it was not so already.
+// put brings a binding into force and says whether that may concern sockets.
 func (d *doing) put(on *set, bound *hierarchy.Bound) (changed bool, err error) {
 	if bound.Class.Major() != hierarchy.Major || bound.Class.Minor() == 0 {
 		return false, errors.New("it is no class of ours; minor number 0 would be HTB's unshaped queue")
@@ -592,7 +631,10 @@ func (d *doing) put(on *set, bound *hierarchy.Bound) (changed bool, err error) {
 	if on.cgroups.Lookup(id, &v) == nil && v.Class == uint32(bound.Class) && v.Level == level {
 		return false, nil
 	}
-	return true, full(on.bindCgroup(id, level, bound.Class))
+	// a new cgroup has no sockets yet that could know another class
+	fresh := isCgroup && d.fresh[path]
+	delete(d.fresh, path)
+	return !fresh, full(on.bindCgroup(id, level, bound.Class))
 }
 
 func (d *doing) tag(path string, class hierarchy.ClassID) (changed bool, err error) {

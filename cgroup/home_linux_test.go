@@ -2,6 +2,7 @@ package cgroup_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
@@ -133,6 +135,89 @@ func TestKernelHomes(t *testing.T) {
 			if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("home after removal: %v", err)
 			}
+		})
+	}
+}
+
+// generation is what sockets hold their classes against.
+func (n *network) generation(t testing.TB) uint32 {
+	t.Helper()
+	id, err := n.hook.EgressProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if info, err := m.Info(); err != nil || info.Name != ".data.vif" {
+			continue
+		}
+		b, err := m.LookupBytes(uint32(0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return binary.NativeEndian.Uint32(b[4:])
+	}
+	t.Fatal("the program has no generation")
+	return 0
+}
+
+// TestKernelBoundHome: a home that is bound is found so by anybody, and a new one
+// makes no socket look its class up again.
+func TestKernelBoundHome(t *testing.T) {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			newPlace(t, way)
+			b := n.binder(t, way)
+			is := func(b *cgroup.Binder, want string, class hierarchy.ClassID) {
+				t.Helper()
+				target, got, err := b.BoundHome("eth0/web")
+				if !strings.HasSuffix(target, want) || got != class || err != nil {
+					t.Errorf("home %q of class %v, error %v, want %q of class %v", target, got, err, want, class)
+				}
+			}
+			is(b, "", 0)
+			apply(t, b)
+			is(b, "/eth0/web", 0)
+			before := n.generation(t)
+			bind := func(class hierarchy.ClassID, more uint32) {
+				t.Helper()
+				home, err := b.Home("eth0/web")
+				if err != nil {
+					t.Fatal(err)
+				}
+				to := bound(home, class)
+				if _, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &to}}); err != nil {
+					t.Fatal(err)
+				}
+				is(b, "/eth0/web", class)
+				is(n.binder(t), "/eth0/web", class)
+				if got := n.generation(t) - before; way == hierarchy.WayBPF && got != more {
+					t.Errorf("%d generations more, want %d", got, more)
+				}
+			}
+			bind(red, 0)
+			bind(red, 0)
+			bind(green, 1)
+			if kept, err := n.binder(t).RemoveHomes(); len(kept) != 0 || err != nil {
+				t.Errorf("homes kept: %v, error %v", kept, err)
+			}
+			is(b, "/eth0/web", 0)
 		})
 	}
 }

@@ -49,28 +49,67 @@ func (b *Binder) homePath(p hierarchy.Path) string {
 // A branch eth0/web has /vifshape/eth0/web in the hierarchy in use, and
 // /vifshape/ns-N/eth0/web in a network namespace other than the initial one.
 func (b *Binder) Home(p hierarchy.Path) (target string, err error) {
-	if err := b.choose(); err != nil {
+	if err := b.settle(); err != nil {
 		return "", err
 	}
 	if p.Interface() != b.cfg.Interface {
 		return "", b.wrap(fmt.Errorf("branch %s is another interface's", p))
 	}
 	home := b.homePath(p)
+	if _, _, err := b.tree().id(home); err == nil {
+		return cgroupTarget + home, nil
+	}
+	b.fresh[home] = true
 	if err := b.tree().make(home); err != nil {
 		return "", fmt.Errorf("%s: make cgroup %s: %w", p, home, privileges(errno(err), unix.CAP_DAC_OVERRIDE))
 	}
 	return cgroupTarget + home, nil
 }
 
+// BoundHome finds the branch's own cgroup and the class that it is bound to: class
+// 0 when there is none, when it is not bound, or when no classifier of this
+// version is on the interface. It changes nothing and takes one look-up.
+func (b *Binder) BoundHome(p hierarchy.Path) (target string, class hierarchy.ClassID, err error) {
+	way, err := b.inForce()
+	if err != nil || way == hierarchy.WayNone || way != hierarchy.WayClsCgroup && !b.set.current(way) {
+		return "", 0, b.wrap(err)
+	}
+	t, err := b.find(way)
+	if t == nil || err != nil {
+		return "", 0, b.wrap(err)
+	}
+	b.at = way
+	home := b.homePath(p)
+	target = cgroupTarget + home
+	if way != hierarchy.WayBPF {
+		class, err = t.classid(home)
+	} else {
+		var id uint64
+		if id, _, err = t.id(home); err == nil {
+			var v classifyVifBinding
+			err = gone(b.set.cgroups.Lookup(id, &v))
+			class = hierarchy.ClassID(v.Class)
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return target, 0, nil
+	}
+	return target, class, b.wrap(err)
+}
+
 // Homes lists the branches that have a home, parents first; they may be branches
 // that the policy no longer has.
 func (b *Binder) Homes() ([]hierarchy.Path, error) {
-	if err := b.choose(); err != nil {
+	if err := b.settle(); err != nil {
 		return nil, err
 	}
-	var homes []hierarchy.Path
+	homes, err := b.homesIn(b.tree())
+	return homes, b.wrap(err)
+}
+
+func (b *Binder) homesIn(t *tree) (homes []hierarchy.Path, err error) {
 	top := b.interfaceHome()
-	err := b.tree().walk(top, func(p string) error {
+	err = t.walk(top, func(p string) error {
 		branch := hierarchy.Path(b.cfg.Interface)
 		for name := range strings.SplitSeq(strings.TrimPrefix(p, top), "/") {
 			if name != "" {
@@ -80,17 +119,37 @@ func (b *Binder) Homes() ([]hierarchy.Path, error) {
 		homes = append(homes, branch)
 		return nil
 	})
-	return homes, b.wrap(err)
+	return homes, err
 }
 
-// RemoveHomes removes the interface's homes and ends no process: cgroups in which
-// one lives stay, and kept names their branches.
+// RemoveHomes removes the interface's homes, whichever way they were made for, and
+// ends no process: cgroups in which one lives stay, and kept names their branches.
+//
+// The homes of a network namespace that went without this stay behind, empty:
+// nothing tells cheaply that no descriptor or socket holds a namespace any more.
 func (b *Binder) RemoveHomes() (kept []hierarchy.Path, err error) {
-	homes, err := b.Homes()
+	for _, w := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		t, err := b.find(w)
+		if errors.Is(err, ErrNoCgroup2) || t == nil && err == nil {
+			continue
+		}
+		var in []hierarchy.Path
+		if err == nil {
+			in, err = b.removeHomesIn(t)
+		}
+		if err != nil {
+			return kept, b.wrap(err)
+		}
+		kept = append(kept, in...)
+	}
+	return kept, nil
+}
+
+func (b *Binder) removeHomesIn(t *tree) (kept []hierarchy.Path, err error) {
+	homes, err := b.homesIn(t)
 	if err != nil {
 		return nil, err
 	}
-	t := b.tree()
 	for _, p := range slices.Backward(homes) {
 		switch err := unix.Rmdir(t.root + b.homePath(p)); err {
 		case nil, unix.ENOENT:
@@ -114,7 +173,7 @@ func (b *Binder) RemoveHomes() (kept []hierarchy.Path, err error) {
 // the cgroup and in all below it, deeper bindings included, or those of the user.
 // A cgroup that is gone has none.
 func (b *Binder) Processes(target string) ([]int, error) {
-	if err := b.choose(); err != nil {
+	if err := b.settle(); err != nil {
 		return nil, err
 	}
 	if p, ok := strings.CutPrefix(target, cgroupTarget); ok {
@@ -151,7 +210,7 @@ func (b *Binder) Processes(target string) ([]int, error) {
 // Join moves a process with all its threads into the cgroup of a target; pid 0 is
 // the calling process. With cgroup v2 the sockets that it has keep their class.
 func (b *Binder) Join(target string, pid int) error {
-	if err := b.choose(); err != nil {
+	if err := b.settle(); err != nil {
 		return err
 	}
 	p, ok := strings.CutPrefix(target, cgroupTarget)

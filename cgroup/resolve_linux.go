@@ -153,13 +153,6 @@ func (b *Binder) target(x hierarchy.Binding, units map[string][]string) (target,
 	return "", "", fmt.Errorf("kind %v of binding is not known", x.Kind)
 }
 
-func (b *Binder) tree() *tree {
-	if b.way == hierarchy.WayBPF {
-		return b.v2
-	}
-	return b.v1
-}
-
 // units finds the cgroups of the units and slices that t's bindings name: those
 // with the name that systemd gives them. The system's own come before a user
 // manager's, and upper ones before those inside a container.

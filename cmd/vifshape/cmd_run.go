@@ -66,7 +66,10 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) 
 	if err != nil {
 		return err
 	}
-	home, err := m.home(ctx, x, path, class)
+	home, now, err := x.binder.BoundHome(path)
+	if err == nil && now != class { // else there is nothing to change, and nobody to wait for
+		home, err = m.home(ctx, x, path, class)
+	}
 	if err != nil {
 		return err
 	}
