@@ -100,14 +100,14 @@ func TestQuantum(t *testing.T) {
 		packet  hierarchy.Size
 		want    hierarchy.Size
 	}{
-		{"the slowest sends a packet", 100 * mbit, 100 * mbit, gso, 104857},
-		{"the others in proportion", 100 * mbit, 300 * mbit, gso, 314572},
-		{"a little faster slowest changes nothing", 120 * mbit, 300 * mbit, gso, 314572},
-		{"without segmentation offload", 10 * mbit, 990 * mbit, 1514, 259522},
+		{"the slowest sends a packet", 10 * mbit, 10 * mbit, gso, 83886},
+		{"the others in proportion", 10 * mbit, 30 * mbit, gso, 251658},
+		{"a little faster slowest changes nothing", 15 * mbit, 30 * mbit, gso, 251658},
+		{"without segmentation offload", 1 * mbit, 99 * mbit, 1514, 415236},
 		{"half a second at most", 1 * mbit, 99 * mbit, gso, 6643777},
 		{"a packet at least", 1000, 1000, gso, gso},
 		{"rates of nothing", 8, 8, gso, gso},
-		{"a millisecond at least", hierarchy.Tbit, hierarchy.Tbit, gso, 131072000},
+		{"34 milliseconds at least", hierarchy.Gbit, hierarchy.Gbit, gso, 4194304},
 		{"the kernel's bound", mbit, 100 * hierarchy.Tbit, gso, math.MaxInt32},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -130,7 +130,7 @@ func TestDefaults(t *testing.T) {
 		s    site
 		want result
 	}{
-		{"slow", site{1 * hierarchy.Mbit, 1 * hierarchy.Mbit, 1514, 65536}, result{262144, 131072, 32, 4 << 20, "18.168ms"}},
+		{"slow", site{1 * hierarchy.Mbit, 1 * hierarchy.Mbit, 1514, 65536}, result{65536, 131072, 32, 4 << 20, "18.168ms"}},
 		{"fast", site{10 * hierarchy.Gbit, 10 * hierarchy.Gbit, 1514, 65536}, result{12500000, 25000000, 1000, 32 << 20, "5ms"}},
 		{"small packets", site{10 * hierarchy.Mbit, 100 * hierarchy.Mbit, 1514, 1514}, result{12500, 250000, 165, 12500000, "5ms"}},
 		{"slower than anything", site{8, 8, 1514, 65536}, result{274, 131072, 32, 4 << 20, "1m0s"}},
