@@ -251,13 +251,15 @@ func (b *Binder) Why() (string, error) {
 	return basis(way, t), nil
 }
 
+const weaker = "; weaker than with BPF: root may ask for another class by SO_PRIORITY"
+
 // basis says what a way stands on.
 func basis(w hierarchy.Way, t *tree) string {
 	switch {
 	case w == hierarchy.WayNetCls:
 		return "net_cls at " + t.where
 	case w == hierarchy.WayClsCgroup:
-		return "net_cls at " + t.where + "; weaker than with BPF: root may ask for another class by SO_PRIORITY"
+		return "net_cls at " + t.where + weaker
 	case t.whole:
 		return "cgroup v2 at " + t.where
 	}

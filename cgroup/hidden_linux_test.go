@@ -264,7 +264,7 @@ func TestKernelMountsNetCls(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := "net_cls is not mounted; it will be when it is used\n" +
+			want := "net_cls, which will be mounted when it is used\n" +
 				"mounted the net_cls cgroup hierarchy at " + at + "\nnet_cls at " + at + "\n"
 			if diff := cmp.Diff(want, string(out)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)

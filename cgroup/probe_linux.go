@@ -12,10 +12,11 @@ import (
 
 // Report is what [Probe] found.
 type Report struct {
-	Layout string        // how the machine uses cgroups, in words
-	Way    hierarchy.Way // the one taken; none when nothing works
-	Ways   []WayReport   // all, best first
-	Notes  []string      // what else is worth knowing; often empty
+	Privileges error         // those that this process lacks; nil when it has all
+	Layout     string        // how the machine uses cgroups, in words
+	Way        hierarchy.Way // the one taken; none when nothing works
+	Ways       []WayReport   // all, best first
+	Notes      []string      // what else is worth knowing; often empty
 }
 
 // WayReport is one way of a [Report].
@@ -26,27 +27,29 @@ type WayReport struct {
 }
 
 // Probe tries what every way needs and changes nothing: programs are loaded and
-// let go of again, nothing is mounted. It needs the privileges that a [Binder]
-// needs; without them the report says which are missing.
+// let go of again, nothing is mounted or attached. It needs the privileges that a
+// [Binder] needs; without them the report says which are missing.
 func Probe() Report {
-	r := Report{Layout: layout()}
+	// the second is for attaching, the first for all else
+	r := Report{Privileges: lacking(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN), Layout: layout()}
 	r.add(hierarchy.WayBPF, probeV2)
 	r.add(hierarchy.WayNetCls, func() (string, error) {
-		text, err := probeNetCls(hierarchy.WayNetCls)
+		text, err := probeNetCls()
 		if err == nil {
 			err = tryLoad(hierarchy.WayNetCls)
 		}
 		return text, err
 	})
 	r.add(hierarchy.WayClsCgroup, func() (string, error) {
-		text, err := probeNetCls(hierarchy.WayClsCgroup)
+		text, err := probeNetCls()
 		if err != nil {
 			return "", err
 		}
+		text += weaker
 		has, known := hasClsCgroup()
 		switch {
 		case !known:
-			text += "; whether the kernel has cls_cgroup shows when it is used"
+			text += "; whether the kernel has this classifier shows only when it is used"
 		case !has:
 			return "", fmt.Errorf("module cls_cgroup: %w", ErrNotSupported)
 		}
@@ -60,6 +63,9 @@ func Probe() Report {
 
 func (r *Report) add(w hierarchy.Way, probe func() (string, error)) {
 	text, err := probe()
+	if err == nil { // what was not tried would fail: attaching, mounting, finding maps again
+		err = r.Privileges
+	}
 	if err == nil && r.Way == hierarchy.WayNone {
 		r.Way = w
 	}
@@ -75,14 +81,14 @@ func probeV2() (string, error) {
 	return basis(hierarchy.WayBPF, t), tryLoad(hierarchy.WayBPF)
 }
 
-func probeNetCls(w hierarchy.Way) (string, error) {
+func probeNetCls() (string, error) {
 	t, err := findNetCls()
 	if err != nil {
 		return "", err
 	}
 	if t != nil {
 		defer t.close()
-		return basis(w, t), nil
+		return basis(hierarchy.WayNetCls, t), nil
 	}
 	b, err := os.ReadFile("/proc/cgroups")
 	if err != nil {
@@ -90,7 +96,7 @@ func probeNetCls(w hierarchy.Way) (string, error) {
 	}
 	for line := range strings.Lines(string(b)) {
 		if f := strings.Fields(line); len(f) == 4 && f[0] == "net_cls" && f[3] == "1" {
-			return "net_cls is not mounted; it will be when it is used", nil
+			return "net_cls, which will be mounted when it is used", nil
 		}
 	}
 	return "", fmt.Errorf("net_cls (CONFIG_CGROUP_NET_CLASSID): %w", ErrNotSupported)

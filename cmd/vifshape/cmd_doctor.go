@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -71,10 +70,11 @@ func (e *env) doctor(asJSON bool) error {
 
 func (e *env) findings() ([]finding, error) {
 	var all []finding
-	root := os.Geteuid() == 0
+	r := cgroup.Probe()
+	root := r.Privileges == nil
 	text := "apply, run and clear can work"
 	if !root {
-		text = "not root: only check, plan, ls and show work, and most of what follows could not be tried"
+		text = r.Privileges.Error() + "; check, plan, ls and show work, and most of what follows could not be tried"
 	}
 	all = append(all, finding{"privileges", root, true, text})
 
@@ -93,21 +93,28 @@ func (e *env) findings() ([]finding, error) {
 	}
 	all = append(all, finding{"leaf qdiscs", len(have) > 0, true, strings.Join(have, ", ")})
 	if len(lacking) > 0 {
-		all = append(all, finding{"other leaf qdiscs", false, false, strings.Join(lacking, ", ") + ": not in this kernel, nor among its modules"})
+		why := ": not in this kernel, nor among its modules"
+		if !root {
+			why = ": not in the lists of this kernel's modules; root can ask the kernel itself"
+		}
+		all = append(all, finding{"other leaf qdiscs", false, false, strings.Join(lacking, ", ") + why})
 	}
-	r := cgroup.Probe()
+	all = append(all, finding{"cgroups", true, false, r.Layout})
 	for _, w := range r.Ways {
 		f := finding{Topic: "binding " + string(w.Way), OK: w.Err == nil, Text: w.Text}
 		if w.Err != nil {
 			f.Text = w.Err.Error()
-		} else if w.Way == r.Way && root {
-			f.Text += "; this is what auto takes"
+		} else if w.Way == r.Way {
+			f.Text += "; auto takes this"
 		}
 		all = append(all, f)
 	}
 	all = append(all, finding{"any binding", r.Way != "", true, "programs and services can be kept in branches"})
-	if r.Way == "" {
-		all[len(all)-1].Text = "no way to tell whose a packet is"
+	switch {
+	case r.Way == "" && root:
+		all[len(all)-1].Text = "nothing here tells whose a packet is"
+	case r.Way == "":
+		all[len(all)-1].Text = "none could be tried without privileges"
 	}
 	for _, n := range r.Notes {
 		all = append(all, finding{"note", true, false, n})
