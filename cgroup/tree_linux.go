@@ -38,8 +38,10 @@ func findV2() (*tree, error) {
 	if t != nil || err != nil {
 		return t, err
 	}
-	if err = harmless(all); err == nil {
-		t, err = detached()
+	if err = lacking(unix.CAP_SYS_ADMIN); err == nil {
+		if err = harmless(all); err == nil {
+			t, err = detached()
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: none is mounted here (\"ip netns exec\" hides it: use \"nsenter --net=/run/netns/NAME\"), none is seen in another process, and it is not to be had otherwise: %w",

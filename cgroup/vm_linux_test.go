@@ -12,9 +12,9 @@ import (
 func TestKernelVM(t *testing.T) {
 	tctest.Require(t, !testing.Short(), "a run without -short, to boot three machines")
 	for layout, tests := range map[vm.Layout]string{
-		vm.V2:     "Classes|Programs|Homes|Hidden|NetNSKey",
-		vm.Hybrid: "Classes|TCP|Moved|Rebind|FoundAgain|Gone|ChangeOfWay|Refused",
-		vm.V1:     "Classes|Homes|NotMounted",
+		vm.V2:     "Classes|Programs|Homes|BoundHome|Hidden|NetNSKey|Limited",
+		vm.Hybrid: "Classes|NetNSKey|Unprivileged|TCP|Moved|Rebind|FoundAgain|Gone|ChangeOfWay|Refused",
+		vm.V1:     "Classes|Homes|BoundHome|NotMounted",
 	} {
 		t.Run(string(layout), func(t *testing.T) {
 			vm.Run(t, vm.UML(), layout, "", "-test.run=^TestKernel("+tests+")$")
