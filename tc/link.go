@@ -31,42 +31,43 @@ const (
 	NatureTunnel   Nature = "tunnel" // packets leave inside others, or to a process: WireGuard, GRE, VXLAN, tun, PPP ...
 )
 
-// Link is one network interface as the kernel describes it.
+// Link is one network interface as the kernel describes it. Its JSON form is
+// stable; what is unknown or none is left out of it.
 type Link struct {
-	Index  int
-	Name   string
-	Kind   string // rtnetlink's word: "veth", "bridge", "wireguard" ...; empty for hardware
-	Nature Nature
+	Index  int    `json:"ifindex"`
+	Name   string `json:"name"`
+	Kind   string `json:"kind,omitempty"` // rtnetlink's word: "veth", "bridge", "wireguard" ...; empty for hardware
+	Nature Nature `json:"nature"`
 
-	MTU        int // bytes, without the link-layer header
-	TxQueues   int
-	RxQueues   int            // 0 on a kernel built for one processor
-	TxQueueLen int            // packets
-	GSOMaxSize hierarchy.Size // largest packet before segmentation
-	GSOMaxSegs int
+	MTU        int            `json:"mtu"` // bytes, without the link-layer header
+	TxQueues   int            `json:"tx_queues"`
+	RxQueues   int            `json:"rx_queues,omitempty"`    // 0 on a kernel built for one processor
+	TxQueueLen int            `json:"tx_queue_len"`           // packets
+	GSOMaxSize hierarchy.Size `json:"gso_max_size,omitempty"` // largest packet before segmentation
+	GSOMaxSegs int            `json:"gso_max_segs,omitempty"`
 
-	Up        bool   // switched on
-	Carrier   bool   // the line is there; false while it is switched off
-	OperState string // RFC 2863: "up", "down", "unknown" ...
+	Up        bool   `json:"up"`         // switched on
+	Carrier   bool   `json:"carrier"`    // the line is there; false while it is switched off
+	OperState string `json:"oper_state"` // RFC 2863: "up", "down", "unknown" ...
 
 	// Speed is that of the line, 0 where it is unknown. Of the interfaces
 	// that are not hardware only those that pass on the speed of what they
 	// lie on have one: veth and tun report numbers that mean nothing.
-	Speed hierarchy.Bandwidth
+	Speed hierarchy.Bandwidth `json:"speed,omitempty"`
 
-	Master int // index of the bridge, bond or VRF it belongs to, 0: none
+	Master int `json:"master,omitempty"` // index of the bridge, bond or VRF it belongs to, 0: none
 
 	// Lower is the index of the interface that this one lies on, for a veth
 	// that of its other end; 0: none. LowerNetNS is the id of the namespace
 	// where Lower is, as "ip netns list-id" shows it, and -1 where it is in
 	// the link's own.
-	Lower      int
-	LowerNetNS int
+	Lower      int `json:"lower,omitempty"`
+	LowerNetNS int `json:"lower_netns"`
 
-	Qdisc string // kind of the root qdisc
+	Qdisc string `json:"qdisc"` // kind of the root qdisc
 
-	ParentDev string // hardware: the device on its bus, "0000:00:03.0"; empty before kernel 5.14
-	ParentBus string // "pci", "usb", "virtio" ...
+	ParentDev string `json:"parent_dev,omitempty"` // hardware: the device on its bus, "0000:00:03.0"; empty before kernel 5.14
+	ParentBus string `json:"parent_bus,omitempty"` // "pci", "usb", "virtio" ...
 }
 
 // Links lists the interfaces of the namespace in the kernel's order. It needs

@@ -3,6 +3,7 @@
 package tc
 
 import (
+	"encoding/json"
 	"errors"
 	"testing"
 
@@ -95,6 +96,32 @@ func TestDecodeLink(t *testing.T) {
 	}
 	if _, err := decodeLink(linkMessage()[:20]); !errors.Is(err, errMalformed) {
 		t.Errorf("cut short: %v", err)
+	}
+}
+
+// The names in JSON are a promise; a speed is a text with its unit.
+func TestLinkJSON(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		link Link
+		want string
+	}{
+		{"little known", Link{Index: 1, Name: "lo", Nature: NatureLoopback, OperState: "unknown", LowerNetNS: -1, Qdisc: "noqueue"},
+			`{"ifindex":1,"name":"lo","nature":"loopback","mtu":0,"tx_queues":0,"tx_queue_len":0,"up":false,"carrier":false,"oper_state":"unknown","lower_netns":-1,"qdisc":"noqueue"}`},
+		{"all known", Link{Index: 2, Name: "eth0", Kind: "bond", Nature: NatureBond, MTU: 1500, TxQueues: 4, RxQueues: 2, TxQueueLen: 1000,
+			GSOMaxSize: 64 * hierarchy.KiB, GSOMaxSegs: 65535, Up: true, Carrier: true, OperState: "up", Speed: 10 * hierarchy.Gbit,
+			Master: 3, Lower: 4, LowerNetNS: 5, Qdisc: "mq", ParentDev: "0000:00:03.0", ParentBus: "pci"},
+			`{"ifindex":2,"name":"eth0","kind":"bond","nature":"bond","mtu":1500,"tx_queues":4,"rx_queues":2,"tx_queue_len":1000,` +
+				`"gso_max_size":"64kib","gso_max_segs":65535,"up":true,"carrier":true,"oper_state":"up","speed":"10gbit",` +
+				`"master":3,"lower":4,"lower_netns":5,"qdisc":"mq","parent_dev":"0000:00:03.0","parent_bus":"pci"}`},
+	} {
+		got, err := json.Marshal(tt.link)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(tt.want, string(got)); d != "" {
+			t.Errorf("%s (-want +got)\n%s", tt.name, d)
+		}
 	}
 }
 
