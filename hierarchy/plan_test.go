@@ -40,7 +40,7 @@ func (m *machine) dropLeaf(id ClassID) {
 
 func (m *machine) step(s Step) error {
 	if m.fail == 0 {
-		return errors.New("no such luck")
+		return fmt.Errorf("%v: no such luck", s)
 	}
 	m.fail--
 	if m.after != nil {

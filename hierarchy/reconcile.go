@@ -16,7 +16,8 @@ type Part interface {
 	// paths of classes and leaves them empty.
 	Read(ctx context.Context, s *State) error
 	// Do carries out steps in order and returns how many of them took effect.
-	// It stops at the first that fails.
+	// It stops at the first that fails; the error says which that is, and on
+	// which interface or branch.
 	Do(ctx context.Context, steps []Step) (done int, err error)
 }
 
@@ -115,29 +116,13 @@ func (k Kernel) do(ctx context.Context, steps []Step) error {
 		if !queue {
 			part = k.Binder
 		}
-		done, err := part.Do(ctx, steps[:n])
-		if err != nil {
-			if done < n && ctx.Err() == nil {
-				return &StepError{steps[done], err}
-			}
+		if _, err := part.Do(ctx, steps[:n]); err != nil {
 			return err
 		}
 		steps = steps[n:]
 	}
 	return nil
 }
-
-// StepError is a step that failed.
-type StepError struct {
-	Step Step
-	Err  error
-}
-
-// Error names the step and the cause.
-func (e *StepError) Error() string { return e.Step.String() + ": " + e.Err.Error() }
-
-// Unwrap is the cause.
-func (e *StepError) Unwrap() error { return e.Err }
 
 // MismatchError says that the kernel took every step and yet shows something
 // else than was asked for.

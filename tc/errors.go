@@ -51,26 +51,25 @@ type OpError struct {
 	Kernel string            // the kernel's own words, often empty
 }
 
-// Error is one line: what, where, why.
+// Error is one line: where, what, why.
 func (e *OpError) Error() string {
-	var b strings.Builder
+	s := e.Device
 	if e.Path != "" {
-		b.WriteString(string(e.Path))
-	} else {
-		b.WriteString(e.Device)
+		s = string(e.Path)
 	}
-	b.WriteString(": " + e.Op)
+	s += ": " + e.Op
 	if e.Class != 0 {
-		b.WriteString(" " + e.Class.String())
+		s += " " + strings.TrimSuffix(e.Class.String(), ":") // a colon follows
 	}
-	b.WriteString(": " + e.Err.Error())
-	if e.Kernel != "" {
-		b.WriteString(": " + e.Kernel)
-	}
+	words := e.Kernel
 	if e.Is(ErrNotPrivileged) {
-		b.WriteString(": " + ErrNotPrivileged.Error())
+		words = ErrNotPrivileged.Error()
 	}
-	return b.String()
+	s += ": " + e.Err.Error()
+	if words != "" {
+		s += " (" + words + ")"
+	}
+	return s
 }
 
 // Unwrap is the error number.

@@ -88,7 +88,9 @@ func (d *Device) Restore(f Former) error {
 	}
 	_, err = d.c.send([]netlink.Message{message(unix.RTM_NEWQDISC, netlink.Create|netlink.Replace, e.b)})
 	if err != nil {
-		return d.fail(fmt.Sprintf("put back root qdisc %s %v", f.Kind, f.Handle), err)
+		e := opError("put back root qdisc "+f.Kind, d.Name, err)
+		e.Class = f.Handle
+		return e
 	}
 	d.former = nil
 	return nil

@@ -701,7 +701,7 @@ func unprivileged([]string) error {
 		if what == "detach" && err == nil {
 			continue // nothing to detach
 		}
-		if !errors.Is(err, tc.ErrNotPrivileged) || !strings.HasSuffix(err.Error(), ": needs root or CAP_NET_ADMIN") {
+		if !errors.Is(err, tc.ErrNotPrivileged) || !strings.HasSuffix(err.Error(), "(needs root or CAP_NET_ADMIN)") {
 			return fmt.Errorf("%s: %v", what, err)
 		}
 	}

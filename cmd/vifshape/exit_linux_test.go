@@ -33,7 +33,7 @@ func TestExitCode(t *testing.T) {
 		{"interrupted and undone", undone, exitInterrupted, "vifshape: error: interrupted; everything is as it was before\n"},
 		{"not undone", stuck, exitPartly, "vifshape: error: interrupted; going back failed as well: no way back\nvifshape: hint: "},
 		{"undone, and another interface is not", partlyError{fmt.Errorf("%w; and eth1 could not be put back", undone)}, exitPartly, "could not be put back\nvifshape: hint: "},
-		{"kernel refuses", fmt.Errorf("eth0: %w", denied), exitPrivilege, "needs root or CAP_NET_ADMIN\nvifshape: hint: "},
+		{"kernel refuses", fmt.Errorf("eth0: %w", denied), exitPrivilege, "(needs root or CAP_NET_ADMIN)\nvifshape: hint: "},
 		{"file refuses", &fs.PathError{Op: "open", Path: "x", Err: fs.ErrPermission}, exitPrivilege, "vifshape: hint: "},
 		{"no such interface", &tc.ErrNoDevice{Name: "eth9"}, exitError, "vifshape: error: eth9: no such interface\n"},
 	} {

@@ -137,7 +137,7 @@ func (m *machine) target(ctx context.Context, file, binding string, t *hierarchy
 		return nil, err
 	}
 	if r := x.before.Root; r.Foreign() && !t.Replace {
-		return nil, fmt.Errorf("%s has a root qdisc that vifshape did not make, %s %v: %w", t.Interface, r.Kind, r.Handle, tc.ErrForeign)
+		return nil, fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, tc.ErrForeign)
 	}
 	x.want = t.State()
 	x.next = &record{Version: recordVersion, Interface: t.Interface, Policy: absolute(file), Binding: binding, IDs: ids, Former: s.record.Former}
