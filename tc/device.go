@@ -73,34 +73,11 @@ func (c *Conn) nearest(name string) string {
 	if err != nil {
 		return "" // the name is wrong all the same
 	}
-	best, least := "", len(name)/2+1
-	for _, l := range links {
-		if n := distance(name, l.Name); n < least {
-			best, least = l.Name, n
-		}
+	names := make([]string, len(links))
+	for i, l := range links {
+		names[i] = l.Name
 	}
-	return best
-}
-
-// distance is the number of bytes to insert, delete or replace to make b of a.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
+	return hierarchy.Nearest(name, names)
 }
 
 // fail makes an error of what netlink returned.

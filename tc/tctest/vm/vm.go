@@ -308,7 +308,7 @@ func (m *machine) uml(ctx context.Context) *exec.Cmd {
 func (m *machine) memory() string {
 	const shm = "/dev/shm"
 	var st unix.Statfs_t
-	if unix.Statfs(shm, &st) != nil || int64(st.Bavail)*st.Bsize < int64(m.Memory+64)<<20 {
+	if unix.Statfs(shm, &st) != nil || int64(st.Bavail)*int64(st.Bsize) < int64(m.Memory+64)<<20 {
 		return m.dir
 	}
 	f, err := os.CreateTemp(shm, "vifshape-vm-")
