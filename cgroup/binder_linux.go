@@ -63,6 +63,7 @@ type Config struct {
 type Binder struct {
 	cfg    Config
 	way    hierarchy.Way // that is wanted, none until it is chosen
+	before clauses       // why the ways before it were not chosen
 	at     hierarchy.Way // in whose hierarchy cgroups are looked for, none until it is known
 	v2, v1 *tree
 	set    *set              // on the hook
@@ -138,7 +139,7 @@ func (b *Binder) choose() error {
 	for _, w := range b.cfg.Ways {
 		err := b.prepare(w)
 		if err == nil {
-			b.way, b.at = w, w
+			b.way, b.at, b.before = w, w, tried
 			return nil
 		}
 		tried = append(tried, fmt.Errorf("binding %s: %w", w, err))
@@ -344,8 +345,8 @@ func (b *Binder) inForce() (hierarchy.Way, error) {
 }
 
 func (b *Binder) wrap(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || strings.HasPrefix(err.Error(), b.cfg.Interface+": ") { // the hook's errors say so
+		return err
 	}
 	return fmt.Errorf("%s: classifier: %w", b.cfg.Interface, err)
 }
@@ -504,7 +505,11 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 	d.way = next.Way
 	if next.Way == hierarchy.WayClsCgroup {
 		d.bindAhead(nil, ahead)
-		if err := d.cfg.Hook.AttachCgroupFilter(); err != nil {
+		err := d.cfg.Hook.AttachCgroupFilter()
+		if err != nil && len(d.before) > 0 { // only here it turned out that the last way is none
+			err = fmt.Errorf("%w; %w", err, d.before)
+		}
+		if err != nil {
 			return err
 		}
 		return d.unhook(was.Way, next.Way)

@@ -40,6 +40,11 @@ func (blind) AttachCgroupFilter() error      { return nil }
 func (blind) CgroupFilter() (bool, error)    { return false, nil }
 func (blind) DetachCgroupFilter() error      { return nil }
 
+// bare is one of a kernel without the cgroup classifier.
+type bare struct{ blind }
+
+func (bare) AttachCgroupFilter() error { return errors.New("no cls_cgroup") }
+
 // run is the program that starts another: WAY TARGET USER PROGRAM [ARGUMENT ...].
 func run(args []string) error {
 	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.Way(args[0])}})
@@ -366,12 +371,16 @@ func unprivileged([]string) error {
 	var s hierarchy.State
 	fmt.Println(b.Read(context.Background(), &s))
 	for _, ways := range [][]hierarchy.Way{nil, {hierarchy.WayNetCls, hierarchy.WayClsCgroup}} {
-		b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: ways})
+		b, err := cgroup.NewBinder(cgroup.Config{Hook: bare{}, Interface: "eth0", Ways: ways})
 		if err != nil {
 			return err
 		}
 		h, err := b.Hook()
 		fmt.Printf("%q %v\n", h.Way, err)
+		if err == nil {
+			_, err = b.Do(context.Background(), []hierarchy.Step{{Action: hierarchy.Create, New: &h}})
+			fmt.Println(err)
+		}
 	}
 	return nil
 }
@@ -420,13 +429,14 @@ func TestKernelUnprivileged(t *testing.T) {
 	const refused = "load the classifier: not privileged: needs root or CAP_BPF and CAP_NET_ADMIN"
 	want := "true eth0: binding bpf: " + refused + "\ntrue\n<nil>\n"
 	// without BPF the kernel's own classifier reads the tags, if it has it
-	classic := `"cls_cgroup" <nil>` + "\n"
+	classic := `"cls_cgroup" <nil>` + "\neth0: classifier: no cls_cgroup; "
 	if w := cgroup.Probe().Ways[2]; w.Err != nil {
 		none := `"" eth0: nothing here tells whose packets are whose: `
 		netCls := "binding net_cls: " + refused + "; binding cls_cgroup: " + w.Err.Error() + "\n"
 		want += none + "binding bpf: " + refused + "; " + netCls + none + netCls
 	} else {
-		want += classic + classic
+		netCls := "binding net_cls: " + refused + "\n"
+		want += classic + "binding bpf: " + refused + "; " + netCls + classic + netCls
 	}
 	if diff := cmp.Diff(want, string(out)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
