@@ -96,6 +96,8 @@ func (b Bandwidth) Kernel() Bandwidth {
 func bandwidthAdvice(num, u string) string {
 	l := strings.ToLower(u)
 	switch {
+	case u == "" && large(num):
+		return fmt.Sprintf("a bandwidth needs a unit: write \"%sbit\" for bits or \"%sB/s\" for bytes a second", num, num)
 	case u == "":
 		return fmt.Sprintf("a bandwidth needs a unit: write \"%smbit\" for megabits or \"%sMB/s\" for megabytes a second", num, num)
 	case multiple(l, "bps"):
@@ -120,6 +122,12 @@ func bandwidthAdvice(num, u string) string {
 		return fmt.Sprintf("write \"%s%s\"", num, p)
 	}
 	return "units are bit, kbit, mbit, gbit, tbit (bits a second) and B/s, kB/s, MB/s, MiB/s, GB/s ... (bytes a second)"
+}
+
+// large says whether a number without a unit is rather one of bits than of
+// megabits: a whole one of 10,000 and more.
+func large(num string) bool {
+	return !strings.Contains(num, ".") && len(strings.TrimLeft(num, "0")) > 4
 }
 
 // multiple says whether u is the unit, or thousands, millions and so on of it.

@@ -103,13 +103,16 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 	switch p.Type {
 	case Count:
 		n, err := strconv.ParseUint(r.Text, 10, 64)
+		if _, neg := strings.CutPrefix(r.Text, "-"); neg && !r.Quoted {
+			return 0, fmt.Errorf("%s %s is negative: write %s = %s or another number from %s up", p.Name, r.Text, p.Name, p.example(), p.Format(p.Min))
+		}
 		if err != nil || r.Quoted {
-			return 0, fmt.Errorf("%s is a number: write %s = %d without quotes and unit", p.Name, p.Name, p.example())
+			return 0, fmt.Errorf("%s is a number: write %s = %s without quotes and unit", p.Name, p.Name, p.example())
 		}
 		v = n
 	case Bytes:
 		if !r.Quoted {
-			return 0, fmt.Errorf("%s is a size: write %s = \"64kib\", with its unit and in quotes", p.Name, p.Name)
+			return 0, fmt.Errorf("%s is a size: write %s = %q, with its unit and in quotes", p.Name, p.Name, p.example())
 		}
 		s, err := ParseSize(r.Text)
 		if err != nil {
@@ -119,7 +122,7 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 	case Duration:
 		d, err := time.ParseDuration(r.Text)
 		if err != nil || !r.Quoted {
-			return 0, fmt.Errorf("%s is a time: write %s = \"5ms\" (units ns, us, ms, s)", p.Name, p.Name)
+			return 0, fmt.Errorf("%s is a time: write %s = %q (units ns, us, ms, s)", p.Name, p.Name, p.example())
 		}
 		if d < 0 {
 			return 0, fmt.Errorf("%s %q is negative", p.Name, r.Text)
@@ -127,7 +130,7 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 		v = uint64(d)
 	case Rate:
 		if !r.Quoted {
-			return 0, fmt.Errorf("%s is a bandwidth: write %s = \"10mbit\", with its unit and in quotes", p.Name, p.Name)
+			return 0, fmt.Errorf("%s is a bandwidth: write %s = %q, with its unit and in quotes", p.Name, p.Name, p.example())
 		}
 		b, err := ParseBandwidth(r.Text)
 		if err != nil {
@@ -159,12 +162,26 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 	return v, nil
 }
 
-// example is a number that a count accepts.
-func (p *Param) example() uint64 {
-	if n := max(p.Min, 100); p.Max == 0 || n <= p.Max {
-		return n
+// example is a usual value that the parameter accepts, as a policy has it without
+// quotes.
+func (p *Param) example() string {
+	v := uint64(100)
+	switch p.Type {
+	case Bytes:
+		v = uint64(64 * KiB)
+	case Duration:
+		v = uint64(5 * time.Millisecond)
+		if p.Max >= uint64(time.Hour) {
+			v = uint64(10 * time.Second) // nothing that happens to single packets
+		}
+	case Rate:
+		v = uint64(10 * Mbit)
 	}
-	return p.Max
+	v = max(v, p.Min)
+	if p.Max != 0 {
+		v = min(v, p.Max)
+	}
+	return p.Format(v)
 }
 
 // Format prints a value of the parameter as a policy would have it, without

@@ -26,6 +26,9 @@ const (
 	ManyBranches = 10_000
 	// MaxBranches is what class ids of 16 bits hold, less those with a meaning.
 	MaxBranches = 60_000
+	// MaxOverhead is how many bytes a link may add to each packet at most: more
+	// than any does.
+	MaxOverhead = 256
 
 	minQuantum = 1000              // the kernel's own least (htb_change_class, v6.12)
 	maxQuantum = 16 * MiB          // far beyond use, and far from the sign bit of its int
@@ -33,6 +36,8 @@ const (
 	slowRate   = 10 * Kbit         // see the warning
 	restShare  = 100               // the rest gets at least one in so many parts
 	minRate    = 8 * Bit           // the kernel counts bytes, and refuses 0 (htb_change_class, v6.12)
+	maxMPU     = 256 * Byte        // more than any link pads to
+	maxName    = 15                // bytes of an interface's name: IFNAMSIZ of linux/if.h less the zero at its end
 )
 
 // Problem is one mistake in a specification.
@@ -62,8 +67,8 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	r := resolver{kinds: kinds, bound: map[Binding]Path{}}
 	path := Path(s.Interface)
 	root := &Branch{Class: Class{Path: path, Parent: ID(0), Link: s.Link, Prio: DefaultPrio}}
-	if err := checkInterface(s.Interface); err != nil {
-		r.add(path, "", err.Error(), "")
+	if text, hint := checkInterface(s.Interface); text != "" {
+		r.add(path, "", text, hint)
 	}
 	rate := s.Rate.Of(0)
 	switch {
@@ -82,17 +87,18 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	case !s.Ceil.IsZero() && s.Ceil.Of(rate) != rate:
 		r.add(path, "ceil", fmt.Sprintf("ceil %s differs from rate %v, but an interface has nobody to borrow from", written(s.Ceil, s.Ceil.Of(rate)), rate), "remove ceil, and write what the link carries as rate")
 	}
-	if s.Link.Overhead < 0 || s.Link.Overhead > 256 {
-		r.add(path, "overhead", fmt.Sprintf("overhead %d is not between 0 and 256 bytes", s.Link.Overhead), "")
+	if s.Link.Overhead < 0 || s.Link.Overhead > MaxOverhead {
+		r.add(path, "overhead", fmt.Sprintf("overhead %d is not between 0 and %d bytes", s.Link.Overhead, MaxOverhead), "")
 	}
-	if s.Link.MPU > 256 {
-		r.add(path, "mpu", fmt.Sprintf("mpu %v is not between 0b and 256b", s.Link.MPU), "")
+	if s.Link.MPU > maxMPU {
+		r.add(path, "mpu", fmt.Sprintf("mpu %v is not between 0b and %v", s.Link.MPU, maxMPU), "")
 	}
 	if s.MTU != 0 && (s.MTU < 68 || s.MTU > 65536) {
 		r.add(path, "mtu", fmt.Sprintf("mtu %v is not between 68b and 64kib", s.MTU), "")
 	}
 	root.Rate, root.Ceil = rate, rate
 	r.branch(root, &s.BranchSpec, 1)
+	r.slowBranches()
 	if r.count > MaxBranches {
 		r.add(path, "", fmt.Sprintf("%d branches are more than the %d that class ids of 16 bits can name", r.count, MaxBranches), "")
 	} else if r.count > ManyBranches {
@@ -111,7 +117,8 @@ type resolver struct {
 	problems []Problem
 	bound    map[Binding]Path
 	count    int
-	broken   bool // some part of the specification is
+	broken   bool      // some part of the specification is
+	slow     []*Branch // whose rate is below slowRate
 }
 
 // sort puts the problems into the order of the tree. A branch's children are
@@ -154,7 +161,7 @@ func (r *resolver) branch(b *Branch, s *BranchSpec, depth int) {
 		r.burst(b.Path, "burst", b.Burst, "rate", b.Rate)
 		r.burst(b.Path, "cburst", b.CBurst, "ceil", b.Ceil)
 		if b.Rate < slowRate {
-			r.warn(b.Path, "rate", fmt.Sprintf("rate %v is so low that large packets exceed it: the kernel forgives what takes longer than 60s to pay back", b.Rate))
+			r.slow = append(r.slow, b)
 		}
 	}
 	if q := b.Quantum; q != 0 && (q < minQuantum || q > maxQuantum) {
@@ -180,6 +187,23 @@ func (r *resolver) branch(b *Branch, s *BranchSpec, depth int) {
 		}
 	}
 	r.children(b, s, depth)
+}
+
+// slowBranches warns of branches whose rate is low: once, at the first of them,
+// for a policy may have thousands.
+func (r *resolver) slowBranches() {
+	if len(r.slow) == 0 {
+		return
+	}
+	like := ""
+	switch n := len(r.slow) - 1; {
+	case n == 1:
+		like = ", like that of another branch,"
+	case n > 1:
+		like = fmt.Sprintf(", like those of %d other branches,", n)
+	}
+	first := r.slow[0]
+	r.warn(first.Path, "rate", fmt.Sprintf("rate %v%s is so low that large packets exceed it: the kernel forgives what takes longer than 60s to pay back", first.Rate, like))
 }
 
 func (r *resolver) burst(p Path, key string, size Size, of string, rate Bandwidth) {
@@ -418,23 +442,31 @@ func suggest(name string, known []string) string {
 	if len(known) == 0 {
 		return "it takes none"
 	}
+	if len(known) == 1 {
+		return fmt.Sprintf("the only one is %q", known[0])
+	}
 	return "known are " + strings.Join(known, ", ")
 }
 
 // words are the keys of a policy; a branch cannot be called like one of them.
 var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "ingress", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
 
-// checkInterface says what is wrong with the name of an interface: what the
-// kernel would never have (dev_valid_name, net/core/dev.c, v6.12). Its length is
-// left to the machine, where long names are alternative ones.
-func checkInterface(name string) error {
+// checkInterface says what is wrong with the name of an interface, and what to
+// write instead: what the kernel would never have (dev_valid_name,
+// net/core/dev.c, v6.12). Empty: nothing.
+func checkInterface(name string) (text, hint string) {
 	switch {
 	case name == "":
-		return fmt.Errorf("an interface without a name")
+		return "an interface without a name", ""
 	case name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r"):
-		return fmt.Errorf("%q cannot be an interface: its name has no slash, colon or space", name)
+		return fmt.Sprintf("%q cannot be an interface: its name has no slash, colon or space", name), ""
+	case strings.IndexByte(name, 0xa0) >= 0:
+		return fmt.Sprintf("%q cannot be an interface: the kernel takes its byte 0xa0 for a space", name), ""
+	case len(name) > maxName:
+		return fmt.Sprintf("%q cannot be an interface: its name has at most %d bytes, and this one has %d", name, maxName, len(name)),
+			"if this is an alternative name (altname in ip link), write the interface's own"
 	}
-	return nil
+	return "", ""
 }
 
 // CheckName says what is wrong with the name of a branch. A name also becomes a

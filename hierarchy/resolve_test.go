@@ -220,6 +220,11 @@ func TestResolveProblems(t *testing.T) {
 		{"no name", link(func(s *Spec) { s.Interface = "" }), []string{": an interface without a name"}},
 		{"slash in the name", link(func(s *Spec) { s.Interface = "a/b" }), []string{`a/b: "a/b" cannot be an interface: its name has no slash, colon or space`}},
 
+		{"byte 0xa0 in the name", link(func(s *Spec) { s.Interface = "voilà" }), []string{`voilà: "voilà" cannot be an interface: the kernel takes its byte 0xa0 for a space`}},
+		{"longest name", link(func(s *Spec) { s.Interface = "fifteen-bytes-1" }), nil},
+		{"alternative name", link(func(s *Spec) { s.Interface = "sixteen-bytes-12" }), []string{
+			`sixteen-bytes-12: "sixteen-bytes-12" cannot be an interface: its name has at most 15 bytes, and this one has 16 | if this is an alternative name (altname in ip link), write the interface's own`}},
+
 		// Ceilings and rates.
 		{"ceil below rate", eth0(rate("100mbit"), branch("a", rate("10mbit"), ceil("5mbit"))), []string{
 			`eth0/a ceil: ceil 5mbit is below rate 10mbit | write ceil = "10mbit" or more, or lower the rate`}},
@@ -231,10 +236,11 @@ func TestResolveProblems(t *testing.T) {
 			`eth0/a/b ceil: ceil 30mbit is above the ceil 20mbit of eth0/a and could never be reached | write at most 20mbit, or raise that of eth0/a`}},
 		{"a ceil of less than a byte", eth0(rate("100mbit"), branch("a", ceil("4bit"))), []string{"eth0/a ceil: ceil 4bit is less than a byte a second, 8bit"}},
 		{"a percentage of less than a byte", eth0(rate("1kbit"), branch("a", rate("0.1%"), ceil("0.5%"))), []string{
-			"eth0 rate: warning: rate 1kbit is so low that large packets exceed it: the kernel forgives what takes longer than 60s to pay back",
+			"eth0 rate: warning: rate 1kbit, like that of another branch, is so low that large packets exceed it: the kernel forgives what takes longer than 60s to pay back",
 			"eth0/a ceil: ceil 0.5% of eth0 comes to 5bit, which is less than a byte a second",
-			"eth0/a rate: rate 0.1% of eth0 comes to 1bit, which is less than a byte a second",
-			"eth0/rest rate: warning: rate 999bit is so low that large packets exceed it: the kernel forgives what takes longer than 60s to pay back"}},
+			"eth0/a rate: rate 0.1% of eth0 comes to 1bit, which is less than a byte a second"}},
+		{"many slow branches", eth0(rate("100mbit"), branch("a", branch("b", rate("1kbit")), branch("c", rate("2kbit"))), branch("d", rate("3kbit"))), []string{
+			"eth0/a/b rate: warning: rate 1kbit, like those of 2 other branches, is so low that large packets exceed it: the kernel forgives what takes longer than 60s to pay back"}},
 		{"a rate of less than a byte", eth0(rate("100mbit"), branch("a", rate("1bit"))), []string{"eth0/a rate: rate 1bit is less than a byte a second, 8bit"}},
 
 		// Sums.

@@ -69,10 +69,6 @@ var others = map[string]string{
 	"leaf": "qdisc", "queue": "qdisc", "scheduler": "qdisc",
 }
 
-// maxOverhead is what hierarchy.Resolve allows too; it is checked before the
-// number is cut to 16 bits.
-const maxOverhead = 256
-
 // node is one table of the file that is a part of the tree.
 type node struct {
 	level  level
@@ -404,7 +400,7 @@ func (r *reader) scalar(n *node, name string, v any) {
 			b.Prio = &p
 		}
 	case "overhead":
-		if i, ok := r.integer(n, name, v, 0, maxOverhead, "the bytes that the link adds to each packet, as a bare number"); ok {
+		if i, ok := r.integer(n, name, v, 0, hierarchy.MaxOverhead, "the bytes that the link adds to each packet, as a bare number"); ok {
 			n.iface.Link.Overhead = int16(i)
 		}
 	case "linklayer":
@@ -499,6 +495,10 @@ func (r *reader) size(n *node, key string, v any, usual string, to *hierarchy.Si
 	s, err := hierarchy.ParseSize(text)
 	if err != nil {
 		r.value(n, key, key+" "+err.Error(), "")
+		return
+	}
+	if s == 0 && key != "mpu" { // to the model 0 is what is not written
+		r.value(n, key, key+" is 0b, which lets nothing through", fmt.Sprintf("leave it out for the default, or write for example %s = %q", key, usual))
 		return
 	}
 	*to = s
