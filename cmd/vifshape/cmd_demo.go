@@ -23,13 +23,15 @@ import (
 )
 
 // demoPolicy is what the demo applies; %s is the rate that it changes in flight.
+// All that borrow lie equally deep, where HTB keeps to the ideal allocation best
+// (see hierarchy.Tree.Ideal).
 const demoPolicy = `version = 1
 
 [interface.eth0]
 rate = "100mbit"
 
 [interface.eth0.office]
-rate = "60%%"
+rate = "50mbit"
 
 [interface.eth0.office.calls]
 rate = "10mbit"
@@ -47,9 +49,13 @@ ceil = "70mbit"
 [interface.eth0.guests.bob]
 
 [interface.eth0.rest]
-rate = "5mbit"
-ceil = "30mbit"
+rate = "10mbit"
+ceil = "10mbit"         # what nothing is bound to never gets more
 `
+
+// The rate of eth0/guests before and after the change. After it guarantees take
+// the whole link, and nothing is left to borrow.
+const demoBefore, demoAfter = "30mbit", "40mbit"
 
 // demoSenders is who sends what into which leaf. The one for the rest is started
 // without run: nothing binds it.
@@ -72,8 +78,13 @@ type demoSender struct {
 // demoWithin is how far from the ideal allocation a branch may be.
 const demoWithin = 5 // percent
 
-// demoSettle is how long after a start or a change measuring begins.
-const demoSettle = 1500 * time.Millisecond
+// demoSettle is how long after a start or a change measuring begins: TCP takes
+// its time to find its rate.
+const demoSettle = 2 * time.Second
+
+// demoLeast is the least time to send: two phases that settle, and as much again
+// to measure, which takes several rounds of the quanta over all that borrow.
+const demoLeast = 4 * demoSettle
 
 // demoName is the network namespace that --keep leaves behind; its far end has
 // "-far" behind it.
@@ -114,7 +125,7 @@ EXIT STATUS
 	f.BoolVar(&o.keep, "keep", false, "leave the namespaces and the tree standing, to look around")
 	f.BoolVar(&o.remove, "remove", false, "remove what --keep left")
 	f.BoolVar(&o.json, "json", false, "print the verdict as JSON, and nothing else")
-	f.DurationVar(&o.time, "time", 10*time.Second, "how long to send; at least 6s")
+	f.DurationVar(&o.time, "time", 12*time.Second, fmt.Sprintf("how long to send; at least %v", demoLeast))
 	c.AddCommand(newDemoSendCommand())
 	return c
 }
@@ -146,8 +157,8 @@ type demo struct {
 }
 
 func (e *env) demo(ctx context.Context, o demoOptions) (err error) {
-	if o.time < 6*time.Second {
-		return usagef("--time %v is too short to measure anything: write at least 6s", o.time)
+	if o.time < demoLeast {
+		return usagef("--time %v is too short to measure anything: write at least %v", o.time, demoLeast)
 	}
 	d := &demo{env: e, out: e.stdout}
 	if o.json {
@@ -161,7 +172,7 @@ func (e *env) demo(ctx context.Context, o demoOptions) (err error) {
 	if err := d.open(ctx); err != nil {
 		return err
 	}
-	if err := d.apply(ctx, "20mbit", false); err != nil {
+	if err := d.apply(ctx, demoBefore, false); err != nil {
 		return err
 	}
 	stop, err := d.send(ctx)
@@ -172,20 +183,20 @@ func (e *env) demo(ctx context.Context, o demoOptions) (err error) {
 
 	fmt.Fprintf(d.out, "What arrives at the far end of eth0, in mbit/s:\n\n")
 	start := time.Now()
-	first, err := d.phase(ctx, "20mbit", start, o.time/2)
+	first, err := d.phase(ctx, demoBefore, start, o.time/2)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(d.out, "\nThe rate of eth0/guests is changed from 20mbit to 30mbit, while all are sending:\n\n")
-	if err := d.apply(ctx, "30mbit", true); err != nil {
+	fmt.Fprintf(d.out, "\nThe rate of eth0/guests is changed from %s to %s, while all are sending:\n\n", demoBefore, demoAfter)
+	if err := d.apply(ctx, demoAfter, true); err != nil {
 		return err
 	}
 	fmt.Fprintln(d.out)
-	second, err := d.phase(ctx, "30mbit", start, o.time-o.time/2)
+	second, err := d.phase(ctx, demoAfter, start, o.time-o.time/2)
 	if err != nil {
 		return err
 	}
-	second.Change = "eth0/guests rate 20mbit -> 30mbit"
+	second.Change = fmt.Sprintf("eth0/guests rate %s -> %s", demoBefore, demoAfter)
 	return d.verdict([]*demoPhase{first, second}, o)
 }
 
@@ -291,7 +302,7 @@ func newDemoSendCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t := lab.Traffic{Protocol: a[0], To: to, Control: cubic}
+			t := lab.Traffic{Protocol: a[0], To: to, Control: cubic, Lag: 100 * time.Millisecond}
 			var rate uint64
 			if _, err := fmt.Sscan(a[2]+" "+a[3], &t.Flows, &rate); err != nil {
 				return err

@@ -20,7 +20,7 @@ func TestKernelDemo(t *testing.T) {
 	n := newNetwork(t)
 	const script = `
 mount -t tmpfs none /run
-"$1" demo --json --keep --time 6s
+"$1" demo --json --keep
 verdict=$?
 ls /run/vifshape >names &&
 nsenter --net=/run/netns/vifshape-demo "$1" show >show &&
@@ -29,8 +29,7 @@ nsenter --net=/run/netns/vifshape-demo "$1" run eth0/guests/bob -- cat /proc/sel
 find /run -mindepth 2 >left &&
 exit $verdict`
 	r := n.inMounts("cd "+n.dir+script, "version")
-	const busy = "vifshape: a branch is more than 5% away from the ideal allocation\n"
-	if !(r.code == 0 && r.stderr == "" || r.code == exitError && r.stderr == busy) {
+	if r.code != 0 || r.stderr != "" {
 		t.Fatalf("demo: %v", r)
 	}
 	var v struct {
@@ -40,21 +39,16 @@ exit $verdict`
 	if err := json.Unmarshal([]byte(r.stdout), &v); err != nil {
 		t.Fatalf("%v in %s", err, r.stdout)
 	}
-	if v.Holds != (r.code == 0) || len(v.Phases) != 2 {
-		t.Errorf("%v with the verdict %+v", r, v)
+	if !v.Holds || len(v.Phases) != 2 {
+		t.Errorf("the verdict is %+v", v)
 	}
 	for _, p := range v.Phases {
 		if len(p.Results) != len(demoSenders) {
 			t.Errorf("%d branches, not %d", len(p.Results), len(demoSenders))
 		}
 		for _, b := range p.Results {
-			// A machine that is busy with other things may be off the mark, not
-			// far from it.
-			if b.Holds != (b.Error >= -demoWithin && b.Error <= demoWithin) || b.Error < -20 || b.Error > 20 {
+			if !b.Holds || b.Error < -demoWithin || b.Error > demoWithin {
 				t.Errorf("%+v", b)
-			}
-			if !b.Holds {
-				t.Logf("busy machine: %s %+.1f%%", b.Path, b.Error)
 			}
 		}
 	}

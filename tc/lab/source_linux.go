@@ -39,6 +39,11 @@ type Traffic struct {
 	Segments int
 	Rate     hierarchy.Bandwidth
 
+	// Lag is how far behind Rate a sender that had to wait for a processor may
+	// be and still catch up; what is due for longer is never sent. 0 is 10 ms: a
+	// stall is not followed by a burst then.
+	Lag time.Duration
+
 	// Control may set options of each socket before it is connected.
 	Control func(fd int) error `json:"-"`
 }
@@ -74,6 +79,9 @@ func Start(ctx context.Context, t Traffic) (*Source, error) {
 	}
 	if t.Size == 0 {
 		t.Size = 1200
+	}
+	if t.Lag == 0 {
+		t.Lag = 10 * time.Millisecond
 	}
 	t.Segments = max(t.Segments, 1)
 	switch {
@@ -316,17 +324,18 @@ func (s *Source) udpFlow(ctx context.Context, c rawConn, t Traffic, limit uint64
 	return nil
 }
 
-// pace spreads datagrams over time. What could not be sent in time is
-// forgotten beyond maxLag, so that a stall is not followed by a burst.
+// pace spreads datagrams over time.
 type pace struct {
 	each time.Duration // per datagram; 0 is no limit
 	next time.Time     // when the next datagram is due
+	lag  time.Duration // what is due for longer is forgotten
 }
 
-const maxLag = 10 * time.Millisecond
+// nap is the longest time between two looks at the context.
+const nap = 10 * time.Millisecond
 
 func newPace(t Traffic, header uint64) *pace {
-	p := &pace{next: time.Now()}
+	p := &pace{next: time.Now(), lag: t.Lag}
 	if t.Rate != 0 {
 		bits := float64((uint64(t.Size)+header)*8) * float64(t.Flows)
 		p.each = max(time.Duration(bits/float64(t.Rate)*float64(time.Second)), 1)
@@ -340,7 +349,7 @@ func (p *pace) due(n uint64) uint64 {
 		return n
 	}
 	now := time.Now()
-	if late := now.Add(-maxLag); p.next.Before(late) {
+	if late := now.Add(-p.lag); p.next.Before(late) {
 		p.next = late
 	}
 	if p.next.After(now) {
@@ -354,7 +363,7 @@ func (p *pace) spend(n uint64) { p.next = p.next.Add(time.Duration(n) * p.each) 
 // sleep waits until the next datagram is due, false when ctx ended. The
 // runtime's timers may be a millisecond late, the kernel's are not.
 func (p *pace) sleep(ctx context.Context) bool {
-	d := min(time.Until(p.next), maxLag)
+	d := min(time.Until(p.next), nap)
 	if d > 0 {
 		ts := unix.NsecToTimespec(int64(d))
 		_ = unix.Nanosleep(&ts, nil) // woken early by a signal: asked again
