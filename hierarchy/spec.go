@@ -45,6 +45,22 @@ type LinkLayer struct {
 	ATM      bool  `json:"atm,omitempty"`      // cells of 53 bytes carrying 48
 }
 
+// String prints what is added as tc has it: "overhead 44 mpu 64 linklayer atm",
+// and nothing for the zero value.
+func (l LinkLayer) String() string {
+	var words []string
+	if l.Overhead != 0 {
+		words = append(words, fmt.Sprintf("overhead %d", l.Overhead))
+	}
+	if l.MPU != 0 {
+		words = append(words, fmt.Sprintf("mpu %d", l.MPU))
+	}
+	if l.ATM {
+		words = append(words, "linklayer atm")
+	}
+	return strings.Join(words, " ")
+}
+
 // Amount is a bandwidth, or a percentage of the parent's. The zero value means
 // "not written".
 type Amount struct {

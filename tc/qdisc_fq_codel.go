@@ -52,7 +52,7 @@ var fqCodel = discipline{
 				Help: "time for which they may wait longer, about a round trip"},
 			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
 				Help: "bytes that a flow may send in its turn"},
-			{Name: "ecn", Type: hierarchy.Flag, Max: 1,
+			{Name: "ecn", Type: hierarchy.Flag, Max: 1, Negative: "noecn",
 				Help: "mark packets that allow it and do not drop them"},
 			{Name: "drop_batch", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
 				Help: "packets that are dropped at once when a limit is passed"},

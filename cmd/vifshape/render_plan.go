@@ -132,7 +132,10 @@ func classText(c hierarchy.Class) string {
 	if c.Quantum != 0 { // a leaf: HTB keeps neither for inner classes
 		s += fmt.Sprintf("  prio %d", c.Prio)
 	}
-	return s + tcLink(c.Link)
+	if c.Link != (hierarchy.LinkLayer{}) {
+		s += "  " + c.Link.String()
+	}
+	return s
 }
 
 // classDiff is every value that changes.

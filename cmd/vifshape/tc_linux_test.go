@@ -48,12 +48,20 @@ func TestKernelPlanTC(t *testing.T) {
 	ours, theirs := newNetwork(t), newNetwork(t)
 	file := ours.policy("policy.toml", everything)
 	script := ours.ok("plan", "--tc", file)
+	const root = "tc qdisc add dev eth0 root handle 71f: htb default 2 r2q 10 direct_qlen 1000\n"
+	if !strings.HasPrefix(script, root) {
+		t.Errorf("got\n%swant %s first", script, root)
+	}
 	ours.ok("apply", file)
 	tctest.Output(t, theirs.Near, "sh", "-ec", script)
 	ours.sameAsTC(ours.state(), theirs.state())
+	if a, b := rootOptions(ours), rootOptions(theirs); a != b {
+		t.Errorf("root options %q by vifshape, %q by tc", a, b)
+	}
 
-	// A change of what is there.
-	file = ours.policy("policy.toml", strings.NewReplacer("33mbit", "44mbit", "333", "222", "mpu = \"64b\"", "").Replace(everything))
+	// A change of what is there: in place, and of one queue's kind.
+	file = ours.policy("policy.toml", strings.NewReplacer("33mbit", "44mbit", "333", "222", "mpu = \"64b\"", "",
+		`kind = "bfifo", limit = "123456b"`, `kind = "pfifo", limit = 44`).Replace(everything))
 	script = ours.ok("plan", "--tc", file)
 	ours.ok("apply", file)
 	tctest.Output(t, theirs.Near, "sh", "-ec", script)
@@ -67,6 +75,17 @@ func TestKernelPlanTC(t *testing.T) {
 	}
 	tctest.Output(t, theirs.Near, "sh", "-ec", end.String())
 	theirs.clean()
+}
+
+// rootOptions are those of the root qdisc, which a state does not hold.
+func rootOptions(n *network) string {
+	for l := range strings.Lines(tctest.Output(n, n.Near, "tc", "-d", "qdisc", "show", "dev", n.Dev)) {
+		if _, options, ok := strings.Cut(l, "qdisc htb 71f: root refcnt "); ok {
+			_, options, _ = strings.Cut(options, " ")
+			return options
+		}
+	}
+	return "none"
 }
 
 // sameAsTC compares what apply and tc made, without the classifier, which is not

@@ -1,0 +1,111 @@
+//go:build linux
+
+package tc
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Commands are the commands of iproute2 that do on an interface what
+// [Device.Do] does for a step, with the same flags and numbers. A step on the
+// classifier or a binding, which tc cannot do, is a comment.
+//
+// What tc makes of them differs in bursts alone: it counts them in whole
+// microseconds.
+func Commands(device string, s hierarchy.Step) []string {
+	one := func(format string, args ...any) []string { return []string{fmt.Sprintf(format, args...)} }
+	switch i := s.Item().(type) {
+	case *hierarchy.Root:
+		verb := "add"
+		switch s.Action {
+		case hierarchy.Delete:
+			return one("tc qdisc delete dev %s root handle %v htb", device, i.Handle)
+		case hierarchy.Change:
+			verb = "replace"
+		}
+		return one("tc qdisc %s dev %s root handle %v htb default %x r2q %d direct_qlen %d", verb, device, i.Handle, hierarchy.RestMinor, r2q, directQueue)
+	case *hierarchy.Class:
+		verb := "add"
+		switch s.Action {
+		case hierarchy.Delete:
+			return one("tc class delete dev %s classid %v%s", device, i.ID, comment(i.Path))
+		case hierarchy.Change:
+			verb = "change"
+		}
+		parent := "root"
+		if i.Parent.Minor() != 0 {
+			parent = "parent " + i.Parent.String()
+		}
+		quantum := i.Quantum
+		if quantum == 0 {
+			quantum = innerQuantum
+		}
+		link := ""
+		if i.Link != (hierarchy.LinkLayer{}) {
+			link = " " + i.Link.String()
+		}
+		return one("tc class %s dev %s %s classid %v htb rate %v ceil %v burst %db cburst %db quantum %d prio %d%s%s",
+			verb, device, parent, i.ID, i.Rate, i.Ceil, i.Burst, i.CBurst, quantum, i.Prio, link, comment(i.Path))
+	case *hierarchy.Leaf:
+		remove := fmt.Sprintf("tc qdisc delete dev %s parent %v%s", device, i.Class, comment(i.Path))
+		old, _ := s.Old.(*hierarchy.Leaf)
+		switch {
+		case s.Action == hierarchy.Delete:
+			return []string{remove}
+		case s.Action == hierarchy.Change && old != nil && inPlace(old.Qdisc, i.Qdisc):
+			return one("tc qdisc change dev %s parent %v %s%s", device, i.Class, arguments(i.Qdisc), comment(i.Path))
+		}
+		made := fmt.Sprintf("tc qdisc replace dev %s parent %v handle %x: %s%s", device, i.Class, i.Class.Minor(), arguments(i.Qdisc), comment(i.Path))
+		if s.Action == hierarchy.Change {
+			return []string{remove, made}
+		}
+		return []string{made}
+	}
+	return []string{"# " + s.String()}
+}
+
+// comment names the branch behind a command.
+func comment(p hierarchy.Path) string {
+	if p == "" {
+		return ""
+	}
+	return " # " + string(p)
+}
+
+// arguments are a queueing discipline as tc takes it.
+func arguments(q hierarchy.Qdisc) string {
+	w := []string{q.Kind}
+	d := kindNamed(q.Kind)
+	if d == nil {
+		return q.Kind
+	}
+	for _, x := range q.Params {
+		p := d.Param(x.Name)
+		switch {
+		case p == nil:
+		case d == &sfq && x.Name == "perturb": // seconds to tc, without a unit
+			w = append(w, x.Name, fmt.Sprint(x.Value/uint64(time.Second)))
+		case d == &fqCodel && x.Name == "ce_threshold_selector": // and its mask behind it
+			mask, _ := q.Get("ce_threshold_mask")
+			w = append(w, x.Name, fmt.Sprintf("%#x/%#x", x.Value, mask))
+		case d == &fqCodel && x.Name == "ce_threshold_mask":
+		case p.Type == hierarchy.Flag && x.Value == 0:
+			if p.Negative != "" {
+				w = append(w, p.Negative)
+			}
+		case p.Type == hierarchy.Flag:
+			w = append(w, x.Name)
+		case p.Type == hierarchy.Bytes:
+			w = append(w, x.Name, fmt.Sprint(x.Value))
+		case p.Type == hierarchy.Duration:
+			w = append(w, x.Name, fmt.Sprintf("%dus", time.Duration(x.Value).Microseconds()))
+		default:
+			w = append(w, x.Name, p.Format(x.Value))
+		}
+	}
+	return strings.Join(w, " ")
+}
