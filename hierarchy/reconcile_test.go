@@ -346,3 +346,66 @@ func TestApplyRandom(t *testing.T) {
 		}
 	}
 }
+
+// rereader is a part that can look at single things again.
+type rereader struct {
+	Part
+	reread func(*State, []Step) error
+	full   int
+}
+
+func (r *rereader) Read(ctx context.Context, s *State) error {
+	r.full++
+	return r.Part.Read(ctx, s)
+}
+
+func (r *rereader) Reread(_ context.Context, s *State, steps []Step) error {
+	return r.reread(s, steps)
+}
+
+// TestApplyRereads holds that a small plan is verified by what it touched, and by
+// everything where that does not show what was wanted.
+func TestApplyRereads(t *testing.T) {
+	was := State{Interface: "eth0", Root: Root{Kind: "htb", Handle: ID(0)},
+		Classes: []Class{{ID: ID(1), Rate: 80}}}
+	want := was
+	want.Classes = []Class{{ID: ID(1), Rate: 160}}
+	for name, tt := range map[string]struct {
+		shows Bandwidth
+		err   error
+		full  int
+	}{
+		"it shows the change":         {160, nil, 0},
+		"it shows something else":     {80, nil, 1},
+		"it cannot look at one thing": {160, errors.New("no"), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := &rereader{Part: fixed{want}, reread: func(s *State, steps []Step) error {
+				s.Classes[0].Rate = tt.shows
+				return tt.err
+			}}
+			k := Kernel{Interface: "eth0", Queue: q, Binder: fixed{}}
+			if err := k.Apply(t.Context(), was, want, Diff(was, want)); err != nil {
+				t.Fatal(err)
+			}
+			if q.full != tt.full {
+				t.Errorf("everything was read %d times, not %d", q.full, tt.full)
+			}
+			if was.Classes[0].Rate != 80 {
+				t.Error("the state before was changed")
+			}
+		})
+	}
+}
+
+// fixed is a part that takes every step and always shows the same.
+type fixed struct{ state State }
+
+func (f fixed) Read(_ context.Context, s *State) error {
+	if f.state.Interface != "" {
+		s.Root, s.Classes, s.Leaves = f.state.Root, f.state.Classes, f.state.Leaves
+	}
+	return nil
+}
+
+func (f fixed) Do(_ context.Context, steps []Step) (int, error) { return len(steps), nil }

@@ -6,9 +6,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -43,6 +45,72 @@ func (d *Device) Read(ctx context.Context, s *hierarchy.State) error {
 	slices.SortFunc(leaves, func(a, b hierarchy.Leaf) int { return cmp.Compare(a.Class, b.Class) })
 	s.Leaves = leaves
 	return nil
+}
+
+// Reread implements hierarchy.Rereader: one question for each class and leaf
+// qdisc that a step is about. The kernel tells everybody who listens to changes
+// of traffic control the answers, too (tclass_notify, net/sched/sch_api.c, v6.12).
+func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarchy.Step) error {
+	for _, step := range steps {
+		switch i := step.Item().(type) {
+		case *hierarchy.Root:
+			return d.Read(ctx, s)
+		case *hierarchy.Class:
+			s.Classes = slices.DeleteFunc(s.Classes, func(c hierarchy.Class) bool { return c.ID == i.ID })
+			body, err := d.get(unix.RTM_GETTCLASS, tcMsg{index: d.Index, handle: uint32(i.ID)})
+			if err != nil {
+				return d.fail("read class", err)
+			}
+			if body == nil {
+				s.Leaves = slices.DeleteFunc(s.Leaves, func(l hierarchy.Leaf) bool { return l.Class == i.ID })
+				continue
+			}
+			c, ok, err := decodeClass(body)
+			if err != nil {
+				return d.fail("read class", err)
+			}
+			if ok {
+				s.Classes = append(s.Classes, c)
+			}
+		case *hierarchy.Leaf:
+			s.Leaves = slices.DeleteFunc(s.Leaves, func(l hierarchy.Leaf) bool { return l.Class == i.Class })
+			body, err := d.get(unix.RTM_GETQDISC, tcMsg{index: d.Index, parent: uint32(i.Class)})
+			if err != nil {
+				return d.fail("read qdisc", err)
+			}
+			if body == nil {
+				continue
+			}
+			q, err := decodeQdisc(body)
+			if err != nil {
+				return d.fail("read qdisc", err)
+			}
+			leaf, err := q.leaf()
+			if err != nil {
+				return d.fail("read qdisc", err)
+			}
+			s.Leaves = append(s.Leaves, hierarchy.Leaf{Class: i.Class, Qdisc: leaf})
+		}
+	}
+	s.Classes = parentsFirst(s.Classes)
+	return ctx.Err()
+}
+
+// get asks for one object. Without NLM_F_ECHO the answer would go to listeners
+// only. The body is nil when there is none.
+func (d *Device) get(typ netlink.HeaderType, m tcMsg) ([]byte, error) {
+	e := encoder{}
+	e.tcMsg(m)
+	replies, err := d.c.nl.Execute(netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Echo}, Data: e.b})
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case len(replies) != 1:
+		return nil, fmt.Errorf("%d answers to one question", len(replies))
+	}
+	return replies[0].Data, nil
 }
 
 // qdiscs reads the root qdisc (nil: none is shown) and our leaf qdiscs.

@@ -38,10 +38,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 	if err := checkBinding(o.binding); err != nil {
 		return err
 	}
-	p, err := e.readPolicy(file)
-	if err != nil {
-		return err
-	}
+	parsing := e.parse(file)
 	m, err := e.machine()
 	if err != nil {
 		return err
@@ -52,6 +49,11 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return err
 	}
 	defer unlock()
+	m.ahead(ctx)
+	p, err := parsing.wait()
+	if err != nil {
+		return err
+	}
 	all, err := m.targets(ctx, file, o.binding, p)
 	if err != nil {
 		return err

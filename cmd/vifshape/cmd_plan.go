@@ -48,15 +48,17 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	if o.tc && o.json {
 		return usagef("--tc and --json are two forms of the same plan: write one of them")
 	}
-	p, err := e.readPolicy(file)
-	if err != nil {
-		return err
-	}
+	parsing := e.parse(file)
 	m, err := e.machine()
 	if err != nil {
 		return err
 	}
 	defer m.Close()
+	m.ahead(ctx)
+	p, err := parsing.wait()
+	if err != nil {
+		return err
+	}
 	all, err := m.targets(ctx, file, o.binding, p)
 	if err != nil {
 		return err

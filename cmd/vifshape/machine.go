@@ -21,6 +21,7 @@ type machine struct {
 	*env
 	conn  *tc.Conn
 	store *store
+	early map[string]hierarchy.State // see ahead
 }
 
 func (e *env) machine() (*machine, error) {
@@ -32,7 +33,7 @@ func (e *env) machine() (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &machine{e, c, s}, nil
+	return &machine{env: e, conn: c, store: s}, nil
 }
 
 func (m *machine) Close() error { return m.conn.Close() }
@@ -91,7 +92,11 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &shaped{d, b, hierarchy.Kernel{Interface: iface, Queue: d, Binder: b, Names: names}, r}, nil
+	k := hierarchy.Kernel{Interface: iface, Queue: d, Binder: b, Names: names}
+	if s, ok := m.early[iface]; ok {
+		k.Queue = &readAhead{d, &s}
+	}
+	return &shaped{d, b, k, r}, nil
 }
 
 // ways are those that a binding stands for, nil for auto and for none: all. With

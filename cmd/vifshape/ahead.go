@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/policy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// parsing is a policy that is being read while the kernel is asked for its
+// state: with ten thousand branches each takes as long as the other.
+type parsing struct {
+	done   chan struct{}
+	policy *policy.Policy
+	err    error
+}
+
+func (e *env) parse(file string) *parsing {
+	p := &parsing{done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		p.policy, p.err = e.readPolicy(file)
+	}()
+	return p
+}
+
+func (p *parsing) wait() (*policy.Policy, error) {
+	<-p.done
+	return p.policy, p.err
+}
+
+// ahead reads the queues of the interfaces that vifshape shapes. What cannot be
+// read now is read again, and the error reported, if the policy has it.
+func (m *machine) ahead(ctx context.Context) {
+	names, err := m.store.interfaces()
+	if err != nil {
+		return
+	}
+	m.early = map[string]hierarchy.State{}
+	for _, n := range names {
+		d, err := m.conn.Device(n)
+		if err != nil {
+			continue
+		}
+		s := hierarchy.State{Interface: n}
+		if d.Read(ctx, &s) == nil {
+			m.early[n] = s
+		}
+	}
+}
+
+// readAhead is a part whose state was read already: the first Read gives that.
+type readAhead struct {
+	*tc.Device
+	state *hierarchy.State
+}
+
+func (r *readAhead) Read(ctx context.Context, s *hierarchy.State) error {
+	if r.state == nil {
+		return r.Device.Read(ctx, s)
+	}
+	s.Root, s.Classes, s.Leaves = r.state.Root, r.state.Classes, r.state.Leaves
+	r.state = nil
+	return nil
+}
