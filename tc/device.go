@@ -27,8 +27,8 @@ type Device struct {
 
 var _ hierarchy.Part = (*Device)(nil)
 
-// Device finds an interface by its name, also by an alternative name. The error
-// is an [*ErrNoDevice] when there is none.
+// Device finds an interface by its name, also by an alternative name; Name is its
+// own then. The error is an [*ErrNoDevice] when there is none.
 func (c *Conn) Device(name string) (*Device, error) {
 	err := error(unix.ENODEV)
 	var l Link
@@ -41,7 +41,7 @@ func (c *Conn) Device(name string) (*Device, error) {
 	if err != nil {
 		return nil, newOpError("find interface", name, err)
 	}
-	d := &Device{Name: name, Index: uint32(l.Index), c: c, mtu: hierarchy.Size(l.MTU) + ethernetHeader, packet: l.GSOMaxSize}
+	d := &Device{Name: l.Name, Index: uint32(l.Index), c: c, mtu: hierarchy.Size(l.MTU) + ethernetHeader, packet: l.GSOMaxSize}
 	if d.packet == 0 {
 		d.packet = gsoMaxSize
 	}

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -17,7 +19,8 @@ func newClearCommand(e *env) *cobra.Command {
 		Long: `Clear removes the classifier, the bindings and the tree of the interfaces named,
 or of all in this network namespace, in that order, and puts back the root qdisc
 that was there before. Processes go on running, their traffic unshaped; cgroups
-that run made stay as long as processes live in them, and are named.
+that run made stay as long as processes live in them, and are named: the next
+clear looks at them again.
 ` + exitHelp,
 		Args: args(0, -1, "interfaces"),
 		RunE: func(c *cobra.Command, a []string) error { return e.clear(c.Context(), a) },
@@ -35,36 +38,50 @@ func (e *env) clear(ctx context.Context, ifaces []string) error {
 		return err
 	}
 	defer unlock()
+	var homes []string // of interfaces that are not shaped now
 	if len(ifaces) == 0 {
 		if ifaces, err = m.ours(); err != nil {
+			return err
+		}
+		if homes, err = m.store.homes(); err != nil {
 			return err
 		}
 	}
 	var errs []error
 	for _, i := range ifaces {
-		if err := m.clear(ctx, i); err != nil {
-			errs = append(errs, err)
+		errs = append(errs, m.clear(ctx, i))
+	}
+	for _, i := range homes {
+		if !slices.Contains(ifaces, i) {
+			errs = append(errs, m.removeHomes(i))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// ours are the interfaces with a tree or a record of ours.
+// ours are the interfaces with a tree or a record of ours, under the names that
+// they have now.
 func (m *machine) ours() ([]string, error) {
-	names, err := m.store.interfaces()
+	records, err := m.store.interfaces()
 	if err != nil {
 		return nil, err
-	}
-	seen := map[string]bool{}
-	for _, n := range names {
-		seen[n] = true
 	}
 	links, err := m.conn.Links()
 	if err != nil {
 		return nil, err
 	}
+	var names []string
+	for _, n := range records {
+		if !slices.ContainsFunc(links, func(l tc.Link) bool { return l.Name == n }) {
+			// A damaged record is reported by who reads it for what is in it.
+			if r, err := m.store.load(n); err == nil && r.moved(links) != nil {
+				continue // it comes below
+			}
+		}
+		names = append(names, n)
+	}
 	for _, l := range links {
-		if seen[l.Name] || l.Qdisc != "htb" {
+		if slices.Contains(names, l.Name) || l.Qdisc != "htb" {
 			continue
 		}
 		d, err := m.conn.Device(l.Name)
@@ -84,14 +101,14 @@ func (m *machine) ours() ([]string, error) {
 
 func (m *machine) clear(ctx context.Context, iface string) error {
 	x, err := m.shaped(iface, "")
-	var gone *tc.ErrNoDevice
-	if errors.As(err, &gone) {
+	var no *tc.ErrNoDevice
+	if errors.As(err, &no) {
 		r, rerr := m.store.load(iface)
 		if rerr != nil || r.Policy == "" {
 			return errors.Join(err, rerr)
 		}
 		m.notef("%s is gone, and its tree with it; its record is removed", iface)
-		return m.store.remove(iface)
+		return errors.Join(m.removeHomes(iface), m.store.remove(iface))
 	}
 	if err != nil {
 		return err
@@ -113,12 +130,30 @@ func (m *machine) clear(ctx context.Context, iface string) error {
 			m.warnf("%v", err)
 		}
 	}
-	busy, err := x.binder.RemoveHomes()
+	if x.record.was != "" {
+		if err := errors.Join(m.removeHomes(x.record.was), m.store.remove(x.record.was)); err != nil {
+			return err
+		}
+	}
+	return errors.Join(m.removeHomes(iface), m.store.remove(iface))
+}
+
+// removeHomes removes the cgroups of an interface's branches, whether the
+// interface is there or not, and remembers it where processes live in some.
+func (m *machine) removeHomes(iface string) error {
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: iface, NetNS: m.store.netNS, RunDir: m.runDir})
 	if err != nil {
+		return err
+	}
+	busy, err := b.RemoveHomes()
+	if err = errors.Join(err, b.Close()); err != nil {
 		return err
 	}
 	for _, h := range busy {
 		m.notef("%s keeps its cgroup: processes live in it", h)
 	}
-	return m.store.remove(iface)
+	return m.store.note(iface, len(busy) > 0)
 }
+
+// noHook is where nothing is asked of the interface: homes are cgroups alone.
+type noHook struct{ cgroup.Hook }

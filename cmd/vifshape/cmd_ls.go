@@ -98,7 +98,7 @@ func (m *machine) linkView(ctx context.Context, l tc.Link) (linkView, error) {
 	}
 	switch {
 	case s.Root.Ours():
-		r, err := m.store.load(l.Name)
+		r, err := m.record(l.Name, d.Index)
 		if err != nil {
 			return v, err
 		}

@@ -71,11 +71,7 @@ type shaped struct {
 // shaped opens an interface that may or may not have a tree of ours. An empty
 // binding is the one of the tree that it has.
 func (m *machine) shaped(iface, binding string) (*shaped, error) {
-	d, err := m.conn.Device(iface)
-	if err != nil {
-		return nil, err
-	}
-	r, err := m.store.load(iface)
+	d, r, err := m.device(iface)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +141,10 @@ func (m *machine) target(ctx context.Context, file, binding string, t *hierarchy
 		return nil, fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, tc.ErrForeign)
 	}
 	x.want = t.State()
-	x.next = &record{Version: recordVersion, Interface: t.Interface, Policy: absolute(file), Binding: binding, IDs: ids, Former: s.record.Former}
+	x.next = &record{
+		Version: recordVersion, Interface: t.Interface, Index: s.device.Index, Policy: absolute(file),
+		Binding: binding, IDs: ids, Former: s.record.Former, was: s.record.was,
+	}
 	if err := x.bind(); err != nil {
 		return nil, err
 	}

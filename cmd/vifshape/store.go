@@ -29,12 +29,15 @@ type store struct {
 type record struct {
 	Version   int               `json:"version"`
 	Interface string            `json:"interface"`
-	Policy    string            `json:"policy"` // the file that the tree came from
+	Index     uint32            `json:"ifindex"` // tells the interface after it was renamed
+	Policy    string            `json:"policy"`  // the file that the tree came from
 	Binding   string            `json:"binding"`
 	IDs       hierarchy.IDs     `json:"ids"`
 	Order     []hierarchy.Path  `json:"order"`           // branches as the policy lists them
 	Bound     []hierarchy.Bound `json:"bound,omitempty"` // the policy's bindings; no target: not there yet
 	Former    tc.Former         `json:"former,omitzero"` // the root qdisc that ours replaced
+
+	was string // the name under which it was found, if that is another
 }
 
 const recordVersion = 1
@@ -48,7 +51,7 @@ func (e *env) store() (*store, error) {
 	return &store{filepath.Join(e.runDir, ns), ns, lockWait}, nil
 }
 
-func (s *store) file(iface string) string { return filepath.Join(s.dir, iface+".json") }
+func (s *store) file(iface string) string { return filepath.Join(s.dir, iface+recordSuffix) }
 
 // load reads the record of an interface. One that is not there is an empty
 // record, not an error: the kernel is the truth.
@@ -70,7 +73,8 @@ func (s *store) load(iface string) (*record, error) {
 	return r, nil
 }
 
-// save replaces the record atomically.
+// save replaces the record atomically. One that the interface had under another
+// name goes, and its homes are noted: processes may live in them.
 func (s *store) save(r *record) error {
 	b, err := json.Marshal(r)
 	if err != nil {
@@ -86,12 +90,19 @@ func (s *store) save(r *record) error {
 	if err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), s.file(r.Interface))
+	if err := os.Rename(f.Name(), s.file(r.Interface)); err != nil || r.was == "" {
+		return err
+	}
+	err = errors.Join(s.note(r.was, true), s.remove(r.was))
+	r.was = ""
+	return err
 }
 
 // remove deletes the record of an interface.
-func (s *store) remove(iface string) error {
-	err := os.Remove(s.file(iface))
+func (s *store) remove(iface string) error { return unlessGone(os.Remove(s.file(iface))) }
+
+// unlessGone is the error without what only says that there is no such file.
+func unlessGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -99,7 +110,24 @@ func (s *store) remove(iface string) error {
 }
 
 // interfaces lists those with a record.
-func (s *store) interfaces() ([]string, error) {
+func (s *store) interfaces() ([]string, error) { return s.list(recordSuffix) }
+
+// homes lists interfaces that have no tree any more, at least not under that
+// name, and cgroups in which processes lived on.
+func (s *store) homes() ([]string, error) { return s.list(homesSuffix) }
+
+// note remembers, or forgets, an interface for homes.
+func (s *store) note(iface string, there bool) error {
+	file := filepath.Join(s.dir, iface+homesSuffix)
+	if there {
+		return os.WriteFile(file, nil, 0o644)
+	}
+	return unlessGone(os.Remove(file))
+}
+
+const recordSuffix, homesSuffix = ".json", ".homes"
+
+func (s *store) list(suffix string) ([]string, error) {
 	ents, err := os.ReadDir(s.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -109,7 +137,7 @@ func (s *store) interfaces() ([]string, error) {
 	}
 	var names []string
 	for _, e := range ents {
-		if n, ok := strings.CutSuffix(e.Name(), ".json"); ok {
+		if n, ok := strings.CutSuffix(e.Name(), suffix); ok {
 			names = append(names, n)
 		}
 	}
@@ -131,45 +159,102 @@ func (e *lockedError) Error() string {
 
 // lock makes the caller the only writer in this network namespace until the
 // returned function is called or the process ends. The kernel releases a lock
-// whose holder was killed.
+// whose holder was killed. The function also removes the directory where nothing
+// is left in it.
 func (s *store) lock(ctx context.Context, what string) (func(), error) {
-	if err := os.MkdirAll(s.dir, 0o755); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o644)
-	if err != nil {
-		return nil, err
-	}
 	deadline := time.Now().Add(s.wait)
 	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			break
+		f, err := s.tryLock()
+		if err != nil {
+			return nil, err
 		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
-			defer f.Close()
-			if !errors.Is(err, syscall.EWOULDBLOCK) {
-				return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		if f != nil {
+			who := fmt.Sprintf("vifshape %s (process %d)\n", what, os.Getpid())
+			if err := errors.Join(f.Truncate(0), writeAt(f, who)); err != nil {
+				return nil, errors.Join(err, f.Close())
 			}
-			b := make([]byte, 200)
-			n, _ := f.ReadAt(b, 0) // only a name for the message
-			holder := strings.TrimSpace(string(b[:n]))
-			if holder == "" {
-				holder = "another vifshape"
-			}
-			return nil, &lockedError{holder, s.wait}
+			return func() {
+				s.tidy()
+				f.Close()
+			}, nil
+		}
+		if time.Now().After(deadline) {
+			return nil, s.locked()
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), f.Close())
+			return nil, ctx.Err()
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	who := fmt.Sprintf("vifshape %s (process %d)\n", what, os.Getpid())
-	if err := errors.Join(f.Truncate(0), writeAt(f, who)); err != nil {
-		return nil, errors.Join(err, f.Close())
+}
+
+func (s *store) lockFile() string { return filepath.Join(s.dir, "lock") }
+
+// tryLock is the locked file, or nil where another one has the lock. A file that
+// was removed by its holder, see tidy, is no lock any more, whoever gets hold of it.
+func (s *store) tryLock() (*os.File, error) {
+	for {
+		if err := os.MkdirAll(s.dir, 0o755); err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(s.lockFile(), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o644)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the directory was removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err != nil {
+			f.Close()
+			if errors.Is(err, syscall.EWOULDBLOCK) {
+				return nil, nil
+			}
+			return nil, fmt.Errorf("lock %s: %w", s.lockFile(), err)
+		}
+		mine, err := f.Stat()
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		if now, err := os.Stat(s.lockFile()); err == nil && os.SameFile(mine, now) {
+			return f, nil
+		}
+		f.Close()
 	}
-	return func() { f.Close() }, nil
+}
+
+// locked says who has the lock.
+func (s *store) locked() error {
+	b, _ := os.ReadFile(s.lockFile()) // only a name for the message
+	holder := strings.TrimSpace(string(b))
+	if holder == "" {
+		holder = "another vifshape"
+	}
+	return &lockedError{holder, s.wait}
+}
+
+// tidy removes what a writer that was killed left behind, and the directory with
+// its lock where there is nothing else. The caller holds the lock, and what cannot
+// be removed does no harm.
+func (s *store) tidy() {
+	ents, err := os.ReadDir(s.dir)
+	if err != nil {
+		return
+	}
+	left := 0
+	for _, e := range ents {
+		switch {
+		case e.Name() == "lock":
+		case strings.HasPrefix(e.Name(), ".record-"):
+			os.Remove(filepath.Join(s.dir, e.Name()))
+		default:
+			left++
+		}
+	}
+	if left == 0 && os.Remove(s.lockFile()) == nil {
+		os.Remove(s.dir)
+	}
 }
 
 func writeAt(f *os.File, s string) error {

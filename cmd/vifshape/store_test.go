@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +32,7 @@ func TestStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(r, back); d != "" {
+	if d := cmp.Diff(r, back, cmp.AllowUnexported(record{})); d != "" {
 		t.Errorf("record after a round trip (-want +got):\n%s", d)
 	}
 	names, err := s.interfaces()
@@ -86,4 +88,86 @@ func TestLock(t *testing.T) {
 		t.Fatalf("after the first is done: %v", err)
 	}
 	again()
+}
+
+// A record found under an earlier name goes when it is saved under the new one,
+// and its homes are remembered.
+func TestStoreRenamed(t *testing.T) {
+	s := &store{dir: t.TempDir()}
+	old := &record{
+		Version: recordVersion, Interface: "eth0", Index: 7, Policy: "/etc/p.toml",
+		IDs:   hierarchy.IDs{Minors: map[string]uint16{"eth0/web/": 16, "eth0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "eth0/x", Minor: 18}}},
+		Order: []hierarchy.Path{"eth0", "eth0/web", "eth0/web/a"},
+		Bound: []hierarchy.Bound{{Path: "eth0/web/a", From: "user:a"}},
+	}
+	if err := s.save(old); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.save(old.renamed("wan0")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.load("wan0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &record{
+		Version: recordVersion, Interface: "wan0", Index: 7, Policy: "/etc/p.toml",
+		IDs:   hierarchy.IDs{Minors: map[string]uint16{"wan0/web/": 16, "wan0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "wan0/x", Minor: 18}}},
+		Order: []hierarchy.Path{"wan0", "wan0/web", "wan0/web/a"},
+		Bound: []hierarchy.Bound{{Path: "wan0/web/a", From: "user:a"}},
+	}
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(record{})); d != "" {
+		t.Errorf("record (-want +got):\n%s", d)
+	}
+	names, err := s.interfaces()
+	if d := cmp.Diff([]string{"wan0"}, names); d != "" || err != nil {
+		t.Errorf("interfaces: %v (-want +got):\n%s", err, d)
+	}
+	homes, err := s.homes()
+	if d := cmp.Diff([]string{"eth0"}, homes); d != "" || err != nil {
+		t.Errorf("homes: %v (-want +got):\n%s", err, d)
+	}
+}
+
+// The last writer removes the directory with its lock; of many that come and go
+// meanwhile no two ever hold the lock at once.
+func TestLockRemoved(t *testing.T) {
+	s := &store{dir: filepath.Join(t.TempDir(), "ns-1"), wait: time.Minute}
+	var holders, most atomic.Int32
+	var wait sync.WaitGroup
+	for range 8 {
+		wait.Go(func() {
+			for range 50 {
+				unlock, err := s.lock(t.Context(), "test")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := holders.Add(1); n > most.Load() {
+					most.Store(n)
+				}
+				time.Sleep(50 * time.Microsecond)
+				holders.Add(-1)
+				unlock()
+			}
+		})
+	}
+	wait.Wait()
+	if most.Load() != 1 {
+		t.Errorf("%d held the lock at once", most.Load())
+	}
+	if _, err := os.Stat(s.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory is left: %v", err)
+	}
+	unlock, err := s.lock(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.save(&record{Version: recordVersion, Interface: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if names, err := s.interfaces(); err != nil || len(names) != 1 {
+		t.Errorf("a record went with the lock: %v, %v", names, err)
+	}
 }
