@@ -88,11 +88,11 @@ func (e *env) writePlans(plans []hierarchy.Plan, o planOptions) error {
 		return e.json(planAsJSON(plans))
 	}
 	for _, p := range plans {
-		write := writePlan
+		write := func() error { return writePlan(e.stdout, p, kinds) }
 		if o.tc {
-			write = writeTC
+			write = func() error { return writeTC(e.stdout, p) }
 		}
-		if err := write(e.stdout, p, kinds); err != nil {
+		if err := write(); err != nil {
 			return err
 		}
 	}

@@ -10,7 +10,7 @@ import (
 
 // writeTC prints a plan as the commands of iproute2 that do the same. What tc
 // cannot do, the bindings, is printed as comments.
-func writeTC(w io.Writer, p hierarchy.Plan, _ kindTable) error {
+func writeTC(w io.Writer, p hierarchy.Plan) error {
 	for _, s := range p.Steps {
 		for _, c := range tc.Commands(p.Interface, s) {
 			if _, err := fmt.Fprintln(w, c); err != nil {

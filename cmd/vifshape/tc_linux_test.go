@@ -8,7 +8,6 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -70,7 +69,7 @@ func TestKernelPlanTC(t *testing.T) {
 	// And an end of it all.
 	empty := hierarchy.Diff(theirs.state(), hierarchy.State{Interface: theirs.Dev})
 	var end strings.Builder
-	if err := writeTC(&end, empty, newKindTable(tc.Kinds())); err != nil {
+	if err := writeTC(&end, empty); err != nil {
 		t.Fatal(err)
 	}
 	tctest.Output(t, theirs.Near, "sh", "-ec", end.String())
