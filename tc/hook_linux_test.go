@@ -12,6 +12,7 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
+	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
 // classify is a program that puts every packet into a class and lets other
@@ -181,7 +182,10 @@ func TestKernelCgroupFilter(t *testing.T) {
 		if err := b.DetachCgroupFilter(); err != nil {
 			t.Error(err)
 		}
-		tctest.Require(t, false, "classifier cls_cgroup")
+		if vm.Inside() {
+			t.Error("the machine has no cls_cgroup")
+		}
+		return // TestVMKernel goes on
 	}
 	for range 2 { // again is no error
 		if err != nil {

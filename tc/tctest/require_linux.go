@@ -68,8 +68,15 @@ func RequireProgram(t testing.TB, name string) string {
 // discipline. It needs root to ask.
 func RequireQdisc(t testing.TB, kind string) {
 	t.Helper()
+	Require(t, HasQdisc(t, kind), "qdisc "+kind)
+}
+
+// HasQdisc says whether the kernel has a kind of queueing discipline. It skips the
+// test without root, which it takes to ask.
+func HasQdisc(t testing.TB, kind string) bool {
+	t.Helper()
 	RequireRoot(t)
-	Require(t, probe(t, func(c *netlink.Conn) error {
+	return probe(t, func(c *netlink.Conn) error {
 		msg := make([]byte, unix.SizeofIfInfomsg+4) // struct tcmsg
 		binary.NativeEndian.PutUint32(msg[4:], 1)   // loopback
 		binary.NativeEndian.PutUint32(msg[12:], 0xffffffff)
@@ -81,15 +88,22 @@ func RequireQdisc(t testing.TB, kind string) {
 			return err
 		}
 		return nil
-	}), "qdisc "+kind)
+	})
 }
 
 // RequireLink skips the test unless the kernel has a kind of interface, named
 // as rtnetlink does ("ifb", "bond"). It needs root to ask.
 func RequireLink(t testing.TB, kind string) {
 	t.Helper()
+	Require(t, HasLink(t, kind), "interface kind "+kind)
+}
+
+// HasLink says whether the kernel has a kind of interface. It skips the test
+// without root, which it takes to ask.
+func HasLink(t testing.TB, kind string) bool {
+	t.Helper()
 	RequireRoot(t)
-	Require(t, probe(t, func(c *netlink.Conn) error {
+	return probe(t, func(c *netlink.Conn) error {
 		err := request(c, unix.RTM_NEWLINK, make([]byte, unix.SizeofIfInfomsg), func(ae *netlink.AttributeEncoder) {
 			ae.String(unix.IFLA_IFNAME, "probe0")
 			ae.Nested(unix.IFLA_LINKINFO, func(ae *netlink.AttributeEncoder) error {
@@ -105,7 +119,7 @@ func RequireLink(t testing.TB, kind string) {
 			return err
 		}
 		return nil
-	}), "interface kind "+kind)
+	})
 }
 
 // probe asks in a namespace of its own and says whether the answer was yes.
