@@ -195,6 +195,29 @@ func (b Binding) check(s string) error {
 		return fmt.Errorf("binding %q: a slice's name ends with .slice: write \"slice:%s.slice\"", s, b.Name)
 	case b.Kind == BindSlice && b.Name == "-.slice":
 		return fmt.Errorf("binding %q names the root slice, which the rest already stands for", s)
+	case b.Kind == BindUser:
+		return b.checkUser(s)
+	}
+	return nil
+}
+
+// checkUser refuses numbers that cannot be a user's, and a second spelling of one:
+// two bindings of the same user would not look it. 4294967295 is what the kernel
+// calls no user (INVALID_UID, include/linux/uidgid.h, v6.12).
+func (b Binding) checkUser(s string) error {
+	digits := strings.TrimLeft(b.Name, "+-")
+	if digits == "" || strings.Trim(digits, "0123456789") != "" {
+		if digits != b.Name {
+			return fmt.Errorf("binding %q: a user's name begins with no sign: write \"user:NAME\" or \"user:NUMBER\"", s)
+		}
+		return nil
+	}
+	uid, err := strconv.ParseUint(b.Name, 10, 32)
+	if err != nil || uid == 1<<32-1 {
+		return fmt.Errorf("binding %q: a user's number is from 0 to 4294967294", s)
+	}
+	if plain := strconv.FormatUint(uid, 10); plain != b.Name {
+		return fmt.Errorf("binding %q has a zero in front of the number: write \"user:%s\"", s, plain)
 	}
 	return nil
 }

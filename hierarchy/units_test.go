@@ -290,6 +290,10 @@ func TestParseBinding(t *testing.T) {
 		{in: "slice:build.slice", want: Binding{BindSlice, "build.slice"}},
 		{in: "user:backup", want: Binding{BindUser, "backup"}},
 		{in: "user:1000", want: Binding{BindUser, "1000"}},
+		{in: "user:0", want: Binding{BindUser, "0"}},
+		{in: "user:4294967294", want: Binding{BindUser, "4294967294"}},
+		{in: "user:0day", want: Binding{BindUser, "0day"}},
+		{in: "user:www-data", want: Binding{BindUser, "www-data"}},
 
 		{in: "", err: `binding "" does not say what it names` + kinds},
 		{in: "nginx.service", err: `binding "nginx.service" does not say what it names` + kinds},
@@ -313,6 +317,13 @@ func TestParseBinding(t *testing.T) {
 		{in: "unit:a.slice", err: `binding "unit:a.slice" names a slice: write "slice:a.slice"`},
 		{in: "unit:nginx", err: `binding "unit:nginx": a unit's name has an ending: write "unit:nginx.service"`},
 		{in: "slice:build", err: `binding "slice:build": a slice's name ends with .slice: write "slice:build.slice"`},
+		{in: "user:-1", err: `binding "user:-1": a user's number is from 0 to 4294967294`},
+		{in: "user:+1", err: `binding "user:+1": a user's number is from 0 to 4294967294`},
+		{in: "user:4294967295", err: `binding "user:4294967295": a user's number is from 0 to 4294967294`},
+		{in: "user:4294967296", err: `binding "user:4294967296": a user's number is from 0 to 4294967294`},
+		{in: "user:01", err: `binding "user:01" has a zero in front of the number: write "user:1"`},
+		{in: "user:00", err: `binding "user:00" has a zero in front of the number: write "user:0"`},
+		{in: "user:-a", err: `binding "user:-a": a user's name begins with no sign: write "user:NAME" or "user:NUMBER"`},
 		{in: "slice:-.slice", err: `binding "slice:-.slice" names the root slice, which the rest already stands for`},
 	})
 	if got := BindKind(9).String(); got != "unknown" {
