@@ -99,7 +99,7 @@ func BenchmarkPath(b *testing.B) {
 			bind := n.binder(b, hierarchy.WayBPF)
 			all := []hierarchy.Bound{bound(p.target(p.dir), red)}
 			for i := range bindings - 1 { // of cgroups that are gone, which cost as much
-				all = append(all, bound(fmt.Sprintf("cgroup-id:%d", 1<<40+i), green))
+				all = append(all, bound(fmt.Sprintf("cgroup-id:%d", uint64(1<<40)+uint64(i)), green))
 			}
 			apply(b, bind, all...)
 			id, err := n.hook.EgressProgram()

@@ -18,6 +18,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/tctest"
+	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
 // hidden is the program that binds its own branch's cgroup and sends from it where
@@ -159,6 +160,9 @@ func TestKernelNotMounted(t *testing.T) {
 	all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(all) > 0 && !vm.Inside() {
+		return // TestKernelVM has a machine with cgroup v1 alone
 	}
 	tctest.Require(t, len(all) == 0, "a machine that mounts cgroup v1 alone")
 	for range 2 {

@@ -25,6 +25,9 @@ type Pending struct {
 // there is pending, no error: a service may be stopped. An error is what can
 // never work, such as one cgroup in two branches.
 //
+// A unit or slice is one of the system's manager. Those of users' managers and of
+// containers, who choose the names of theirs, are bound by their cgroups.
+//
 // Each class is that of the branch's entry; Path is the entry's.
 func (b *Binder) Resolve(t *hierarchy.Tree) ([]hierarchy.Bound, []Pending, error) {
 	if err := b.choose(); err != nil {
@@ -128,11 +131,11 @@ func (b *Binder) target(x hierarchy.Binding, units map[string][]string) (target,
 		case len(found) == 1:
 			return cgroupTarget + found[0], "", nil
 		case len(found) > 1:
-			return "", "", fmt.Errorf("%d cgroups bear the name; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:"))
+			return "", fmt.Sprintf("%d cgroups bear the name; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:")), nil
 		case b.way != hierarchy.WayBPF:
 			return "", "no such cgroup in the net_cls hierarchy, which systemd leaves alone", nil
 		}
-		return "", fmt.Sprintf("the %s is not running", x.Kind), nil
+		return "", fmt.Sprintf("the %s is not running (a user's own or a container's is named by cgroup:/PATH)", x.Kind), nil
 	case hierarchy.BindUser:
 		if b.way != hierarchy.WayBPF {
 			return "", "", fmt.Errorf("users can be bound with cgroup v2 and BPF only, not with net_cls: %w", ErrNotSupported)
@@ -153,9 +156,10 @@ func (b *Binder) target(x hierarchy.Binding, units map[string][]string) (target,
 	return "", "", fmt.Errorf("kind %v of binding is not known", x.Kind)
 }
 
-// units finds the cgroups of the units and slices that t's bindings name: those
-// with the name that systemd gives them. The system's own come before a user
-// manager's, and upper ones before those inside a container.
+// units finds the cgroups of the units and slices that t's bindings name, where
+// systemd puts them: at the end of a chain of slices. Below a unit there may be
+// others' cgroups with the same names: what a user's manager and a container make
+// of what was delegated to them claims nothing here.
 func (b *Binder) units(t *hierarchy.Tree) (map[string][]string, error) {
 	units := map[string][]string{}
 	for br := range t.All() {
@@ -168,30 +172,35 @@ func (b *Binder) units(t *hierarchy.Tree) (map[string][]string, error) {
 	if len(units) == 0 {
 		return nil, nil
 	}
-	best := map[string]int{}
 	err := b.tree().walk("/", func(p string) error {
-		unit := path.Base(p)
-		if _, wanted := units[unit]; !wanted {
-			unit = unescape(unit)
-			if _, wanted := units[unit]; !wanted {
-				return nil
-			}
-		}
-		// one binding carries what lies below it, so of a nest the top will do
-		if slices.ContainsFunc(units[unit], func(q string) bool { return strings.HasPrefix(p, q+"/") }) {
+		if p == "/" {
 			return nil
 		}
-		far := strings.Count(p, "/")
-		if strings.Contains(p, "/user@") {
-			far += 1 << 16
+		name := path.Base(p)
+		if _, wanted := units[name]; !wanted {
+			name = unescape(name)
 		}
-		switch {
-		case len(units[unit]) == 0 || far < best[unit]:
-			units[unit], best[unit] = []string{p}, far
-		case far == best[unit]:
-			units[unit] = append(units[unit], p)
+		stem, slice := strings.CutSuffix(name, ".slice")
+		if slice && sliceAbove(stem) != unescape(strings.TrimPrefix(path.Base(path.Dir(p)), "/")) {
+			return fs.SkipDir // called like a slice, and none of systemd's
+		}
+		if _, wanted := units[name]; wanted {
+			units[name] = append(units[name], p)
+		}
+		if !slice {
+			return fs.SkipDir
 		}
 		return nil
 	})
 	return units, err
+}
+
+// sliceAbove is the slice in which another lies, nothing for one at the top: the
+// name says it (slice_build_parent_slice, src/basic/unit-name.c, systemd 252).
+func sliceAbove(stem string) string {
+	i := strings.LastIndexByte(stem, '-')
+	if i < 0 {
+		return ""
+	}
+	return stem[:i] + ".slice"
 }
