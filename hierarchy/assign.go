@@ -211,9 +211,11 @@ func (ids IDs) Names(iface string) map[ClassID]Path {
 }
 
 // Find is the class of the branch with the given path, and whether the branch
-// is an inner one.
+// is an inner one. A path whose last part is empty names none.
 func (ids IDs) Find(p Path) (id ClassID, inner, ok bool) {
 	switch {
+	case p.Base() == "":
+		return 0, false, false
 	case p.Parent() == "":
 		return ID(RootMinor), true, true
 	case p.Base() == RestName && p.Parent().Parent() == "":

@@ -271,8 +271,10 @@ func TestFind(t *testing.T) {
 			t.Errorf("%s is found as %v, inner %v, %v; want %v", b.Path, id, inner, ok, b.ID)
 		}
 	}
-	if id, _, ok := ids.Find("eth0/d"); ok || id != 0 {
-		t.Errorf("a branch that is not there is found as %v", id)
+	for _, p := range []Path{"eth0/d", "eth0/a/", "eth0/c/", "eth0/", ""} {
+		if id, _, ok := ids.Find(p); ok || id != 0 {
+			t.Errorf("%q, which is no branch, is found as %v", p, id)
+		}
 	}
 	if e := tree.Root.Entry(); e == nil || e.ID != ID(RestMinor) {
 		t.Errorf("the interface's own processes go to %v", e)

@@ -96,6 +96,22 @@ func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarc
 	return ctx.Err()
 }
 
+// HasClass says whether our root qdisc stands on the interface and has the class:
+// two questions, whatever the size of the tree.
+func (d *Device) HasClass(id hierarchy.ClassID) (bool, error) {
+	body, err := d.get(unix.RTM_GETTCLASS, tcMsg{index: d.Index, handle: uint32(id)})
+	if err != nil || body == nil {
+		return false, d.fail("look for class", err)
+	}
+	// With another qdisc at the root the answer is EINVAL; without the handle there
+	// would be none about the kernel's own (tc_get_qdisc, net/sched/sch_api.c, v6.12).
+	body, err = d.get(unix.RTM_GETQDISC, tcMsg{index: d.Index, handle: uint32(hierarchy.ID(0)), parent: rootParent})
+	if errors.Is(err, unix.EINVAL) {
+		return false, nil
+	}
+	return body != nil, d.fail("look for root qdisc", err)
+}
+
 // get asks for one object. Without NLM_F_ECHO the answer would go to listeners
 // only. The body is nil when there is none.
 func (d *Device) get(typ netlink.HeaderType, m tcMsg) ([]byte, error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -32,7 +33,11 @@ EXIT STATUS
   127  there is no such program`,
 		Args: args(2, -1, "a branch and a command"),
 		RunE: func(c *cobra.Command, a []string) error {
-			path, argv := hierarchy.Path(a[0]), a[1:]
+			path, err := parsePath(a[0])
+			if err != nil {
+				return err
+			}
+			argv := a[1:]
 			if argv[0] == "--" {
 				argv = argv[1:]
 			}
@@ -66,6 +71,9 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) 
 	if err != nil {
 		return err
 	}
+	if err := x.stands(class); err != nil {
+		return err
+	}
 	home, now, err := x.binder.BoundHome(path)
 	if err == nil && now != class { // else there is nothing to change, and nobody to wait for
 		home, err = m.home(ctx, x, path, class)
@@ -74,6 +82,25 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) 
 		return err
 	}
 	return x.binder.Exec(home, cmd)
+}
+
+// stands says whether the kernel has what the record tells of: others may take
+// a tree away, and an interface that is made anew has none. A program that was
+// started then would go past every limit.
+func (x *shaped) stands(class hierarchy.ClassID) error {
+	missing := "the tree"
+	has, err := x.device.HasClass(class)
+	if has {
+		missing = "the classifier"
+		var program uint32
+		if program, err = x.device.EgressProgram(); err == nil && program == 0 {
+			has, err = x.device.CgroupFilter()
+		}
+	}
+	if err != nil || has {
+		return err
+	}
+	return fmt.Errorf("%s is not shaped (%s is gone): apply %s again", x.record.Interface, missing, x.record.policy())
 }
 
 // entry is the class that a branch's own processes belong to.
@@ -99,6 +126,14 @@ func (x *shaped) entry(path hierarchy.Path) (hierarchy.ClassID, error) {
 	return class, nil
 }
 
+// policy is the policy's file in words.
+func (r *record) policy() string {
+	if r.Policy == "-" {
+		return "the policy"
+	}
+	return printable(r.Policy)
+}
+
 func (r *record) paths() []string {
 	var all []string
 	for _, p := range r.IDs.Names(r.Interface) {
@@ -119,5 +154,11 @@ func (m *machine) home(ctx context.Context, x *shaped, path hierarchy.Path, clas
 		return "", err
 	}
 	_, err = x.binder.Do(ctx, []hierarchy.Step{{Action: hierarchy.Create, New: &hierarchy.Bound{Target: home, Class: class, Path: path, From: "run"}}})
-	return home, err
+	if err != nil {
+		return "", err
+	}
+	if _, now, err := x.binder.BoundHome(path); err != nil || now != class {
+		return "", errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.record.policy()))
+	}
+	return home, nil
 }

@@ -43,7 +43,10 @@ EXIT STATUS
 		RunE: func(c *cobra.Command, a []string) error {
 			var p hierarchy.Path
 			if len(a) == 1 {
-				p = hierarchy.Path(a[0])
+				var err error
+				if p, err = parsePath(a[0]); err != nil {
+					return err
+				}
 			}
 			return e.show(c.Context(), p, o)
 		},

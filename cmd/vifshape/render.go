@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/vifshape/vifshape/hierarchy"
 )
@@ -39,6 +41,15 @@ func bytes(n uint64) string {
 		i++
 	}
 	return fmt.Sprintf("%.1f%cB", v, units[i])
+}
+
+// printable is s as it is, or quoted where it would do something to a terminal:
+// names of processes, cgroups and files are other people's to choose.
+func printable(s string) string {
+	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return s
+	}
+	return strconv.Quote(s)
 }
 
 // indented is the last part of a path behind two spaces for each level.

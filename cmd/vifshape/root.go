@@ -4,8 +4,12 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/hierarchy"
 )
 
 // run is the whole program: it parses the command line, carries the command out
@@ -87,6 +91,14 @@ func wrapArgs(c *cobra.Command) {
 		}
 		return nil
 	}
+}
+
+// parsePath reads the path of a branch or an interface from the command line.
+func parsePath(s string) (hierarchy.Path, error) {
+	if slices.Contains(strings.Split(s, "/"), "") {
+		return "", usagef("%q is no branch: write the interface and the branches down to it with one slash between them, as in eth0/web", s)
+	}
+	return hierarchy.Path(s), nil
 }
 
 // args checks the number of arguments and says what they are.
