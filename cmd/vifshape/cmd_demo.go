@@ -242,7 +242,7 @@ func (d *demo) apply(ctx context.Context, guests string, show bool) error {
 			return err
 		}
 		file := filepath.Join(s.dir, "demo.toml")
-		err = errors.Join(os.MkdirAll(s.dir, 0o755), os.WriteFile(file, fmt.Appendf(nil, demoPolicy, guests), 0o644))
+		err = errors.Join(makeDir(s.dir), os.WriteFile(file, fmt.Appendf(nil, demoPolicy, guests), 0o644))
 		if err != nil {
 			return err
 		}

@@ -169,11 +169,12 @@ func (s *store) lock(ctx context.Context, what string) (func(), error) {
 			return nil, err
 		}
 		if f != nil {
-			who := fmt.Sprintf("vifshape %s (process %d)\n", what, os.Getpid())
+			who := fmt.Sprintf("vifshape %s%s%d)\n", what, holderPID, os.Getpid())
 			if err := errors.Join(f.Truncate(0), writeAt(f, who)); err != nil {
 				return nil, errors.Join(err, f.Close())
 			}
 			return func() {
+				_ = f.Truncate(0) // only a name for a message
 				s.tidy()
 				f.Close()
 			}, nil
@@ -195,15 +196,19 @@ func (s *store) lockFile() string { return filepath.Join(s.dir, "lock") }
 // was removed by its holder, see tidy, is no lock any more, whoever gets hold of it.
 func (s *store) tryLock() (*os.File, error) {
 	for {
-		if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		if err := makeDir(s.dir); err != nil {
 			return nil, err
 		}
-		f, err := os.OpenFile(s.lockFile(), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o644)
+		// Who may open it may lock it, and keep all others waiting.
+		f, err := os.OpenFile(s.lockFile(), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the directory was removed meanwhile
 		}
 		if err != nil {
 			return nil, err
+		}
+		if err := f.Chmod(0o600); err != nil {
+			return nil, errors.Join(err, f.Close())
 		}
 		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err != nil {
@@ -224,15 +229,43 @@ func (s *store) tryLock() (*os.File, error) {
 	}
 }
 
-// locked says who has the lock.
+// makeDir makes a directory, and those above it, that everybody can read,
+// whatever the caller's umask. One that is there stays as it is.
+func makeDir(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := makeDir(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o755)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return unlessGone(os.Chmod(dir, 0o755)) // gone: the last writer removed it
+}
+
+// locked says who has the lock, unless the name in it is that of one who was
+// killed.
 func (s *store) locked() error {
+	holder := "another vifshape"
 	b, _ := os.ReadFile(s.lockFile()) // only a name for the message
-	holder := strings.TrimSpace(string(b))
-	if holder == "" {
-		holder = "another vifshape"
+	text := strings.TrimSpace(string(b))
+	pid := 0
+	if i := strings.LastIndex(text, holderPID); i >= 0 {
+		_, _ = fmt.Sscanf(text[i:], holderPID+"%d)", &pid) // stays 0
+	}
+	if pid > 0 && syscall.Kill(pid, 0) != syscall.ESRCH {
+		holder = printable(text)
 	}
 	return &lockedError{holder, s.wait}
 }
+
+// holderPID is what stands in front of the process id in the lock file.
+const holderPID = " (process "
 
 // tidy removes what a writer that was killed left behind, and the directory with
 // its lock where there is nothing else. The caller holds the lock, and what cannot

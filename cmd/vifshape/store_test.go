@@ -3,11 +3,16 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -88,6 +93,78 @@ func TestLock(t *testing.T) {
 		t.Fatalf("after the first is done: %v", err)
 	}
 	again()
+}
+
+// A lock that everybody could open, everybody could keep: the file is the
+// writers' alone, also one that was made differently, whatever the umask. The
+// directory is everybody's to read.
+func TestLockMode(t *testing.T) {
+	for _, umask := range []int{0, 0o077} {
+		t.Run(fmt.Sprintf("umask %03o", umask), func(t *testing.T) {
+			s := &store{dir: filepath.Join(t.TempDir(), "run", "ns-1"), wait: time.Minute}
+			before := syscall.Umask(umask)
+			defer syscall.Umask(before)
+			mode := func(file string) fs.FileMode {
+				t.Helper()
+				st, err := os.Stat(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return st.Mode().Perm()
+			}
+			unlock, err := s.lock(t.Context(), "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := []fs.FileMode{mode(s.lockFile()), mode(s.dir), mode(filepath.Dir(s.dir))}
+			if want := []fs.FileMode{0o600, 0o755, 0o755}; !slices.Equal(got, want) {
+				t.Errorf("modes %o, not %o", got, want)
+			}
+			if err := s.save(&record{Version: recordVersion, Interface: "eth0"}); err != nil {
+				t.Fatal(err)
+			}
+			if m := mode(s.file("eth0")); m != 0o644 {
+				t.Errorf("record has mode %o", m)
+			}
+			unlock()
+			if b, err := os.ReadFile(s.lockFile()); err != nil || len(b) != 0 {
+				t.Errorf("the free lock names %q, %v", b, err)
+			}
+			if err := os.Chmod(s.lockFile(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			unlock, err = s.lock(t.Context(), "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unlock()
+			if m := mode(s.lockFile()); m != 0o600 {
+				t.Errorf("mode %o is left as it was", m)
+			}
+		})
+	}
+}
+
+// One who was killed left a name in the lock: it is nobody's who holds it now.
+func TestLockedByNobody(t *testing.T) {
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"": "another vifshape is changing",
+		fmt.Sprintf("vifshape apply a.toml (process %d)\n", dead.Process.Pid):        "another vifshape is changing",
+		fmt.Sprintf("vifshape apply a (process 1).toml (process %d)\n", os.Getpid()): "vifshape apply a (process 1).toml (process ",
+		fmt.Sprintf("vifshape apply \x1b[2J (process %d)\n", os.Getpid()):            `"vifshape apply \x1b[2J (process `,
+	} {
+		s := &store{dir: t.TempDir()}
+		if err := os.WriteFile(s.lockFile(), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.locked(); !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%q gives %q, not %q", text, err, want)
+		}
+	}
 }
 
 // A record found under an earlier name goes when it is saved under the new one,
