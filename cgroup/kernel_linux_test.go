@@ -289,6 +289,26 @@ func TestKernelUser(t *testing.T) {
 	}
 }
 
+// TestKernelTimeWait: what the kernel answers for a socket in TIME_WAIT is not user
+// 65534's, whom it names for sockets without one.
+func TestKernelTimeWait(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	apply(t, n.binder(t, hierarchy.WayBPF), bound("uid:65534", green))
+	near, far := n.start(t, n.Near, ""), n.start(t, n.Far, "")
+	for i, addr := range []string{n.Far4.String() + ":7003", "[" + n.Far6.String() + "]:7003"} {
+		far.do("listen %d %s", i, addr)
+		got := n.during(t, func() {
+			near.do("leave %s", addr)
+			far.do("serve %d 1 0", i) // only now it closes too: TIME_WAIT answers
+		})
+		const packets = 4 // SYN, ACK, FIN, and the last ACK
+		if diff := cmp.Diff(counts{rest: packets}, got); diff != "" {
+			t.Errorf("%s: packets a class (-want +got):\n%s", addr, diff)
+		}
+	}
+}
+
 // TestKernelFoundAgain: a second Binder goes on where the first stopped, from
 // what the hook holds alone, and clearing leaves nothing.
 func TestKernelFoundAgain(t *testing.T) {

@@ -356,6 +356,12 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 		}
 		_, err = unix.Read(s, make([]byte, 1))
 		return "", err
+	case "leave": // TO: connects and closes; the kernel does the rest
+		s, err := open(args[0], unix.SOCK_STREAM, 0, nil)
+		if err == nil {
+			err = unix.Connect(s, sockaddr(args[0]))
+		}
+		return "", errors.Join(err, unix.Close(s))
 	case "listen": // NAME ADDR
 		s, err := open(args[1], unix.SOCK_STREAM, 0, nil)
 		if err != nil {

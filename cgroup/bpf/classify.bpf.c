@@ -67,8 +67,12 @@ struct {
 	__type(value, struct vif_socket);
 } vif_sockets SEC(".maps");
 
-/* The deepest bound cgroup above the socket, else its user, else the rest. */
-static __always_inline __u32 search(struct __sk_buff *skb)
+/*
+ * The deepest bound cgroup above the socket, else its user, else the rest. A
+ * socket in TIME_WAIT has no user: for it the kernel names 65534, who may be bound
+ * (bpf_get_socket_uid, net/core/filter.c, v6.12).
+ */
+static __always_inline __u32 search(struct __sk_buff *skb, struct bpf_sock *any)
 {
 	__u32 levels = vif_config.levels, uid, *user;
 
@@ -83,6 +87,8 @@ static __always_inline __u32 search(struct __sk_buff *skb)
 		if (b)
 			return b->class;
 	}
+	if (!bpf_sk_fullsock(any) && !bpf_get_listener_sock(any))
+		return vif_config.rest;
 	uid = bpf_get_socket_uid(skb);
 	user = bpf_map_lookup_elem(&vif_users, &uid);
 	return user ? *user : vif_config.rest;
@@ -121,7 +127,7 @@ static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any,
 	if (s && s->override)
 		class = s->override;
 	else
-		class = search(skb);
+		class = search(skb, any);
 	if (s)
 		s->cached = (__u64)generation << 32 | class;
 	skb->priority = class;
