@@ -47,16 +47,61 @@ func (e *env) clear(ctx context.Context, ifaces []string) error {
 			return err
 		}
 	}
+	// Every name is looked up before the first thing is changed.
+	var all []*clearing
 	var errs []error
 	for _, i := range ifaces {
-		errs = append(errs, m.clear(ctx, i))
+		x, err := m.clearing(i)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		defer x.Close()
+		all = append(all, x)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	changed := false
+	for _, x := range all {
+		did, err := m.clear(ctx, x)
+		changed = changed || did
+		errs = append(errs, err)
 	}
 	for _, i := range homes {
 		if !slices.Contains(ifaces, i) {
 			errs = append(errs, m.removeHomes(i))
 		}
 	}
-	return errors.Join(errs...)
+	if err = errors.Join(errs...); err != nil && changed {
+		return partlyError{err}
+	}
+	return err
+}
+
+// clearing is an interface that is to be cleared.
+type clearing struct {
+	iface   string
+	*shaped // nil: the interface has vanished
+}
+
+func (x *clearing) Close() error {
+	if x.shaped == nil {
+		return nil
+	}
+	return x.binder.Close()
+}
+
+func (m *machine) clearing(iface string) (*clearing, error) {
+	x, err := m.shaped(iface, "")
+	var no *tc.ErrNoDevice
+	if !errors.As(err, &no) {
+		return &clearing{iface, x}, err
+	}
+	if r, rerr := m.store.load(iface); rerr != nil || r.Policy == "" {
+		return nil, errors.Join(err, rerr)
+	}
+	return &clearing{iface: iface}, nil
 }
 
 // ours are the interfaces with a tree or a record of ours, under the names that
@@ -99,43 +144,34 @@ func (m *machine) ours() ([]string, error) {
 	return names, nil
 }
 
-func (m *machine) clear(ctx context.Context, iface string) error {
-	x, err := m.shaped(iface, "")
-	var no *tc.ErrNoDevice
-	if errors.As(err, &no) {
-		r, rerr := m.store.load(iface)
-		if rerr != nil || r.Policy == "" {
-			return errors.Join(err, rerr)
-		}
-		m.notef("%s is gone, and its tree with it; its record is removed", iface)
-		return errors.Join(m.removeHomes(iface), m.store.remove(iface))
+// clear removes what is ours, and says whether that changed what the kernel
+// does with packets.
+func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err error) {
+	if x.shaped == nil {
+		m.notef("%s is gone, and its tree with it; its record is removed", x.iface)
+		return false, errors.Join(m.removeHomes(x.iface), m.store.remove(x.iface))
 	}
-	if err != nil {
-		return err
-	}
-	defer x.binder.Close()
 	before, err := x.kernel.Read(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
-	want := hierarchy.State{Interface: iface, Root: before.Root}
+	want := hierarchy.State{Interface: x.iface, Root: before.Root}
 	if before.Root.Ours() {
 		want.Root = hierarchy.Root{}
 	}
-	if err := x.kernel.Apply(ctx, before, want, hierarchy.Diff(before, want)); err != nil {
-		return err
+	plan := hierarchy.Diff(before, want)
+	if err := x.kernel.Apply(ctx, before, want, plan); err != nil {
+		return false, err
 	}
+	var errs []error
 	if before.Root.Ours() && x.record.Former.Kind != "" {
-		if err := x.device.Restore(x.record.Former); err != nil {
-			m.warnf("%v", err)
-		}
+		errs = append(errs, x.device.Restore(x.record.Former))
 	}
-	if x.record.was != "" {
-		if err := errors.Join(m.removeHomes(x.record.was), m.store.remove(x.record.was)); err != nil {
-			return err
-		}
+	if was := x.record.was; was != "" {
+		errs = append(errs, m.removeHomes(was), m.store.remove(was))
 	}
-	return errors.Join(m.removeHomes(iface), m.store.remove(iface))
+	errs = append(errs, m.removeHomes(x.iface), m.store.remove(x.iface))
+	return !plan.Empty(), errors.Join(errs...)
 }
 
 // removeHomes removes the cgroups of an interface's branches, whether the

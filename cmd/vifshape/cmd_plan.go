@@ -104,8 +104,12 @@ func (m *machine) remarks(x *target) {
 	for _, w := range x.pending {
 		m.notef("%s: %v is not bound yet: %s; the next apply after it has appeared will", w.Path, w.Binding, w.Reason)
 	}
-	if r := x.before.Root; r.Foreign() {
-		m.warnf("%s: the root qdisc %s %v is replaced; `vifshape clear` puts it back, without what is attached to it", x.tree.Interface, r.Kind, r.Handle)
+	if f := x.next.Former; f.Kind != "" && x.before.Root.Foreign() {
+		back := "`vifshape clear` puts it back"
+		if f.Partial {
+			back = "it has classes, filters or qdiscs of its own and cannot be put back: keep what made it"
+		}
+		m.warnf("%s: the root qdisc %s %v is replaced; %s", x.tree.Interface, f.Kind, f.Handle, back)
 	}
 	for _, s := range x.plan.Steps {
 		b, ok := s.Old.(*hierarchy.Bound)

@@ -51,6 +51,12 @@ type partlyError struct{ error }
 
 func (e partlyError) Unwrap() error { return e.error }
 
+// foreignRootError says that somebody else's root qdisc stands where a tree
+// should. What else is foreign says itself what to do about it.
+type foreignRootError struct{ error }
+
+func (e foreignRootError) Unwrap() error { return e.error }
+
 // codeError ends the program with a code and no message.
 type codeError int
 
@@ -120,7 +126,10 @@ func (e *env) report(err error) {
 func hints(err error) []string {
 	var locked *lockedError
 	var usage usageError
+	var exec *cgroup.ExecError
+	var root foreignRootError
 	switch {
+	case errors.As(err, &exec): // the program's own privileges are meant
 	case partly(err):
 		return []string{"`vifshape plan` shows what differs from the policy, `vifshape clear` takes the whole tree away"}
 	case errors.As(err, &locked):
@@ -131,7 +140,7 @@ func hints(err error) []string {
 		return []string{"run it as root, for example with sudo; check, plan, ls and show need no privileges"}
 	case privilege(err):
 		return []string{"this process is root without the capabilities it takes, as in a container: it needs CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN"}
-	case errors.Is(err, tc.ErrForeign):
+	case errors.As(err, &root):
 		return []string{"write replace = true below the interface to let vifshape take its place; `vifshape clear` puts it back"}
 	case errors.Is(err, tc.ErrNotSupported):
 		return []string{"`vifshape doctor` says what this kernel has"}

@@ -138,12 +138,17 @@ func (m *machine) target(ctx context.Context, file, binding string, t *hierarchy
 		return nil, err
 	}
 	if r := x.before.Root; r.Foreign() && !t.Replace {
-		return nil, fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, tc.ErrForeign)
+		return nil, foreignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, tc.ErrForeign)}
 	}
 	x.want = t.State()
 	x.next = &record{
 		Version: recordVersion, Interface: t.Interface, Index: s.device.Index, Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.record.Former, was: s.record.was,
+	}
+	if !x.before.Root.Ours() {
+		if x.next.Former, err = s.device.Former(); err != nil {
+			return nil, err
+		}
 	}
 	if err := x.bind(); err != nil {
 		return nil, err
@@ -245,13 +250,6 @@ func (m *machine) apply(ctx context.Context, all []*target) error {
 // applyOne writes the record first, so that every class the kernel may have is
 // known by name even when the program is killed in the middle.
 func (m *machine) applyOne(ctx context.Context, x *target) error {
-	if !x.plan.Empty() && !x.before.Root.Ours() {
-		former, err := x.device.Former()
-		if err != nil {
-			return err
-		}
-		x.next.Former = former
-	}
 	if err := m.store.save(x.next); err != nil {
 		return err
 	}
