@@ -38,6 +38,9 @@ type Hook interface {
 type Config struct {
 	Hook      Hook
 	Interface string
+	// Index is the interface's in the network namespace of the caller. It is what
+	// programs that run before the classifier are found by; 0: nobody looks.
+	Index uint32
 	// NetNS is the interface's network namespace as [NetNSKey] names it, empty
 	// for the initial one. It keeps the cgroups of equally named interfaces apart.
 	NetNS string
@@ -52,8 +55,8 @@ type Config struct {
 	// must differ and Classes tell whose a tag is. Nil: every class is this
 	// interface's. Only the net_cls and cls_cgroup ways ask.
 	Classes func(hierarchy.ClassID) bool
-	// Warn is told what happened besides, such as a file system that was mounted.
-	// May be nil.
+	// Warn is told what happened besides, such as a file system that was mounted,
+	// and of other programs that may keep packets from the classifier. May be nil.
 	Warn func(string)
 }
 
@@ -72,6 +75,7 @@ type Binder struct {
 	ids    map[string]uint64 // of targets, as of the last Read
 	paths  map[uint64]string // of cgroups, once seen: cheaper to check than to find
 	fresh  map[string]bool   // homes that this Binder made and has not bound yet
+	warned bool              // of TCX programs
 }
 
 // NewBinder makes a Binder. Nothing is read or changed yet.
@@ -114,15 +118,21 @@ func (b *Binder) Close() error {
 			errs = append(errs, t.close())
 		}
 	}
-	*b = Binder{cfg: b.cfg, paths: b.paths, fresh: b.fresh}
+	*b = Binder{cfg: b.cfg, paths: b.paths, fresh: b.fresh, warned: b.warned}
 	return errors.Join(errs...)
 }
 
 // Hook is the classifier as it should be: the chosen way at this version. When
-// no way works the error says what was tried.
+// no way works the error says what was tried. It warns of programs that run before
+// the classifier.
 func (b *Binder) Hook() (hierarchy.Hook, error) {
 	if err := b.choose(); err != nil {
 		return hierarchy.Hook{}, err
+	}
+	if b.way != hierarchy.WayClsCgroup { // which is on the root qdisc
+		if err := b.warnTCX(); err != nil {
+			return hierarchy.Hook{}, b.wrap(err)
+		}
 	}
 	return hierarchy.Hook{Way: b.way, Version: version}, nil
 }
@@ -236,11 +246,17 @@ func (b *Binder) find(w hierarchy.Way) (t *tree, err error) {
 }
 
 // Why says what the classifier on the interface stands on, as in "cgroup v2 at
-// /sys/fs/cgroup/unified"; nothing when there is none. It changes nothing.
+// /sys/fs/cgroup/unified"; nothing when there is none. It changes nothing, and
+// warns as [Binder.Hook] does.
 func (b *Binder) Why() (string, error) {
 	way, err := b.inForce()
 	if way == hierarchy.WayNone || err != nil {
 		return "", b.wrap(err)
+	}
+	if way != hierarchy.WayClsCgroup {
+		if err := b.warnTCX(); err != nil {
+			return "", b.wrap(err)
+		}
 	}
 	t, err := b.find(way)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/cgroup"
@@ -592,6 +593,69 @@ func TestKernelForeignProgram(t *testing.T) {
 	if after, err := n.hook.EgressProgram(); after != before || err != nil {
 		t.Errorf("program %d on the hook after going back, error %v, want %d", after, err, before)
 	}
+}
+
+// TestKernelTCX: a program that runs before the classifier, and may keep packets
+// from it, is pointed out once.
+func TestKernelTCX(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	verdict, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "pass_all", Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer verdict.Close()
+	info, err := verdict.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	x, addr := n.start(t, n.Near, p.dir), n.Far4.String()+":9"
+	check := func(want string, class hierarchy.ClassID) {
+		t.Helper()
+		var got string
+		b, err := cgroup.NewBinder(cgroup.Config{Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, Warn: func(s string) { got += s + "\n" }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		err = n.Near.Do(func() error {
+			apply(t, b, bound(p.target(p.dir), red))
+			_, err := b.Why()
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(got, want) || strings.Count(got, "\n") != strings.Count(want, "eth0") {
+			t.Errorf("warnings %q, want %q...", got, want)
+		}
+		got = ""
+		if err := n.Near.Do(func() error { _, err := b.Why(); return err }); err != nil || got != "" {
+			t.Errorf("warnings %q the second time, error %v", got, err)
+		}
+		only(t, n.during(t, func() { x.do("udp %s 20", addr) }), class, 20)
+	}
+	check("", red)
+	var on link.Link
+	err = n.Near.Do(func() (err error) {
+		on, err = link.AttachTCX(link.TCXOptions{Interface: int(n.hook.Index), Program: verdict, Attach: ebpf.AttachTCXEgress})
+		return err
+	})
+	tctest.Require(t, !errors.Is(err, ebpf.ErrNotSupported), "TCX (Linux 6.6)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer on.Close()
+	only(t, n.during(t, func() { x.do("udp %s 20", addr) }), rest, 20)
+	check(fmt.Sprintf("%s: a TCX program (id %d, pass_all) runs before the classifier and can keep packets from it", n.Dev, id), rest)
+	if err := on.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check("", red)
 }
 
 // TestKernelTwoInterfaces: with net_cls each interface sees its own tags only and

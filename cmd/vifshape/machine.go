@@ -80,7 +80,7 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	}
 	names := r.IDs.Names(iface)
 	cfg := cgroup.Config{
-		Hook: d, Interface: iface, NetNS: m.store.netNS, RunDir: m.runDir,
+		Hook: d, Interface: iface, Index: d.Index, NetNS: m.store.netNS, RunDir: m.runDir,
 		Ways: ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
 		Warn: func(s string) { m.notef("%s", s) },
 	}

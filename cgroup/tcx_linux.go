@@ -1,0 +1,58 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// warnTCX warns, once, of programs that run before the classifier: those at TCX
+// come first, and unless one of them returns TCX_NEXT the filters behind are not
+// asked (sch_handle_egress, net/core/dev.c, v6.12). It is silent where that cannot
+// be found out: before Linux 6.6, which has no TCX, without privileges, and for an
+// interface that is gone.
+func (b *Binder) warnTCX() error {
+	if b.cfg.Index == 0 || b.warned {
+		return nil
+	}
+	b.warned = true
+	found, err := link.QueryPrograms(link.QueryOptions{Target: int(b.cfg.Index), Attach: ebpf.AttachTCXEgress})
+	switch {
+	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL), // EINVAL: no such type of attachment
+		errors.Is(err, unix.EPERM), errors.Is(err, unix.ENODEV):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for TCX programs: %w", err)
+	}
+	for _, x := range found.Programs {
+		name, err := programName(x.ID)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // detached meanwhile
+		}
+		if err != nil && !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("look at TCX program %d: %w", x.ID, err)
+		}
+		if name != "" {
+			name = ", " + name
+		}
+		b.cfg.Warn(fmt.Sprintf("%s: a TCX program (id %d%s) runs before the classifier and can keep packets from it; those for which it does not return TCX_NEXT go to the rest, or where their sender asks", b.cfg.Interface, x.ID, name))
+	}
+	return nil
+}
+
+func programName(id ebpf.ProgramID) (string, error) {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return "", err
+	}
+	return info.Name, nil
+}
