@@ -25,9 +25,22 @@ func (e *env) parse(file string) *parsing {
 	return p
 }
 
-func (p *parsing) wait() (*policy.Policy, error) {
-	<-p.done
-	return p.policy, p.err
+func (p *parsing) wait(ctx context.Context) (*policy.Policy, error) {
+	select {
+	case <-p.done:
+		return p.policy, p.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// before is the policy's mistakes, else err: they are worth knowing even where
+// nothing could be applied.
+func (p *parsing) before(ctx context.Context, err error) error {
+	if _, bad := p.wait(ctx); bad != nil {
+		return bad
+	}
+	return err
 }
 
 // ahead reads the queues of the interfaces that vifshape shapes. What cannot be

@@ -27,7 +27,7 @@ Killed at any point, the interface goes on passing traffic, the next apply
 carries on, and clear takes away what there is.
 ` + exitHelp,
 		Args: args(1, 1, "one policy file"),
-		RunE: func(c *cobra.Command, a []string) error { return e.apply(c.Context(), a[0], o) },
+		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.apply(c.Context(), a[0], o) }),
 	}
 	c.Flags().StringVar(&o.binding, "binding", "", bindingHelp)
 	c.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "print what is changed")
@@ -41,16 +41,16 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 	parsing := e.parse(file)
 	m, err := e.machine()
 	if err != nil {
-		return err
+		return parsing.before(ctx, err)
 	}
 	defer m.Close()
 	unlock, err := m.store.lock(ctx, "apply "+file)
 	if err != nil {
-		return err
+		return parsing.before(ctx, err)
 	}
 	defer unlock()
 	m.ahead(ctx)
-	p, err := parsing.wait()
+	p, err := parsing.wait(ctx)
 	if err != nil {
 		return err
 	}
@@ -58,6 +58,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 	if err != nil {
 		return err
 	}
+	defer release(all)
 	var plans []hierarchy.Plan
 	for _, x := range all {
 		if x.blind != nil {

@@ -23,7 +23,7 @@ that run made stay as long as processes live in them, and are named: the next
 clear looks at them again.
 ` + exitHelp,
 		Args: args(0, -1, "interfaces"),
-		RunE: func(c *cobra.Command, a []string) error { return e.clear(c.Context(), a) },
+		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.clear(c.Context(), a) }),
 	}
 }
 

@@ -114,12 +114,12 @@ EXIT STATUS
   5    root, or a capability that the message names, is missing
   130  interrupted; everything was removed`,
 		Args: args(0, 0, "no arguments"),
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: interruptible(func(c *cobra.Command, _ []string) error {
 			if o.remove {
 				return e.demoRemove()
 			}
 			return e.demo(c.Context(), o)
-		},
+		}),
 	}
 	f := c.Flags()
 	f.BoolVar(&o.keep, "keep", false, "leave the namespaces and the tree standing, to look around")
@@ -297,7 +297,7 @@ func newDemoSendCommand() *cobra.Command {
 		Short:  "Send until standard input ends",
 		Hidden: true,
 		Args:   cobra.ExactArgs(5),
-		RunE: func(c *cobra.Command, a []string) error {
+		RunE: interruptible(func(c *cobra.Command, a []string) error {
 			to, err := netip.ParseAddrPort(a[1])
 			if err != nil {
 				return err
@@ -317,7 +317,7 @@ func newDemoSendCommand() *cobra.Command {
 			}()
 			_, err = lab.Send(ctx, t)
 			return err
-		},
+		}),
 	}
 }
 

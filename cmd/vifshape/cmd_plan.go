@@ -31,7 +31,7 @@ EXIT STATUS
   2  with --detailed-exitcode: there is something to change; else: wrong usage
   5  root, or a capability that the message names, is missing`,
 		Args: args(1, 1, "one policy file"),
-		RunE: func(c *cobra.Command, a []string) error { return e.plan(c.Context(), a[0], o) },
+		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.plan(c.Context(), a[0], o) }),
 	}
 	f := c.Flags()
 	f.StringVar(&o.binding, "binding", "", bindingHelp)
@@ -51,11 +51,11 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	parsing := e.parse(file)
 	m, err := e.machine()
 	if err != nil {
-		return err
+		return parsing.before(ctx, err)
 	}
 	defer m.Close()
 	m.ahead(ctx)
-	p, err := parsing.wait()
+	p, err := parsing.wait(ctx)
 	if err != nil {
 		return err
 	}
@@ -63,6 +63,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	if err != nil {
 		return err
 	}
+	defer release(all)
 	var plans []hierarchy.Plan
 	empty := true
 	for _, x := range all {

@@ -40,7 +40,10 @@ EXIT STATUS
   1  an error, or nothing is shaped here
   2  wrong flags or arguments`,
 		Args: args(0, 1, "one path at most"),
-		RunE: func(c *cobra.Command, a []string) error {
+		RunE: interruptible(func(c *cobra.Command, a []string) error {
+			if c.Flags().Changed("sample") && o.sample <= 0 {
+				return usagef("--sample %v is no time to wait: write one like 1s", o.sample)
+			}
 			var p hierarchy.Path
 			if len(a) == 1 {
 				var err error
@@ -49,7 +52,7 @@ EXIT STATUS
 				}
 			}
 			return e.show(c.Context(), p, o)
-		},
+		}),
 	}
 	c.Flags().BoolVar(&o.json, "json", false, "print JSON")
 	c.Flags().DurationVar(&o.sample, "sample", 0, "look twice, `TIME` apart, and print what is being sent")
@@ -228,7 +231,9 @@ func (m *machine) sample(ctx context.Context, d *tc.Device, first []tc.ClassStat
 	}
 	sending := make(map[hierarchy.ClassID]hierarchy.Bandwidth, len(second))
 	for _, c := range second {
-		sending[c.Class] = hierarchy.Bandwidth(float64(c.Bytes-was[c.Class]) * 8 / took)
+		if from := was[c.Class]; c.Bytes > from { // fewer: the class was made anew meanwhile
+			sending[c.Class] = hierarchy.Bandwidth(float64(c.Bytes-from) * 8 / took)
+		}
 	}
 	return second, sending, nil
 }

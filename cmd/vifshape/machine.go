@@ -119,26 +119,22 @@ type target struct {
 	blind   error            // why the bindings in force could not be read
 }
 
-// target works out what has to be done on the tree's interface.
-func (m *machine) target(ctx context.Context, file, binding string, t *hierarchy.Tree) (*target, error) {
-	s, err := m.shaped(t.Interface, binding)
-	if err != nil {
-		return nil, err
-	}
-	x := &target{shaped: s, tree: t}
+// settle works out what has to be done on the tree's interface.
+func (m *machine) settle(ctx context.Context, file, binding string, x *target) error {
+	s, t := x.shaped, x.tree
 	ids, err := s.record.IDs.Assign(t)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.device.Settle(t); err != nil {
-		return nil, err
+		return err
 	}
 	maps.Copy(s.kernel.Names, ids.Names(t.Interface))
 	if x.before, err = x.read(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	if r := x.before.Root; r.Foreign() && !t.Replace {
-		return nil, foreignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, tc.ErrForeign)}
+		return foreignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, tc.ErrForeign)}
 	}
 	x.want = t.State()
 	x.next = &record{
@@ -147,14 +143,14 @@ func (m *machine) target(ctx context.Context, file, binding string, t *hierarchy
 	}
 	if !x.before.Root.Ours() {
 		if x.next.Former, err = s.device.Former(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := x.bind(); err != nil {
-		return nil, err
+		return err
 	}
 	x.plan = hierarchy.Diff(x.before, x.want)
-	return x, nil
+	return nil
 }
 
 // read is the state of the interface. Without privileges the bindings in force
@@ -220,13 +216,24 @@ func (m *machine) targets(ctx context.Context, file, binding string, p *policy.P
 	}
 	var all []*target
 	for _, t := range p.Trees {
-		x, err := m.target(ctx, file, binding, t)
+		s, err := m.shaped(t.Interface, binding)
+		if err == nil {
+			all = append(all, &target{shaped: s, tree: t})
+			err = m.settle(ctx, file, binding, all[len(all)-1])
+		}
 		if err != nil {
+			release(all)
 			return nil, err
 		}
-		all = append(all, x)
 	}
 	return all, nil
+}
+
+// release lets go of descriptors. That it fails changes nothing.
+func release(all []*target) {
+	for _, x := range all {
+		x.binder.Close()
+	}
 }
 
 // apply carries out the plans of all targets, or none: when one fails, those

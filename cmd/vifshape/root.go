@@ -3,9 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/signal"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -90,6 +93,22 @@ func wrapArgs(c *cobra.Command) {
 			return usageError{err}
 		}
 		return nil
+	}
+}
+
+// interruptible makes Ctrl-C and SIGTERM end the context of a command, which then
+// puts back what it began. Not every command is: who asks for signals changes what
+// they do in the programs that run starts. An ignored Ctrl-C stays ignored.
+func interruptible(f func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, a []string) error {
+		signals := []os.Signal{syscall.SIGTERM}
+		if !signal.Ignored(os.Interrupt) {
+			signals = append(signals, os.Interrupt)
+		}
+		ctx, stop := signal.NotifyContext(c.Context(), signals...)
+		defer stop()
+		c.SetContext(ctx)
+		return f(c, a)
 	}
 }
 
