@@ -19,9 +19,14 @@ func newApplyCommand(e *env) *cobra.Command {
 		Short: "Make the kernel match a policy, by the smallest change",
 		Long: `Apply does what plan shows: it changes what differs, in place where the kernel
 can, and leaves everything else alone, counters and waiting packets included. It
-then reads the kernel back and compares. When a step fails, when the comparison
-finds a difference, or on Ctrl-C, it goes back to where it started. It prints
-nothing when all went well; --verbose prints the plan.
+then reads back what it touched and compares. When a step fails, when the
+comparison finds a difference, or on Ctrl-C, it goes back to where it started. It
+prints nothing when all went well; --verbose prints the plan.
+
+What is changed in place loses no packet. What waits at that moment is dropped by
+the kernel when the first apply puts a tree below an interface, when clear takes
+it away, and when a branch's queue is made anew because it becomes one of another
+kind; plan and apply warn of the last.
 
 Killed at any point, the interface goes on passing traffic, the next apply
 carries on, and clear takes away what there is.

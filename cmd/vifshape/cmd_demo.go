@@ -111,9 +111,9 @@ EXIT STATUS
   0    every branch was within 5% of the ideal allocation
   1    one was not, or an error
   2    wrong flags or arguments
-  5    root, or a capability that the message names, is missing
+  5    root is needed, or root lacks a capability that the message names
   130  interrupted; everything was removed`,
-		Args: args(0, 0, "no arguments"),
+		Args: args(0, 0, ""),
 		RunE: interruptible(func(c *cobra.Command, _ []string) error {
 			if o.remove {
 				return e.demoRemove()

@@ -21,7 +21,7 @@ EXIT STATUS
   0  a policy can be applied here
   1  it cannot; the lines with "no" say why
   2  wrong flags or arguments`,
-		Args: args(0, 0, "no arguments"),
+		Args: args(0, 0, ""),
 		RunE: func(*cobra.Command, []string) error { return e.doctor(asJSON) },
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")

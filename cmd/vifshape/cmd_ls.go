@@ -25,7 +25,7 @@ EXIT STATUS
   0  done
   1  an error
   2  wrong flags or arguments`,
-		Args: args(0, 0, "no arguments"),
+		Args: args(0, 0, ""),
 		RunE: func(c *cobra.Command, _ []string) error { return e.ls(c.Context(), asJSON) },
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")

@@ -29,7 +29,7 @@ EXIT STATUS
   0  with --detailed-exitcode: there is nothing to change; else: done
   1  an error
   2  with --detailed-exitcode: there is something to change; else: wrong usage
-  5  root, or a capability that the message names, is missing`,
+  5  root is needed, or root lacks a capability that the message names`,
 		Args: args(1, 1, "one policy file"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.plan(c.Context(), a[0], o) }),
 	}

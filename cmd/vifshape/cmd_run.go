@@ -17,9 +17,14 @@ func newRunCommand(e *env) *cobra.Command {
 		Use:   "run PATH -- COMMAND [ARG...]",
 		Short: "Start a program inside a branch",
 		Long: `Run puts itself into the cgroup of a branch and then becomes the program: same
-process id, same terminal, same signals, and the program's own exit status. The
-program and all its children send as the branch allows. What they opened before,
-such as a socket on standard input, keeps the class it had.
+process id, same terminal, and the program's own exit status. Nothing stands
+between the program and its signals; of those that were ignored only SIGINT and
+SIGHUP stay so, as under nohup. The program and all its children send as the
+branch allows. What they opened before, such as a socket on standard input, keeps
+the class it had.
+
+Environment, working directory and open files are passed on. With --user HOME,
+USER and LOGNAME are the user's; PATH, SHELL and all else stay as they are.
 
   vifshape run eth0/backup -- rsync -a /home backup:/home
   vifshape run --user alice eth0/web/api -- ./server
@@ -28,7 +33,7 @@ EXIT STATUS
   the program's own, or
   1    an error
   2    wrong flags or arguments
-  5    root, or a capability that the message names, is missing
+  5    root is needed, or root lacks a capability that the message names
   126  the program is there and cannot be started
   127  there is no such program`,
 		Args: args(2, -1, "a branch and a command"),
@@ -52,7 +57,7 @@ EXIT STATUS
 	}
 	// Flags behind the branch are the program's.
 	c.Flags().SetInterspersed(false)
-	c.Flags().StringVar(&user, "user", "", "run the program as `USER`, with the user's groups and home directory")
+	c.Flags().StringVar(&user, "user", "", "run the program as `USER`, a name or number, with all of the user's groups, or as two numbers UID:GID with that group alone")
 	return c
 }
 

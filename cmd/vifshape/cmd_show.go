@@ -37,7 +37,7 @@ bindings in force, and prints those of the policy.
 
 EXIT STATUS
   0  done
-  1  an error, or nothing is shaped here
+  1  an error, or there is no such branch
   2  wrong flags or arguments`,
 		Args: args(0, 1, "one path at most"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
@@ -130,12 +130,11 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 		}
 		out.Interfaces = append(out.Interfaces, v)
 	}
-	if o.json {
-		return e.json(out)
-	}
 	if len(out.Interfaces) == 0 {
 		e.notef("no interface is shaped by vifshape in this network namespace")
-		return codeError(exitError)
+	}
+	if o.json {
+		return e.json(out)
 	}
 	for _, v := range out.Interfaces {
 		if err := v.write(e.stdout, newKindTable(tc.Kinds())); err != nil {

@@ -16,13 +16,13 @@ func newVersionCommand(e *env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of vifshape",
-		Args:  args(0, 0, "no arguments"),
+		Args:  args(0, 0, ""),
 		RunE: func(*cobra.Command, []string) error {
 			v := readVersion()
 			if asJSON {
 				return e.json(v)
 			}
-			e.printf("vifshape %s (%s, %s)\n", v.Version, v.Revision, v.Go)
+			e.printf("vifshape %v\n", v)
 			return nil
 		},
 	}
@@ -35,6 +35,8 @@ type version struct {
 	Revision string `json:"revision"`
 	Go       string `json:"go"`
 }
+
+func (v version) String() string { return fmt.Sprintf("%s (%s, %s)", v.Version, v.Revision, v.Go) }
 
 // readVersion is what the Go toolchain recorded in the binary.
 func readVersion() version {

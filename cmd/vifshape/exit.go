@@ -22,7 +22,7 @@ const (
 	exitUsage       = 2   // wrong flags or arguments; plan --detailed-exitcode: there are changes
 	exitPartly      = 3   // something was changed and could not be put back
 	exitLocked      = 4   // another vifshape is at work
-	exitPrivilege   = 5   // root or a capability is missing
+	exitPrivilege   = 5   // root, or a capability of root, is missing
 	exitCannotRun   = 126 // run: the program is there and cannot be started
 	exitNotFound    = 127 // run: there is no such program
 	exitInterrupted = 130 // Ctrl-C or SIGTERM; what was begun was put back
@@ -35,7 +35,7 @@ EXIT STATUS
   2    wrong flags or arguments
   3    something was changed and could not be put back; the message says what
   4    another vifshape is changing this network namespace
-  5    root, or a capability that the message names, is missing
+  5    root is needed, or root lacks a capability that the message names
   130  interrupted; what was begun was put back
 `
 
@@ -139,7 +139,7 @@ func hints(err error) []string {
 	case privilege(err) && os.Geteuid() != 0:
 		return []string{"run it as root, for example with sudo; check, plan, ls and show need no privileges"}
 	case privilege(err):
-		return []string{"this process is root without the capabilities it takes, as in a container: it needs CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN"}
+		return []string{"this process is root without all that root may, as in a container: it takes CAP_NET_ADMIN and CAP_SYS_ADMIN, run --user also CAP_SETUID and CAP_SETGID, and cgroups and /run that root can write"}
 	case errors.As(err, &root):
 		return []string{"write replace = true below the interface to let vifshape take its place; `vifshape clear` puts it back"}
 	case errors.Is(err, tc.ErrNotSupported):

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -21,9 +22,14 @@ func run(ctx context.Context, args []string, e *env) int {
 	// A command lives for milliseconds and its policy may have ten thousand
 	// branches: collecting garbage meanwhile costs more than it frees.
 	debug.SetGCPercent(800)
+	out := &checkedWriter{w: e.stdout}
+	e.stdout = out
 	root := newRootCommand(e)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	if code := codeError(0); out.err != nil && (err == nil || errors.As(err, &code)) {
+		err = fmt.Errorf("results could not be written: %w", out.err)
+	}
 	if err != nil {
 		e.report(err)
 	}
@@ -56,7 +62,7 @@ One TOML file describes the tree:
 
   vifshape check policy.toml    is it right?
   vifshape plan policy.toml     what would change?
-  vifshape apply policy.toml    change it, without losing a packet
+  vifshape apply policy.toml    change it, in place wherever the kernel can
   vifshape show                 what is it doing?
   vifshape run eth0/backup -- rsync ...`,
 		SilenceErrors: true,
@@ -70,6 +76,9 @@ One TOML file describes the tree:
 	c.SetErr(e.stderr)
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	c.CompletionOptions.DisableDefaultCmd = true
+	c.Version = readVersion().String()
+	c.SetVersionTemplate("vifshape {{.Version}}\n")
+	c.SetHelpCommand(newHelpCommand())
 	c.AddCommand(
 		newCheckCommand(e), newPlanCommand(e), newApplyCommand(e), newShowCommand(e), newLsCommand(e),
 		newRunCommand(e), newClearCommand(e), newDoctorCommand(e), newDemoCommand(e),
@@ -80,6 +89,21 @@ One TOML file describes the tree:
 		wrapArgs(sub)
 	}
 	return c
+}
+
+// newHelpCommand is cobra's, but for exit status 2 where there is no such command.
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Say what vifshape or one of its commands does",
+		RunE: func(c *cobra.Command, a []string) error {
+			about, rest, err := c.Root().Find(a)
+			if err != nil || len(rest) > 0 {
+				return usagef("no command %q: `vifshape help` lists them", strings.Join(a, " "))
+			}
+			return about.Help()
+		},
+	}
 }
 
 // wrapArgs makes cobra's complaints about arguments usage errors.
@@ -124,6 +148,8 @@ func parsePath(s string) (hierarchy.Path, error) {
 func args(least, most int, what string) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
 		switch {
+		case most == 0 && len(a) > 0:
+			return fmt.Errorf("%s takes no arguments, but got %q: %s", c.Name(), a[0], c.UseLine())
 		case len(a) < least:
 			return fmt.Errorf("%s needs %s: %s", c.Name(), what, c.UseLine())
 		case most >= 0 && len(a) > most:
