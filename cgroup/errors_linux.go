@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +14,10 @@ var (
 	// ErrNotPrivileged: the kernel refused for want of a capability, which the
 	// message names.
 	ErrNotPrivileged = errors.New("not privileged")
+	// ErrConfined: an ErrNotPrivileged that no capability cures. This process has
+	// them all, in a user namespace or under a rule of its container or of a
+	// security module.
+	ErrConfined = fmt.Errorf("%w", ErrNotPrivileged)
 	// ErrNoCgroup2: no cgroup v2 hierarchy can be reached from here.
 	ErrNoCgroup2 = errors.New("no cgroup v2 hierarchy")
 	// ErrNotSupported: the kernel lacks what was asked for.
@@ -41,7 +46,19 @@ func privileges(err error, caps ...int) error {
 	if e := lacking(caps...); e != nil {
 		return e
 	}
-	return fmt.Errorf("%w although no capability is missing (a container's or security module's rule): %w", ErrNotPrivileged, err)
+	why := "a rule of the container or of a security module"
+	if inUserNS() {
+		why = "they are those of a user namespace"
+	}
+	return fmt.Errorf("%w although no capability is missing (%s): %w", ErrConfined, why, err)
+}
+
+// inUserNS says whether this process is in another user namespace than the first,
+// the one in which a user's number is the same inside and outside.
+func inUserNS() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	f := strings.Fields(string(b))
+	return err == nil && (len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295")
 }
 
 // lacking is an ErrNotPrivileged that names what this process lacks among caps,

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -410,6 +411,38 @@ func unprivileged([]string) error {
 		}
 	}
 	return nil
+}
+
+// confined says what a Binder says to root of a user namespace.
+func confined([]string) error {
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayBPF}})
+	if err != nil {
+		return err
+	}
+	_, err = b.Hook()
+	fmt.Println(errors.Is(err, cgroup.ErrConfined), errors.Is(err, cgroup.ErrNotPrivileged), err)
+	return b.Close()
+}
+
+// TestKernelConfined: root of a user namespace has all capabilities, and they do
+// not help.
+func TestKernelConfined(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	tctest.Cgroup2Mount(t)
+	cmd := tctest.Command(t, "confined")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "true true eth0: binding bpf: load the classifier: not privileged although no capability is missing (they are those of a user namespace): "
+	if got := string(out); !strings.HasPrefix(got, want) {
+		t.Errorf("%q, want %q...", got, want)
+	}
 }
 
 // limited is the program that loads the classifier with no locked memory allowed

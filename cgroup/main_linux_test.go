@@ -25,7 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "limited": limited, "run": run, "measure": measure, "hidden": hidden, "mounts": mounts})
+	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "limited": limited, "confined": confined, "run": run, "measure": measure, "hidden": hidden, "mounts": mounts})
 }
 
 // Leaf classes of the tree that every test has.

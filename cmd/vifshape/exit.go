@@ -136,6 +136,8 @@ func hints(err error) []string {
 		return []string{"try again when it is done; a lock goes with its process, so none can be left behind"}
 	case errors.As(err, &usage):
 		return []string{"`vifshape help` lists the commands, `vifshape help COMMAND` says what one takes"}
+	case errors.Is(err, cgroup.ErrConfined):
+		return []string{"run it as root of the machine, outside of containers and user namespaces; with nsenter --net it works on the interfaces of one from there"}
 	case privilege(err) && os.Geteuid() != 0:
 		return []string{"run it as root, for example with sudo; check, plan, ls and show need no privileges"}
 	case privilege(err):
