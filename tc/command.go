@@ -56,7 +56,7 @@ func Commands(device string, s hierarchy.Step) []string {
 		switch {
 		case s.Action == hierarchy.Delete:
 			return []string{remove}
-		case s.Action == hierarchy.Change && old != nil && inPlace(old.Qdisc, i.Qdisc):
+		case s.Action == hierarchy.Change && old != nil && InPlace(old.Qdisc, i.Qdisc):
 			return one("tc qdisc change dev %s parent %v %s%s", device, i.Class, arguments(i.Qdisc), comment(i.Path))
 		}
 		made := fmt.Sprintf("tc qdisc replace dev %s parent %v handle %x: %s%s", device, i.Class, i.Class.Minor(), arguments(i.Qdisc), comment(i.Path))

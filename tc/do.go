@@ -129,7 +129,7 @@ func (d *Device) encode(s hierarchy.Step) ([]netlink.Message, error) {
 		return []netlink.Message{m}, err
 	case *hierarchy.Leaf:
 		old, ok := s.Old.(*hierarchy.Leaf)
-		if s.Action == hierarchy.Change && ok && !inPlace(old.Qdisc, item.Qdisc) {
+		if s.Action == hierarchy.Change && ok && !InPlace(old.Qdisc, item.Qdisc) {
 			m, err := encodeLeaf(d.Index, item, true)
 			return []netlink.Message{encodeLeafDelete(d.Index, item.Class), m}, err
 		}
@@ -139,8 +139,9 @@ func (d *Device) encode(s hierarchy.Step) ([]netlink.Message, error) {
 	return nil, fmt.Errorf("no step for package tc")
 }
 
-// inPlace says whether a leaf qdisc can become another without being made anew.
-func inPlace(old, want hierarchy.Qdisc) bool {
+// InPlace says whether a leaf qdisc can become another without being made anew,
+// which drops what waits in it.
+func InPlace(old, want hierarchy.Qdisc) bool {
 	k := kindNamed(want.Kind)
 	return old.Kind == want.Kind && k != nil && (k.inPlace == nil || k.inPlace(old, want))
 }

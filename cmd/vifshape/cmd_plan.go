@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -112,14 +113,32 @@ func (m *machine) remarks(x *target) {
 		}
 		m.warnf("%s: the root qdisc %s %v is replaced; %s", x.tree.Interface, f.Kind, f.Handle, back)
 	}
+	var anew []hierarchy.Path
+	var gone []hierarchy.Bound
 	for _, s := range x.plan.Steps {
-		b, ok := s.Old.(*hierarchy.Bound)
-		if !ok || s.Action != hierarchy.Delete {
-			continue
+		switch old := s.Old.(type) {
+		case *hierarchy.Leaf:
+			if s.Action == hierarchy.Change && !tc.InPlace(old.Qdisc, s.New.(*hierarchy.Leaf).Qdisc) {
+				anew = append(anew, s.New.(*hierarchy.Leaf).Path)
+			}
+		case *hierarchy.Bound:
+			if s.Action == hierarchy.Delete {
+				gone = append(gone, *old)
+			}
 		}
-		// Processes that cannot be listed are no reason to stop a change.
-		if pids, err := x.binder.Processes(b.Target); err == nil && len(pids) > 0 {
-			m.warnf("%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", name(b.Path, b.Class), b.Target, len(pids))
+	}
+	if len(anew) > 0 {
+		others := ""
+		if n := len(anew) - 1; n > 0 {
+			others = fmt.Sprintf(", and those of %d more branches,", n)
+		}
+		m.warnf("%s: its queue%s cannot be changed in place: it is made anew, and packets that wait in it then are dropped", anew[0], others)
+	}
+	// Processes that cannot be listed are no reason to stop a change.
+	held, _ := x.held(x.before.Bound)
+	for _, b := range gone {
+		if n := len(held[b.Target]); n > 0 {
+			m.warnf("%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", name(b.Path, b.Class), printable(b.Target), n)
 		}
 	}
 }

@@ -288,24 +288,56 @@ func (x *shaped) named(all []hierarchy.Bound, blind bool) []hierarchy.Bound {
 
 // bound is what is bound to each class, with the processes in it.
 func (x *shaped) bound(all []hierarchy.Bound) (map[hierarchy.ClassID][]boundView, error) {
+	held, err := x.held(all)
+	if err != nil {
+		return nil, err
+	}
 	out := map[hierarchy.ClassID][]boundView{}
 	for _, b := range all {
 		v := boundView{Target: b.Target, From: b.From}
-		if b.Target != "" {
-			pids, err := x.binder.Processes(b.Target)
-			if err != nil {
-				return nil, err
-			}
-			for _, pid := range pids {
-				// One that has ended meanwhile has no name any more.
-				if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
-					v.Processes = append(v.Processes, process{pid, strings.TrimSpace(string(name))})
-				}
+		for _, pid := range held[b.Target] {
+			// One that has ended meanwhile has no name any more.
+			if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
+				v.Processes = append(v.Processes, process{pid, strings.TrimSuffix(string(name), "\n")})
 			}
 		}
 		out[b.Class] = append(out[b.Class], v)
 	}
 	return out, nil
+}
+
+// held is the processes that each target holds: a process in several of them
+// belongs to the deepest cgroup, and to its user only where none is bound, as the
+// classifier has it.
+func (x *shaped) held(all []hierarchy.Bound) (map[string][]int, error) {
+	held := map[string][]int{}
+	owner := map[int]string{}
+	for _, b := range all {
+		if b.Target == "" || held[b.Target] != nil {
+			continue
+		}
+		pids, err := x.binder.Processes(b.Target)
+		if err != nil {
+			return nil, err
+		}
+		held[b.Target] = pids
+		for _, pid := range pids {
+			if deeper(b.Target, owner[pid]) {
+				owner[pid] = b.Target
+			}
+		}
+	}
+	for target, pids := range held {
+		held[target] = slices.DeleteFunc(pids, func(pid int) bool { return owner[pid] != target })
+	}
+	return held, nil
+}
+
+// deeper says which of two targets that hold the same process comes first. Both
+// are cgroups on one way to the root, or one is a user; no target holds nothing.
+func deeper(a, b string) bool {
+	user := func(s string) bool { return strings.HasPrefix(s, "uid:") }
+	return b == "" || user(b) || !user(a) && len(a) > len(b)
 }
 
 func rootText(r hierarchy.Root) string {
@@ -333,7 +365,7 @@ func (v *treeView) bound() string {
 func (v *treeView) write(w io.Writer, kinds kindTable) error {
 	fmt.Fprintf(w, "%s: bound by %s", v.Interface, v.bound())
 	if v.Policy != "" {
-		fmt.Fprintf(w, ", from %s", v.Policy)
+		fmt.Fprintf(w, ", from %s", printable(v.Policy))
 	}
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -367,12 +399,12 @@ func (v *treeView) write(w io.Writer, kinds kindTable) error {
 
 // String says what is bound and which processes that is.
 func (b boundView) String() string {
-	s := b.From
+	s := printable(b.From)
 	switch {
 	case s == "":
-		s = b.Target
+		s = printable(b.Target)
 	case b.Target != "" && b.Target != b.From:
-		s += " (" + b.Target + ")"
+		s += " (" + printable(b.Target) + ")"
 	}
 	const most = 6
 	for i, p := range b.Processes {
@@ -384,7 +416,7 @@ func (b boundView) String() string {
 		default:
 			s += ", "
 		}
-		s += fmt.Sprintf("%s[%d]", p.Name, p.PID)
+		s += fmt.Sprintf("%s[%d]", printable(p.Name), p.PID)
 	}
 	return s
 }

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
 )
 
 // planJSON is the stable form of a plan.
@@ -105,13 +106,14 @@ func stepText(s hierarchy.Step, kinds kindTable) string {
 	case *hierarchy.Bound:
 		from := ""
 		if i.From != "" && i.From != i.Target {
-			from = " (" + i.From + ")"
+			from = " (" + printable(i.From) + ")"
 		}
+		target := printable(i.Target)
 		if s.Action == hierarchy.Change {
 			old := s.Old.(*hierarchy.Bound)
-			return fmt.Sprintf("bind\t%s\t%v\t%s%s, was %s", name(i.Path, i.Class), i.Class, i.Target, from, name(old.Path, old.Class))
+			return fmt.Sprintf("bind\t%s\t%v\t%s%s, was %s", name(i.Path, i.Class), i.Class, target, from, name(old.Path, old.Class))
 		}
-		return fmt.Sprintf("bind\t%s\t%v\t%s%s", name(i.Path, i.Class), i.Class, i.Target, from)
+		return fmt.Sprintf("bind\t%s\t%v\t%s%s", name(i.Path, i.Class), i.Class, target, from)
 	}
 	return s.String()
 }
@@ -166,8 +168,12 @@ func classDiff(old, now hierarchy.Class) string {
 }
 
 func qdiscDiff(old, now hierarchy.Qdisc, kinds kindTable) string {
+	lost := ""
+	if !tc.InPlace(old, now) {
+		lost = " (packets waiting in it are dropped)"
+	}
 	if old.Kind != now.Kind {
-		return fmt.Sprintf("%s -> %s (packets waiting in it are dropped)", kinds.text(old), kinds.text(now))
+		return fmt.Sprintf("%s -> %s%s", kinds.text(old), kinds.text(now), lost)
 	}
 	var s []string
 	for _, p := range now.Params {
@@ -184,7 +190,7 @@ func qdiscDiff(old, now hierarchy.Qdisc, kinds kindTable) string {
 			s = append(s, fmt.Sprintf("%s %s -> default", p.Name, kinds.value(old.Kind, p.Name, p.Value)))
 		}
 	}
-	return now.Kind + " " + strings.Join(s, "  ")
+	return now.Kind + " " + strings.Join(s, "  ") + lost
 }
 
 // kindTable knows how the parameters of queueing disciplines are written.
