@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -67,10 +68,43 @@ func (s *store) load(iface string) (*record, error) {
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("%s is damaged (%w): remove it, and apply the policy again", s.file(iface), err)
 	}
+	if err := r.check(iface); err != nil && r.Version == recordVersion {
+		return nil, fmt.Errorf("%s is damaged (%w): remove it, and apply the policy again", s.file(iface), err)
+	}
 	if r.Version != recordVersion {
 		return nil, fmt.Errorf("%s was written by another version of vifshape (format %d, this one has %d): clear with that version, or remove the file", s.file(iface), r.Version, recordVersion)
 	}
 	return r, nil
+}
+
+// check says what cannot be true in a record that was read.
+func (r *record) check(iface string) error {
+	if r.Interface != iface {
+		return fmt.Errorf("it is about interface %q", r.Interface)
+	}
+	key := make(map[uint16]string, len(r.IDs.Minors))
+	for k, m := range r.IDs.Minors {
+		if o, twice := key[m]; twice {
+			return fmt.Errorf("%q and %q have the same class id %v", min(k, o), max(k, o), hierarchy.ID(m))
+		}
+		key[m] = k
+		if !hierarchy.Path(k).Below(hierarchy.Path(iface)) {
+			return fmt.Errorf("%q is not below %s", k, iface)
+		}
+	}
+	paths := slices.Clone(r.Order)
+	for _, x := range r.IDs.Retired {
+		paths = append(paths, hierarchy.Path(x.Key))
+	}
+	for _, b := range r.Bound {
+		paths = append(paths, b.Path)
+	}
+	for _, p := range paths {
+		if !p.Below(hierarchy.Path(iface)) {
+			return fmt.Errorf("%q is not below %s", p, iface)
+		}
+	}
+	return nil
 }
 
 // save replaces the record atomically. One that the interface had under another

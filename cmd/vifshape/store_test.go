@@ -55,8 +55,12 @@ func TestStore(t *testing.T) {
 func TestStoreDamaged(t *testing.T) {
 	s := &store{dir: t.TempDir()}
 	for content, want := range map[string]string{
-		`{"version":`:     "is damaged",
-		`{"version": 99}`: "another version of vifshape (format 99, this one has 1)",
+		`{"version":`:                         "is damaged",
+		`{"version": 99}`:                     "another version of vifshape (format 99, this one has 1)",
+		`{"version": 1, "interface": "eth1"}`: `eth0.json is damaged (it is about interface "eth1"): remove it, and apply the policy again`,
+		`{"version": 1, "interface": "eth0", "ids": {"minors": {"eth0/a": 16, "eth0/b": 16}}}`: `eth0.json is damaged ("eth0/a" and "eth0/b" have the same class id 71f:10): remove it`,
+		`{"version": 1, "interface": "eth0", "ids": {"minors": {"a": 16}}}`:                    `("a" is not below eth0)`,
+		`{"version": 1, "interface": "eth0", "order": ["eth0", "x"]}`:                          `("x" is not below eth0)`,
 	} {
 		if err := os.WriteFile(filepath.Join(s.dir, "eth0.json"), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
