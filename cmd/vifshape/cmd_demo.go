@@ -90,6 +90,9 @@ const demoLeast = 4 * demoSettle
 // "-far" behind it.
 const demoName = "vifshape-demo"
 
+// netNSDir is where names of network namespaces are, for ip netns too.
+const netNSDir = "/run/netns"
+
 type demoOptions struct {
 	keep, remove, json bool
 	time               time.Duration
@@ -160,6 +163,13 @@ func (e *env) demo(ctx context.Context, o demoOptions) (err error) {
 	if o.time < demoLeast {
 		return usagef("--time %v is too short to measure anything: write at least %v", o.time, demoLeast)
 	}
+	if o.keep {
+		for _, name := range []string{demoName, demoName + "-far"} {
+			if _, err := os.Lstat(filepath.Join(netNSDir, name)); err == nil {
+				return fmt.Errorf("a demo stands already, in network namespace %s: `vifshape demo --remove` takes it away", name)
+			}
+		}
+	}
 	d := &demo{env: e, out: e.stdout}
 	if o.json {
 		d.out = io.Discard
@@ -202,7 +212,7 @@ func (e *env) demo(ctx context.Context, o demoOptions) (err error) {
 
 // demoRemove removes what --keep left.
 func (e *env) demoRemove() error {
-	near, err := lab.OpenNetNS(filepath.Join("/run/netns", demoName))
+	near, err := lab.OpenNetNS(filepath.Join(netNSDir, demoName))
 	if err != nil {
 		return fmt.Errorf("no demo stands: %w", err)
 	}

@@ -25,6 +25,7 @@ verdict=$?
 ls /run/vifshape >names &&
 nsenter --net=/run/netns/vifshape-demo "$1" show >show &&
 nsenter --net=/run/netns/vifshape-demo "$1" run eth0/guests/bob -- cat /proc/self/cgroup >bob &&
+! "$1" demo --keep 2>again &&
 "$1" demo --remove &&
 find /run -mindepth 2 >left &&
 exit $verdict`
@@ -65,6 +66,9 @@ exit $verdict`
 	}
 	if bob := read("bob"); !strings.Contains(bob, "/vifshape/"+ns+"/eth0/guests/bob\n") {
 		t.Errorf("a program that was run is in\n%s", bob)
+	}
+	if again := read("again"); !strings.Contains(again, "error: a demo stands already, in network namespace vifshape-demo: ") {
+		t.Errorf("a second demo: %s", again)
 	}
 	if left := read("left"); left != "" {
 		t.Errorf("left in the run directory:\n%s", left)
