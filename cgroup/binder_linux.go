@@ -76,6 +76,7 @@ type Binder struct {
 	paths  map[uint64]string // of cgroups, once seen: cheaper to check than to find
 	fresh  map[string]bool   // homes that this Binder made and has not bound yet
 	warned bool              // of TCX programs
+	last   hierarchy.Way     // on the interface, when this Binder last looked or changed it
 }
 
 // NewBinder makes a Binder. Nothing is read or changed yet.
@@ -105,7 +106,9 @@ func NewBinder(cfg Config) (*Binder, error) {
 	return &Binder{cfg: cfg, paths: map[uint64]string{}, fresh: map[string]bool{}}, nil
 }
 
-// Close lets go of descriptors. What is on the hook stays.
+// Close lets go of descriptors. What is on the hook stays. A net_cls hierarchy that
+// was mounted by this package goes again when nothing is in it and the interface
+// does not need it.
 func (b *Binder) Close() error {
 	var errs []error
 	for _, s := range []*set{b.set, b.spare, b.former} {
@@ -117,6 +120,9 @@ func (b *Binder) Close() error {
 		if t != nil {
 			errs = append(errs, t.close())
 		}
+	}
+	if b.v1 != nil && b.v1.mine && !tagged(b.last) {
+		errs = append(errs, b.v1.unmountNetCls())
 	}
 	*b = Binder{cfg: b.cfg, paths: b.paths, fresh: b.fresh, warned: b.warned}
 	return errors.Join(errs...)
@@ -140,6 +146,9 @@ func (b *Binder) Hook() (hierarchy.Hook, error) {
 func ways() []hierarchy.Way {
 	return []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup}
 }
+
+// tagged says whether a way goes by net_cls tags.
+func tagged(w hierarchy.Way) bool { return w == hierarchy.WayNetCls || w == hierarchy.WayClsCgroup }
 
 func (b *Binder) choose() error {
 	if b.way != hierarchy.WayNone {
@@ -346,7 +355,8 @@ func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
 }
 
 // inForce is the way of the classifier that is on the interface.
-func (b *Binder) inForce() (hierarchy.Way, error) {
+func (b *Binder) inForce() (way hierarchy.Way, err error) {
+	defer func() { b.last = way }()
 	if err := b.refresh(); err != nil {
 		return hierarchy.WayNone, err
 	}
@@ -462,6 +472,7 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 			if err := d.hook(hook(s.Old), hook(s.New), steps[i+1:]); err != nil {
 				return i, b.wrap(err)
 			}
+			b.last = hook(s.New).Way
 		case *hierarchy.Bound:
 			if err := d.bound(s, i); err != nil {
 				return i, b.wrap(fmt.Errorf("bind %s to %s: %w", item.Target, item.Class, err))
@@ -572,7 +583,6 @@ func (d *doing) unhook(was, next hierarchy.Way) error {
 	if program(was) && !program(next) {
 		errs = append(errs, d.cfg.Hook.DetachEgress(), d.refresh())
 	}
-	tagged := func(w hierarchy.Way) bool { return w == hierarchy.WayNetCls || w == hierarchy.WayClsCgroup }
 	if tagged(was) && !tagged(next) {
 		t, err := d.hierarchy(was)
 		if err == nil {

@@ -28,7 +28,8 @@
 // # State
 //
 // Nothing is pinned and no process stays behind. A later [Binder] finds the maps
-// again through the program on the hook, which keeps them alive.
+// again through the program on the hook, which keeps them alive. Where net_cls was
+// not mounted it is, with the source "vifshape", until nothing is in it any more.
 //
 // Changes need CAP_SYS_ADMIN (BPF maps by id, mounts) and CAP_NET_ADMIN; Linux
 // only. A Binder is not for concurrent use.

@@ -210,7 +210,8 @@ func TestKernelNetNSKey(t *testing.T) {
 	}
 }
 
-// mounts is the program that uses net_cls where it is not mounted: HOW RUNDIR.
+// mounts is the program that uses net_cls where it is not mounted, and makes a
+// cgroup in it if it is told one: HOW RUNDIR CGROUP.
 func mounts(args []string) error {
 	runtime.LockOSThread()
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -254,24 +255,55 @@ func mounts(args []string) error {
 		return err
 	}
 	fmt.Println(cgroup.Probe().Ways[1].Text)
-	return b.Close()
+	if args[2] != "" {
+		// somebody else's cgroup in it
+		all, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Source != "vifshape", false })
+		if err != nil || len(all) != 1 {
+			return fmt.Errorf("mounts %v, error %v", all, err)
+		}
+		dir := all[0].Mountpoint + "/" + args[2]
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+		defer os.Remove(dir)
+	}
+	if err := b.Close(); err != nil {
+		return err
+	}
+	fmt.Println(cgroup.Probe().Ways[1].Text)
+	return nil
 }
 
+// TestKernelMountsNetCls: it is mounted when it has to be, and goes again when
+// nothing is in it.
 func TestKernelMountsNetCls(t *testing.T) {
 	require(t, hierarchy.WayNetCls)
 	dir := t.TempDir()
-	for how, at := range map[string]string{"tmpfs": "/sys/fs/cgroup/net_cls", "other": dir + "/net_cls"} {
-		t.Run(how, func(t *testing.T) {
-			cmd := tctest.Command(t, "mounts", how, dir)
+	const before = "net_cls, which will be mounted when it is used\n"
+	for _, tt := range []struct{ name, how, at, cgroup string }{
+		{"where distributions do", "tmpfs", "/sys/fs/cgroup/net_cls", ""},
+		{"in the run directory", "other", dir + "/net_cls", ""},
+		{"in use", "other", dir + "/net_cls", tctest.Name()},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cmd := tctest.Command(t, "mounts", tt.how, dir, tt.cgroup)
 			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
 			out, err := cmd.Output()
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := "net_cls, which will be mounted when it is used\n" +
-				"mounted the net_cls cgroup hierarchy at " + at + "\nnet_cls at " + at + "\n"
+			now := "net_cls at " + tt.at + "\n"
+			want := before + "mounted the net_cls cgroup hierarchy at " + tt.at + "\n" + now
+			if tt.cgroup == "" {
+				want += before
+			} else {
+				want += now
+			}
 			if diff := cmp.Diff(want, string(out)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if ents, err := os.ReadDir(dir); err != nil || len(ents) != 0 && tt.cgroup == "" {
+				t.Errorf("left in the run directory: %v, error %v", ents, err)
 			}
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -83,6 +84,10 @@ func (t *tree) tags(ours func(hierarchy.ClassID) bool) ([]hierarchy.Bound, error
 	return bound, err
 }
 
+// mountSource is what the mount table names as the source of our mounts. The kernel
+// asks for none with cgroups, and everybody else writes "cgroup" or the like.
+const mountSource = "vifshape"
+
 // mountNetCls mounts the net_cls hierarchy where a distribution would, else below
 // runDir, and says where.
 func mountNetCls(runDir string) (*tree, error) {
@@ -95,7 +100,7 @@ func mountNetCls(runDir string) (*tree, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("mount net_cls: %w", privileges(err, unix.CAP_SYS_ADMIN))
 	}
-	err := unix.Mount("cgroup", dir, "cgroup", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "net_cls")
+	err := unix.Mount(mountSource, dir, "cgroup", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "net_cls")
 	if err != nil {
 		os.Remove(dir)
 		switch err {
@@ -106,5 +111,28 @@ func mountNetCls(runDir string) (*tree, error) {
 		}
 		return nil, fmt.Errorf("mount net_cls: %w", privileges(err, unix.CAP_SYS_ADMIN))
 	}
-	return openTree(dir, dir)
+	t, err := openTree(dir, dir)
+	if err == nil {
+		t.mine = true
+	}
+	return t, err
+}
+
+// unmountNetCls takes our mount away, unless there are cgroups in it: then
+// something is bound there, or somebody else uses it. t is closed.
+func (t *tree) unmountNetCls() error {
+	entries, err := os.ReadDir(t.root)
+	if err != nil || slices.ContainsFunc(entries, fs.DirEntry.IsDir) {
+		return err
+	}
+	switch err := unix.Unmount(t.root, unix.UMOUNT_NOFOLLOW); err {
+	case nil:
+		return os.Remove(t.root)
+	case unix.EBUSY, unix.EINVAL: // another vifshape is at work, or was faster
+		return nil
+	case unix.EPERM: // whoever only looks leaves it
+		return nil
+	default:
+		return fmt.Errorf("unmount net_cls at %s: %w", t.where, err)
+	}
 }

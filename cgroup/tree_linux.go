@@ -26,6 +26,7 @@ type tree struct {
 	shown string   // what the kernel prints for root
 	htype int32    // type of the kernel's handles
 	magic int64    // of the file system: cgroup v2 or v1
+	mine  bool     // mounted by this package, in this mount namespace
 }
 
 func (t *tree) close() error { return t.dir.Close() }
@@ -141,8 +142,11 @@ func mountedIn(proc, prefix, note string, magic int64, pick func(*mountinfo.Info
 			continue // covered by another mount, or out of reach
 		}
 		t, err := openTree(prefix+m.Mountpoint, m.Mountpoint+note)
-		if err == nil && prefix != "" {
+		switch {
+		case err == nil && prefix != "":
 			t.anchor() // the other process may end
+		case err == nil:
+			t.mine = m.Source == mountSource
 		}
 		return t, err
 	}
