@@ -129,21 +129,59 @@ func (d *Device) LeafKinds() (have, lacking []string, err error) {
 	return have, lacking, nil
 }
 
+// Lacks says which of the given kinds of qdiscs this kernel has not: also those
+// that are no leaves, such as "htb" and "clsact". It asks as [Device.LeafKinds] does.
+func (d *Device) Lacks(kinds ...string) (lacking []string, err error) {
+	for _, name := range kinds {
+		k := &discipline{Kind: hierarchy.Kind{Name: name}, module: "sch_" + name}
+		if name == clsactKind {
+			k.module = "sch_ingress" // which has both
+		}
+		has, err := d.hasKind(k)
+		if err != nil {
+			return nil, err
+		}
+		if !has {
+			lacking = append(lacking, name)
+		}
+	}
+	return lacking, nil
+}
+
+const clsactKind = "clsact"
+
+// HasBPF says whether this kernel has the classifier that [Device.AttachEgress]
+// uses, as far as the lists of its modules and functions tell: it can be asked for
+// only where it is used. A no proves nothing where known is false.
+func HasBPF() (has, known bool) {
+	if has, known = hasModule("cls_bpf"); has {
+		return true, true
+	}
+	// Part of the kernel itself; what is in neither list cannot be loaded.
+	b, err := os.ReadFile("/proc/kallsyms")
+	return err == nil && strings.Contains(string(b), " cls_bpf_classify"), known
+}
+
 // hasKind asks the kernel for a kind. It orders a root qdisc of that kind with a
 // shared block of filters for what arrives, which none of them can have: the
 // kernel looks for the kind, loading its module if there is one, then refuses
 // (qdisc_create before qdisc_block_indexes_set, net/sched/sch_api.c, v5.4 to
 // v6.18). Nothing is made, and nothing that stands is changed, because the order
-// is exclusive.
+// is exclusive. clsact can have such a block, but not number 0, which is refused at
+// the same place.
 func (d *Device) hasKind(k *discipline) (bool, error) {
 	e := encoder{}
 	e.tcMsg(tcMsg{index: d.Index, parent: rootParent})
 	e.attrString(tcaKind, k.Name)
-	e.attr32(tcaIngressBlock, 1)
+	block, refused := uint32(1), unix.EOPNOTSUPP
+	if k.Name == clsactKind {
+		block, refused = 0, unix.EINVAL
+	}
+	e.attr32(tcaIngressBlock, block)
 	flags := netlink.Create | netlink.Replace | netlink.Excl // whatever is at the root now
 	_, err := d.c.send([]netlink.Message{message(unix.RTM_NEWQDISC, flags, e.b)})
 	switch errno(err) {
-	case unix.EOPNOTSUPP, unix.EEXIST: // EEXIST: it stands there now
+	case refused, unix.EEXIST: // EEXIST: it stands there now
 		return true, nil
 	case unix.ENOENT:
 		return false, nil
@@ -162,21 +200,32 @@ func (k *discipline) listed() bool {
 	if k == &pfifo || k == &bfifo {
 		return true
 	}
-	if _, err := os.Stat("/sys/module/" + k.module); err == nil {
-		return true
+	has, _ := hasModule(k.module)
+	return has
+}
+
+// hasModule looks for a module among those in use and in the lists of the kernel's;
+// known says that there are lists.
+func hasModule(name string) (has, known bool) {
+	if _, err := os.Stat("/sys/module/" + name); err == nil {
+		return true, true
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
-		return false
+		return false, false
 	}
 	dir := filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
 	for _, list := range []string{"modules.builtin", "modules.dep"} {
 		b, err := os.ReadFile(filepath.Join(dir, list))
-		if err == nil && strings.Contains(string(b), "/"+k.module+".ko") {
-			return true
+		if err != nil {
+			continue
+		}
+		known = true
+		if strings.Contains(string(b), "/"+name+".ko") {
+			return true, true
 		}
 	}
-	return false
+	return false, known
 }
 
 // settle settles one leaf qdisc.

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/tc"
 )
 
 func newDoctorCommand(e *env) *cobra.Command {
@@ -13,8 +14,8 @@ func newDoctorCommand(e *env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this machine can and cannot do, and why",
-		Long: `Doctor tries what vifshape needs and changes nothing: which queueing disciplines
-the kernel has, which ways there are to tell whose a packet is, and which of them
+		Long: `Doctor tries what vifshape needs and changes nothing: whether the kernel has htb,
+clsact and cls_bpf, which queueing disciplines it has for leaves, which ways there are to tell whose a packet is, and which of them
 apply would take. Run it as root: without privileges most things cannot be tried.
 
 EXIT STATUS
@@ -68,6 +69,14 @@ func (e *env) doctor(asJSON bool) error {
 	return nil
 }
 
+// notFound says how sure it is that something is not there.
+func notFound(root bool) string {
+	if root {
+		return ": not in this kernel, nor among its modules"
+	}
+	return ": not in the lists of this kernel's modules; root can ask the kernel itself"
+}
+
 func (e *env) findings() ([]finding, error) {
 	var all []finding
 	r := cgroup.Probe()
@@ -87,17 +96,30 @@ func (e *env) findings() ([]finding, error) {
 	if err != nil {
 		return nil, err
 	}
+	no, err := lo.Lacks("htb", "clsact")
+	if err != nil {
+		return nil, err
+	}
+	trees := finding{"trees and hooks", len(no) == 0, true, "htb, clsact"}
+	if !trees.OK {
+		trees.Text = strings.Join(no, ", ") + notFound(root)
+	}
+	all = append(all, trees)
+	switch has, known := tc.HasBPF(); {
+	case has:
+		all = append(all, finding{"classifier cls_bpf", true, false, "in this kernel, or among its modules"})
+	case known:
+		all = append(all, finding{"classifier cls_bpf", false, false, "neither in this kernel nor among its modules: it takes binding cls_cgroup"})
+	default:
+		all = append(all, finding{"classifier cls_bpf", false, false, "not to be seen; whether the kernel has it shows only when it is used"})
+	}
 	have, lacking, err := lo.LeafKinds()
 	if err != nil {
 		return nil, err
 	}
 	all = append(all, finding{"leaf qdiscs", len(have) > 0, true, strings.Join(have, ", ")})
 	if len(lacking) > 0 {
-		why := ": not in this kernel, nor among its modules"
-		if !root {
-			why = ": not in the lists of this kernel's modules; root can ask the kernel itself"
-		}
-		all = append(all, finding{"other leaf qdiscs", false, false, strings.Join(lacking, ", ") + why})
+		all = append(all, finding{"other leaf qdiscs", false, false, strings.Join(lacking, ", ") + notFound(root)})
 	}
 	all = append(all, finding{"cgroups", true, false, r.Layout})
 	for _, w := range r.Ways {
