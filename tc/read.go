@@ -97,7 +97,8 @@ func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarc
 }
 
 // HasClass says whether our root qdisc stands on the interface and has the class:
-// two questions, whatever the size of the tree.
+// two questions, whatever the size of the tree. Listeners get the answers, as with
+// Reread.
 func (d *Device) HasClass(id hierarchy.ClassID) (bool, error) {
 	body, err := d.get(unix.RTM_GETTCLASS, tcMsg{index: d.Index, handle: uint32(id)})
 	if err != nil || body == nil {

@@ -143,7 +143,7 @@ func hints(err error) []string {
 	case privilege(err):
 		return []string{"this process is root without all that root may, as in a container: it takes CAP_NET_ADMIN and CAP_SYS_ADMIN, run --user also CAP_SETUID and CAP_SETGID, and cgroups and /run that root can write"}
 	case errors.As(err, &root):
-		return []string{"write replace = true below the interface to let vifshape take its place; `vifshape clear` puts it back"}
+		return []string{"write replace = true below the interface to let vifshape take its place; plan then says whether `vifshape clear` can put it back"}
 	case errors.Is(err, tc.ErrNotSupported):
 		return []string{"`vifshape doctor` says what this kernel has"}
 	}
