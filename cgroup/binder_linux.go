@@ -50,11 +50,13 @@ type Config struct {
 	// RunDir is where net_cls is mounted when it has to be and no better place
 	// offers itself; empty: /run/vifshape.
 	RunDir string
-	// Classes says whether a class is one of this interface's. A process has one
-	// net_cls tag for all interfaces, so with two of them the ids of their classes
-	// must differ and Classes tell whose a tag is. Nil: every class is this
-	// interface's. Only the net_cls and cls_cgroup ways ask.
+	// Classes says whether a class is one of this interface's: tags with others are
+	// left alone. Nil: every class is. Only the net_cls and cls_cgroup ways ask.
 	Classes func(hierarchy.ClassID) bool
+	// Others lists the other interfaces that are bound by net_cls tags. A process
+	// has one tag for all interfaces, so no second one is bound by them. Nil: there
+	// are none. It is asked when one of these ways is to be chosen, and by Close.
+	Others func() ([]string, error)
 	// Warn is told what happened besides, such as a file system that was mounted,
 	// and of other programs that may keep packets from the classifier. May be nil.
 	Warn func(string)
@@ -100,6 +102,9 @@ func NewBinder(cfg Config) (*Binder, error) {
 	if cfg.Classes == nil {
 		cfg.Classes = func(hierarchy.ClassID) bool { return true }
 	}
+	if cfg.Others == nil {
+		cfg.Others = func() ([]string, error) { return nil, nil }
+	}
 	if cfg.Warn == nil {
 		cfg.Warn = func(string) {}
 	}
@@ -107,8 +112,8 @@ func NewBinder(cfg Config) (*Binder, error) {
 }
 
 // Close lets go of descriptors. What is on the hook stays. A net_cls hierarchy that
-// was mounted by this package goes again when nothing is in it and the interface
-// does not need it.
+// was mounted by this package goes again when nothing is in it and no interface
+// needs it.
 func (b *Binder) Close() error {
 	var errs []error
 	for _, s := range []*set{b.set, b.spare, b.former} {
@@ -122,7 +127,11 @@ func (b *Binder) Close() error {
 		}
 	}
 	if b.v1 != nil && b.v1.mine && !tagged(b.last) {
-		errs = append(errs, b.v1.unmountNetCls())
+		others, err := b.cfg.Others()
+		if err == nil && len(others) == 0 {
+			err = b.v1.unmountNetCls()
+		}
+		errs = append(errs, err)
 	}
 	*b = Binder{cfg: b.cfg, paths: b.paths, fresh: b.fresh, warned: b.warned}
 	return errors.Join(errs...)
@@ -155,8 +164,16 @@ func (b *Binder) choose() error {
 		return nil
 	}
 	var tried clauses
+	refused := false // tags, by whatever they are read
 	for _, w := range b.cfg.Ways {
-		err := b.prepare(w)
+		if refused && tagged(w) {
+			continue
+		}
+		err := b.alone(w)
+		refused = err != nil
+		if err == nil {
+			err = b.prepare(w)
+		}
 		if err == nil {
 			b.way, b.at, b.before = w, w, tried
 			return nil
@@ -167,6 +184,18 @@ func (b *Binder) choose() error {
 		return fmt.Errorf("%s: nothing here tells whose packets are whose: %w", b.cfg.Interface, tried)
 	}
 	return fmt.Errorf("%s: %w", b.cfg.Interface, tried)
+}
+
+// alone refuses tags where another interface is bound by them.
+func (b *Binder) alone(w hierarchy.Way) error {
+	if !tagged(w) {
+		return nil
+	}
+	others, err := b.cfg.Others()
+	if err == nil && len(others) > 0 {
+		err = fmt.Errorf("one process has one net_cls tag for all interfaces, and %s uses it already: bind with bpf, or shape one interface", others[0])
+	}
+	return err
 }
 
 // settle finds the hierarchy in which the interface's cgroups are, for [Binder.tree]:

@@ -658,6 +658,38 @@ func TestKernelTCX(t *testing.T) {
 	check("", red)
 }
 
+// TestKernelOthers: where another interface is bound by tags, no second one is.
+func TestKernelOthers(t *testing.T) {
+	require(t, hierarchy.WayNetCls)
+	newPlace(t, hierarchy.WayNetCls)
+	unread := errors.New("records cannot be read")
+	for _, tt := range []struct {
+		name   string
+		others []string
+		err    error
+		want   string
+	}{
+		{"none", nil, nil, ""},
+		{"two", []string{"eth1", "eth2"}, nil, "eth0: binding net_cls: one process has one net_cls tag for all interfaces, and eth1 uses it already: bind with bpf, or shape one interface"},
+		{"not known", nil, unread, "eth0: binding net_cls: records cannot be read"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, err := cgroup.NewBinder(cgroup.Config{
+				Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayNetCls},
+				Others: func() ([]string, error) { return tt.others, tt.err },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			_, err = b.Hook()
+			if got := fmt.Sprint(err); got != tt.want && (tt.want != "" || err != nil) {
+				t.Errorf("error %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 // TestKernelTwoInterfaces: with net_cls each interface sees its own tags only and
 // does not take another's over.
 func TestKernelTwoInterfaces(t *testing.T) {

@@ -177,7 +177,10 @@ func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 // removeHomes removes the cgroups of an interface's branches, whether the
 // interface is there or not, and remembers it where processes live in some.
 func (m *machine) removeHomes(iface string) error {
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: iface, NetNS: m.store.netNS, RunDir: m.runDir})
+	b, err := cgroup.NewBinder(cgroup.Config{
+		Hook: noHook{}, Interface: iface, NetNS: m.store.netNS, RunDir: m.runDir,
+		Others: func() ([]string, error) { return m.tagged(iface, 0) },
+	})
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ type machine struct {
 	conn  *tc.Conn
 	store *store
 	early map[string]hierarchy.State // see ahead
+	tags  []string                   // interfaces of the policy at hand that net_cls tags will bind
 }
 
 func (e *env) machine() (*machine, error) {
@@ -82,7 +83,8 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	cfg := cgroup.Config{
 		Hook: d, Interface: iface, Index: d.Index, NetNS: m.store.netNS, RunDir: m.runDir,
 		Ways: ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
-		Warn: func(s string) { m.notef("%s", s) },
+		Others: func() ([]string, error) { return m.tagged(iface, d.Index) },
+		Warn:   func(s string) { m.notef("%s", s) },
 	}
 	b, err := cgroup.NewBinder(cfg)
 	if err != nil {
@@ -94,6 +96,28 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	}
 	return &shaped{d, b, k, r}, nil
 }
+
+// tagged lists the interfaces but the given one that are bound by net_cls tags, or
+// will be.
+func (m *machine) tagged(iface string, index uint32) ([]string, error) {
+	names, err := m.store.interfaces()
+	if err != nil {
+		return nil, err
+	}
+	all := slices.Clone(m.tags)
+	for _, n := range names {
+		r, err := m.store.load(n)
+		if err != nil {
+			return nil, err
+		}
+		if tags(r.Way) && r.Index != index && !slices.Contains(all, n) {
+			all = append(all, n)
+		}
+	}
+	return slices.DeleteFunc(all, func(n string) bool { return n == iface }), nil
+}
+
+func tags(w hierarchy.Way) bool { return w == hierarchy.WayNetCls || w == hierarchy.WayClsCgroup }
 
 // ways are those that a binding stands for, nil for auto and for none: all. With
 // net_cls the kernel's own classifier reads the tags where BPF is not to be had.
@@ -191,6 +215,7 @@ func (x *target) bind() (err error) {
 		x.want.Hook, x.want.Bound = x.before.Hook, x.before.Bound
 		return nil
 	}
+	x.next.Way = x.want.Hook.Way
 	if x.want.Bound, x.pending, err = x.binder.Resolve(x.tree); err != nil {
 		return err
 	}
@@ -220,6 +245,9 @@ func (m *machine) targets(ctx context.Context, file, binding string, p *policy.P
 		if err == nil {
 			all = append(all, &target{shaped: s, tree: t})
 			err = m.settle(ctx, file, binding, all[len(all)-1])
+		}
+		if err == nil && tags(all[len(all)-1].want.Hook.Way) {
+			m.tags = append(m.tags, t.Interface)
 		}
 		if err != nil {
 			release(all)

@@ -68,6 +68,18 @@ func TestKernelScript(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		e.Defer(func() { // a script that failed does not clear
+			b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: "eth0", NetNS: ns})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.RemoveHomes(); err != nil {
+				t.Error(err)
+			}
+			if err := b.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 		e.Defer(func() {
 			if err := os.RemoveAll(filepath.Join(defaultRunDir, ns)); err != nil {
 				t.Error(err)

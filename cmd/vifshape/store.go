@@ -33,6 +33,7 @@ type record struct {
 	Index     uint32            `json:"ifindex"` // tells the interface after it was renamed
 	Policy    string            `json:"policy"`  // the file that the tree came from
 	Binding   string            `json:"binding"`
+	Way       hierarchy.Way     `json:"way,omitempty"` // that was taken
 	IDs       hierarchy.IDs     `json:"ids"`
 	Order     []hierarchy.Path  `json:"order"`           // branches as the policy lists them
 	Bound     []hierarchy.Bound `json:"bound,omitempty"` // the policy's bindings; no target: not there yet
