@@ -23,16 +23,18 @@ SIGHUP stay so, as under nohup. The program and all its children send as the
 branch allows. What they opened before, such as a socket on standard input, keeps
 the class it had.
 
-Environment, working directory and open files are passed on. With --user HOME,
-USER and LOGNAME are the user's; PATH, SHELL and all else stay as they are.
+Environment, working directory and open files are passed on. With --user and a
+name or number HOME, USER and LOGNAME are the user's; PATH, SHELL and all else
+stay as they are.
 
   vifshape run eth0/backup -- rsync -a /home backup:/home
   vifshape run --user alice eth0/web/api -- ./server
 
 EXIT STATUS
   the program's own, or
-  1    an error
+  1    an error; also when the branch is not in the kernel any more
   2    wrong flags or arguments
+  4    another vifshape is changing this network namespace
   5    root is needed, or root lacks a capability that the message names
   126  the program is there and cannot be started
   127  there is no such program`,
