@@ -105,7 +105,10 @@ func tree(t testing.TB, bind ...string) *hierarchy.Tree {
 // TestKernelHomes: a branch's own cgroup is made, found, bound, and goes again
 // unless somebody lives there.
 func TestKernelHomes(t *testing.T) {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range ways(t) {
+		if way == hierarchy.WayClsCgroup {
+			continue // the same homes as with net_cls
+		}
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
@@ -202,7 +205,10 @@ func (n *network) generation(t testing.TB) uint32 {
 // TestKernelBoundHome: a home that is bound is found so by anybody, and a new one
 // makes no socket look its class up again.
 func TestKernelBoundHome(t *testing.T) {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range ways(t) {
+		if way == hierarchy.WayClsCgroup {
+			continue // the same homes as with net_cls
+		}
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)

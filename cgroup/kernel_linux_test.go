@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/sys/mountinfo"
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -47,6 +48,35 @@ func require(t testing.TB, way hierarchy.Way) {
 			tctest.Require(t, !errors.Is(w.Err, cgroup.ErrNotSupported), fmt.Sprintf("binding %s (%v)", way, w.Err))
 		}
 	}
+}
+
+// ways are those to test here: not the kernel's own classifier on a machine without
+// it, where TestKernelVM goes on, and not cgroup v2 in one of the guests, with v1
+// alone, where TestKernelNotMounted does.
+func ways(t testing.TB) []hierarchy.Way {
+	t.Helper()
+	all := []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup}
+	if vm.Inside() {
+		if !mountsV2(t) {
+			return all[1:]
+		}
+		return all
+	}
+	tctest.RequireRoot(t)
+	if errors.Is(cgroup.Probe().Ways[2].Err, cgroup.ErrNotSupported) {
+		return all[:2]
+	}
+	return all
+}
+
+// mountsV2 says whether the machine mounts cgroup v2.
+func mountsV2(t testing.TB) bool {
+	t.Helper()
+	all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all) > 0
 }
 
 // apply goes from what is there to the given bindings.
@@ -101,7 +131,7 @@ type counts = map[hierarchy.ClassID]uint64
 // TestKernelClasses: whose class a packet gets, exactly, by every way. In the
 // hierarchy a is red, a/deep/blue is blue, free is not bound.
 func TestKernelClasses(t *testing.T) {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup} {
+	for _, way := range ways(t) {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
