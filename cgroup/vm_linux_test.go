@@ -12,7 +12,7 @@ import (
 func TestKernelVM(t *testing.T) {
 	tctest.Require(t, !testing.Short(), "a run without -short, to boot three machines")
 	for layout, tests := range map[vm.Layout]string{
-		vm.V2:     "Classes|Programs|Homes|BoundHome|Hidden|NetNSKey|Limited|TimeWait|Resolve",
+		vm.V2:     "Classes|Programs|Homes|BoundHome|Hidden|NetNSKey|Limited|TimeWait|Resolve|TCX",
 		vm.Hybrid: "Classes|NetNSKey|Unprivileged|TCP|Moved|Rebind|FoundAgain|Gone|ChangeOfWay|Refused",
 		vm.V1:     "Classes|Homes|BoundHome|NotMounted|MountsNetCls",
 	} {
