@@ -402,9 +402,9 @@ func (b boundView) String() string {
 	s := printable(b.From)
 	switch {
 	case s == "":
-		s = printable(b.Target)
+		s = targetText(b.Target)
 	case b.Target != "" && b.Target != b.From:
-		s += " (" + printable(b.Target) + ")"
+		s += " (" + targetText(b.Target) + ")"
 	}
 	const most = 6
 	for i, p := range b.Processes {

@@ -52,6 +52,14 @@ func printable(s string) string {
 	return strconv.Quote(s)
 }
 
+// targetText is a binding's target. A cgroup that is gone has only its number left.
+func targetText(target string) string {
+	if strings.HasPrefix(target, "cgroup-id:") {
+		target += " (gone)"
+	}
+	return printable(target)
+}
+
 // indented is the last part of a path behind two spaces for each level.
 func indented(p hierarchy.Path) string {
 	return strings.Repeat("  ", strings.Count(string(p), "/")) + p.Base()

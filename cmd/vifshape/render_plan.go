@@ -108,7 +108,7 @@ func stepText(s hierarchy.Step, kinds kindTable) string {
 		if i.From != "" && i.From != i.Target {
 			from = " (" + printable(i.From) + ")"
 		}
-		target := printable(i.Target)
+		target := targetText(i.Target)
 		if s.Action == hierarchy.Change {
 			old := s.Old.(*hierarchy.Bound)
 			return fmt.Sprintf("bind\t%s\t%v\t%s%s, was %s", name(i.Path, i.Class), i.Class, target, from, name(old.Path, old.Class))
