@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -25,13 +26,18 @@ const (
 // own is needed wherever a cgroup or a namespace is entered for good.
 type Programs map[string]func(args []string) error
 
-// Main is for TestMain: it runs the tests and exits. In a process started by
+// Main is for TestMain: it runs the tests, at a time when no other package's
+// tests run, and exits. In a process started by
 // [Command] it runs that program instead. After tests that succeeded it looks
 // for leftovers, and fails the run when it finds a network namespace, a socket,
 // a process, a mount, a cgroup or a temporary directory that a test forgot.
 func Main(m *testing.M, p Programs) {
 	if name := os.Getenv(programEnv); name != "" {
 		os.Exit(runProgram(p, name))
+	}
+	if err := alone(); err != nil {
+		fmt.Fprintln(os.Stderr, "tctest:", err)
+		os.Exit(1)
 	}
 	if err := os.Setenv(runEnv, strconv.Itoa(os.Getpid())); err != nil {
 		fmt.Fprintln(os.Stderr, "tctest:", err)
@@ -53,6 +59,25 @@ func Main(m *testing.M, p Programs) {
 		}
 	}
 	os.Exit(code)
+}
+
+// alone waits until no other package's tests run: "go test ./..." starts several
+// at a time, and some measure rates while others fill the processors. The lock
+// goes with the process. A test binary that a test starts is part of its run.
+func alone() error {
+	if os.Getenv(runEnv) != "" {
+		return nil
+	}
+	name := filepath.Join(os.TempDir(), fmt.Sprintf("vifshape-test-%d.lock", os.Getuid()))
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	for {
+		if err = unix.Flock(fd, unix.LOCK_EX); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 func runProgram(p Programs, name string) int {
