@@ -155,7 +155,8 @@ func (d *Device) EgressProgram() (id uint32, err error) {
 }
 
 // DetachEgress removes the program of AttachEgress, and the clsact qdisc when no
-// filter is left at either of its hooks. There is nothing to do without either.
+// filter is left at either of its hooks: also one that an AttachEgress made
+// which was killed before it put the filter there.
 func (d *Device) DetachEgress() error {
 	const op = "detach program at egress"
 	hook, others := false, false
@@ -169,16 +170,19 @@ func (d *Device) DetachEgress() error {
 	if err := d.eachFilter(egressParent, look); err != nil {
 		return d.fail(op, err)
 	}
-	if !hook {
-		return nil
-	}
 	if err := d.eachFilter(ingressParent, look); err != nil {
 		return d.fail(op, err)
 	}
-	if err := d.c.tc.Filter().Delete(d.hookObject(nil)); err != nil {
+	if hook {
+		if err := d.c.tc.Filter().Delete(d.hookObject(nil)); err != nil {
+			return d.fail(op, err)
+		}
+	}
+	kind, err := d.clsact()
+	if err != nil {
 		return d.fail(op, err)
 	}
-	if others {
+	if others || kind != "clsact" {
 		return nil
 	}
 	return d.fail("delete clsact qdisc", d.c.tc.Qdisc().Delete(d.clsactObject()))

@@ -164,6 +164,10 @@ func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		return false, err
 	}
 	var errs []error
+	if before.Root.Ours() && before.Hook.Way == hierarchy.WayNone {
+		// An apply that was killed may have made the place for a classifier.
+		errs = append(errs, x.device.DetachEgress())
+	}
 	if before.Root.Ours() && x.record.Former.Kind != "" {
 		errs = append(errs, x.device.Restore(x.record.Former))
 	}
