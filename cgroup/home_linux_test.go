@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -389,6 +390,7 @@ func TestKernelExec(t *testing.T) {
 
 // unprivileged gives all capabilities up and says what a Binder then says.
 func unprivileged([]string) error {
+	runtime.LockOSThread() // capabilities are a thread's
 	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData
 	if err := unix.Capset(&h, &none[0]); err != nil {
@@ -454,6 +456,7 @@ func TestKernelConfined(t *testing.T) {
 // limited is the program that loads the classifier with no locked memory allowed
 // and no right to raise that limit.
 func limited([]string) error {
+	runtime.LockOSThread() // capabilities are a thread's
 	var none unix.Rlimit
 	if err := unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &none, nil); err != nil {
 		return err

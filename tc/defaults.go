@@ -17,11 +17,12 @@ import (
 
 const (
 	// burstTime of a branch's rate may be sent at once, and burstPackets of the
-	// largest size at least: HTB is woken by timers and serves whole packets.
-	// More does not make shares truer, as measured in virtual time, and lets
-	// more through at line speed.
+	// largest size at least: HTB is woken by timers, serves whole packets, and
+	// forgets what a branch saves up beyond its burst while others have their
+	// turn. With one packet slow branches got 13 % less than their share, with
+	// tc's choice up to 55 % less or more; from three on it makes no difference.
 	burstTime    = 10 * time.Millisecond
-	burstPackets = 1
+	burstPackets = 4
 	// A leaf's quantum is what its rate sends in a certain time, the same for
 	// all leaves of an interface: a power of two between these two. One that
 	// borrows sends its quantum in a row while the others that borrow wait, so

@@ -102,7 +102,7 @@ func TestKernelRealPrograms(t *testing.T) {
 	fromDatagrams := n.far("iperf3", "-c", n.Near4.String(), "-p", "5202", "-R", "-u", "-l", "1200", "-b", "40M", "-t", fmt.Sprint(iperfTime), "--json")
 	toUpload := n.branch("eth0/clients/upload", "iperf3", "-c", n.Far4.String(), "-p", "5203", "-t", fmt.Sprint(iperfTime))
 	jobs := n.branch("eth0/clients/jobs", "bash", "-c",
-		fmt.Sprintf(`for i in 1 2 3; do (exec cat /dev/zero >/dev/tcp/%v/5600) & done; wait`, n.Far4))
+		fmt.Sprintf(`for i in 1 2 3 4 5 6 7 8; do (exec cat /dev/zero >/dev/tcp/%v/5600) & done; wait`, n.Far4))
 
 	time.Sleep(iperfFrom * time.Second)
 	before, webBefore := sink.Count(5600), web.count()
