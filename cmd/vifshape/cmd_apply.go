@@ -54,12 +54,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return parsing.before(ctx, err)
 	}
 	defer unlock()
-	m.ahead(ctx)
-	p, err := parsing.wait(ctx)
-	if err != nil {
-		return err
-	}
-	all, err := m.targets(ctx, file, o.binding, p)
+	all, err := m.targets(ctx, file, o.binding, parsing)
 	if err != nil {
 		return err
 	}

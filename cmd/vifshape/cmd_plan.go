@@ -55,12 +55,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 		return parsing.before(ctx, err)
 	}
 	defer m.Close()
-	m.ahead(ctx)
-	p, err := parsing.wait(ctx)
-	if err != nil {
-		return err
-	}
-	all, err := m.targets(ctx, file, o.binding, p)
+	all, err := m.targets(ctx, file, o.binding, parsing)
 	if err != nil {
 		return err
 	}

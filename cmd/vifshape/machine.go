@@ -234,8 +234,14 @@ func absolute(file string) string {
 	return file
 }
 
-// targets works out every interface of a policy before the first is changed.
-func (m *machine) targets(ctx context.Context, file, binding string, p *policy.Policy) ([]*target, error) {
+// targets works out every interface of a policy before the first is changed. It
+// looks at the kernel while the policy is still being parsed.
+func (m *machine) targets(ctx context.Context, file, binding string, parsing *parsing) ([]*target, error) {
+	m.ahead(ctx)
+	p, err := parsing.wait(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if binding == "" {
 		binding = p.Binding
 	}
