@@ -3,6 +3,7 @@ package hierarchy
 import (
 	"cmp"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,6 +50,9 @@ const (
 	Rate                      // a [Bandwidth]: bits per second
 	Flag                      // true or false: 1 or 0
 	Choice                    // one of Param.Choices: its index
+	Percent                   // "0.5%": 0 to 2^32-1, which is 100%, as the kernel counts probabilities
+	Signed                    // a bare integer that may be negative: in two's complement
+	Numbers                   // "1 2 2": Param.Len integers, see [Pack]
 )
 
 // Param describes one parameter of a kind, under the name that tc's manual
@@ -56,10 +60,12 @@ const (
 type Param struct {
 	Name     string
 	Type     ParamType
-	Min, Max uint64 // the accepted range in base units, both included; Max 0 means no upper bound
+	Min, Max uint64 // the accepted range in base units, of Numbers that of each, both included; Max 0 means no upper bound, but none above 0 for Signed
 	Choices  []string
-	Negative string // how tc writes a Flag that is off, such as "noecn"; empty: not at all
-	Help     string // one line, lower case, without a full stop
+	Len      int       // how many Numbers it has
+	Names    []Setting // values of a Duration that may be given by name
+	Negative string    // how tc writes a Flag that is off, such as "noecn"; empty: not at all
+	Help     string    // one line, lower case, without a full stop
 }
 
 // Kind describes one queueing discipline as far as a policy can be checked
@@ -99,6 +105,11 @@ type RawParam struct {
 
 // Parse reads one value of the parameter and checks its type and range.
 func (p *Param) Parse(r RawParam) (uint64, error) {
+	for _, n := range p.Names {
+		if r.Quoted && r.Text == n.Name {
+			return n.Value, nil
+		}
+	}
 	var v uint64
 	switch p.Type {
 	case Count:
@@ -122,7 +133,7 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 	case Duration:
 		d, err := time.ParseDuration(r.Text)
 		if err != nil || !r.Quoted {
-			return 0, fmt.Errorf("%s is a time: write %s = %q (units ns, us, ms, s)", p.Name, p.Name, p.example())
+			return 0, fmt.Errorf("%s is a time: write %s = %q (units ns, us, ms, s)%s", p.Name, p.Name, p.example(), p.names())
 		}
 		if d < 0 {
 			return 0, fmt.Errorf("%s %q is negative", p.Name, r.Text)
@@ -150,9 +161,34 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 			return 0, fmt.Errorf("%s is one of \"%s\"", p.Name, strings.Join(p.Choices, "\", \""))
 		}
 		return uint64(i), nil
+	case Percent:
+		if !r.Quoted {
+			return 0, fmt.Errorf("%s is a percentage: write %s = %q, with its sign and in quotes", p.Name, p.Name, p.example())
+		}
+		x, err := parsePercent(r.Text)
+		if err != nil {
+			return 0, err
+		}
+		v = x
+	case Signed:
+		n, err := strconv.ParseInt(r.Text, 10, 64)
+		if err != nil || r.Quoted {
+			return 0, fmt.Errorf("%s is a number: write %s = %s without quotes and unit", p.Name, p.Name, p.example())
+		}
+		if n < int64(p.Min) || n > int64(p.Max) {
+			return 0, fmt.Errorf("%s %d is not between %s and %s", p.Name, n, p.Format(p.Min), p.Format(p.Max))
+		}
+		return uint64(n), nil
+	case Numbers:
+		return p.parseNumbers(r)
 	default:
 		return 0, fmt.Errorf("%s has an unknown type", p.Name)
 	}
+	return p.within(v)
+}
+
+// within is v, or an error where the parameter does not take it.
+func (p *Param) within(v uint64) (uint64, error) {
 	if v < p.Min || p.Max != 0 && v > p.Max {
 		if p.Max == 0 {
 			return 0, fmt.Errorf("%s %s is below %s", p.Name, p.Format(v), p.Format(p.Min))
@@ -160,6 +196,101 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 		return 0, fmt.Errorf("%s %s is not between %s and %s", p.Name, p.Format(v), p.Format(p.Min), p.Format(p.Max))
 	}
 	return v, nil
+}
+
+// names lists what may be written instead of a value.
+func (p *Param) names() string {
+	var s strings.Builder
+	for i, n := range p.Names {
+		if i == 0 {
+			s.WriteString(" or one of ")
+		} else {
+			s.WriteString(", ")
+		}
+		s.WriteString(strconv.Quote(n.Name))
+	}
+	return s.String()
+}
+
+func (p *Param) parseNumbers(r RawParam) (uint64, error) {
+	words := strings.Fields(r.Text)
+	if len(words) != p.Len || !r.Quoted {
+		return 0, fmt.Errorf("%s is %d numbers: write %s = %q, in quotes", p.Name, p.Len, p.Name, p.example())
+	}
+	one := Param{Name: "a number of " + p.Name, Type: Count, Min: p.Min, Max: p.Max}
+	n := make([]uint64, len(words))
+	for i, w := range words {
+		x, err := strconv.ParseUint(w, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%q in %s is not a number: write %s = %q", w, p.Name, p.Name, p.example())
+		}
+		if n[i], err = one.within(x); err != nil {
+			return 0, err
+		}
+	}
+	return Pack(n), nil
+}
+
+// Pack is the value of a parameter of type Numbers: each number has 64/len(n)
+// bits, the first the lowest, and must fit in them.
+func Pack(n []uint64) (v uint64) {
+	for i, x := range n {
+		v |= x << (i * (64 / len(n)))
+	}
+	return v
+}
+
+// Unpack gives the count numbers that [Pack] put into v.
+func Unpack(v uint64, count int) []uint64 {
+	n := make([]uint64, count)
+	width := 64 / max(count, 1)
+	for i := range n {
+		n[i] = v >> (i * width) & (1<<width - 1)
+	}
+	return n
+}
+
+// Whole is 100% of a parameter of type Percent.
+const Whole = 1<<32 - 1
+
+// percentDigits is 100% in the finest steps that are read: digits enough to tell
+// all values of type Percent apart.
+const percentDigits = 100 * 100_000_000
+
+func parsePercent(s string) (uint64, error) {
+	v, err := parseQuantity(s, []unit{{"%", percentDigits / 100}}, "0.00000001 percent", func(num, _ string) string {
+		return fmt.Sprintf("a percentage needs its sign: write \"%s%%\"", num)
+	})
+	if err != nil {
+		return 0, err
+	}
+	if v > percentDigits {
+		return 0, fmt.Errorf("%q is more than 100%%", s)
+	}
+	return portion(v, Whole, percentDigits), nil
+}
+
+// formatPercent has as few digits behind the point as parsePercent needs.
+func formatPercent(v uint64) string {
+	v = min(v, Whole)
+	digits := 0
+	for steps := uint64(100); ; steps *= 10 {
+		n := portion(v, steps, Whole)
+		if portion(n, Whole, steps) == v {
+			return strconv.FormatFloat(float64(n)/float64(steps/100), 'f', digits, 64) + "%"
+		}
+		digits++
+	}
+}
+
+// portion is v*num/den, rounded to the nearest, for v up to den.
+func portion(v, num, den uint64) uint64 {
+	hi, lo := bits.Mul64(v, num)
+	q, r := bits.Div64(hi, lo, den)
+	if r >= den-r {
+		q++
+	}
+	return q
 }
 
 // example is a usual value that the parameter accepts, as a policy has it without
@@ -176,10 +307,17 @@ func (p *Param) example() string {
 		}
 	case Rate:
 		v = uint64(10 * Mbit)
+	case Percent:
+		v = (Whole + 50) / 100
+	case Signed: // whose Min and Max are compared as the numbers that they stand for
+		return p.Format(uint64(min(max(int64(0), int64(p.Min)), int64(p.Max))))
 	}
 	v = max(v, p.Min)
 	if p.Max != 0 {
 		v = min(v, p.Max)
+	}
+	if p.Type == Numbers {
+		return p.Format(Pack(slices.Repeat([]uint64{v}, p.Len)))
 	}
 	return p.Format(v)
 }
@@ -200,6 +338,12 @@ func (p *Param) Format(v uint64) string {
 		if v < uint64(len(p.Choices)) {
 			return p.Choices[v]
 		}
+	case Percent:
+		return formatPercent(v)
+	case Signed:
+		return strconv.FormatInt(int64(v), 10)
+	case Numbers:
+		return strings.Trim(fmt.Sprint(Unpack(v, p.Len)), "[]")
 	}
 	return strconv.FormatUint(v, 10)
 }

@@ -360,6 +360,10 @@ func TestParamParse(t *testing.T) {
 	rate := Param{Name: "maxrate", Type: Rate, Min: 8}
 	ecn := Param{Name: "ecn", Type: Flag, Max: 1}
 	mode := Param{Name: "mode", Type: Choice, Choices: []string{"blind", "flows"}}
+	loss := Param{Name: "loss", Type: Percent}
+	overhead := Param{Name: "overhead", Type: Signed, Min: 1<<64 - 64, Max: 256}
+	weights := Param{Name: "weights", Type: Numbers, Len: 3, Min: 1, Max: 1<<21 - 1}
+	rtt := Param{Name: "rtt", Type: Duration, Names: []Setting{{"lan", 1e6}, {"metro", 1e7}}}
 	odd := Param{Name: "odd", Type: ParamType(77)}
 	switches := "ecn is a switch: write ecn = true or ecn = false"
 	for _, r := range []struct {
@@ -402,6 +406,29 @@ func TestParamParse(t *testing.T) {
 		{"choice", mode, "flows", true, 1, ""},
 		{"choice unknown", mode, "hosts", true, 0, `mode is one of "blind", "flows"`},
 		{"choice bare", mode, "1", false, 0, `mode is one of "blind", "flows"`},
+		{"percentage", loss, "1%", true, 42949673, ""},
+		{"percentage with a fraction", loss, "0.005%", true, 214748, ""},
+		{"percentage of nothing", loss, "0%", true, 0, ""},
+		{"percentage of all", loss, "100%", true, Whole, ""},
+		{"percentage smallest", loss, "0.00000002%", true, 1, ""},
+		{"percentage above", loss, "100.1%", true, 0, `"100.1%" is more than 100%`},
+		{"percentage above its own range", Param{Name: "loss", Type: Percent, Max: Whole/2 + 1}, "60%", true, 0, "loss 60% is not between 0% and 50%"},
+		{"percentage bare", loss, "1", false, 0, `loss is a percentage: write loss = "1%", with its sign and in quotes`},
+		{"percentage without a sign", loss, "1", true, 0, `"1" is not understood: a percentage needs its sign: write "1%"`},
+		{"percentage too fine", loss, "0.000000001%", true, 0, `"0.000000001%" is not a whole number of 0.00000001 percents: use fewer digits behind the point`},
+		{"signed", overhead, "-64", false, 1<<64 - 64, ""},
+		{"signed above 0", overhead, "256", false, 256, ""},
+		{"signed below", overhead, "-65", false, 0, "overhead -65 is not between -64 and 256"},
+		{"signed above", overhead, "257", false, 0, "overhead 257 is not between -64 and 256"},
+		{"signed quoted", overhead, "1", true, 0, "overhead is a number: write overhead = 0 without quotes and unit"},
+		{"numbers", weights, "1 2 2097151", true, 1 | 2<<21 | 2097151<<42, ""},
+		{"numbers below", weights, "1 0 3", true, 0, "a number of weights 0 is not between 1 and 2097151"},
+		{"numbers too few", weights, "1 2", true, 0, `weights is 3 numbers: write weights = "100 100 100", in quotes`},
+		{"numbers of letters", weights, "1 2 x", true, 0, `"x" in weights is not a number: write weights = "100 100 100"`},
+		{"numbers bare", weights, "1", false, 0, `weights is 3 numbers: write weights = "100 100 100", in quotes`},
+		{"named", rtt, "metro", true, 10_000_000, ""},
+		{"named or not", rtt, "100ms", true, 100_000_000, ""},
+		{"name unknown", rtt, "moon", true, 0, `rtt is a time: write rtt = "5ms" (units ns, us, ms, s) or one of "lan", "metro"`},
 		{"type unknown", odd, "1", false, 0, "odd has an unknown type"},
 	} {
 		t.Run(r.name, func(t *testing.T) {
@@ -422,6 +449,25 @@ func TestParamParse(t *testing.T) {
 	}
 	if got := mode.Format(1) + mode.Format(7); got != "flows7" {
 		t.Errorf("choices format as %s", got)
+	}
+}
+
+// Every percentage is written so that it is read back as the same number.
+func TestPercentText(t *testing.T) {
+	p := Param{Name: "loss", Type: Percent}
+	for v := uint64(0); v <= Whole; v += 1 + v/13 + v%7 {
+		text := p.Format(v)
+		if back, err := p.Parse(RawParam{"loss", text, true}); err != nil || back != v {
+			t.Fatalf("%d is written %s, which is read as %d, %v", v, text, back, err)
+		}
+	}
+}
+
+func TestPack(t *testing.T) {
+	for _, n := range [][]uint64{{1, 2, 2, 2, 1, 2, 0, 0, 1, 1, 1, 1, 1, 1, 1, 15}, {589824, 196608, 65536}, {1 << 63}} {
+		if d := cmp.Diff(n, Unpack(Pack(n), len(n))); d != "" {
+			t.Errorf("(-want +got)\n%s", d)
+		}
 	}
 }
 
