@@ -85,14 +85,16 @@ func arguments(q hierarchy.Qdisc) string {
 	}
 	for _, x := range q.Params {
 		p := d.Param(x.Name)
+		var own []string
+		if d.words != nil {
+			own = d.words(q, x)
+		}
 		switch {
 		case p == nil:
+		case own != nil:
+			w = append(w, own...)
 		case d == &sfq && x.Name == "perturb": // seconds to tc, without a unit
 			w = append(w, x.Name, fmt.Sprint(x.Value/uint64(time.Second)))
-		case d == &fqCodel && x.Name == "ce_threshold_selector": // and its mask behind it
-			mask, _ := q.Get("ce_threshold_mask")
-			w = append(w, x.Name, fmt.Sprintf("%#x/%#x", x.Value, mask))
-		case d == &fqCodel && x.Name == "ce_threshold_mask":
 		case p.Type == hierarchy.Flag && x.Value == 0:
 			if p.Negative != "" {
 				w = append(w, p.Negative)
@@ -102,10 +104,21 @@ func arguments(q hierarchy.Qdisc) string {
 		case p.Type == hierarchy.Bytes:
 			w = append(w, x.Name, fmt.Sprint(x.Value))
 		case p.Type == hierarchy.Duration:
-			w = append(w, x.Name, fmt.Sprintf("%dus", time.Duration(x.Value).Microseconds()))
+			w = append(w, x.Name, duration(x.Value))
+		case p.Type == hierarchy.Numbers:
+			w = append(append(w, x.Name), strings.Fields(p.Format(x.Value))...)
 		default:
 			w = append(w, x.Name, p.Format(x.Value))
 		}
 	}
 	return strings.Join(w, " ")
+}
+
+// duration is a number of nanoseconds as tc takes it: most of its times are whole
+// microseconds.
+func duration(ns uint64) string {
+	if ns%1000 == 0 {
+		return fmt.Sprintf("%dus", ns/1000)
+	}
+	return fmt.Sprintf("%dns", ns)
 }

@@ -27,6 +27,10 @@ type discipline struct {
 	decode func(opts []byte) ([]hierarchy.Setting, error)
 	// inPlace says whether the kernel can turn one into the other. Nil: always.
 	inPlace func(old, want hierarchy.Qdisc) bool
+	// words are a setting of q as tc takes it, where that differs from what
+	// arguments makes of its type; nil where it does not, empty where another
+	// setting's words have it. Nil: no setting differs.
+	words func(q hierarchy.Qdisc, s hierarchy.Setting) []string
 }
 
 // site is the place of a leaf: what its defaults depend on.

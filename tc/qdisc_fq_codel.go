@@ -4,6 +4,7 @@ package tc
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"time"
 
@@ -164,6 +165,16 @@ var fqCodel = discipline{
 		a, _ := old.Get("flows")
 		b, _ := want.Get("flows")
 		return a == b
+	},
+	words: func(q hierarchy.Qdisc, s hierarchy.Setting) []string {
+		switch s.Name {
+		case "ce_threshold_selector":
+			mask, _ := q.Get("ce_threshold_mask")
+			return []string{s.Name, fmt.Sprintf("%#x/%#x", s.Value, mask)}
+		case "ce_threshold_mask":
+			return []string{}
+		}
+		return nil
 	},
 }
 
