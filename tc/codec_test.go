@@ -252,7 +252,7 @@ func TestEncodeLeafRefused(t *testing.T) {
 func TestSettleQdisc(t *testing.T) {
 	const ms uint64 = 1_000_000
 	all := disciplines
-	place := site{10 * hierarchy.Mbit, 20 * hierarchy.Mbit, 1514, 65536}
+	place := site{10 * hierarchy.Mbit, 20 * hierarchy.Mbit, 1514, 65536, 250}
 	for _, tt := range []struct {
 		name       string
 		kinds      []*discipline // that the kernel has

@@ -38,6 +38,15 @@ type site struct {
 	rate, ceil hierarchy.Bandwidth
 	mtu        hierarchy.Size // of a frame on the line
 	packet     hierarchy.Size // the largest that the stack hands down
+	hz         uint64         // ticks per second of the kernel's clock
+}
+
+// ticked is what the kernel makes of a time that it keeps in ticks of its clock:
+// whole microseconds, rounded up to whole ticks, shown in whole microseconds
+// (usecs_to_jiffies and jiffies_to_usecs, kernel/time/time.c, v6.12).
+func (s site) ticked(ns uint64) uint64 {
+	ticks := (ns/1000*s.hz + 999_999) / 1_000_000
+	return ticks * 1_000_000 / s.hz * 1000
 }
 
 // disciplines are all kinds on offer.

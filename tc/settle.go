@@ -33,6 +33,10 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 		packet, mtu = t.MTU, t.MTU
 	}
 	kinds := d.kinds()
+	hz, err := clock()
+	if err != nil {
+		return d.fail("read the kernel's clock", err)
+	}
 	var errs []error
 	refuse := func(b *hierarchy.Branch, err error) {
 		errs = append(errs, fmt.Errorf("%s: %w", b.Path, err))
@@ -55,7 +59,7 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 		if b.Quantum == 0 {
 			b.Quantum = quantum(b.Rate, packet, round)
 		}
-		err := kinds.settle(&b.Qdisc, site{rate: b.Rate, ceil: b.Ceil, mtu: mtu, packet: packet})
+		err := kinds.settle(&b.Qdisc, site{rate: b.Rate, ceil: b.Ceil, mtu: mtu, packet: packet, hz: hz})
 		if e := (*OpError)(nil); errors.As(err, &e) {
 			return err // could not ask, about this leaf or any other
 		}
@@ -64,6 +68,21 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// clock is the number of ticks per second of the kernel's clock, its CONFIG_HZ. It
+// is shown nowhere, but a clock that only ticks has that resolution
+// (posix_get_coarse_res, kernel/time/posix-timers.c, v6.12).
+func clock() (hz uint64, err error) {
+	var t unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &t); err != nil {
+		return 0, err
+	}
+	ns := uint64(t.Nano())
+	if ns == 0 {
+		return 0, errors.New("it has no resolution")
+	}
+	return (nsPerSecond + ns/2) / ns, nil
 }
 
 // settleClass rounds a class and fills its bursts.

@@ -130,10 +130,10 @@ func TestDefaults(t *testing.T) {
 		s    site
 		want result
 	}{
-		{"slow", site{1 * hierarchy.Mbit, 1 * hierarchy.Mbit, 1514, 65536}, result{262144, 131072, 32, 4 << 20, "18.168ms"}},
-		{"fast", site{10 * hierarchy.Gbit, 10 * hierarchy.Gbit, 1514, 65536}, result{12500000, 25000000, 1000, 32 << 20, "5ms"}},
-		{"small packets", site{10 * hierarchy.Mbit, 100 * hierarchy.Mbit, 1514, 1514}, result{12500, 250000, 165, 12500000, "5ms"}},
-		{"slower than anything", site{8, 8, 1514, 65536}, result{274, 131072, 32, 4 << 20, "1m0s"}},
+		{"slow", site{1 * hierarchy.Mbit, 1 * hierarchy.Mbit, 1514, 65536, 250}, result{262144, 131072, 32, 4 << 20, "18.168ms"}},
+		{"fast", site{10 * hierarchy.Gbit, 10 * hierarchy.Gbit, 1514, 65536, 250}, result{12500000, 25000000, 1000, 32 << 20, "5ms"}},
+		{"small packets", site{10 * hierarchy.Mbit, 100 * hierarchy.Mbit, 1514, 1514, 250}, result{12500, 250000, 165, 12500000, "5ms"}},
+		{"slower than anything", site{8, 8, 1514, 65536, 250}, result{274, 131072, 32, 4 << 20, "1m0s"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := result{defaultBurst(tt.s.rate, tt.s.packet), queueBytes(tt.s), queuePackets(tt.s), queueMemory(tt.s), codelTarget(tt.s).String()}
