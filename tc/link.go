@@ -34,10 +34,11 @@ const (
 // Link is one network interface as the kernel describes it. Its JSON form is
 // stable; what is unknown or none is left out of it.
 type Link struct {
-	Index  int    `json:"ifindex"`
-	Name   string `json:"name"`
-	Kind   string `json:"kind,omitempty"` // rtnetlink's word: "veth", "bridge", "wireguard" ...; empty for hardware
-	Nature Nature `json:"nature"`
+	Index    int      `json:"ifindex"`
+	Name     string   `json:"name"`
+	AltNames []string `json:"alt_names,omitempty"`
+	Kind     string   `json:"kind,omitempty"` // rtnetlink's word: "veth", "bridge", "wireguard" ...; empty for hardware
+	Nature   Nature   `json:"nature"`
 
 	MTU        int            `json:"mtu"` // bytes, without the link-layer header
 	TxQueues   int            `json:"tx_queues"`
@@ -50,19 +51,26 @@ type Link struct {
 	Carrier   bool   `json:"carrier"`    // the line is there; false while it is switched off
 	OperState string `json:"oper_state"` // RFC 2863: "up", "down", "unknown" ...
 
-	// Speed is that of the line, 0 where it is unknown. Of the interfaces
-	// that are not hardware only those that pass on the speed of what they
-	// lie on have one: veth and tun report numbers that mean nothing.
+	// Speed is that of the line, 0 where it is unknown. What is not hardware has
+	// the speed of what it lies on, a bond that of its members together, a
+	// bridge that of the fastest: veth and tun report numbers that mean nothing.
 	Speed hierarchy.Bandwidth `json:"speed,omitempty"`
 
-	Master int `json:"master,omitempty"` // index of the bridge, bond or VRF it belongs to, 0: none
+	Master  int      `json:"master,omitempty"`  // index of the bridge, bond or VRF it belongs to, 0: none
+	Members []string `json:"members,omitempty"` // names of those that belong to this one
 
 	// Lower is the index of the interface that this one lies on, for a veth
 	// that of its other end; 0: none. LowerNetNS is the id of the namespace
 	// where Lower is, as "ip netns list-id" shows it, and -1 where it is in
-	// the link's own.
-	Lower      int `json:"lower,omitempty"`
-	LowerNetNS int `json:"lower_netns"`
+	// the link's own. Its name in another namespace takes CAP_NET_ADMIN there
+	// to know, and is empty without.
+	Lower      int    `json:"lower,omitempty"`
+	LowerNetNS int    `json:"lower_netns"`
+	LowerName  string `json:"lower_name,omitempty"`
+
+	// ByRoute says that its packets leave inside others, by whatever interface
+	// the route to the tunnel's other end takes.
+	ByRoute bool `json:"by_route,omitempty"`
 
 	Qdisc string `json:"qdisc"` // kind of the root qdisc
 
@@ -73,8 +81,30 @@ type Link struct {
 // Links lists the interfaces of the namespace in the kernel's order. It needs
 // no privileges.
 func (c *Conn) Links() ([]Link, error) {
-	l, err := readLinks(c.nl)
-	return l, newOpError("list interfaces", "", err)
+	links, err := readLinks(c.nl)
+	if err != nil {
+		return nil, newOpError("list interfaces", "", err)
+	}
+	connect(links,
+		func(name string) hierarchy.Bandwidth { return speed(c.nl, name) },
+		func(netNS, index int) string { return nameIn(c.nl, netNS, index) })
+	return links, nil
+}
+
+// Roots reads the root qdisc of every interface of the namespace that somebody
+// has given one, by the index of the interface. It needs no privileges.
+func (c *Conn) Roots() (map[int]hierarchy.Root, error) {
+	roots := map[int]hierarchy.Root{}
+	err := c.dump(unix.RTM_GETQDISC, make([]byte, sizeofTcMsg), func(body []byte) error {
+		m, _, err := decodeTcMsg(body)
+		if err != nil || m.parent != rootParent || m.handle == 0 {
+			return err
+		}
+		q, err := decodeQdisc(body)
+		roots[int(m.index)] = q.root()
+		return err
+	})
+	return roots, newOpError("read qdiscs", "", err)
 }
 
 // rtextSkipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are
@@ -82,12 +112,20 @@ func (c *Conn) Links() ([]Link, error) {
 const rtextSkipStats = 1 << 3
 
 // readLinks reads all interfaces of the namespace that c is in.
-func readLinks(c *netlink.Conn) ([]Link, error) { return getLinks(c, netlink.Dump, "") }
+func readLinks(c *netlink.Conn) ([]Link, error) {
+	return getLinks(c, netlink.Dump, 0, func(*encoder) {})
+}
 
 // readLink reads the interface called name, also by one of its alternative
 // names. The error is ENODEV when there is none.
 func readLink(c *netlink.Conn, name string) (Link, error) {
-	links, err := getLinks(c, 0, name)
+	links, err := getLinks(c, 0, 0, func(e *encoder) {
+		if len(name) < unix.IFNAMSIZ {
+			e.attrString(unix.IFLA_IFNAME, name)
+		} else {
+			e.attrString(unix.IFLA_ALT_IFNAME, name)
+		}
+	})
 	if err != nil {
 		return Link{}, err
 	}
@@ -97,16 +135,22 @@ func readLink(c *netlink.Conn, name string) (Link, error) {
 	return links[0], nil
 }
 
-func getLinks(c *netlink.Conn, flags netlink.HeaderFlags, name string) ([]Link, error) {
-	e := encoder{b: make([]byte, unix.SizeofIfInfomsg)}
-	e.attr32(unix.IFLA_EXT_MASK, rtextSkipStats)
-	switch {
-	case name == "":
-	case len(name) < unix.IFNAMSIZ:
-		e.attrString(unix.IFLA_IFNAME, name)
-	default:
-		e.attrString(unix.IFLA_ALT_IFNAME, name)
+// nameIn is the name of an interface in another namespace, empty where the caller
+// may not look into it (rtnl_get_net_ns_capable, net/core/rtnetlink.c, v6.12).
+func nameIn(c *netlink.Conn, netNS, index int) string {
+	links, err := getLinks(c, 0, uint32(index), func(e *encoder) { e.attr32(unix.IFLA_TARGET_NETNSID, uint32(netNS)) })
+	if err != nil || len(links) != 1 {
+		return ""
 	}
+	return links[0].Name
+}
+
+// getLinks asks for interfaces, by their index unless that is 0.
+func getLinks(c *netlink.Conn, flags netlink.HeaderFlags, index uint32, ask func(*encoder)) ([]Link, error) {
+	e := encoder{b: make([]byte, unix.SizeofIfInfomsg)}
+	binary.NativeEndian.PutUint32(e.b[4:], index)
+	e.attr32(unix.IFLA_EXT_MASK, rtextSkipStats)
+	ask(&e)
 	msgs, err := c.Execute(message(unix.RTM_GETLINK, flags, e.b))
 	if err != nil {
 		return nil, err
@@ -119,9 +163,6 @@ func getLinks(c *netlink.Conn, flags netlink.HeaderFlags, name string) ([]Link, 
 		l, err := decodeLink(m.Data)
 		if err != nil {
 			return nil, err
-		}
-		if l.hasSpeed() {
-			l.Speed = speed(c, l.Name)
 		}
 		links = append(links, l)
 	}
@@ -142,35 +183,36 @@ func decodeLink(b []byte) (Link, error) {
 		OperState:  "unknown",
 		LowerNetNS: -1,
 	}
+	number := func(v []byte, to *int) error {
+		n, err := get32(v)
+		*to = int(int32(n))
+		return err
+	}
+	var data []byte // of the kind
 	err := eachAttr(b[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
-		number := func(to *int) error {
-			n, err := get32(v)
-			*to = int(int32(n))
-			return err
-		}
 		switch typ {
 		case unix.IFLA_IFNAME:
 			l.Name = getString(v)
 		case unix.IFLA_MTU:
-			return number(&l.MTU)
+			return number(v, &l.MTU)
 		case unix.IFLA_NUM_TX_QUEUES:
-			return number(&l.TxQueues)
+			return number(v, &l.TxQueues)
 		case unix.IFLA_NUM_RX_QUEUES:
-			return number(&l.RxQueues)
+			return number(v, &l.RxQueues)
 		case unix.IFLA_TXQLEN:
-			return number(&l.TxQueueLen)
+			return number(v, &l.TxQueueLen)
 		case unix.IFLA_GSO_MAX_SIZE:
 			n, err := get32(v)
 			l.GSOMaxSize = hierarchy.Size(n)
 			return err
 		case unix.IFLA_GSO_MAX_SEGS:
-			return number(&l.GSOMaxSegs)
+			return number(v, &l.GSOMaxSegs)
 		case unix.IFLA_MASTER:
-			return number(&l.Master)
+			return number(v, &l.Master)
 		case unix.IFLA_LINK:
-			return number(&l.Lower)
+			return number(v, &l.Lower)
 		case unix.IFLA_LINK_NETNSID:
-			return number(&l.LowerNetNS)
+			return number(v, &l.LowerNetNS)
 		case unix.IFLA_QDISC:
 			l.Qdisc = getString(v)
 		case unix.IFLA_CARRIER:
@@ -185,15 +227,34 @@ func decodeLink(b []byte) (Link, error) {
 			l.ParentBus = getString(v)
 		case unix.IFLA_LINKINFO:
 			return eachAttr(v, func(typ uint16, v []byte) error {
-				if typ == unix.IFLA_INFO_KIND {
+				switch typ {
+				case unix.IFLA_INFO_KIND:
 					l.Kind = getString(v)
+				case unix.IFLA_INFO_DATA:
+					data = v
+				}
+				return nil
+			})
+		case unix.IFLA_PROP_LIST:
+			return eachAttr(v, func(typ uint16, v []byte) error {
+				if typ == unix.IFLA_ALT_IFNAME {
+					l.AltNames = append(l.AltNames, getString(v))
 				}
 				return nil
 			})
 		}
 		return nil
 	})
+	if l.Kind == "vxlan" && err == nil { // says it among its own attributes alone
+		err = eachAttr(data, func(typ uint16, v []byte) error {
+			if typ == unix.IFLA_VXLAN_LINK {
+				return number(v, &l.Lower)
+			}
+			return nil
+		})
+	}
 	l.Nature = nature(l.Kind, hardware, flags)
+	l.ByRoute = l.Lower == 0 && encapsulates(l.Kind)
 	return l, err
 }
 
@@ -214,28 +275,34 @@ func nature(kind string, hardware uint16, flags uint32) Nature {
 		case flags&unix.IFF_POINTOPOINT != 0:
 			return NatureTunnel
 		}
+	case "ipoib", "dsa", "wwan":
+		return NaturePhysical
 	case "bridge", "openvswitch":
 		return NatureBridge
 	case "bond", "team":
 		return NatureBond
 	case "vlan":
 		return NatureVLAN
-	case "tun", "wireguard", "ovpn", "ppp", "xfrm", "vti", "vti6",
-		"vxlan", "geneve", "bareudp", "gtp", "amt", "pfcp", "macsec",
-		"gre", "gretap", "erspan", "ip6gre", "ip6gretap", "ip6erspan",
-		"ipip", "sit", "ip6tnl":
+	case "tun", "ppp", "macsec":
+		return NatureTunnel
+	}
+	if encapsulates(kind) {
 		return NatureTunnel
 	}
 	return NatureVirtual
 }
 
-// hasSpeed says whether the kernel's answer about the speed means something.
-func (l *Link) hasSpeed() bool {
-	switch l.Nature {
-	case NaturePhysical, NatureBond, NatureVLAN, NatureBridge:
+// encapsulates says whether interfaces of the kind send their packets inside
+// others to an address, and so by a route.
+func encapsulates(kind string) bool {
+	switch kind {
+	case "wireguard", "ovpn", "xfrm", "vti", "vti6",
+		"vxlan", "geneve", "bareudp", "gtp", "amt", "pfcp",
+		"gre", "gretap", "erspan", "ip6gre", "ip6gretap", "ip6erspan",
+		"ipip", "sit", "ip6tnl":
 		return true
 	}
-	return l.Kind == "macvlan"
+	return false
 }
 
 // linkSettings is struct ethtool_link_settings of linux/ethtool.h with room for

@@ -1,7 +1,9 @@
 package tc_test
 
 import (
+	stdcmp "cmp"
 	"encoding/json"
+	"net/netip"
 	"os"
 	"runtime"
 	"slices"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -63,67 +66,171 @@ func openTun(t *testing.T, n *lab.NetNS, name string) {
 	}
 }
 
+// linkCase is an interface to make in a namespace that has eth0, one end of a
+// veth, and what is to be said of it.
+type linkCase struct {
+	link    lab.Link
+	on      uint16 // attribute that binds a tunnel to eth0
+	members []lab.Link
+	want    tc.Link
+}
+
+// The attributes that tunnels take, of linux/if_tunnel.h, linux/if_link.h and
+// linux/in.h.
+const (
+	iflaIPTunLink, iflaIPTunLocal, iflaIPTunRemote = 1, 2, 3
+	iflaGRELink, iflaGRELocal, iflaGRERemote       = 1, 6, 7
+	iflaVTILink, iflaVTILocal, iflaVTIRemote       = 1, 4, 5
+	iflaGeneveID, iflaGeneveRemote                 = 1, 2
+	iflaBareUDPPort, iflaBareUDPEtherType          = 1, 2
+	iflaXfrmLink, iflaXfrmIfID                     = 1, 2
+	iflaVRFTable                                   = 1
+)
+
+// ends writes the addresses of both ends of a tunnel.
+func ends(local, remote uint16, a, b string) func(*netlink.AttributeEncoder) {
+	return func(ae *netlink.AttributeEncoder) {
+		ae.Bytes(local, netip.MustParseAddr(a).AsSlice())
+		ae.Bytes(remote, netip.MustParseAddr(b).AsSlice())
+	}
+}
+
+func vxlan(id uint32) func(*netlink.AttributeEncoder) {
+	return func(ae *netlink.AttributeEncoder) {
+		ae.Uint32(unix.IFLA_VXLAN_ID, id)
+		ae.Bytes(unix.IFLA_VXLAN_GROUP, []byte{192, 0, 2, 1})
+		ae.Bytes(unix.IFLA_VXLAN_PORT, []byte{0x12, 0xb5})
+	}
+}
+
+// linkCases has interfaces of every kind. Two of one kind have two names.
+func linkCases() []linkCase {
+	up := func(n tc.Nature) tc.Link { return tc.Link{Nature: n, Carrier: true, Up: true, Qdisc: "noqueue"} }
+	down := func(n tc.Nature) tc.Link { return tc.Link{Nature: n, Qdisc: "noop"} }
+	byRoute := func(l tc.Link) tc.Link { l.ByRoute = true; return l }
+	with := func(l tc.Link, members ...string) tc.Link { l.Members = members; return l }
+	multi := up(tc.NatureVirtual)
+	multi.Qdisc = "mq"
+	peer := up(tc.NatureVirtual)
+	peer.LowerName = "far0"
+	const a4, b4, a6, b6 = "192.0.2.2", "192.0.2.1", "2001:db8::2", "2001:db8::1"
+	gre4, gre6 := ends(iflaGRELocal, iflaGRERemote, a4, b4), ends(iflaGRELocal, iflaGRERemote, a6, b6)
+	ip4, ip6 := ends(iflaIPTunLocal, iflaIPTunRemote, a4, b4), ends(iflaIPTunLocal, iflaIPTunRemote, a6, b6)
+	ports := []lab.Link{{Name: "port0", Kind: "ifb", Master: "br0"}, {Name: "port1", Kind: "ifb", Master: "br0"}}
+	return []linkCase{
+		{link: lab.Link{Name: "lo"}, want: up(tc.NatureLoopback)},
+		{link: lab.Link{Name: "eth0", Kind: "veth"}, want: peer},
+		{link: lab.Link{Name: "ifb7", Kind: "ifb", TxQueueLen: 77, MTU: 1400, Queues: 3}, want: multi},
+		{link: lab.Link{Name: "dummy7", Kind: "dummy"}, want: up(tc.NatureVirtual)},
+
+		{link: lab.Link{Name: "br1", Kind: "bridge", Down: true}, want: down(tc.NatureBridge)},
+		{link: lab.Link{Name: "br0", Kind: "bridge"}, members: ports, want: with(up(tc.NatureBridge), "port0", "port1")},
+		{link: lab.Link{Name: "bond7", Kind: "bond", Down: true}, want: down(tc.NatureBond)},
+		{link: lab.Link{Name: "bond8", Kind: "bond"}, members: []lab.Link{{Name: "port0", Kind: "dummy", Master: "bond8"}, {Name: "port1", Kind: "dummy", Master: "bond8"}},
+			want: with(up(tc.NatureBond), "port0", "port1")},
+		{link: lab.Link{Name: "team7", Kind: "team", Down: true}, members: []lab.Link{{Name: "port0", Kind: "dummy", Master: "team7", Down: true}}, want: with(down(tc.NatureBond), "port0")},
+		{link: lab.Link{Name: "red", Kind: "vrf", Data: func(ae *netlink.AttributeEncoder) { ae.Uint32(iflaVRFTable, 77) }},
+			members: []lab.Link{{Name: "port0", Kind: "dummy", Master: "red"}}, want: with(up(tc.NatureVirtual), "port0")},
+
+		{link: lab.Link{Name: "eth0.5", Kind: "vlan", Parent: "eth0", VLAN: 5}, want: up(tc.NatureVLAN)},
+		{link: lab.Link{Name: "mac0", Kind: "macvlan", Parent: "eth0"}, want: up(tc.NatureVirtual)},
+		{link: lab.Link{Name: "tap0", Kind: "macvtap", Parent: "eth0", Down: true}, want: down(tc.NatureVirtual)},
+		{link: lab.Link{Name: "ipv0", Kind: "ipvlan", Parent: "eth0"}, want: up(tc.NatureVirtual)},
+		{link: lab.Link{Name: "macsec0", Kind: "macsec", Parent: "eth0", Down: true}, want: down(tc.NatureTunnel)},
+
+		{link: lab.Link{Name: "tun7", Kind: "tun"}, want: down(tc.NatureTunnel)},
+		{link: lab.Link{Name: "wg0", Kind: "wireguard"}, want: byRoute(up(tc.NatureTunnel))},
+		{link: lab.Link{Name: "vx0", Kind: "vxlan", Data: vxlan(7)}, want: byRoute(up(tc.NatureTunnel))},
+		{link: lab.Link{Name: "vx1", Kind: "vxlan", Data: vxlan(8)}, on: unix.IFLA_VXLAN_LINK, want: up(tc.NatureTunnel)},
+		{link: lab.Link{Name: "gen0", Kind: "geneve", Data: func(ae *netlink.AttributeEncoder) {
+			ae.Uint32(iflaGeneveID, 7)
+			ae.Bytes(iflaGeneveRemote, []byte{192, 0, 2, 1})
+		}}, want: byRoute(up(tc.NatureTunnel))},
+		{link: lab.Link{Name: "bare0", Kind: "bareudp", Data: func(ae *netlink.AttributeEncoder) {
+			ae.Bytes(iflaBareUDPPort, []byte{0x12, 0x34})
+			ae.Bytes(iflaBareUDPEtherType, []byte{0x08, 0x00})
+		}}, want: byRoute(up(tc.NatureTunnel))},
+		{link: lab.Link{Name: "gre7", Kind: "gre", Data: gre4}, want: byRoute(up(tc.NatureTunnel))},
+		{link: lab.Link{Name: "gre8", Kind: "gre", Data: gre4}, on: iflaGRELink, want: up(tc.NatureTunnel)},
+		{link: lab.Link{Name: "gretap7", Kind: "gretap", Data: gre4}, on: iflaGRELink, want: up(tc.NatureTunnel)},
+		{link: lab.Link{Name: "gre67", Kind: "ip6gre", Data: gre6}, on: iflaGRELink, want: up(tc.NatureTunnel)},
+		{link: lab.Link{Name: "ipip7", Kind: "ipip", Data: ip4}, want: byRoute(up(tc.NatureTunnel))},
+		{link: lab.Link{Name: "ipip8", Kind: "ipip", Data: ip4}, on: iflaIPTunLink, want: up(tc.NatureTunnel)},
+		{link: lab.Link{Name: "sit7", Kind: "sit", Data: ip4}, on: iflaIPTunLink, want: up(tc.NatureTunnel)},
+		{link: lab.Link{Name: "ip67", Kind: "ip6tnl", Data: ip6}, on: iflaIPTunLink, want: up(tc.NatureTunnel)},
+		{link: lab.Link{Name: "vti7", Kind: "vti", Data: ends(iflaVTILocal, iflaVTIRemote, a4, b4)}, on: iflaVTILink, want: up(tc.NatureTunnel)},
+		{link: lab.Link{Name: "xfrm7", Kind: "xfrm", Data: func(ae *netlink.AttributeEncoder) { ae.Uint32(iflaXfrmIfID, 7) }}, on: iflaXfrmLink, want: up(tc.NatureTunnel)},
+	}
+}
+
 func TestKernelLinks(t *testing.T) {
-	for _, tt := range []struct {
-		link lab.Link
-		want tc.Link
-	}{
-		{lab.Link{Name: "lo"}, tc.Link{Nature: tc.NatureLoopback, Carrier: true, Up: true, Qdisc: "noqueue"}},
-		{lab.Link{Name: "eth0", Kind: "veth"}, tc.Link{Nature: tc.NatureVirtual, Carrier: true, Up: true, Qdisc: "noqueue", LowerNetNS: 0}},
-		{lab.Link{Name: "br0", Kind: "bridge", Down: true}, tc.Link{Nature: tc.NatureBridge, Qdisc: "noop"}},
-		{lab.Link{Name: "bond7", Kind: "bond", Down: true}, tc.Link{Nature: tc.NatureBond, Qdisc: "noop"}},
-		{lab.Link{Name: "eth0.5", Kind: "vlan", Parent: "eth0", VLAN: 5}, tc.Link{Nature: tc.NatureVLAN, Carrier: true, Up: true, Qdisc: "noqueue", Speed: 10 * hierarchy.Gbit}},
-		{lab.Link{Name: "mac0", Kind: "macvlan", Parent: "eth0"}, tc.Link{Nature: tc.NatureVirtual, Carrier: true, Up: true, Qdisc: "noqueue", Speed: 10 * hierarchy.Gbit}},
-		{lab.Link{Name: "ifb7", Kind: "ifb", TxQueueLen: 77, MTU: 1400, Queues: 3}, tc.Link{Nature: tc.NatureVirtual, Carrier: true, Up: true, Qdisc: "mq"}},
-		{lab.Link{Name: "dummy7", Kind: "dummy"}, tc.Link{Nature: tc.NatureVirtual, Carrier: true, Up: true, Qdisc: "noqueue"}},
-		{lab.Link{Name: "tun7", Kind: "tun"}, tc.Link{Nature: tc.NatureTunnel, Qdisc: "noop"}},
-		{lab.Link{Name: "wg0", Kind: "wireguard"}, tc.Link{Nature: tc.NatureTunnel, Carrier: true, Up: true, Qdisc: "noqueue"}},
-	} {
-		switch kind := tt.link.Kind; kind {
-		case "", "veth", "tun":
-		default:
-			// TestVMLinks has them, but for wireguard: User-mode Linux comes without.
-			if (!vm.Inside() || kind == "wireguard") && !tctest.HasLink(t, kind) {
-				t.Logf("%s is not there", kind)
-				continue
-			}
+	for _, tt := range linkCases() {
+		kinds := []string{tt.link.Kind}
+		for _, m := range tt.members {
+			kinds = append(kinds, m.Kind)
+		}
+		kinds = slices.DeleteFunc(slices.Compact(kinds), func(k string) bool { return slices.Contains([]string{"", "veth", "tun"}, k) })
+		if i := slices.IndexFunc(kinds, func(k string) bool { return !tctest.HasLink(t, k) }); i >= 0 && !vm.Inside() {
+			t.Logf("%s is not there", kinds[i]) // TestVMLinks has it
+			continue
 		}
 		t.Run(tt.link.Name, func(t *testing.T) {
 			p := tctest.New(t, lab.PairConfig{})
+			for _, k := range kinds {
+				tctest.RequireLink(t, k)
+			}
+			eth0 := find(t, links(t, p.Near), "eth0").Index
 			switch tt.link.Kind {
 			case "", "veth":
 			case "tun":
 				openTun(t, p.Near, tt.link.Name)
 			default:
-				tctest.RequireLink(t, tt.link.Kind)
+				if data := tt.link.Data; tt.on != 0 {
+					tt.link.Data = func(ae *netlink.AttributeEncoder) {
+						data(ae)
+						ae.Uint32(tt.on, uint32(eth0))
+					}
+				}
 				if err := p.Near.AddLink(tt.link); err != nil {
 					t.Fatal(err)
 				}
 			}
-			all := links(t, p.Near)
-			got := find(t, all, tt.link.Name)
-			want := tt.want
-			want.Name, want.Kind = tt.link.Name, tt.link.Kind
-			switch {
-			case tt.link.Parent != "":
-				want.Lower, want.LowerNetNS = find(t, all, tt.link.Parent).Index, -1
-			case tt.link.Kind == "veth":
-				want.Lower = find(t, links(t, p.Far), p.FarDev).Index
-			default:
-				want.LowerNetNS = -1
+			for _, m := range tt.members {
+				if err := p.Near.AddLink(m); err != nil {
+					t.Fatal(err)
+				}
 			}
-			ignore := cmpopts.IgnoreFields(tc.Link{}, "Index", "MTU", "TxQueues", "RxQueues", "TxQueueLen", "GSOMaxSize", "GSOMaxSegs", "OperState")
+			want := tt.want
+			want.Name, want.Kind, want.LowerNetNS = tt.link.Name, tt.link.Kind, -1
+			switch {
+			case tt.link.Parent != "" || tt.on != 0:
+				want.Lower, want.LowerName = eth0, "eth0"
+			case tt.link.Kind == "veth":
+				want.Lower, want.LowerNetNS = find(t, links(t, p.Far), p.FarDev).Index, 0
+			}
+			ignored := []string{"Index", "MTU", "TxQueues", "RxQueues", "TxQueueLen", "GSOMaxSize", "GSOMaxSegs", "OperState"}
+			compareWithIP(t, p.Near)
+			all := links(t, p.Near)
 			if tt.link.Queues != 0 {
 				want.MTU, want.TxQueueLen, want.TxQueues = tt.link.MTU, tt.link.TxQueueLen, tt.link.Queues
 				if find(t, all, "lo").RxQueues != 0 { // the kernel says how many there are
 					want.RxQueues = tt.link.Queues
 				}
-				ignore = cmpopts.IgnoreFields(tc.Link{}, "Index", "GSOMaxSize", "GSOMaxSegs", "OperState")
+				ignored = []string{"Index", "GSOMaxSize", "GSOMaxSegs", "OperState"}
 			}
-			if d := cmp.Diff(want, got, ignore); d != "" {
+			got := find(t, all, tt.link.Name)
+			if d := cmp.Diff(want, got, cmpopts.IgnoreFields(tc.Link{}, ignored...)); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}
-			compareWithIP(t, p.Near)
+			for _, name := range append(got.Members, tt.link.Parent) {
+				var carriers []string
+				for _, c := range tc.Carriers(all, got) {
+					carriers = append(carriers, c.Name)
+				}
+				if name != "" && !slices.Contains(carriers, name) {
+					t.Errorf("carried by %v, and not by %s", carriers, name)
+				}
+			}
 		})
 	}
 }
@@ -140,7 +247,13 @@ func compareWithIP(t *testing.T, n *lab.NetNS) {
 	t.Helper()
 	deadline := time.Now().Add(5 * time.Second)
 	for {
-		d := cmp.Diff(linksOfIP(t, n), links(t, n), cmpopts.IgnoreFields(tc.Link{}, "Nature", "Speed", "Carrier", "ParentDev", "ParentBus"))
+		got := links(t, n)
+		for i := range got {
+			if got[i].LowerNetNS != -1 {
+				got[i].LowerName = "" // ip does not ask for it
+			}
+		}
+		d := cmp.Diff(linksOfIP(t, n), got, cmpopts.IgnoreFields(tc.Link{}, "Nature", "Speed", "Carrier", "ParentDev", "ParentBus", "ByRoute"))
 		if d == "" {
 			return
 		}
@@ -166,8 +279,12 @@ func linksOfIP(t *testing.T, n *lab.NetNS) []tc.Link {
 		LinkNetNSID *int `json:"link_netnsid"`
 		Master      string
 		TxQLen      int
+		AltNames    []string
 		LinkInfo    struct {
 			Kind string `json:"info_kind"`
+			Data struct {
+				Link string
+			} `json:"info_data"`
 		}
 		NumTx   int            `json:"num_tx_queues"`
 		NumRx   int            `json:"num_rx_queues"`
@@ -193,9 +310,12 @@ func linksOfIP(t *testing.T, n *lab.NetNS) []tc.Link {
 	if err := json.Unmarshal(b, &list); err != nil {
 		t.Fatal(err)
 	}
-	index := map[string]int{}
+	index, members := map[string]int{}, map[string][]string{}
 	for _, l := range list {
 		index[l.IfName] = l.IfIndex
+		if l.Master != "" {
+			members[l.Master] = append(members[l.Master], l.IfName)
+		}
 	}
 	var want []tc.Link
 	for _, l := range list {
@@ -203,10 +323,10 @@ func linksOfIP(t *testing.T, n *lab.NetNS) []tc.Link {
 			Index: l.IfIndex, Name: l.IfName, Kind: l.LinkInfo.Kind, MTU: l.MTU, Qdisc: l.Qdisc,
 			OperState: strings.ToLower(l.OperState), Lower: l.LinkIndex, LowerNetNS: -1, Master: index[l.Master],
 			TxQueueLen: l.TxQLen, TxQueues: l.NumTx, RxQueues: l.NumRx, GSOMaxSize: l.GSOSize, GSOMaxSegs: l.GSOSegs,
-			Up: slices.Contains(l.Flags, "UP"),
+			Up: slices.Contains(l.Flags, "UP"), Members: members[l.IfName], AltNames: l.AltNames, LowerName: stdcmp.Or(l.Link, l.LinkInfo.Data.Link),
 		}
-		if l.Link != "" {
-			w.Lower = index[l.Link]
+		if w.LowerName != "" {
+			w.Lower = index[w.LowerName]
 		}
 		if l.LinkNetNSID != nil {
 			w.LowerNetNS = *l.LinkNetNSID
@@ -216,21 +336,73 @@ func linksOfIP(t *testing.T, n *lab.NetNS) []tc.Link {
 	return want
 }
 
-// A member of a bridge names its master.
-func TestKernelLinkMaster(t *testing.T) {
-	tctest.RequireLink(t, "bridge")
+// What changes about an interface is read anew: names, on and off, the line.
+func TestKernelLinkStates(t *testing.T) {
 	n := tctest.NetNS(t)
-	if err := n.AddLink(lab.Link{Name: "br0", Kind: "bridge"}); err != nil {
+	if err := lab.AddVeth(n, lab.Link{Name: "a0"}, n, lab.Link{Name: "b0"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := lab.AddVeth(n, lab.Link{Name: "a0", Master: "br0"}, n, lab.Link{Name: "b0"}); err != nil {
+	ip := func(args ...string) {
+		t.Helper()
+		tctest.Output(t, n, tctest.RequireProgram(t, "ip"), args...)
+	}
+	type state struct {
+		Name        string
+		AltNames    []string
+		Up, Carrier bool
+		OperState   string
+		LowerName   string
+	}
+	for _, tt := range []struct {
+		what string
+		do   func()
+		want state
+	}{
+		{"new", func() {}, state{Name: "a0", Up: true, Carrier: true, OperState: "up", LowerName: "b0"}},
+		{"no carrier", func() { ip("link", "set", "b0", "down") }, state{Name: "a0", Up: true, OperState: "lowerlayerdown", LowerName: "b0"}},
+		{"down", func() { ip("link", "set", "a0", "down") }, state{Name: "a0", OperState: "down", LowerName: "b0"}},
+		{"renamed", func() { ip("link", "set", "a0", "name", "c0") }, state{Name: "c0", OperState: "down", LowerName: "b0"}},
+		{"other names", func() {
+			ip("link", "property", "add", "dev", "c0", "altname", "a0", "altname", "a-name-longer-than-15-bytes")
+		}, state{Name: "c0", AltNames: []string{"a0", "a-name-longer-than-15-bytes"}, OperState: "down", LowerName: "b0"}},
+		{"up", func() { ip("link", "set", "b0", "up"); ip("link", "set", "a0", "up") },
+			state{Name: "c0", AltNames: []string{"a0", "a-name-longer-than-15-bytes"}, Up: true, Carrier: true, OperState: "up", LowerName: "b0"}},
+	} {
+		tt.do()
+		compareWithIP(t, n)
+		got := links(t, n)[1]
+		if got.Name == "b0" {
+			got = links(t, n)[2]
+		}
+		if d := cmp.Diff(tt.want, state{got.Name, got.AltNames, got.Up, got.Carrier, got.OperState, got.LowerName}); d != "" {
+			t.Errorf("%s (-want +got)\n%s", tt.what, d)
+		}
+	}
+}
+
+// Roots are those that somebody made, of all interfaces.
+func TestKernelLinkRoots(t *testing.T) {
+	p := tctest.New(t, lab.PairConfig{})
+	tctest.TC(t, p.Near, "qdisc", "add", "dev", "eth0", "root", "handle", "7:", "tbf", "rate", "1mbit", "burst", "10kb", "limit", "10kb")
+	tctest.TC(t, p.Near, "qdisc", "add", "dev", "lo", "root", "handle", "71f:", "htb", "default", "2")
+	tctest.TC(t, p.Near, "qdisc", "add", "dev", "lo", "clsact")
+	c, err := tc.Open(tc.Config{NetNS: p.Near.FD()})
+	if err != nil {
 		t.Fatal(err)
 	}
-	all := links(t, n)
-	if got, want := find(t, all, "a0").Master, find(t, all, "br0").Index; got != want {
-		t.Errorf("master %d, want %d", got, want)
+	defer c.Close()
+	got, err := c.Roots()
+	if err != nil {
+		t.Fatal(err)
 	}
-	compareWithIP(t, n)
+	all := links(t, p.Near)
+	want := map[int]hierarchy.Root{
+		find(t, all, "eth0").Index: {Kind: "tbf", Handle: 7 << 16},
+		find(t, all, "lo").Index:   {Kind: "htb", Handle: hierarchy.ID(0)},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
 }
 
 // The machine's own interfaces are read without any privileges.

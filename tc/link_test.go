@@ -27,6 +27,8 @@ func TestNature(t *testing.T) {
 		{what: "loopback", hardware: unix.ARPHRD_LOOPBACK, flags: unix.IFF_LOOPBACK, want: NatureLoopback},
 		{what: "old ppp", hardware: unix.ARPHRD_PPP, flags: unix.IFF_POINTOPOINT, want: NatureTunnel},
 		{what: "can", hardware: unix.ARPHRD_CAN, want: NatureVirtual},
+		{what: "InfiniBand, ", kind: "ipoib", hardware: unix.ARPHRD_INFINIBAND, want: NaturePhysical},
+		{kind: "macsec", hardware: unix.ARPHRD_ETHER, want: NatureTunnel},
 		{kind: "bridge", hardware: unix.ARPHRD_ETHER, want: NatureBridge},
 		{kind: "openvswitch", hardware: unix.ARPHRD_ETHER, want: NatureBridge},
 		{kind: "bond", want: NatureBond},
@@ -69,8 +71,41 @@ func linkMessage() []byte {
 	e.attrString(unix.IFLA_QDISC, "noqueue")
 	e.attrString(unix.IFLA_PARENT_DEV_NAME, "0000:00:03.0")
 	e.attrString(unix.IFLA_PARENT_DEV_BUS_NAME, "pci")
+	e.nest(unix.IFLA_PROP_LIST, func() {
+		e.attrString(unix.IFLA_ALT_IFNAME, "office")
+		e.attrString(unix.IFLA_ALT_IFNAME, "enp0s31f6-longer.5")
+	})
 	e.nest(unix.IFLA_LINKINFO, func() { e.attrString(unix.IFLA_INFO_KIND, "vlan") })
 	return e.b
+}
+
+// vxlanMessage is what the kernel says of a VXLAN, bound to an interface or not.
+func vxlanMessage(lower uint32) []byte {
+	e := encoder{b: make([]byte, unix.SizeofIfInfomsg)}
+	e.nest(unix.IFLA_LINKINFO, func() {
+		e.attrString(unix.IFLA_INFO_KIND, "vxlan")
+		e.nest(unix.IFLA_INFO_DATA, func() {
+			e.attr32(unix.IFLA_VXLAN_ID, 77)
+			if lower != 0 {
+				e.attr32(unix.IFLA_VXLAN_LINK, lower)
+			}
+		})
+	})
+	return e.b
+}
+
+func TestDecodeLinkTunnel(t *testing.T) {
+	want := Link{Kind: "vxlan", Nature: NatureTunnel, OperState: "unknown", LowerNetNS: -1}
+	for _, lower := range []int{0, 4} {
+		got, err := decodeLink(vxlanMessage(uint32(lower)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.Lower, want.ByRoute = lower, lower == 0
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("on %d (-want +got)\n%s", lower, d)
+		}
+	}
 }
 
 func TestDecodeLink(t *testing.T) {
@@ -78,7 +113,7 @@ func TestDecodeLink(t *testing.T) {
 		Index: 7, Name: "eth0.5", Kind: "vlan", Nature: NatureVLAN,
 		MTU: 1496, TxQueues: 4, RxQueues: 2, TxQueueLen: 1000, GSOMaxSize: 64 * hierarchy.KiB, GSOMaxSegs: 65535,
 		Up: true, Carrier: true, OperState: "up", Master: 9, Lower: 2, LowerNetNS: 0, Qdisc: "noqueue",
-		ParentDev: "0000:00:03.0", ParentBus: "pci",
+		ParentDev: "0000:00:03.0", ParentBus: "pci", AltNames: []string{"office", "enp0s31f6-longer.5"},
 	}
 	got, err := decodeLink(linkMessage())
 	if err != nil {
@@ -110,10 +145,11 @@ func TestLinkJSON(t *testing.T) {
 			`{"ifindex":1,"name":"lo","nature":"loopback","mtu":0,"tx_queues":0,"tx_queue_len":0,"up":false,"carrier":false,"oper_state":"unknown","lower_netns":-1,"qdisc":"noqueue"}`},
 		{"all known", Link{Index: 2, Name: "eth0", Kind: "bond", Nature: NatureBond, MTU: 1500, TxQueues: 4, RxQueues: 2, TxQueueLen: 1000,
 			GSOMaxSize: 64 * hierarchy.KiB, GSOMaxSegs: 65535, Up: true, Carrier: true, OperState: "up", Speed: 10 * hierarchy.Gbit,
-			Master: 3, Lower: 4, LowerNetNS: 5, Qdisc: "mq", ParentDev: "0000:00:03.0", ParentBus: "pci"},
-			`{"ifindex":2,"name":"eth0","kind":"bond","nature":"bond","mtu":1500,"tx_queues":4,"rx_queues":2,"tx_queue_len":1000,` +
+			Master: 3, Members: []string{"eth1", "eth2"}, Lower: 4, LowerNetNS: 5, LowerName: "far0", ByRoute: true, Qdisc: "mq",
+			ParentDev: "0000:00:03.0", ParentBus: "pci", AltNames: []string{"office"}},
+			`{"ifindex":2,"name":"eth0","alt_names":["office"],"kind":"bond","nature":"bond","mtu":1500,"tx_queues":4,"rx_queues":2,"tx_queue_len":1000,` +
 				`"gso_max_size":"64kib","gso_max_segs":65535,"up":true,"carrier":true,"oper_state":"up","speed":"10gbit",` +
-				`"master":3,"lower":4,"lower_netns":5,"qdisc":"mq","parent_dev":"0000:00:03.0","parent_bus":"pci"}`},
+				`"master":3,"members":["eth1","eth2"],"lower":4,"lower_netns":5,"lower_name":"far0","by_route":true,"qdisc":"mq","parent_dev":"0000:00:03.0","parent_bus":"pci"}`},
 	} {
 		got, err := json.Marshal(tt.link)
 		if err != nil {
@@ -151,11 +187,20 @@ func TestReadLinkAsks(t *testing.T) {
 
 func FuzzDecodeLink(f *testing.F) {
 	f.Add(linkMessage())
+	f.Add(vxlanMessage(4))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l, err := decodeLink(b)
 		if err == nil && (l.Nature == "" || l.OperState == "") {
 			t.Errorf("no error, and %+v", l)
+		}
+		// What a message claims about others ends no walk later than another.
+		links := []Link{l, {Index: l.Lower, Master: l.Index, Lower: l.Index, LowerNetNS: -1}}
+		connect(links, func(string) hierarchy.Bandwidth { return 1 }, func(int, int) string { return "" })
+		for _, l := range links {
+			if got := Carriers(links, l); len(got) > 1 {
+				t.Errorf("%+v lies on %+v", l, got)
+			}
 		}
 	})
 }

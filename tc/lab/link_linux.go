@@ -28,6 +28,10 @@ type Link struct {
 	Master     string
 	VLAN       uint16 // id, for kind "vlan"
 	Down       bool   // leave it down; it is brought up otherwise
+
+	// Data writes what else a kind takes, its IFLA_INFO_DATA; nil: nothing. Not
+	// used for a veth pair.
+	Data func(*netlink.AttributeEncoder)
 }
 
 // AddVeth makes a veth pair, one end in each namespace, with addresses, up.
@@ -80,6 +84,9 @@ func (n *NetNS) AddLink(l Link) error {
 	err := n.create(l, 0, func(ae *netlink.AttributeEncoder) error {
 		if l.VLAN != 0 {
 			ae.Uint16(unix.IFLA_VLAN_ID, l.VLAN)
+		}
+		if l.Data != nil {
+			l.Data(ae)
 		}
 		return nil
 	})
