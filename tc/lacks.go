@@ -1,0 +1,62 @@
+//go:build linux
+
+package tc
+
+import (
+	"errors"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// LacksFilters says which of the given kinds of classifiers ("bpf", "cgroup") this
+// kernel has not. It makes a clsact qdisc on the interface, where none may stand,
+// and leaves it: it is for a network namespace that was made to be asked in. Asking
+// loads modules. Needs CAP_NET_ADMIN; without clsact the error is [ErrNotSupported].
+func (d *Device) LacksFilters(kinds ...string) (lacking []string, err error) {
+	if err := d.c.tc.Qdisc().Add(d.clsactObject()); err != nil {
+		return nil, d.fail("create clsact qdisc", err)
+	}
+	for i, kind := range kinds {
+		e := encoder{}
+		e.tcMsg(tcMsg{index: d.Index, parent: egressParent, info: uint32(i+1)<<16 | allProtocols()})
+		e.attrString(tcaKind, kind)
+		_, err := d.c.send([]netlink.Message{message(unix.RTM_NEWTFILTER, netlink.Create|netlink.Excl, e.b)})
+		// The kind is looked up first (tcf_proto_lookup_ops, net/sched/cls_api.c,
+		// v5.4 to v6.18); what else is wrong, and without options much is, comes
+		// after it.
+		switch e := opError("look for filter "+kind, d.Name, err); {
+		case err == nil:
+		case errors.Is(e, ErrNotSupported):
+			lacking = append(lacking, kind)
+		case errors.Is(e, ErrNotPrivileged), errors.Is(e, ErrGone):
+			return nil, e
+		}
+	}
+	return lacking, nil
+}
+
+// HasIFB says whether this kernel has interfaces of kind ifb. The lists of its
+// modules say so first: loading that module makes two of them. Else the kernel is
+// asked for one with an address that no interface may have, which a kernel that
+// has the kind refuses for the address (ifb_validate, drivers/net/ifb.c, v5.4 to
+// v6.18). Nothing is made. Needs CAP_NET_ADMIN where there are no lists.
+func (c *Conn) HasIFB() (bool, error) {
+	if has, _ := hasModule("ifb"); has {
+		return true, nil
+	}
+	e := encoder{b: make([]byte, unix.SizeofIfInfomsg)}
+	e.attr(unix.IFLA_ADDRESS, func() { e.b = append(e.b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff) })
+	e.nest(unix.IFLA_LINKINFO, func() { e.attrString(unix.IFLA_INFO_KIND, "ifb") })
+	_, err := c.send([]netlink.Message{message(unix.RTM_NEWLINK, netlink.Create|netlink.Excl, e.b)})
+	switch errno(err) {
+	case unix.EADDRNOTAVAIL:
+		return true, nil
+	case unix.EOPNOTSUPP:
+		return false, nil
+	}
+	if err == nil {
+		err = errors.New("the kernel took what it should have refused")
+	}
+	return false, newOpError("look for interface kind ifb", "", err)
+}

@@ -1,0 +1,111 @@
+package tc_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// setOffload is "ethtool -K": command is one of ETHTOOL_S...
+func setOffload(t *testing.T, n *lab.NetNS, dev string, command, value uint32) {
+	t.Helper()
+	err := n.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		v := struct{ command, data uint32 }{command, value}
+		req := struct {
+			name [unix.IFNAMSIZ]byte
+			data unsafe.Pointer
+			_    [16]byte
+		}{data: unsafe.Pointer(&v)}
+		copy(req.name[:], dev)
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req))); e != 0 {
+			return e
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKernelOffloads holds what is said about offloads against the packets that a
+// tree gets to see: HTB counts each that it serves, and the bytes of all.
+func TestKernelOffloads(t *testing.T) {
+	ip := func(args ...string) func(*testing.T, *lab.Pair) {
+		return func(t *testing.T, p *lab.Pair) {
+			tctest.Output(t, p.Near, "ip", append([]string{"link", "set", "dev", p.Dev}, args...)...)
+		}
+	}
+	ethtool := func(value uint32, commands ...uint32) func(*testing.T, *lab.Pair) {
+		return func(t *testing.T, p *lab.Pair) {
+			for _, c := range commands {
+				setOffload(t, p.Near, p.Dev, c, value)
+			}
+		}
+	}
+	const most = 1e9
+	for _, x := range []struct {
+		name     string
+		set      func(*testing.T, *lab.Pair)
+		from, to float64 // mean packet in bytes
+		want     func(*tc.Offloads)
+	}{
+		{"default", ethtool(0), 8000, most, func(*tc.Offloads) {}},
+		{"no TSO, no GSO", ethtool(0, unix.ETHTOOL_STSO, unix.ETHTOOL_SGSO), 8000, most, func(o *tc.Offloads) { o.TSO, o.GSO = false, false }},
+		{"GRO", ethtool(1, unix.ETHTOOL_SGRO), 8000, most, func(o *tc.Offloads) { o.GRO = true }},
+		{"gso_max_size", ip("gso_max_size", "8000"), 3000, 8000, func(o *tc.Offloads) { o.Packet = 8000 }},
+		{"gso_max_segs", ip("gso_max_segs", "1"), 0, 1514, func(o *tc.Offloads) { o.Packet = 1514 }},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			p := tctest.New(t, lab.PairConfig{})
+			want, err := open(t, p.Near, p.Dev).Offloads()
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.set(t, p)
+			x.want(&want)
+			got, err := open(t, p.Near, p.Dev).Offloads()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("offloads (-want +got):\n%s", d)
+			}
+			tctest.TC(t, p.Near, "qdisc", "add", "dev", p.Dev, "root", "handle", "1:", "htb", "default", "1")
+			tctest.TC(t, p.Near, "class", "add", "dev", p.Dev, "classid", "1:1", "htb", "rate", "200mbit", "burst", "256kb")
+			s, err := lab.NewSink(t.Context(), p.Far, 5000)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			_, err = lab.Send(t.Context(), lab.Traffic{NetNS: p.Near, Protocol: "tcp", To: netip.AddrPortFrom(p.Far4, 5000), Bytes: 4 << 20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var bytes, served float64
+			out := tctest.TC(t, p.Near, "-s", "class", "show", "dev", p.Dev)
+			for l := range strings.Lines(out) {
+				fmt.Sscanf(strings.TrimSpace(l), "Sent %f bytes", &bytes)
+				fmt.Sscanf(strings.TrimSpace(l), "lended: %f", &served)
+			}
+			mean := bytes / served
+			t.Logf("%+v: mean packet %.0f bytes", got, mean)
+			if mean < x.from || mean > x.to {
+				t.Errorf("mean packet of %.0f bytes, not %.0f to %.0f:\n%s", mean, x.from, x.to, out)
+			}
+		})
+	}
+}

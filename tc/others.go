@@ -1,0 +1,71 @@
+//go:build linux
+
+package tc
+
+import (
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Others is what somebody else has on an interface that concerns a tree there.
+type Others struct {
+	Root    hierarchy.Root // foreign root qdisc; the zero value: none
+	Partial bool           // it could not be put back: see [Former]
+	// Ingress says that the old ingress qdisc stands where clsact, and with it
+	// the classifier, has its place.
+	Ingress bool
+	Filters []Filter // at egress, in the order in which packets meet them
+}
+
+// Filter is one filter of somebody else at the egress hook.
+type Filter struct {
+	Kind string
+	Pref uint32
+	Name string // of a BPF program, as its user called it; else empty
+	// Blocks says that it has the place that [Device.AttachEgress] needs.
+	Blocks bool
+}
+
+const tcaBPFName = 7
+
+// Others looks at an interface for what vifshape did not make. It needs no
+// privileges.
+func (d *Device) Others() (Others, error) {
+	root, _, err := d.qdiscs()
+	if err != nil {
+		return Others{}, err
+	}
+	var o Others
+	if r := root.root(); r.Foreign() {
+		f, err := d.describe(root)
+		if err != nil {
+			return o, err
+		}
+		o.Root, o.Partial = r, f.Partial
+	}
+	kind, err := d.clsact()
+	if err != nil {
+		return o, d.fail("read qdiscs", err)
+	}
+	o.Ingress = kind != "" && kind != clsactKind
+	if kind != clsactKind {
+		return o, nil
+	}
+	err = d.eachFilter(egressParent, func(f filterMsg) error {
+		// A preference is listed once by itself, with handle 0, and once for each
+		// filter; u32 lists its tables as well.
+		if f.handle == 0 || f.hook() || f.kind == "u32" && f.handle&0xfff == 0 {
+			return nil
+		}
+		x := Filter{Kind: f.kind, Pref: f.pref()}
+		x.Blocks = x.Pref == hookPref && (f.kind != "bpf" || f.info&0xffff != allProtocols())
+		err := eachAttr(f.options, func(typ uint16, v []byte) error {
+			if f.kind == "bpf" && typ == tcaBPFName {
+				x.Name = getString(v)
+			}
+			return nil
+		})
+		o.Filters = append(o.Filters, x)
+		return err
+	})
+	return o, d.fail("read filters", err)
+}
