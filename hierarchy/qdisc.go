@@ -302,7 +302,7 @@ func (p *Param) example() string {
 		v = uint64(64 * KiB)
 	case Duration:
 		v = uint64(5 * time.Millisecond)
-		if p.Max >= uint64(time.Hour) {
+		if p.Max >= uint64(time.Hour) && p.Names == nil {
 			v = uint64(10 * time.Second) // nothing that happens to single packets
 		}
 	case Rate:
