@@ -233,7 +233,7 @@ func TestEncodeLeafRefused(t *testing.T) {
 		qdisc hierarchy.Qdisc
 		want  string
 	}{
-		{"unknown kind", hierarchy.ID(2), qdisc("cake"), `qdisc "cake" cannot be made`},
+		{"unknown kind", hierarchy.ID(2), qdisc("wfq"), `qdisc "wfq" cannot be made`},
 		{"not settled", hierarchy.ID(2), qdisc("pfifo"), "qdisc pfifo has no limit: it was not settled"},
 		{"the root's handle", hierarchy.ID(0x71f), qdisc("pfifo", "limit", 1), "class 71f:71f cannot have a qdisc: its handle would be another's"},
 		{"clsact's handle", hierarchy.ID(0xffff), qdisc("pfifo", "limit", 1), "class 71f:ffff cannot have a qdisc: its handle would be another's"},
@@ -246,6 +246,15 @@ func TestEncodeLeafRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// allKinds are the names of all kinds, in order.
+func allKinds() string {
+	var names []string
+	for _, d := range disciplines {
+		names = append(names, d.Name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // settled are policies and what becomes of them at a place, for every kind.
@@ -266,7 +275,7 @@ func TestSettleQdisc(t *testing.T) {
 		{name: "default without either", kinds: []*discipline{&tbf, &bfifo}, want: qdisc("bfifo", "limit", 131072)},
 		{name: "no kind at all", wantErr: "queueing is not supported by this kernel: use one with CONFIG_NET_SCHED", notSupport: true},
 		{name: "kind is missing", kinds: []*discipline{&pfifo, &bfifo}, qdisc: qdisc("fq_codel"), wantErr: `qdisc "fq_codel" is not supported by this kernel (module sch_fq_codel): use bfifo, pfifo`, notSupport: true},
-		{name: "kind that cannot be made", kinds: all, qdisc: qdisc("cake"), wantErr: `qdisc "cake" is not supported by this kernel: use fq_codel, sfq, bfifo, pfifo, tbf`, notSupport: true},
+		{name: "kind that cannot be made", kinds: all, qdisc: qdisc("wfq"), wantErr: `qdisc "wfq" is not supported by this kernel: use ` + allKinds(), notSupport: true},
 		{name: "pfifo", kinds: all, qdisc: qdisc("pfifo"), want: qdisc("pfifo", "limit", 33)},
 		{name: "pfifo with a limit", kinds: all, qdisc: qdisc("pfifo", "limit", 7), want: qdisc("pfifo", "limit", 7)},
 		{name: "sfq cuts", kinds: all, qdisc: qdisc("sfq", "limit", 60000, "flows", 500, "divisor", 256, "depth", 10, "headdrop", 1), want: qdisc("sfq", "limit", 2560, "perturb", 10_000*ms, "quantum", 1514, "flows", 256, "divisor", 256, "depth", 10, "headdrop", 1)},

@@ -1,16 +1,12 @@
 package tc_test
 
 import (
-	"os/exec"
-	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
-	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 func TestCommands(t *testing.T) {
@@ -41,48 +37,6 @@ func TestCommands(t *testing.T) {
 	} {
 		if d := cmp.Diff(tt.want, tc.Commands("eth0", tt.step)); d != "" {
 			t.Errorf("%s (-want +got)\n%s", tt.name, d)
-		}
-	}
-}
-
-// tc understands every parameter of every kind, whether the kernel has the kind
-// or not.
-func TestKernelCommandsUnderstood(t *testing.T) {
-	tctest.RequireProgram(t, "tc")
-	b, p := veth(t)
-	b.apply(b.tree(hierarchy.Gbit, branch("x", hierarchy.Mbit)))
-	const ms = uint64(time.Millisecond)
-	params := func(s ...hierarchy.Setting) []hierarchy.Setting { return s }
-	kinds := map[string][]hierarchy.Setting{
-		"pfifo": params(hierarchy.Setting{Name: "limit", Value: 5}),
-		"bfifo": params(hierarchy.Setting{Name: "limit", Value: 5000}),
-		"sfq": params(hierarchy.Setting{Name: "limit", Value: 500}, hierarchy.Setting{Name: "perturb", Value: 10_000 * ms}, hierarchy.Setting{Name: "quantum", Value: 1514},
-			hierarchy.Setting{Name: "flows", Value: 127}, hierarchy.Setting{Name: "divisor", Value: 1024}, hierarchy.Setting{Name: "depth", Value: 64}, hierarchy.Setting{Name: "headdrop", Value: 1}),
-		"fq_codel": params(hierarchy.Setting{Name: "limit", Value: 1024}, hierarchy.Setting{Name: "memory_limit", Value: 1 << 20}, hierarchy.Setting{Name: "flows", Value: 64},
-			hierarchy.Setting{Name: "target", Value: 5 * ms}, hierarchy.Setting{Name: "interval", Value: 100 * ms}, hierarchy.Setting{Name: "quantum", Value: 300},
-			hierarchy.Setting{Name: "ecn", Value: 0}, hierarchy.Setting{Name: "drop_batch", Value: 8}, hierarchy.Setting{Name: "ce_threshold", Value: ms},
-			hierarchy.Setting{Name: "ce_threshold_selector", Value: 1}, hierarchy.Setting{Name: "ce_threshold_mask", Value: 3}),
-		"tbf": params(hierarchy.Setting{Name: "rate", Value: 8_000_000}, hierarchy.Setting{Name: "burst", Value: 20000}, hierarchy.Setting{Name: "limit", Value: 50000},
-			hierarchy.Setting{Name: "peakrate", Value: 9_000_000}, hierarchy.Setting{Name: "mtu", Value: 2000}, hierarchy.Setting{Name: "mpu", Value: 64},
-			hierarchy.Setting{Name: "overhead", Value: 4}, hierarchy.Setting{Name: "linklayer", Value: 1}),
-	}
-	for i, k := range tc.Kinds() {
-		class := hierarchy.Class{ID: hierarchy.ID(0x20 + uint16(i)), Parent: hierarchy.ID(1), Rate: hierarchy.Mbit, Ceil: hierarchy.Mbit, Burst: 2000, CBurst: 2000, Quantum: 2000}
-		b.do(hierarchy.Step{Action: hierarchy.Create, New: &class})
-		s, ok := kinds[k.Name]
-		if !ok {
-			t.Errorf("%s is not tested", k.Name)
-		}
-		for _, c := range tc.Commands("eth0", hierarchy.Step{Action: hierarchy.Create, New: &hierarchy.Leaf{Class: class.ID, Qdisc: hierarchy.Qdisc{Kind: k.Name, Params: s}}}) {
-			sh := exec.CommandContext(t.Context(), "sh", "-c", c)
-			var out strings.Builder
-			sh.Stdout, sh.Stderr = &out, &out
-			if err := p.Near.Start(sh); err != nil {
-				t.Fatal(err)
-			}
-			if err := sh.Wait(); err != nil && !strings.Contains(out.String(), "qdisc kind is unknown") {
-				t.Errorf("%s: %v\n%s", c, err, out.String())
-			}
 		}
 	}
 }

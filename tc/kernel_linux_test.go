@@ -19,7 +19,6 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
-	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
 func TestMain(m *testing.M) {
@@ -756,41 +755,5 @@ func TestKernelSettleTouchesNothing(t *testing.T) {
 	err := b.Settle(bad)
 	if !errors.Is(err, tc.ErrNotSupported) || !strings.Contains(err.Error(), `eth0/x: qdisc "none" is not supported by this kernel: use `) || !strings.Contains(err.Error(), "eth0/rest: overhead -4 is negative") {
 		t.Errorf("refusal: %v", err)
-	}
-}
-
-// Every kind, with defaults and with every parameter, is kept as it was settled,
-// and is changed in place where it can be.
-func TestKernelKinds(t *testing.T) {
-	for _, tt := range []struct {
-		kind   string
-		params [][]string
-	}{
-		{"pfifo", [][]string{nil, {"limit=7"}}},
-		{"bfifo", [][]string{nil, {`limit="7kb"`}, {`limit="3gb"`}}},
-		{"tbf", [][]string{
-			{`rate="5mbit"`}, {`rate="5mbit"`, `latency="100ms"`, `burst="40kb"`},
-			{`rate="1mbit"`, `burst="9kb"`, `limit="33kb"`, `peakrate="3mbit"`, `mtu="5kb"`, `mpu="64b"`, "overhead=18", `linklayer="atm"`},
-			{`rate="1mbit"`, `limit="33kb"`},
-		}},
-		{"sfq", [][]string{nil, {"limit=300", `perturb="7s"`, `quantum="3000b"`, "flows=100", "divisor=512", "depth=20", "headdrop=true"}, {"limit=60000", "divisor=64"}}},
-		{"fq_codel", [][]string{
-			nil, {"limit=300", `memory_limit="1mib"`, `target="1.7ms"`, `interval="33333us"`, `quantum="300b"`, "ecn=false", "drop_batch=3", `ce_threshold="700us"`},
-			nil, {"flows=64"},
-		}},
-	} {
-		if !vm.Inside() && !tctest.HasQdisc(t, tt.kind) {
-			continue // TestVMKernel has it
-		}
-		t.Run(tt.kind, func(t *testing.T) {
-			tctest.RequireQdisc(t, tt.kind)
-			b, _ := veth(t)
-			for _, params := range tt.params {
-				b.apply(b.tree(hierarchy.Gbit, leaf("x", 10*hierarchy.Mbit, tt.kind, params...)))
-			}
-			if len(b.warnings) != 0 {
-				t.Errorf("warnings: %q", b.warnings)
-			}
-		})
 	}
 }

@@ -4,6 +4,7 @@ package tc
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -50,7 +51,9 @@ func (s site) ticked(ns uint64) uint64 {
 }
 
 // disciplines are all kinds on offer.
-var disciplines = []*discipline{&fqCodel, &sfq, &bfifo, &pfifo, &tbf}
+var disciplines = []*discipline{
+	&fqCodel, &sfq, &bfifo, &pfifo, &pfifoHeadDrop, &codel, &pie, &fqPie, &hhf, &skbprio, &tbf,
+}
 
 // defaultKinds are the kinds for a leaf of which the policy says nothing, best
 // first. The last is there on every kernel that has traffic control at all.
@@ -116,6 +119,54 @@ func values(q hierarchy.Qdisc, names ...string) ([]uint64, error) {
 		out[i] = v
 	}
 	return out, nil
+}
+
+// number is a parameter that is an attribute of 32 bits.
+type number struct {
+	name string
+	attr uint16
+	give func(uint64) uint32 // what the kernel is given for a settled value; nil: the same
+	show func(uint32) uint64 // the settled value of which the kernel shows this; nil: the same
+}
+
+// micro is a settled time in microseconds, nano the other way.
+func micro(ns uint64) uint32 { return uint32(ns / 1000) }
+func nano(us uint32) uint64  { return uint64(us) * 1000 }
+
+// encodeNumbers writes settled parameters of q.
+func encodeNumbers(e *encoder, q hierarchy.Qdisc, numbers []number) error {
+	for _, n := range numbers {
+		v, err := value(q, n.name)
+		if err != nil {
+			return err
+		}
+		x := uint32(v)
+		if n.give != nil {
+			x = n.give(v)
+		}
+		e.attr32(n.attr, x)
+	}
+	return nil
+}
+
+// decodeNumbers reads parameters in that order; one that is not shown is 0.
+func decodeNumbers(opts []byte, numbers []number) ([]hierarchy.Setting, error) {
+	out := make([]hierarchy.Setting, len(numbers))
+	for i, n := range numbers {
+		out[i].Name = n.name
+	}
+	return out, eachAttr(opts, func(typ uint16, b []byte) error {
+		i := slices.IndexFunc(numbers, func(n number) bool { return n.attr == typ })
+		if i < 0 {
+			return nil
+		}
+		v, err := get32(b)
+		out[i].Value = uint64(v)
+		if numbers[i].show != nil {
+			out[i].Value = numbers[i].show(v)
+		}
+		return err
+	})
 }
 
 // leafHandle is the handle of the qdisc of a leaf class: the class's minor

@@ -178,9 +178,6 @@ var fqCodel = discipline{
 	},
 }
 
-// micro is a settled time in microseconds.
-func micro(ns uint64) uint32 { return uint32(ns / 1000) }
-
 // codelRound is the time that the kernel makes of ns: it keeps whole units of
 // 1.024 µs, rounded down, and takes whole microseconds. Of the times that it
 // cannot tell apart this is the shortest, so 5ms stays 5ms.

@@ -216,7 +216,7 @@ func (d *Device) hasKind(k *discipline) (bool, error) {
 // listed says whether a trace of the discipline is to be seen without privileges.
 // The simple queues are part of every kernel that has traffic control.
 func (k *discipline) listed() bool {
-	if k == &pfifo || k == &bfifo {
+	if k.module == pfifo.module {
 		return true
 	}
 	has, _ := hasModule(k.module)

@@ -1,0 +1,299 @@
+package tc_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+	"github.com/vifshape/vifshape/tc/tctest/vm"
+)
+
+// kindCase is a discipline as a policy has it.
+type kindCase struct {
+	kind   string
+	params []string // as for leaf
+	since  string   // the kernel that it takes; empty: any
+	drifts bool     // the kernel itself changes what it shows of it
+	rough  bool     // tc reckons times and bursts less exactly: what it makes is not compared
+}
+
+// kindCases are the disciplines of the contract tests: of each kind the plain one
+// first, then every parameter with another value. What follows on another of its
+// kind is also changed into from that.
+func kindCases() []kindCase {
+	return slices.Concat(
+		[]kindCase{
+			{kind: "pfifo"}, {kind: "pfifo", params: []string{"limit=50"}},
+			{kind: "bfifo"}, {kind: "bfifo", params: []string{`limit="100kb"`}}, {kind: "bfifo", params: []string{`limit="3gb"`}},
+			{kind: "pfifo_head_drop"}, {kind: "pfifo_head_drop", params: []string{"limit=50"}},
+			{kind: "skbprio"}, {kind: "skbprio", params: []string{"limit=50"}},
+			{kind: "fq_codel"},
+			{kind: "fq_codel", params: []string{"limit=500", `memory_limit="1mib"`, `target="7ms"`, `interval="123456us"`, `quantum="300b"`, "ecn=false", "drop_batch=8", `ce_threshold="3ms"`}},
+			{kind: "fq_codel", params: []string{"flows=64"}},
+			{kind: "fq_codel", params: []string{`ce_threshold="1ms"`, "ce_threshold_selector=1", "ce_threshold_mask=3"}, since: "5.16"},
+			{kind: "codel"},
+			{kind: "codel", params: []string{"limit=50", `target="7ms"`, `interval="123456us"`, "ecn=true", `ce_threshold="1234us"`}},
+			{kind: "codel", params: []string{`target="1234us"`}},
+			{kind: "pie"},
+			{kind: "pie", params: []string{"limit=50", `target="12345us"`, `tupdate="31ms"`, "alpha=3", "beta=21", "ecn=true", "bytemode=true"}},
+			{kind: "pie", params: []string{"dq_rate_estimator=true", `target="17ms"`}},
+			{kind: "fq_pie"},
+			{kind: "fq_pie", params: []string{"limit=500", `target="12345us"`, `tupdate="31ms"`, "alpha=3", "beta=21", "ecn=true", "bytemode=true", "dq_rate_estimator=true", `quantum="3000b"`, `memory_limit="1mib"`, "ecn_prob=20"}},
+			{kind: "fq_pie", params: []string{"flows=64"}},
+			{kind: "hhf"},
+			{kind: "hhf", params: []string{"limit=50", `quantum="3000b"`, "hh_limit=100", `reset_timeout="51ms"`, `admit_bytes="64kib"`, `evict_timeout="2001ms"`, "non_hh_weight=3"}},
+			{kind: "sfq"},
+			{kind: "sfq", params: []string{"limit=60000", "divisor=64"}},
+			{kind: "sfq", params: []string{"limit=500", `perturb="3s"`, `quantum="3000b"`, "flows=100", "divisor=512", "depth=30", "headdrop=true"}},
+			{kind: "tbf", params: []string{`rate="1mbit"`}},
+			{kind: "tbf", params: []string{`rate="8mbit"`, `burst="20kb"`, `limit="50kb"`}},
+			{kind: "tbf", params: []string{`rate="5mbit"`, `latency="100ms"`, `burst="40kb"`}},
+			{kind: "tbf", params: []string{`rate="1mbit"`, `burst="9kb"`, `limit="33kb"`, `peakrate="3mbit"`, `mtu="5kb"`, `mpu="64b"`, "overhead=18", `linklayer="atm"`}, rough: true},
+		},
+	)
+}
+
+// Every parameter of every kind is in a case.
+func TestKindCases(t *testing.T) {
+	used := map[string]bool{}
+	for _, c := range kindCases() {
+		used[c.kind] = true
+		for _, p := range c.params {
+			name, _, _ := strings.Cut(p, "=")
+			used[c.kind+" "+name] = true
+		}
+	}
+	for _, k := range tc.Kinds() {
+		if !used[k.Name] {
+			t.Errorf("%s is in no case", k.Name)
+			continue
+		}
+		for _, p := range k.Params {
+			if !used[k.Name+" "+p.Name] {
+				t.Errorf("%s with %s is in no case", k.Name, p.Name)
+			}
+		}
+	}
+}
+
+// here says whether the case is for the kernel at hand. What the host lacks the
+// machines of TestVMKernel have.
+func (c kindCase) here(t *testing.T) bool { return vm.Inside() || tctest.HasQdisc(t, c.kind) }
+
+// usable skips the test unless the kernel can have the discipline.
+func (c kindCase) usable(t *testing.T) {
+	t.Helper()
+	tctest.RequireQdisc(t, c.kind)
+	if c.since != "" {
+		tctest.Require(t, kernelSince(t, c.since), "kernel "+c.since)
+	}
+}
+
+// kernelSince says whether the kernel is that or later: "5.16".
+func kernelSince(t *testing.T, want string) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	split := func(s string) (major, minor int) {
+		if _, err := fmt.Sscanf(s, "%d.%d", &major, &minor); err != nil {
+			t.Fatalf("version %q: %v", s, err)
+		}
+		return major, minor
+	}
+	hasMajor, hasMinor := split(unix.ByteSliceToString(u.Release[:]))
+	major, minor := split(want)
+	return hasMajor > major || hasMajor == major && hasMinor >= minor
+}
+
+func (c kindCase) String() string { return strings.Join(append([]string{c.kind}, c.params...), " ") }
+
+// kindTree is a tree with one closed branch x that has the discipline: one packet
+// a second leaves it.
+func (b *bench) kindTree(c kindCase) *hierarchy.Tree {
+	x := leaf("x", 8*hierarchy.Kbit, c.kind, c.params...)
+	x.Ceil, x.Burst, x.CBurst = hierarchy.Absolute(8*hierarchy.Kbit), 1000, 1000
+	return b.tree(100*hierarchy.Mbit, x)
+}
+
+// leafOf is the leaf qdisc of a class as it is.
+func (b *bench) leafOf(id hierarchy.ClassID) hierarchy.Qdisc {
+	b.t.Helper()
+	leaves := b.read().Leaves
+	i := slices.IndexFunc(leaves, func(l hierarchy.Leaf) bool { return l.Class == id })
+	if i < 0 {
+		return hierarchy.Qdisc{}
+	}
+	return leaves[i].Qdisc
+}
+
+// shown is what tc prints about the leaf qdisc of a class.
+func (b *bench) shown(id hierarchy.ClassID) string {
+	b.t.Helper()
+	for _, q := range strings.Split(tctest.TC(b.t, b.net, "-d", "qdisc", "show", "dev", b.Name), "qdisc ") {
+		if strings.Contains(q, " parent "+id.String()+" ") {
+			return q
+		}
+	}
+	return ""
+}
+
+// options are the bytes that the kernel shows of the leaf qdisc of a class.
+func (b *bench) options(id hierarchy.ClassID) []byte {
+	b.t.Helper()
+	c, err := b.net.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer c.Close()
+	msgs, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETQDISC, Flags: netlink.Request | netlink.Dump},
+		Data:   make([]byte, 20), // struct tcmsg
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, m := range msgs {
+		if binary.NativeEndian.Uint32(m.Data[4:]) != b.Index || binary.NativeEndian.Uint32(m.Data[12:]) != uint32(id) {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(m.Data[20:])
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		for ad.Next() {
+			if ad.Type() == unix.TCA_OPTIONS {
+				return ad.Bytes()
+			}
+		}
+	}
+	return nil
+}
+
+// tc carries out a command that was printed.
+func (b *bench) tc(command string) error {
+	b.t.Helper()
+	command, _, _ = strings.Cut(command, " # ")
+	args := strings.Fields(command)
+	cmd := exec.CommandContext(b.t.Context(), args[0], args[1:]...)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := b.net.Start(cmd); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", command, err, out.String())
+	}
+	return nil
+}
+
+// Every kind with every parameter: we read what we made, tc makes the same of the
+// command that we print for it, and what is read makes the same bytes again.
+func TestKernelKindContract(t *testing.T) {
+	tctest.RequireProgram(t, "tc")
+	for _, c := range kindCases() {
+		if !c.here(t) {
+			continue
+		}
+		t.Run(c.String(), func(t *testing.T) {
+			c.usable(t)
+			p := tctest.New(t, lab.PairConfig{})
+			b := open(t, p.Near, p.Dev)
+			tree := b.kindTree(c)
+			b.apply(tree) // which reads back and compares
+			id := tree.Find("eth0/x").ID
+			leaf := &hierarchy.Leaf{Class: id, Qdisc: tree.Find("eth0/x").Qdisc}
+			ours, shown := b.options(id), b.shown(id)
+
+			// Of what was read the kernel makes the same once more.
+			remove := hierarchy.Step{Action: hierarchy.Delete, Old: leaf}
+			read := &hierarchy.Leaf{Class: id, Qdisc: b.leafOf(id)}
+			b.do(remove, hierarchy.Step{Action: hierarchy.Create, New: read})
+			if again := b.options(id); !c.drifts {
+				if d := cmp.Diff(ours, again); d != "" {
+					t.Errorf("bytes of the kernel (-first +made of what was read)\n%s", d)
+				}
+			}
+
+			if c.rough {
+				return
+			}
+			b.do(remove)
+			for _, command := range tc.Commands(b.Name, hierarchy.Step{Action: hierarchy.Create, New: leaf}) {
+				if err := b.tc(command); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if d := cmp.Diff(leaf.Qdisc, b.leafOf(id)); d != "" {
+				t.Errorf("what tc made (-want +got)\n%s", d)
+			}
+			if c.drifts {
+				return
+			}
+			if d := cmp.Diff(b.shown(id), shown); d != "" {
+				t.Errorf("tc prints (-of its own +of ours)\n%s", d)
+			}
+			if d := cmp.Diff(b.options(id), ours); d != "" {
+				t.Errorf("bytes of the kernel (-of tc's +of ours)\n%s", d)
+			}
+		})
+	}
+}
+
+// A discipline is changed in place where the kernel can, and then no packet is
+// lost; where we do not try, the kernel refuses or loses them.
+func TestKernelKindChange(t *testing.T) {
+	tctest.RequireProgram(t, "tc")
+	cases := kindCases()
+	for i, c := range cases {
+		if i == 0 || cases[i-1].kind != c.kind || !c.here(t) {
+			continue
+		}
+		t.Run(c.String(), func(t *testing.T) {
+			c.usable(t)
+			cases[i-1].usable(t)
+			p := tctest.New(t, lab.PairConfig{})
+			b := open(t, p.Near, p.Dev)
+			old, want := b.kindTree(cases[i-1]), b.kindTree(c)
+			b.apply(old)
+			x := old.Find("eth0/x")
+			b.send(p, x.ID, 7)
+			before := b.stats(old, x.Path).QLen
+			if before == 0 {
+				t.Fatal("nothing waits")
+			}
+			change := hierarchy.Step{
+				Action: hierarchy.Change,
+				Old:    &hierarchy.Leaf{Class: x.ID, Qdisc: x.Qdisc},
+				New:    &hierarchy.Leaf{Class: x.ID, Qdisc: want.Find("eth0/x").Qdisc},
+			}
+			if tc.InPlace(x.Qdisc, want.Find("eth0/x").Qdisc) {
+				b.apply(want)
+				if after := b.stats(old, x.Path).QLen; after != before {
+					t.Errorf("%d packets wait, %d after the change", before, after)
+				}
+				return
+			}
+			// Change all the same, as tc would.
+			commands := tc.Commands(b.Name, change)
+			_, args, _ := strings.Cut(commands[len(commands)-1], ": ")
+			err := b.tc(fmt.Sprintf("tc qdisc change dev %s parent %v %s", b.Name, x.ID, args))
+			if err == nil && b.stats(old, x.Path).QLen == before {
+				t.Errorf("the kernel could have changed it: %s", args)
+			}
+			b.apply(want)
+		})
+	}
+}

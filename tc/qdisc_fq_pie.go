@@ -1,0 +1,85 @@
+//go:build linux
+
+package tc
+
+import (
+	"math"
+	"slices"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Attributes of fq_pie in linux/pkt_sched.h.
+const (
+	fqPieLimit = iota + 1
+	fqPieFlows
+	fqPieTarget
+	fqPieTUpdate
+	fqPieAlpha
+	fqPieBeta
+	fqPieQuantum
+	fqPieMemoryLimit
+	fqPieECNProb
+	fqPieECN
+	fqPieBytemode
+	fqPieDQRateEstimator
+)
+
+var fqPieNumbers = []number{
+	{name: "limit", attr: fqPieLimit},
+	{name: "flows", attr: fqPieFlows},
+	{"target", fqPieTarget, micro, pieShown},
+	{"tupdate", fqPieTUpdate, micro, nano},
+	{name: "alpha", attr: fqPieAlpha},
+	{name: "beta", attr: fqPieBeta},
+	{name: "ecn", attr: fqPieECN},
+	{name: "bytemode", attr: fqPieBytemode},
+	{name: "dq_rate_estimator", attr: fqPieDQRateEstimator},
+	{name: "quantum", attr: fqPieQuantum},
+	{name: "memory_limit", attr: fqPieMemoryLimit},
+	{name: "ecn_prob", attr: fqPieECNProb},
+}
+
+var fqPie = discipline{
+	Kind: hierarchy.Kind{
+		Name: "fq_pie",
+		Help: "a queue for each flow, served in turn, each kept short by dropping at random (Linux 5.6)",
+		Params: slices.Concat([]hierarchy.Param{
+			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
+				Help: "packets that may wait in all flows together"},
+			{Name: "flows", Type: hierarchy.Count, Min: 1, Max: 65536,
+				Help: "queues that flows are hashed into"},
+		}, pieParams, []hierarchy.Param{
+			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
+				Help: "bytes that a flow may send in its turn"},
+			{Name: "memory_limit", Type: hierarchy.Bytes, Min: 1, Max: 1 << 31,
+				Help: "bytes of memory that waiting packets may take"},
+			{Name: "ecn_prob", Type: hierarchy.Count, Min: 1, Max: 99,
+				Help: "percent of probability up to which ecn marks packets"},
+		}),
+	},
+	module: "sch_fq_pie",
+	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+		p := settings{q: q}
+		p.set("limit", p.get("limit", 10240))
+		p.set("flows", p.get("flows", 1024))
+		settlePIE(&p, s)
+		p.set("quantum", p.get("quantum", min(max(uint64(s.mtu), 256), 1<<20)))
+		p.set("memory_limit", p.get("memory_limit", uint64(queueMemory(s))))
+		p.set("ecn_prob", p.get("ecn_prob", 10))
+		return p.out, nil
+	},
+	encode: func(e *encoder, q hierarchy.Qdisc, fresh bool) error {
+		if fresh {
+			return encodeNumbers(e, q, fqPieNumbers)
+		}
+		return encodeNumbers(e, q, slices.DeleteFunc(slices.Clone(fqPieNumbers), func(n number) bool { return n.attr == fqPieFlows })) // refused later
+	},
+	decode: func(opts []byte) ([]hierarchy.Setting, error) { return decodeNumbers(opts, fqPieNumbers) },
+	// fq_pie_change refuses a number of flows.
+	inPlace: func(old, want hierarchy.Qdisc) bool {
+		a, _ := old.Get("flows")
+		b, _ := want.Get("flows")
+		return a == b
+	},
+}
