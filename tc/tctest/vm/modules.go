@@ -19,7 +19,8 @@ import (
 // patterns of names.
 var shipped = []string{
 	"sch_*", "cls_*", "act_*", "em_*",
-	"ifb", "veth", "dummy", "tun", "bridge", "macvlan", "ipvlan", "8021q", "bonding", "wireguard", "vxlan", "ip_gre",
+	"ifb", "veth", "dummy", "tun", "bridge", "macvlan", "macvtap", "ipvlan", "8021q", "bonding", "team", "vrf", "macsec",
+	"wireguard", "vxlan", "geneve", "bareudp", "ip_gre", "ip6_gre", "ipip", "sit", "ip6_tunnel", "ip_vti", "xfrm_interface",
 	"ipv6", "nf_tables", "nft_*", "nf_conntrack", "inet_diag", "tcp_diag", "udp_diag", "tcp_bbr",
 	"crc32c_generic", "crc32c_intel",
 }
