@@ -20,28 +20,46 @@ func (b *Binder) warnTCX() error {
 		return nil
 	}
 	b.warned = true
-	found, err := link.QueryPrograms(link.QueryOptions{Target: int(b.cfg.Index), Attach: ebpf.AttachTCXEgress})
+	found, err := tcxPrograms(b.cfg.Index)
+	for _, x := range found {
+		name := x.name
+		if name != "" {
+			name = ", " + name
+		}
+		b.cfg.Warn(fmt.Sprintf("%s: a TCX program (id %d%s) runs before the classifier and can keep packets from it; those for which it does not return TCX_NEXT go to the rest, or where their sender asks", b.cfg.Interface, x.id, name))
+	}
+	return err
+}
+
+// tcxProgram is one program at a TCX hook.
+type tcxProgram struct {
+	id   ebpf.ProgramID
+	name string // empty where this process may not see it
+}
+
+// tcxPrograms lists the programs at the egress hook of an interface of this
+// network namespace in the order in which they run.
+func tcxPrograms(index uint32) ([]tcxProgram, error) {
+	found, err := link.QueryPrograms(link.QueryOptions{Target: int(index), Attach: ebpf.AttachTCXEgress})
 	switch {
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL), // EINVAL: no such type of attachment
 		errors.Is(err, unix.EPERM), errors.Is(err, unix.ENODEV):
-		return nil
+		return nil, nil
 	case err != nil:
-		return fmt.Errorf("look for TCX programs: %w", err)
+		return nil, fmt.Errorf("look for TCX programs: %w", err)
 	}
+	var all []tcxProgram
 	for _, x := range found.Programs {
 		name, err := programName(x.ID)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // detached meanwhile
 		}
 		if err != nil && !errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("look at TCX program %d: %w", x.ID, err)
+			return nil, fmt.Errorf("look at TCX program %d: %w", x.ID, err)
 		}
-		if name != "" {
-			name = ", " + name
-		}
-		b.cfg.Warn(fmt.Sprintf("%s: a TCX program (id %d%s) runs before the classifier and can keep packets from it; those for which it does not return TCX_NEXT go to the rest, or where their sender asks", b.cfg.Interface, x.ID, name))
+		all = append(all, tcxProgram{x.ID, name})
 	}
-	return nil
+	return all, nil
 }
 
 func programName(id ebpf.ProgramID) (string, error) {

@@ -1,0 +1,129 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Settings are what the machine's administrator chose that bears on bindings.
+type Settings struct {
+	// Compiled says whether the kernel turns BPF programs into machine code; nil
+	// where that could not be tried, which takes CAP_BPF.
+	Compiled *bool
+	// Unprivileged is kernel.unprivileged_bpf_disabled: "0" lets everybody load
+	// some kinds of programs, "1" and "2" nobody without CAP_BPF. Empty: a kernel
+	// without BPF.
+	Unprivileged string
+	// BTF says whether the kernel describes its own types.
+	BTF bool
+
+	Cgroup2  string   // where cgroup v2 is mounted in this mount namespace; empty: nowhere
+	Options  []string // of that file system
+	Delegate bool     // nsdelegate is among them
+	Systemd  bool     // systemd keeps the cgroups
+}
+
+// ReadSettings reads them. It changes nothing.
+func ReadSettings() (Settings, error) {
+	var s Settings
+	b, err := os.ReadFile("/proc/sys/kernel/unprivileged_bpf_disabled")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return s, err
+	}
+	s.Unprivileged = strings.TrimSpace(string(b))
+	_, err = os.Stat("/sys/kernel/btf/vmlinux")
+	s.BTF = err == nil
+	// The manager says so itself (sd_booted(3)).
+	st, err := os.Lstat("/run/systemd/system")
+	s.Systemd = err == nil && st.IsDir()
+	if s.Compiled, err = compiled(); err != nil {
+		return s, err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
+	if err != nil {
+		return s, fmt.Errorf("read mounts: %w", err)
+	}
+	if len(mounts) > 0 {
+		s.Cgroup2, s.Options = mounts[0].Mountpoint, strings.Split(mounts[0].VFSOptions, ",")
+		s.Delegate = slices.Contains(s.Options, "nsdelegate")
+	}
+	return s, nil
+}
+
+// compiled looks at what becomes of the smallest program there is.
+func compiled() (*bool, error) {
+	if lacking(unix.CAP_BPF) != nil || lacking(unix.CAP_NET_ADMIN) != nil {
+		return nil, nil
+	}
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	if err != nil {
+		return nil, nil // [Probe] says why
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return nil, err
+	}
+	n, err := info.JitedSize()
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		n, err = 0, nil
+	}
+	yes := n > 0
+	return &yes, err
+}
+
+// Escape says which user other than root may move processes out of a target of
+// [hierarchy.Bound]: whoever may write to the cgroup above it, as systemd allows
+// users below their manager and services with Delegate. It is 0 when nobody may.
+func (b *Binder) Escape(target string) (uid uint32, err error) {
+	p, ok := strings.CutPrefix(target, cgroupTarget)
+	if !ok || p == "/" {
+		return 0, nil
+	}
+	if err := b.settle(); err != nil {
+		return 0, err
+	}
+	t := b.tree()
+	if !t.v2() {
+		return 0, nil // there a process may be moved by its owner wherever he may write
+	}
+	var st unix.Stat_t
+	file := t.root + path.Join("/", path.Dir(p), "cgroup.procs")
+	if err := unix.Stat(file, &st); err != nil {
+		return 0, b.wrap(&fs.PathError{Op: "stat", Path: file, Err: err})
+	}
+	if st.Mode&0o200 == 0 {
+		return 0, nil
+	}
+	return st.Uid, nil
+}
+
+// EgressTCX lists the programs at an interface's TCX egress hook in the order in
+// which they run, as "id 12, cil_to_netdev". They run before the classifier, which
+// gets a packet only when all of them return TCX_NEXT. It lists none where there
+// is no TCX, before Linux 6.6, and where this process may not ask.
+func EgressTCX(index uint32) ([]string, error) {
+	found, err := tcxPrograms(index)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(found))
+	for i, x := range found {
+		names[i] = "id " + strconv.FormatUint(uint64(x.id), 10)
+		if x.name != "" {
+			names[i] += ", " + x.name
+		}
+	}
+	return names, nil
+}
