@@ -27,6 +27,9 @@ type Policy struct {
 	// Warnings are about what is allowed but unlikely to be meant, in the order
 	// of the file.
 	Warnings []Error
+
+	index *index // for Place
+	keys  []toml.Key
 }
 
 // Parse reads a policy of at most 64 MiB. The name appears in messages only.
@@ -63,7 +66,7 @@ func Parse(name string, r io.Reader, kinds []hierarchy.Kind) (*Policy, error) {
 	case !rep.index.agrees(keys):
 		return nil, fmt.Errorf("%s: the TOML decoder and the position index disagree about this file; please report it as a fault of vifshape", name)
 	}
-	p := &Policy{Binding: "auto"}
+	p := &Policy{Binding: "auto", index: rep.index, keys: keys}
 	rd := reader{report: rep, keys: keys, kinds: kinds, policy: p}
 	rd.read(doc)
 	all := rep.errs()

@@ -1,0 +1,38 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Place is where a key of an interface or branch stands in the file, as a line and
+// a column from 1. Where the key is not written it is the place of the branch, and
+// where that is not either, as with a rest that was added, of the one above it. An
+// empty path is the top of the file. Line 0: nothing of it is in the file.
+func (p *Policy) Place(path hierarchy.Path, key string) (line, column int) {
+	table := toml.Key{}
+	if path != "" {
+		table = append(toml.Key{"interface"}, strings.Split(string(path), "/")...)
+	}
+	wants := []toml.Key{append(slices.Clone(table), strings.Split(key, ".")...)}
+	for ; len(table) > 0; table = table[:len(table)-1] {
+		wants = append(wants, slices.Clone(table))
+	}
+	for _, want := range wants {
+		i := slices.IndexFunc(p.keys, func(k toml.Key) bool { return slices.Equal(k, want) })
+		if i < 0 {
+			continue
+		}
+		off, _ := p.index.part(i, len(want)-1, len(want))
+		if val := p.index.entries[i].val; val >= 0 {
+			off = int(val)
+		}
+		n, start, _ := p.index.line(off)
+		return n, p.index.column(start, off)
+	}
+	return 0, 0
+}
