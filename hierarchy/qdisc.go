@@ -283,11 +283,12 @@ func formatPercent(v uint64) string {
 	}
 }
 
-// portion is v*num/den, rounded to the nearest, for v up to den.
+// portion is v*num/den, rounded to the nearest and halves to the even number, as
+// tc has it (set_percent, tc/q_netem.c, iproute2 6.1), for v up to den.
 func portion(v, num, den uint64) uint64 {
 	hi, lo := bits.Mul64(v, num)
 	q, r := bits.Div64(hi, lo, den)
-	if r >= den-r {
+	if r > den-r || r == den-r && q%2 == 1 {
 		q++
 	}
 	return q

@@ -410,6 +410,7 @@ func TestParamParse(t *testing.T) {
 		{"percentage with a fraction", loss, "0.005%", true, 214748, ""},
 		{"percentage of nothing", loss, "0%", true, 0, ""},
 		{"percentage of all", loss, "100%", true, Whole, ""},
+		{"percentage between two", loss, "70%", true, 3006477106, ""},
 		{"percentage smallest", loss, "0.00000002%", true, 1, ""},
 		{"percentage above", loss, "100.1%", true, 0, `"100.1%" is more than 100%`},
 		{"percentage above its own range", Param{Name: "loss", Type: Percent, Max: Whole/2 + 1}, "60%", true, 0, "loss 60% is not between 0% and 50%"},

@@ -48,6 +48,7 @@ const (
 	fqBands      = 3
 	fqPriorities = 16
 	fqMaxQuantum = 1 << 20
+	fqMinWeight  = 1 << 14   // FQ_MIN_WEIGHT
 	fqMaxWeight  = 1<<21 - 1 // what fits in a hierarchy.Setting
 	// fqNone is how fq takes and shows that there is no maxrate and no
 	// ce_threshold.
@@ -89,7 +90,7 @@ var fq = discipline{
 				Help: "drop a packet that is due beyond the horizon and do not send it then"},
 			{Name: "priomap", Type: hierarchy.Numbers, Len: fqPriorities, Max: fqBands - 1,
 				Help: "band of each priority of packets; 0 is served most (Linux 6.7)"},
-			{Name: "weights", Type: hierarchy.Numbers, Len: fqBands, Min: 1, Max: fqMaxWeight,
+			{Name: "weights", Type: hierarchy.Numbers, Len: fqBands, Min: fqMinWeight, Max: fqMaxWeight,
 				Help: "bytes that each band may send in its turn (Linux 6.7)"},
 			{Name: "offload_horizon", Type: hierarchy.Duration, Max: uint64(time.Second),
 				Help: "how far ahead a packet may be due that a capable card itself holds back (Linux 6.14)"},
