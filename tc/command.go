@@ -5,7 +5,6 @@ package tc
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
 )
@@ -93,8 +92,6 @@ func arguments(q hierarchy.Qdisc) string {
 		case p == nil:
 		case own != nil:
 			w = append(w, own...)
-		case d == &sfq && x.Name == "perturb": // seconds to tc, without a unit
-			w = append(w, x.Name, fmt.Sprint(x.Value/uint64(time.Second)))
 		case p.Type == hierarchy.Flag && x.Value == 0:
 			if p.Negative != "" {
 				w = append(w, p.Negative)

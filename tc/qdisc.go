@@ -52,7 +52,8 @@ func (s site) ticked(ns uint64) uint64 {
 
 // disciplines are all kinds on offer.
 var disciplines = []*discipline{
-	&fqCodel, &sfq, &bfifo, &pfifo, &pfifoHeadDrop, &codel, &pie, &fqPie, &hhf, &skbprio, &tbf,
+	&fqCodel, &sfq, &bfifo, &pfifo, &pfifoHeadDrop, &codel, &pie, &fqPie, &hhf, &skbprio, &red, &choke, &sfb, &tbf,
+	&fq, &cake, &netem,
 }
 
 // defaultKinds are the kinds for a leaf of which the policy says nothing, best

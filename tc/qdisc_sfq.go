@@ -5,7 +5,9 @@ package tc
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/bits"
+	"slices"
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -26,7 +28,7 @@ var sfq = discipline{
 				Help: "packets that may wait in all flows together"},
 			{Name: "perturb", Type: hierarchy.Duration, Max: uint64(24 * time.Hour),
 				Help: "whole seconds after which flows are told apart anew; 0s: never"},
-			{Name: "quantum", Type: hierarchy.Bytes, Min: 64, Max: 256 << 10,
+			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 256 << 10,
 				Help: "bytes that a flow may send in its turn, at least the MTU"},
 			{Name: "flows", Type: hierarchy.Count, Min: 1, Max: sfqMaxFlows,
 				Help: "flows that may wait at once"},
@@ -36,6 +38,19 @@ var sfq = discipline{
 				Help: "packets of one flow that may wait"},
 			{Name: "headdrop", Type: hierarchy.Flag, Max: 1,
 				Help: "drop a full flow's oldest packet and not its newest"},
+			{Name: "redflowlimit", Type: hierarchy.Bytes, Min: 4, Max: math.MaxUint32,
+				Help: "manage the queue of each flow by RED; the kernel keeps no such limit, it is for working out max"},
+			{Name: "min", Type: hierarchy.Bytes, Min: 1, Max: redMax,
+				Help: "average length of a flow's queue below which RED drops nothing"},
+			{Name: "max", Type: hierarchy.Bytes, Min: 2, Max: redMax,
+				Help: "average length above which it drops or marks everything"},
+			{Name: "avpkt", Type: hierarchy.Bytes, Min: 1, Max: 1 << 20,
+				Help: "size of a usual packet, for working out ewma"},
+			redBurstParam, redEWMAParam, redProbabilityParam,
+			{Name: "ecn", Type: hierarchy.Flag, Max: 1,
+				Help: "mark packets that allow it and do not drop them"},
+			{Name: "harddrop", Type: hierarchy.Flag, Max: 1,
+				Help: "above max drop also what could be marked"},
 		},
 		Verify: func(q hierarchy.Qdisc) error {
 			if v, ok := q.Get("divisor"); ok && bits.OnesCount64(v) != 1 {
@@ -44,7 +59,7 @@ var sfq = discipline{
 			if v, ok := q.Get("perturb"); ok && v%uint64(time.Second) != 0 {
 				return fmt.Errorf("perturb %v is no whole number of seconds", time.Duration(v))
 			}
-			return nil
+			return verifyRED(q, "redflowlimit", hierarchy.Bytes)
 		},
 	},
 	module: "sch_sfq",
@@ -66,6 +81,19 @@ var sfq = discipline{
 		if limit < 2 {
 			return nil, fmt.Errorf("%d packets in all (depth times flows) are too few", limit)
 		}
+		if !slices.ContainsFunc(sfqRED, func(name string) bool { return p.get(name, 0) != 0 }) {
+			return p.out, nil
+		}
+		r, _, err := settleRED(q, "redflowlimit", uint64(queueBytes(s)), p.get("avpkt", redPacket), false)
+		if err != nil {
+			return nil, err
+		}
+		p.set("min", r.min)
+		p.set("max", r.max)
+		p.set("ewma", r.ewma)
+		p.set("probability", p.get("probability", redProbability))
+		p.set("ecn", p.get("ecn", 0))
+		p.set("harddrop", p.get("harddrop", 0))
 		return p.out, nil
 	},
 	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
@@ -81,7 +109,22 @@ var sfq = discipline{
 		e.uint32(uint32(v[3]))
 		e.uint32(uint32(v[5]))
 		e.uint32(uint32(v[6]))
-		e.b = append(e.b, make([]byte, sizeofSFQ-28)...) // no RED, no statistics
+		if _, ok := q.Get("min"); !ok {
+			e.b = append(e.b, make([]byte, sizeofRED+4)...)
+		} else {
+			r, err := redOf(q, false)
+			if err != nil {
+				return err
+			}
+			probability, err := value(q, "probability")
+			if err != nil {
+				return err
+			}
+			// sfq_change looks at no limit and has no table.
+			r.encode(e, min(4*r.max, math.MaxUint32), probability, 0, flag(q, "ecn", redECN)|flag(q, "harddrop", redHardDrop))
+			e.uint32(uint32(probability))
+		}
+		e.b = append(e.b, make([]byte, 24)...) // struct tc_sfqred_stats
 		return nil
 	},
 	decode: func(o []byte) ([]hierarchy.Setting, error) {
@@ -89,10 +132,7 @@ var sfq = discipline{
 			return nil, errMalformed
 		}
 		u := func(i int) uint64 { return uint64(binary.NativeEndian.Uint32(o[4*i:])) }
-		if u(8) != 0 { // qth_min: each flow is managed by RED, which is not on offer
-			return nil, nil
-		}
-		return []hierarchy.Setting{
+		out := []hierarchy.Setting{
 			{Name: "limit", Value: u(2)},
 			{Name: "perturb", Value: u(1) * uint64(time.Second)},
 			{Name: "quantum", Value: u(0)},
@@ -100,11 +140,35 @@ var sfq = discipline{
 			{Name: "divisor", Value: u(3)},
 			{Name: "depth", Value: u(5)},
 			{Name: "headdrop", Value: u(6)},
-		}, nil
+		}
+		r, err := decodeRED(o[28:])
+		if err != nil || r.min == 0 { // no RED
+			return out, err
+		}
+		return append(out,
+			hierarchy.Setting{Name: "min", Value: r.min},
+			hierarchy.Setting{Name: "max", Value: r.max},
+			hierarchy.Setting{Name: "ewma", Value: r.ewma},
+			hierarchy.Setting{Name: "probability", Value: u(11)},
+			hierarchy.Setting{Name: "ecn", Value: r.flags & redECN},
+			hierarchy.Setting{Name: "harddrop", Value: r.flags & redHardDrop / redHardDrop},
+		), nil
 	},
 	// sfq_qdisc_ops has no change operation.
 	inPlace: func(old, want hierarchy.Qdisc) bool { return false },
+	words: func(q hierarchy.Qdisc, s hierarchy.Setting) []string {
+		switch s.Name {
+		case "perturb": // seconds to tc, without a unit
+			return []string{s.Name, fmt.Sprint(s.Value / uint64(time.Second))}
+		case "max": // tc wants a limit with it
+			return []string{"redflowlimit", fmt.Sprint(min(4*s.Value, math.MaxUint32)), s.Name, fmt.Sprint(s.Value)}
+		}
+		return redWords(q, s, false)
+	},
 }
+
+// sfqRED are the parameters of which any switches RED on.
+var sfqRED = []string{"redflowlimit", "min", "max", "avpkt", "burst", "ewma", "probability", "ecn", "harddrop"}
 
 // sizeofSFQ is the size of struct tc_sfq_qopt_v1.
 const sizeofSFQ = 72
