@@ -396,6 +396,10 @@ func (r *resolver) qdisc(p Path, raw *RawQdisc) Qdisc {
 	q := Qdisc{Kind: raw.Kind}
 	i := slices.IndexFunc(r.kinds, func(k Kind) bool { return k.Name == raw.Kind })
 	if i < 0 {
+		if why, hint := noLeaf(raw.Kind); why != "" {
+			r.add(p, "qdisc", fmt.Sprintf("qdisc %q is no leaf: it %s", raw.Kind, why), hint)
+			return q
+		}
 		names := make([]string, len(r.kinds))
 		for i, k := range r.kinds {
 			names[i] = k.Name
