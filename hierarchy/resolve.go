@@ -26,9 +26,6 @@ const (
 	ManyBranches = 10_000
 	// MaxBranches is what class ids of 16 bits hold, less those with a meaning.
 	MaxBranches = 60_000
-	// MaxOverhead is how many bytes a link may add to each packet at most: more
-	// than any does.
-	MaxOverhead = 256
 
 	minQuantum = 1000              // the kernel's own least (htb_change_class, v6.12)
 	maxQuantum = 16 * MiB          // far beyond use, and far from the sign bit of its int
@@ -36,7 +33,6 @@ const (
 	slowRate   = 10 * Kbit         // see the warning
 	restShare  = 100               // the rest gets at least one in so many parts
 	minRate    = 8 * Bit           // the kernel counts bytes, and refuses 0 (htb_change_class, v6.12)
-	maxMPU     = 256 * Byte        // more than any link pads to
 	maxName    = 15                // bytes of an interface's name: IFNAMSIZ of linux/if.h less the zero at its end
 )
 
@@ -62,11 +58,12 @@ type Problem struct {
 // rate and from the parent's ceil for ceil. Below an interface, and below a
 // branch that has bindings and children, a leaf called rest is added where there
 // is none. A rest without a rate shares like the others, but never gets less
-// than one part in a hundred of its parent's rate.
+// than one part in a hundred of its parent's rate. On a line with PTM, of which HTB
+// cannot count the bytes, the rates of the tree are 64/65 of those.
 func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	r := resolver{kinds: kinds, bound: map[Binding]Path{}}
 	path := Path(s.Interface)
-	root := &Branch{Class: Class{Path: path, Parent: ID(0), Link: s.Link, Prio: DefaultPrio}}
+	root := &Branch{Class: Class{Path: path, Parent: ID(0), Prio: DefaultPrio}}
 	if text, hint := checkInterface(s.Interface); text != "" {
 		r.add(path, "", text, hint)
 	}
@@ -87,11 +84,14 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	case !s.Ceil.IsZero() && s.Ceil.Of(rate) != rate:
 		r.add(path, "ceil", fmt.Sprintf("ceil %s differs from rate %v, but an interface has nobody to borrow from", written(s.Ceil, s.Ceil.Of(rate)), rate), "remove ceil, and write what the link carries as rate")
 	}
-	if s.Link.Overhead < 0 || s.Link.Overhead > MaxOverhead {
-		r.add(path, "overhead", fmt.Sprintf("overhead %d is not between 0 and %d bytes", s.Link.Overhead, MaxOverhead), "")
+	if _, ok := s.Line.layer(); !ok {
+		r.add(path, "linklayer", fmt.Sprintf("linklayer %q is not known", s.Line.Layer), suggestLayer(s.Line.Layer))
 	}
-	if s.Link.MPU > maxMPU {
-		r.add(path, "mpu", fmt.Sprintf("mpu %v is not between 0b and %v", s.Link.MPU, maxMPU), "")
+	if s.Line.Overhead < 0 || s.Line.Overhead > MaxOverhead {
+		r.add(path, "overhead", fmt.Sprintf("overhead %d is not between 1 and %d bytes", s.Line.Overhead, MaxOverhead), "")
+	}
+	if s.Line.MPU > maxMPU {
+		r.add(path, "mpu", fmt.Sprintf("mpu %v is not between 1b and %v", s.Line.MPU, maxMPU), "")
 	}
 	if s.MTU != 0 && (s.MTU < 68 || s.MTU > 65536) {
 		r.add(path, "mtu", fmt.Sprintf("mtu %v is not between 68b and 64kib", s.MTU), "")
@@ -104,10 +104,13 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	} else if r.count > ManyBranches {
 		r.warn(path, "", fmt.Sprintf("%d branches below one interface: the kernel takes time in proportion to the square of their number to make them", r.count))
 	}
-	tree := &Tree{Interface: s.Interface, Replace: s.Replace, MTU: s.MTU, Root: root}
+	tree := &Tree{Interface: s.Interface, Replace: s.Replace, MTU: s.MTU, Line: s.Line, Root: root}
 	r.sort(tree)
 	if r.broken || slices.ContainsFunc(r.problems, func(p Problem) bool { return !p.Warning }) {
 		return nil, r.problems
+	}
+	for b := range tree.All() {
+		b.Rate, b.Ceil = s.Line.share(b.Rate), s.Line.share(b.Ceil)
 	}
 	return tree, r.problems
 }
@@ -236,7 +239,7 @@ func (r *resolver) children(b *Branch, s *BranchSpec, depth int) {
 	known := b.Rate != 0
 	for i, c := range specs {
 		known = known && !c.Broken
-		store[i] = Branch{Class: Class{Path: b.Path.Join(c.Name), Link: b.Link, Prio: b.Prio}, Implied: implied && i == len(specs)-1}
+		store[i] = Branch{Class: Class{Path: b.Path.Join(c.Name), Prio: b.Prio}, Implied: implied && i == len(specs)-1}
 		b.Children[i] = &store[i]
 	}
 	if known {

@@ -172,17 +172,17 @@ func chain(n int, opts ...option) node {
 
 func TestResolveCarries(t *testing.T) {
 	s := eth0(rate("100mbit"), branch("a", bursts(5000, 6000), quantum(3000), bind("user:a", "unit:b.service"), qdisc("fq_codel", RawParam{"interval", "100ms", true}, RawParam{"limit", "10", false})))
-	s.Link = LinkLayer{Overhead: 18, MPU: 64, ATM: true}
+	s.Line = Line{Layer: "atm", Overhead: 18, MPU: 64}
 	s.MTU, s.Replace = 1500, true
 	tree, problems := Resolve(s, kinds)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	if tree.Interface != "eth0" || tree.MTU != 1500 || !tree.Replace || tree.Root.Parent != ID(0) {
+	if tree.Interface != "eth0" || tree.MTU != 1500 || tree.Line != s.Line || !tree.Replace || tree.Root.Parent != ID(0) {
 		t.Errorf("got %+v", tree)
 	}
 	want := &Branch{
-		Class: Class{Path: "eth0/a", Rate: 50 * Mbit, Ceil: 100 * Mbit, Burst: 5000, CBurst: 6000, Quantum: 3000, Prio: 3, Link: s.Link},
+		Class: Class{Path: "eth0/a", Rate: 50 * Mbit, Ceil: 100 * Mbit, Burst: 5000, CBurst: 6000, Quantum: 3000, Prio: 3},
 		Qdisc: Qdisc{"fq_codel", []Setting{{"limit", 10}, {"interval", 100_000_000}}},
 		Bind:  []Binding{{BindUser, "a"}, {BindUnit, "b.service"}},
 	}
@@ -214,8 +214,10 @@ func TestResolveProblems(t *testing.T) {
 		{"rate below a byte", eth0(rate("7bit")), []string{`eth0 rate: rate 7bit is less than a byte a second, 8bit`}},
 		{"ceil differs", eth0(rate("100mbit"), ceil("50mbit")), []string{`eth0 ceil: ceil 50mbit differs from rate 100mbit, but an interface has nobody to borrow from | remove ceil, and write what the link carries as rate`}},
 		{"ceil differs in percent", eth0(rate("100mbit"), ceil("50%")), []string{`eth0 ceil: ceil 50% (50mbit) differs from rate 100mbit, but an interface has nobody to borrow from | remove ceil, and write what the link carries as rate`}},
-		{"overhead", link(func(s *Spec) { s.Link.Overhead = -1 }), []string{"eth0 overhead: overhead -1 is not between 0 and 256 bytes"}},
-		{"mpu", link(func(s *Spec) { s.Link.MPU = 300 }), []string{"eth0 mpu: mpu 300b is not between 0b and 256b"}},
+		{"overhead", link(func(s *Spec) { s.Line.Overhead = -1 }), []string{"eth0 overhead: overhead -1 is not between 1 and 256 bytes"}},
+		{"mpu", link(func(s *Spec) { s.Line.MPU = 300 }), []string{"eth0 mpu: mpu 300b is not between 1b and 256b"}},
+		{"linklayer", link(func(s *Spec) { s.Line.Layer = "docis" }), []string{`eth0 linklayer: linklayer "docis" is not known | did you mean "docsis"? known are ` + strings.Join(Layers(), ", ")}},
+		{"linklayer far from all", link(func(s *Spec) { s.Line.Layer = "fibre" }), []string{`eth0 linklayer: linklayer "fibre" is not known | known are ` + strings.Join(Layers(), ", ")}},
 		{"mtu", link(func(s *Spec) { s.MTU = 67 }), []string{"eth0 mtu: mtu 67b is not between 68b and 64kib"}},
 		{"no name", link(func(s *Spec) { s.Interface = "" }), []string{": an interface without a name"}},
 		{"slash in the name", link(func(s *Spec) { s.Interface = "a/b" }), []string{`a/b: "a/b" cannot be an interface: its name has no slash, colon or space`}},

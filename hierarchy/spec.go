@@ -12,7 +12,7 @@ type Spec struct {
 	Interface string
 	Replace   bool // a foreign root qdisc may be replaced
 	MTU       Size // largest packet to expect; zero: the device's own
-	Link      LinkLayer
+	Line      Line
 	BranchSpec
 }
 
@@ -35,30 +35,6 @@ type BranchSpec struct {
 type RawQdisc struct {
 	Kind   string
 	Params []RawParam
-}
-
-// LinkLayer is what the link below adds to each packet, so that rates are those
-// of the line and not of the packets handed to it. The zero value adds nothing.
-type LinkLayer struct {
-	Overhead int16 `json:"overhead,omitempty"` // bytes added to each packet
-	MPU      Size  `json:"mpu,omitempty"`      // least bytes a packet counts as
-	ATM      bool  `json:"atm,omitempty"`      // cells of 53 bytes carrying 48
-}
-
-// String prints what is added as tc has it: "overhead 44 mpu 64 linklayer atm",
-// and nothing for the zero value.
-func (l LinkLayer) String() string {
-	var words []string
-	if l.Overhead != 0 {
-		words = append(words, fmt.Sprintf("overhead %d", l.Overhead))
-	}
-	if l.MPU != 0 {
-		words = append(words, fmt.Sprintf("mpu %d", l.MPU))
-	}
-	if l.ATM {
-		words = append(words, "linklayer atm")
-	}
-	return strings.Join(words, " ")
 }
 
 // Amount is a bandwidth, or a percentage of the parent's. The zero value means

@@ -19,12 +19,13 @@ type Class struct {
 
 // Tree is what one interface is to become: every value of the policy worked out
 // and checked. Burst, CBurst and Quantum of a class and the Qdisc of a leaf are
-// zero where the policy leaves them open; package tc settles them for the device
-// at hand.
+// zero where the policy leaves them open, and every Link is; package tc settles
+// them for the device at hand.
 type Tree struct {
 	Interface string
 	Replace   bool
 	MTU       Size
+	Line      Line
 	Root      *Branch
 }
 

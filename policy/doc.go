@@ -22,6 +22,11 @@
 // package hierarchy reads them; a qdisc is a kind or a table with kind and
 // parameters.
 //
+// linklayer names the kind of line that the interface leads to, one of
+// [hierarchy.Layers]; overhead, the bytes that the line sends besides each IP
+// packet, and mpu, the least that it sends for one, stand for themselves or take the
+// place of those of the line's kind.
+//
 // [Parse] reports every mistake of a file at once, each with line, column and
 // the way on. Only a mistake in the TOML itself hides what follows it. A policy
 // with one mistake gives no trees.

@@ -391,7 +391,7 @@ func (r *reader) scalar(n *node, name string, v any) {
 	case "quantum":
 		r.size(n, name, v, "3000b", &b.Quantum)
 	case "mpu":
-		r.size(n, name, v, "64b", &n.iface.Link.MPU)
+		r.size(n, name, v, "64b", &n.iface.Line.MPU)
 	case "mtu":
 		r.size(n, name, v, "1500b", &n.iface.MTU)
 	case "prio":
@@ -400,17 +400,16 @@ func (r *reader) scalar(n *node, name string, v any) {
 			b.Prio = &p
 		}
 	case "overhead":
-		if i, ok := r.integer(n, name, v, 0, hierarchy.MaxOverhead, "the bytes that the link adds to each packet, as a bare number"); ok {
-			n.iface.Link.Overhead = int16(i)
+		if i, ok := r.integer(n, name, v, 1, hierarchy.MaxOverhead, "the bytes that the line sends besides each IP packet, as a bare number; without it packets count as in the kernel"); ok {
+			n.iface.Line.Overhead = int16(i)
 		}
 	case "linklayer":
-		switch v {
-		case "ethernet":
-		case "atm":
-			n.iface.Link.ATM = true
-		default:
-			r.value(n, name, fmt.Sprintf("linklayer is %s, but must be \"ethernet\" or \"atm\"", quote(v)), `write "atm" for ADSL, "ethernet" for everything else`)
+		s, ok := v.(string)
+		if !ok || s == "" {
+			r.value(n, name, fmt.Sprintf("linklayer is %s, but must be the name of a kind of line", quote(v)), "known are "+strings.Join(hierarchy.Layers(), ", "))
+			return
 		}
+		n.iface.Line.Layer = s
 	case "replace":
 		x, ok := v.(bool)
 		if !ok {
@@ -497,8 +496,12 @@ func (r *reader) size(n *node, key string, v any, usual string, to *hierarchy.Si
 		r.value(n, key, key+" "+err.Error(), "")
 		return
 	}
-	if s == 0 && key != "mpu" { // to the model 0 is what is not written
-		r.value(n, key, key+" is 0b, which lets nothing through", fmt.Sprintf("leave it out for the default, or write for example %s = %q", key, usual))
+	if s == 0 { // to the model 0 is what is not written
+		why := "lets nothing through"
+		if key == "mpu" {
+			why = "is no minimum"
+		}
+		r.value(n, key, key+" is 0b, which "+why, fmt.Sprintf("leave it out for the default, or write for example %s = %q", key, usual))
 		return
 	}
 	*to = s

@@ -103,8 +103,8 @@ func describe(p *policy.Policy) string {
 		if t.MTU != 0 {
 			fmt.Fprintf(&b, " mtu %v", t.MTU)
 		}
-		if l := t.Root.Link; l != (hierarchy.LinkLayer{}) {
-			fmt.Fprintf(&b, " overhead %d mpu %v atm %v", l.Overhead, l.MPU, l.ATM)
+		if s := t.Line.String(); s != "" {
+			fmt.Fprintf(&b, " line %s", s)
 		}
 		b.WriteByte('\n')
 		for x := range t.All() {

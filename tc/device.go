@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -22,6 +23,7 @@ type Device struct {
 	c      *Conn
 	mtu    hierarchy.Size // of a frame: with a link-layer header
 	packet hierarchy.Size // the largest that the stack hands down
+	header hierarchy.Size // of the link layer, as far as the kernel counts it
 	former *Former        // the foreign root qdisc that Do replaced
 }
 
@@ -48,6 +50,9 @@ func (c *Conn) Device(name string) (*Device, error) {
 	if l.GSOMaxSegs == 1 || d.packet < d.mtu {
 		d.packet = d.mtu
 	}
+	if d.header, err = d.readHeader(); err != nil {
+		return nil, newOpError("find interface", name, err)
+	}
 	return d, nil
 }
 
@@ -61,10 +66,36 @@ const (
 
 // check says whether the interface is still there.
 func (d *Device) check() error {
+	_, err := d.link()
+	return err
+}
+
+// link asks for the interface.
+func (d *Device) link() ([]netlink.Message, error) {
 	body := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(body[4:], d.Index)
-	_, err := d.c.nl.Execute(message(unix.RTM_GETLINK, 0, body))
-	return err
+	return d.c.nl.Execute(message(unix.RTM_GETLINK, 0, body))
+}
+
+// readHeader reads how much of a packet's length is link-layer header when it comes
+// to a queueing discipline: what dev_hard_header puts in front
+// (include/linux/netdevice.h, v6.12). That is not dev->hard_header_len, which is the
+// room that drivers want: PPP and VLAN add theirs after the queue.
+func (d *Device) readHeader() (hierarchy.Size, error) {
+	msgs, err := d.link()
+	if err != nil {
+		return 0, err
+	}
+	if len(msgs) == 0 || len(msgs[0].Data) < unix.SizeofIfInfomsg {
+		return 0, errMalformed
+	}
+	switch binary.NativeEndian.Uint16(msgs[0].Data[2:]) {
+	case unix.ARPHRD_ETHER, unix.ARPHRD_LOOPBACK:
+		return ethernetHeader, nil
+	case unix.ARPHRD_INFINIBAND: // ipoib_hard_header, drivers/infiniband/ulp/ipoib/ipoib_main.c
+		return 24, nil
+	}
+	return 0, nil
 }
 
 // nearest is the name of an interface that is like name, empty if there is none.

@@ -204,7 +204,7 @@ func TestKernelApply(t *testing.T) {
 	slow := leaf("slow", 10*hierarchy.Kbit, "bfifo")
 	tree := b.treeOf(hierarchy.Spec{
 		Interface: b.Name,
-		Link:      hierarchy.LinkLayer{Overhead: 22, MPU: 64},
+		Line:      hierarchy.Line{Overhead: 36, MPU: 64}, // Ethernet's 14 are counted already
 		BranchSpec: hierarchy.BranchSpec{Rate: hierarchy.Absolute(100 * hierarchy.Gbit), Children: []*hierarchy.BranchSpec{
 			branch("fast", 50*hierarchy.Gbit),
 			branch("web", 500*hierarchy.Mbit, api, branch("static", 300*hierarchy.Mbit+7)),
@@ -751,9 +751,9 @@ func TestKernelSettleTouchesNothing(t *testing.T) {
 		BranchSpec: hierarchy.BranchSpec{Rate: hierarchy.Absolute(hierarchy.Gbit), Children: []*hierarchy.BranchSpec{leaf("x", hierarchy.Mbit, "pfifo")}},
 	})
 	bad.Find("eth0/x").Qdisc.Kind = "none"
-	bad.Find("eth0/rest").Link.Overhead = -4
+	bad.Line.Layer = "pppoa-vcmux"
 	err := b.Settle(bad)
-	if !errors.Is(err, tc.ErrNotSupported) || !strings.Contains(err.Error(), `eth0/x: qdisc "none" is not supported by this kernel: use `) || !strings.Contains(err.Error(), "eth0/rest: overhead -4 is negative") {
+	if !errors.Is(err, tc.ErrNotSupported) || !strings.Contains(err.Error(), `eth0/x: qdisc "none" is not supported by this kernel: use `) || !strings.Contains(err.Error(), `eth0: overhead 10 of linklayer "pppoa-vcmux" is less than the 14 bytes of header`) {
 		t.Errorf("refusal: %v", err)
 	}
 }

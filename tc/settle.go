@@ -16,7 +16,8 @@ import (
 )
 
 // Settle fills what the policy leaves open in t for this interface: bursts,
-// quanta, the leaves' qdiscs and every parameter of them. It rounds all values
+// quanta, the leaves' qdiscs and every parameter of them, and what the line adds to
+// each packet. It rounds all values
 // to what the kernel keeps, so that t.State() equals what [Device.Read] gives
 // after an apply, paths aside. Inner branches lose quantum and priority, which
 // the kernel ignores.
@@ -41,6 +42,10 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 	refuse := func(b *hierarchy.Branch, err error) {
 		errs = append(errs, fmt.Errorf("%s: %w", b.Path, err))
 	}
+	link, err := t.Line.On(d.header)
+	if err != nil {
+		refuse(t.Root, err)
+	}
 	slowest := t.Root.Rate
 	for b := range t.All() {
 		if b.Leaf() {
@@ -49,6 +54,7 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 	}
 	round := quantumTime(slowest, packet)
 	for b := range t.All() {
+		b.Link = link
 		if err := settleClass(&b.Class, packet); err != nil {
 			refuse(b, err)
 		}
@@ -87,9 +93,6 @@ func clock() (hz uint64, err error) {
 
 // settleClass rounds a class and fills its bursts.
 func settleClass(c *hierarchy.Class, packet hierarchy.Size) error {
-	if err := checkLink(c.Link); err != nil {
-		return err
-	}
 	c.Rate, c.Ceil = c.Rate.Kernel(), c.Ceil.Kernel()
 	if c.Burst == 0 {
 		c.Burst = defaultBurst(c.Rate, packet)

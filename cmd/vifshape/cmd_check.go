@@ -54,7 +54,15 @@ func (e *env) writeTree(p *policy.Policy) error {
 			fmt.Fprintf(t, "%s\t%v\t%v\t%s\t%s\t%s\n", indented(b.Path), short(b.Rate), short(b.Ceil), prio, qdisc, bindText(b.Bind))
 		}
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, tree := range p.Trees {
+		if line := tree.Line.String(); line != "" {
+			e.printf("%s counts packets as %s\n", tree.Interface, line)
+		}
+	}
+	return nil
 }
 
 func bindText(b []hierarchy.Binding) string {
