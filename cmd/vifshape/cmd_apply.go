@@ -67,6 +67,9 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		plans = append(plans, x.plan)
 		m.remarks(x)
 	}
+	if err := m.linkRemarks(all); err != nil {
+		return err
+	}
 	if err := m.apply(ctx, all); err != nil {
 		return err
 	}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"text/tabwriter"
 
@@ -16,10 +18,16 @@ func newLsCommand(e *env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ls",
 		Short: "List the interfaces of this network namespace, what they are, and our branches",
-		Long: `Ls lists every network interface of this network namespace: what it really is
-(physical, virtual, tunnel, bridge, bond, vlan ...), its speed, whether it has a
-carrier, its MTU and queues, and who shapes it; below those that vifshape shapes,
-their branches. It needs no privileges.
+		Long: `Ls lists every network interface of this network namespace, as a tree: what lies
+on another one (a VLAN, a macvlan, a bound tunnel) stands below it. It says what
+each really is (physical, virtual, tunnel, bridge, bond, vlan ...), its state and
+speed, what its packets leave by, its MTU and queues, and who shapes it; below
+those that vifshape shapes, their branches. It needs no privileges, but for the
+names of interfaces in other namespaces.
+
+VIA is what carries the packets: the interface below, the members of a bond or
+bridge, "route" for a tunnel that takes whatever interface the route to its other
+end does; for a veth it is its peer.
 
 EXIT STATUS
   0  done
@@ -37,6 +45,8 @@ type linkView struct {
 	tc.Link
 	Shaper   string            `json:"shaped_by"` // "vifshape", the kind of a foreign root qdisc, or ""
 	Branches []hierarchy.Class `json:"branches,omitempty"`
+
+	above []*linkView // what lies on it
 }
 
 func (e *env) ls(ctx context.Context, asJSON bool) error {
@@ -49,9 +59,16 @@ func (e *env) ls(ctx context.Context, asJSON bool) error {
 	if err != nil {
 		return err
 	}
-	views := make([]linkView, 0, len(links))
+	roots, err := m.conn.Roots()
+	if err != nil {
+		return err
+	}
+	views := make([]*linkView, 0, len(links))
 	for _, l := range links {
-		v, err := m.linkView(ctx, l)
+		v, err := m.linkView(ctx, l, roots[l.Index])
+		if vanished(err) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -59,55 +76,116 @@ func (e *env) ls(ctx context.Context, asJSON bool) error {
 	}
 	if asJSON {
 		return e.json(struct {
-			Interfaces []linkView `json:"interfaces"`
+			Interfaces []*linkView `json:"interfaces"`
 		}{views})
 	}
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tKIND\tSPEED\tCARRIER\tMTU\tQUEUES\tQDISC\tSHAPED BY")
-	for _, v := range views {
-		speed, carrier, shaper := "-", "no", "-"
-		if v.Speed != 0 {
-			speed = short(v.Speed)
-		}
-		if v.Carrier {
-			carrier = "yes"
-		}
-		if v.Shaper != "" {
-			shaper = v.Shaper
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", v.Name, kindText(v.Link), speed, carrier, v.MTU, v.TxQueues, v.Qdisc, shaper)
-		for _, b := range v.Branches {
-			if b.ID.Minor() != hierarchy.RootMinor {
-				fmt.Fprintf(t, "%s\tbranch %v\t%s\t\t\t\t\tup to %s\n", indented(b.Path), b.ID, short(b.Rate), short(b.Ceil))
-			}
-		}
-	}
+	writeViews(t, views)
 	return t.Flush()
 }
 
+// writeViews prints the table, its columns separated by tabs.
+func writeViews(t io.Writer, views []*linkView) {
+	fmt.Fprintln(t, "NAME\tKIND\tSTATE\tSPEED\tVIA\tMTU\tQUEUES\tQDISC\tSHAPED BY")
+	for _, v := range grown(views) {
+		v.write(t, "", "")
+	}
+}
+
 // linkView finds out who shapes an interface.
-func (m *machine) linkView(ctx context.Context, l tc.Link) (linkView, error) {
-	v := linkView{Link: l}
+func (m *machine) linkView(ctx context.Context, l tc.Link, root hierarchy.Root) (*linkView, error) {
+	v := &linkView{Link: l}
+	if root.Foreign() {
+		v.Shaper = fmt.Sprintf("%s %v", root.Kind, root.Handle)
+	}
+	if !root.Ours() {
+		return v, nil
+	}
 	d, err := m.conn.Device(l.Name)
 	if err != nil {
-		return v, err
+		return nil, err
 	}
 	var s hierarchy.State
 	if err := d.Read(ctx, &s); err != nil {
-		return v, err
+		return nil, err
 	}
-	switch {
-	case s.Root.Ours():
-		r, err := m.record(l.Name, d.Index)
-		if err != nil {
-			return v, err
-		}
-		v.Shaper = "vifshape"
-		v.Branches = ordered(s.Classes, r)
-	case s.Root.Foreign():
-		v.Shaper = fmt.Sprintf("%s %v", s.Root.Kind, s.Root.Handle)
+	r, err := m.record(l.Name, d.Index)
+	if err != nil {
+		return nil, err
 	}
+	v.Shaper = "vifshape"
+	v.Branches = ordered(s.Classes, r)
 	return v, nil
+}
+
+// vanished says whether an error is that an interface is not there any more: those
+// of containers come and go.
+func vanished(err error) bool {
+	var no *tc.ErrNoDevice
+	return errors.As(err, &no) || errors.Is(err, tc.ErrGone)
+}
+
+// grown puts what lies on another interface below it and gives back those that
+// lie on none, or on several.
+func grown(views []*linkView) []*linkView {
+	at := map[int]*linkView{}
+	for _, v := range views {
+		at[v.Index] = v
+	}
+	var tops []*linkView
+	for _, v := range views {
+		lower := at[v.Lower]
+		if v.LowerNetNS != -1 || v.Peer() || lower.liesOn(v, at) {
+			lower = nil
+		}
+		if lower == nil {
+			tops = append(tops, v)
+		} else {
+			lower.above = append(lower.above, v)
+		}
+	}
+	return tops
+}
+
+// liesOn says whether o is v or below it: while it was listed a tree may have been
+// turned around.
+func (v *linkView) liesOn(o *linkView, at map[int]*linkView) bool {
+	for n := 0; v != nil && n <= len(at); n++ {
+		if v == o {
+			return true
+		}
+		v = at[v.Lower]
+	}
+	return false
+}
+
+// write prints an interface, its branches, and what lies on it. The first line
+// starts with first, the others with rest.
+func (v *linkView) write(t io.Writer, first, rest string) {
+	speed, shaper := "-", "-"
+	if v.Speed != 0 {
+		speed = short(v.Speed)
+	}
+	if v.Shaper != "" {
+		shaper = v.Shaper
+	}
+	fmt.Fprintf(t, "%s%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", first, printable(v.Name), kindText(v.Link), stateText(v.Link), speed, viaText(v.Link), v.MTU, v.TxQueues, v.Qdisc, shaper)
+	line := ""
+	if len(v.above) > 0 {
+		line = "│"
+	}
+	for _, b := range v.Branches {
+		if b.ID.Minor() != hierarchy.RootMinor {
+			fmt.Fprintf(t, "%s%s%s\tbranch %v\t\t%s\t\t\t\t\tup to %s\n", rest, line, indented(b.Path)[len(line)/len("│"):], b.ID, short(b.Rate), short(b.Ceil))
+		}
+	}
+	for i, a := range v.above {
+		if i < len(v.above)-1 {
+			a.write(t, rest+"├─", rest+"│ ")
+		} else {
+			a.write(t, rest+"└─", rest+"  ")
+		}
+	}
 }
 
 // ordered gives classes their names and the order of a tree.
@@ -133,4 +211,47 @@ func kindText(l tc.Link) string {
 		n += " (" + l.Kind + ")"
 	}
 	return n
+}
+
+// stateText says whether an interface can send, and if not, why.
+func stateText(l tc.Link) string {
+	switch {
+	case !l.Up:
+		return "down"
+	case !l.Carrier:
+		return "no carrier"
+	case l.OperState == "dormant" || l.OperState == "testing":
+		return l.OperState
+	}
+	return "up"
+}
+
+// viaText is what the packets of an interface leave by.
+func viaText(l tc.Link) string {
+	const most = 4
+	var s []string
+	if l.Lower != 0 {
+		name := l.LowerName
+		if name == "" {
+			name = fmt.Sprintf("if%d", l.Lower)
+		}
+		if l.Peer() {
+			name = "peer " + name
+		}
+		if l.LowerNetNS != -1 {
+			name += fmt.Sprintf(" (netns %d)", l.LowerNetNS)
+		}
+		s = append(s, name)
+	}
+	s = append(s, l.Members[:min(most, len(l.Members))]...)
+	if n := len(l.Members) - most; n > 0 {
+		s = append(s, fmt.Sprintf("+%d", n))
+	}
+	switch {
+	case l.ByRoute:
+		return "route"
+	case len(s) == 0:
+		return "-"
+	}
+	return printable(strings.Join(s, " "))
 }

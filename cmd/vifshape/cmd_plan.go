@@ -60,6 +60,9 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 		return err
 	}
 	defer release(all)
+	if err := m.linkRemarks(all); err != nil {
+		return err
+	}
 	var plans []hierarchy.Plan
 	empty := true
 	for _, x := range all {
