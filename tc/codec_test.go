@@ -371,7 +371,7 @@ func TestKinds(t *testing.T) {
 				t.Errorf("help %q", k.Help)
 			}
 			for _, p := range k.Params {
-				if p.Help == "" || strings.HasSuffix(p.Help, ".") || p.Max != 0 && p.Min > p.Max || (p.Type == hierarchy.Choice) != (len(p.Choices) > 0) {
+				if p.Help == "" || strings.HasSuffix(p.Help, ".") || p.Max != 0 && int64(p.Min) > int64(p.Max) || (p.Type == hierarchy.Choice) != (len(p.Choices) > 0) {
 					t.Errorf("parameter %+v", p)
 				}
 			}
@@ -521,6 +521,10 @@ func FuzzDecodeQdisc(f *testing.F) {
 		qdisc("sfq", "limit", 500, "perturb", 0, "quantum", 1514, "flows", 127, "divisor", 1024, "depth", 64, "headdrop", 1),
 		qdisc("tbf", "rate", uint64(40_000_000_000), "burst", 1<<20, "limit", 4<<20, "peakrate", uint64(50_000_000_000), "mtu", 1<<20, "mpu", 64, "overhead", 4, "linklayer", 1),
 		qdisc("fq_codel", "limit", 1, "memory_limit", 1<<20, "flows", 1024, "target", 5_000_000, "interval", 100_000_000, "quantum", 300, "ecn", 0, "drop_batch", 1, "ce_threshold", 1_000_000, "ce_threshold_selector", 1, "ce_threshold_mask", 3),
+		qdisc("fq", "limit", 1, "flow_limit", 1, "buckets", 2, "quantum", 256, "initial_quantum", 1, "low_rate_threshold", 8, "pacing", 1, "refill_delay", 0, "orphan_mask", 1, "timer_slack", 1, "horizon", 1000, "horizon_drop", 1, "priomap", uint64(1), "weights", uint64(fqWeightsDefault+1)),
+		qdisc("cake", "bandwidth", 8000, "autorate-ingress", 0, "rtt", 1000, "diffserv", 1, "flowmode", 1, "nat", 1, "wash", 1, "ack-filter", 1, "split-gso", 1, "raw", 1, "overhead", 1, "mpu", 1, "atm", 1, "memlimit", 1, "ingress", 1, "fwmark", 1),
+		qdisc("netem", "limit", 1, "delay", 5, "jitter", 4, "loss_model", 1, "p13", 1, "p31", 1, "p32", 1, "p23", 1, "p14", 1, "slot_distribution", 1, "slot_delay", 1, "slot_jitter", 8, "seed", 1),
+		qdisc("netem", "limit", 1, "loss_model", 2, "p", 1, "r", 1, "1-h", 1, "1-k", 1, "rate", uint64(40_000_000_000), "slot_min", 1, "slot_max", 1, "slot_packets", 1),
 	} {
 		m, err := encodeLeaf(1, &hierarchy.Leaf{Class: hierarchy.ID(2), Qdisc: q}, true)
 		if err != nil {
