@@ -115,15 +115,15 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 	case Count:
 		n, err := strconv.ParseUint(r.Text, 10, 64)
 		if _, neg := strings.CutPrefix(r.Text, "-"); neg && !r.Quoted {
-			return 0, fmt.Errorf("%s %s is negative: write %s = %s or another number from %s up", p.Name, r.Text, p.Name, p.example(), p.Format(p.Min))
+			return 0, fmt.Errorf("%s %s is negative: write %s = %s or another number from %s up", p.Name, r.Text, p.Name, p.Example(), p.Format(p.Min))
 		}
 		if err != nil || r.Quoted {
-			return 0, fmt.Errorf("%s is a number: write %s = %s without quotes and unit", p.Name, p.Name, p.example())
+			return 0, fmt.Errorf("%s is a number: write %s = %s without quotes and unit", p.Name, p.Name, p.Example())
 		}
 		v = n
 	case Bytes:
 		if !r.Quoted {
-			return 0, fmt.Errorf("%s is a size: write %s = %q, with its unit and in quotes", p.Name, p.Name, p.example())
+			return 0, fmt.Errorf("%s is a size: write %s = %q, with its unit and in quotes", p.Name, p.Name, p.Example())
 		}
 		s, err := ParseSize(r.Text)
 		if err != nil {
@@ -133,7 +133,7 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 	case Duration:
 		d, err := time.ParseDuration(r.Text)
 		if err != nil || !r.Quoted {
-			return 0, fmt.Errorf("%s is a time: write %s = %q (units ns, us, ms, s)%s", p.Name, p.Name, p.example(), p.names())
+			return 0, fmt.Errorf("%s is a time: write %s = %q (units ns, us, ms, s)%s", p.Name, p.Name, p.Example(), p.names())
 		}
 		if d < 0 {
 			return 0, fmt.Errorf("%s %q is negative", p.Name, r.Text)
@@ -141,7 +141,7 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 		v = uint64(d)
 	case Rate:
 		if !r.Quoted {
-			return 0, fmt.Errorf("%s is a bandwidth: write %s = %q, with its unit and in quotes", p.Name, p.Name, p.example())
+			return 0, fmt.Errorf("%s is a bandwidth: write %s = %q, with its unit and in quotes", p.Name, p.Name, p.Example())
 		}
 		b, err := ParseBandwidth(r.Text)
 		if err != nil {
@@ -163,7 +163,7 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 		return uint64(i), nil
 	case Percent:
 		if !r.Quoted {
-			return 0, fmt.Errorf("%s is a percentage: write %s = %q, with its sign and in quotes", p.Name, p.Name, p.example())
+			return 0, fmt.Errorf("%s is a percentage: write %s = %q, with its sign and in quotes", p.Name, p.Name, p.Example())
 		}
 		x, err := parsePercent(r.Text)
 		if err != nil {
@@ -173,7 +173,7 @@ func (p *Param) Parse(r RawParam) (uint64, error) {
 	case Signed:
 		n, err := strconv.ParseInt(r.Text, 10, 64)
 		if err != nil || r.Quoted {
-			return 0, fmt.Errorf("%s is a number: write %s = %s without quotes and unit", p.Name, p.Name, p.example())
+			return 0, fmt.Errorf("%s is a number: write %s = %s without quotes and unit", p.Name, p.Name, p.Example())
 		}
 		if n < int64(p.Min) || n > int64(p.Max) {
 			return 0, fmt.Errorf("%s %d is not between %s and %s", p.Name, n, p.Format(p.Min), p.Format(p.Max))
@@ -215,14 +215,14 @@ func (p *Param) names() string {
 func (p *Param) parseNumbers(r RawParam) (uint64, error) {
 	words := strings.Fields(r.Text)
 	if len(words) != p.Len || !r.Quoted {
-		return 0, fmt.Errorf("%s is %d numbers: write %s = %q, in quotes", p.Name, p.Len, p.Name, p.example())
+		return 0, fmt.Errorf("%s is %d numbers: write %s = %q, in quotes", p.Name, p.Len, p.Name, p.Example())
 	}
 	one := Param{Name: "a number of " + p.Name, Type: Count, Min: p.Min, Max: p.Max}
 	n := make([]uint64, len(words))
 	for i, w := range words {
 		x, err := strconv.ParseUint(w, 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("%q in %s is not a number: write %s = %q", w, p.Name, p.Name, p.example())
+			return 0, fmt.Errorf("%q in %s is not a number: write %s = %q", w, p.Name, p.Name, p.Example())
 		}
 		if n[i], err = one.within(x); err != nil {
 			return 0, err
@@ -294,9 +294,9 @@ func portion(v, num, den uint64) uint64 {
 	return q
 }
 
-// example is a usual value that the parameter accepts, as a policy has it without
+// Example is a usual value that the parameter accepts, as a policy has it without
 // quotes.
-func (p *Param) example() string {
+func (p *Param) Example() string {
 	v := uint64(100)
 	switch p.Type {
 	case Bytes:

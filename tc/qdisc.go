@@ -71,6 +71,24 @@ func Kinds() []hierarchy.Kind {
 	return kinds
 }
 
+// Defaults are the parameters that a leaf qdisc of one of [Kinds] gets where the
+// policy gives none, in a branch whose rate and ceil are rate, on an Ethernet
+// interface of the usual MTU with segmentation offload. A tbf, which has to be
+// given a rate, has that of the branch.
+func Defaults(kind string, rate hierarchy.Bandwidth) (hierarchy.Qdisc, error) {
+	q := hierarchy.Qdisc{Kind: kind}
+	d := kindNamed(kind)
+	if d == nil {
+		return q, fmt.Errorf("qdisc %q cannot be made", kind)
+	}
+	if d == &tbf {
+		q.Params = []hierarchy.Setting{{Name: "rate", Value: uint64(rate)}}
+	}
+	var err error
+	q.Params, err = d.settle(q, site{rate: rate, ceil: rate, mtu: 1514, packet: 64 << 10, hz: 250})
+	return q, err
+}
+
 // kindNamed is the discipline of that name, or nil.
 func kindNamed(name string) *discipline {
 	for _, d := range disciplines {

@@ -11,7 +11,7 @@ import (
 var skbprio = discipline{
 	Kind: hierarchy.Kind{
 		Name: "skbprio",
-		Help: "one queue that serves packets of a high priority first and drops those of a low one; only for packets whose priority is no class id, which a binding makes of it",
+		Help: "one queue that serves packets by the priority of their socket, which a binding overwrites",
 		Params: []hierarchy.Param{
 			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
 				Help: "packets that may wait; what segmentation offload keeps together counts as one"},

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"time"
@@ -97,6 +100,7 @@ func newManCommand(e *env) *cobra.Command {
 man reads:
 
   vifshape man apply | man -l -
+  vifshape man qdisc | man -l -        the queueing disciplines of leaves
   vifshape man --dir /usr/local/share/man/man8`,
 		Args: args(0, 1, "one command at most"),
 		RunE: func(c *cobra.Command, a []string) error {
@@ -106,7 +110,17 @@ man reads:
 			root := c.Root()
 			root.DisableAutoGenTag = true
 			if dir != "" {
-				return doc.GenManTree(root, h, dir)
+				if err := doc.GenManTree(root, h, dir); err != nil {
+					return err
+				}
+				f, err := os.Create(filepath.Join(dir, "vifshape-qdisc.7"))
+				if err != nil {
+					return err
+				}
+				return errors.Join(qdiscManual(root, h, f), f.Close())
+			}
+			if len(a) == 1 && a[0] == qdiscTopic {
+				return qdiscManual(root, h, e.stdout)
 			}
 			if len(a) == 1 {
 				sub, _, err := root.Find(a)
@@ -115,12 +129,17 @@ man reads:
 				}
 				root = sub
 			}
-			if err := doc.GenMan(root, h, e.stdout); err != nil {
-				return fmt.Errorf("manual page: %w", err)
-			}
-			return nil
+			return manual(root, h, e.stdout)
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", "write a page for every command into `DIR`")
 	return c
+}
+
+// manual writes the page of one command.
+func manual(c *cobra.Command, h *doc.GenManHeader, w io.Writer) error {
+	if err := doc.GenMan(c, h, w); err != nil {
+		return fmt.Errorf("manual page: %w", err)
+	}
+	return nil
 }

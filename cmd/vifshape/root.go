@@ -64,7 +64,8 @@ One TOML file describes the tree:
   vifshape plan policy.toml     what would change?
   vifshape apply policy.toml    change it, in place wherever the kernel can
   vifshape show                 what is it doing?
-  vifshape run eth0/backup -- rsync ...`,
+  vifshape run eth0/backup -- rsync ...
+  vifshape help qdisc           which queues are there for the leaves?`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -78,7 +79,7 @@ One TOML file describes the tree:
 	c.CompletionOptions.DisableDefaultCmd = true
 	c.Version = readVersion().String()
 	c.SetVersionTemplate("vifshape {{.Version}}\n")
-	c.SetHelpCommand(newHelpCommand())
+	c.SetHelpCommand(newHelpCommand(e))
 	c.AddCommand(
 		newCheckCommand(e), newPlanCommand(e), newApplyCommand(e), newShowCommand(e), newLsCommand(e),
 		newRunCommand(e), newClearCommand(e), newDoctorCommand(e), newDemoCommand(e),
@@ -89,21 +90,6 @@ One TOML file describes the tree:
 		wrapArgs(sub)
 	}
 	return c
-}
-
-// newHelpCommand is cobra's, but for exit status 2 where there is no such command.
-func newHelpCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "help [COMMAND]",
-		Short: "Say what vifshape or one of its commands does",
-		RunE: func(c *cobra.Command, a []string) error {
-			about, rest, err := c.Root().Find(a)
-			if err != nil || len(rest) > 0 {
-				return usagef("no command %q: `vifshape help` lists them", strings.Join(a, " "))
-			}
-			return about.Help()
-		},
-	}
 }
 
 // wrapArgs makes cobra's complaints about arguments usage errors.

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// qdiscTopic is the help about queueing disciplines, which are no command.
+const qdiscTopic = "qdisc"
+
+// newHelpCommand is cobra's, but for qdiscTopic, and exit status 2 where there is
+// no such command.
+func newHelpCommand(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Say what vifshape or one of its commands does",
+		Long: `Say what vifshape or one of its commands does.
+
+  vifshape help qdisc        lists the queueing disciplines that a leaf can have
+  vifshape help qdisc KIND   explains one of them and all its parameters`,
+		RunE: func(c *cobra.Command, a []string) error {
+			if len(a) > 0 && a[0] == qdiscTopic {
+				return helpQdisc(e, a[1:])
+			}
+			about, rest, err := c.Root().Find(a)
+			if err != nil || len(rest) > 0 {
+				return usagef("no command %q: `vifshape help` lists them", strings.Join(a, " "))
+			}
+			return about.Help()
+		},
+	}
+}
+
+func helpQdisc(e *env, a []string) error {
+	kinds := tc.Kinds()
+	switch len(a) {
+	case 0:
+		e.printf("%s\n", aboutKinds)
+		for _, k := range kinds {
+			e.printf("  %-15s  %s\n", k.Name, k.Help)
+		}
+		return nil
+	case 1:
+		for _, k := range kinds {
+			if k.Name != a[0] {
+				continue
+			}
+			text, err := aboutKind(k)
+			if err == nil {
+				e.printf("%s: %s\n\n%s", k.Name, k.Help, text)
+			}
+			return err
+		}
+		names := make([]string, len(kinds))
+		for i, k := range kinds {
+			names[i] = k.Name
+		}
+		if near := hierarchy.Nearest(a[0], names); near != "" {
+			return usagef("no queueing discipline %q: did you mean %s?", a[0], near)
+		}
+	}
+	return usagef("no queueing discipline %q: `vifshape help qdisc` lists them", strings.Join(a, " "))
+}
+
+const aboutKinds = `The queueing discipline of a leaf stands in its table as a kind,
+
+  qdisc = "sfq"
+
+or as a kind with parameters, under the names of tc's manual:
+
+  qdisc = { kind = "sfq", limit = 500, perturb = "10s" }
+
+What is left open is chosen for the branch and its interface; vifshape show says
+what was chosen. A leaf without a qdisc gets fq_codel, else sfq, else bfifo.
+vifshape doctor says which of them this kernel has, vifshape help qdisc KIND
+explains one.
+`
+
+// The branches for which defaults are shown.
+const (
+	slowBranch = 10 * hierarchy.Mbit
+	fastBranch = 10 * hierarchy.Gbit
+)
+
+// aboutKind is an example of a kind and all its parameters.
+func aboutKind(k hierarchy.Kind) (string, error) {
+	slow, err := tc.Defaults(k.Name, slowBranch)
+	if err != nil {
+		return "", err
+	}
+	fast, err := tc.Defaults(k.Name, fastBranch)
+	if err != nil {
+		return "", err
+	}
+	var s strings.Builder
+	example := []string{fmt.Sprintf("kind = %q", k.Name)}
+	for i := range k.Params[:min(2, len(k.Params))] {
+		p := &k.Params[i]
+		text := p.Example()
+		if v, ok := slow.Get(p.Name); ok {
+			text = p.Format(v)
+		}
+		example = append(example, assignment(p, text))
+	}
+	fmt.Fprintf(&s, "  qdisc = { %s }\n", strings.Join(example, ", "))
+	for i := range k.Params {
+		p := &k.Params[i]
+		fmt.Fprintf(&s, "\n  %s\n      %s\n      %s", p.Name, p.Help, takes(p))
+		v, ok := slow.Get(p.Name)
+		w, _ := fast.Get(p.Name)
+		switch {
+		case !ok:
+		case needed(k, hierarchy.Setting{Name: p.Name, Value: v}):
+			s.WriteString("; needed")
+		case p.Format(v) == p.Format(w):
+			fmt.Fprintf(&s, "; default %s", p.Format(v))
+		default:
+			fmt.Fprintf(&s, "; default %s in a branch of %v, %s in one of %v", p.Format(v), slowBranch, p.Format(w), fastBranch)
+		}
+		s.WriteByte('\n')
+	}
+	return s.String(), nil
+}
+
+// needed says whether the kind cannot be without the parameter of x.
+func needed(k hierarchy.Kind, x hierarchy.Setting) bool {
+	return k.Verify != nil && k.Verify(hierarchy.Qdisc{Kind: k.Name}) != nil &&
+		k.Verify(hierarchy.Qdisc{Kind: k.Name, Params: []hierarchy.Setting{x}}) == nil
+}
+
+// assignment is a parameter as a policy has it.
+func assignment(p *hierarchy.Param, text string) string {
+	switch p.Type {
+	case hierarchy.Count, hierarchy.Flag, hierarchy.Signed:
+		return p.Name + " = " + text
+	}
+	return fmt.Sprintf("%s = %q", p.Name, text)
+}
+
+// takes says what may be written for a parameter.
+func takes(p *hierarchy.Param) string {
+	what := "a number"
+	switch p.Type {
+	case hierarchy.Flag:
+		return "true or false"
+	case hierarchy.Choice:
+		return "one of " + strings.Join(p.Choices, ", ")
+	case hierarchy.Bytes:
+		what = "a size"
+	case hierarchy.Duration:
+		what = "a time"
+	case hierarchy.Rate:
+		what = "a bandwidth"
+	case hierarchy.Percent:
+		what = "a percentage"
+	}
+	bounds := *p
+	if p.Type == hierarchy.Numbers {
+		what = fmt.Sprintf("%d numbers", p.Len)
+		bounds.Type = hierarchy.Count
+	}
+	switch {
+	case p.Type == hierarchy.Percent && p.Max == 0:
+		what += " from 0% to 100%"
+	case p.Max == 0 && p.Type != hierarchy.Signed:
+		what += " from " + bounds.Format(p.Min) + " up"
+	default:
+		what += " from " + bounds.Format(p.Min) + " to " + bounds.Format(p.Max)
+	}
+	for i, n := range p.Names {
+		if i == 0 {
+			what += ", or "
+		} else {
+			what += ", "
+		}
+		what += n.Name
+	}
+	return what
+}
+
+// qdiscManual writes qdiscTopic as a page of the manual, which is made of a command.
+func qdiscManual(root *cobra.Command, h *doc.GenManHeader, w io.Writer) error {
+	var s strings.Builder
+	indent := func(text string) {
+		for line := range strings.Lines(text) {
+			s.WriteString("    " + line)
+		}
+	}
+	indent(aboutKinds)
+	for _, k := range tc.Kinds() {
+		text, err := aboutKind(k)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&s, "\n# %s\n%s\n\n", k.Name, k.Help)
+		indent(text)
+	}
+	topic := &cobra.Command{Use: qdiscTopic, Short: "Queueing disciplines of leaves", Long: s.String(), DisableFlagsInUseLine: true}
+	root.AddCommand(topic)
+	h.Section = "7"
+	var page strings.Builder
+	if err := manual(topic, h, &page); err != nil {
+		return err
+	}
+	_, err := strings.NewReplacer(`\fBvifshape qdisc\fP`, `qdisc = { kind = "KIND", PARAMETER = VALUE, ... }`).WriteString(w, page.String())
+	return err
+}
