@@ -117,11 +117,10 @@ func (m *machine) ours() ([]string, error) {
 	}
 	var names []string
 	for _, n := range records {
-		if !slices.ContainsFunc(links, func(l tc.Link) bool { return l.Name == n }) {
-			// A damaged record is reported by who reads it for what is in it.
-			if r, err := m.store.load(n); err == nil && r.moved(links) != nil {
-				continue // it comes below
-			}
+		// Another interface may have the name now. A damaged record is reported by
+		// who reads it for what is in it.
+		if r, err := m.store.load(n); err == nil && r.moved(links) != nil {
+			continue // it comes below
 		}
 		names = append(names, n)
 	}

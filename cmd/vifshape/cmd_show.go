@@ -114,9 +114,13 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 	out := showJSON{Interfaces: []*treeView{}}
 	for _, i := range ifaces {
 		v, err := m.view(ctx, i, o.sample)
-		var gone *tc.ErrNoDevice
-		if errors.As(err, &gone) && path == "" {
+		switch {
+		case path != "":
+		case vanished(err):
 			e.notef("%s has a policy and is not there now", i)
+			continue
+		case errors.Is(err, errNotShaped):
+			e.notef("%s has a policy and no tree: apply the policy again, or `vifshape clear %s` forgets it", i, i)
 			continue
 		}
 		if err != nil {
@@ -144,6 +148,9 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 	return nil
 }
 
+// errNotShaped says that an interface has no tree of ours.
+var errNotShaped = errors.New("not shaped by vifshape")
+
 // view reads one interface.
 func (m *machine) view(ctx context.Context, iface string, sample time.Duration) (*treeView, error) {
 	x, err := m.shaped(iface, "")
@@ -157,7 +164,7 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 		return nil, err
 	}
 	if !s.Root.Ours() {
-		return nil, fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, rootText(s.Root))
+		return nil, fmt.Errorf("%s is %w: its root qdisc is %s", iface, errNotShaped, rootText(s.Root))
 	}
 	v := &treeView{Interface: iface, Policy: x.record.Policy, Way: s.Hook.Way}
 	if v.Why, err = x.binder.Why(); errors.Is(err, cgroup.ErrNotPrivileged) {
