@@ -94,3 +94,23 @@ func TimerRate() (uint64, error) {
 	}
 	return n, nil
 }
+
+// Queues is the number of transmit queues in use, of those that [Link] counts; 0
+// where the driver does not say. It needs no privileges.
+func (d *Device) Queues() (int, error) {
+	// struct ethtool_channels of linux/ethtool.h
+	v := struct {
+		command                             uint32
+		maxRx, maxTx, maxOther, maxCombined uint32
+		rx, tx, other, combined             uint32
+	}{command: unix.ETHTOOL_GCHANNELS}
+	switch errno, err := d.ethtool(unsafe.Pointer(&v)); {
+	case err != nil:
+		return 0, d.fail("read queues", err)
+	case errno == unix.ENODEV:
+		return 0, d.fail("read queues", errno)
+	case errno != 0:
+		return 0, nil
+	}
+	return int(v.tx + v.combined), nil
+}

@@ -109,3 +109,17 @@ func TestKernelOffloads(t *testing.T) {
 		})
 	}
 }
+
+// TestKernelQueues: a veth has as many as it was made with, and an interface whose
+// driver does not say has none.
+func TestKernelQueues(t *testing.T) {
+	for _, want := range []int{1, 3} {
+		p := tctest.New(t, lab.PairConfig{Queues: want})
+		if got, err := open(t, p.Near, p.Dev).Queues(); err != nil || got != want {
+			t.Errorf("%d queues, %v; want %d", got, err, want)
+		}
+		if got, err := open(t, p.Near, "lo").Queues(); err != nil || got != 0 {
+			t.Errorf("lo: %d queues, %v", got, err)
+		}
+	}
+}

@@ -3,6 +3,8 @@
 package tc
 
 import (
+	"slices"
+
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -23,6 +25,9 @@ type Filter struct {
 	Name string // of a BPF program, as its user called it; else empty
 	// Blocks says that it has the place that [Device.AttachEgress] needs.
 	Blocks bool
+	// First says that packets meet it before the program of AttachEgress, which
+	// is there.
+	First bool
 }
 
 const tcaBPFName = 7
@@ -53,7 +58,13 @@ func (d *Device) Others() (Others, error) {
 	err = d.eachFilter(egressParent, func(f filterMsg) error {
 		// A preference is listed once by itself, with handle 0, and once for each
 		// filter; u32 lists its tables as well.
-		if f.handle == 0 || f.hook() || f.kind == "u32" && f.handle&0xfff == 0 {
+		if f.handle == 0 || f.kind == "u32" && f.handle&0xfff == 0 {
+			return nil
+		}
+		if f.hook() {
+			for i := range o.Filters {
+				o.Filters[i].First = true
+			}
 			return nil
 		}
 		x := Filter{Kind: f.kind, Pref: f.pref()}
@@ -68,4 +79,15 @@ func (d *Device) Others() (Others, error) {
 		return err
 	})
 	return o, d.fail("read filters", err)
+}
+
+// DefaultKind is the kind of a leaf's qdisc where the policy names none, on a
+// kernel that has the given kinds; empty if it has none of the defaults.
+func DefaultKind(have []string) string {
+	for _, d := range defaultKinds {
+		if slices.Contains(have, d.Name) {
+			return d.Name
+		}
+	}
+	return ""
 }

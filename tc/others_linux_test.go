@@ -41,6 +41,14 @@ func TestKernelOthers(t *testing.T) {
 			{"filter", "add", "dev", "DEV", "egress", "pref", "5", "protocol", "all", "u32", "match", "u32", "0", "0"},
 			{"filter", "add", "dev", "DEV", "ingress", "pref", "2", "protocol", "all", "u32", "match", "u32", "0", "0"},
 		}, tc.Others{Filters: []tc.Filter{{Kind: "u32", Pref: 1, Blocks: true}, {Kind: "u32", Pref: 5}}}},
+		// Of one preference the last that was made comes first.
+		{"programs", [][]string{
+			{"qdisc", "add", "dev", "DEV", "clsact"},
+			{"filter", "add", "dev", "DEV", "egress", "pref", "1", "handle", "3", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
+			{"filter", "add", "dev", "DEV", "egress", "pref", "1", "handle", "0x71f", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
+			{"filter", "add", "dev", "DEV", "egress", "pref", "1", "handle", "5", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
+			{"filter", "add", "dev", "DEV", "egress", "pref", "2", "handle", "1", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
+		}, tc.Others{Filters: []tc.Filter{{Kind: "bpf", Pref: 1, First: true}, {Kind: "bpf", Pref: 1}, {Kind: "bpf", Pref: 2}}}},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			p := tctest.New(t, lab.PairConfig{})

@@ -1,145 +1,257 @@
 package main
 
 import (
+	"context"
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/vifshape/vifshape/cgroup"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/hierarchy"
 )
 
+type doctorOptions struct {
+	json   bool
+	policy string
+}
+
 func newDoctorCommand(e *env) *cobra.Command {
-	asJSON := false
+	var o doctorOptions
 	c := &cobra.Command{
-		Use:   "doctor",
-		Short: "Say what this machine can and cannot do, and why",
-		Long: `Doctor tries what vifshape needs and changes nothing: whether the kernel has htb,
-clsact and cls_bpf, which queueing disciplines it has for leaves, which ways there are to tell whose a packet is, and which of them
-apply would take. Run it as root: without privileges most things cannot be tried.
+		Use:   "doctor [INTERFACE...]",
+		Short: "Say what this machine can and cannot do, and what to do about it",
+		Long: `Doctor looks for what vifshape needs and for what stands in its way: what the
+kernel has, how programs can be bound, what the settings of the machine and its
+interfaces lead to, and who else has a hand in their traffic. It changes nothing;
+the kernel may load modules when it is asked for them. Each line is one finding:
+
+  good     as it should be
+  weaker   vifshape works, and what follows is said
+  missing  it is not there, or stands in the way
+  unknown  it could not be tried without privileges
+
+Below it stands what follows and, behind "$", the command that mends it. With
+names of interfaces only these are looked at; else all but loopback, and those
+that are neither hardware nor have anything to say are left out.
+
+--policy FILE says whether that policy can be applied here, and each thing that
+stands in its way with its place in the file; of the machine itself only what is
+not good is shown then. --json prints all findings.
 
 EXIT STATUS
-  0  a policy can be applied here
-  1  it cannot; the lines with "no" say why
-  2  wrong flags or arguments`,
-		Args: args(0, 0, ""),
-		RunE: func(*cobra.Command, []string) error { return e.doctor(asJSON) },
+  0  a policy, with --policy that policy, can be applied here
+  1  it cannot; the findings "missing" marked with "!" say why
+  2  wrong flags or arguments
+  5  nothing was found that stands in the way, but not all could be tried: root
+     is needed, or root lacks a capability that a finding names`,
+		Args: args(0, -1, "names of interfaces"),
+		RunE: func(c *cobra.Command, a []string) error { return e.doctor(c.Context(), a, o) },
 	}
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().StringVar(&o.policy, "policy", "", "say whether the policy in `FILE` can be applied here")
+	c.Flags().BoolVar(&o.json, "json", false, "print JSON")
 	return c
 }
 
-// finding is one line of doctor.
+// condition is how things stand with one finding.
+type condition string
+
+const (
+	good    condition = "good"
+	weaker  condition = "weaker"
+	missing condition = "missing"
+	unknown condition = "unknown"
+)
+
+// The groups of findings, in the order in which they are shown.
+const (
+	groupPolicy    = "policy"
+	groupMachine   = "machine"
+	groupQueueing  = "queueing"
+	groupBinding   = "binding"
+	groupInterface = "interface"
+)
+
+// finding is one thing that doctor looked at. Its JSON form is stable.
 type finding struct {
-	Topic string `json:"topic"`
-	OK    bool   `json:"ok"`
-	Need  bool   `json:"needed"` // without it nothing can be applied
-	Text  string `json:"text"`
+	Group     string         `json:"group"`
+	Topic     string         `json:"topic"`
+	State     condition      `json:"state"`
+	Needed    bool           `json:"needed"` // unless it is good nothing can be applied
+	Text      string         `json:"text"`
+	Follows   string         `json:"follows,omitempty"` // what it means for vifshape
+	Fix       []string       `json:"fix,omitempty"`     // commands
+	Names     []string       `json:"names,omitempty"`   // of what the finding counts up
+	Interface string         `json:"interface,omitempty"`
+	Path      hierarchy.Path `json:"path,omitempty"` // of the branch of the policy
+	File      string         `json:"file,omitempty"` // of the policy
+	Line      int            `json:"line,omitempty"`
+	Column    int            `json:"column,omitempty"`
 }
 
-func (e *env) doctor(asJSON bool) error {
-	all, err := e.findings()
+// stops says whether nothing can be applied because of it.
+func (f *finding) stops() bool { return f.Needed && f.State == missing }
+
+// place is "policy.toml:7:3: ", as in the messages about a policy.
+func (f *finding) place() string {
+	if f.Line == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d:%d: ", f.File, f.Line, f.Column)
+}
+
+// verdict is what all findings come to.
+type verdict string
+
+const (
+	can     verdict = "can"
+	cannot  verdict = "cannot"
+	unclear verdict = "unclear"
+)
+
+func judge(all []finding) verdict {
+	v := can
+	for _, f := range all {
+		switch {
+		case f.stops():
+			return cannot
+		case f.Needed && f.State == unknown:
+			v = unclear
+		}
+	}
+	return v
+}
+
+func (e *env) doctor(ctx context.Context, interfaces []string, o doctorOptions) error {
+	x, err := e.examine()
 	if err != nil {
 		return err
 	}
-	can := true
-	for _, f := range all {
-		can = can && (f.OK || !f.Need)
+	defer x.conn.Close()
+	if err := x.machine(); err != nil {
+		return err
 	}
-	if asJSON {
-		err := e.json(struct {
-			OK       bool      `json:"ok"`
-			Findings []finding `json:"findings"`
-		}{can, all})
+	if o.policy != "" {
+		named, err := x.policy(ctx, o.policy)
 		if err != nil {
 			return err
 		}
-	} else {
-		for _, f := range all {
-			mark := "yes"
-			if !f.OK {
-				mark = "no "
-			}
-			e.printf("%s  %-22s %s\n", mark, f.Topic, strings.ReplaceAll(f.Text, "\n", "; "))
+		if len(interfaces) == 0 {
+			interfaces = named
 		}
 	}
-	if !can {
+	if err := x.interfaces(ctx, interfaces, o.policy != ""); err != nil {
+		return err
+	}
+	v := judge(x.all)
+	if o.json {
+		err = e.json(struct {
+			Verdict  verdict   `json:"verdict"`
+			OK       bool      `json:"ok"`
+			Policy   string    `json:"policy,omitempty"`
+			Kernel   string    `json:"kernel"`
+			Way      string    `json:"way"` // that auto takes, empty: none
+			Findings []finding `json:"findings"`
+		}{v, v == can, o.policy, x.release, string(x.way), x.all})
+	} else {
+		e.writeFindings(x.shown(len(interfaces) > 0, o.policy != ""), v, o.policy)
+	}
+	switch {
+	case err != nil:
+		return err
+	case v == cannot:
 		return codeError(exitError)
+	case v == unclear:
+		return codeError(exitPrivilege)
 	}
 	return nil
 }
 
-// notFound says how sure it is that something is not there.
-func notFound(root bool) string {
-	if root {
-		return ": not in this kernel, nor among its modules"
+// shown are the findings for people, in order.
+func (x *examination) shown(all, policy bool) []finding {
+	speaks := map[string]bool{}
+	for _, f := range x.all {
+		speaks[f.Interface] = speaks[f.Interface] || f.State != good
 	}
-	return ": not in the lists of this kernel's modules; root can ask the kernel itself"
+	var out []finding
+	for _, group := range []string{groupPolicy, groupMachine, groupQueueing, groupBinding, groupInterface} {
+		for _, f := range x.all {
+			switch {
+			case f.Group != group:
+				continue
+			case policy && f.Group != groupPolicy && f.State == good:
+				continue
+			case f.Group == groupInterface && !all && !x.hardware[f.Interface] && !speaks[f.Interface]:
+				continue
+			}
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
-func (e *env) findings() ([]finding, error) {
-	var all []finding
-	r := cgroup.Probe()
-	root := r.Privileges == nil
-	text := "apply, run and clear can work"
-	if !root {
-		text = r.Privileges.Error() + "; check, plan, ls and show work, and most of what follows could not be tried"
+func (e *env) writeFindings(all []finding, v verdict, policy string) {
+	what := "a policy"
+	if policy != "" {
+		what = printable(policy)
 	}
-	all = append(all, finding{"privileges", root, true, text})
-
-	conn, err := e.open()
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	lo, err := conn.Device("lo")
-	if err != nil {
-		return nil, err
-	}
-	no, err := lo.Lacks("htb", "clsact")
-	if err != nil {
-		return nil, err
-	}
-	trees := finding{"trees and hooks", len(no) == 0, true, "htb, clsact"}
-	if !trees.OK {
-		trees.Text = strings.Join(no, ", ") + notFound(root)
-	}
-	all = append(all, trees)
-	switch has, known := tc.HasBPF(); {
-	case has:
-		all = append(all, finding{"classifier cls_bpf", true, false, "in this kernel, or among its modules"})
-	case known:
-		all = append(all, finding{"classifier cls_bpf", false, false, "neither in this kernel nor among its modules: it takes binding cls_cgroup"})
+	switch v {
+	case can:
+		e.printf("%s can be applied here\n", what)
+	case cannot:
+		e.printf("%s cannot be applied here: see the findings marked with \"!\"\n", what)
 	default:
-		all = append(all, finding{"classifier cls_bpf", false, false, "not to be seen; whether the kernel has it shows only when it is used"})
+		e.printf("nothing was found that stands in the way of %s, but not all could be tried\n", what)
 	}
-	have, lacking, err := lo.LeafKinds()
-	if err != nil {
-		return nil, err
+	width := 0
+	for _, f := range all {
+		width = max(width, len(f.Topic))
 	}
-	all = append(all, finding{"leaf qdiscs", len(have) > 0, true, strings.Join(have, ", ")})
-	if len(lacking) > 0 {
-		all = append(all, finding{"other leaf qdiscs", false, false, strings.Join(lacking, ", ") + notFound(root)})
-	}
-	all = append(all, finding{"cgroups", true, false, r.Layout})
-	for _, w := range r.Ways {
-		f := finding{Topic: "binding " + string(w.Way), OK: w.Err == nil, Text: w.Text}
-		if w.Err != nil {
-			f.Text = w.Err.Error()
-		} else if w.Way == r.Way {
-			f.Text += "; auto takes this"
+	head := ""
+	for _, f := range all {
+		h := strings.ToUpper(f.Group)
+		if f.Group == groupInterface {
+			h += " " + f.Interface
 		}
-		all = append(all, f)
+		if h != head {
+			e.printf("\n%s\n", h)
+			head = h
+		}
+		mark := " "
+		if f.stops() {
+			mark = "!"
+		}
+		e.printf("%s %-7s  %-*s  %s\n", mark, f.State, width, f.Topic, f.place()+oneLine(f.Text))
+		pad := strings.Repeat(" ", width+13)
+		if f.Follows != "" {
+			e.printf("%s%s\n", pad, oneLine(f.Follows))
+		}
+		for _, c := range f.Fix {
+			e.printf("%s$ %s\n", pad, c)
+		}
 	}
-	all = append(all, finding{"any binding", r.Way != "", true, "programs and services can be kept in branches"})
-	switch {
-	case r.Way == "" && root:
-		all[len(all)-1].Text = "nothing here tells whose a packet is"
-	case r.Way == "":
-		all[len(all)-1].Text = "none could be tried without privileges"
+	counts := map[condition]int{}
+	for _, f := range all {
+		counts[f.State]++
 	}
-	for _, n := range r.Notes {
-		all = append(all, finding{"note", true, false, n})
+	var parts []string
+	for _, s := range []condition{missing, weaker, unknown} {
+		if counts[s] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", counts[s], s))
+		}
 	}
-	return all, nil
+	if len(parts) > 0 {
+		e.printf("\n%s\n", strings.Join(parts, ", "))
+	}
+}
+
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "; ") }
+
+// add keeps a finding. What is good needs no command.
+func (x *examination) add(f finding) {
+	if f.State == good {
+		f.Fix = nil
+	}
+	f.Fix = slices.Compact(f.Fix)
+	x.all = append(x.all, f)
 }

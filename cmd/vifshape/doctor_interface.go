@@ -1,0 +1,329 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// interfaces looks at the interfaces with the given names; when there are none, and
+// no policy that says which, at all but loopback.
+func (x *examination) interfaces(ctx context.Context, names []string, policy bool) error {
+	var err error
+	if x.links, err = x.conn.Links(); err != nil {
+		return err
+	}
+	if len(names) == 0 && !policy {
+		for _, l := range x.links {
+			if l.Nature != tc.NatureLoopback {
+				names = append(names, l.Name)
+			}
+		}
+	}
+	for _, n := range names {
+		d, err := x.conn.Device(n)
+		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
+			x.add(finding{Group: groupInterface, Interface: n, Topic: "link", State: missing, Needed: true, Text: err.Error()})
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := x.iface(ctx, d); err != nil && !errors.Is(err, tc.ErrGone) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *examination) iface(ctx context.Context, d *tc.Device) error {
+	i := slices.IndexFunc(x.links, func(l tc.Link) bool { return l.Index == int(d.Index) })
+	if i < 0 {
+		return nil // it came after the list was read
+	}
+	l := x.links[i]
+	x.hardware[l.Name] = l.Nature == tc.NaturePhysical
+	say := func(f finding) {
+		f.Group, f.Interface = groupInterface, l.Name
+		x.add(f)
+	}
+	say(x.link(l))
+	if f, err := x.queues(d, l); err != nil {
+		return err
+	} else if f.Topic != "" {
+		say(f)
+	}
+	var s hierarchy.State
+	if err := d.Read(ctx, &s); err != nil && !errors.Is(err, tc.ErrForeign) {
+		return err
+	}
+	o, err := d.Others()
+	if err != nil {
+		return err
+	}
+	say(rootFinding(l, s, o))
+	for _, f := range x.hooks(l, o) {
+		say(f)
+	}
+	tcx, err := cgroup.EgressTCX(d.Index)
+	if err != nil {
+		return err
+	}
+	if len(tcx) > 0 {
+		say(finding{Topic: "TCX programs", State: weaker, Text: "at egress: " + strings.Join(tcx, "; "), Names: tcx,
+			Follows: "they run before the classifier, which gets only packets for which all of them return TCX_NEXT"})
+	}
+	if x.store.netNS == "" { // managers name interfaces by their numbers in the initial namespace
+		for _, w := range owners("/", l.Index) {
+			say(finding{Topic: "manager", State: weaker, Text: fmt.Sprintf("%s: section %s of %s", w.name, w.section, w.file),
+				Follows: "it makes its own queues whenever it sets up the interface, in place of vifshape's: take the section out"})
+		}
+	}
+	off, err := d.Offloads()
+	if err != nil {
+		return err
+	}
+	root, slowest := rates(s)
+	say(x.packets(l, off, root, slowest))
+	if f, ok := x.bridge(l); ok {
+		say(f)
+	}
+	return nil
+}
+
+// link says what an interface is.
+func (x *examination) link(l tc.Link) finding {
+	text := []string{kindText(l), fmt.Sprintf("mtu %d", l.MTU)}
+	if l.Speed != 0 {
+		text = append(text, short(l.Speed))
+	}
+	f := finding{Topic: "link", State: good, Text: strings.Join(text, ", ")}
+	switch {
+	case !l.Up:
+		f.Text += ", switched off"
+		f.Follows = "nothing is sent; a tree can be made and waits"
+		f.Fix = []string{"ip link set dev " + l.Name + " up"}
+	case !l.Carrier:
+		f.Text += ", no carrier"
+		f.Follows = "nothing is sent; a tree can be made and waits"
+	}
+	if f.Follows != "" && l.Nature == tc.NaturePhysical { // the others are often made long before they are used
+		f.State = weaker
+	}
+	return f
+}
+
+// queues says what a tree does to an interface with several transmit queues.
+func (x *examination) queues(d *tc.Device, l tc.Link) (finding, error) {
+	n, err := d.Queues()
+	if err != nil {
+		return finding{}, err
+	}
+	if n == 0 && l.Nature == tc.NaturePhysical {
+		n = l.TxQueues
+	}
+	f := finding{Topic: "transmit queues", State: good, Text: fmt.Sprint(n)}
+	switch {
+	case n == 0:
+		return finding{}, nil
+	case n > 1:
+		f.State = weaker
+		f.Follows = "a tree is one queue with one lock before all of them: what one processor can queue is the most it carries"
+	}
+	return f, nil
+}
+
+// rootFinding says whose root qdisc an interface has.
+func rootFinding(l tc.Link, s hierarchy.State, o tc.Others) finding {
+	f := finding{Topic: "root qdisc", State: good}
+	switch {
+	case o.Root.Kind != "":
+		f.State, f.Text = weaker, fmt.Sprintf("%s %v: not made by vifshape", o.Root.Kind, o.Root.Handle)
+		f.Follows = "apply leaves it alone unless the policy says replace = true, and clear puts it back then"
+		if o.Partial {
+			f.Follows = "apply leaves it alone unless the policy says replace = true, and clear cannot put it back then: it has classes, filters or qdiscs of its own"
+		}
+		f.Fix = []string{"tc qdisc del dev " + l.Name + " root"}
+	case s.Root.Ours():
+		f.Text = fmt.Sprintf("htb %v: made by vifshape", s.Root.Handle)
+	default:
+		f.Text = l.Qdisc + ": the kernel's own, which a tree takes the place of"
+		if l.Qdisc == "" {
+			f.Text = "none"
+		}
+	}
+	return f
+}
+
+// hooks says who else has filters at egress.
+func (x *examination) hooks(l tc.Link, o tc.Others) (all []finding) {
+	if o.Ingress {
+		return []finding{{Topic: "egress hook", State: weaker, Text: "qdisc ingress stands where clsact has its place",
+			Follows: "bindings bpf and net_cls are refused", Fix: []string{"tc qdisc del dev " + l.Name + " ingress"}}}
+	}
+	if len(o.Filters) == 0 {
+		return []finding{{Topic: "egress hook", State: good, Text: "no filters but vifshape's"}}
+	}
+	f := finding{Topic: "egress hook", State: weaker, Text: "filters of others: "}
+	f.Follows = "they run after vifshape's, and one that ends in redirect, drop or a priority of its own has the last word"
+	for _, x := range o.Filters {
+		name := fmt.Sprintf("%s with preference %d", x.Kind, x.Pref)
+		if x.Name != "" {
+			name += " (" + x.Name + ")"
+		}
+		f.Names = append(f.Names, name)
+		if x.Blocks {
+			f.Follows = fmt.Sprintf("the one with preference %d has the place of vifshape's: bindings bpf and net_cls are refused", x.Pref)
+			f.Fix = []string{fmt.Sprintf("tc filter del dev %s egress pref %d", l.Name, x.Pref)}
+		} else if x.First {
+			f.Follows = "one runs before vifshape's, and if it ends the classification packets do not reach that"
+		}
+	}
+	f.Text += strings.Join(f.Names, "; ")
+	return []finding{f}
+}
+
+// rates are those of the interface and of the slowest leaf; 0 where there is no
+// tree.
+func rates(s hierarchy.State) (root, slowest hierarchy.Bandwidth) {
+	inner := map[hierarchy.ClassID]bool{}
+	for _, c := range s.Classes {
+		inner[c.Parent] = true
+	}
+	for _, c := range s.Classes {
+		if c.ID.Minor() == hierarchy.RootMinor {
+			root = c.Rate
+		}
+		if !inner[c.ID] && (slowest == 0 || c.Rate < slowest) {
+			slowest = c.Rate
+		}
+	}
+	return root, slowest
+}
+
+const (
+	// lineTime is how long one packet may take on the line before all others
+	// notice: CoDel's target.
+	lineTime = 5 * time.Millisecond
+	// leafTime is how long one may take at the rate of a branch: where it takes
+	// longer the branch does not keep its share (see package tc, defaults).
+	leafTime = 500 * time.Millisecond
+)
+
+// packets says what the largest packets do at the rates of a tree. Without one it
+// says from which rate on they matter.
+func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.Bandwidth) finding {
+	f := finding{Topic: "packets", State: good, Text: fmt.Sprintf("up to %v each (GRO %s)", o.Packet, onOff(o.GRO))}
+	frame := hierarchy.Size(l.MTU) + 14
+	if o.Packet <= frame {
+		return f
+	}
+	if root == 0 {
+		f.Follows = fmt.Sprintf("one takes over %v of the line below %s", lineTime, short(rateOf(o.Packet, lineTime)))
+		return f
+	}
+	if t := timeOf(o.Packet, root); t > lineTime {
+		f.State = weaker
+		f.Follows = fmt.Sprintf("one takes %v at the rate of %s, which all others wait for", t.Round(100*time.Microsecond), short(root))
+	}
+	if t := timeOf(o.Packet, slowest); t > leafTime {
+		f.State = weaker
+		if f.Follows != "" {
+			f.Follows += "; "
+		}
+		f.Follows += fmt.Sprintf("it takes %v at %s, that of the slowest branch, whose share is not kept then", t.Round(time.Millisecond), short(slowest))
+	}
+	if f.State != weaker {
+		return f
+	}
+	// TCP makes packets of two segments whatever is allowed (tcp_tso_segs,
+	// net/ipv4/tcp_output.c, v6.12), unless it is one.
+	size := hierarchy.Size(float64(root) / 8 * lineTime.Seconds())
+	if size < 2*frame {
+		f.Fix = []string{"ip link set dev " + l.Name + " gso_max_segs 1"}
+	} else {
+		f.Fix = []string{fmt.Sprintf("ip link set dev %s gso_max_size %d", l.Name, uint64(size))}
+	}
+	f.Follows += "; turning tso and gso off by ethtool does not make them smaller"
+	if forwarding() {
+		for _, other := range x.links {
+			d, err := x.conn.Device(other.Name)
+			if err != nil || other.Index == l.Index {
+				continue
+			}
+			if o, err := d.Offloads(); err == nil && o.GRO && other.Nature == tc.NaturePhysical {
+				f.Fix = append(f.Fix, "ethtool -K "+other.Name+" gro off")
+			}
+		}
+	}
+	return f
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
+// forwarding says whether this network namespace is a router.
+func forwarding() bool {
+	for _, f := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"} {
+		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) != "0" {
+			return true
+		}
+	}
+	return false
+}
+
+func timeOf(size hierarchy.Size, rate hierarchy.Bandwidth) time.Duration {
+	if rate == 0 {
+		return math.MaxInt64
+	}
+	return time.Duration(float64(size) * 8 / float64(rate) * float64(time.Second))
+}
+
+func rateOf(size hierarchy.Size, t time.Duration) hierarchy.Bandwidth {
+	return hierarchy.Bandwidth(float64(size) * 8 / t.Seconds())
+}
+
+// bridge says what becomes of the bindings of those behind a bridge.
+func (x *examination) bridge(l tc.Link) (finding, bool) {
+	if l.Nature != tc.NatureBridge {
+		return finding{}, false
+	}
+	ports, hardware := 0, false
+	for _, p := range x.links {
+		if p.Master == l.Index {
+			ports++
+			hardware = hardware || p.Nature == tc.NaturePhysical
+		}
+	}
+	f := finding{Topic: "bridge", State: good, Text: fmt.Sprintf("%d ports", ports)}
+	b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
+	filtered := err == nil && strings.TrimSpace(string(b)) == "1"
+	switch {
+	case ports == 0:
+	case !hardware:
+		f.State = weaker
+		f.Text += ", none of them hardware: what containers behind it send is routed on"
+		f.Follows = "routed packets have lost their socket: bindings do not hold for them, they are the rest of the interface that they leave by"
+	case filtered:
+		f.State = weaker
+		f.Text += ", bridge-nf-call-iptables is 1"
+		f.Follows = "bridged packets lose their socket in the firewall and are the rest; Kubernetes, and Docker where it keeps containers apart, need it so"
+		f.Fix = []string{"sysctl -w net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0"}
+	default:
+		f.Text += "; bridged packets keep their socket, and bindings hold"
+	}
+	return f, true
+}

@@ -1,0 +1,356 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/lab"
+)
+
+// examination is what doctor finds out, and what it is found out with.
+type examination struct {
+	*env
+	remedies
+	conn     *tc.Conn
+	store    *store
+	report   cgroup.Report
+	settings cgroup.Settings
+	way      hierarchy.Way // that auto takes here
+	ways     map[hierarchy.Way]string
+	rules    []string // chains of the firewall that choose classes
+	links    []tc.Link
+	hardware map[string]bool // interfaces that are
+	all      []finding
+}
+
+func (e *env) examine() (*examination, error) {
+	x := &examination{env: e, report: cgroup.Probe(), ways: map[hierarchy.Way]string{}, hardware: map[string]bool{}}
+	var err error
+	if x.remedies, err = newRemedies(); err != nil {
+		return nil, err
+	}
+	if x.settings, err = cgroup.ReadSettings(); err != nil {
+		return nil, err
+	}
+	if x.store, err = e.store(); err != nil {
+		return nil, err
+	}
+	x.conn, err = e.open()
+	return x, err
+}
+
+func (x *examination) root() bool { return x.report.Privileges == nil }
+
+// machine finds out what concerns every interface.
+func (x *examination) machine() error {
+	f := finding{Group: groupMachine, Topic: "privileges", State: good, Needed: true, Text: "all that apply, run and clear need"}
+	if !x.root() {
+		f.State, f.Text = unknown, x.report.Privileges.Error()
+		f.Follows = "check, plan, ls and show work without; some of what follows could not be tried"
+		if os.Geteuid() != 0 {
+			f.Fix = []string{"sudo vifshape doctor"}
+		}
+	}
+	x.add(f)
+	x.add(finding{Group: groupMachine, Topic: "kernel", State: good, Text: fmt.Sprintf("Linux %s (%s)", x.release, runtime.GOARCH)})
+	if err := x.timers(); err != nil {
+		return err
+	}
+	if err := x.queueing(); err != nil {
+		return err
+	}
+	x.bindings()
+	x.cgroups()
+	x.bpf()
+	return x.firewall()
+}
+
+func (x *examination) timers() error {
+	hz, err := tc.TimerRate()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // without traffic control, which is said elsewhere
+	}
+	if err != nil {
+		return err
+	}
+	f := finding{Group: groupMachine, Topic: "timers", State: good, Text: "high resolution"}
+	if hz < 1_000_000 {
+		f.State, f.Text = weaker, fmt.Sprintf("%d ticks a second, no high resolution", hz)
+		f.Follows = fmt.Sprintf("queues are served every %.3g ms: a burst below what the rate sends in that time loses throughput", 1000/float64(hz))
+	}
+	x.add(f)
+	return nil
+}
+
+// queueing asks for qdiscs, classifiers and interfaces of kind ifb.
+func (x *examination) queueing() error {
+	lo, err := x.conn.Device("lo")
+	if err != nil {
+		return err
+	}
+	lacking, err := lo.Lacks("htb", "clsact")
+	if err != nil {
+		return err
+	}
+	x.kind("htb", "sch_htb", true, slices.Contains(lacking, "htb"), "trees are made of it")
+	have, lack, err := lo.LeafKinds()
+	if err != nil {
+		return err
+	}
+	f := finding{Group: groupQueueing, Topic: "leaf qdiscs", State: good, Needed: true, Text: strings.Join(have, ", "), Names: have}
+	if len(have) == 0 {
+		f.State, f.Text = missing, "none"
+	}
+	x.add(f)
+	if len(lack) > 0 {
+		f := finding{Group: groupQueueing, Topic: "other leaf qdiscs", State: missing, Text: strings.Join(lack, ", "), Names: lack}
+		f.Follows = "branches can have none of these"
+		if slices.Contains(lack, "fq_codel") {
+			f.Follows += fmt.Sprintf("; those that name none get %s, in which one large flow delays the others of its branch", tc.DefaultKind(have))
+		}
+		whys := []string{}
+		for _, k := range lack {
+			why, fix := x.module("sch_" + k)
+			if len(fix) > 0 && !slices.Contains(whys, why) {
+				whys = append(whys, why)
+			}
+			f.Fix = append(f.Fix, fix...)
+		}
+		if x.modules == "" {
+			f.Follows += "; this kernel has no modules here: it takes one that was built with them"
+		}
+		f.Fix = slices.Compact(f.Fix)
+		x.unsure(&f)
+		x.add(f)
+	}
+	return x.classifiers(slices.Contains(lacking, "clsact"))
+}
+
+// kind adds a finding about a part of the kernel that is there or not.
+func (x *examination) kind(topic, module string, needed, lacking bool, text string) {
+	f := finding{Group: groupQueueing, Topic: topic, State: good, Needed: needed, Text: text}
+	if lacking {
+		why, fix := x.module(module)
+		f.State, f.Text, f.Follows, f.Fix = missing, "not in this kernel: "+why, text, fix
+		x.unsure(&f)
+	}
+	x.add(f)
+}
+
+// unsure softens what was read from lists of modules only.
+func (x *examination) unsure(f *finding) {
+	if f.State == missing && !x.root() {
+		f.State = unknown
+		f.Text = "not in the lists of this kernel's modules: " + strings.TrimPrefix(f.Text, "not in this kernel: ")
+		f.Follows = strings.TrimPrefix(f.Follows+"; root can ask the kernel itself", "; ")
+	}
+}
+
+// classifiers asks in a network namespace of its own, where filters can be tried.
+func (x *examination) classifiers(noClsact bool) error {
+	var lacking []string
+	known := x.root()
+	has := map[string]bool{}
+	ifb := false
+	if known {
+		ns, err := lab.NewNetNS()
+		if err != nil {
+			return fmt.Errorf("make a network namespace to ask the kernel in: %w", err)
+		}
+		defer ns.Close()
+		c, err := tc.Open(tc.Config{NetNS: ns.FD()})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		lo, err := c.Device("lo")
+		if err != nil {
+			return err
+		}
+		if !noClsact {
+			if lacking, err = lo.LacksFilters("bpf", "cgroup"); err != nil {
+				return err
+			}
+			has["bpf"], has["cgroup"] = !slices.Contains(lacking, "bpf"), !slices.Contains(lacking, "cgroup")
+		}
+		if ifb, err = c.HasIFB(); err != nil {
+			return err
+		}
+	} else {
+		bpf, sure := tc.HasBPF()
+		has["bpf"], known = bpf, bpf || sure
+	}
+	// What BPF needs: without it the ways that stand on it fail at apply.
+	for _, w := range x.report.Ways {
+		if w.Err != nil {
+			continue
+		}
+		switch w.Way {
+		case hierarchy.WayBPF, hierarchy.WayNetCls:
+			if x.root() && (noClsact || !has["bpf"]) {
+				x.ways[w.Way] = "no place for its program: clsact or cls_bpf is missing"
+			}
+		case hierarchy.WayClsCgroup:
+			if x.root() && !noClsact && !has["cgroup"] {
+				x.ways[w.Way] = "classifier cls_cgroup is missing"
+			}
+		}
+		if x.way == hierarchy.WayNone {
+			x.way = w.Way // the one that apply takes, whether it works or not
+		}
+	}
+	program := x.way == hierarchy.WayBPF || x.way == hierarchy.WayNetCls
+	x.kind("clsact", "sch_ingress", program, noClsact, "the place of the program that classifies, for bindings bpf and net_cls")
+	if !noClsact {
+		text := "runs that program"
+		switch {
+		case known:
+			x.kind("cls_bpf", "cls_bpf", program, !has["bpf"], text)
+		default:
+			x.add(finding{Group: groupQueueing, Topic: "cls_bpf", State: unknown, Text: "not to be seen without privileges"})
+		}
+		if x.root() {
+			x.kind("cls_cgroup", "cls_cgroup", false, !has["cgroup"], "for binding cls_cgroup, where BPF is not to be had")
+		}
+	}
+	if x.root() {
+		x.kind("ifb", "ifb", false, !ifb, "nothing needs it yet: shaping of received traffic will")
+	}
+	return nil
+}
+
+// bindings says which ways there are to tell whose a packet is.
+func (x *examination) bindings() {
+	for _, w := range x.report.Ways {
+		f := finding{Group: groupBinding, Topic: string(w.Way), State: good, Text: w.Text}
+		switch no := x.ways[w.Way]; {
+		case w.Err != nil && !x.root() && errors.Is(w.Err, cgroup.ErrNotPrivileged):
+			f.State, f.Text = unknown, w.Err.Error()
+		case w.Err != nil:
+			f.State, f.Text = missing, w.Err.Error()
+		case no != "":
+			f.State, f.Text = missing, no
+		}
+		if w.Way == x.way {
+			f.Text += "; auto takes this"
+		}
+		x.add(f)
+	}
+	f := finding{Group: groupBinding, Topic: "any binding", State: good, Needed: true, Text: "programs and services can be kept in branches"}
+	switch {
+	case x.way != hierarchy.WayNone && x.ways[x.way] == "":
+	case !x.root():
+		f.State, f.Text = unknown, "none could be tried without privileges"
+	default:
+		f.State, f.Text = missing, "nothing here tells whose a packet is"
+		if x.way != hierarchy.WayNone {
+			f.Text = fmt.Sprintf("auto takes %s, and there is %s", x.way, x.ways[x.way])
+		}
+	}
+	x.add(f)
+	for _, n := range x.report.Notes {
+		x.add(finding{Group: groupBinding, Topic: "note", State: good, Text: n})
+	}
+}
+
+// cgroups says how they are mounted and who keeps them.
+func (x *examination) cgroups() {
+	s := x.settings
+	x.add(finding{Group: groupBinding, Topic: "cgroups", State: good, Text: x.report.Layout})
+	f := finding{Group: groupBinding, Topic: "cgroup v2", State: good, Text: "mounted at " + s.Cgroup2}
+	if s.Cgroup2 == "" {
+		f.State, f.Text = weaker, "not mounted in this mount namespace"
+		f.Follows = "bindings by BPF name cgroups that nobody here can look at"
+		f.Fix = []string{"mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"}
+	}
+	x.add(f)
+	if s.Cgroup2 != "" {
+		f := finding{Group: groupBinding, Topic: "nsdelegate", State: good, Text: "processes cannot leave their cgroup namespace"}
+		if !s.Delegate {
+			// A remount sets all of the options anew (apply_cgroup_root_flags,
+			// kernel/cgroup/cgroup.c, v6.12).
+			options := append(slices.DeleteFunc(slices.Clone(s.Options), func(o string) bool { return o == "rw" || o == "ro" }), "nsdelegate")
+			f.State, f.Text = weaker, "not among the options of "+s.Cgroup2
+			f.Follows = "root in a container that may write to the cgroups it sees can move itself out of its branch"
+			f.Fix = []string{fmt.Sprintf("mount -o remount,%s %s", strings.Join(options, ","), s.Cgroup2)}
+		}
+		x.add(f)
+	}
+	text := "systemd: unit: and slice: name what it runs"
+	if !s.Systemd {
+		text = "not systemd: name cgroups by cgroup:/PATH, where unit: and slice: find nothing"
+	}
+	x.add(finding{Group: groupBinding, Topic: "kept by", State: good, Text: text})
+}
+
+// bpf says how the kernel runs programs, and whose.
+func (x *examination) bpf() {
+	f := finding{Group: groupBinding, Topic: "BPF programs", State: good, Text: "compiled to machine code"}
+	switch c := x.settings.Compiled; {
+	case c == nil:
+		f.State, f.Text = unknown, "none could be loaded to see whether they are compiled"
+	case !*c:
+		f.State, f.Text = weaker, "interpreted"
+		f.Follows = "every packet costs more"
+		// In other namespaces than the first there is no such file to tell.
+		if _, err := os.Stat("/proc/sys/net/core/bpf_jit_enable"); err == nil {
+			f.Fix = []string{"sysctl -w net.core.bpf_jit_enable=1"}
+		}
+	}
+	x.add(f)
+	f = finding{Group: groupBinding, Topic: "BPF users", State: good}
+	switch u := x.settings.Unprivileged; u {
+	case "":
+		f.State, f.Text = missing, "this kernel has no bpf(2)"
+	case "0":
+		f.Text = "everybody may load some kinds of programs; none of them can take the classifier away"
+	default:
+		f.Text = "only those with CAP_BPF (kernel.unprivileged_bpf_disabled = " + u + ")"
+	}
+	x.add(f)
+	text := "the kernel describes its types"
+	if !x.settings.BTF {
+		text = "the kernel does not describe its types; nothing in this version needs it"
+	}
+	x.add(finding{Group: groupBinding, Topic: "BTF", State: good, Text: text})
+}
+
+// firewall says who else chooses classes.
+func (x *examination) firewall() error {
+	f := finding{Group: groupBinding, Topic: "firewall", State: good, Text: "no rule writes the priority of packets"}
+	if !x.root() {
+		f.State, f.Text = unknown, "its rules cannot be listed without privileges"
+		x.add(f)
+		return nil
+	}
+	var err error
+	if x.rules, err = cgroup.PriorityRules(); err != nil {
+		return err
+	}
+	if len(x.rules) > 0 {
+		f.State, f.Names = weaker, x.rules
+		f.Text = "rules write the priority of packets: " + strings.Join(x.rules, ", ")
+		switch x.way {
+		case hierarchy.WayBPF, hierarchy.WayNetCls:
+			f.Follows = "on interfaces that vifshape shapes they come to nothing: the classifier runs after them and writes it anew"
+		default:
+			f.Follows = "a class that they write may go before the binding's"
+		}
+		if x.rules[0] == "module xt_CLASSIFY" {
+			f.Fix = []string{"iptables -t mangle -S | grep CLASSIFY"}
+		} else {
+			family := strings.Fields(x.rules[0])
+			f.Fix = []string{"nft list chain " + strings.Join(family, " ")}
+		}
+	}
+	x.add(f)
+	return nil
+}

@@ -1,0 +1,292 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/policy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// policyCheck is one policy that is held against the machine.
+type policyCheck struct {
+	*examination
+	file   string
+	policy *policy.Policy
+	found  int
+}
+
+// policy says what stands in the way of a policy and returns its interfaces.
+func (x *examination) policy(ctx context.Context, file string) ([]string, error) {
+	p, err := x.env.readPolicy(file)
+	var bad policy.Errors
+	switch {
+	case errors.As(err, &bad):
+		for _, m := range bad {
+			f := finding{Group: groupPolicy, Topic: "policy", State: missing, Needed: true, Text: m.Msg, Follows: m.Hint, Path: m.Path, File: m.File, Line: m.Line, Column: m.Column}
+			if m.Path != "" {
+				f.Text = string(m.Path) + ": " + m.Msg
+			}
+			if m.Warning {
+				f.State, f.Needed = weaker, false
+			}
+			x.add(f)
+		}
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	c := &policyCheck{examination: x, file: file, policy: p}
+	if x.links, err = x.conn.Links(); err != nil {
+		return nil, err
+	}
+	var names []string
+	way := c.binding()
+	for _, t := range p.Trees {
+		d, err := x.conn.Device(t.Interface)
+		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
+			f := finding{Topic: "interface", State: missing, Needed: true, Text: err.Error()}
+			c.say(hierarchy.Path(t.Interface), "", f)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, d.Name)
+		if err := c.tree(ctx, d, t, way); err != nil {
+			return nil, err
+		}
+	}
+	if c.found == 0 {
+		x.add(finding{Group: groupPolicy, Topic: "policy", State: good, Needed: true, File: file, Text: "nothing stands in its way"})
+	}
+	return names, nil
+}
+
+// say adds a finding about a key of the policy.
+func (c *policyCheck) say(path hierarchy.Path, key string, f finding) {
+	f.Group, f.File, f.Path = groupPolicy, c.file, path
+	f.Line, f.Column = c.policy.Place(path, key)
+	f.Interface = path.Interface()
+	if f.State != good {
+		c.found++
+	}
+	c.add(f)
+}
+
+// binding finds the way that the policy is bound by.
+func (c *policyCheck) binding() hierarchy.Way {
+	f := finding{Topic: "binding", State: missing, Needed: true, Interface: ""}
+	if !c.root() {
+		f.State, f.Text = unknown, "ways of binding could not be tried without privileges"
+		c.say("", "binding", f)
+		return hierarchy.WayNone
+	}
+	allowed := ways(c.policy.Binding)
+	way := hierarchy.WayNone
+	for _, w := range c.report.Ways {
+		if w.Err == nil && (allowed == nil || slices.Contains(allowed, w.Way)) {
+			way = w.Way
+			break
+		}
+	}
+	switch {
+	case way == hierarchy.WayNone:
+		f.Text = fmt.Sprintf("binding %q: no way of it works here", c.policy.Binding)
+		f.Follows = "the findings about binding say why"
+		c.say("", "binding", f)
+	case c.ways[way] != "":
+		f.Text = fmt.Sprintf("binding %q takes %s: %s", c.policy.Binding, way, c.ways[way])
+		c.say("", "binding", f)
+	case tags(way) && len(c.policy.Trees) > 1:
+		f.Text = fmt.Sprintf("binding %s: one process has one net_cls tag for all interfaces, and the policy shapes %d", way, len(c.policy.Trees))
+		c.say("", "binding", f)
+	default:
+		return way
+	}
+	return hierarchy.WayNone
+}
+
+// tree holds one interface of the policy against the one that is there.
+func (c *policyCheck) tree(ctx context.Context, d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) error {
+	top := hierarchy.Path(t.Interface)
+	l := c.links[slices.IndexFunc(c.links, func(l tc.Link) bool { return l.Index == int(d.Index) })]
+	o, err := d.Others()
+	if err != nil {
+		return err
+	}
+	if o.Root.Kind != "" {
+		f := rootFinding(l, hierarchy.State{}, o)
+		f.Text = fmt.Sprintf("%s: root qdisc %s", t.Interface, f.Text)
+		f.Follows += "; or remove it"
+		f.State, f.Needed = missing, true
+		if t.Replace {
+			f.State, f.Needed, f.Fix = weaker, false, nil
+			f.Follows = "apply replaces it, and `vifshape clear` puts it back"
+			if o.Partial {
+				f.Follows = "apply replaces it, and it cannot be put back: keep what made it"
+			}
+		}
+		c.say(top, "replace", f)
+	}
+	if program := way == hierarchy.WayBPF || way == hierarchy.WayNetCls; program {
+		for _, f := range c.hooks(l, o) {
+			if f.State != good {
+				f.Needed = o.Ingress || slices.ContainsFunc(o.Filters, func(x tc.Filter) bool { return x.Blocks })
+				if f.Needed {
+					f.State = missing
+				}
+				f.Text = t.Interface + ": " + f.Text
+				c.say(top, "", f)
+			}
+		}
+	}
+	c.speed(l, t)
+	if err := c.twice(ctx, l, t); err != nil {
+		return err
+	}
+	off, err := d.Offloads()
+	if err != nil {
+		return err
+	}
+	slowest := t.Root.Rate
+	for b := range t.All() {
+		if b.Leaf() {
+			slowest = min(slowest, b.Rate)
+		}
+	}
+	if t.MTU != 0 && t.MTU < off.Packet {
+		c.say(top, "mtu", finding{Topic: "mtu", State: weaker, Text: fmt.Sprintf("%s: mtu %v, and the interface is handed packets of up to %v", t.Interface, t.MTU, off.Packet),
+			Follows: "bursts and queues that are worked out from mtu are too small for them", Fix: []string{fmt.Sprintf("ip link set dev %s gso_max_size %d", l.Name, uint64(t.MTU))}})
+	}
+	if f := c.packets(l, off, t.Root.Rate, slowest); f.State != good {
+		f.Text = fmt.Sprintf("%s: packets of %s", t.Interface, f.Text)
+		c.say(top, "rate", f)
+	}
+	if err := d.Settle(t); err != nil {
+		c.unsettled(t, err)
+	}
+	return c.bound(t, d, way)
+}
+
+// speed says whether the line carries what the policy promises.
+func (c *policyCheck) speed(l tc.Link, t *hierarchy.Tree) {
+	if l.Speed != 0 && t.Root.Rate > l.Speed {
+		c.say(hierarchy.Path(t.Interface), "rate", finding{Topic: "rate", State: weaker,
+			Text:    fmt.Sprintf("%s: rate %s is more than its line carries: %s", t.Interface, short(t.Root.Rate), short(l.Speed)),
+			Follows: "packets wait behind the tree, where guarantees and priorities do not count: write a little less than the line carries"})
+	}
+	if !l.Up {
+		c.say(hierarchy.Path(t.Interface), "", finding{Topic: "interface", State: weaker, Text: t.Interface + ": switched off",
+			Follows: "nothing is sent; the tree is made and waits", Fix: []string{"ip link set dev " + l.Name + " up"}})
+	}
+}
+
+// twice says whether packets of the tree go through another one, of the policy or
+// of what is there.
+func (c *policyCheck) twice(ctx context.Context, l tc.Link, t *hierarchy.Tree) error {
+	for _, lower := range tc.Carriers(c.links, l) {
+		shaped := slices.ContainsFunc(c.policy.Trees, func(o *hierarchy.Tree) bool { return o.Interface == lower.Name })
+		if !shaped {
+			d, err := c.conn.Device(lower.Name)
+			if err != nil {
+				return err
+			}
+			var s hierarchy.State
+			if err := d.Read(ctx, &s); err != nil {
+				return err
+			}
+			shaped = s.Root.Ours()
+		}
+		if shaped {
+			c.say(hierarchy.Path(t.Interface), "", finding{Topic: "shaped twice", State: weaker,
+				Text:    fmt.Sprintf("%s sends through %s, and both are shaped", t.Interface, lower.Name),
+				Follows: "its packets wait in both trees: shape one of the two"})
+		}
+	}
+	return nil
+}
+
+// unsettled adds what the kernel could not keep, each with its branch.
+func (c *policyCheck) unsettled(t *hierarchy.Tree, err error) {
+	all := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		all = joined.Unwrap()
+	}
+	for _, err := range all {
+		path, key := hierarchy.Path(t.Interface), ""
+		for b := range t.All() {
+			if strings.HasPrefix(err.Error(), string(b.Path)+": ") {
+				path = b.Path
+			}
+		}
+		f := finding{Topic: "branch", State: missing, Needed: true, Text: err.Error()}
+		if strings.HasPrefix(strings.TrimPrefix(err.Error(), string(path)+": "), "qdisc ") {
+			f.Topic, key = "qdisc", "qdisc"
+			if b := t.Find(path); b != nil && errors.Is(err, tc.ErrNotSupported) {
+				_, f.Fix = c.module("sch_" + b.Qdisc.Kind)
+				if !c.root() {
+					f.State = unknown
+				}
+			}
+		}
+		c.say(path, key, f)
+	}
+}
+
+// bound says which bindings name what is not there, and which can be left.
+func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way hierarchy.Way) error {
+	if way == hierarchy.WayNone {
+		return nil
+	}
+	if tags(way) {
+		m := &machine{env: c.env, conn: c.conn, store: c.store}
+		others, err := m.tagged(t.Interface, d.Index)
+		if err != nil {
+			return err
+		}
+		if len(others) > 0 {
+			c.say("", "binding", finding{Topic: "binding", State: missing, Needed: true,
+				Text: fmt.Sprintf("binding %s: one process has one net_cls tag for all interfaces, and %s uses it already", way, others[0])})
+		}
+		// Where net_cls is not mounted, looking there would mount it.
+		for b := range t.All() {
+			for _, x := range b.Bind {
+				if x.Kind == hierarchy.BindUser {
+					c.say(b.Path, "bind", finding{Topic: "binding", State: missing, Needed: true, Text: fmt.Sprintf("%s: binding %q: users cannot be bound by net_cls", b.Path, x)})
+				}
+			}
+		}
+		return nil
+	}
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: t.Interface, Index: d.Index, NetNS: c.store.netNS, RunDir: c.runDir, Ways: []hierarchy.Way{way}})
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	bound, pending, err := b.Resolve(t)
+	if err != nil {
+		c.say(hierarchy.Path(t.Interface), "", finding{Topic: "binding", State: missing, Needed: true, Text: err.Error()})
+		return nil
+	}
+	for _, p := range pending {
+		c.say(p.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %v is not there: %s", p.Path, p.Binding, p.Reason),
+			Follows: "the next apply after it has appeared binds it"})
+	}
+	for _, x := range bound {
+		uid, err := b.Escape(x.Target)
+		if err != nil {
+			return err
+		}
+		if uid != 0 {
+			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: user %d may move processes out of %s", x.Path, uid, printable(x.Target)),
+				Follows: "it was delegated to that user: bind the cgroup that was, above it"})
+		}
+	}
+	return nil
+}
