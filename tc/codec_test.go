@@ -323,9 +323,7 @@ func roundTrip(t *testing.T, q hierarchy.Qdisc) hierarchy.Qdisc {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if q.Kind == "fq_codel" {
-		x.options = fqCodelKept(x.options)
-	}
+	x.options = kept(q.Kind, x.options)
 	got, err := x.leaf()
 	if err != nil {
 		t.Fatal(err)
@@ -333,20 +331,29 @@ func roundTrip(t *testing.T, q hierarchy.Qdisc) hierarchy.Qdisc {
 	return got
 }
 
-// fqCodelKept is what fq_codel shows after it was given options: its times in
-// whole units of 1.024 µs, and no threshold that is switched off
-// (fq_codel_change and fq_codel_dump, net/sched/sch_fq_codel.c, v6.12).
-func fqCodelKept(options []byte) []byte {
+// kept is what a kind shows after it was given options: its times in whole units
+// of a power of two of nanoseconds, and no threshold that is switched off
+// (fq_codel_change, codel_change and pie_change, and their dump functions,
+// net/sched, v6.12).
+func kept(kind string, options []byte) []byte {
+	shifts := map[string]map[uint16]int{
+		"fq_codel": {fqCodelTarget: 10, fqCodelInterval: 10, fqCodelCEThreshold: 10},
+		"codel":    {codelTargetAttr: 10, codelIntervalAttr: 10, codelCEThresholdAttr: 10},
+		"pie":      {pieTarget: 6},
+		"fq_pie":   {fqPieTarget: 6},
+	}[kind]
+	if shifts == nil {
+		return options
+	}
 	e := encoder{}
 	_ = eachAttr(options, func(typ uint16, v []byte) error {
-		switch typ {
-		case fqCodelTarget, fqCodelInterval, fqCodelCEThreshold:
-			units := uint32(uint64(binary.NativeEndian.Uint32(v)) * 1000 >> 10)
-			if typ != fqCodelCEThreshold || units != 1<<31-1 {
-				e.attr32(typ, uint32(uint64(units)<<10/1000))
-			}
-		default:
+		shift, ok := shifts[typ]
+		if !ok {
 			e.attr(typ, func() { e.b = append(e.b, v...) })
+			return nil
+		}
+		if us := binary.NativeEndian.Uint32(v); us != codelOff {
+			e.attr32(typ, uint32(uint64(us)*1000>>shift<<shift/1000))
 		}
 		return nil
 	})
@@ -516,8 +523,9 @@ func FuzzDecodeClass(f *testing.F) {
 }
 
 func FuzzDecodeQdisc(f *testing.F) {
-	for _, q := range []hierarchy.Qdisc{
-		qdisc("pfifo", "limit", 1), qdisc("bfifo", "limit", 1),
+	seeds := []hierarchy.Qdisc{
+		qdisc("red", "limit", 4000, "min", 300, "max", 900, "ewma", 3, "scell_log", 9, "probability", 1, "ecn", 1, "harddrop", 0, "nodrop", 1, "adaptive", 0),
+		qdisc("sfq", "limit", 500, "perturb", 0, "quantum", 1514, "flows", 127, "divisor", 1024, "depth", 64, "headdrop", 1, "min", 300, "max", 900, "ewma", 3, "probability", 1, "ecn", 1, "harddrop", 1),
 		qdisc("sfq", "limit", 500, "perturb", 0, "quantum", 1514, "flows", 127, "divisor", 1024, "depth", 64, "headdrop", 1),
 		qdisc("tbf", "rate", uint64(40_000_000_000), "burst", 1<<20, "limit", 4<<20, "peakrate", uint64(50_000_000_000), "mtu", 1<<20, "mpu", 64, "overhead", 4, "linklayer", 1),
 		qdisc("fq_codel", "limit", 1, "memory_limit", 1<<20, "flows", 1024, "target", 5_000_000, "interval", 100_000_000, "quantum", 300, "ecn", 0, "drop_batch", 1, "ce_threshold", 1_000_000, "ce_threshold_selector", 1, "ce_threshold_mask", 3),
@@ -525,7 +533,15 @@ func FuzzDecodeQdisc(f *testing.F) {
 		qdisc("cake", "bandwidth", 8000, "autorate-ingress", 0, "rtt", 1000, "diffserv", 1, "flowmode", 1, "nat", 1, "wash", 1, "ack-filter", 1, "split-gso", 1, "raw", 1, "overhead", 1, "mpu", 1, "atm", 1, "memlimit", 1, "ingress", 1, "fwmark", 1),
 		qdisc("netem", "limit", 1, "delay", 5, "jitter", 4, "loss_model", 1, "p13", 1, "p31", 1, "p32", 1, "p23", 1, "p14", 1, "slot_distribution", 1, "slot_delay", 1, "slot_jitter", 8, "seed", 1),
 		qdisc("netem", "limit", 1, "loss_model", 2, "p", 1, "r", 1, "1-h", 1, "1-k", 1, "rate", uint64(40_000_000_000), "slot_min", 1, "slot_max", 1, "slot_packets", 1),
-	} {
+	}
+	for _, d := range disciplines {
+		q, err := Defaults(d.Name, hierarchy.Gbit)
+		if err != nil {
+			f.Fatal(err)
+		}
+		seeds = append(seeds, q)
+	}
+	for _, q := range seeds {
 		m, err := encodeLeaf(1, &hierarchy.Leaf{Class: hierarchy.ID(2), Qdisc: q}, true)
 		if err != nil {
 			f.Fatal(err)

@@ -321,3 +321,50 @@ func TestKernelKindChange(t *testing.T) {
 		})
 	}
 }
+
+// What RED's user gives, tc turns into the numbers that we turn it into.
+func TestKernelKindRED(t *testing.T) {
+	tctest.RequireProgram(t, "tc")
+	for _, tt := range []struct {
+		kind, words string
+		params      []string
+	}{
+		{"red", "limit 400000 min 30000 max 90000 avpkt 1000 burst 55 bandwidth 10mbit probability 0.02", []string{`limit="400kb"`, `min="30kb"`, `max="90kb"`, `avpkt="1kb"`, "burst=55", `bandwidth="10mbit"`}},
+		{"red", "limit 400000 avpkt 1500 bandwidth 100mbit probability 0.1 ecn", []string{`limit="400kb"`, `avpkt="1500b"`, `bandwidth="100mbit"`, `probability="10%"`, "ecn=true"}},
+		{"red", "limit 5000000 min 200000 avpkt 300 bandwidth 64kbit probability 0.5 ecn harddrop", []string{`limit="5mb"`, `min="200kb"`, `avpkt="300b"`, `bandwidth="64kbit"`, `probability="50%"`, "ecn=true", "harddrop=true"}},
+		{"red", "limit 60000 min 20000 max 60000 avpkt 1000 burst 300 bandwidth 20gbit probability 0.001", []string{`limit="60kb"`, `min="20kb"`, `max="60kb"`, `avpkt="1kb"`, "burst=300", `bandwidth="20gbit"`, `probability="0.1%"`}},
+		{"choke", "limit 400 min 30 max 90 burst 55 bandwidth 10mbit probability 0.02", []string{"limit=400", "min=30", "max=90", "burst=55", `bandwidth="10mbit"`}},
+		{"choke", "limit 1000 avpkt 200 bandwidth 3mbit probability 0.3 ecn", []string{"limit=1000", `avpkt="200b"`, `bandwidth="3mbit"`, `probability="30%"`, "ecn=true"}},
+		{"sfq", "limit 100 quantum 1514 perturb 10 flows 50 divisor 1024 depth 50 redflowlimit 60000 min 8000 max 40000 avpkt 1000 burst 20 probability 0.02 ecn", []string{"limit=100", "flows=50", "depth=50", `redflowlimit="60kb"`, `min="8kb"`, `max="40kb"`, "burst=20", "ecn=true"}},
+		{"sfq", "limit 100 quantum 1514 perturb 10 flows 50 divisor 1024 depth 50 redflowlimit 100000 probability 0.02", []string{"limit=100", "flows=50", "depth=50", `redflowlimit="100kb"`}},
+	} {
+		c := kindCase{kind: tt.kind, params: tt.params}
+		if !c.here(t) {
+			continue
+		}
+		t.Run(tt.kind+" "+tt.words, func(t *testing.T) {
+			c.usable(t)
+			p := tctest.New(t, lab.PairConfig{})
+			b := open(t, p.Near, p.Dev)
+			tree := b.kindTree(c)
+			b.apply(tree)
+			x := tree.Find("eth0/x")
+			b.do(hierarchy.Step{Action: hierarchy.Delete, Old: &hierarchy.Leaf{Class: x.ID, Qdisc: x.Qdisc}})
+			if err := b.tc(fmt.Sprintf("tc qdisc add dev %s parent %v %s %s", b.Name, x.ID, tt.kind, tt.words)); err != nil {
+				t.Fatal(err)
+			}
+			// A probability of tc's is a fraction of 2^32, one of a policy of one
+			// less: they may be one apart.
+			got := b.leafOf(x.ID)
+			for i := range got.Params {
+				want, _ := x.Qdisc.Get("probability")
+				if v := got.Params[i].Value; got.Params[i].Name == "probability" && v+1 >= want && v <= want+1 {
+					got.Params[i].Value = want
+				}
+			}
+			if d := cmp.Diff(x.Qdisc, got); d != "" {
+				t.Errorf("what tc made (-want +got)\n%s", d)
+			}
+		})
+	}
+}

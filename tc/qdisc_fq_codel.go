@@ -86,7 +86,7 @@ var fqCodel = discipline{
 		p.set("flows", p.get("flows", 1024))
 		p.set("target", codelRound(target))
 		p.set("interval", codelRound(p.get("interval", max(uint64(100*time.Millisecond), 20*target))))
-		p.set("quantum", p.get("quantum", uint64(s.mtu)))
+		p.set("quantum", p.get("quantum", max(uint64(s.mtu), 256)))
 		p.set("ecn", p.get("ecn", 1))
 		p.set("drop_batch", p.get("drop_batch", 64))
 		if v := p.get("ce_threshold", 0); v != 0 {

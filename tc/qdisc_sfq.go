@@ -73,7 +73,7 @@ var sfq = discipline{
 		flows = min(flows, limit)
 		p.set("limit", limit)
 		p.set("perturb", p.get("perturb", uint64(10*time.Second)))
-		p.set("quantum", p.get("quantum", uint64(s.mtu)))
+		p.set("quantum", p.get("quantum", max(uint64(s.mtu), 256)))
 		p.set("flows", flows)
 		p.set("divisor", divisor)
 		p.set("depth", depth)
