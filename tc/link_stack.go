@@ -93,8 +93,8 @@ func connect(links []Link, ask func(name string) hierarchy.Bandwidth, name func(
 			if fastest(s.members[l.Index]) != 0 {
 				l.Speed = ask(l.Name)
 			}
-		case l.Nature == NatureBridge:
-			l.Speed = fastest(s.members[l.Index])
+		case l.Nature == NatureBridge: // of those that can send now
+			l.Speed = fastest(slices.DeleteFunc(slices.Clone(s.members[l.Index]), func(i int) bool { return !links[i].Carrier }))
 		case l.LowerNetNS != -1 && passesOn(l.Kind):
 			l.Speed = ask(l.Name) // what carries it cannot be seen from here
 		default:

@@ -15,6 +15,7 @@ import (
 func TestStack(t *testing.T) {
 	says := map[string]hierarchy.Bandwidth{
 		"eth0": hierarchy.Gbit, "eth1": hierarchy.Gbit, "eth2": 100 * hierarchy.Mbit, "bond0": 2 * hierarchy.Gbit, "mac9": 25 * hierarchy.Gbit,
+		"eth8": 100 * hierarchy.Mbit, "eth9": hierarchy.Gbit,
 		// What is not asked for: they answer with a speed all the same.
 		"veth0": 10 * hierarchy.Gbit, "tap0": 10 * hierarchy.Mbit, "veth0.5": 10 * hierarchy.Gbit, "bond7": 10 * hierarchy.Gbit,
 	}
@@ -28,7 +29,7 @@ func TestStack(t *testing.T) {
 	var links []Link
 	var wants []want
 	add := func(l Link, w want) {
-		l.Name, l.Index = w.Name, len(links)+1
+		l.Name, l.Index, l.Carrier = w.Name, len(links)+1, w.Name != "eth9"
 		if l.LowerNetNS == 0 {
 			l.LowerNetNS = -1
 		}
@@ -54,6 +55,9 @@ func TestStack(t *testing.T) {
 	add(Link{Nature: NatureVirtual, Kind: "veth", Lower: 2, LowerNetNS: 4}, want{Name: "veth9", Lower: "2 in 4"})
 	add(Link{Nature: NatureBond, Kind: "bond"}, want{Name: "bond7", Carriers: []string{"tap7"}, Members: []string{"tap7"}})
 	add(Link{Nature: NatureTunnel, Kind: "tun", Master: 15}, want{Name: "tap7"})
+	add(Link{Nature: NatureBridge, Kind: "bridge"}, want{Name: "br1", Speed: 100 * mbit, Carriers: []string{"eth8", "eth9"}, Members: []string{"eth8", "eth9"}})
+	add(Link{Nature: NaturePhysical, Master: 17}, want{Name: "eth8", Speed: 100 * mbit})
+	add(Link{Nature: NaturePhysical, Master: 17}, want{Name: "eth9", Speed: gbit})
 	add(Link{Nature: NatureTunnel, Kind: "wireguard", ByRoute: true}, want{Name: "wg0"})
 
 	connect(links,
