@@ -91,6 +91,28 @@ func clock() (hz uint64, err error) {
 	return (nsPerSecond + ns/2) / ns, nil
 }
 
+// Remarks says what a settled tree asks for and the kernel does less exactly on this
+// interface, each with what mends it.
+//
+// A packet that is segmented after its queue counts with the headers of all its parts
+// (qdisc_pkt_len_init, net/core/dev.c, v6.12), but what the line adds is added once.
+// Where packets of the MTU could so take a hundredth more than their rate, that is
+// remarked on.
+func (d *Device) Remarks(t *hierarchy.Tree) []string {
+	frame := d.mtu - ethernetHeader + d.header
+	parts := d.packet / frame
+	if parts < 2 {
+		return nil
+	}
+	link := t.Root.Link
+	counted, sent := link.Bytes(parts*frame), parts*link.Bytes(frame)
+	if sent*100 < counted*101 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s: packets that are segmented behind the queue get the line's overhead once, not for each part: large transfers may take up to %.1f %% more of the line than their rate; \"ip link set dev %[1]s gso_max_segs 1\" ends that for what this machine sends, \"ethtool -K DEV gro off\" for what it forwards from DEV",
+		d.Name, float64(sent-counted)/float64(counted)*100)}
+}
+
 // settleClass rounds a class and fills its bursts.
 func settleClass(c *hierarchy.Class, packet hierarchy.Size) error {
 	c.Rate, c.Ceil = c.Rate.Kernel(), c.Ceil.Kernel()

@@ -19,6 +19,9 @@ func (m *machine) linkRemarks(all []*target) error {
 	var names []string
 	for _, x := range all {
 		names = append(names, x.tree.Interface)
+		for _, r := range x.device.Remarks(x.tree) {
+			m.warnf("%s", r)
+		}
 		i := slices.IndexFunc(links, func(l tc.Link) bool { return l.Name == x.tree.Interface })
 		if i < 0 {
 			continue // it vanished, which the next step finds, too
