@@ -322,6 +322,47 @@ func TestKernelKindChange(t *testing.T) {
 	}
 }
 
+// Packets go through every kind, and those that do not are counted as dropped.
+func TestKernelKindTraffic(t *testing.T) {
+	const sent = 60 // fewer than what fills any queue
+	for i, c := range kindCases() {
+		if !c.here(t) || i > 0 && kindCases()[i-1].kind == c.kind {
+			continue
+		}
+		t.Run(c.kind, func(t *testing.T) {
+			c.usable(t)
+			b, p := veth(t)
+			x := leaf("x", 10*hierarchy.Mbit, c.kind, c.params...)
+			x.Ceil = hierarchy.Absolute(10 * hierarchy.Mbit)
+			tree := b.tree(100*hierarchy.Mbit, x)
+			b.apply(tree)
+			sink, err := lab.NewSink(t.Context(), p.Far, 9)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sink.Close()
+			id := tree.Find("eth0/x").ID
+			b.send(p, id, sent)
+			var s tc.LeafStats
+			eventually(t, "the queue empties", func() bool {
+				all, err := b.LeafStats()
+				if err != nil {
+					t.Fatal(err)
+				}
+				i := slices.IndexFunc(all, func(s tc.LeafStats) bool { return s.Class == id })
+				if i < 0 {
+					t.Fatal("no counters")
+				}
+				s = all[i]
+				return s.QLen == 0 && s.Packets+uint64(s.Drops) == sent && sink.Count(9).Packets == s.Packets
+			})
+			if s.Kind != c.kind || s.Packets < sent/2 {
+				t.Errorf("%s let %d of %d packets through", s.Kind, s.Packets, sent)
+			}
+		})
+	}
+}
+
 // What RED's user gives, tc turns into the numbers that we turn it into.
 func TestKernelKindRED(t *testing.T) {
 	tctest.RequireProgram(t, "tc")
