@@ -6,8 +6,13 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
-// User-mode Linux 6.1 has what the kernel at hand may lack: sfq, fq_codel and the
-// cgroup classifier. All that is timed stays at home.
-func TestVMKernel(t *testing.T) {
-	vm.Run(t, vm.UML(), vm.V2, "", "-test.run=^TestKernel(Kind.*|CgroupFilter|Apply|BatchError|Contract|Egress|EgressForeign|ForeignQdiscs|ForeignRoot|Gone|Lacks|NoDevice|Roots|SettleTouchesNothing|Unprivileged)$")
+// TestVM repeats the tests on other kernels, which have what the kernel at hand
+// may lack. Layouts of cgroups matter to the cgroup classifier alone.
+func TestVM(t *testing.T) {
+	vm.Matrix(t,
+		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Lacks: []string{"qdisc fq_pie"}},
+		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64")},
+		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64")},
+		vm.Guest{Kernel: vm.VirtualTime(), Tests: "^TestKernelKind"},
+	)
 }

@@ -197,7 +197,7 @@ func unpack(ctx context.Context, dir, pkg string) error {
 		}
 	}
 	if _, err := command(ctx, dir, "apt-get", "-q", "download", pkg); err != nil {
-		return err
+		return fmt.Errorf("%w (is the package list old? apt-get update)", err)
 	}
 	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
 	if err != nil {

@@ -19,11 +19,18 @@ import (
 // Inside says whether the caller runs in a machine of this package.
 func Inside() bool { return os.Getenv("VIFSHAPE_VM") != "" }
 
+// tools are the programs of the host that tests use in a machine.
+var tools = []string{
+	"tc", "ip", "sh", "awk", "cat", "chmod", "cut", "env", "false", "find", "grep", "head", "id", "kill", "ln", "ls", "mkdir", "mkfifo",
+	"mount", "mv", "nsenter", "rm", "rmdir", "sed", "seq", "setpriv", "sleep", "sort", "tail", "timeout", "touch", "true", "umount", "unshare", "wc",
+}
+
 // Run runs a test binary in a machine and fails the test when it fails, or when
 // it found nothing to run. The binary is that of [Build], or of the running test
 // if program is empty; args are such as "-test.run=TestKernelLeaf". The tools tc
-// and ip are there if the host has them. The rules for skipping hold in the
-// machine as they do outside.
+// and ip and a shell with the usual programs are there if the host has them. The
+// rules for skipping hold in the machine as they do outside. [Matrix] does so
+// for several machines.
 //
 // The test is skipped when the kernel cannot be had, inside of a machine, and
 // with -short.
@@ -34,31 +41,36 @@ func Run(t testing.TB, k Kernel, cgroup Layout, program string, args ...string) 
 	if program == "" {
 		program = self(t)
 	}
+	out, err := boot(t, k, cgroup, program, os.Getenv("VIFSHAPE_SKIP_OK"), append([]string{"-test.v"}, args...))
+	t.Logf("kernel %v, cgroup %s: %s %s\n%s", k, cgroup, filepath.Base(program), strings.Join(args, " "), out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(out, "no tests to run") {
+		t.Fatal("no test ran")
+	}
+}
+
+// boot runs a test binary and returns its output. It is an error when it failed.
+func boot(t testing.TB, k Kernel, cgroup Layout, program, mayLack string, args []string) (string, error) {
+	t.Helper()
 	dir, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var env []string
-	for _, name := range []string{"VIFSHAPE_NO_SKIP", "VIFSHAPE_SKIP_OK"} {
-		if v := os.Getenv(name); v != "" {
-			env = append(env, name+"="+v)
-		}
+	env := []string{"VIFSHAPE_SKIP_OK=" + mayLack}
+	if v := os.Getenv("VIFSHAPE_NO_SKIP"); v != "" {
+		env = append(env, "VIFSHAPE_NO_SKIP="+v)
 	}
 	var out strings.Builder
 	status, err := Boot(t.Context(), Config{
-		Kernel: k, Cgroup: cgroup, Program: program, Args: append([]string{"-test.v"}, args...),
-		Env: env, Dir: dir, Tools: []string{"tc", "ip"}, Output: &out,
+		Kernel: k, Cgroup: cgroup, Program: program, Args: args, Env: env, Dir: dir, Tools: tools, Output: &out,
 	})
 	tctest.Require(t, !errors.Is(err, ErrNoKernel), fmt.Sprintf("kernel %v (%v)", k, err))
-	t.Logf("kernel %v, cgroup %s: %s %s\n%s", k, cgroup, filepath.Base(program), strings.Join(args, " "), out.String())
-	switch {
-	case err != nil:
-		t.Fatal(err)
-	case status != 0:
-		t.Fatalf("exit status %d", status)
-	case strings.Contains(out.String(), "no tests to run"):
-		t.Fatal("no test ran")
+	if err == nil && status != 0 {
+		err = fmt.Errorf("exit status %d", status)
 	}
+	return out.String(), err
 }
 
 // self is the running test binary if it is static, else the same tests built

@@ -48,7 +48,7 @@ type Config struct {
 	Tools   []string      // programs of the host to copy with their libraries, unless missing
 	Without []string      // modules that the machine shall lack
 	Memory  int           // MiB; 0 is 512
-	Timeout time.Duration // for the whole machine; 0 is 5 minutes
+	Timeout time.Duration // for the whole machine; 0 is 10 minutes
 	Output  io.Writer     // of the program; nil: thrown away
 	Console io.Writer     // of the kernel; nil: shown only in an error
 }
@@ -67,7 +67,7 @@ func Boot(ctx context.Context, c Config) (status int, err error) {
 		c.Memory = 512
 	}
 	if c.Timeout == 0 {
-		c.Timeout = 5 * time.Minute
+		c.Timeout = 10 * time.Minute
 	}
 	if c.Output == nil {
 		c.Output = io.Discard
@@ -89,6 +89,9 @@ func Boot(ctx context.Context, c Config) (status int, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("the machine was stopped after %v", c.Timeout))
 	defer cancel()
 	m := machine{Config: c, kernel: kernel, dir: dir, initrd: initrd}
+	if err := m.room(); err != nil {
+		return 0, err
+	}
 	output, wait, err := m.start(ctx)
 	if err != nil {
 		return 0, err
@@ -101,16 +104,50 @@ func Boot(ctx context.Context, c Config) (status int, err error) {
 		_, e := c.Console.Write(console)
 		err = errors.Join(err, e)
 	}
+	line, trouble := c.trouble(console)
+	if ended && status == 128+int(unix.SIGKILL) && trouble != nil {
+		err = errors.Join(err, fmt.Errorf("machine with kernel %v: %w: %s", c.Kernel, trouble, line))
+	}
 	if ended || err != nil {
 		return status, errors.Join(err, cerr)
 	}
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		werr = context.Cause(ctx)
-	} else if werr == nil {
+	case trouble != nil:
+		werr = trouble
+	case werr == nil:
 		werr = errors.New("it switched itself off")
 	}
-	return 0, fmt.Errorf("machine with kernel %v ended without a result: %w\n%s", c.Kernel, werr, console[max(0, len(console)-4000):])
+	return 0, fmt.Errorf("machine with kernel %v ended without a result: %w\n%s", c.Kernel, werr, last(console))
 }
+
+// trouble is what the kernel died of, or killed the program for, and the line in
+// which it says so; nil if it tells of nothing.
+func (c *Config) trouble(console []byte) (line []byte, err error) {
+	for line := range bytes.Lines(console) {
+		line = bytes.TrimSpace(line)
+		switch {
+		case bytes.Contains(line, []byte("] Out of memory: ")), bytes.HasPrefix(line, []byte("Out of memory: ")):
+			return line, fmt.Errorf("its %d MiB of memory were not enough", c.Memory)
+		case bytes.Contains(line, []byte("Kernel panic - ")):
+			return line, errors.New("its kernel panicked")
+		}
+	}
+	return nil, nil
+}
+
+// last is the end of what the kernel said, from its first complaint on if that
+// is not too long.
+func last(console []byte) []byte {
+	end := console[max(0, len(console)-8000):]
+	if i := complaint.FindIndex(end); i != nil {
+		return end[i[0]:]
+	}
+	return end[max(0, len(end)-4000):]
+}
+
+var complaint = regexp.MustCompile(`(?m)^.*(BUG: |Oops|general protection fault|invalid opcode|int3|WARNING: |Kernel panic|Out of memory).*$`)
 
 // relay copies the program's output up to the line with its exit status.
 func relay(r io.Reader, w io.Writer, mark string) (status int, ended bool, err error) {
@@ -303,6 +340,22 @@ func (m *machine) uml(ctx context.Context) *exec.Cmd {
 	return cmd
 }
 
+// room says whether the memory file of user-mode Linux finds a place: it has
+// holes, and a disk that becomes full ends the machine without a word.
+func (m *machine) room() error {
+	if !m.Kernel.uml || m.memory() != m.dir {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(m.dir, &st); err != nil {
+		return fmt.Errorf("%s: %w", m.dir, err)
+	}
+	if free := int64(st.Bavail) * int64(st.Bsize) >> 20; free < int64(m.Memory) {
+		return fmt.Errorf("%s has %d MiB left, and the machine's memory takes %d: set TMPDIR to a larger place", m.dir, free, m.Memory)
+	}
+	return nil
+}
+
 // memory is where user-mode Linux keeps its memory file: in /dev/shm if that is
 // large enough and lets code in it run, which containers often forbid.
 func (m *machine) memory() string {
@@ -328,11 +381,13 @@ func (m *machine) memory() string {
 }
 
 // qemu is the command line for a kernel on an emulated processor. Its second
-// serial line is the standard output.
+// serial line is the standard output. It has one processor: with two, kernels
+// that rewrite their own code (static keys, on the first clsact) were seen to
+// panic under emulation, and two machines share few processors anyway.
 func (m *machine) qemu(ctx context.Context) *exec.Cmd {
 	return exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "2", "-m", strconv.Itoa(m.Memory),
+		"-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "1", "-m", strconv.Itoa(m.Memory),
 		"-kernel", m.kernel.image, "-initrd", m.initrd,
 		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off nokaslr",
 		"-chardev", "file,id=console,append=on,path="+m.console(), "-serial", "chardev:console",
