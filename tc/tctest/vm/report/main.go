@@ -1,0 +1,248 @@
+//go:build linux
+
+// Command report shows a run of the tests as people want to see it:
+//
+//	go test -json ./... | go run ./tc/tctest/vm/report
+//
+// It prints what "go test" prints without -json and, at the end, a table of the
+// machines that the tests ran on, this one and the guests of package vm that left
+// their events in the file VIFSHAPE_VM_EVENTS: how much ran on each, by which
+// ways of binding and with which kinds of queueing discipline, and what did not,
+// and why. Its exit status is 1 when a test failed, or when none ran.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/tctest/vm"
+)
+
+func main() {
+	ok, err := run(os.Stdin, os.Stdout, os.Getenv("VIFSHAPE_VM_EVENTS"))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "report:", err)
+	}
+	if err != nil || !ok {
+		os.Exit(1)
+	}
+}
+
+// run says whether tests ran and none failed. The file may be missing.
+func run(in io.Reader, out io.Writer, file string) (bool, error) {
+	w := bufio.NewWriter(out)
+	r := newReport()
+	host := relay{w: w, output: map[string][]string{}}
+	err := read(in, func(e vm.Event) {
+		host.show(e)
+		r.add(e)
+	})
+	if err != nil {
+		return false, err
+	}
+	if file != "" {
+		f, err := os.Open(file)
+		if err == nil {
+			err = errors.Join(read(f, r.add), f.Close())
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	}
+	r.print(w)
+	return r.tests > 0 && !host.failed, w.Flush()
+}
+
+// read calls fn for each line of r. What is no event, as the words of the
+// compiler, is output of nothing.
+func read(r io.Reader, fn func(vm.Event)) error {
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if len(line) > 0 {
+			var e vm.Event
+			if json.Unmarshal(line, &e) != nil {
+				e = vm.Event{Action: vm.Output, Output: string(line)}
+			}
+			fn(e)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// relay shows events as "go test" does: of tests only what failed.
+type relay struct {
+	w      *bufio.Writer
+	output map[string][]string // of tests that run
+	failed bool
+}
+
+func (s *relay) show(e vm.Event) {
+	test, _, _ := strings.Cut(e.Test, "/")
+	key := e.Package + " " + test
+	switch {
+	case e.Action == "build-output", e.Action == vm.Output && test == "":
+		if e.Output != "PASS\n" {
+			s.w.WriteString(e.Output)
+			s.w.Flush()
+		}
+	case e.Action == vm.Output:
+		if !strings.HasPrefix(e.Output, "=== ") {
+			s.output[key] = append(s.output[key], e.Output)
+		}
+	case e.Action == vm.Fail || e.Action == "build-fail":
+		s.failed = true
+	}
+	if e.Test == test && (e.Action == vm.Pass || e.Action == vm.Fail || e.Action == vm.Skip) {
+		if e.Action == vm.Fail {
+			s.w.WriteString(strings.Join(s.output[key], ""))
+			s.w.Flush()
+		}
+		delete(s.output, key)
+	}
+}
+
+// machine is a row of the table; its zero value is this machine.
+type machine struct{ kernel, cgroup string }
+
+// result is what happened on a machine.
+type result struct {
+	passed, failed map[string]int             // by package
+	ways, kinds    map[string]int             // tests that passed, by way of binding and by leaf kind
+	not            map[string]map[string]bool // tests that did not run, by reason
+}
+
+type report struct {
+	ways, kinds []string // that tests may be named after
+	machines    map[machine]*result
+	reasons     map[string]string // last words, by machine and test
+	tests       int
+}
+
+func newReport() *report {
+	r := &report{machines: map[machine]*result{}, reasons: map[string]string{}}
+	for _, way := range cgroup.Probe().Ways {
+		r.ways = append(r.ways, string(way.Way))
+	}
+	for _, kind := range tc.Kinds() {
+		r.kinds = append(r.kinds, kind.Name)
+	}
+	return r
+}
+
+// kind is the leaf kind that a test is about: those of TestKernelKind have
+// subtests whose names start with it.
+func (r *report) kind(test []string) (kind string) {
+	if len(test) < 2 || !strings.HasPrefix(test[0], "TestKernelKind") {
+		return ""
+	}
+	for _, k := range r.kinds { // fq_codel is not fq
+		if (test[1] == k || strings.HasPrefix(test[1], k+"_")) && len(k) > len(kind) {
+			kind = k
+		}
+	}
+	return kind
+}
+
+func (r *report) add(e vm.Event) {
+	if e.Test == "" {
+		return
+	}
+	m := machine{e.Kernel, e.Cgroup}
+	s := r.machines[m]
+	if s == nil {
+		s = &result{passed: map[string]int{}, failed: map[string]int{}, ways: map[string]int{}, kinds: map[string]int{}, not: map[string]map[string]bool{}}
+		r.machines[m] = s
+	}
+	key := fmt.Sprint(m, e.Package, " ", e.Test)
+	pkg := path.Base(e.Package)
+	switch e.Action {
+	case vm.Output:
+		if _, reason, ok := strings.Cut(e.Output, ": needs "); ok {
+			r.reasons[key] = "needs " + strings.TrimSpace(reason)
+		}
+	case vm.Pass:
+		r.tests++
+		s.passed[pkg]++
+		test := strings.Split(e.Test, "/")
+		for _, way := range r.ways {
+			if slices.Contains(test[1:], way) {
+				s.ways[way]++
+			}
+		}
+		if kind := r.kind(test); kind != "" {
+			s.kinds[kind]++
+		}
+	case vm.Fail:
+		r.tests++
+		s.failed[pkg]++
+	case vm.Skip:
+		if reason := r.reasons[key]; reason != "" { // else it is a subtest's
+			s.leave(reason, e.Test)
+		}
+	case vm.LeftOut:
+		s.leave(e.Output, strings.Trim(e.Test, "^$"))
+	}
+}
+
+func (s *result) leave(reason, test string) {
+	if s.not[reason] == nil {
+		s.not[reason] = map[string]bool{}
+	}
+	s.not[reason][test] = true
+}
+
+// print writes the table in the form that a forge shows as one.
+func (r *report) print(w *bufio.Writer) {
+	fmt.Fprint(w, "\n| kernel | cgroups | tests passed | ways of binding | leaf kinds | not run, because |\n|---|---|---|---|---|---|\n")
+	machines := slices.SortedFunc(maps.Keys(r.machines), func(a, b machine) int {
+		return strings.Compare(a.kernel+" "+a.cgroup, b.kernel+" "+b.cgroup)
+	})
+	for _, m := range machines {
+		s := r.machines[m]
+		kernel, cgroup := m.kernel, m.cgroup
+		if kernel == "" {
+			kernel, cgroup = "this machine's", "its own"
+		}
+		count := list(s.passed)
+		for _, f := range slices.Sorted(maps.Keys(s.failed)) {
+			count += fmt.Sprintf(", **%s: %d failed**", f, s.failed[f])
+		}
+		var not []string
+		for _, reason := range slices.Sorted(maps.Keys(s.not)) {
+			tests := slices.Sorted(maps.Keys(s.not[reason]))
+			text := fmt.Sprintf("%s: %s", reason, tests[0])
+			if len(tests) > 1 {
+				text += fmt.Sprintf(" and %d more", len(tests)-1)
+			}
+			not = append(not, text)
+		}
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |\n", kernel, cgroup, count, list(s.ways),
+			strings.Join(slices.Sorted(maps.Keys(s.kinds)), " "), strings.ReplaceAll(strings.Join(not, "; "), "|", `\|`))
+	}
+}
+
+// list is "a 3, b 4".
+func list(counts map[string]int) string {
+	var words []string
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		words = append(words, fmt.Sprintf("%s %d", name, counts[name]))
+	}
+	return strings.Join(words, ", ")
+}

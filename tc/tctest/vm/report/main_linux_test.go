@@ -1,0 +1,79 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestRun(t *testing.T) {
+	const header = "\n| kernel | cgroups | tests passed | ways of binding | leaf kinds | not run, because |\n|---|---|---|---|---|---|\n"
+	const host = `{"Action":"run","Package":"m/cgroup","Test":"TestKernelClasses"}
+{"Action":"output","Package":"m/cgroup","Test":"TestKernelClasses","Output":"=== RUN   TestKernelClasses\n"}
+{"Action":"pass","Package":"m/cgroup","Test":"TestKernelClasses/bpf"}
+{"Action":"pass","Package":"m/cgroup","Test":"TestKernelClasses"}
+{"Action":"output","Package":"m/cgroup","Test":"TestTwo","Output":"    x_test.go:7: needs qdisc cake\n"}
+{"Action":"skip","Package":"m/cgroup","Test":"TestTwo"}
+{"Action":"output","Package":"m/cgroup","Output":"PASS\n"}
+{"Action":"output","Package":"m/cgroup","Output":"ok  \tm/cgroup\t1.0s\n"}
+{"Action":"pass","Package":"m/cgroup"}
+`
+	for _, tt := range []struct {
+		name, in, guests string
+		want             string
+		fails            bool
+	}{
+		{
+			name: "host and guest",
+			in:   host,
+			guests: `{"Action":"pass","Package":"m/tc","Test":"TestKernelKindContract/fq_codel_limit=5","Kernel":"uml 6.1","Cgroup":"v2"}
+{"Action":"pass","Package":"m/tc","Test":"TestKernelKindContract/fq","Kernel":"uml 6.1","Cgroup":"v2"}
+{"Action":"pass","Package":"m/tc","Test":"TestKernelKindContract","Kernel":"uml 6.1","Cgroup":"v2"}
+{"Action":"left out","Test":"^TestKernelDemo$","Output":"too slow","Kernel":"uml 6.1","Cgroup":"v2"}
+`,
+			want: "ok  \tm/cgroup\t1.0s\n" + header +
+				"| this machine's | its own | cgroup 2 | bpf 1 |  | needs qdisc cake: TestTwo |\n" +
+				"| uml 6.1 | v2 | tc 3 |  | fq fq_codel | too slow: TestKernelDemo |\n",
+		},
+		{
+			name: "a failure is shown with its subtests",
+			in: `{"Action":"output","Package":"m/tc","Test":"TestA/b","Output":"    a_test.go:1: bad\n"}
+{"Action":"fail","Package":"m/tc","Test":"TestA/b"}
+{"Action":"output","Package":"m/tc","Test":"TestA","Output":"--- FAIL: TestA (0.00s)\n"}
+{"Action":"fail","Package":"m/tc","Test":"TestA"}
+{"Action":"output","Package":"m/tc","Output":"FAIL\tm/tc\t1.0s\n"}
+{"Action":"fail","Package":"m/tc"}
+`,
+			want: "    a_test.go:1: bad\n--- FAIL: TestA (0.00s)\nFAIL\tm/tc\t1.0s\n" + header +
+				"| this machine's | its own | , **tc: 2 failed** |  |  |  |\n",
+			fails: true,
+		},
+		{
+			name:  "what does not build",
+			in:    "go: something\n" + `{"ImportPath":"m/tc","Action":"build-output","Output":"x.go:1: undefined\n"}` + "\n" + `{"ImportPath":"m/tc","Action":"build-fail"}` + "\n" + host,
+			want:  "go: something\nx.go:1: undefined\nok  \tm/cgroup\t1.0s\n" + header + "| this machine's | its own | cgroup 2 | bpf 1 |  | needs qdisc cake: TestTwo |\n",
+			fails: true,
+		},
+		{name: "nothing ran", want: header, fails: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "events")
+			if tt.guests != "" {
+				if err := os.WriteFile(file, []byte(tt.guests), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var out strings.Builder
+			ok, err := run(strings.NewReader(tt.in), &out, file)
+			if err != nil || ok == tt.fails {
+				t.Errorf("%v, %v", ok, err)
+			}
+			if d := cmp.Diff(tt.want, out.String()); d != "" {
+				t.Errorf("(-want +got)\n%s", d)
+			}
+		})
+	}
+}
