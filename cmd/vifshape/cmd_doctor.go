@@ -132,7 +132,7 @@ func (e *env) doctor(ctx context.Context, interfaces []string, o doctorOptions) 
 		return err
 	}
 	if o.policy != "" {
-		named, err := x.policy(ctx, o.policy)
+		named, err := x.policy(o.policy)
 		if err != nil {
 			return err
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,7 +21,7 @@ type policyCheck struct {
 }
 
 // policy says what stands in the way of a policy and returns its interfaces.
-func (x *examination) policy(ctx context.Context, file string) ([]string, error) {
+func (x *examination) policy(file string) ([]string, error) {
 	p, err := x.env.readPolicy(file)
 	var bad policy.Errors
 	switch {
@@ -58,9 +57,12 @@ func (x *examination) policy(ctx context.Context, file string) ([]string, error)
 			return nil, err
 		}
 		names = append(names, d.Name)
-		if err := c.tree(ctx, d, t, way); err != nil {
+		if err := c.tree(d, t, way); err != nil {
 			return nil, err
 		}
+	}
+	if err := c.twice(names); err != nil {
+		return nil, err
 	}
 	if c.found == 0 {
 		x.add(finding{Group: groupPolicy, Topic: "policy", State: good, Needed: true, File: file, Text: "nothing stands in its way"})
@@ -113,7 +115,7 @@ func (c *policyCheck) binding() hierarchy.Way {
 }
 
 // tree holds one interface of the policy against the one that is there.
-func (c *policyCheck) tree(ctx context.Context, d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) error {
+func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) error {
 	top := hierarchy.Path(t.Interface)
 	l := c.links[slices.IndexFunc(c.links, func(l tc.Link) bool { return l.Index == int(d.Index) })]
 	o, err := d.Others()
@@ -147,9 +149,6 @@ func (c *policyCheck) tree(ctx context.Context, d *tc.Device, t *hierarchy.Tree,
 		}
 	}
 	c.speed(l, t)
-	if err := c.twice(ctx, l, t); err != nil {
-		return err
-	}
 	off, err := d.Offloads()
 	if err != nil {
 		return err
@@ -170,46 +169,33 @@ func (c *policyCheck) tree(ctx context.Context, d *tc.Device, t *hierarchy.Tree,
 	}
 	if err := d.Settle(t); err != nil {
 		c.unsettled(t, err)
+	} else {
+		for _, r := range d.Remarks(t) {
+			c.say(top, "", finding{Topic: "remark", State: weaker, Text: r})
+		}
 	}
 	return c.bound(t, d, way)
 }
 
 // speed says whether the line carries what the policy promises.
 func (c *policyCheck) speed(l tc.Link, t *hierarchy.Tree) {
-	if l.Speed != 0 && t.Root.Rate > l.Speed {
-		c.say(hierarchy.Path(t.Interface), "rate", finding{Topic: "rate", State: weaker,
-			Text:    fmt.Sprintf("%s: rate %s is more than its line carries: %s", t.Interface, short(t.Root.Rate), short(l.Speed)),
-			Follows: "packets wait behind the tree, where guarantees and priorities do not count: write a little less than the line carries"})
+	path := hierarchy.Path(t.Interface)
+	if w := overLine(l, t.Root.Rate); w != "" {
+		c.say(path, "rate", finding{Topic: "rate", State: weaker, Text: w})
 	}
 	if !l.Up {
-		c.say(hierarchy.Path(t.Interface), "", finding{Topic: "interface", State: weaker, Text: t.Interface + ": switched off",
+		c.say(path, "", finding{Topic: "link", State: weaker, Text: t.Interface + ": switched off",
 			Follows: "nothing is sent; the tree is made and waits", Fix: []string{"ip link set dev " + l.Name + " up"}})
 	}
 }
 
-// twice says whether packets of the tree go through another one, of the policy or
-// of what is there.
-func (c *policyCheck) twice(ctx context.Context, l tc.Link, t *hierarchy.Tree) error {
-	for _, lower := range tc.Carriers(c.links, l) {
-		shaped := slices.ContainsFunc(c.policy.Trees, func(o *hierarchy.Tree) bool { return o.Interface == lower.Name })
-		if !shaped {
-			d, err := c.conn.Device(lower.Name)
-			if err != nil {
-				return err
-			}
-			var s hierarchy.State
-			if err := d.Read(ctx, &s); err != nil {
-				return err
-			}
-			shaped = s.Root.Ours()
-		}
-		if shaped {
-			c.say(hierarchy.Path(t.Interface), "", finding{Topic: "shaped twice", State: weaker,
-				Text:    fmt.Sprintf("%s sends through %s, and both are shaped", t.Interface, lower.Name),
-				Follows: "its packets wait in both trees: shape one of the two"})
-		}
+// twice says which packets of the policy's trees go through another tree.
+func (c *policyCheck) twice(names []string) error {
+	warnings, err := twice(c.links, names, c.conn.Roots)
+	for _, w := range warnings {
+		c.say("", "interface", finding{Topic: "shaped twice", State: weaker, Text: w})
 	}
-	return nil
+	return err
 }
 
 // unsettled adds what the kernel could not keep, each with its branch.
