@@ -374,6 +374,9 @@ func (v *treeView) write(w io.Writer, kinds kindTable) error {
 	if v.Policy != "" {
 		fmt.Fprintf(w, ", from %s", printable(v.Policy))
 	}
+	if len(v.Branches) > 0 && v.Branches[0].Link != (hierarchy.LinkLayer{}) {
+		fmt.Fprintf(w, ", packets counted with %v", v.Branches[0].Link)
+	}
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	head := "BRANCH\tCLASS\tRATE\tCEIL\tPRIO\tSENT\tDROPPED\tWAITING"
