@@ -114,9 +114,10 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 	out := showJSON{Interfaces: []*treeView{}}
 	for _, i := range ifaces {
 		v, err := m.view(ctx, i, o.sample)
+		var gone *tc.ErrNoDevice
 		switch {
 		case path != "":
-		case vanished(err):
+		case errors.As(err, &gone):
 			e.notef("%s has a policy and is not there now", i)
 			continue
 		case errors.Is(err, errNotShaped):
