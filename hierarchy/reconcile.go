@@ -161,9 +161,32 @@ type MismatchError struct {
 	Left Plan // from what the kernel shows to what was wanted
 }
 
-// Error names the first differences.
+// Error names the first differences, and parameters that the kernel passed over.
 func (e *MismatchError) Error() string {
-	return "the kernel shows something else than was asked for: " + e.Left.summary()
+	s := "the kernel shows something else than was asked for: " + e.Left.summary()
+	if u := e.Left.unknown(); u != nil {
+		s += "; it shows nothing of " + strings.Join(u, ", ") + ": leave that out, or use a newer kernel"
+	}
+	return s
+}
+
+// unknown are the parameters of queueing disciplines that are asked for and that
+// the kernel shows nothing of. Kernels pass over those that they do not know.
+func (p Plan) unknown() (names []string) {
+	for _, s := range p.Steps {
+		old, had := s.Old.(*Leaf)
+		now, has := s.New.(*Leaf)
+		if !had || !has || old.Qdisc.Kind != now.Qdisc.Kind || old.Qdisc.Params == nil {
+			continue
+		}
+		for _, x := range now.Qdisc.Params {
+			name := x.Name + " of " + now.Qdisc.Kind
+			if _, ok := old.Qdisc.Get(x.Name); !ok && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
 }
 
 // summary names up to three steps.

@@ -409,3 +409,30 @@ func (f fixed) Read(_ context.Context, s *State) error {
 }
 
 func (f fixed) Do(_ context.Context, steps []Step) (int, error) { return len(steps), nil }
+
+// A parameter that the kernel passed over is named.
+func TestMismatchParameter(t *testing.T) {
+	leaf := func(minor uint16, params ...Setting) Leaf {
+		return Leaf{Class: ID(minor), Path: "eth0/web", Qdisc: Qdisc{Kind: "fq", Params: params}}
+	}
+	state := func(leaves ...Leaf) State {
+		return State{Interface: "eth0", Root: Root{Kind: "htb", Handle: ID(0)}, Leaves: leaves}
+	}
+	limit, weights := Setting{"limit", 5}, Setting{"weights", 7}
+	for _, tt := range []struct {
+		name     string
+		now      State
+		mentions bool
+	}{
+		{"twice", state(leaf(3, limit), leaf(4, limit)), true},
+		{"another value", state(leaf(3, limit, Setting{"weights", 8}), leaf(4, limit, weights)), false},
+		{"another kind", state(Leaf{Class: ID(3), Qdisc: Qdisc{Kind: "pfifo", Params: []Setting{limit}}}, leaf(4, limit, weights)), false},
+		{"unreadable", state(leaf(3), leaf(4, limit, weights)), false},
+	} {
+		e := &MismatchError{Left: Diff(tt.now, state(leaf(3, limit, weights), leaf(4, limit, weights)))}
+		const mention = "; it shows nothing of weights of fq: leave that out, or use a newer kernel"
+		if got := strings.HasSuffix(e.Error(), mention); got != tt.mentions || strings.Contains(e.Error(), "nothing") != got {
+			t.Errorf("%s: %v", tt.name, e)
+		}
+	}
+}
