@@ -11,9 +11,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
-
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -38,9 +35,12 @@ type Hook interface {
 type Config struct {
 	Hook      Hook
 	Interface string
-	// Index is the interface's in the network namespace of the caller. It is what
-	// programs that run before the classifier are found by; 0: nobody looks.
+	// Index is the interface's in its network namespace. Rules of nf_tables go by
+	// it, and programs that run before the classifier are found by it; 0: neither.
 	Index uint32
+	// NetNSFD is a descriptor of that namespace, 0 for the caller's, for nf_tables.
+	// Programs that run before the classifier are looked for in the caller's.
+	NetNSFD int
 	// NetNS is the interface's network namespace as [NetNSKey] names it, empty
 	// for the initial one. It keeps the cgroups of equally named interfaces apart.
 	NetNS string
@@ -51,7 +51,7 @@ type Config struct {
 	// offers itself; empty: /run/vifshape.
 	RunDir string
 	// Classes says whether a class is one of this interface's: tags with others are
-	// left alone. Nil: every class is. Only the net_cls and cls_cgroup ways ask.
+	// left alone. Nil: every class is. Only the ways that go by tags ask.
 	Classes func(hierarchy.ClassID) bool
 	// Others lists the other interfaces that are bound by net_cls tags. A process
 	// has one tag for all interfaces, so no second one is bound by them. Nil: there
@@ -73,6 +73,8 @@ type Binder struct {
 	v2, v1 *tree
 	set    *set              // on the hook
 	spare  *set              // not on the hook yet
+	rules  *ruleset          // of nf_tables, as last read or written
+	draft  *ruleset          // not in force yet
 	former *set              // taken off the hook by this Binder: the way back when an apply fails
 	ids    map[string]uint64 // of targets, as of the last Read
 	paths  map[uint64]string // of cgroups, once seen: cheaper to check than to find
@@ -144,7 +146,7 @@ func (b *Binder) Hook() (hierarchy.Hook, error) {
 	if err := b.choose(); err != nil {
 		return hierarchy.Hook{}, err
 	}
-	if b.way != hierarchy.WayClsCgroup { // which is on the root qdisc
+	if program(b.way) {
 		if err := b.warnTCX(); err != nil {
 			return hierarchy.Hook{}, b.wrap(err)
 		}
@@ -153,11 +155,19 @@ func (b *Binder) Hook() (hierarchy.Hook, error) {
 }
 
 func ways() []hierarchy.Way {
-	return []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup}
+	return []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
 }
 
 // tagged says whether a way goes by net_cls tags.
-func tagged(w hierarchy.Way) bool { return w == hierarchy.WayNetCls || w == hierarchy.WayClsCgroup }
+func tagged(w hierarchy.Way) bool {
+	return w == hierarchy.WayNetCls || w == hierarchy.WayNetClsNft || w == hierarchy.WayClsCgroup
+}
+
+// program says whether a way has a BPF program on the hook.
+func program(w hierarchy.Way) bool { return w == hierarchy.WayBPF || w == hierarchy.WayNetCls }
+
+// tables says whether a way has rules in nf_tables.
+func tables(w hierarchy.Way) bool { return w == hierarchy.WayNft || w == hierarchy.WayNetClsNft }
 
 func (b *Binder) choose() error {
 	if b.way != hierarchy.WayNone {
@@ -229,10 +239,10 @@ func (b *Binder) settle() error {
 
 // tree is what settle or choose found.
 func (b *Binder) tree() *tree {
-	if b.at == hierarchy.WayBPF {
-		return b.v2
+	if tagged(b.at) {
+		return b.v1
 	}
-	return b.v1
+	return b.v2
 }
 
 // prepare finds, and where needed makes, what a way stands on.
@@ -249,12 +259,18 @@ func (b *Binder) prepare(w hierarchy.Way) error {
 	if err := b.refresh(); err != nil {
 		return err
 	}
-	if b.set.current(w) {
+	switch {
+	case b.set.current(w), b.rules.current(w):
 		return nil
+	case tables(w):
+		return b.tables().try(w)
 	}
 	_, err := b.take(w)
 	return err
 }
+
+// tables is the interface's part of nf_tables.
+func (b *Binder) tables() nfTables { return nfTables{b.cfg.NetNSFD, b.cfg.Interface, b.cfg.Index} }
 
 // hierarchy is the one in which a way's cgroups lie. One for net_cls is mounted
 // when there is none.
@@ -271,9 +287,12 @@ func (b *Binder) hierarchy(w hierarchy.Way) (*tree, error) {
 
 // find is hierarchy without mounting: nil when net_cls is not mounted.
 func (b *Binder) find(w hierarchy.Way) (t *tree, err error) {
-	if w == hierarchy.WayBPF {
+	if !tagged(w) {
 		if b.v2 == nil {
 			b.v2, err = findV2()
+		}
+		if err == nil && w == hierarchy.WayNft {
+			err = levelsKnown(b.v2)
 		}
 		return b.v2, err
 	}
@@ -291,7 +310,7 @@ func (b *Binder) Why() (string, error) {
 	if way == hierarchy.WayNone || err != nil {
 		return "", b.wrap(err)
 	}
-	if way != hierarchy.WayClsCgroup {
+	if program(way) {
 		if err := b.warnTCX(); err != nil {
 			return "", b.wrap(err)
 		}
@@ -311,18 +330,31 @@ const weaker = "; weaker than with BPF: root may ask for another class by SO_PRI
 // basis says what a way stands on.
 func basis(w hierarchy.Way, t *tree) string {
 	switch {
-	case w == hierarchy.WayNetCls:
-		return "net_cls at " + t.where
-	case w == hierarchy.WayClsCgroup:
-		return "net_cls at " + t.where + weaker
+	case tagged(w):
+		return by(w, "net_cls at "+t.where)
 	case t.whole:
-		return "cgroup v2 at " + t.where
+		return by(w, "cgroup v2 at "+t.where)
 	}
-	return "cgroup v2 at " + t.where + ", below the root of a cgroup namespace"
+	return by(w, "cgroup v2 at "+t.where+", below the root of a cgroup namespace")
 }
 
-// refresh opens the set that is on the hook.
+// by adds to what a way stands on what it works with, where that is not BPF.
+func by(w hierarchy.Way, text string) string {
+	switch {
+	case w == hierarchy.WayClsCgroup:
+		text += weaker
+	case tables(w):
+		text += ", by nf_tables"
+	}
+	return text
+}
+
+// refresh opens the set that is on the hook, and reads the rules of nf_tables.
 func (b *Binder) refresh() error {
+	var err error
+	if b.rules, err = b.tables().read(); err != nil {
+		return err
+	}
 	id, err := b.cfg.Hook.EgressProgram()
 	if err != nil {
 		return err
@@ -356,6 +388,14 @@ func (b *Binder) take(w hierarchy.Way) (*set, error) {
 	return s, err
 }
 
+// takeDraft is the rules that come into force next.
+func (b *Binder) takeDraft(w hierarchy.Way) *ruleset {
+	if b.draft == nil || b.draft.way != w {
+		b.draft = newRuleset(w)
+	}
+	return b.draft
+}
+
 // Read implements [hierarchy.Part]: it fills in Hook and Bound as they are.
 //
 // Path and From stay empty; the kernel does not hold them. A classifier of another
@@ -366,18 +406,23 @@ func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
 		return b.wrap(err)
 	}
 	s.Hook, s.Bound = hierarchy.Hook{Way: way}, nil
-	switch way {
-	case hierarchy.WayNone:
+	switch {
+	case way == hierarchy.WayNone:
 		return nil
-	case hierarchy.WayBPF:
+	case program(way):
 		s.Hook.Version = b.set.version
-		s.Bound, err = b.boundV2()
-	case hierarchy.WayNetCls:
-		s.Hook.Version = b.set.version
-		s.Bound, err = b.boundV1()
+		if b.rules.way != hierarchy.WayNone {
+			s.Hook.Version = 0 // they were left behind when the way was changed: they go when it is put in order
+		}
+	case tables(way):
+		s.Hook.Version = b.rules.version
 	default:
 		s.Hook.Version = version
+	}
+	if tagged(way) {
 		s.Bound, err = b.boundV1()
+	} else {
+		s.Bound, err = b.boundV2(b.on(way))
 	}
 	slices.SortFunc(s.Bound, func(a, b hierarchy.Bound) int { return cmp.Compare(a.Target, b.Target) })
 	return b.wrap(err)
@@ -390,13 +435,25 @@ func (b *Binder) inForce() (way hierarchy.Way, err error) {
 		return hierarchy.WayNone, err
 	}
 	if b.set != nil {
-		return b.set.way, nil
+		return b.set.way, nil // which has the last word
 	}
 	on, err := b.cfg.Hook.CgroupFilter()
-	if on {
+	if on && b.rules.way == hierarchy.WayNone { // it is not asked where rules have written a class
 		return hierarchy.WayClsCgroup, err
 	}
-	return hierarchy.WayNone, err
+	return b.rules.way, err
+}
+
+// on is what holds the bindings of a way that is in force as this version makes it,
+// else nil.
+func (b *Binder) on(w hierarchy.Way) bindings {
+	switch {
+	case b.set.current(w):
+		return b.set
+	case b.rules.current(w):
+		return b.rules
+	}
+	return nil
 }
 
 func (b *Binder) wrap(err error) error {
@@ -413,9 +470,9 @@ const (
 	uidTarget      = "uid:"
 )
 
-func (b *Binder) boundV2() ([]hierarchy.Bound, error) {
+func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
 	b.ids = map[string]uint64{}
-	if !b.set.current(hierarchy.WayBPF) {
+	if on == nil {
 		return nil, nil
 	}
 	t, err := b.hierarchy(hierarchy.WayBPF)
@@ -423,7 +480,7 @@ func (b *Binder) boundV2() ([]hierarchy.Bound, error) {
 		return nil, err
 	}
 	var bound []hierarchy.Bound
-	err = each(b.set.cgroups, func(id uint64, v classifyVifBinding) error {
+	err = on.each(func(id uint64, v binding) error {
 		target := cgroupIDTarget + strconv.FormatUint(id, 10)
 		path, known := b.paths[id]
 		if !known || !t.is(path, id) {
@@ -438,14 +495,10 @@ func (b *Binder) boundV2() ([]hierarchy.Bound, error) {
 			target = cgroupTarget + path
 		}
 		b.ids[target] = id
-		bound = append(bound, hierarchy.Bound{Target: target, Class: hierarchy.ClassID(v.Class)})
+		bound = append(bound, hierarchy.Bound{Target: target, Class: v.class})
 		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	err = each(b.set.users, func(uid, class uint32) error {
-		bound = append(bound, hierarchy.Bound{Target: uidTarget + strconv.FormatUint(uint64(uid), 10), Class: hierarchy.ClassID(class)})
+	}, func(uid uint32, class hierarchy.ClassID) error {
+		bound = append(bound, hierarchy.Bound{Target: uidTarget + strconv.FormatUint(uint64(uid), 10), Class: class})
 		return nil
 	})
 	return bound, err
@@ -527,13 +580,20 @@ type doing struct {
 	way    hierarchy.Way   // that bindings are for at this point
 	skip   map[string]bool // cgroups with a binding of their own among the steps
 	leaves int             // the last step that changes the way
+	// leaving are the cgroups whose bindings go with the former way.
+	leaving []string
 	// What happened to the set on the hook.
 	changed, removed bool
 }
 
-// publish makes what was done known to open sockets.
+// publish brings into force what was done, for open sockets too.
 func (d *doing) publish() error {
-	if !d.changed || !d.set.current(hierarchy.WayBPF) {
+	switch {
+	case !d.changed:
+		return nil
+	case d.rules.current(hierarchy.WayNft) && d.way == hierarchy.WayNft:
+		return d.tables().write(d.rules)
+	case !d.set.current(hierarchy.WayBPF):
 		return nil
 	}
 	if d.removed {
@@ -570,6 +630,15 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 		}
 		return d.unhook(was.Way, next.Way)
 	}
+	if tables(next.Way) {
+		r := d.takeDraft(next.Way)
+		d.bindAhead(r, ahead)
+		if err := d.tables().write(r); err != nil {
+			return err
+		}
+		d.rules, d.draft = r, nil
+		return d.unhook(was.Way, next.Way)
+	}
 	if on == nil || on.version == version {
 		// its bindings may be out of date: fill a new one
 		var err error
@@ -594,7 +663,7 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 
 // bindAhead carries out the bindings that steps will ask for, so that they are in
 // force from the first packet. What fails here fails again in its own step.
-func (d *doing) bindAhead(on *set, steps []hierarchy.Step) {
+func (d *doing) bindAhead(on bindings, steps []hierarchy.Step) {
 	for _, s := range steps {
 		if n, ok := s.New.(*hierarchy.Bound); ok && n != nil {
 			_, _ = d.put(on, n)
@@ -605,12 +674,22 @@ func (d *doing) bindAhead(on *set, steps []hierarchy.Step) {
 // unhook removes what a way had and the next one does not replace.
 func (d *doing) unhook(was, next hierarchy.Way) error {
 	var errs []error
-	program := func(w hierarchy.Way) bool { return w == hierarchy.WayBPF || w == hierarchy.WayNetCls }
 	if was == hierarchy.WayClsCgroup && next != was {
 		errs = append(errs, d.cfg.Hook.DetachCgroupFilter())
 	}
 	if program(was) && !program(next) {
 		errs = append(errs, d.cfg.Hook.DetachEgress(), d.refresh())
+	}
+	if !tables(next) && d.rules != nil && d.rules.way != hierarchy.WayNone {
+		d.rules = newRuleset(hierarchy.WayNone)
+		errs = append(errs, d.tables().write(d.rules))
+	}
+	if tagged(was) && tagged(next) { // the tags stay, but for these
+		for _, path := range d.leaving {
+			if !d.skip[path] {
+				errs = append(errs, d.remove(nil, cgroupTarget+path))
+			}
+		}
 	}
 	if tagged(was) && !tagged(next) {
 		t, err := d.hierarchy(was)
@@ -624,17 +703,20 @@ func (d *doing) unhook(was, next hierarchy.Way) error {
 
 func (d *doing) bound(s hierarchy.Step, i int) (err error) {
 	if s.Action == hierarchy.Delete && i < d.leaves {
+		d.leaving = append(d.leaving, strings.TrimPrefix(s.Item().(*hierarchy.Bound).Target, cgroupTarget))
 		return nil // goes when the way does, so that no packet is without a class until then
 	}
 	if _, err := d.hierarchy(d.way); err != nil {
 		return err
 	}
-	on := d.set
-	if d.way != hierarchy.WayClsCgroup && !on.current(d.way) {
-		if s.Action == hierarchy.Delete && d.way == hierarchy.WayBPF {
+	on := d.on(d.way)
+	if on == nil && !tagged(d.way) {
+		if s.Action == hierarchy.Delete {
 			return nil // gone with the classifier
 		}
-		if on, err = d.take(d.way); err != nil {
+		if d.way == hierarchy.WayNft {
+			on = d.takeDraft(d.way)
+		} else if on, err = d.take(d.way); err != nil {
 			return err
 		}
 	}
@@ -652,37 +734,36 @@ func (d *doing) bound(s hierarchy.Step, i int) (err error) {
 }
 
 // put brings a binding into force and says whether that may concern sockets.
-func (d *doing) put(on *set, bound *hierarchy.Bound) (changed bool, err error) {
-	if bound.Class.Major() != hierarchy.Major || bound.Class.Minor() == 0 {
+func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
+	if b.Class.Major() != hierarchy.Major || b.Class.Minor() == 0 {
 		return false, errors.New("it is no class of ours; minor number 0 would be HTB's unshaped queue")
 	}
-	path, isCgroup := strings.CutPrefix(bound.Target, cgroupTarget)
-	if d.way != hierarchy.WayBPF {
+	path, isCgroup := strings.CutPrefix(b.Target, cgroupTarget)
+	if tagged(d.way) {
 		if !isCgroup {
 			return false, fmt.Errorf("net_cls knows cgroups only, neither users nor cgroups that are gone: %w", ErrNotSupported)
 		}
-		return d.tag(path, bound.Class)
+		return d.tag(path, b.Class)
 	}
-	if n, ok := strings.CutPrefix(bound.Target, uidTarget); ok {
+	if n, ok := strings.CutPrefix(b.Target, uidTarget); ok {
 		uid, err := strconv.ParseUint(n, 10, 32)
 		if err != nil {
 			return false, err
 		}
-		var class uint32
-		if on.users.Lookup(uint32(uid), &class) == nil && class == uint32(bound.Class) {
-			return false, nil
+		class, bound, err := on.user(uint32(uid))
+		if err != nil || bound && class == b.Class {
+			return false, err
 		}
-		return true, full(on.users.Put(uint32(uid), uint32(bound.Class)))
+		return true, on.bindUser(uint32(uid), b.Class)
 	}
 	var (
-		id    uint64
-		level uint32
-		v     classifyVifBinding
+		id   uint64
+		next = binding{class: b.Class}
 	)
 	if isCgroup {
-		id, level, err = d.v2.id(path)
+		id, next.level, err = d.v2.id(path)
 	} else {
-		id, err = goneID(bound.Target)
+		id, err = goneID(b.Target)
 	}
 	if err != nil {
 		return false, err
@@ -690,13 +771,13 @@ func (d *doing) put(on *set, bound *hierarchy.Bound) (changed bool, err error) {
 	if isCgroup {
 		d.paths[id] = path
 	}
-	if on.cgroups.Lookup(id, &v) == nil && v.Class == uint32(bound.Class) && v.Level == level {
-		return false, nil
+	if was, bound, err := on.cgroup(id); err != nil || bound && was == next {
+		return false, err
 	}
 	// a new cgroup has no sockets yet that could know another class
 	fresh := isCgroup && d.fresh[path]
 	delete(d.fresh, path)
-	return !fresh, full(on.bindCgroup(id, level, bound.Class))
+	return !fresh, on.bindCgroup(id, next)
 }
 
 func (d *doing) tag(path string, class hierarchy.ClassID) (changed bool, err error) {
@@ -710,17 +791,9 @@ func (d *doing) tag(path string, class hierarchy.ClassID) (changed bool, err err
 	return true, d.v1.tag(path, class, d.skip)
 }
 
-// full says in words what E2BIG means for a map.
-func full(err error) error {
-	if errors.Is(err, unix.E2BIG) {
-		return errors.New("65536 are bound already, which is as many as the classifier holds")
-	}
-	return err
-}
-
-func (d *doing) remove(on *set, target string) error {
+func (d *doing) remove(on bindings, target string) error {
 	path, isCgroup := strings.CutPrefix(target, cgroupTarget)
-	if d.way != hierarchy.WayBPF {
+	if tagged(d.way) {
 		err := d.v1.untag(path, d.skip)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // gone, and its tag with it
@@ -732,7 +805,7 @@ func (d *doing) remove(on *set, target string) error {
 		if err != nil {
 			return err
 		}
-		return gone(on.users.Delete(uint32(uid)))
+		return on.unbindUser(uint32(uid))
 	}
 	id, known := d.ids[target]
 	if !known {
@@ -749,7 +822,7 @@ func (d *doing) remove(on *set, target string) error {
 			return err
 		}
 	}
-	return gone(on.cgroups.Delete(id))
+	return on.unbindCgroup(id)
 }
 
 // goneID reads "cgroup-id:N".
@@ -759,12 +832,4 @@ func goneID(target string) (uint64, error) {
 		return 0, fmt.Errorf("%q is none of cgroup:/PATH, cgroup-id:N, uid:N", target)
 	}
 	return strconv.ParseUint(n, 10, 64)
-}
-
-// gone takes "there was none" for success.
-func gone(err error) error {
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil
-	}
-	return err
 }

@@ -71,7 +71,8 @@ func (b *Binder) Home(p hierarchy.Path) (target string, err error) {
 // version is on the interface. It changes nothing and takes one look-up.
 func (b *Binder) BoundHome(p hierarchy.Path) (target string, class hierarchy.ClassID, err error) {
 	way, err := b.inForce()
-	if err != nil || way == hierarchy.WayNone || way != hierarchy.WayClsCgroup && !b.set.current(way) {
+	on := b.on(way)
+	if err != nil || way == hierarchy.WayNone || way != hierarchy.WayClsCgroup && on == nil {
 		return "", 0, b.wrap(err)
 	}
 	t, err := b.find(way)
@@ -81,14 +82,14 @@ func (b *Binder) BoundHome(p hierarchy.Path) (target string, class hierarchy.Cla
 	b.at = way
 	home := b.homePath(p)
 	target = cgroupTarget + home
-	if way != hierarchy.WayBPF {
+	if tagged(way) {
 		class, err = t.classid(home)
 	} else {
 		var id uint64
 		if id, _, err = t.id(home); err == nil {
-			var v classifyVifBinding
-			err = gone(b.set.cgroups.Lookup(id, &v))
-			class = hierarchy.ClassID(v.Class)
+			var v binding
+			v, _, err = on.cgroup(id)
+			class = v.class
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {

@@ -30,12 +30,15 @@ type place struct {
 // newPlace makes a cgroup where the way looks for it.
 func newPlace(t testing.TB, way hierarchy.Way) place {
 	t.Helper()
-	if way == hierarchy.WayBPF {
+	if v2(way) {
 		return place{tctest.Cgroup2Mount(t), tctest.Cgroup(t)}
 	}
 	dir := tctest.NetCls(t)
 	return place{filepath.Dir(dir), dir}
 }
+
+// v2 says whether a way goes by cgroup v2.
+func v2(w hierarchy.Way) bool { return w == hierarchy.WayBPF || w == hierarchy.WayNft }
 
 func (p place) target(dir string) string { return "cgroup:" + strings.TrimPrefix(dir, p.mount) }
 
@@ -43,11 +46,8 @@ func (p place) target(dir string) string { return "cgroup:" + strings.TrimPrefix
 func require(t testing.TB, way hierarchy.Way) {
 	t.Helper()
 	tctest.RequireRoot(t)
-	for _, w := range cgroup.Probe().Ways {
-		if w.Way == way {
-			tctest.Require(t, !errors.Is(w.Err, cgroup.ErrNotSupported), fmt.Sprintf("binding %s (%v)", way, w.Err))
-		}
-	}
+	err := report(t, way).Err
+	tctest.Require(t, !errors.Is(err, cgroup.ErrNotSupported), fmt.Sprintf("binding %s (%v)", way, err))
 }
 
 // ways are those to test here: not the kernel's own classifier on a machine without
@@ -55,18 +55,30 @@ func require(t testing.TB, way hierarchy.Way) {
 // alone, where TestKernelNotMounted does.
 func ways(t testing.TB) []hierarchy.Way {
 	t.Helper()
-	all := []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup}
+	all := []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
 	if vm.Inside() {
 		if !mountsV2(t) {
-			return all[1:]
+			return slices.DeleteFunc(all, v2)
 		}
 		return all
 	}
 	tctest.RequireRoot(t)
-	if errors.Is(cgroup.Probe().Ways[2].Err, cgroup.ErrNotSupported) {
-		return all[:2]
+	if errors.Is(report(t, hierarchy.WayClsCgroup).Err, cgroup.ErrNotSupported) {
+		return all[:len(all)-1]
 	}
 	return all
+}
+
+// report is what is known of a way here.
+func report(t testing.TB, way hierarchy.Way) cgroup.WayReport {
+	t.Helper()
+	for _, w := range cgroup.Probe().Ways {
+		if w.Way == way {
+			return w
+		}
+	}
+	t.Fatalf("no report of way %s", way)
+	return cgroup.WayReport{}
 }
 
 // mountsV2 says whether the machine mounts cgroup v2.
@@ -147,7 +159,7 @@ func TestKernelClasses(t *testing.T) {
 			deep, free := sub(t, p.dir, "a", "deep", "blue"), sub(t, p.dir, "free")
 			b := n.binder(t, way)
 			apply(t, b, bound(p.target(a), red), bound(p.target(deep), blue))
-			want := map[bool]string{true: "cgroup v2 at /", false: "net_cls at /"}[way == hierarchy.WayBPF]
+			want := map[bool]string{true: "cgroup v2 at /", false: "net_cls at /"}[v2(way)]
 			if why, err := b.Why(); err != nil || !strings.HasPrefix(why, want) {
 				t.Errorf("why %q, error %v, want %s...", why, err, want)
 			}

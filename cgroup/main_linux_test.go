@@ -103,7 +103,9 @@ func (n *network) binder(t testing.TB, ways ...hierarchy.Way) *cgroup.Binder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: n.hook, Interface: n.Dev, NetNS: key, Ways: ways})
+	b, err := cgroup.NewBinder(cgroup.Config{
+		Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, NetNSFD: n.Near.FD(), NetNS: key, Ways: ways,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,20 +32,15 @@ type WayReport struct {
 func Probe() Report {
 	// the second is for attaching, the first for all else
 	r := Report{Privileges: lacking(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN), Layout: layout()}
-	r.add(hierarchy.WayBPF, probeV2)
-	r.add(hierarchy.WayNetCls, func() (string, error) {
-		text, err := probeNetCls()
-		if err == nil {
-			err = tryLoad(hierarchy.WayNetCls)
-		}
-		return text, err
-	})
+	r.add(hierarchy.WayBPF, func() (string, error) { return probeV2(hierarchy.WayBPF, tryLoad) })
+	r.add(hierarchy.WayNft, func() (string, error) { return probeV2(hierarchy.WayNft, tryTables) })
+	r.add(hierarchy.WayNetCls, func() (string, error) { return probeNetCls(hierarchy.WayNetCls, tryLoad) })
+	r.add(hierarchy.WayNetClsNft, func() (string, error) { return probeNetCls(hierarchy.WayNetClsNft, tryTables) })
 	r.add(hierarchy.WayClsCgroup, func() (string, error) {
-		text, err := probeNetCls()
+		text, err := probeNetCls(hierarchy.WayClsCgroup, func(hierarchy.Way) error { return nil })
 		if err != nil {
 			return "", err
 		}
-		text += weaker
 		has, known := hasClsCgroup()
 		switch {
 		case !known:
@@ -72,23 +67,29 @@ func (r *Report) add(w hierarchy.Way, probe func() (string, error)) {
 	r.Ways = append(r.Ways, WayReport{Way: w, Err: err, Text: text})
 }
 
-func probeV2() (string, error) {
+func probeV2(w hierarchy.Way, try func(hierarchy.Way) error) (string, error) {
 	t, err := findV2()
 	if err != nil {
 		return "", err
 	}
 	defer t.close()
-	return basis(hierarchy.WayBPF, t), tryLoad(hierarchy.WayBPF)
+	if w == hierarchy.WayNft {
+		err = levelsKnown(t)
+	}
+	if err == nil {
+		err = try(w)
+	}
+	return basis(w, t), err
 }
 
-func probeNetCls() (string, error) {
+func probeNetCls(w hierarchy.Way, try func(hierarchy.Way) error) (string, error) {
 	t, err := findNetCls()
 	if err != nil {
 		return "", err
 	}
 	if t != nil {
 		defer t.close()
-		return basis(hierarchy.WayNetCls, t), nil
+		return basis(w, t), try(w)
 	}
 	b, err := os.ReadFile("/proc/cgroups")
 	if err != nil {
@@ -96,11 +97,14 @@ func probeNetCls() (string, error) {
 	}
 	for line := range strings.Lines(string(b)) {
 		if f := strings.Fields(line); len(f) == 4 && f[0] == "net_cls" && f[3] == "1" {
-			return "net_cls, which will be mounted when it is used", nil
+			return by(w, "net_cls, which will be mounted when it is used"), try(w)
 		}
 	}
 	return "", fmt.Errorf("net_cls (CONFIG_CGROUP_NET_CLASSID): %w", ErrNotSupported)
 }
+
+// tryTables tries the rules of a way, for the loopback interface.
+func tryTables(w hierarchy.Way) error { return nfTables{iface: "lo", index: 1}.try(w) }
 
 func tryLoad(w hierarchy.Way) error {
 	s, err := loadSet(w)

@@ -19,6 +19,26 @@ const version = 1
 
 const maxLevel = 31 // MAX_LEVEL in bpf/classify.bpf.c
 
+// binding is what a cgroup is bound to. Level is its depth below the root, 0 where
+// that is not known.
+type binding struct {
+	class hierarchy.ClassID
+	level uint32
+}
+
+// bindings hold what is bound, for a way that goes by cgroup v2. Unbinding what is
+// not bound is no error.
+type bindings interface {
+	cgroup(id uint64) (b binding, bound bool, err error)
+	bindCgroup(id uint64, b binding) error
+	unbindCgroup(id uint64) error
+	user(uid uint32) (class hierarchy.ClassID, bound bool, err error)
+	bindUser(uid uint32, class hierarchy.ClassID) error
+	unbindUser(uid uint32) error
+	// each calls a function for every binding, in any order.
+	each(cgroup func(uint64, binding) error, user func(uint32, hierarchy.ClassID) error) error
+}
+
 // set is one interface's program with its maps.
 type set struct {
 	way     hierarchy.Way
@@ -210,15 +230,60 @@ func (s *set) configure(change func(*classifyVifConfig)) error {
 	return s.config.Put(uint32(0), &c)
 }
 
-// bindCgroup binds a cgroup. Level 0 is one that is not known.
-func (s *set) bindCgroup(id uint64, level uint32, class hierarchy.ClassID) error {
-	if level > maxLevel {
-		return fmt.Errorf("%d levels below the root, more than %d", level, maxLevel)
+func (s *set) cgroup(id uint64) (binding, bool, error) {
+	var v classifyVifBinding
+	err := s.cgroups.Lookup(id, &v)
+	return binding{hierarchy.ClassID(v.Class), v.Level}, err == nil, gone(err)
+}
+
+func (s *set) bindCgroup(id uint64, b binding) error {
+	if b.level > maxLevel {
+		return fmt.Errorf("%d levels below the root, more than %d", b.level, maxLevel)
 	}
-	if err := s.configure(func(c *classifyVifConfig) { c.Levels |= levelBits(level) }); err != nil {
+	if err := s.configure(func(c *classifyVifConfig) { c.Levels |= levelBits(b.level) }); err != nil {
 		return err
 	}
-	return s.cgroups.Put(id, &classifyVifBinding{Class: uint32(class), Level: level})
+	return full(s.cgroups.Put(id, &classifyVifBinding{Class: uint32(b.class), Level: b.level}))
+}
+
+func (s *set) unbindCgroup(id uint64) error { return gone(s.cgroups.Delete(id)) }
+
+func (s *set) user(uid uint32) (class hierarchy.ClassID, bound bool, err error) {
+	var n uint32
+	err = s.users.Lookup(uid, &n)
+	return hierarchy.ClassID(n), err == nil, gone(err)
+}
+
+func (s *set) bindUser(uid uint32, class hierarchy.ClassID) error {
+	return full(s.users.Put(uid, uint32(class)))
+}
+
+func (s *set) unbindUser(uid uint32) error { return gone(s.users.Delete(uid)) }
+
+func (s *set) each(cgroup func(uint64, binding) error, user func(uint32, hierarchy.ClassID) error) error {
+	err := each(s.cgroups, func(id uint64, v classifyVifBinding) error {
+		return cgroup(id, binding{hierarchy.ClassID(v.Class), v.Level})
+	})
+	if err != nil {
+		return err
+	}
+	return each(s.users, func(uid, class uint32) error { return user(uid, hierarchy.ClassID(class)) })
+}
+
+// full says in words what E2BIG means for a map.
+func full(err error) error {
+	if errors.Is(err, unix.E2BIG) {
+		return errors.New("65536 are bound already, which is as many as the classifier holds")
+	}
+	return err
+}
+
+// gone takes "there was none" for success.
+func gone(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
 }
 
 func levelBits(level uint32) uint32 {
@@ -292,9 +357,8 @@ func (s *set) publish() error {
 	switch runtime.GOARCH {
 	case "386", "amd64", "s390x":
 	default:
-		const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL: an RCU grace period
-		if _, _, e := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); e != 0 {
-			return fmt.Errorf("wait for the classifier's readers: %w", e)
+		if err := waitForReaders(); err != nil {
+			return err
 		}
 	}
 	return s.configure(func(c *classifyVifConfig) {
@@ -302,4 +366,13 @@ func (s *set) publish() error {
 			c.Generation = 1
 		}
 	})
+}
+
+// waitForReaders returns when every packet that was being classified is.
+func waitForReaders() error {
+	const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL: an RCU grace period
+	if _, _, e := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); e != 0 {
+		return fmt.Errorf("wait for the classifier's readers: %w", e)
+	}
+	return nil
 }

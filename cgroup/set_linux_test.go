@@ -96,7 +96,7 @@ func TestKernelLevels(t *testing.T) {
 		return c.Levels
 	}
 	for id, level := range map[uint64]uint32{100: 2, 200: 5, 300: 5} {
-		if err := s.bindCgroup(id, level, class); err != nil {
+		if err := s.bindCgroup(id, binding{class, level}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -114,7 +114,7 @@ func TestKernelLevels(t *testing.T) {
 	if got, want := levels(), uint32(1<<5); got != want {
 		t.Errorf("levels %b after removals, want %b", got, want)
 	}
-	if err := s.bindCgroup(400, 0, class); err != nil {
+	if err := s.bindCgroup(400, binding{class, 0}); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := levels(), ^uint32(1); got != want {

@@ -58,17 +58,33 @@ func findV2() (*tree, error) {
 // v6.12; observed on 6.18). The line 0:: is there once v2 was mounted
 // (proc_cgroup_show).
 func harmless(sawAll bool) error {
-	const initial = 0xeffffffb // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
-	var st unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/cgroup", &st); err != nil {
+	first, err := inFirstCgroupNS()
+	if err != nil || sawAll || !first {
 		return err
-	}
-	if sawAll || st.Ino != initial {
-		return nil
 	}
 	b, err := os.ReadFile("/proc/self/cgroup")
 	if err == nil && strings.Contains("\n"+string(b), "\n0::") {
 		err = errors.New("some processes hide their mounts, and mounting it once more could reset the options of one of theirs")
+	}
+	return err
+}
+
+// inFirstCgroupNS says whether this process sees the cgroups as the kernel does.
+func inFirstCgroupNS() (bool, error) {
+	const initial = 0xeffffffb // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
+	var st unix.Stat_t
+	err := unix.Stat("/proc/self/ns/cgroup", &st)
+	return st.Ino == initial, err
+}
+
+// levelsKnown is an error where rules of nf_tables would mean other levels than t
+// has: from inside a cgroup namespace they are counted from its root by some
+// kernels, and from the hierarchy's by others (nft_socket_cgroup_subtree_level,
+// net/netfilter/nft_socket.c, v6.12; not in v6.10).
+func levelsKnown(t *tree) error {
+	first, err := inFirstCgroupNS()
+	if err == nil && (!first || !t.whole) {
+		err = errors.New("inside a cgroup namespace nobody can tell at which level a cgroup is")
 	}
 	return err
 }

@@ -39,9 +39,11 @@ type Way string
 // The ways, best first.
 const (
 	WayNone      Way = ""
-	WayBPF       Way = "bpf"        // cgroup v2, tc BPF program at egress
-	WayNetCls    Way = "net_cls"    // cgroup v1 classid, tc BPF program at egress
-	WayClsCgroup Way = "cls_cgroup" // cgroup v1 classid, the kernel's cgroup classifier on the root qdisc
+	WayBPF       Way = "bpf"         // cgroup v2, tc BPF program at egress
+	WayNft       Way = "nft"         // cgroup v2, rules of nf_tables
+	WayNetCls    Way = "net_cls"     // cgroup v1 classid, tc BPF program at egress
+	WayNetClsNft Way = "net_cls+nft" // cgroup v1 classid, rules of nf_tables
+	WayClsCgroup Way = "cls_cgroup"  // cgroup v1 classid, the kernel's cgroup classifier on the root qdisc
 )
 
 // Hook is the classifier on the interface.

@@ -1,0 +1,466 @@
+package cgroup
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// nfTable is the name of our tables, one in each of two families:
+//
+//	table inet vifshape {                 # for nft only
+//	    map if7-1-users  { typeof meta skuid : meta priority; ... }
+//	    map if7-1-level2 { typeof socket cgroupv2 level 2 : meta priority; ... }
+//	    chain if7 {
+//	        type filter hook output priority 400
+//	        meta oif != 7 accept
+//	        meta priority set 71f:2
+//	        meta priority set socket cgroupv2 level 2 map @if7-1-level2 accept   # deepest level first
+//	        meta priority set meta skuid map @if7-1-users
+//	    }
+//	}
+//	table netdev vifshape {
+//	    chain if7 {
+//	        type filter hook egress device eth0 priority 0
+//	        meta priority 71f:0 meta priority set 71f:2
+//	        meta rtclassid 0-0xffffffff accept      # whatever has a route: the chain above saw it
+//	        meta priority set 71f:2
+//	    }
+//	}
+//
+// For net_cls+nft it is the second table alone: with 71f:2 for everything, and
+// over that what "meta cgroup" says if it is a class of ours.
+//
+// The expression "socket" is for the hooks of IP only (nft_socket_validate,
+// net/netfilter/nft_socket.c, v6.12), and of those, after the last choice of a
+// route, for output alone. Packet sockets go past these hooks; at the hook of the
+// device their packets are known by having no route.
+//
+// The number after the interface's is a generation: changes make new maps and
+// change the rules over to them, see [nfTables.write].
+const nfTable = "vifshape"
+
+// outputPriority comes after whatever else looks at, changes or routes packets at
+// the output hook (NF_IP_PRI_CONNTRACK_HELPER is 300).
+const outputPriority nftables.ChainPriority = 400
+
+// nfTables is our part of the nf_tables of one interface.
+type nfTables struct {
+	netNS int // descriptor; 0: the caller's
+	iface string
+	index uint32
+}
+
+// ruleset is what the tables say of one interface.
+type ruleset struct {
+	way     hierarchy.Way // none: nothing
+	version uint32        // 0: something of it is not as this package writes it
+	cgroups map[uint64]binding
+	users   map[uint32]hierarchy.ClassID
+}
+
+func newRuleset(w hierarchy.Way) *ruleset {
+	return &ruleset{way: w, version: version, cgroups: map[uint64]binding{}, users: map[uint32]hierarchy.ClassID{}}
+}
+
+func (r *ruleset) current(w hierarchy.Way) bool {
+	return r != nil && r.way == w && r.version == version
+}
+
+func (r *ruleset) cgroup(id uint64) (b binding, bound bool, err error) {
+	b, bound = r.cgroups[id]
+	return b, bound, nil
+}
+
+func (r *ruleset) bindCgroup(id uint64, b binding) error {
+	const most = 255 // nft_socket_init, net/netfilter/nft_socket.c, v6.12
+	if b.level > most {
+		return fmt.Errorf("%d levels below the root, more than %d", b.level, most)
+	}
+	r.cgroups[id] = b
+	return nil
+}
+
+func (r *ruleset) unbindCgroup(id uint64) error {
+	delete(r.cgroups, id)
+	return nil
+}
+
+func (r *ruleset) user(uid uint32) (class hierarchy.ClassID, bound bool, err error) {
+	class, bound = r.users[uid]
+	return class, bound, nil
+}
+
+func (r *ruleset) bindUser(uid uint32, class hierarchy.ClassID) error {
+	r.users[uid] = class
+	return nil
+}
+
+func (r *ruleset) unbindUser(uid uint32) error {
+	delete(r.users, uid)
+	return nil
+}
+
+func (r *ruleset) each(cgroup func(uint64, binding) error, user func(uint32, hierarchy.ClassID) error) error {
+	for id, b := range r.cgroups {
+		if err := cgroup(id, b); err != nil {
+			return err
+		}
+	}
+	for uid, class := range r.users {
+		if err := user(uid, class); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// levels are those at which a cgroup is bound, deepest first.
+func (r *ruleset) levels() []uint32 {
+	seen := map[uint32]bool{}
+	for _, b := range r.cgroups {
+		seen[b.level] = true
+	}
+	return slices.SortedFunc(maps.Keys(seen), func(a, b uint32) int { return int(b) - int(a) })
+}
+
+// ruleLayout is what the rules of a chain depend on.
+type ruleLayout struct {
+	way        hierarchy.Way
+	generation uint32
+	levels     []uint32
+	users      bool
+}
+
+func (n nfTables) chain() string { return fmt.Sprintf("if%d", n.index) }
+
+func (n nfTables) levelSet(generation, level uint32) string {
+	return fmt.Sprintf("if%d-%d-level%d", n.index, generation, level)
+}
+
+func (n nfTables) userSet(generation uint32) string {
+	return fmt.Sprintf("if%d-%d-users", n.index, generation)
+}
+
+func number(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
+
+var restClass = hierarchy.ID(hierarchy.RestMinor)
+
+// Registers of a rule: one of 16 bytes, and one more.
+const reg1, reg2 = 1, 2
+
+func setPriority(register uint32) expr.Any {
+	return &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: register}
+}
+
+func toRest() []expr.Any {
+	return []expr.Any{&expr.Immediate{Register: reg1, Data: number(uint32(restClass))}, setPriority(reg1)}
+}
+
+// rules are those of both chains, by the family of their table; none for one that
+// the way does not have.
+func (n nfTables) rules(l ruleLayout) (output, egress [][]expr.Any) {
+	accept := &expr.Verdict{Kind: expr.VerdictAccept}
+	switch l.way {
+	case hierarchy.WayNft:
+		output = [][]expr.Any{
+			{
+				&expr.Meta{Key: expr.MetaKeyOIF, Register: reg1},
+				&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: number(n.index)},
+				accept,
+			},
+			toRest(),
+		}
+		for _, level := range l.levels {
+			output = append(output, []expr.Any{
+				&expr.Socket{Key: expr.SocketKeyCgroupv2, Level: level, Register: reg1},
+				&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: n.levelSet(l.generation, level)},
+				setPriority(reg1),
+				accept,
+			})
+		}
+		if l.users {
+			output = append(output, []expr.Any{
+				&expr.Meta{Key: expr.MetaKeySKUID, Register: reg1},
+				&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: n.userSet(l.generation)},
+				setPriority(reg1),
+			})
+		}
+		egress = [][]expr.Any{
+			append([]expr.Any{
+				&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg1},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: number(uint32(hierarchy.ID(0)))},
+			}, toRest()...),
+			// reading it ends the rule for a packet that has no route (nft_meta_get_eval,
+			// net/netfilter/nft_meta.c, v6.12)
+			{&expr.Meta{Key: expr.MetaKeyRTCLASSID, Register: reg1}, accept},
+			toRest(),
+		}
+	case hierarchy.WayNetClsNft:
+		egress = [][]expr.Any{
+			toRest(),
+			{
+				&expr.Meta{Key: expr.MetaKeyCGROUP, Register: reg1},
+				&expr.Bitwise{SourceRegister: reg1, DestRegister: reg2, Len: 4, Mask: number(0xffff << 16), Xor: number(0)},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: reg2, Data: number(uint32(hierarchy.ID(0)))},
+				&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: number(uint32(hierarchy.ID(0)))},
+				setPriority(reg1),
+			},
+		}
+	}
+	return output, egress
+}
+
+// base is the chain in one of the two families.
+func (n nfTables) base(f nftables.TableFamily, name string) *nftables.Chain {
+	policy := nftables.ChainPolicyAccept
+	c := &nftables.Chain{Name: name, Table: &nftables.Table{Name: nfTable, Family: f}, Type: nftables.ChainTypeFilter, Policy: &policy}
+	if f == nftables.TableFamilyINet {
+		c.Hooknum, c.Priority = nftables.ChainHookOutput, nftables.ChainPriorityRef(outputPriority)
+	} else {
+		c.Hooknum, c.Priority, c.Device = nftables.ChainHookEgress, nftables.ChainPriorityFilter, n.iface
+	}
+	return c
+}
+
+// conn is the library's, for writing: it does not decode all that we write.
+func (n nfTables) conn() (*nftables.Conn, error) {
+	// a batch goes to the kernel in one piece
+	const most = 16 << 20
+	return nftables.New(nftables.WithNetNSFd(n.netNS), nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetWriteBuffer(most) }))
+}
+
+// write brings the rules of the interface to what next says, or takes them away
+// when its way is none. There is no packet that sees neither the old rules nor the
+// new ones.
+//
+// A chain's rules change at once. Elements of a map do not: a packet that is being
+// looked up while they change may find neither the old one nor the new one (commit
+// b2f742c846ca, Linux 6.17, mends that). So the maps in use never change: new ones
+// come with the new rules, and the old ones go when nobody can be in them any more.
+func (n nfTables) write(next *ruleset) error {
+	on, err := n.look()
+	if err != nil {
+		return err
+	}
+	l := ruleLayout{way: next.way, generation: on.generation + 1, levels: next.levels(), users: len(next.users) > 0}
+	c, err := n.conn()
+	if err != nil {
+		return n.fail(err)
+	}
+	if err := n.stage(c, n.chain(), l, next, on); err != nil {
+		return err
+	}
+	if err := c.Flush(); err != nil {
+		return n.fail(err)
+	}
+	if next.way != hierarchy.WayNone {
+		if err := waitForReaders(); err != nil {
+			return err
+		}
+	}
+	return n.tidy(c, on)
+}
+
+// stage puts into the batch what leads from what is there to the layout.
+func (n nfTables) stage(c *nftables.Conn, chain string, l ruleLayout, next *ruleset, on looked) error {
+	output, egress := n.rules(l)
+	for _, x := range []struct {
+		family nftables.TableFamily
+		rules  [][]expr.Any
+		on     chainState
+	}{{nftables.TableFamilyINet, output, on.output}, {nftables.TableFamilyNetdev, egress, on.egress}} {
+		base := n.base(x.family, chain)
+		if x.rules != nil {
+			c.AddTable(base.Table)
+		}
+		if x.on != chainNone {
+			c.FlushChain(base)
+		}
+		if x.on == chainOther || x.on == chainOurs && x.rules == nil {
+			c.DelChain(base)
+		}
+		if x.rules == nil {
+			continue
+		}
+		if x.on != chainOurs {
+			c.AddChain(base)
+		}
+		if x.family == nftables.TableFamilyINet {
+			if err := n.stageSets(c, base.Table, l, next); err != nil {
+				return err
+			}
+		}
+		for _, r := range x.rules {
+			c.AddRule(&nftables.Rule{Table: base.Table, Chain: base, Exprs: r})
+		}
+	}
+	return nil
+}
+
+func (n nfTables) stageSets(c *nftables.Conn, t *nftables.Table, l ruleLayout, next *ruleset) error {
+	add := func(name string, key nftables.SetDatatype, elements []nftables.SetElement) error {
+		s := &nftables.Set{
+			Table: t, Name: name, IsMap: true, KeyType: key, DataType: nftables.TypeClassID,
+			KeyByteOrder: binaryutil.NativeEndian, Size: uint32(len(elements)),
+		}
+		if err := c.AddSet(s, nil); err != nil {
+			return err
+		}
+		const most = 1024 // an attribute holds 64 KiB at most
+		for some := range slices.Chunk(elements, most) {
+			if err := c.SetAddElements(s, some); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	of := map[uint32][]nftables.SetElement{}
+	for id, b := range next.cgroups {
+		of[b.level] = append(of[b.level], nftables.SetElement{Key: binary.NativeEndian.AppendUint64(nil, id), Val: number(uint32(b.class))})
+	}
+	for _, level := range l.levels {
+		if err := add(n.levelSet(l.generation, level), nftables.TypeCGroupV2, of[level]); err != nil {
+			return err
+		}
+	}
+	if !l.users {
+		return nil
+	}
+	var users []nftables.SetElement
+	for uid, class := range next.users {
+		users = append(users, nftables.SetElement{Key: number(uid), Val: number(uint32(class))})
+	}
+	return add(n.userSet(l.generation), nftables.TypeUID, users)
+}
+
+// tidy removes maps that are not in use any more, what was left of interfaces that
+// are gone, and tables in which nothing is.
+func (n nfTables) tidy(c *nftables.Conn, before looked) error {
+	inet := &nftables.Table{Name: nfTable, Family: nftables.TableFamilyINet}
+	netdev := &nftables.Table{Name: nfTable, Family: nftables.TableFamilyNetdev}
+	gone, err := n.gone(before.indexes)
+	if err != nil {
+		return err
+	}
+	for f, names := range before.chains {
+		for _, name := range names {
+			if index, ok := owner(name); ok && gone[index] {
+				chain := &nftables.Chain{Name: name, Table: &nftables.Table{Name: nfTable, Family: f}}
+				c.FlushChain(chain)
+				c.DelChain(chain)
+			}
+		}
+	}
+	for _, name := range before.sets {
+		if index, ok := owner(name); ok && (index == n.index || gone[index]) {
+			c.DelSet(&nftables.Set{Table: inet, Name: name})
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return n.fail(err)
+	}
+	for _, t := range []*nftables.Table{inet, netdev} {
+		now, err := c.ListTableOfFamily(t.Name, t.Family)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return n.fail(err)
+		}
+		if now.Use == 0 {
+			c.DelTable(t)
+		}
+	}
+	return n.fail(c.Flush())
+}
+
+// owner reads the number of the interface from the name of a chain or a map.
+func owner(name string) (index uint32, ok bool) {
+	rest, _, _ := strings.Cut(name, "-")
+	_, err := fmt.Sscanf(rest, "if%d", &index)
+	return index, err == nil && rest == fmt.Sprintf("if%d", index)
+}
+
+// gone says which of some interfaces are not there any more.
+func (n nfTables) gone(indexes []uint32) (gone map[uint32]bool, err error) {
+	find := func() error {
+		all, err := net.Interfaces()
+		if err != nil {
+			return err
+		}
+		gone = map[uint32]bool{}
+		for _, i := range indexes {
+			gone[i] = !slices.ContainsFunc(all, func(f net.Interface) bool { return f.Index == int(i) })
+		}
+		return nil
+	}
+	if !slices.ContainsFunc(indexes, func(i uint32) bool { return i != n.index }) {
+		return nil, nil
+	}
+	if n.netNS == 0 {
+		err = find()
+	} else {
+		err = inNetNS(n.netNS, find)
+	}
+	return gone, err
+}
+
+// try finds out whether the kernel takes the rules of a way. It changes nothing:
+// the batch ends with what cannot be done, and then nothing of it is.
+func (n nfTables) try(w hierarchy.Way) error {
+	c, err := n.conn()
+	if err != nil {
+		return n.lacks(err)
+	}
+	const name = "probe"
+	r := newRuleset(w)
+	if w == hierarchy.WayNft {
+		r.cgroups[1], r.users[0] = binding{restClass, 1}, restClass
+	}
+	l := ruleLayout{way: w, levels: r.levels(), users: len(r.users) > 0}
+	if err := n.stage(c, name, l, r, looked{}); err != nil {
+		return err
+	}
+	c.DelChain(&nftables.Chain{Name: name + "-no", Table: n.base(nftables.TableFamilyNetdev, "").Table})
+	err = c.Flush()
+	var all interface{ Unwrap() []error }
+	if errors.As(err, &all) {
+		if errs := all.Unwrap(); len(errs) > 1 || !errors.Is(err, unix.ENOENT) {
+			err = errs[0]
+		} else {
+			err = nil
+		}
+	}
+	return n.lacks(err)
+}
+
+// lacks says of a refused rule that the kernel does not have it.
+func (n nfTables) lacks(err error) error {
+	if err == nil {
+		return nil
+	}
+	if err := privileges(err, unix.CAP_NET_ADMIN); errors.Is(err, ErrNotPrivileged) {
+		return n.fail(err)
+	}
+	return fmt.Errorf("nf_tables with its egress hook, \"socket cgroupv2\" and \"meta cgroup\" (Linux 5.16): %w: %w", ErrNotSupported, errno(err))
+}
+
+func (n nfTables) fail(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("nf_tables: %w", privileges(err, unix.CAP_NET_ADMIN))
+}
