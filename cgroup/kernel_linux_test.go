@@ -16,7 +16,6 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
@@ -91,6 +90,12 @@ func mountsV2(t testing.TB) bool {
 	return len(all) > 0
 }
 
+// exact are those of ways that overwrite whatever a socket asks for.
+func exact(t testing.TB) []hierarchy.Way {
+	t.Helper()
+	return slices.DeleteFunc(ways(t), func(w hierarchy.Way) bool { return w == hierarchy.WayClsCgroup })
+}
+
 // apply goes from what is there to the given bindings.
 func apply(t testing.TB, b *cgroup.Binder, bound ...hierarchy.Bound) {
 	t.Helper()
@@ -140,72 +145,6 @@ func bound(target string, class hierarchy.ClassID) hierarchy.Bound {
 
 type counts = map[hierarchy.ClassID]uint64
 
-// TestKernelClasses: whose class a packet gets, exactly, by every way. In the
-// hierarchy a is red, a/deep/blue is blue, free is not bound.
-func TestKernelClasses(t *testing.T) {
-	for _, way := range ways(t) {
-		t.Run(string(way), func(t *testing.T) {
-			require(t, way)
-			n := newNetwork(t)
-			if way == hierarchy.WayClsCgroup {
-				err := n.hook.AttachCgroupFilter()
-				if errors.Is(err, tc.ErrNotSupported) && !vm.Inside() {
-					return // TestKernelVM goes on
-				}
-				tctest.Require(t, !errors.Is(err, tc.ErrNotSupported), "filter kind cgroup (module cls_cgroup)")
-			}
-			p := newPlace(t, way)
-			a, grandchild := sub(t, p.dir, "a"), sub(t, p.dir, "a", "x", "y")
-			deep, free := sub(t, p.dir, "a", "deep", "blue"), sub(t, p.dir, "free")
-			b := n.binder(t, way)
-			apply(t, b, bound(p.target(a), red), bound(p.target(deep), blue))
-			want := map[bool]string{true: "cgroup v2 at /", false: "net_cls at /"}[v2(way)]
-			if why, err := b.Why(); err != nil || !strings.HasPrefix(why, want) {
-				t.Errorf("why %q, error %v, want %s...", why, err, want)
-			}
-
-			to4, to6 := n.Far4.String()+":9", "["+n.Far6.String()+"]:9"
-			other, unshaped := green.String(), hierarchy.ID(0).String()
-			weak := way == hierarchy.WayClsCgroup // root gets what it asks for
-			asked := func(c hierarchy.ClassID) hierarchy.ClassID {
-				if weak {
-					return c
-				}
-				return red
-			}
-			for _, tt := range []struct {
-				name, dir, do string
-				want          counts
-			}{
-				{"udp", a, "udp " + to4 + " 100", counts{red: 100}},
-				{"udp over IPv6", a, "udp " + to6 + " 100", counts{red: 100}},
-				{"connected udp", a, "connected " + to4 + " 100", counts{red: 100}},
-				{"raw", a, "raw " + to4 + " 100", counts{red: 100}},
-				{"packet socket", a, fmt.Sprintf("packet %d 100", n.hook.Index), counts{red: 100}},
-				{"grandchild", grandchild, "udp " + to4 + " 100", counts{red: 100}},
-				{"deepest binding", deep, "udp " + to4 + " 100", counts{blue: 100}},
-				{"not bound", free, "udp " + to4 + " 100", counts{rest: 100}},
-				{"forked child", a, "child udp " + to4 + " 100", counts{red: 100}},
-				{"root asks for another class", a, "udp " + to4 + " 100 " + other, counts{asked(green): 100}},
-				{"root asks for another class, connected", a, "connected " + to6 + " 100 " + other, counts{asked(green): 100}},
-				{"root asks for the unshaped queue", a, "udp " + to4 + " 100 " + unshaped, counts{asked(0): 100}},
-				{"raw asks for the unshaped queue", a, "raw " + to4 + " 100 " + unshaped, counts{asked(0): 100}},
-				{"packet socket asks for another class", a, fmt.Sprintf("packet %d 100 %s", n.hook.Index, other), counts{asked(green): 100}},
-				{"packet socket asks for the unshaped queue", a, fmt.Sprintf("packet %d 100 %s", n.hook.Index, unshaped), counts{asked(0): 100}},
-				{"not bound asks for another class", free, "udp " + to4 + " 100 " + other, map[bool]counts{false: {rest: 100}, true: {green: 100}}[weak]},
-			} {
-				t.Run(tt.name, func(t *testing.T) {
-					x := n.start(t, n.Near, tt.dir)
-					got := n.during(t, func() { x.do("%s", tt.do) })
-					if diff := cmp.Diff(tt.want, got); diff != "" {
-						t.Errorf("packets a class (-want +got):\n%s", diff)
-					}
-				})
-			}
-		})
-	}
-}
-
 // only fails unless every packet was of one class, and there were some.
 func only(t *testing.T, got counts, class hierarchy.ClassID, least uint64) {
 	t.Helper()
@@ -214,61 +153,22 @@ func only(t *testing.T, got counts, class hierarchy.ClassID, least uint64) {
 	}
 }
 
-// TestKernelTCP: a connection's every packet from near is its process's, the
-// SYN-ACKs of a listener included, which have no full socket.
-func TestKernelTCP(t *testing.T) {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
-		t.Run(string(way), func(t *testing.T) {
-			require(t, way)
-			n := newNetwork(t)
-			p := newPlace(t, way)
-			dir := sub(t, p.dir, "a")
-			apply(t, n.binder(t, way), bound(p.target(dir), red))
-			far := n.start(t, n.Far, "")
-			for i, addr := range []string{n.Far4.String() + ":7001", "[" + n.Far6.String() + "]:7001"} {
-				t.Run([]string{"client over IPv4", "client over IPv6"}[i], func(t *testing.T) {
-					far.do("listen %d %s", i, addr)
-					near := n.start(t, n.Near, dir)
-					far.begin("serve %d 1 0", i)
-					got := n.during(t, func() {
-						near.do("tcp %s 1000000 %s", addr, green)
-						far.end()
-					})
-					only(t, got, red, 20)
-				})
-			}
-			for i, addr := range []string{n.Near4.String() + ":7002", "[" + n.Near6.String() + "]:7002"} {
-				t.Run([]string{"server over IPv4", "server over IPv6"}[i], func(t *testing.T) {
-					near := n.start(t, n.Near, dir)
-					near.do("listen s %s", addr)
-					got := n.during(t, func() { far.do("dial %s 100", addr) })
-					if diff := cmp.Diff(counts{red: 100}, got); diff != "" {
-						t.Errorf("SYN-ACKs a class (-want +got):\n%s", diff)
-					}
-				})
-			}
-		})
-	}
-}
-
 // TestKernelMoved: with cgroup v2 a socket stays where it was made, with net_cls
 // it follows its process.
 func TestKernelMoved(t *testing.T) {
-	for _, tt := range []struct {
-		way  hierarchy.Way
-		kept hierarchy.ClassID
-	}{{hierarchy.WayBPF, red}, {hierarchy.WayNetCls, green}} {
-		t.Run(string(tt.way), func(t *testing.T) {
-			require(t, tt.way)
+	for _, way := range exact(t) {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			kept := map[bool]hierarchy.ClassID{true: red, false: green}[v2(way)]
 			n := newNetwork(t)
-			p := newPlace(t, tt.way)
+			p := newPlace(t, way)
 			from, to := sub(t, p.dir, "from"), sub(t, p.dir, "to")
-			apply(t, n.binder(t, tt.way), bound(p.target(from), red), bound(p.target(to), green))
+			apply(t, n.binder(t, way), bound(p.target(from), red), bound(p.target(to), green))
 			x, addr := n.start(t, n.Near, from), n.Far4.String()+":9"
 			x.do("keep s %s", addr)
 			only(t, n.during(t, func() { x.do("more s %s 50", addr) }), red, 50)
 			x.do("join %s", to)
-			only(t, n.during(t, func() { x.do("more s %s 50", addr) }), tt.kept, 50)
+			only(t, n.during(t, func() { x.do("more s %s 50", addr) }), kept, 50)
 			only(t, n.during(t, func() { x.do("udp %s 50", addr) }), green, 50)
 		})
 	}
@@ -277,7 +177,7 @@ func TestKernelMoved(t *testing.T) {
 // TestKernelRebind: changes reach sockets that are open, and a binding that goes
 // leaves the next one above.
 func TestKernelRebind(t *testing.T) {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range exact(t) {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
@@ -305,57 +205,39 @@ func TestKernelRebind(t *testing.T) {
 	}
 }
 
-func TestKernelUser(t *testing.T) {
-	require(t, hierarchy.WayBPF)
-	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
-	a := sub(t, p.dir, "a")
-	b := n.binder(t, hierarchy.WayBPF)
-	apply(t, b, bound("uid:65534", green), bound(p.target(a), red))
-	addr := n.Far4.String() + ":9"
-	for _, tt := range []struct {
-		name, dir string
-		nobody    bool
-		want      hierarchy.ClassID
-	}{
-		{"user", p.dir, true, green},
-		{"another user", p.dir, false, rest},
-		{"user in a bound cgroup", a, true, red},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			x := n.start(t, n.Near, tt.dir)
-			if tt.nobody {
-				x.do("nobody")
-			}
-			only(t, n.during(t, func() { x.do("udp %s 30", addr) }), tt.want, 30)
-		})
-	}
-}
-
 // TestKernelTimeWait: what the kernel answers for a socket in TIME_WAIT is not user
 // 65534's, whom it names for sockets without one.
 func TestKernelTimeWait(t *testing.T) {
-	require(t, hierarchy.WayBPF)
-	n := newNetwork(t)
-	apply(t, n.binder(t, hierarchy.WayBPF), bound("uid:65534", green))
-	near, far := n.start(t, n.Near, ""), n.start(t, n.Far, "")
-	for i, addr := range []string{n.Far4.String() + ":7003", "[" + n.Far6.String() + "]:7003"} {
-		far.do("listen %d %s", i, addr)
-		got := n.during(t, func() {
-			near.do("leave %s", addr)
-			far.do("serve %d 1 0", i) // only now it closes too: TIME_WAIT answers
+	for _, way := range exact(t) {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			b := n.binder(t, way)
+			if v2(way) {
+				apply(t, b, bound("uid:65534", green))
+			} else {
+				apply(t, b)
+			}
+			near, far := n.start(t, n.Near, ""), n.start(t, n.Far, "")
+			for i, addr := range []string{n.Far4.String() + ":7003", "[" + n.Far6.String() + "]:7003"} {
+				far.do("listen %d %s", i, addr)
+				got := n.during(t, func() {
+					near.do("leave %s", addr)
+					far.do("serve %d 1 0", i) // only now it closes too: TIME_WAIT answers
+				})
+				const packets = 4 // SYN, ACK, FIN, and the last ACK
+				if diff := cmp.Diff(counts{rest: packets}, got); diff != "" {
+					t.Errorf("%s: packets a class (-want +got):\n%s", addr, diff)
+				}
+			}
 		})
-		const packets = 4 // SYN, ACK, FIN, and the last ACK
-		if diff := cmp.Diff(counts{rest: packets}, got); diff != "" {
-			t.Errorf("%s: packets a class (-want +got):\n%s", addr, diff)
-		}
 	}
 }
 
 // TestKernelFoundAgain: a second Binder goes on where the first stopped, from
 // what the hook holds alone, and clearing leaves nothing.
 func TestKernelFoundAgain(t *testing.T) {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range exact(t) {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
@@ -398,24 +280,28 @@ func stateOnly(s hierarchy.State) hierarchy.State {
 // TestKernelGone: the binding of a removed cgroup shows under its number and can
 // be taken away.
 func TestKernelGone(t *testing.T) {
-	require(t, hierarchy.WayBPF)
-	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
-	a := sub(t, p.dir, "a")
-	b := n.binder(t, hierarchy.WayBPF)
-	apply(t, b, bound(p.target(a), red))
-	remove(t, a)
-	got := read(t, b).Bound
-	if len(got) != 1 || !strings.HasPrefix(got[0].Target, "cgroup-id:") {
-		t.Fatalf("bindings after the cgroup went: %v, want one cgroup-id:N", got)
+	for _, way := range slices.DeleteFunc(exact(t), func(w hierarchy.Way) bool { return !v2(w) }) {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			p := newPlace(t, way)
+			a := sub(t, p.dir, "a")
+			b := n.binder(t, way)
+			apply(t, b, bound(p.target(a), red))
+			remove(t, a)
+			got := read(t, b).Bound
+			if len(got) != 1 || !strings.HasPrefix(got[0].Target, "cgroup-id:") {
+				t.Fatalf("bindings after the cgroup went: %v, want one cgroup-id:N", got)
+			}
+			sub(t, p.dir, "a")
+			if got := read(t, b).Bound; !strings.HasPrefix(got[0].Target, "cgroup-id:") {
+				t.Errorf("a new cgroup of the same name took the binding of the old one over: %v", got)
+			}
+			apply(t, b, bound(p.target(a), green))
+			x := n.start(t, n.Near, a)
+			only(t, n.during(t, func() { x.do("udp %s 10", n.Far4.String()+":9") }), green, 10)
+		})
 	}
-	sub(t, p.dir, "a")
-	if got := read(t, b).Bound; !strings.HasPrefix(got[0].Target, "cgroup-id:") {
-		t.Errorf("a new cgroup of the same name took the binding of the old one over: %v", got)
-	}
-	apply(t, b, bound(p.target(a), green))
-	x := n.start(t, n.Near, a)
-	only(t, n.during(t, func() { x.do("udp %s 10", n.Far4.String()+":9") }), green, 10)
 }
 
 // TestKernelUnderLoad: 0 packets in a wrong class or unshaped while bindings
@@ -431,6 +317,20 @@ func TestKernelUnderLoad(t *testing.T) {
 			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
 		}},
 		{"net_cls tags", hierarchy.WayNetCls, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
+			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
+		}},
+		{"sets of nf_tables", hierarchy.WayNft, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
+			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
+		}},
+		{"all of nf_tables", hierarchy.WayNft, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
+			hook := hierarchy.Hook{Way: hierarchy.WayNft, Version: 1}
+			bind := bound(target, []hierarchy.ClassID{red, green}[i%2])
+			steps := []hierarchy.Step{{Action: hierarchy.Change, Old: &hook, New: &hook}, {Action: hierarchy.Create, New: &bind}}
+			if _, err := b.Do(t.Context(), steps); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"net_cls tags with nf_tables", hierarchy.WayNetClsNft, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
 			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
 		}},
 		{"classifier", hierarchy.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
@@ -481,65 +381,89 @@ func TestKernelUnderLoad(t *testing.T) {
 }
 
 // TestKernelWayUnderLoad: no packet is in a wrong class, in the rest or unshaped
-// while the way changes to and fro.
+// while the way changes to and fro. None is lost either, but where clsact comes or
+// goes: then the kernel stops the device for a moment (qdisc_graft,
+// net/sched/sch_api.c, v6.12).
 func TestKernelWayUnderLoad(t *testing.T) {
-	const packets = 200_000
-	require(t, hierarchy.WayBPF)
-	require(t, hierarchy.WayNetCls)
-	n := newNetwork(t)
-	v1, v2 := newPlace(t, hierarchy.WayNetCls), newPlace(t, hierarchy.WayBPF)
-	to := []struct {
-		way   hierarchy.Way
-		bound hierarchy.Bound
+	const packets = 100_000
+	for _, tt := range []struct {
+		name  string
+		ways  []hierarchy.Way
+		stops bool
 	}{
-		{hierarchy.WayBPF, bound(v2.target(v2.dir), red)},
-		{hierarchy.WayNetCls, bound(v1.target(v1.dir), green)},
-	}
-	apply(t, n.binder(t, to[0].way), to[0].bound)
-	x := n.start(t, n.Near, v2.dir)
-	x.do("join %s", v1.dir)
-	changes := 0
-	got := n.during(t, func() {
-		x.begin("udp %s:9 %d", n.Far4, packets)
-		done := make(chan struct{})
-		go func() { x.end(); close(done) }()
-		for {
-			select {
-			case <-done:
-				return
-			default:
-				changes++
-				next := to[changes%2]
-				apply(t, n.binder(t, next.way), next.bound)
+		{"programs", []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls}, false},
+		{"rules", []hierarchy.Way{hierarchy.WayNft, hierarchy.WayNetClsNft}, false},
+		{"programs and rules", []hierarchy.Way{
+			hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayBPF, hierarchy.WayNetClsNft, hierarchy.WayNetCls, hierarchy.WayNft,
+		}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, w := range tt.ways {
+				require(t, w)
 			}
-		}
-	})
-	t.Logf("%d changes, packets a class: %v", changes, got)
-	if got[red]+got[green] != packets || len(got) != 2 {
-		t.Errorf("packets a class: %v, want %d in %v and %v together and no other", got, packets, red, green)
+			n := newNetwork(t)
+			tags, cgroups := newPlace(t, hierarchy.WayNetCls), newPlace(t, hierarchy.WayBPF)
+			change := func(i int) {
+				way := tt.ways[i%len(tt.ways)]
+				bind := bound(tags.target(tags.dir), green)
+				if v2(way) {
+					bind = bound(cgroups.target(cgroups.dir), red)
+				}
+				apply(t, n.binder(t, way), bind)
+			}
+			change(0)
+			x := n.start(t, n.Near, cgroups.dir)
+			x.do("join %s", tags.dir)
+			changes := 0
+			got := n.during(t, func() {
+				x.begin("udp %s:9 %d", n.Far4, packets)
+				done := make(chan struct{})
+				go func() { x.end(); close(done) }()
+				for {
+					select {
+					case <-done:
+						return
+					default:
+						changes++
+						change(changes)
+					}
+				}
+			})
+			t.Logf("%d changes, packets a class: %v", changes, got)
+			if sum := got[red] + got[green]; sum != packets && !(tt.stops && sum < packets) || len(got) != 2 {
+				t.Errorf("packets a class: %v, want %d in %v and %v together and no other", got, packets, red, green)
+			}
+			if changes < len(tt.ways) {
+				t.Errorf("only %d changes happened under load", changes)
+			}
+		})
 	}
 }
 
 // TestKernelOrder: bindings may also come before the classifier.
 func TestKernelOrder(t *testing.T) {
-	require(t, hierarchy.WayBPF)
-	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
-	a := sub(t, p.dir, "a")
-	b := n.binder(t, hierarchy.WayBPF)
-	bind := bound(p.target(a), red)
-	if _, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &bind}}); err != nil {
-		t.Fatal(err)
-	}
-	hook, err := b.Hook()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &hook}}); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]hierarchy.Bound{bind}, read(t, b).Bound); diff != "" {
-		t.Errorf("bindings (-want +got):\n%s", diff)
+	for _, way := range exact(t) {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			p := newPlace(t, way)
+			a := sub(t, p.dir, "a")
+			b := n.binder(t, way)
+			bind := bound(p.target(a), red)
+			if _, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &bind}}); err != nil {
+				t.Fatal(err)
+			}
+			hook, err := b.Hook()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &hook}}); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff([]hierarchy.Bound{bind}, read(t, b).Bound); diff != "" {
+				t.Errorf("bindings (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 

@@ -283,6 +283,17 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 			return "", err
 		}
 		return "", send(s, args[0], number(1), false)
+	case "segments": // TO N: one system call, N datagrams
+		s, err := open(args[0], unix.SOCK_DGRAM, 0, nil)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		const size, udpSegment = 100, 103 // UDP_SEGMENT, include/uapi/linux/udp.h
+		if err := unix.SetsockoptInt(s, unix.SOL_UDP, udpSegment, size); err != nil {
+			return "", err
+		}
+		return "", unix.Sendto(s, make([]byte, number(1)*size), 0, sockaddr(args[0]))
 	case "raw": // TO N [PRIORITY]
 		s, err := open(args[0], unix.SOCK_RAW, unix.IPPROTO_UDP, args[2:])
 		if err != nil {
@@ -358,6 +369,15 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 		}
 		_, err = unix.Read(s, make([]byte, 1))
 		return "", err
+	case "spill": // TO BYTES: connects, and closes while most is still to be sent
+		s, err := open(args[0], unix.SOCK_STREAM, 0, nil)
+		if err == nil {
+			err = errors.Join(unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_SNDBUF, number(1)), unix.Connect(s, sockaddr(args[0])))
+		}
+		if err == nil {
+			_, err = unix.Write(s, make([]byte, number(1)))
+		}
+		return "", errors.Join(err, unix.Close(s))
 	case "leave": // TO: connects and closes; the kernel does the rest
 		s, err := open(args[0], unix.SOCK_STREAM, 0, nil)
 		if err == nil {
@@ -453,9 +473,11 @@ func open(to string, typ, proto int, priority []string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
+	option := unix.SO_BROADCAST
 	if typ == unix.SOCK_STREAM {
-		err = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		option = unix.SO_REUSEADDR
 	}
+	err = unix.SetsockoptInt(s, unix.SOL_SOCKET, option, 1)
 	return s, errors.Join(err, prioritise(s, priority))
 }
 

@@ -24,6 +24,9 @@ type WayReport struct {
 	Way  hierarchy.Way
 	Err  error  // why it cannot be used; nil when it can
 	Text string // what it stands on here
+	// Weak is what it does not hold that bpf does, each a few words, a colon, and
+	// what happens.
+	Weak []string
 }
 
 // Probe tries what every way needs and changes nothing: programs are loaded and
@@ -64,7 +67,31 @@ func (r *Report) add(w hierarchy.Way, probe func() (string, error)) {
 	if err == nil && r.Way == hierarchy.WayNone {
 		r.Way = w
 	}
-	r.Ways = append(r.Ways, WayReport{Way: w, Err: err, Text: text})
+	r.Ways = append(r.Ways, WayReport{Way: w, Err: err, Text: text, Weak: weak(w)})
+}
+
+// weak is measured: TestKernelClasses looks for each of these, and for no other.
+func weak(w hierarchy.Way) (text []string) {
+	switch w {
+	case hierarchy.WayNft:
+		text = append(text,
+			"packet sockets: what they send goes to the rest",
+			"answers to connections: what a listener sends before it accepts (SYN-ACK) goes to the rest",
+			"closed connections of users: what is still sent for a bound user once the program has closed it goes to the rest",
+			"interfaces above: what comes through a VLAN, bridge, bond, macvlan or tunnel above the interface goes to the rest, or where root asks by SO_PRIORITY",
+		)
+	case hierarchy.WayNetClsNft:
+		text = append(text, "other network namespaces: what processes in them send goes to the rest")
+	case hierarchy.WayClsCgroup:
+		text = append(text, "SO_PRIORITY: root may ask for another class, or for the queue that is not shaped")
+	}
+	if tagged(w) {
+		text = append(text,
+			"users: cannot be bound, only cgroups",
+			"several interfaces: a process has one tag for all, so one interface only can be bound",
+		)
+	}
+	return text
 }
 
 func probeV2(w hierarchy.Way, try func(hierarchy.Way) error) (string, error) {

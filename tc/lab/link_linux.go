@@ -27,6 +27,7 @@ type Link struct {
 	Parent     string
 	Master     string
 	VLAN       uint16 // id, for kind "vlan"
+	NetNS      *NetNS // where it is to be, nil: where its parent is; not used for a veth pair
 	Down       bool   // leave it down; it is brought up otherwise
 
 	// Data writes what else a kind takes, its IFLA_INFO_DATA; nil: nothing. Not
@@ -81,6 +82,10 @@ func AddVeth(a *NetNS, la Link, b *NetNS, lb Link) error {
 // module of the kind if it has one; a kind that it lacks is an error that wraps
 // EOPNOTSUPP.
 func (n *NetNS) AddLink(l Link) error {
+	home := n
+	if l.NetNS != nil {
+		home = l.NetNS
+	}
 	err := n.create(l, 0, func(ae *netlink.AttributeEncoder) error {
 		if l.VLAN != 0 {
 			ae.Uint16(unix.IFLA_VLAN_ID, l.VLAN)
@@ -93,7 +98,7 @@ func (n *NetNS) AddLink(l Link) error {
 	if err != nil {
 		return err
 	}
-	_, err = n.configure(l)
+	_, err = home.configure(l)
 	return err
 }
 
@@ -163,6 +168,9 @@ func (n *NetNS) create(l Link, flags uint32, data func(*netlink.AttributeEncoder
 		}
 		if master != 0 {
 			ae.Uint32(unix.IFLA_MASTER, master)
+		}
+		if l.NetNS != nil {
+			ae.Uint32(unix.IFLA_NET_NS_FD, uint32(l.NetNS.FD()))
 		}
 		ae.Nested(unix.IFLA_LINKINFO, func(ae *netlink.AttributeEncoder) error {
 			ae.String(unix.IFLA_INFO_KIND, l.Kind)
