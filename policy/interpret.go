@@ -557,7 +557,11 @@ func (r *reader) param(n *node, name string, v any) {
 		text, ok = strconv.FormatBool(x), true
 	}
 	if !ok {
-		r.value(n, "qdisc."+name, fmt.Sprintf("%s is %s, but must be a single value", name, describe(v)), "")
+		hint := ""
+		if _, list := v.([]any); list {
+			hint = fmt.Sprintf("where a parameter has several numbers they stand in one string: %s = \"1 2 3\"", name)
+		}
+		r.value(n, "qdisc."+name, fmt.Sprintf("%s is %s, but must be a single value", name, describe(v)), hint)
 		n.bad = append(n.bad, name)
 	}
 	_, quoted := v.(string)
