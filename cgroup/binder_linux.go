@@ -203,7 +203,7 @@ func (b *Binder) alone(w hierarchy.Way) error {
 	}
 	others, err := b.cfg.Others()
 	if err == nil && len(others) > 0 {
-		err = fmt.Errorf("one process has one net_cls tag for all interfaces, and %s uses it already: bind with bpf, or shape one interface", others[0])
+		err = fmt.Errorf("one process has one net_cls tag for all interfaces, and %s uses it already: bind with bpf or nft, or shape one interface", others[0])
 	}
 	return err
 }

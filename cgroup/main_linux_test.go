@@ -25,7 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "limited": limited, "confined": confined, "run": run, "measure": measure, "hidden": hidden, "mounts": mounts})
+	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "limited": limited, "confined": confined, "run": run, "measure": measure, "hidden": hidden, "mounts": mounts, "unruly": unruly})
 }
 
 // Leaf classes of the tree that every test has.
@@ -44,8 +44,8 @@ type network struct {
 
 func newNetwork(t testing.TB) *network {
 	t.Helper()
-	n := &network{Pair: tctest.New(t, lab.PairConfig{TxQueueLen: 100_000})}
-	n.noReports(t)
+	n := &network{Pair: tctest.New(t, lab.PairConfig{TxQueueLen: 60_000})}
+	noReports(t, n.Near)
 	c, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
 	if err != nil {
 		t.Fatal(err)
@@ -54,6 +54,13 @@ func newNetwork(t testing.TB) *network {
 	if n.hook, err = c.Device(n.Dev); err != nil {
 		t.Fatal(err)
 	}
+	n.tree(t)
+	return n
+}
+
+// tree makes the HTB tree.
+func (n *network) tree(t testing.TB) {
+	t.Helper()
 	steps := []hierarchy.Step{{Action: hierarchy.Create, New: &hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}}}
 	parent := hierarchy.ID(0)
 	for _, class := range []hierarchy.ClassID{hierarchy.ID(hierarchy.RootMinor), rest, red, green, blue} {
@@ -66,14 +73,13 @@ func newNetwork(t testing.TB) *network {
 	if _, err := n.hook.Do(t.Context(), steps); err != nil {
 		t.Fatal(err)
 	}
-	return n
 }
 
-// noReports takes the route of multicast away, and so the kernel's reports of
-// IPv6 groups, which would be counted too.
-func (n *network) noReports(t testing.TB) {
+// noReports takes the route of multicast of a namespace's only interface, or newest,
+// away, and so the kernel's reports of IPv6 groups, which would be counted too.
+func noReports(t testing.TB, ns *lab.NetNS) {
 	t.Helper()
-	c, err := n.Near.Dial(unix.NETLINK_ROUTE, nil)
+	c, err := ns.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,11 +26,12 @@ type traffic struct {
 	send func(x *actor)
 	want hierarchy.ClassID // where all of it belongs
 	n    uint64            // packets; 0: more than a few
-	// weak are the words for what a way may not hold here, in its own report, and then
-	// is where the traffic of such a way goes, or some of it where n is 0.
-	weak []string
-	then hierarchy.ClassID
+	// weak says, for words that may be in the report of a way, where the traffic of
+	// such a way goes, or some of it where n is 0.
+	weak weakly
 }
+
+type weakly = map[string]hierarchy.ClassID
 
 // TestKernelClasses: whose class a packet gets, exactly, by every way. In the
 // hierarchy a is red, a/deep/blue is blue, free is not bound; user 65534 is green
@@ -95,9 +96,9 @@ func TestKernelClasses(t *testing.T) {
 						x.do("nobody")
 					}
 					want := tt.want
-					for _, name := range tt.weak {
+					for name, then := range tt.weak {
 						if _, ok := weak[name]; ok {
-							want, weak[name] = tt.then, true
+							want, weak[name] = then, true
 						}
 					}
 					got := n.during(t, func() { tt.send(x) })
@@ -140,12 +141,13 @@ func (n *network) traffic(t *testing.T, p place) []traffic {
 	far := n.start(t, n.Far, "")
 	to4, to6 := n.Far4.String()+":9", "["+n.Far6.String()+"]:9"
 	other, unshaped := green.String(), hierarchy.ID(0).String()
-	var (
-		priority = []string{"SO_PRIORITY"}
-		packet   = []string{"packet sockets"}
-		above    = []string{"interfaces above"}
-		listener = []string{"answers to connections"}
-		orphan   = []string{"closed connections of users"}
+	const (
+		priority = "SO_PRIORITY"
+		packet   = "packet sockets"
+		above    = "interfaces above"
+		others   = "other network namespaces"
+		listener = "answers to connections"
+		orphan   = "closed connections of users"
 	)
 	do := func(format string, args ...any) func(*actor) {
 		return func(x *actor) { x.do(format, args...) }
@@ -166,36 +168,37 @@ func (n *network) traffic(t *testing.T, p place) []traffic {
 		{name: "user", dir: free, user: true, send: do("udp %s 100", to4), want: green, n: 100},
 		{name: "user in a bound cgroup", dir: a, user: true, send: do("udp %s 100", to4), want: red, n: 100},
 
-		{name: "packet socket", dir: a, send: do(frame), want: red, n: 100, weak: packet, then: rest},
-		{name: "packet socket asks for another class", dir: a, send: do(frame + other), want: red, n: 100, weak: packet, then: rest},
-		{name: "packet socket asks for the unshaped queue", dir: a, send: do(frame + unshaped), want: red, n: 100, weak: packet, then: rest},
-		{name: "packet socket, not bound, asks for another class", dir: free, send: do(frame + other), want: rest, n: 100, weak: priority, then: green},
+		{name: "packet socket", dir: a, send: do(frame), want: red, n: 100, weak: weakly{packet: rest}},
+		{name: "packet socket asks for another class", dir: a, send: do(frame + other), want: red, n: 100, weak: weakly{packet: rest, priority: green}},
+		{name: "packet socket asks for the unshaped queue", dir: a, send: do(frame + unshaped), want: red, n: 100, weak: weakly{packet: rest, priority: 0}},
+		{name: "packet socket, not bound, asks for another class", dir: free, send: do(frame + other), want: rest, n: 100, weak: weakly{priority: green}},
 
-		{name: "root asks for another class", dir: a, send: do("udp %s 100 %s", to4, other), want: red, n: 100, weak: priority, then: green},
-		{name: "root asks for another class, connected, over IPv6", dir: a, send: do("connected %s 100 %s", to6, other), want: red, n: 100, weak: priority, then: green},
-		{name: "root asks for the unshaped queue", dir: a, send: do("udp %s 100 %s", to4, unshaped), want: red, n: 100, weak: priority, then: 0},
-		{name: "raw asks for the unshaped queue", dir: a, send: do("raw %s 100 %s", to4, unshaped), want: red, n: 100, weak: priority, then: 0},
-		{name: "not bound asks for another class", dir: free, send: do("udp %s 100 %s", to4, other), want: rest, n: 100, weak: priority, then: green},
+		{name: "root asks for another class", dir: a, send: do("udp %s 100 %s", to4, other), want: red, n: 100, weak: weakly{priority: green}},
+		{name: "root asks for another class, connected, over IPv6", dir: a, send: do("connected %s 100 %s", to6, other), want: red, n: 100, weak: weakly{priority: green}},
+		{name: "root asks for the unshaped queue", dir: a, send: do("udp %s 100 %s", to4, unshaped), want: red, n: 100, weak: weakly{priority: 0}},
+		{name: "raw asks for the unshaped queue", dir: a, send: do("raw %s 100 %s", to4, unshaped), want: red, n: 100, weak: weakly{priority: 0}},
+		{name: "not bound asks for another class", dir: free, send: do("udp %s 100 %s", to4, other), want: rest, n: 100, weak: weakly{priority: green}},
 	}
 	if tctest.HasLink(t, "macvlan") {
 		another := tctest.NetNS(t)
 		for i, ns := range []*lab.NetNS{n.Near, another} {
 			addr := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(1 + i)}), 24)
-			l := lab.Link{Name: "above", Kind: "macvlan", Parent: n.Dev, Addrs: []netip.Prefix{addr}}
+			l := lab.Link{Name: fmt.Sprint("above", i), Kind: "macvlan", Parent: n.Dev, Addrs: []netip.Prefix{addr}}
 			if i > 0 {
 				l.NetNS = ns
 			}
 			if err := n.Near.AddLink(l); err != nil {
 				t.Fatal(err)
 			}
+			noReports(t, ns)
 		}
 		to := "198.51.100.255:9"
 		all = append(all,
-			traffic{name: "through an interface above", dir: a, send: do("udp %s 100", to), want: red, n: 100, weak: above, then: rest},
-			traffic{name: "through an interface above, asks for another class", dir: a, send: do("udp %s 100 %s", to, other), want: red, n: 100, weak: []string{"interfaces above", "SO_PRIORITY"}, then: green},
-			traffic{name: "through an interface above, asks for the unshaped queue", dir: free, send: do("udp %s 100 %s", to, unshaped), want: rest, n: 100, weak: priority, then: 0},
-			traffic{name: "from another namespace", dir: a, ns: another, send: do("udp %s 100", to), want: red, n: 100, weak: []string{"interfaces above", "other network namespaces"}, then: rest},
-			traffic{name: "from another namespace, asks for the unshaped queue", dir: free, ns: another, send: do("udp %s 100 %s", to, unshaped), want: rest, n: 100, weak: priority, then: 0},
+			traffic{name: "through an interface above", dir: a, send: do("udp %s 100", to), want: red, n: 100, weak: weakly{above: rest}},
+			traffic{name: "through an interface above, asks for another class", dir: a, send: do("udp %s 100 %s", to, other), want: red, n: 100, weak: weakly{above: green, priority: green}},
+			traffic{name: "through an interface above, asks for the unshaped queue", dir: free, send: do("udp %s 100 %s", to, unshaped), want: rest, n: 100, weak: weakly{priority: 0}},
+			traffic{name: "from another namespace", dir: a, ns: another, send: do("udp %s 100", to), want: red, n: 100, weak: weakly{above: rest, others: rest}},
+			traffic{name: "from another namespace, asks for the unshaped queue", dir: free, ns: another, send: do("udp %s 100 %s", to, unshaped), want: rest, n: 100, weak: weakly{priority: 0}},
 		)
 	}
 	for i, ip := range []string{"IPv4", "IPv6"} {
@@ -213,17 +216,17 @@ func (n *network) traffic(t *testing.T, p place) []traffic {
 				far.end()
 			}},
 			traffic{name: "tcp connection that is closed over " + ip, dir: a, want: red, send: func(x *actor) {
-				x.do("spill %s 500000", at(7003))
+				x.do("spill %s 150000", at(7003))
 				far.do("serve closed%d 1 0", i)
 			}},
-			traffic{name: "tcp connection of a user that is closed over " + ip, dir: free, user: true, want: green, weak: orphan, then: rest, send: func(x *actor) {
-				x.do("spill %s 500000", at(7004))
+			traffic{name: "tcp connection of a user that is closed over " + ip, dir: free, user: true, want: green, weak: weakly{orphan: rest}, send: func(x *actor) {
+				x.do("spill %s 150000", at(7004))
 				far.do("serve closer%d 1 0", i)
 			}},
 			traffic{name: "resets over " + ip, dir: a, want: red, n: 3, send: func(x *actor) {
 				x.do("dial %s 1", at(7001)) // SYN, ACK, RST
 			}},
-			traffic{name: "tcp listener over " + ip, dir: a, want: red, n: 100, weak: listener, then: rest, send: func(x *actor) {
+			traffic{name: "tcp listener over " + ip, dir: a, want: red, n: 100, weak: weakly{listener: rest}, send: func(x *actor) {
 				x.do("listen s %s", here)
 				far.do("dial %s 100", here)
 			}},

@@ -14,8 +14,8 @@
 // branch, and so on down. The order of the file is the order of the trees and of
 // the branches in them.
 //
-// At the top stand version, which must be 1, and binding, which is "auto", "bpf"
-// or "net_cls". An interface has rate, ceil, burst, cburst, overhead, mpu,
+// At the top stand version, which must be 1, and binding, which is "auto", "bpf",
+// "nft" or "net_cls". An interface has rate, ceil, burst, cburst, overhead, mpu,
 // linklayer, mtu and replace; a branch has rate, ceil, prio, burst, cburst,
 // quantum, qdisc and bind. No branch can have the name of a key. Keys are
 // case-sensitive. Bandwidths, percentages and sizes are strings with a unit, as

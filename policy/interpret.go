@@ -441,13 +441,14 @@ func (r *reader) fileKey(n *node, name string, v any) {
 	switch name {
 	case "version": // read already
 	case "binding":
+		bindings := []string{"auto", "bpf", "nft", "net_cls"}
 		s, ok := v.(string)
-		if !ok || s != "auto" && s != "bpf" && s != "net_cls" {
+		if !ok || !slices.Contains(bindings, s) {
 			hint := `leave it out, or write "auto", to take the best way that the machine offers`
-			if near := hierarchy.Nearest(s, []string{"auto", "bpf", "net_cls"}); near != "" {
+			if near := hierarchy.Nearest(s, bindings); near != "" {
 				hint = fmt.Sprintf("did you mean %q?", near)
 			}
-			r.value(n, name, fmt.Sprintf("binding is %s, but must be \"auto\", \"bpf\" or \"net_cls\"", quote(v)), hint)
+			r.value(n, name, fmt.Sprintf("binding is %s, but must be \"auto\", \"bpf\", \"nft\" or \"net_cls\"", quote(v)), hint)
 			return
 		}
 		r.policy.Binding = s

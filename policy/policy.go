@@ -19,7 +19,7 @@ const maxInput = 64 << 20
 
 // Policy is what a policy file asks for.
 type Policy struct {
-	// Binding is how processes are tied to branches: "auto", "bpf" or
+	// Binding is how processes are tied to branches: "auto", "bpf", "nft" or
 	// "net_cls".
 	Binding string
 	// Trees are the interfaces in the order of the file, at least one.

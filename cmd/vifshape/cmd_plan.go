@@ -9,7 +9,7 @@ import (
 	"github.com/vifshape/vifshape/tc"
 )
 
-const bindingHelp = "how processes are bound: `auto`, bpf or net_cls (default: the policy's word, else auto)"
+const bindingHelp = "how processes are bound: `auto`, bpf, nft or net_cls (default: the policy's word, else auto)"
 
 type planOptions struct {
 	binding          string
@@ -143,8 +143,8 @@ func (m *machine) remarks(x *target) {
 
 func checkBinding(s string) error {
 	switch s {
-	case "", "auto", "bpf", "net_cls":
+	case "", "auto", "bpf", "nft", "net_cls":
 		return nil
 	}
-	return usagef("binding %q is not one of auto, bpf, net_cls", s)
+	return usagef("binding %q is not one of auto, bpf, nft, net_cls", s)
 }

@@ -117,16 +117,21 @@ func (m *machine) tagged(iface string, index uint32) ([]string, error) {
 	return slices.DeleteFunc(all, func(n string) bool { return n == iface }), nil
 }
 
-func tags(w hierarchy.Way) bool { return w == hierarchy.WayNetCls || w == hierarchy.WayClsCgroup }
+func tags(w hierarchy.Way) bool {
+	return w == hierarchy.WayNetCls || w == hierarchy.WayNetClsNft || w == hierarchy.WayClsCgroup
+}
 
 // ways are those that a binding stands for, nil for auto and for none: all. With
-// net_cls the kernel's own classifier reads the tags where BPF is not to be had.
+// net_cls the tags are read by BPF, else by nf_tables, else by the kernel's own
+// classifier.
 func ways(binding string) []hierarchy.Way {
 	switch binding {
 	case "bpf":
 		return []hierarchy.Way{hierarchy.WayBPF}
+	case "nft":
+		return []hierarchy.Way{hierarchy.WayNft}
 	case "net_cls":
-		return []hierarchy.Way{hierarchy.WayNetCls, hierarchy.WayClsCgroup}
+		return []hierarchy.Way{hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
 	}
 	return nil
 }

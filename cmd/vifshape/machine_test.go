@@ -13,7 +13,8 @@ func TestWays(t *testing.T) {
 		"":        nil,
 		"auto":    nil,
 		"bpf":     {hierarchy.WayBPF},
-		"net_cls": {hierarchy.WayNetCls, hierarchy.WayClsCgroup},
+		"nft":     {hierarchy.WayNft},
+		"net_cls": {hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup},
 	} {
 		if got := ways(binding); !slices.Equal(got, want) {
 			t.Errorf("ways(%q) = %v, want %v", binding, got, want)
