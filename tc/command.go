@@ -13,8 +13,9 @@ import (
 // [Device.Do] does for a step, with the same flags and numbers. A step on the
 // classifier or a binding, which tc cannot do, is a comment.
 //
-// What tc makes of them differs in bursts alone: it counts them in whole
-// microseconds.
+// What tc makes of them differs in bursts, which it counts in whole microseconds,
+// and in the mark that we leave in netem's jitter to know its distribution again.
+// In a change it cannot take cake's mpu, memlimit and fwmark back.
 func Commands(device string, s hierarchy.Step) []string {
 	one := func(format string, args ...any) []string { return []string{fmt.Sprintf(format, args...)} }
 	switch i := s.Item().(type) {

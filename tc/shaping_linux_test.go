@@ -52,6 +52,15 @@ func TestVirtualShaping(t *testing.T) {
 			}
 		}
 	})
+	// Two tables of 8 KiB each in every message of a batch.
+	t.Run("many tables", func(t *testing.T) {
+		b, _ := veth(t)
+		var leaves []*hierarchy.BranchSpec
+		for i := range 250 {
+			leaves = append(leaves, leaf(fmt.Sprint("b", i), hierarchy.Mbit, "netem", `delay="1ms"`, `jitter="1ms"`, `distribution="pareto"`, `slot_distribution="normal"`, `slot_jitter="1ms"`))
+		}
+		b.apply(b.tree(hierarchy.Gbit, leaves...))
+	})
 	const port = 9
 	to := func(p *lab.Pair) netip.AddrPort { return netip.AddrPortFrom(p.Far4, port) }
 	latency := func(t *testing.T, params ...string) lab.Latency {
