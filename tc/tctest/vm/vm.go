@@ -186,7 +186,7 @@ func (c *Config) pack(ctx context.Context, k files, to, mark string) error {
 	w.device("dev/console", 5, 1)
 	w.symlink("var/run", "/run")
 	w.symlink("sbin/modprobe", "/init")
-	w.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"))
+	w.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"))
 	w.file("etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
 	w.file("etc/hosts", 0o644, []byte("127.0.0.1 localhost\n"))
 
@@ -299,9 +299,15 @@ func (m *machine) start(ctx context.Context) (output *os.File, wait func() error
 	}
 	cmd.Stderr = console
 	// A group of its own, to kill it whole: user-mode Linux is many
-	// processes. They also end with the thread that started them, so that
-	// nothing survives a test that is killed.
+	// processes. The first also ends with the thread that started it, so that
+	// a test that is killed leaves none; the others end with a process
+	// namespace, for which it takes root. Its first process is a shell:
+	// one that panics cannot abort if it is itself the first.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	if m.Kernel.uml && os.Geteuid() == 0 {
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID
+		cmd.Path, cmd.Args = "/bin/sh", append([]string{"sh", "-c", `"$@"; exit $?`, "sh", m.kernel.image}, cmd.Args[1:]...)
+	}
 	kill := func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.Cancel = kill
 	started, ended := make(chan error), make(chan error, 1)

@@ -1,20 +1,24 @@
 package vm_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
@@ -31,6 +35,24 @@ func TestMain(m *testing.M) {
 			fmt.Println("hanging")
 			time.Sleep(time.Hour)
 			return nil
+		},
+		"panic": func([]string) error { return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) },
+		"eat": func([]string) error {
+			for kept := [][]byte{}; ; kept = append(kept, bytes.Repeat([]byte("x"), 1<<20)) {
+				if len(kept) == 1<<20 {
+					return errors.New("a TiB is not enough")
+				}
+			}
+		},
+		"boot": func([]string) error {
+			self, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			status, err := vm.Boot(context.Background(), vm.Config{
+				Kernel: vm.UML(), Program: self, Env: []string{tctest.Program("hang")}, Output: os.Stdout,
+			})
+			return errors.Join(err, fmt.Errorf("it ended with status %d", status))
 		},
 	})
 }
@@ -62,12 +84,6 @@ func look(args []string) report {
 	r.PID1 = strings.TrimSpace(string(b))
 	r.Writable = os.WriteFile("/tmp/x", nil, 0o600) == nil
 	return r
-}
-
-// require skips the test unless a kernel is there that takes long to get.
-func require(t *testing.T, k vm.Kernel) {
-	t.Helper()
-	tctest.Require(t, k.Ready(), fmt.Sprintf("kernel %v: go run ./tc/tctest/vm/vmrun -kernel %v", k, k))
 }
 
 // config is a machine that runs a program of this test binary.
@@ -137,10 +153,10 @@ func TestVMStops(t *testing.T) {
 	c := config(t, "hang")
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
-	c.Timeout = 4 * time.Second
+	c.Timeout = 10 * time.Second
 	var out bytes.Buffer
 	c.Output = &out
-	if _, err := boot(t, c); err == nil || !strings.Contains(err.Error(), "the machine was stopped after 4s") {
+	if _, err := boot(t, c); err == nil || !strings.Contains(err.Error(), "the machine was stopped after 10s") {
 		t.Errorf("after the timeout: %v", err)
 	}
 	if out.String() != "hanging\n" {
@@ -157,9 +173,121 @@ func TestVMStops(t *testing.T) {
 	}
 }
 
+// A machine that dies says what of, in the kernel's own words.
+func TestVMDies(t *testing.T) {
+	for program, words := range map[string][]string{
+		"panic": {"its kernel panicked", "Kernel panic - not syncing: sysrq triggered crash"},
+		"eat":   {"its 128 MiB of memory were not enough", "Out of memory: Killed process"},
+	} {
+		t.Run(program, func(t *testing.T) {
+			c := config(t, program)
+			c.Memory = 128
+			_, err := boot(t, c)
+			for _, w := range words {
+				if err == nil || !strings.Contains(err.Error(), w) {
+					t.Errorf("not %q: %v", w, err)
+				}
+			}
+		})
+	}
+}
+
+// A host without room for the machine says so, and nothing is left.
+func TestVMNoRoom(t *testing.T) {
+	tctest.RequireRoot(t)
+	base := config(t, "exit")
+	for size, words := range map[string]string{
+		"1m":   "no space left on device",
+		"200m": "and the machine's memory takes 1048576: set TMPDIR to a larger place",
+	} {
+		t.Run(size, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := unix.Unmount(dir, 0); err != nil {
+					t.Error(err)
+				}
+			}()
+			t.Setenv("TMPDIR", dir)
+			t.Setenv("GOTMPDIR", "/tmp")
+			c := base
+			c.Memory = 1 << 20 // more than /dev/shm has
+			if _, err := boot(t, c); err == nil || !strings.Contains(err.Error(), words) {
+				t.Errorf("not %q: %v", words, err)
+			}
+			if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// A machine goes with the process that booted it, however that ends.
+func TestVMKilled(t *testing.T) {
+	tctest.RequireRoot(t)
+	c := config(t, "")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.Program)
+	cmd.Env = append(os.Environ(), tctest.Program("boot"), "TMPDIR="+t.TempDir())
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if line != "hanging\n" {
+		t.Errorf("it said %q, %v", line, err)
+	}
+	groups := children(t, cmd.Process.Pid)
+	if len(groups) != 1 {
+		t.Errorf("%d machines", len(groups))
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("it was not killed")
+	}
+	for _, g := range groups { // a machine is a process group
+		for deadline := time.Now().Add(10 * time.Second); unix.Kill(-g, 0) == nil; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("process group %d is still there", g)
+			}
+		}
+	}
+}
+
+// children are the processes that a process started.
+func children(t *testing.T, parent int) (pids []int) {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range stats {
+		b, err := os.ReadFile(s)
+		if err != nil {
+			continue // gone since
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(s)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// pid (name) state ppid ...
+		if f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])); f[1] == strconv.Itoa(parent) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // An hour of virtual time is soon over.
 func TestVMVirtualTime(t *testing.T) {
-	require(t, vm.VirtualTime())
 	c := config(t, "hang")
 	c.Kernel, c.Timeout = vm.VirtualTime(), time.Minute
 	if status, err := boot(t, c); status != 0 || err != nil {
@@ -167,11 +295,12 @@ func TestVMVirtualTime(t *testing.T) {
 	}
 }
 
-func TestVMDebian(t *testing.T) {
-	k := vm.Debian("linux-image-cloud-amd64")
-	require(t, k)
-	tctest.RequireProgram(t, "qemu-system-x86_64")
-	vm.Run(t, k, vm.V2, "", "-test.run=^TestKernelKinds$")
+// TestVM: guests of every kernel load what is asked for.
+func TestVM(t *testing.T) {
+	vm.Matrix(t,
+		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64")},
+		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64"), Cgroup: vm.Hybrid},
+	)
 }
 
 func TestVMRefuses(t *testing.T) {
