@@ -1,6 +1,7 @@
 package cgroup_test
 
 import (
+	"maps"
 	"testing"
 
 	"github.com/vifshape/vifshape/tc/tctest/vm"
@@ -10,13 +11,16 @@ import (
 // net_cls, with each layout of cgroups, and on 6.12.
 func TestVM(t *testing.T) {
 	const noNFT, noTCX, noV2 = "nf_tables", "TCX (Linux 6.6)", "a mounted cgroup v2 hierarchy"
+	onV1 := map[string]string{"^TestKernelNotMounted$": "it is for a machine with cgroup v1 alone"}
+	onUML := map[string]string{"^TestKernelConfined$": "without BTF, the kernel refuses with other words"}
+	maps.Copy(onUML, onV1)
 	vm.Matrix(t,
-		vm.Guest{Kernel: vm.UML(), Lacks: []string{noNFT, noTCX}},
-		vm.Guest{Kernel: vm.UML(), Cgroup: vm.Hybrid, Lacks: []string{noNFT, noTCX}},
+		vm.Guest{Kernel: vm.UML(), Lacks: []string{noNFT, noTCX}, Not: onUML},
+		vm.Guest{Kernel: vm.UML(), Cgroup: vm.Hybrid, Lacks: []string{noNFT, noTCX}, Not: onUML},
 		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Lacks: []string{noNFT, noTCX, noV2}, Not: map[string]string{
 			"^TestKernelUnprivileged$": "the words it holds are those of a machine with cgroup v2",
 		}},
-		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Lacks: []string{noTCX}},
-		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64"), Cgroup: vm.Hybrid},
+		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Lacks: []string{noTCX}, Not: onV1},
+		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64"), Cgroup: vm.Hybrid, Not: onV1},
 	)
 }

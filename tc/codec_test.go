@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 // words is a message body as 32-bit words, eight to a line, for comparing.
@@ -33,9 +34,7 @@ func words(b []byte) string {
 
 func golden(t *testing.T, m netlink.Message, flags netlink.HeaderFlags, want string) {
 	t.Helper()
-	if cpu.IsBigEndian {
-		t.Skip("the messages to compare with are those of a little-endian machine")
-	}
+	tctest.Require(t, !cpu.IsBigEndian, "a little-endian machine, of which the messages to compare with are")
 	if m.Header.Flags != flags|netlink.Request {
 		t.Errorf("flags %v, want %v", m.Header.Flags, flags|netlink.Request)
 	}

@@ -24,8 +24,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vifshape/vifshape/cgroup"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
@@ -42,7 +41,7 @@ func main() {
 // run says whether tests ran and none failed. The file may be missing.
 func run(in io.Reader, out io.Writer, file string) (bool, error) {
 	w := bufio.NewWriter(out)
-	r := newReport()
+	r := report{machines: map[machine]*result{}, reasons: map[string]string{}}
 	host := relay{w: w, output: map[string][]string{}}
 	err := read(in, func(e vm.Event) {
 		host.show(e)
@@ -129,36 +128,16 @@ type result struct {
 }
 
 type report struct {
-	ways, kinds []string // that tests may be named after
 	machines    map[machine]*result
 	reasons     map[string]string // last words, by machine and test
 	tests       int
 }
 
-func newReport() *report {
-	r := &report{machines: map[machine]*result{}, reasons: map[string]string{}}
-	for _, way := range cgroup.Probe().Ways {
-		r.ways = append(r.ways, string(way.Way))
-	}
-	for _, kind := range tc.Kinds() {
-		r.kinds = append(r.kinds, kind.Name)
-	}
-	return r
-}
+// kindsTest sends packets through every leaf kind, each in a subtest of its name.
+const kindsTest = "TestKernelKindTraffic"
 
-// kind is the leaf kind that a test is about: those of TestKernelKind have
-// subtests whose names start with it.
-func (r *report) kind(test []string) (kind string) {
-	if len(test) < 2 || !strings.HasPrefix(test[0], "TestKernelKind") {
-		return ""
-	}
-	for _, k := range r.kinds { // fq_codel is not fq
-		if (test[1] == k || strings.HasPrefix(test[1], k+"_")) && len(k) > len(kind) {
-			kind = k
-		}
-	}
-	return kind
-}
+// ways are those that tests name subtests after.
+var ways = []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup}
 
 func (r *report) add(e vm.Event) {
 	if e.Test == "" {
@@ -181,13 +160,13 @@ func (r *report) add(e vm.Event) {
 		r.tests++
 		s.passed[pkg]++
 		test := strings.Split(e.Test, "/")
-		for _, way := range r.ways {
-			if slices.Contains(test[1:], way) {
-				s.ways[way]++
+		for _, way := range ways {
+			if slices.Contains(test[1:], string(way)) {
+				s.ways[string(way)]++
 			}
 		}
-		if kind := r.kind(test); kind != "" {
-			s.kinds[kind]++
+		if len(test) == 2 && test[0] == kindsTest {
+			s.kinds[test[1]]++
 		}
 	case vm.Fail:
 		r.tests++
@@ -221,8 +200,8 @@ func (r *report) print(w *bufio.Writer) {
 			kernel, cgroup = "this machine's", "its own"
 		}
 		count := list(s.passed)
-		for _, f := range slices.Sorted(maps.Keys(s.failed)) {
-			count += fmt.Sprintf(", **%s: %d failed**", f, s.failed[f])
+		if len(s.failed) > 0 {
+			count = strings.TrimPrefix(count+", **failed: "+list(s.failed)+"**", ", ")
 		}
 		var not []string
 		for _, reason := range slices.Sorted(maps.Keys(s.not)) {

@@ -29,9 +29,9 @@ func TestRun(t *testing.T) {
 		{
 			name: "host and guest",
 			in:   host,
-			guests: `{"Action":"pass","Package":"m/tc","Test":"TestKernelKindContract/fq_codel_limit=5","Kernel":"uml 6.1","Cgroup":"v2"}
-{"Action":"pass","Package":"m/tc","Test":"TestKernelKindContract/fq","Kernel":"uml 6.1","Cgroup":"v2"}
-{"Action":"pass","Package":"m/tc","Test":"TestKernelKindContract","Kernel":"uml 6.1","Cgroup":"v2"}
+			guests: `{"Action":"pass","Package":"m/tc","Test":"TestKernelKindTraffic/fq_codel","Kernel":"uml 6.1","Cgroup":"v2"}
+{"Action":"pass","Package":"m/tc","Test":"TestKernelKindTraffic/fq","Kernel":"uml 6.1","Cgroup":"v2"}
+{"Action":"pass","Package":"m/tc","Test":"TestKernelKindTraffic","Kernel":"uml 6.1","Cgroup":"v2"}
 {"Action":"left out","Test":"^TestKernelDemo$","Output":"too slow","Kernel":"uml 6.1","Cgroup":"v2"}
 `,
 			want: "ok  \tm/cgroup\t1.0s\n" + header +
@@ -48,7 +48,7 @@ func TestRun(t *testing.T) {
 {"Action":"fail","Package":"m/tc"}
 `,
 			want: "    a_test.go:1: bad\n--- FAIL: TestA (0.00s)\nFAIL\tm/tc\t1.0s\n" + header +
-				"| this machine's | its own | , **tc: 2 failed** |  |  |  |\n",
+				"| this machine's | its own | **failed: tc 2** |  |  |  |\n",
 			fails: true,
 		},
 		{
