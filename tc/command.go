@@ -53,17 +53,21 @@ func Commands(device string, s hierarchy.Step) []string {
 	case *hierarchy.Leaf:
 		remove := fmt.Sprintf("tc qdisc delete dev %s parent %v%s", device, i.Class, comment(i.Path))
 		old, _ := s.Old.(*hierarchy.Leaf)
+		change := fmt.Sprintf("tc qdisc change dev %s parent %v %s%s", device, i.Class, arguments(i.Qdisc), comment(i.Path))
+		var lines []string
 		switch {
 		case s.Action == hierarchy.Delete:
 			return []string{remove}
 		case s.Action == hierarchy.Change && old != nil && InPlace(old.Qdisc, i.Qdisc):
-			return one("tc qdisc change dev %s parent %v %s%s", device, i.Class, arguments(i.Qdisc), comment(i.Path))
+			return []string{change}
+		case s.Action == hierarchy.Change:
+			lines = append(lines, remove)
 		}
-		made := fmt.Sprintf("tc qdisc replace dev %s parent %v handle %x: %s%s", device, i.Class, i.Class.Minor(), arguments(i.Qdisc), comment(i.Path))
-		if s.Action == hierarchy.Change {
-			return []string{remove, made}
+		lines = append(lines, fmt.Sprintf("tc qdisc replace dev %s parent %v handle %x: %s%s", device, i.Class, i.Class.Minor(), arguments(i.Qdisc), comment(i.Path)))
+		if twice(i.Qdisc) {
+			lines = append(lines, change)
 		}
-		return []string{made}
+		return lines
 	}
 	return []string{"# " + s.String()}
 }

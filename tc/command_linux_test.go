@@ -13,6 +13,14 @@ func TestCommands(t *testing.T) {
 	leaf := func(kind string, limit uint64) *hierarchy.Leaf {
 		return &hierarchy.Leaf{Class: hierarchy.ID(0x10), Path: "eth0/web", Qdisc: hierarchy.Qdisc{Kind: kind, Params: []hierarchy.Setting{{Name: "limit", Value: limit}}}}
 	}
+	of := func(kind string, params ...any) *hierarchy.Leaf {
+		l := leaf(kind, 0)
+		l.Qdisc.Params = nil
+		for i := 0; i < len(params); i += 2 {
+			l.Qdisc.Params = append(l.Qdisc.Params, hierarchy.Setting{Name: params[i].(string), Value: uint64(params[i+1].(int))})
+		}
+		return l
+	}
 	root := &hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}
 	top := &hierarchy.Class{ID: hierarchy.ID(1), Parent: hierarchy.ID(0), Path: "eth0", Rate: hierarchy.Mbit, Ceil: hierarchy.Mbit, Burst: 1600, CBurst: 1600,
 		Link: hierarchy.LinkLayer{Overhead: 44, MPU: 64, ATM: true}}
@@ -32,6 +40,10 @@ func TestCommands(t *testing.T) {
 		{"leaf in place", hierarchy.Step{Action: hierarchy.Change, Old: leaf("pfifo", 5), New: leaf("pfifo", 6)}, []string{"tc qdisc change dev eth0 parent 71f:10 pfifo limit 6 # eth0/web"}},
 		{"leaf of another kind", hierarchy.Step{Action: hierarchy.Change, Old: leaf("pfifo", 5), New: leaf("bfifo", 6000)}, []string{
 			"tc qdisc delete dev eth0 parent 71f:10 # eth0/web", "tc qdisc replace dev eth0 parent 71f:10 handle 10: bfifo limit 6000 # eth0/web"}},
+		{"leaf that is told twice", hierarchy.Step{Action: hierarchy.Create, New: of("hhf", "limit", 50, "hh_limit", 9)}, []string{
+			"tc qdisc replace dev eth0 parent 71f:10 handle 10: hhf limit 50 hh_limit 9 # eth0/web", "tc qdisc change dev eth0 parent 71f:10 hhf limit 50 hh_limit 9 # eth0/web"}},
+		{"leaf of the RED family", hierarchy.Step{Action: hierarchy.Create, New: of("red", "limit", 400000, "min", 30000, "max", 90000, "ewma", 5, "scell_log", 15, "probability", 85899346, "ecn", 1, "harddrop", 0)}, []string{
+			"tc qdisc replace dev eth0 parent 71f:10 handle 10: red limit 400000 min 30000 max 90000 avpkt 1000 burst 50 bandwidth 9702848bit probability 0.02000000001862645 ecn # eth0/web"}},
 		{"no leaf", hierarchy.Step{Action: hierarchy.Delete, Old: leaf("pfifo", 5)}, []string{"tc qdisc delete dev eth0 parent 71f:10 # eth0/web"}},
 		{"classifier", hierarchy.Step{Action: hierarchy.Create, New: &hierarchy.Hook{Way: hierarchy.WayBPF}}, []string{"# create classifier bpf"}},
 	} {

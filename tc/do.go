@@ -129,12 +129,18 @@ func (d *Device) encode(s hierarchy.Step) ([]netlink.Message, error) {
 		return []netlink.Message{m}, err
 	case *hierarchy.Leaf:
 		old, ok := s.Old.(*hierarchy.Leaf)
-		if s.Action == hierarchy.Change && ok && !InPlace(old.Qdisc, item.Qdisc) {
-			m, err := encodeLeaf(d.Index, item, true)
-			return []netlink.Message{encodeLeafDelete(d.Index, item.Class), m}, err
+		anew := s.Action == hierarchy.Change && ok && !InPlace(old.Qdisc, item.Qdisc)
+		fresh := anew || s.Action == hierarchy.Create
+		m, err := encodeLeaf(d.Index, item, fresh)
+		msgs := []netlink.Message{m}
+		if anew {
+			msgs = []netlink.Message{encodeLeafDelete(d.Index, item.Class), m}
 		}
-		m, err := encodeLeaf(d.Index, item, s.Action == hierarchy.Create)
-		return []netlink.Message{m}, err
+		if err == nil && fresh && twice(item.Qdisc) {
+			m, err = encodeLeaf(d.Index, item, false)
+			msgs = append(msgs, m)
+		}
+		return msgs, err
 	}
 	return nil, fmt.Errorf("no step for package tc")
 }
@@ -144,6 +150,12 @@ func (d *Device) encode(s hierarchy.Step) ([]netlink.Message, error) {
 func InPlace(old, want hierarchy.Qdisc) bool {
 	k := kindNamed(want.Kind)
 	return old.Kind == want.Kind && k != nil && (k.inPlace == nil || k.inPlace(old, want))
+}
+
+// twice says whether a leaf qdisc that was made has to be told its parameters again.
+func twice(q hierarchy.Qdisc) bool {
+	k := kindNamed(q.Kind)
+	return k != nil && k.twice != nil && k.twice(q)
 }
 
 // stepError says which step failed, nil where err is nil.

@@ -28,6 +28,9 @@ type discipline struct {
 	decode func(opts []byte) ([]hierarchy.Setting, error)
 	// inPlace says whether the kernel can turn one into the other. Nil: always.
 	inPlace func(old, want hierarchy.Qdisc) bool
+	// twice says that the kernel keeps something of q only when it is told once
+	// more, by a change. Nil: never.
+	twice func(q hierarchy.Qdisc) bool
 	// words are a setting of q as tc takes it, where that differs from what
 	// arguments makes of its type; nil where it does not, empty where another
 	// setting's words have it. Nil: no setting differs.

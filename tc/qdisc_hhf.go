@@ -21,6 +21,9 @@ const (
 	hhfNonHHWeight
 )
 
+// hhfFlowsMost is how many big flows hhf remembers at most, and unless told.
+const hhfFlowsMost = 2048
+
 var hhfNumbers = []number{
 	{name: "limit", attr: hhfLimit},
 	{name: "quantum", attr: hhfQuantum},
@@ -40,7 +43,7 @@ var hhf = discipline{
 				Help: "packets that may wait in both together"},
 			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
 				Help: "bytes that the queue of the big flows may send in its turn"},
-			{Name: "hh_limit", Type: hierarchy.Count, Min: 1, Max: 2048,
+			{Name: "hh_limit", Type: hierarchy.Count, Min: 1, Max: hhfFlowsMost,
 				Help: "big flows that are remembered"},
 			{Name: "reset_timeout", Type: hierarchy.Duration, Min: uint64(time.Millisecond), Max: uint64(time.Hour),
 				Help: "time after which the bytes of flows are counted anew, in ticks of the kernel's clock"},
@@ -63,7 +66,7 @@ var hhf = discipline{
 		reset := p.get("reset_timeout", uint64(40*time.Millisecond))
 		p.set("limit", p.get("limit", 1000))
 		p.set("quantum", quantum)
-		p.set("hh_limit", p.get("hh_limit", 2048))
+		p.set("hh_limit", p.get("hh_limit", hhfFlowsMost))
 		p.set("reset_timeout", s.ticked(reset))
 		p.set("admit_bytes", p.get("admit_bytes", 128<<10))
 		p.set("evict_timeout", s.ticked(p.get("evict_timeout", uint64(time.Second))))
@@ -72,4 +75,10 @@ var hhf = discipline{
 	},
 	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error { return encodeNumbers(e, q, hhfNumbers) },
 	decode: func(opts []byte) ([]hierarchy.Setting, error) { return decodeNumbers(opts, hhfNumbers) },
+	// hhf_init set hh_limit after it had read the options (net/sched/sch_hhf.c,
+	// v6.1; mended since).
+	twice: func(q hierarchy.Qdisc) bool {
+		v, _ := q.Get("hh_limit")
+		return v != hhfFlowsMost
+	},
 }
