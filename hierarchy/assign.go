@@ -160,7 +160,7 @@ type search struct {
 func newSearch(used *minors) *search {
 	var s search
 	for m := range uint16(len(used) - 1) {
-		if used[m] || m < firstMinor {
+		if used[m] || m < firstMinor || control(m) {
 			s.on[m] = after(m)
 		} else {
 			s.on[m] = m
@@ -169,6 +169,13 @@ func newSearch(used *minors) *search {
 	}
 	return &s
 }
+
+// control says whether fq before Linux 6.7 would take all packets of a class with
+// this number for control traffic, which it neither paces nor shares out among
+// flows: it looks at the last four bits of a packet's priority, and to us that is
+// the class id (fq_classify, net/sched/sch_fq.c, v6.1; TC_PRIO_CONTROL of
+// linux/pkt_sched.h).
+func control(m uint16) bool { return m&15 == 7 }
 
 // after is the number behind m, the first one behind the last.
 func after(m uint16) uint16 {
