@@ -128,16 +128,16 @@ type result struct {
 }
 
 type report struct {
-	machines    map[machine]*result
-	reasons     map[string]string // last words, by machine and test
-	tests       int
+	machines map[machine]*result
+	reasons  map[string]string // last words, by machine and test
+	tests    int
 }
 
 // kindsTest sends packets through every leaf kind, each in a subtest of its name.
 const kindsTest = "TestKernelKindTraffic"
 
 // ways are those that tests name subtests after.
-var ways = []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls, hierarchy.WayClsCgroup}
+var ways = []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
 
 func (r *report) add(e vm.Event) {
 	if e.Test == "" {
