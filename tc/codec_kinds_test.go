@@ -219,6 +219,7 @@ func TestSettleKinds(t *testing.T) {
 		{"red with a long burst", qdisc("red", "max", 100_000_000, "burst", 100_000), hierarchy.Qdisc{}, "burst 100000 makes ewma 18, more than the kernel can count with: at most 4"},
 		{"red with a large ewma", qdisc("red", "max", 100_000_000, "ewma", 5), hierarchy.Qdisc{}, "ewma 5 is more than the kernel can count with: at most 4"},
 		{"choke", qdisc("choke"), qdisc("choke", "limit", 132, "min", 11, "max", 33, "ewma", 4, "scell_log", 13, "probability", 85899346, "ecn", 0), ""},
+		{"choke with a large min", qdisc("choke", "min", 100_000), qdisc("choke", "limit", chokeLimit, "min", 100_000, "max", chokeLimit, "ewma", 14, "scell_log", 23, "probability", 85899346, "ecn", 0), ""},
 		{"sfb by target", qdisc("sfb", "target", 10, "increment", 42949673, "rehash", 30*ms), qdisc("sfb", "limit", 1000, "max", 12, "target", 10, "increment", 655*sfbStep, "decrement", 3*sfbStep, "penalty_rate", 10, "penalty_burst", 20, "rehash", 40*ms, "db", 40*ms), ""},
 		{"sfq with RED", qdisc("sfq", "redflowlimit", 60_000), qdisc("sfq", "limit", 33, "perturb", 10_000*ms, "quantum", 1514, "flows", 33, "divisor", 1024, "depth", 127, "headdrop", 0, "min", 5000, "max", 15_000, "ewma", 3, "probability", 85899346, "ecn", 0, "harddrop", 0), ""},
 	} {

@@ -93,8 +93,9 @@ func verifyRED(q hierarchy.Qdisc, limitName string, unit hierarchy.ParamType) er
 // counted says that they are packets, not bytes.
 func settleRED(q hierarchy.Qdisc, limitName string, usual, avpkt uint64, counted bool) (r redQueue, limit uint64, err error) {
 	r.avpkt, r.packet = avpkt, avpkt
+	bound := uint64(redMax)
 	if counted {
-		r.packet = 1
+		r.packet, bound = 1, chokeLimit
 	}
 	limit, hasLimit := q.Get(limitName)
 	least, hasMin := q.Get("min")
@@ -110,7 +111,7 @@ func settleRED(q hierarchy.Qdisc, limitName string, usual, avpkt uint64, counted
 	default:
 		most = usual
 	}
-	most = min(most, redMax)
+	most = min(most, bound)
 	if !hasMin {
 		least = max(most/3, 1)
 	}
@@ -348,7 +349,7 @@ func (r *redQueue) encodeAttrs(e *encoder, q hierarchy.Qdisc, flags uint8) error
 	return nil
 }
 
-// flag is 1<<n if q has the flag switched on.
+// flag is bit where q has the flag switched on.
 func flag(q hierarchy.Qdisc, name string, bit uint8) uint8 {
 	if v, _ := q.Get(name); v != 0 {
 		return bit
