@@ -325,7 +325,9 @@ func newDemoSendCommand() *cobra.Command {
 				_, _ = io.Copy(io.Discard, os.Stdin)
 				cancel()
 			}()
-			_, err = lab.Send(ctx, t)
+			if _, err = lab.Send(ctx, t); ctx.Err() != nil {
+				return nil // it was to end, perhaps before it was connected
+			}
 			return err
 		}),
 	}
