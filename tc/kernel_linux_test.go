@@ -486,7 +486,7 @@ func TestKernelForeignQdiscs(t *testing.T) {
 		case x.ID:
 			want.Leaves[i].Qdisc = hierarchy.Qdisc{Kind: "htb"}
 		case y.ID:
-			want.Leaves[i].Qdisc = hierarchy.Qdisc{Kind: "pfifo_head_drop"}
+			want.Leaves[i].Qdisc = hierarchy.Qdisc{Kind: "pfifo_head_drop", Params: []hierarchy.Setting{{Name: "limit", Value: 5}}}
 		}
 	}
 	if d := cmp.Diff(bare(want), bare(b.read())); d != "" {
