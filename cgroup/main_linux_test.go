@@ -44,8 +44,8 @@ type network struct {
 
 func newNetwork(t testing.TB) *network {
 	t.Helper()
-	n := &network{Pair: tctest.New(t, lab.PairConfig{TxQueueLen: 60_000})}
-	noReports(t, n.Near)
+	n := &network{Pair: tctest.New(t, lab.PairConfig{TxQueueLen: 32_767})}
+	n.noReports(t)
 	c, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
 	if err != nil {
 		t.Fatal(err)
@@ -75,11 +75,22 @@ func (n *network) tree(t testing.TB) {
 	}
 }
 
-// noReports takes the route of multicast of a namespace's only interface, or newest,
-// away, and so the kernel's reports of IPv6 groups, which would be counted too.
-func noReports(t testing.TB, ns *lab.NetNS) {
+// onlyIPv4 keeps interfaces that are yet to be made from reporting IPv6 groups.
+func onlyIPv4(t testing.TB, ns *lab.NetNS) {
 	t.Helper()
-	c, err := ns.Dial(unix.NETLINK_ROUTE, nil)
+	err := ns.Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// noReports takes the route of multicast away, and so the kernel's reports of
+// IPv6 groups, which would be counted too.
+func (n *network) noReports(t testing.TB) {
+	t.Helper()
+	c, err := n.Near.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
