@@ -262,6 +262,8 @@ func (b *Binder) prepare(w hierarchy.Way) error {
 	switch {
 	case b.set.current(w), b.rules.current(w):
 		return nil
+	case tables(w) && b.cfg.Index == 0:
+		return errors.New("the interface's index is not given")
 	case tables(w):
 		return b.tables().try(w)
 	}
@@ -444,6 +446,12 @@ func (b *Binder) inForce() (way hierarchy.Way, err error) {
 	return b.rules.way, err
 }
 
+// HasClassifier says whether the interface has one, of any way.
+func (b *Binder) HasClassifier() (bool, error) {
+	way, err := b.inForce()
+	return way != hierarchy.WayNone, b.wrap(err)
+}
+
 // on is what holds the bindings of a way that is in force as this version makes it,
 // else nil.
 func (b *Binder) on(w hierarchy.Way) bindings {
@@ -522,7 +530,8 @@ func (b *Binder) ours(c hierarchy.ClassID) bool {
 // A new classifier gets the bindings of the steps that follow before it goes onto
 // the hook, and takes the place of an older one there without a packet between
 // them; when the way changes, the old one's bindings go after that. Every binding
-// changes at once and alone; when Do returns, open sockets follow the changes too.
+// changes at once and alone, with nft all do together at the end; when Do returns,
+// open sockets follow the changes too.
 // Bindings may also come before the classifier that they are for.
 func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err error) {
 	way, err := b.inForce()
@@ -733,7 +742,7 @@ func (d *doing) bound(s hierarchy.Step, i int) (err error) {
 	return d.remove(on, o.Target)
 }
 
-// put brings a binding into force and says whether that may concern sockets.
+// put brings a binding into force and says whether there is something to publish.
 func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 	if b.Class.Major() != hierarchy.Major || b.Class.Minor() == 0 {
 		return false, errors.New("it is no class of ours; minor number 0 would be HTB's unshaped queue")
@@ -774,8 +783,9 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 	if was, bound, err := on.cgroup(id); err != nil || bound && was == next {
 		return false, err
 	}
-	// a new cgroup has no sockets yet that could know another class
-	fresh := isCgroup && d.fresh[path]
+	// a new cgroup has no sockets yet that could know another class; rules are to
+	// be written in any case
+	fresh := isCgroup && d.fresh[path] && d.way == hierarchy.WayBPF
 	delete(d.fresh, path)
 	return !fresh, on.bindCgroup(id, next)
 }

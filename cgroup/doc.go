@@ -4,7 +4,7 @@
 //
 // # Ways
 //
-// Where a packet gets its class from is one of three ways, best first:
+// Where a packet gets its class from is one of these ways, best first:
 //
 //   - bpf: a tc BPF program at the interface's egress hook finds the deepest
 //     bound cgroup v2 above the packet's socket, else the socket's user, and
@@ -12,10 +12,18 @@
 //     writes always, so that SO_PRIORITY, raw and packet sockets do not help,
 //     root's included. Needs Linux 5.3 and a cgroup v2 hierarchy, alone or
 //     beside v1.
+//   - nft: where BPF is refused, rules of nf_tables do the same, at the output
+//     hook of IP and at the egress hook of the device. Needs Linux 5.16 with
+//     CONFIG_NETFILTER_EGRESS and CONFIG_NFT_SOCKET, and to be outside cgroup
+//     namespaces.
 //   - net_cls: the cgroup v1 controller net_cls tags processes with the class;
 //     a smaller program at the same hook writes the tag.
+//   - net_cls+nft: the same tags, written by rules of nf_tables at the egress
+//     hook of the device.
 //   - cls_cgroup: the same tags and the kernel's own cgroup classifier on the
-//     root qdisc. Weaker: root may ask for another class by SO_PRIORITY.
+//     root qdisc.
+//
+// What each does not hold is in its [WayReport].
 //
 // With cgroup v2 a socket belongs to the cgroup in which it was born, wherever
 // its process moves afterwards; with net_cls it follows the process. Below Linux
@@ -28,7 +36,8 @@
 // # State
 //
 // Nothing is pinned and no process stays behind. A later [Binder] finds the maps
-// again through the program on the hook, which keeps them alive. Where net_cls was
+// again through the program on the hook, which keeps them alive, and rules of
+// nf_tables in the tables named vifshape, which it decodes. Where net_cls was
 // not mounted it is, with the source "vifshape", until nothing is in it any more.
 //
 // Changes need CAP_SYS_ADMIN (BPF maps by id, mounts) and CAP_NET_ADMIN; Linux

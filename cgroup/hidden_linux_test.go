@@ -248,11 +248,11 @@ func mounts(args []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(cgroup.Probe().Ways[1].Text)
+	fmt.Println(basis(hierarchy.WayNetCls))
 	if _, err := b.Hook(); err != nil {
 		return err
 	}
-	fmt.Println(cgroup.Probe().Ways[1].Text)
+	fmt.Println(basis(hierarchy.WayNetCls))
 	if args[2] != "" {
 		// somebody else's cgroup in it
 		all, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Source != "vifshape", false })
@@ -268,8 +268,18 @@ func mounts(args []string) error {
 	if err := b.Close(); err != nil {
 		return err
 	}
-	fmt.Println(cgroup.Probe().Ways[1].Text)
+	fmt.Println(basis(hierarchy.WayNetCls))
 	return nil
+}
+
+// basis is what a way stands on here.
+func basis(way hierarchy.Way) string {
+	for _, w := range cgroup.Probe().Ways {
+		if w.Way == way {
+			return w.Text
+		}
+	}
+	return "no report of it"
 }
 
 // TestKernelMountsNetCls: it is mounted when it has to be, and goes again when

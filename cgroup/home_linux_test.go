@@ -67,7 +67,7 @@ func (bare) AttachCgroupFilter() error { return errors.New("no cls_cgroup") }
 
 // run is the program that starts another: WAY TARGET USER PROGRAM [ARGUMENT ...].
 func run(args []string) error {
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.Way(args[0])}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Index: 1, Ways: []hierarchy.Way{hierarchy.Way(args[0])}})
 	if err != nil {
 		return err
 	}
@@ -225,7 +225,10 @@ func TestKernelBoundHome(t *testing.T) {
 			is(b, "", 0)
 			apply(t, b)
 			is(b, "/eth0/web", 0)
-			before := n.generation(t)
+			before := uint32(0)
+			if way == hierarchy.WayBPF {
+				before = n.generation(t)
+			}
 			bind := func(class hierarchy.ClassID, more uint32) {
 				t.Helper()
 				home, err := b.Home("eth0/web")
@@ -238,7 +241,10 @@ func TestKernelBoundHome(t *testing.T) {
 				}
 				is(b, "/eth0/web", class)
 				is(n.binder(t), "/eth0/web", class)
-				if got := n.generation(t) - before; way == hierarchy.WayBPF && got != more {
+				if way != hierarchy.WayBPF {
+					return
+				}
+				if got := n.generation(t) - before; got != more {
 					t.Errorf("%d generations more, want %d", got, more)
 				}
 			}
@@ -340,7 +346,7 @@ func TestKernelResolve(t *testing.T) {
 // TestKernelExec: same process, in the cgroup, as the user, with its exit code;
 // and nothing done when the program cannot be started.
 func TestKernelExec(t *testing.T) {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range exact(t) {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			sh := tctest.RequireProgram(t, "sh")
@@ -495,17 +501,21 @@ func TestKernelUnprivileged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const refused = "load the classifier: not privileged: needs root or CAP_BPF and CAP_NET_ADMIN"
+	const (
+		refused = "load the classifier: not privileged: needs root or CAP_BPF and CAP_NET_ADMIN"
+		v2      = "binding bpf: " + refused + "; binding nft: the interface's index is not given; "
+		netCls  = "binding net_cls: " + refused
+		all     = v2 + netCls + "; binding net_cls+nft: the interface's index is not given"
+	)
 	want := "true eth0: binding bpf: " + refused + "\ntrue\n<nil>\n"
 	// without BPF the kernel's own classifier reads the tags, if it has it
 	classic := `"cls_cgroup" <nil>` + "\neth0: classifier: no cls_cgroup; "
-	if w := cgroup.Probe().Ways[2]; w.Err != nil {
+	if w := report(t, hierarchy.WayClsCgroup); w.Err != nil {
 		none := `"" eth0: nothing here tells whose packets are whose: `
-		netCls := "binding net_cls: " + refused + "; binding cls_cgroup: " + w.Err.Error() + "\n"
-		want += none + "binding bpf: " + refused + "; " + netCls + none + netCls
+		last := "; binding cls_cgroup: " + w.Err.Error() + "\n"
+		want += none + all + last + none + netCls + last
 	} else {
-		netCls := "binding net_cls: " + refused + "\n"
-		want += classic + "binding bpf: " + refused + "; " + netCls + classic + netCls
+		want += classic + all + "\n" + classic + netCls + "\n"
 	}
 	if diff := cmp.Diff(want, string(out)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

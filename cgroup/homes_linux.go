@@ -125,6 +125,7 @@ func (b *Binder) homesIn(t *tree) (homes []hierarchy.Path, err error) {
 
 // RemoveHomes removes the interface's homes, whichever way they were made for, and
 // ends no process: cgroups in which one lives stay, and kept names their branches.
+// Where interfaces are gone, the rules of nf_tables that they left go, too.
 //
 // The homes of a network namespace that went without this stay behind, empty:
 // nothing tells cheaply that no descriptor or socket holds a namespace any more.
@@ -143,7 +144,7 @@ func (b *Binder) RemoveHomes() (kept []hierarchy.Path, err error) {
 		}
 		kept = append(kept, in...)
 	}
-	return kept, nil
+	return kept, b.wrap(nfTables{netNS: b.cfg.NetNSFD}.write(newRuleset(hierarchy.WayNone)))
 }
 
 func (b *Binder) removeHomesIn(t *tree) (kept []hierarchy.Path, err error) {

@@ -252,7 +252,7 @@ func (n nfTables) conn() (*nftables.Conn, error) {
 // come with the new rules, and the old ones go when nobody can be in them any more.
 func (n nfTables) write(next *ruleset) error {
 	on, err := n.look()
-	if err != nil {
+	if err != nil || next.way == hierarchy.WayNone && len(on.indexes) == 0 {
 		return err
 	}
 	l := ruleLayout{way: next.way, generation: on.generation + 1, levels: next.levels(), users: len(next.users) > 0}

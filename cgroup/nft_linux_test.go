@@ -282,6 +282,16 @@ func TestKernelTwoTrees(t *testing.T) {
 		t.Errorf("chains once the second is gone (-want +got):\n%s", diff)
 	}
 	only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), green, 20)
+
+	if err := n.Near.DeleteLink(n.Dev); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.RemoveHomes(); err != nil {
+		t.Error(err)
+	}
+	if got := chains(t, nft(t, n.Near)); len(got) != 0 {
+		t.Errorf("chains once all are gone: %v", got)
+	}
 }
 
 // TestKernelManyRules: thousands of bindings at several levels are one transaction,

@@ -50,6 +50,11 @@ func (n nfTables) reader() (*nfReader, error) {
 	return &nfReader{c, n}, nil
 }
 
+// noNetfilter says of an error that the kernel has nothing to ask.
+func noNetfilter(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT)
+}
+
 // get asks about something in a table of ours and calls fn for each answer. What is
 // not there gives none, and so does a kernel without nf_tables.
 func (r *nfReader) get(what int, f nftables.TableFamily, all bool, attrs func(*netlink.AttributeEncoder), fn func(*netlink.AttributeDecoder) error) error {
@@ -157,6 +162,9 @@ func (r *nfReader) sets(fn func(name string)) error {
 // look finds what is there.
 func (n nfTables) look() (l looked, err error) {
 	r, err := n.reader()
+	if noNetfilter(err) {
+		return l, nil
+	}
 	if err != nil {
 		return l, err
 	}
@@ -208,8 +216,8 @@ func (n nfTables) read() (*ruleset, error) {
 		return newRuleset(hierarchy.WayNone), nil
 	}
 	r, err := n.reader()
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) {
-		return newRuleset(hierarchy.WayNone), nil // a kernel without netfilter
+	if noNetfilter(err) {
+		return newRuleset(hierarchy.WayNone), nil
 	}
 	if err != nil {
 		return nil, err

@@ -66,7 +66,7 @@ func (b *Binder) Resolve(t *hierarchy.Tree) ([]hierarchy.Bound, []Pending, error
 			r.add(p, br.Entry(), cgroupTarget+b.homePath(p), "run")
 		}
 	}
-	if b.way != hierarchy.WayBPF {
+	if tagged(b.way) {
 		r.bound = withoutInherited(r.bound)
 	}
 	return r.bound, r.pending, errors.Join(r.errs...)
@@ -121,7 +121,7 @@ func (b *Binder) target(x hierarchy.Binding, units map[string][]string) (target,
 		if errors.Is(err, fs.ErrNotExist) {
 			return "", fmt.Sprintf("no such cgroup below %s", b.tree().where), nil
 		}
-		if err == nil && b.way == hierarchy.WayBPF {
+		if err == nil && !tagged(b.way) {
 			b.paths[id] = x.Name
 		}
 		return cgroupTarget + x.Name, "", err
@@ -132,13 +132,13 @@ func (b *Binder) target(x hierarchy.Binding, units map[string][]string) (target,
 			return cgroupTarget + found[0], "", nil
 		case len(found) > 1:
 			return "", fmt.Sprintf("%d cgroups bear the name; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:")), nil
-		case b.way != hierarchy.WayBPF:
+		case tagged(b.way):
 			return "", "no such cgroup in the net_cls hierarchy, which systemd leaves alone", nil
 		}
 		return "", fmt.Sprintf("the %s is not running (a user's own or a container's is named by cgroup:/PATH)", x.Kind), nil
 	case hierarchy.BindUser:
-		if b.way != hierarchy.WayBPF {
-			return "", "", fmt.Errorf("users can be bound with cgroup v2 and BPF only, not with net_cls: %w", ErrNotSupported)
+		if tagged(b.way) {
+			return "", "", fmt.Errorf("users can be bound with cgroup v2 only, not with net_cls: %w", ErrNotSupported)
 		}
 		if uid, err := strconv.ParseUint(x.Name, 10, 32); err == nil {
 			return uidTarget + strconv.FormatUint(uid, 10), "", nil

@@ -102,6 +102,9 @@ func (x *shaped) stands(class hierarchy.ClassID) error {
 		var program uint32
 		if program, err = x.device.EgressProgram(); err == nil && program == 0 {
 			has, err = x.device.CgroupFilter()
+			if err == nil && !has {
+				has, err = x.binder.HasClassifier()
+			}
 		}
 	}
 	if err != nil || has {
