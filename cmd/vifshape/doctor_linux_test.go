@@ -342,7 +342,7 @@ func TestKernelDoctorUnprivileged(t *testing.T) {
 func TestOwners(t *testing.T) {
 	root := t.TempDir()
 	for name, text := range map[string]string{
-		"run/systemd/netif/links/3":                        "# This is private data.\nADMIN_STATE=configured\nNETWORK_FILE=/etc/systemd/network/10-eth0.network\nNETWORK_FILE_DROPINS=\"/etc/systemd/network/10-eth0.network.d/a.conf /etc/systemd/network/10-eth0.network.d/b.conf\"\n",
+		"run/systemd/netif/links/3":                        "# This is private data.\nADMIN_STATE=configured\nNETWORK_FILE=/etc/systemd/network/10-eth0.network\nNETWORK_FILE_DROPINS=\"/etc/systemd/network/10-eth0.network.d/a.conf:/etc/systemd/network/10-eth0.network.d/b.conf\"\n",
 		"etc/systemd/network/10-eth0.network":              "[Match]\nName=eth0\n[CAKE]\nBandwidth=10M\n",
 		"etc/systemd/network/10-eth0.network.d/a.conf":     "[QDisc]\nParent=clsact\n",
 		"etc/systemd/network/10-eth0.network.d/b.conf":     "; by hand\n[HierarchyTokenBucket]\nParent=root\n",
@@ -353,7 +353,9 @@ func TestOwners(t *testing.T) {
 		"run/NetworkManager/system-connections/b":          "[connection]\nuuid=0000\n[tc]\nqdisc.root=sfq\n",
 		"run/NetworkManager/devices/6":                     "[device]\nmanaged=true\nconnection-uuid=0001\n",
 		"usr/lib/NetworkManager/system-connections/c":      "[connection]\nuuid=0001\n[ipv4]\nmethod=auto\n",
-		"run/NetworkManager/devices/7":                     "[device]\nmanaged=false\nconnection-uuid=1b2c\n",
+		"run/NetworkManager/devices/7":                     "[device]\nmanaged=false\n",
+		"run/NetworkManager/devices/8":                     "[device]\nmanaged=true\nconnection-uuid=0008\n",
+		"etc/NetworkManager/system-connections/d":          "[connection]\nuuid=0008\n\n[tc]\n\n[proxy]\n",
 		"run/NetworkManager/devices/nothing-of-the-number": "",
 	} {
 		file := filepath.Join(root, name)
@@ -371,6 +373,7 @@ func TestOwners(t *testing.T) {
 		5: {{"NetworkManager", "/etc/NetworkManager/system-connections/a", "[tc]"}},
 		6: nil,
 		7: nil,
+		8: {{"NetworkManager", "/etc/NetworkManager/system-connections/d", "[tc]"}},
 	} {
 		if d := cmp.Diff(want, owners(root, index), cmp.AllowUnexported(owner{})); d != "" {
 			t.Errorf("interface %d (-want +got):\n%s", index, d)

@@ -9,9 +9,9 @@ import (
 )
 
 // networkdSections are those in which systemd.network(5) sets up the queueing of
-// what an interface sends: classes and qdiscs of systemd 252 and later.
+// what an interface sends. [QDisc] is not among them: it is for received traffic.
 var networkdSections = []string{
-	"QDisc", "NetworkEmulator", "TokenBucketFilter", "PIE", "FlowQueuePIE", "StochasticFairBlue", "StochasticFairnessQueueing",
+	"NetworkEmulator", "TokenBucketFilter", "PIE", "FlowQueuePIE", "StochasticFairBlue", "StochasticFairnessQueueing",
 	"BFIFO", "PFIFO", "PFIFOHeadDrop", "PFIFOFast", "CAKE", "ControlledDelay", "DeficitRoundRobinScheduler", "DeficitRoundRobinSchedulerClass",
 	"EnhancedTransmissionSelection", "GenericRandomEarlyDetection", "FairQueueingControlledDelay", "FairQueueing", "TrivialLinkEqualizer",
 	"HierarchyTokenBucket", "HierarchyTokenBucketClass", "ClassfulMultiQueueing", "BandMultiQueueing", "HeavyHitterFilter",
@@ -33,20 +33,19 @@ func owners(root string, index int) []owner {
 }
 
 // networkd looks at the files that systemd-networkd applied to an interface, as
-// its state file says (link_save, src/network/networkd-state-file.c, systemd 252).
+// its state file says; colons part the drop-ins (serialize_config_files,
+// src/network/networkd-state-file.c, systemd commit 001afcd6b8e5).
 func networkd(root string, index int) (found []owner) {
 	state := readINI(filepath.Join(root, "run/systemd/netif/links", strconv.Itoa(index)))[""]
-	files := append([]string{state["NETWORK_FILE"]}, strings.Fields(strings.Trim(state["NETWORK_FILE_DROPINS"], `"`))...)
+	files := append([]string{state["NETWORK_FILE"]}, strings.Split(strings.Trim(state["NETWORK_FILE_DROPINS"], `"`), ":")...)
 	for _, file := range files {
 		if file == "" {
 			continue
 		}
 		sections := readINI(filepath.Join(root, file))
 		for _, s := range networkdSections {
-			keys, ok := sections[s]
-			// Those for received traffic are not in the way of a tree, and what
-			// has another parent needs one at the root.
-			if parent := keys["Parent"]; ok && parent != "clsact" && parent != "ingress" {
+			// Whatever is not at the root itself needs one there.
+			if _, ok := sections[s]; ok {
 				found = append(found, owner{"systemd-networkd", file, "[" + s + "]"})
 			}
 		}
@@ -55,13 +54,14 @@ func networkd(root string, index int) (found []owner) {
 }
 
 // networkManager looks at the profile that NetworkManager has active on an
-// interface, as its state file says (nm_config_device_state_load,
-// src/core/nm-config.c, NetworkManager 1.42). Without a section tc it leaves
-// queueing alone (nm-settings(5)). Profiles are root's to read.
+// interface, as its state file says (nm_config_device_state_write in its
+// nm-config.c), which names one only where it manages the interface. Without a
+// section tc it leaves queueing alone; with one that is empty, too, it removes all
+// qdiscs (nm-settings(5), tc). Profiles are root's to read.
 func networkManager(root string, index int) (found []owner) {
 	state := readINI(filepath.Join(root, "run/NetworkManager/devices", strconv.Itoa(index)))["device"]
 	uuid := state["connection-uuid"]
-	if uuid == "" || state["managed"] != "true" && state["managed"] != "1" {
+	if uuid == "" {
 		return nil
 	}
 	for _, dir := range []string{"etc/NetworkManager", "run/NetworkManager", "usr/lib/NetworkManager"} {
@@ -74,11 +74,8 @@ func networkManager(root string, index int) (found []owner) {
 			if sections["connection"]["uuid"] != uuid {
 				continue
 			}
-			for key := range sections["tc"] {
-				if strings.HasPrefix(key, "qdisc.") {
-					found = append(found, owner{"NetworkManager", "/" + strings.TrimPrefix(strings.TrimPrefix(f, root), "/"), "[tc]"})
-					break
-				}
+			if _, ok := sections["tc"]; ok {
+				found = append(found, owner{"NetworkManager", "/" + strings.TrimPrefix(strings.TrimPrefix(f, root), "/"), "[tc]"})
 			}
 		}
 	}
