@@ -43,13 +43,8 @@ func (c *Conn) Device(name string) (*Device, error) {
 	if err != nil {
 		return nil, newOpError("find interface", name, err)
 	}
-	d := &Device{Name: l.Name, Index: uint32(l.Index), c: c, mtu: hierarchy.Size(l.MTU) + ethernetHeader, packet: l.GSOMaxSize}
-	if d.packet == 0 {
-		d.packet = gsoMaxSize
-	}
-	if l.GSOMaxSegs == 1 || d.packet < d.mtu {
-		d.packet = d.mtu
-	}
+	d := &Device{Name: l.Name, Index: uint32(l.Index), c: c, mtu: hierarchy.Size(l.MTU) + ethernetHeader}
+	d.packet = largest(&l, d.mtu)
 	if d.header, err = d.readHeader(); err != nil {
 		return nil, newOpError("find interface", name, err)
 	}
@@ -62,7 +57,24 @@ const (
 	// segmentation offload, GSO_LEGACY_MAX_SIZE (include/linux/netdevice.h,
 	// v6.12), for devices that do not say.
 	gsoMaxSize = 65536
+	gsoMaxSegs = 65535 // likewise, GSO_MAX_SEGS
 )
+
+// largest is the largest packet that the stack hands down, on an interface with that
+// frame. However small gso_max_size, TCP makes packets of two segments, unless
+// gso_max_segs or the length of an IP packet forbids it (tcp_tso_autosize and
+// tcp_tso_segs, net/ipv4/tcp_output.c, v6.12, with net.ipv4.tcp_min_tso_segs as it
+// comes).
+func largest(l *Link, frame hierarchy.Size) hierarchy.Size {
+	size, segments := l.GSOMaxSize, hierarchy.Size(l.GSOMaxSegs)
+	if size == 0 {
+		size = gsoMaxSize
+	}
+	if segments == 0 {
+		segments = gsoMaxSegs
+	}
+	return min(max(size, frame, min(2*frame, gsoMaxSize)), segments*frame)
+}
 
 // check says whether the interface is still there.
 func (d *Device) check() error {
