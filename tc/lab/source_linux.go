@@ -39,6 +39,10 @@ type Traffic struct {
 	Segments int
 	Rate     hierarchy.Bandwidth
 
+	// Batch is how many datagrams of a flow become due together, for the rate on
+	// the whole; 0 is one. Few and large batches cost a sender little.
+	Batch int
+
 	// Lag is how far behind Rate a sender that had to wait for a processor may
 	// be and still catch up; what is due for longer is never sent. 0 is 10 ms: a
 	// stall is not followed by a burst then.
@@ -83,7 +87,7 @@ func Start(ctx context.Context, t Traffic) (*Source, error) {
 	if t.Lag == 0 {
 		t.Lag = 10 * time.Millisecond
 	}
-	t.Segments = max(t.Segments, 1)
+	t.Segments, t.Batch = max(t.Segments, 1), max(t.Batch, 1)
 	switch {
 	case t.Protocol != "tcp" && t.Protocol != "udp":
 		return nil, fmt.Errorf("protocol %q is neither tcp nor udp", t.Protocol)
@@ -327,6 +331,7 @@ func (s *Source) udpFlow(ctx context.Context, c rawConn, t Traffic, limit uint64
 // pace spreads datagrams over time.
 type pace struct {
 	each time.Duration // per datagram; 0 is no limit
+	more time.Duration // what is waited for, beyond the next datagram
 	next time.Time     // when the next datagram is due
 	lag  time.Duration // what is due for longer is forgotten
 }
@@ -339,6 +344,7 @@ func newPace(t Traffic, header uint64) *pace {
 	if t.Rate != 0 {
 		bits := float64((uint64(t.Size)+header)*8) * float64(t.Flows)
 		p.each = max(time.Duration(bits/float64(t.Rate)*float64(time.Second)), 1)
+		p.more = time.Duration(t.Batch-1) * p.each
 	}
 	return p
 }
@@ -363,8 +369,10 @@ func (p *pace) spend(n uint64) { p.next = p.next.Add(time.Duration(n) * p.each) 
 // sleep waits until the next datagram is due, false when ctx ended. The
 // runtime's timers may be a millisecond late, the kernel's are not.
 func (p *pace) sleep(ctx context.Context) bool {
-	d := min(time.Until(p.next), nap)
-	if d > 0 {
+	d := min(time.Until(p.next.Add(p.more)), max(nap, p.more))
+	if d > 0 && p.more > 0 {
+		time.Sleep(d) // what is due in batches may be late
+	} else if d > 0 {
 		ts := unix.NsecToTimespec(int64(d))
 		_ = unix.Nanosleep(&ts, nil) // woken early by a signal: asked again
 	}
