@@ -26,12 +26,15 @@ const Unlimited = Bandwidth(math.MaxUint64)
 // nearest lender without tokens and borrows further up, which leaves the nearest
 // more for its other leaves: a few parts in a hundred of the interface's rate.
 //
-// HTB also departs from the fluid where leaves at different depths borrow from
-// the same ancestor: those below inner branches get up to 5% less than in
-// proportion to their quanta, and leaves directly below the ancestor up to 8%
-// more (measured in virtual time, and in real time with 6.18). An inner class keeps one
-// place in the round for each priority, and moves it whatever the level is that it is
-// served at (htb_dequeue_tree and htb_lookup_leaf, net/sched/sch_htb.c, v6.12).
+// HTB also departs from the fluid where one leaf may borrow from two branches above
+// it in turns: an inner class keeps one place in the round for each priority, and
+// moves it whatever the level is that it is served at (htb_dequeue_tree and
+// htb_lookup_leaf, net/sched/sch_htb.c, v6.12). Leaves below such a branch get less
+// of what the upper one lends, leaves directly below the upper one more. Package
+// tc chooses quanta that make up for most of it where all leaves are busy; its
+// documentation says what remains.
+//
+// Call it on a tree that is not settled: quanta that were chosen are no weights.
 func (t *Tree) Ideal(demand map[Path]Bandwidth) map[Path]Bandwidth {
 	f := fluid{}
 	f.add(t.Root, -1, 0, demand)

@@ -21,6 +21,40 @@
 // bytes per second and bursts in ticks of 64 ns of rate. [Device.Settle] rounds a
 // tree to what the kernel will show, so that both compare with ==.
 //
+// # How exact it is
+//
+// Measured in virtual time, in which packets wait only for each other, with
+// bursts, quanta and queues left to [Device.Settle] (TestVirtualShares,
+// TestVirtualRates and TestVirtualLatency print the tables):
+//
+//	one branch, 64 kbit/s to 400 Gbit/s        within 1 % of its rate
+//	guarantees, priorities, ceilings           within 1 % of the ideal
+//	                                           (ceilings of borrowers: 5 %)
+//	borrowing, from one branch at a time       within 3 %
+//	borrowing from several branches in turns   within 5 %; with short packets, over eight
+//	                                           levels or at 200 Mbit/s 8 %
+//	small flow in a busy branch of 10 Mbit/s   p99 7 ms with fq_codel, 21 ms with bfifo,
+//	                                           70 ms with sfq (which counts packets, large or not)
+//	small flow in the branch beside it         under 0.2 ms
+//
+// The ideal is that of [hierarchy.Tree.Ideal], for windows of 10 s and more; a
+// round over all that borrow takes up to a second. What HTB itself cannot
+// do better: a branch of which part is lent while the branch above it lends too
+// gets less of what the upper one lends. With quanta in proportion to the rates
+// leaves directly below the upper one end up to 9 % above the ideal; larger quanta
+// for those further down (see quanta) bring that to about half where all are busy.
+// How much it is depends on who is idle: in the worst case, one busy leaf below a
+// branch that lends three times as much as the upper one, that leaf gets a sixth of
+// its part of what the upper one lends. Guarantees are not touched by any of it.
+//
+// A changed prio holds for a leaf from when its queue is next empty: until then HTB
+// serves it where it was (htb_activate, net/sched/sch_htb.c, v6.12).
+//
+// A leaf whose packets are larger than its quantum borrows more than its share, for
+// HTB lets it send one at each turn; one whose queue is shorter than its quantum
+// borrows less. Ten leaves that borrow ten times their guarantee each, with one TCP
+// connection in each, were 25 % apart from the ideal; with datagrams 0.2 %.
+//
 // # Needs
 //
 // Linux 5.4 or later. Reading needs no privileges; everything that changes

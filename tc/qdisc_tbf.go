@@ -95,7 +95,7 @@ var tbf = discipline{
 			}
 			return tickBytes(t, rate), nil
 		}
-		burst, err := size("burst", rate, defaultBurst(rate, s.packet))
+		burst, err := size("burst", rate, defaultBurst(rate, s.mtu))
 		if err != nil {
 			return nil, err
 		}

@@ -52,18 +52,20 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 			slowest = min(slowest, b.Rate)
 		}
 	}
-	round := quantumTime(slowest, packet)
+	round := quantumTime(slowest, mtu, packet)
+	quanta(t.Root, 0, false, mtu, round)
 	for b := range t.All() {
 		b.Link = link
-		if err := settleClass(&b.Class, packet); err != nil {
+		turn := hierarchy.Size(0)
+		if b != t.Root {
+			turn = bytesIn(uint64(round), b.Rate)
+		}
+		if err := settleClass(&b.Class, mtu, turn); err != nil {
 			refuse(b, err)
 		}
 		if !b.Leaf() {
 			b.Quantum, b.Prio = 0, 0
 			continue
-		}
-		if b.Quantum == 0 {
-			b.Quantum = quantum(b.Rate, packet, round)
 		}
 		err := kinds.settle(&b.Qdisc, site{rate: b.Rate, ceil: b.Ceil, mtu: mtu, packet: packet, hz: hz})
 		if e := (*OpError)(nil); errors.As(err, &e) {
@@ -113,14 +115,17 @@ func (d *Device) Remarks(t *hierarchy.Tree) []string {
 		d.Name, float64(sent-counted)/float64(counted)*100)}
 }
 
-// settleClass rounds a class and fills its bursts.
-func settleClass(c *hierarchy.Class, packet hierarchy.Size) error {
+// settleClass rounds a class and fills its bursts. A class that borrows may send
+// turn at once: with a smaller cburst it would end its turn too early, and forget
+// what it saves up while others have theirs. That does not make the bursts of the
+// interface any larger, which has a cburst of its own.
+func settleClass(c *hierarchy.Class, mtu, turn hierarchy.Size) error {
 	c.Rate, c.Ceil = c.Rate.Kernel(), c.Ceil.Kernel()
 	if c.Burst == 0 {
-		c.Burst = defaultBurst(c.Rate, packet)
+		c.Burst = defaultBurst(c.Rate, mtu)
 	}
 	if c.CBurst == 0 {
-		c.CBurst = defaultBurst(c.Ceil, packet)
+		c.CBurst = max(defaultBurst(c.Ceil, mtu), turn)
 	}
 	var err, cerr error
 	if c.Burst, err = roundTicks(c.Burst, c.Rate); err != nil {

@@ -2,6 +2,7 @@ package tc_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -30,6 +31,9 @@ func shaped(b *testing.B, ours bool, rate hierarchy.Bandwidth, children ...*hier
 	tree := x.tree(rate, children...)
 	if ours {
 		x.apply(tree)
+		for br := range tree.All() {
+			br.Quantum = 0 // the ideal goes by the rates, not by what was chosen for them
+		}
 		return p, tree
 	}
 	tctest.Output(b, p.Near, tctest.RequireProgram(b, "tc"), "qdisc", "add", "dev", p.Dev, "root", "handle", "71f:", "htb", "default", "2")
@@ -38,6 +42,19 @@ func shaped(b *testing.B, ours bool, rate hierarchy.Bandwidth, children ...*hier
 			"htb", "rate", fmt.Sprintf("%dbit", br.Rate), "ceil", fmt.Sprintf("%dbit", br.Ceil), "prio", fmt.Sprint(br.Prio))
 	}
 	return p, tree
+}
+
+// greedy is into for traffic that keeps a queue filled: BBR, where it is the
+// default of TCP, does not.
+func greedy(class hierarchy.ClassID, protocol string) func(fd int) error {
+	return func(fd int) error {
+		if protocol == "tcp" {
+			if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic"); err != nil {
+				return err
+			}
+		}
+		return into(class)(fd)
+	}
 }
 
 // shares sends into every leaf what it can take and more, and returns what
@@ -63,14 +80,7 @@ func shares(b *testing.B, p *lab.Pair, tree *hierarchy.Tree, protocol string, fl
 	ideal := tree.Ideal(demand)
 	for path, port := range ports {
 		id := tree.Find(path).ID
-		t := lab.Traffic{NetNS: p.Near, Protocol: protocol, To: netip.AddrPortFrom(p.Far4, port), Flows: flows, Control: func(fd int) error {
-			if protocol == "tcp" { // BBR, where it is the default, does not keep a queue filled
-				if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic"); err != nil {
-					return err
-				}
-			}
-			return into(id)(fd)
-		}}
+		t := lab.Traffic{NetNS: p.Near, Protocol: protocol, To: netip.AddrPortFrom(p.Far4, port), Flows: flows, Control: greedy(id, protocol)}
 		if protocol == "udp" {
 			t.Rate = ideal[path] * 13 / 10
 		}
@@ -157,6 +167,52 @@ func BenchmarkShares(b *testing.B) {
 				b.ReportMetric(worst[0]*100, "%worst")
 				b.ReportMetric(worst[1]*100, "tc-%worst")
 			})
+		}
+	}
+}
+
+// BenchmarkLatency measures what a small flow waits for, from the sender's call to
+// the far kernel: inside a branch of 10 Mbit/s that ten TCP flows fill, in the
+// branch beside it, and in that one when nothing else runs. The leaf qdiscs are the
+// kernel's best.
+func BenchmarkLatency(b *testing.B) {
+	const rate = 10 * hierarchy.Mbit
+	for b.Loop() {
+		p, tree := shaped(b, true, 100*hierarchy.Mbit,
+			&hierarchy.BranchSpec{Name: "busy", Rate: hierarchy.Absolute(rate), Ceil: hierarchy.Absolute(rate)},
+			&hierarchy.BranchSpec{Name: "calm", Rate: hierarchy.Absolute(rate)})
+		sink, err := lab.NewSink(b.Context(), p.Far, 6000)
+		if err != nil {
+			b.Fatal(err)
+		}
+		echo, err := lab.NewEcho(b.Context(), p.Far, 5999)
+		if err != nil {
+			b.Fatal(err)
+		}
+		probe := func(path hierarchy.Path) lab.Latency {
+			l, err := lab.Measure(b.Context(), lab.Probe{
+				NetNS: p.Near, To: netip.AddrPortFrom(p.Far4, 5999), Count: 700, Interval: 7 * time.Millisecond, Control: into(tree.Find(path).ID),
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			return l
+		}
+		idle := probe("eth0/calm")
+		src, err := lab.Start(b.Context(), lab.Traffic{
+			NetNS: p.Near, Protocol: "tcp", To: netip.AddrPortFrom(p.Far4, 6000), Flows: 10, Control: greedy(tree.Find("eth0/busy").ID, "tcp"),
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		time.Sleep(settleTime)
+		busy, calm := probe("eth0/busy"), probe("eth0/calm")
+		if err := errors.Join(src.Stop(), echo.Close(), sink.Close(), p.Close()); err != nil {
+			b.Fatal(err)
+		}
+		for name, l := range map[string]lab.Latency{"idle": idle, "busy": busy, "calm": calm} {
+			b.ReportMetric(float64(l.There.P99)/1e6, name+"-p99-ms")
+			b.ReportMetric(float64(l.Lost)/float64(l.Sent)*100, name+"-%lost")
 		}
 	}
 }

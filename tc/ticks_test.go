@@ -103,15 +103,16 @@ func TestQuantum(t *testing.T) {
 		{"the slowest sends a packet", 10 * mbit, 10 * mbit, gso, 83886},
 		{"the others in proportion", 10 * mbit, 30 * mbit, gso, 251658},
 		{"a little faster slowest changes nothing", 15 * mbit, 30 * mbit, gso, 251658},
-		{"without segmentation offload", 1 * mbit, 99 * mbit, 1514, 415236},
-		{"half a second at most", 1 * mbit, 99 * mbit, gso, 6643777},
-		{"a packet at least", 1000, 1000, gso, gso},
-		{"rates of nothing", 8, 8, gso, gso},
+		{"without segmentation offload", 5 * mbit, 99 * mbit, 1514, 415236},
+		{"no longer for large packets than usual", 1 * mbit, 99 * mbit, gso, 1660944},
+		{"half a second for frames", 200 * hierarchy.Kbit, 99 * mbit, gso, 6643777},
+		{"a frame at least", 1000, 1000, gso, 1514},
+		{"rates of nothing", 8, 8, gso, 1514},
 		{"34 milliseconds at least", hierarchy.Gbit, hierarchy.Gbit, gso, 4194304},
 		{"the kernel's bound", mbit, 100 * hierarchy.Tbit, gso, math.MaxInt32},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := quantum(tt.rate, tt.packet, quantumTime(tt.slowest, tt.packet)); got != tt.want {
+			if got := quantum(tt.rate, 1514, quantumTime(tt.slowest, 1514, tt.packet)); got != tt.want {
 				t.Errorf("%d, not %d", got, tt.want)
 			}
 		})
@@ -130,13 +131,52 @@ func TestDefaults(t *testing.T) {
 		s    site
 		want result
 	}{
-		{"slow", site{1 * hierarchy.Mbit, 1 * hierarchy.Mbit, 1514, 65536, 250}, result{262144, 131072, 32, 4 << 20, "18.168ms"}},
-		{"fast", site{10 * hierarchy.Gbit, 10 * hierarchy.Gbit, 1514, 65536, 250}, result{12500000, 25000000, 1000, 32 << 20, "5ms"}},
-		{"small packets", site{10 * hierarchy.Mbit, 100 * hierarchy.Mbit, 1514, 1514, 250}, result{12500, 250000, 165, 12500000, "5ms"}},
-		{"slower than anything", site{8, 8, 1514, 65536, 250}, result{274, 131072, 32, 4 << 20, "1m0s"}},
+		{"slow", site{1 * hierarchy.Mbit, 1 * hierarchy.Mbit, 1514, 65536, 250}, result{12112, 24224, 32, 4 << 20, "18.168ms"}},
+		{"medium", site{10 * hierarchy.Mbit, 10 * hierarchy.Mbit, 1514, 65536, 250}, result{12500, 24224, 32, 4 << 20, "5ms"}},
+		{"fast", site{10 * hierarchy.Gbit, 10 * hierarchy.Gbit, 1514, 65536, 250}, result{12500000, 8750000, 1000, 32 << 20, "5ms"}},
+		{"may borrow", site{10 * hierarchy.Mbit, 100 * hierarchy.Mbit, 1514, 1514, 250}, result{12500, 87500, 57, 12500000, "5ms"}},
+		{"slower than anything", site{8, 8, 1514, 65536, 250}, result{274, 24224, 32, 4 << 20, "1m0s"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got := result{defaultBurst(tt.s.rate, tt.s.packet), queueBytes(tt.s), queuePackets(tt.s), queueMemory(tt.s), codelTarget(tt.s).String()}
+			got := result{defaultBurst(tt.s.rate, tt.s.mtu), queueBytes(tt.s), queuePackets(tt.s), queueMemory(tt.s), codelTarget(tt.s).String()}
+			if d := cmp.Diff(tt.want, got); d != "" {
+				t.Errorf("(-want +got)\n%s", d)
+			}
+		})
+	}
+}
+
+// Leaves get more where those above them lend in turns.
+func TestQuanta(t *testing.T) {
+	const mbit = hierarchy.Mbit
+	leaf := func(rate hierarchy.Bandwidth) *hierarchy.Branch {
+		return &hierarchy.Branch{Class: hierarchy.Class{Rate: rate}}
+	}
+	inner := func(rate hierarchy.Bandwidth, children ...*hierarchy.Branch) *hierarchy.Branch {
+		return &hierarchy.Branch{Class: hierarchy.Class{Rate: rate}, Children: children}
+	}
+	fixed := leaf(10 * mbit)
+	fixed.Quantum = 3000
+	for _, tt := range []struct {
+		name string
+		root *hierarchy.Branch
+		want []hierarchy.Size // in eighths of what 10 Mbit/s send in the time
+	}{
+		{"one lender", inner(100*mbit, leaf(10*mbit), inner(20*mbit, leaf(10*mbit), leaf(10*mbit))), []hierarchy.Size{8, 8, 8}},
+		{"only the inner branch lends", inner(40*mbit, leaf(10*mbit), inner(30*mbit, leaf(10*mbit), leaf(10*mbit))), []hierarchy.Size{8, 8, 8}},
+		{"both lend", inner(60*mbit, leaf(10*mbit), inner(30*mbit, leaf(10*mbit), leaf(10*mbit))), []hierarchy.Size{8, 9, 9}},
+		{"it lends next to nothing", inner(200*mbit, leaf(10*mbit), inner(21*mbit, leaf(10*mbit), leaf(10*mbit))), []hierarchy.Size{8, 8, 8}},
+		{"two levels down", inner(60*mbit, leaf(10*mbit), inner(30*mbit, leaf(10*mbit), inner(10*mbit, leaf(10*mbit)))), []hierarchy.Size{8, 9, 9}},
+		{"what was said stays", inner(60*mbit, leaf(10*mbit), inner(30*mbit, fixed, leaf(10*mbit))), []hierarchy.Size{8, 0, 9}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			quanta(tt.root, 0, false, 1514, shortestRound)
+			var got []hierarchy.Size
+			for b := range (&hierarchy.Tree{Root: tt.root}).All() {
+				if b.Leaf() {
+					got = append(got, b.Quantum/(41943/8))
+				}
+			}
 			if d := cmp.Diff(tt.want, got); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}

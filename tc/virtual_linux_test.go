@@ -1,0 +1,347 @@
+package tc_test
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// virtualTime says whether time passes only while everything waits, so that
+// what is measured has no noise.
+func virtualTime() bool {
+	b, err := os.ReadFile("/proc/cmdline")
+	return err == nil && strings.Contains(string(b), "time-travel=inf-cpu")
+}
+
+// sender is one word of demand behind a leaf: "tcp", "udp", with the number of
+// flows or the payload of a datagram behind a slash, and with the rate on the wire
+// behind an @ where that is less than the branch can take.
+type sender struct {
+	path     hierarchy.Path
+	word     string
+	protocol string
+	flows    int
+	size     int
+	rate     hierarchy.Bandwidth // Unlimited: all that the branch may get, and more
+}
+
+func parseSender(t testing.TB, path hierarchy.Path, word string) sender {
+	t.Helper()
+	s := sender{path: path, word: word, flows: 1, rate: hierarchy.Unlimited}
+	text, rate, ok := strings.Cut(word, "@")
+	if ok {
+		var err error
+		if s.rate, err = hierarchy.ParseBandwidth(rate); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var number string
+	s.protocol, number, ok = strings.Cut(text, "/")
+	n := 0
+	if ok {
+		var err error
+		if n, err = strconv.Atoi(number); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s.protocol == "tcp" {
+		s.flows = max(n, 1)
+	} else {
+		s.size = cmp.Or(n, 1200)
+	}
+	return s
+}
+
+// plot reads a tree and its demand: the rate of the interface in the first line,
+// then a branch in each, indented by two spaces for each level, as
+//
+//	name rate [ceil=RATE] [prio=N] [quantum=SIZE] [qdisc=KIND] [sender ...]
+//
+// A rate of "-" is none.
+func plot(t testing.TB, dev, text string) (hierarchy.Spec, []sender) {
+	t.Helper()
+	amount := func(s string) hierarchy.Amount {
+		if s == "-" {
+			return hierarchy.Amount{}
+		}
+		a, err := hierarchy.ParseAmount(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	spec := hierarchy.Spec{Interface: dev}
+	var senders []sender
+	type place struct {
+		b    *hierarchy.BranchSpec
+		path hierarchy.Path
+	}
+	var stack []place
+	for line := range strings.Lines(strings.Trim(text, "\n")) {
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		depth := (len(line) - len(strings.TrimLeft(line, " "))) / 2
+		if stack == nil {
+			spec.Rate = amount(f[0])
+			stack = []place{{&spec.BranchSpec, hierarchy.Path(dev)}}
+			continue
+		}
+		b := &hierarchy.BranchSpec{Name: f[0], Rate: amount(f[1])}
+		up := stack[depth-1]
+		path := up.path.Join(f[0])
+		for _, word := range f[2:] {
+			key, value, ok := strings.Cut(word, "=")
+			var err error
+			switch {
+			case !ok:
+				senders = append(senders, parseSender(t, path, word))
+			case key == "ceil":
+				b.Ceil = amount(value)
+			case key == "prio":
+				var n int
+				n, err = strconv.Atoi(value)
+				prio := uint8(n)
+				b.Prio = &prio
+			case key == "quantum":
+				b.Quantum, err = hierarchy.ParseSize(value)
+			case key == "qdisc":
+				b.Qdisc = &hierarchy.RawQdisc{Kind: value}
+			default:
+				err = fmt.Errorf("%q", word)
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+		}
+		up.b.Children = append(up.b.Children, b)
+		stack = append(stack[:depth], place{b, path})
+	}
+	return spec, senders
+}
+
+// counter counts the datagrams of one size that arrive at a port, and costs next to
+// nothing: a filter drops them, and the kernel says how many it dropped.
+type counter struct{ fd, size int }
+
+func newCounter(t testing.TB, n *lab.NetNS, port uint16, size int) counter {
+	t.Helper()
+	fd := -1
+	err := n.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nothing := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(port)}); err != nil {
+		t.Fatal(err)
+	}
+	return counter{fd, size}
+}
+
+// count is what has arrived, on the wire.
+func (c counter) count(t testing.TB) lab.Count {
+	t.Helper()
+	var mem [9]uint32 // SK_MEMINFO_VARS of linux/sock_diag.h, the last one SK_MEMINFO_DROPS
+	size := uint32(unsafe.Sizeof(mem))
+	if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(c.fd), unix.SOL_SOCKET, unix.SO_MEMINFO, uintptr(unsafe.Pointer(&mem[0])), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	n := uint64(mem[8])
+	return lab.Count{Time: time.Now(), Packets: n, Payload: n * uint64(c.size), Wire: n * uint64(c.size+udpHeaders)}
+}
+
+// udpHeaders are the bytes of Ethernet, IPv4 and UDP in front of a payload.
+const udpHeaders = 14 + 20 + 8
+
+// field is a network with a tree that changes while traffic runs.
+type field struct {
+	*bench
+	pair    *lab.Pair
+	ids     hierarchy.IDs
+	sink    *lab.Sink
+	ports   map[string]uint16 // by path and word
+	udp     map[string]counter
+	batch   time.Duration // what a sender of datagrams hands over at a time; the queues hold more
+	running map[string]*lab.Source
+}
+
+const (
+	firstPort = 6000
+	firstUDP  = 7000
+	manyPorts = 256
+)
+
+func newField(t testing.TB) *field {
+	t.Helper()
+	f := &field{pair: tctest.New(t, lab.PairConfig{}), ports: map[string]uint16{}, udp: map[string]counter{}, batch: 50 * time.Millisecond, running: map[string]*lab.Source{}}
+	f.bench = open(t, f.pair.Near, f.pair.Dev)
+	var list []uint16
+	for p := range manyPorts {
+		list = append(list, uint16(firstPort+p))
+	}
+	var err error
+	if f.sink, err = lab.NewSink(t.Context(), f.pair.Far, list...); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.close)
+	return f
+}
+
+// close ends the traffic and gives the network back before the test ends: a test
+// makes many. Closing again does nothing.
+func (f *field) close() {
+	f.stop(nil)
+	for _, c := range f.udp {
+		unix.Close(c.fd)
+	}
+	clear(f.udp)
+	if err := f.sink.Close(); err != nil {
+		f.t.Error(err)
+	}
+	if err := f.pair.Close(); err != nil {
+		f.t.Error(err)
+	}
+}
+
+// stop ends the traffic of which keep says no.
+func (f *field) stop(keep func(key string) bool) {
+	for key, s := range f.running {
+		if keep == nil || !keep(key) {
+			if err := s.Stop(); err != nil {
+				f.t.Error(err)
+			}
+			delete(f.running, key)
+		}
+	}
+}
+
+// share is what a branch should get and what it got.
+type share struct {
+	path       hierarchy.Path
+	ideal, got hierarchy.Bandwidth
+}
+
+func (s share) off() float64 {
+	if s.ideal == 0 {
+		return float64(s.got)
+	}
+	return float64(s.got)/float64(s.ideal) - 1
+}
+
+// phase makes the tree what text says, and the traffic, lets it run for settle and
+// counts for the time of window.
+func (f *field) phase(text string, settle, window time.Duration) (*hierarchy.Tree, []share) {
+	f.t.Helper()
+	spec, senders := plot(f.t, f.Name, text)
+	tree, problems := hierarchy.Resolve(&spec, tc.Kinds())
+	for _, p := range problems {
+		if !p.Warning {
+			f.t.Fatalf("%s: %s: %s", p.Path, p.Key, p.Text)
+		}
+	}
+	var err error
+	if f.ids, err = f.ids.Assign(tree); err != nil {
+		f.t.Fatal(err)
+	}
+	demand := map[hierarchy.Path]hierarchy.Bandwidth{}
+	words := map[hierarchy.Path]int{}
+	for _, s := range senders {
+		if words[s.path]++; s.rate == hierarchy.Unlimited || demand[s.path] == hierarchy.Unlimited {
+			demand[s.path] = hierarchy.Unlimited
+		} else {
+			demand[s.path] += s.rate
+		}
+	}
+	ideal := tree.Ideal(demand)
+	if err := f.Settle(tree); err != nil {
+		f.t.Fatal(err)
+	}
+	f.do(hierarchy.Diff(f.read(), tree.State()).Steps...)
+	want := map[string]bool{}
+	key := func(s sender) string { return fmt.Sprintf("%s %s %d", s.path, s.word, f.offer(s, ideal, words)) }
+	for _, s := range senders {
+		want[key(s)] = true
+	}
+	f.stop(func(k string) bool { return want[k] })
+	for _, s := range senders {
+		if f.running[key(s)] == nil {
+			f.start(tree, s, key(s), f.offer(s, ideal, words))
+		}
+	}
+	time.Sleep(settle)
+	before := map[string]lab.Count{}
+	for _, s := range senders {
+		before[key(s)] = f.count(key(s))
+	}
+	time.Sleep(window)
+	got := map[hierarchy.Path]hierarchy.Bandwidth{}
+	for _, s := range senders {
+		got[s.path] += f.count(key(s)).WireRate(before[key(s)])
+	}
+	var shares []share
+	for b := range tree.All() {
+		if words[b.Path] > 0 {
+			shares = append(shares, share{b.Path, ideal[b.Path], got[b.Path]})
+		}
+	}
+	return tree, shares
+}
+
+func (f *field) count(key string) lab.Count {
+	f.t.Helper()
+	if c, ok := f.udp[key]; ok {
+		return c.count(f.t)
+	}
+	return f.sink.Count(f.ports[key])
+}
+
+// offer is what a sender of datagrams sends: more than its part of what the branch
+// shall get.
+func (f *field) offer(s sender, ideal map[hierarchy.Path]hierarchy.Bandwidth, words map[hierarchy.Path]int) hierarchy.Bandwidth {
+	switch {
+	case s.protocol == "tcp":
+		return 0
+	case s.rate != hierarchy.Unlimited:
+		return s.rate
+	}
+	return ideal[s.path] * 13 / 10 / hierarchy.Bandwidth(words[s.path])
+}
+
+func (f *field) start(tree *hierarchy.Tree, s sender, key string, rate hierarchy.Bandwidth) {
+	f.t.Helper()
+	if f.ports[key] == 0 {
+		f.ports[key] = uint16(firstPort + len(f.ports))
+	}
+	if _, ok := f.udp[key]; !ok && s.protocol == "udp" {
+		f.ports[key] += firstUDP - firstPort
+		f.udp[key] = newCounter(f.t, f.pair.Far, f.ports[key], s.size)
+	}
+	src, err := lab.Start(f.t.Context(), lab.Traffic{
+		NetNS: f.pair.Near, Protocol: s.protocol, To: netip.AddrPortFrom(f.pair.Far4, f.ports[key]),
+		Flows: s.flows, Size: s.size, Rate: rate, Lag: time.Second, Batch: 1 + int(float64(rate)/8/float64(s.size+udpHeaders)*f.batch.Seconds()), Control: greedy(tree.Find(s.path).ID, s.protocol),
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.running[key] = src
+}
