@@ -208,7 +208,7 @@ func TestSettleKinds(t *testing.T) {
 		{"pie rounds", qdisc("pie", "target", 8_009_000, "tupdate", 17*ms), qdisc("pie", "limit", 1000, "target", 8_008_000, "tupdate", 20*ms, "alpha", 2, "beta", 20, "ecn", 0, "bytemode", 0, "dq_rate_estimator", 0), ""},
 		{"hhf rounds", qdisc("hhf", "reset_timeout", ms, "evict_timeout", 5*ms), qdisc("hhf", "limit", 1000, "quantum", 1514, "hh_limit", 2048, "reset_timeout", 4*ms, "admit_bytes", 131072, "evict_timeout", 8*ms, "non_hh_weight", 2), ""},
 		{"hhf with too large a weight", qdisc("hhf", "quantum", 1<<20, "non_hh_weight", 2048), hierarchy.Qdisc{}, "non_hh_weight 2048 times quantum 1mib is more than 2147483647b"},
-		{"red", qdisc("red"), redPlain("limit", 524288, "min", 43690, "max", 131072, "ewma", 5, "scell_log", 15, "probability", 85899346), ""},
+		{"red", qdisc("red"), redPlain("limit", 96896, "min", 8074, "max", 24224, "ewma", 3, "scell_log", 13, "probability", 85899346), ""},
 		{"red by limit", qdisc("red", "limit", 400_000), redPlain("limit", 400_000, "min", 33333, "max", 100_000, "ewma", 5, "scell_log", 15, "probability", 85899346), ""},
 		{"red by min", qdisc("red", "min", 30_000), redPlain("limit", 360_000, "min", 30_000, "max", 90_000, "ewma", 5, "scell_log", 15, "probability", 85899346), ""},
 		{"red by min and limit", qdisc("red", "min", 30_000, "limit", 60_000), redPlain("limit", 60_000, "min", 30_000, "max", 60_000, "ewma", 3, "scell_log", 13, "probability", 85899346), ""},
@@ -218,10 +218,10 @@ func TestSettleKinds(t *testing.T) {
 		{"red with a short burst", qdisc("red", "min", 30_000, "avpkt", 1000, "burst", 28), hierarchy.Qdisc{}, "burst 28 is less than the packets that fit below min: at least 30"},
 		{"red with a long burst", qdisc("red", "max", 100_000_000, "burst", 100_000), hierarchy.Qdisc{}, "burst 100000 makes ewma 18, more than the kernel can count with: at most 4"},
 		{"red with a large ewma", qdisc("red", "max", 100_000_000, "ewma", 5), hierarchy.Qdisc{}, "ewma 5 is more than the kernel can count with: at most 4"},
-		{"choke", qdisc("choke"), qdisc("choke", "limit", 132, "min", 11, "max", 33, "ewma", 4, "scell_log", 13, "probability", 85899346, "ecn", 0), ""},
+		{"choke", qdisc("choke"), qdisc("choke", "limit", 128, "min", 10, "max", 32, "ewma", 4, "scell_log", 13, "probability", 85899346, "ecn", 0), ""},
 		{"choke with a large min", qdisc("choke", "min", 100_000), qdisc("choke", "limit", chokeLimit, "min", 100_000, "max", chokeLimit, "ewma", 14, "scell_log", 23, "probability", 85899346, "ecn", 0), ""},
 		{"sfb by target", qdisc("sfb", "target", 10, "increment", 42949673, "rehash", 30*ms), qdisc("sfb", "limit", 1000, "max", 12, "target", 10, "increment", 655*sfbStep, "decrement", 3*sfbStep, "penalty_rate", 10, "penalty_burst", 20, "rehash", 40*ms, "db", 40*ms), ""},
-		{"sfq with RED", qdisc("sfq", "redflowlimit", 60_000), qdisc("sfq", "limit", 33, "perturb", 10_000*ms, "quantum", 1514, "flows", 33, "divisor", 1024, "depth", 127, "headdrop", 0, "min", 5000, "max", 15_000, "ewma", 3, "probability", 85899346, "ecn", 0, "harddrop", 0), ""},
+		{"sfq with RED", qdisc("sfq", "redflowlimit", 60_000), qdisc("sfq", "limit", 32, "perturb", 10_000*ms, "quantum", 1514, "flows", 32, "divisor", 1024, "depth", 127, "headdrop", 0, "min", 5000, "max", 15_000, "ewma", 3, "probability", 85899346, "ecn", 0, "harddrop", 0), ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := kindNamed(tt.qdisc.Kind)

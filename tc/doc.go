@@ -31,10 +31,9 @@
 //	guarantees, priorities, ceilings           within 1 % of the ideal
 //	                                           (ceilings of borrowers: 5 %)
 //	borrowing, from one branch at a time       within 3 %
-//	borrowing from several branches in turns   within 5 %; with short packets, over eight
-//	                                           levels or at 200 Mbit/s 8 %
-//	small flow in a busy branch of 10 Mbit/s   p99 7 ms with fq_codel, 21 ms with bfifo,
-//	                                           70 ms with sfq (which counts packets, large or not)
+//	borrowing from several branches in turns   within 8 %
+//	small flow in a busy branch of 10 Mbit/s   p99 8 ms with fq_codel, 25 ms with bfifo,
+//	                                           170 ms with sfq (which counts packets, large or not)
 //	small flow in the branch beside it         under 0.2 ms
 //
 // The ideal is that of [hierarchy.Tree.Ideal], for windows of 10 s and more; a

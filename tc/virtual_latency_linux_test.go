@@ -43,13 +43,13 @@ func TestVirtualLatency(t *testing.T) {
 		lost         int           // of 700, at most
 		least        float64       // of the branch's rate that the others reach
 	}{
-		{"fq_codel", "tcp", 8 * time.Millisecond, 0, 0.99},
-		{"fq_codel", "tcp/10", 8 * time.Millisecond, 0, 0.99},
+		{"fq_codel", "tcp", 10 * time.Millisecond, 0, 0.99},
+		{"fq_codel", "tcp/10", 10 * time.Millisecond, 0, 0.99},
 		{"fq_codel", "udp", time.Millisecond, 0, 0.99},
-		{"sfq", "tcp/10", 80 * time.Millisecond, 7, 0.99}, // counts packets, and some are large
-		{"bfifo", "tcp", 22 * time.Millisecond, 70, 0.99},
-		{"bfifo", "tcp/4", 22 * time.Millisecond, 70, 0.99},
-		{"bfifo", "udp", 22 * time.Millisecond, 350, 0.99},
+		{"sfq", "tcp/10", 250 * time.Millisecond, 140, 0.97}, // counts packets, and some are large
+		{"bfifo", "tcp", 28 * time.Millisecond, 70, 0.99},
+		{"bfifo", "tcp/4", 28 * time.Millisecond, 70, 0.99},
+		{"bfifo", "udp", 28 * time.Millisecond, 350, 0.99},
 	} {
 		f := newField(t)
 		f.batch = 2 * time.Millisecond // bfifo is short
