@@ -280,9 +280,9 @@ func TestSettleQdisc(t *testing.T) {
 		{name: "sfq cuts", kinds: all, qdisc: qdisc("sfq", "limit", 60000, "flows", 500, "divisor", 256, "depth", 10, "headdrop", 1), want: qdisc("sfq", "limit", 2560, "perturb", 10_000*ms, "quantum", 1514, "flows", 256, "divisor", 256, "depth", 10, "headdrop", 1)},
 		{name: "sfq too small", kinds: all, qdisc: qdisc("sfq", "flows", 1, "depth", 1), wantErr: "qdisc sfq: 1 packets in all (depth times flows) are too few"},
 		{name: "fq_codel rounds", kinds: all, qdisc: qdisc("fq_codel", "target", 1234567, "ce_threshold", 3*ms, "ce_threshold_selector", 1, "ce_threshold_mask", 3), want: qdisc("fq_codel", "limit", 10240, "memory_limit", 4<<20, "flows", 1024, "target", 1234*1000, "interval", 100*ms, "quantum", 1514, "ecn", 1, "drop_batch", 64, "ce_threshold", 3*ms, "ce_threshold_selector", 1, "ce_threshold_mask", 3)},
-		{name: "tbf", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_007), want: qdisc("tbf", "rate", 8_000_000, "burst", 12112, "limit", 19112)},
+		{name: "tbf", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_007), want: qdisc("tbf", "rate", 8_000_000, "burst", 262144, "limit", 269144)},
 		{name: "tbf by latency", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "burst", 20000, "latency", 30*ms, "overhead", 0), want: qdisc("tbf", "rate", 8_000_000, "burst", 20000, "limit", 50000)},
-		{name: "tbf with a peak", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "limit", 1000, "peakrate", 80_000_000, "linklayer", 1), want: qdisc("tbf", "rate", 8_000_000, "burst", 12112, "limit", 1000, "peakrate", 80_000_000, "mtu", 10000, "linklayer", 1)},
+		{name: "tbf with a peak", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "limit", 1000, "peakrate", 80_000_000, "linklayer", 1), want: qdisc("tbf", "rate", 8_000_000, "burst", 262144, "limit", 1000, "peakrate", 80_000_000, "mtu", 10000, "linklayer", 1)},
 		{name: "tbf too slow", kinds: all, qdisc: qdisc("tbf", "rate", 800), wantErr: "qdisc tbf: burst 429b is below 1514b, the largest packet on the line, which would never be sent"},
 		{name: "tbf with a small burst", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "burst", 1500), wantErr: "qdisc tbf: burst 1500b is below 1514b, the largest packet on the line, which would never be sent"},
 	} {

@@ -95,7 +95,9 @@ var tbf = discipline{
 			}
 			return tickBytes(t, rate), nil
 		}
-		burst, err := size("burst", rate, defaultBurst(rate, s.mtu))
+		// What is within the burst is not segmented (tbf_enqueue,
+		// net/sched/sch_tbf.c, v6.12), so a few of the largest fit.
+		burst, err := size("burst", rate, max(defaultBurst(rate, s.mtu), 4*s.packet))
 		if err != nil {
 			return nil, err
 		}
