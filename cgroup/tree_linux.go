@@ -35,7 +35,7 @@ func (t *tree) close() error { return t.dir.Close() }
 // where another process sees it, or nowhere: then it is mounted detached, unless
 // that could do harm.
 func findV2() (*tree, error) {
-	t, all, err := mounted(unix.CGROUP2_SUPER_MAGIC, func(m *mountinfo.Info) bool { return m.FSType == "cgroup2" })
+	t, all, err := mounted(unix.CGROUP2_SUPER_MAGIC, isV2)
 	if t != nil || err != nil {
 		return t, err
 	}
@@ -92,9 +92,7 @@ func levelsKnown(t *tree) error {
 // findNetCls looks for the v1 hierarchy that has net_cls, nil when it is not
 // mounted.
 func findNetCls() (*tree, error) {
-	t, _, err := mounted(unix.CGROUP_SUPER_MAGIC, func(m *mountinfo.Info) bool {
-		return m.FSType == "cgroup" && slices.Contains(strings.Split(m.VFSOptions, ","), "net_cls")
-	})
+	t, _, err := mounted(unix.CGROUP_SUPER_MAGIC, isNetCls)
 	return t, err
 }
 
@@ -289,6 +287,9 @@ func (t *tree) path(id uint64) (string, error) {
 		return "", err
 	}
 	path, below := strings.CutPrefix(shown, t.shown)
+	if path == "" {
+		path = "/"
+	}
 	if below && t.whole && !strings.HasSuffix(path, " (deleted)") {
 		return path, nil
 	}

@@ -69,6 +69,9 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) 
 		return err
 	}
 	defer m.Close()
+	if err := m.within(ctx, path); err != nil {
+		return err
+	}
 	x, err := m.shaped(path.Interface(), "")
 	if err != nil {
 		return err

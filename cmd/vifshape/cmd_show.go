@@ -114,14 +114,7 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 	out := showJSON{Interfaces: []*treeView{}}
 	for _, i := range ifaces {
 		v, err := m.view(ctx, i, o.sample)
-		var gone *tc.ErrNoDevice
-		switch {
-		case path != "":
-		case errors.As(err, &gone):
-			e.notef("%s has a policy and is not there now", i)
-			continue
-		case errors.Is(err, errNotShaped):
-			e.notef("%s has a policy and no tree: apply the policy again, or `vifshape clear %s` forgets it", i, i)
+		if path == "" && e.noTree(i, err) {
 			continue
 		}
 		if err != nil {
@@ -147,6 +140,21 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 		}
 	}
 	return nil
+}
+
+// noTree says whether err is only that an interface with a policy has no tree, and
+// tells the user.
+func (e *env) noTree(iface string, err error) bool {
+	var gone *tc.ErrNoDevice
+	switch {
+	case errors.As(err, &gone):
+		e.notef("%s has a policy and is not there now", iface)
+	case errors.Is(err, errNotShaped):
+		e.notef("%s has a policy and no tree: apply the policy again, or `vifshape clear %s` forgets it", iface, iface)
+	default:
+		return false
+	}
+	return true
 }
 
 // errNotShaped says that an interface has no tree of ours.
@@ -204,11 +212,8 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 		if c.Path == "" {
 			c.Path = hierarchy.Path(iface).Join(c.ID.String())
 		}
-		n := stats[c.ID]
-		b := &branchView{Class: c, Bytes: n.Bytes, Packets: n.Packets, Drops: n.Drops, Overlimit: n.Overlimits, Backlog: n.Backlog, Queue: n.QLen, Bound: bound[c.ID]}
-		if l := leaves[c.ID]; l != nil {
-			b.Leaf, b.Qdisc = true, &l.Qdisc
-		}
+		b := newBranchView(c, stats[c.ID], leaves[c.ID])
+		b.Bound = bound[c.ID]
 		if sending != nil {
 			r := sending[c.ID]
 			b.Sending = &r
@@ -217,6 +222,15 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 	}
 	v.order(x.record.Order)
 	return v, nil
+}
+
+// newBranchView is a class with its counters; l is nil for an inner one.
+func newBranchView(c hierarchy.Class, n tc.ClassStats, l *hierarchy.Leaf) *branchView {
+	b := &branchView{Class: c, Bytes: n.Bytes, Packets: n.Packets, Drops: n.Drops, Overlimit: n.Overlimits, Backlog: n.Backlog, Queue: n.QLen}
+	if l != nil {
+		b.Leaf, b.Qdisc = true, &l.Qdisc
+	}
+	return b
 }
 
 // sample looks a second time and says what every class sent meanwhile.

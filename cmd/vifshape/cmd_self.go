@@ -1,0 +1,226 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+func newSelfCommand(e *env) *cobra.Command {
+	o := showOptions{sample: 500 * time.Millisecond}
+	c := &cobra.Command{
+		Use:   "self",
+		Short: "Show the branch that this process is in, and what it gets",
+		Long: `Self prints the branch that the calling process sends in, one line for each
+interface that it has one on: guarantee and ceiling, what was sent and dropped,
+what is waiting, what is being sent now, the queue, and what bound it. All of a
+branch's processes share these. Self needs no privileges and works in a program
+that run started, and in its children.
+
+It goes by the cgroup of the process. In a container that hides the cgroups above
+its own, it goes by VIFSHAPE_BRANCH, which run sets, and says so.
+
+EXIT STATUS
+  0  done
+  1  an error, or this process is in no branch
+  2  wrong flags or arguments`,
+		Args: args(0, 0, ""),
+		RunE: interruptible(func(c *cobra.Command, _ []string) error {
+			if o.sample <= 0 {
+				return usagef("--sample %v is no time to wait: write one like 1s", o.sample)
+			}
+			return e.self(c.Context(), o)
+		}),
+	}
+	c.Flags().BoolVar(&o.json, "json", false, "print JSON")
+	c.Flags().DurationVar(&o.sample, "sample", o.sample, "look twice, `TIME` apart, for what is being sent")
+	return c
+}
+
+// selfJSON is the stable form of self.
+type selfJSON struct {
+	Branches []*selfView `json:"branches"`
+}
+
+// selfView is the branch of the calling process on one interface.
+type selfView struct {
+	Interface string `json:"interface"`
+	*branchView
+	Way    hierarchy.Way `json:"binding"`
+	From   string        `json:"from"`
+	Target string        `json:"target,omitempty"` // empty: only the environment says so
+}
+
+func (e *env) self(ctx context.Context, o showOptions) error {
+	m, err := e.machine()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	ifaces, err := m.ours()
+	if err != nil {
+		return err
+	}
+	out := selfJSON{Branches: []*selfView{}}
+	var rests []string // of the interfaces on which it has no branch
+	var own []*own
+	for _, i := range ifaces {
+		x, err := m.own(ctx, i)
+		if e.noTree(i, err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if x == nil {
+			rests = append(rests, string(hierarchy.Path(i).Join(hierarchy.RestName)))
+			continue
+		}
+		own = append(own, x)
+	}
+	if len(own) > 0 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(o.sample):
+		}
+	}
+	for _, x := range own {
+		v, err := x.view()
+		if err != nil {
+			return err
+		}
+		if v.Target == "" {
+			e.notef("%s: this container hides the cgroups above its own: the branch is that of %s", v.Interface, branchVariable)
+		}
+		out.Branches = append(out.Branches, v)
+	}
+	if o.json {
+		err = e.json(out)
+	} else if len(out.Branches) > 0 {
+		err = out.write(e)
+	}
+	if err != nil || len(out.Branches) > 0 {
+		return err
+	}
+	return m.outside(rests)
+}
+
+// outside says where the traffic of a process goes that is in no branch.
+func (m *machine) outside(rests []string) error {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		target, _, err := cgroup.Own(way)
+		if err != nil {
+			return err
+		}
+		if ns, p, ok := cgroup.ParseHome(target); ok && ns != m.store.netNS {
+			return fmt.Errorf("this process is in no branch of this network namespace: its cgroup is that of %s in another one", p)
+		}
+	}
+	if len(rests) == 0 {
+		return errors.New("this process is in no branch: no interface is shaped by vifshape in this network namespace")
+	}
+	return fmt.Errorf("this process is in no branch: what it sends goes to %s", strings.Join(rests, ", "))
+}
+
+// own is the branch of the calling process on one interface, looked at once.
+type own struct {
+	device *tc.Device
+	class  hierarchy.Class
+	leaf   *hierarchy.Leaf
+	way    hierarchy.Way
+	bound  hierarchy.Bound
+	at     time.Time
+	bytes  uint64
+}
+
+// own looks at an interface; nil where the process has no branch on it.
+func (m *machine) own(ctx context.Context, iface string) (*own, error) {
+	x, err := m.shaped(iface, "")
+	if err != nil {
+		return nil, err
+	}
+	defer x.binder.Close()
+	t := &target{shaped: x}
+	s, err := t.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !s.Root.Ours() {
+		return nil, fmt.Errorf("%s is %w", iface, errNotShaped)
+	}
+	way := s.Hook.Way
+	if t.blind != nil {
+		way = x.record.Way
+	}
+	b, err := m.inside(x, way, x.named(s.Bound, t.blind != nil), t.blind != nil)
+	if err != nil || b.Class == 0 {
+		return nil, err
+	}
+	o := &own{device: x.device, way: way, bound: b}
+	i := slices.IndexFunc(s.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
+	if i < 0 {
+		return nil, fmt.Errorf("%s is not shaped (its class %v is gone): apply %s again", b.Path, b.Class, x.record.policy())
+	}
+	o.class = s.Classes[i]
+	if i := slices.IndexFunc(s.Leaves, func(l hierarchy.Leaf) bool { return l.Class == b.Class }); i >= 0 {
+		o.leaf = &s.Leaves[i]
+	}
+	n, err := o.count()
+	o.bytes = n.Bytes
+	return o, err
+}
+
+// count reads the counters of the branch.
+func (o *own) count() (tc.ClassStats, error) {
+	all, err := o.device.Stats()
+	if err != nil {
+		return tc.ClassStats{}, err
+	}
+	o.at = time.Now()
+	i := slices.IndexFunc(all, func(c tc.ClassStats) bool { return c.Class == o.class.ID })
+	if i < 0 {
+		return tc.ClassStats{}, fmt.Errorf("%s: its class %v went while it was looked at", o.class.Path, o.class.ID)
+	}
+	return all[i], nil
+}
+
+// view looks a second time.
+func (o *own) view() (*selfView, error) {
+	from := o.at
+	n, err := o.count()
+	if err != nil {
+		return nil, err
+	}
+	v := &selfView{Interface: o.device.Name, branchView: newBranchView(o.class, n, o.leaf), Way: o.way, From: o.bound.From, Target: o.bound.Target}
+	v.Sending = new(hierarchy.Bandwidth)
+	if n.Bytes > o.bytes { // fewer: the class was made anew meanwhile
+		*v.Sending = hierarchy.Bandwidth(float64(n.Bytes-o.bytes) * 8 / o.at.Sub(from).Seconds())
+	}
+	return v, nil
+}
+
+func (s selfJSON) write(e *env) error {
+	kinds := newKindTable(tc.Kinds())
+	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "BRANCH\tCLASS\tRATE\tCEIL\tPRIO\tSENT\tDROPPED\tWAITING\tSENDING\tQDISC\tBOUND BY")
+	for _, v := range s.Branches {
+		qdisc := "-"
+		if v.Qdisc != nil {
+			qdisc = kinds.text(*v.Qdisc)
+		}
+		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s (%s)\n", v.Path, v.ID, short(v.Rate), short(v.Ceil), v.Prio,
+			bytes(v.Bytes), v.Drops, bytes(uint64(v.Backlog)), short(*v.Sending), qdisc, printable(v.From), v.Way)
+	}
+	return t.Flush()
+}

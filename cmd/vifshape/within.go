@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// branchVariable is what run tells a program in its environment: its branch. It is
+// believed only where the kernel does not say better.
+const branchVariable = "VIFSHAPE_BRANCH"
+
+// within refuses a branch that the calling process would leave its own one for:
+// from a branch's home it only goes on to that branch or below. What run goes by
+// is the cgroup, in each hierarchy that binds. Bindings of the policy do not
+// count: a user's session may be bound, and its owner is no prisoner.
+func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		target, whole, err := cgroup.Own(way)
+		if err != nil {
+			return err
+		}
+		at, of, from := hierarchy.Path(""), "", ""
+		ns, home, ok := cgroup.ParseHome(target)
+		switch {
+		case ok && ns != m.store.netNS:
+			at, of = home, " of another network namespace"
+		case ok:
+			at = m.deepest(home)
+		case !whole:
+			if at, err = m.confined(ctx); err != nil {
+				return err
+			}
+			if at == "" {
+				at, from = hierarchy.Path(os.Getenv(branchVariable)), ", as "+branchVariable+" says"
+			}
+		}
+		if at != "" && (of != "" || !to.Below(at)) {
+			return fmt.Errorf("%s: this process is in branch %s%s%s, and run goes from there only to that branch and below: start the program from outside of it", to, at, of, from)
+		}
+	}
+	return nil
+}
+
+// deepest is the branch at or above p. A program may make cgroups below its home,
+// which are no branches. Where there is no branch, it is p: then nothing is known.
+func (m *machine) deepest(p hierarchy.Path) hierarchy.Path {
+	r, err := m.store.load(p.Interface())
+	if err != nil {
+		return p
+	}
+	for q := p; q.Parent() != ""; q = q.Parent() {
+		if _, _, ok := r.IDs.Find(q); ok {
+			return q
+		}
+	}
+	return p
+}
+
+// confined is the branch that the root of this cgroup namespace is bound to, as
+// that of a program is that run has started. Empty: none, or it cannot be read.
+func (m *machine) confined(ctx context.Context) (hierarchy.Path, error) {
+	names, err := m.store.interfaces()
+	if err != nil {
+		return "", err
+	}
+	for _, n := range names {
+		x, err := m.shaped(n, "")
+		if err != nil {
+			continue // gone, or damaged: it is reported when it is used
+		}
+		var s hierarchy.State
+		err = errors.Join(x.binder.Read(ctx, &s), x.binder.Close())
+		if errors.Is(err, cgroup.ErrNotPrivileged) {
+			return "", nil
+		}
+		if err != nil {
+			return "", err
+		}
+		for _, b := range s.Bound {
+			if b.Target == "cgroup:/" {
+				return x.kernel.Names[b.Class], nil
+			}
+		}
+	}
+	return "", nil
+}
+
+// inside is the binding that the calling process sends by on an interface, the
+// zero Bound for none, from the bindings in force or, without privileges, from
+// those of the last apply and the homes. A binding without a target is only what
+// the environment says.
+func (m *machine) inside(x *shaped, way hierarchy.Way, all []hierarchy.Bound, blind bool) (hierarchy.Bound, error) {
+	if tags(way) {
+		way = hierarchy.WayNetCls
+	} else {
+		way = hierarchy.WayBPF
+	}
+	target, whole, err := cgroup.Own(way)
+	if err != nil {
+		return hierarchy.Bound{}, err
+	}
+	bound := make(map[string]hierarchy.Bound, len(all))
+	for _, b := range all {
+		bound[b.Target] = b
+	}
+	dir, _ := strings.CutPrefix(target, "cgroup:")
+	for ; dir != "" && dir != "."; dir = path.Dir(dir) {
+		at := "cgroup:" + dir
+		if b, ok := bound[at]; ok {
+			return b, nil
+		}
+		if ns, p, ok := cgroup.ParseHome(at); ok && blind && ns == m.store.netNS && p.Interface() == x.record.Interface {
+			if class, err := x.entry(p); err == nil { // else a cgroup that a program made in its home
+				return hierarchy.Bound{Target: at, Class: class, Path: p, From: "run"}, nil
+			}
+		}
+		if dir == "/" {
+			break
+		}
+	}
+	if claim := hierarchy.Path(os.Getenv(branchVariable)); !whole && claim.Interface() == x.record.Interface {
+		if class, err := x.entry(claim); err == nil {
+			return hierarchy.Bound{Class: class, Path: claim, From: branchVariable}, nil
+		}
+	}
+	return bound[fmt.Sprintf("uid:%d", os.Geteuid())], nil
+}
