@@ -476,6 +476,8 @@ const (
 	cgroupTarget   = "cgroup:"
 	cgroupIDTarget = "cgroup-id:"
 	uidTarget      = "uid:"
+	linkTarget     = "link:"
+	linkGoneTarget = "link-index:"
 )
 
 func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
@@ -505,8 +507,15 @@ func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
 		b.ids[target] = id
 		bound = append(bound, hierarchy.Bound{Target: target, Class: v.class})
 		return nil
-	}, func(uid uint32, class hierarchy.ClassID) error {
-		bound = append(bound, hierarchy.Bound{Target: uidTarget + strconv.FormatUint(uint64(uid), 10), Class: class})
+	}, func(of numbered, n uint32, class hierarchy.ClassID) error {
+		target := uidTarget + strconv.FormatUint(uint64(n), 10)
+		if of == byLink {
+			var err error
+			if target, err = b.linkTarget(n); err != nil {
+				return err
+			}
+		}
+		bound = append(bound, hierarchy.Bound{Target: target, Class: class})
 		return nil
 	})
 	return bound, err
@@ -750,20 +759,19 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 	path, isCgroup := strings.CutPrefix(b.Target, cgroupTarget)
 	if tagged(d.way) {
 		if !isCgroup {
-			return false, fmt.Errorf("net_cls knows cgroups only, neither users nor cgroups that are gone: %w", ErrNotSupported)
+			return false, fmt.Errorf("net_cls knows cgroups only, neither users, interfaces nor cgroups that are gone: %w", ErrNotSupported)
 		}
 		return d.tag(path, b.Class)
 	}
-	if n, ok := strings.CutPrefix(b.Target, uidTarget); ok {
-		uid, err := strconv.ParseUint(n, 10, 32)
+	if of, n, ok, err := d.numberOf(b.Target); ok || err != nil {
 		if err != nil {
 			return false, err
 		}
-		class, bound, err := on.user(uint32(uid))
+		class, bound, err := on.number(of, n)
 		if err != nil || bound && class == b.Class {
 			return false, err
 		}
-		return true, on.bindUser(uint32(uid), b.Class)
+		return true, on.bindNumber(of, n, b.Class)
 	}
 	var (
 		id   uint64
@@ -810,12 +818,14 @@ func (d *doing) remove(on bindings, target string) error {
 		}
 		return err
 	}
-	if n, ok := strings.CutPrefix(target, uidTarget); ok {
-		uid, err := strconv.ParseUint(n, 10, 32)
+	if of, n, ok, err := d.numberOf(target); ok || err != nil {
+		if errors.Is(err, errNoLink) {
+			return nil // the next Read shows what is left of it as link-index:N
+		}
 		if err != nil {
 			return err
 		}
-		return on.unbindUser(uint32(uid))
+		return on.unbindNumber(of, n)
 	}
 	id, known := d.ids[target]
 	if !known {
@@ -835,11 +845,29 @@ func (d *doing) remove(on bindings, target string) error {
 	return on.unbindCgroup(id)
 }
 
+// numberOf reads the targets that stand for a number; ok says whether it is one.
+func (b *Binder) numberOf(target string) (of numbered, n uint32, ok bool, err error) {
+	if name, ok := strings.CutPrefix(target, linkTarget); ok {
+		n, err = b.linkIndex(name)
+		return byLink, n, true, err
+	}
+	of = byUser
+	digits, ok := strings.CutPrefix(target, uidTarget)
+	if !ok {
+		of = byLink
+		if digits, ok = strings.CutPrefix(target, linkGoneTarget); !ok {
+			return 0, 0, false, nil
+		}
+	}
+	v, err := strconv.ParseUint(digits, 10, 32)
+	return of, uint32(v), true, err
+}
+
 // goneID reads "cgroup-id:N".
 func goneID(target string) (uint64, error) {
 	n, ok := strings.CutPrefix(target, cgroupIDTarget)
 	if !ok {
-		return 0, fmt.Errorf("%q is none of cgroup:/PATH, cgroup-id:N, uid:N", target)
+		return 0, fmt.Errorf("%q is none of cgroup:/PATH, cgroup-id:N, uid:N, link:NAME, link-index:N", target)
 	}
 	return strconv.ParseUint(n, 10, 64)
 }

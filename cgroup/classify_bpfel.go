@@ -30,8 +30,7 @@ type classifyVifConfig struct {
 type classifyVifSocket struct {
 	_        structs.HostLayout
 	Cached   uint64
-	Override uint32
-	Unused   uint32
+	Override uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -39,6 +38,7 @@ type classifyVifSocket struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	classifyMapVifCgroups    = "vif_cgroups"
+	classifyMapVifLinks      = "vif_links"
 	classifyMapVifSockets    = "vif_sockets"
 	classifyMapVifUsers      = "vif_users"
 	classifyProgVifEgress    = "vif_egress"
@@ -99,6 +99,7 @@ type classifyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type classifyMapSpecs struct {
 	VifCgroups *ebpf.MapSpec `ebpf:"vif_cgroups"`
+	VifLinks   *ebpf.MapSpec `ebpf:"vif_links"`
 	VifSockets *ebpf.MapSpec `ebpf:"vif_sockets"`
 	VifUsers   *ebpf.MapSpec `ebpf:"vif_users"`
 }
@@ -131,6 +132,7 @@ func (o *classifyObjects) Close() error {
 // It can be passed to loadClassifyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type classifyMaps struct {
 	VifCgroups *ebpf.Map `ebpf:"vif_cgroups"`
+	VifLinks   *ebpf.Map `ebpf:"vif_links"`
 	VifSockets *ebpf.Map `ebpf:"vif_sockets"`
 	VifUsers   *ebpf.Map `ebpf:"vif_users"`
 }
@@ -138,6 +140,7 @@ type classifyMaps struct {
 func (m *classifyMaps) Close() error {
 	return _ClassifyClose(
 		m.VifCgroups,
+		m.VifLinks,
 		m.VifSockets,
 		m.VifUsers,
 	)

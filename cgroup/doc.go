@@ -31,7 +31,8 @@
 // (commit 8520e224f547), so the two must not be mixed there.
 //
 // Some packets are the rest's by nature: those without a socket (resets and
-// ICMP of the kernel, forwarded packets) and those of a socket in TIME_WAIT.
+// ICMP of the kernel, forwarded packets that came in by an interface that is not
+// bound) and those of a socket in TIME_WAIT.
 //
 // # State
 //

@@ -1,6 +1,7 @@
 package cgroup_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -323,7 +324,7 @@ func TestKernelUnderLoad(t *testing.T) {
 			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
 		}},
 		{"all of nf_tables", hierarchy.WayNft, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
-			hook := hierarchy.Hook{Way: hierarchy.WayNft, Version: 1}
+			hook := hierarchy.Hook{Way: hierarchy.WayNft, Version: 2}
 			bind := bound(target, []hierarchy.ClassID{red, green}[i%2])
 			steps := []hierarchy.Step{{Action: hierarchy.Change, Old: &hook, New: &hook}, {Action: hierarchy.Create, New: &bind}}
 			if _, err := b.Do(t.Context(), steps); err != nil {
@@ -333,8 +334,18 @@ func TestKernelUnderLoad(t *testing.T) {
 		{"net_cls tags with nf_tables", hierarchy.WayNetClsNft, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
 			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
 		}},
+		{"classifier of an older version", hierarchy.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
+			older(t, n)
+			if err := b.Close(); err != nil { // it knows better
+				t.Fatal(err)
+			}
+			if got := read(t, b); got.Hook.Version != 1 || len(got.Bound) != 0 {
+				t.Errorf("an older classifier is seen as %+v with bindings %v", got.Hook, got.Bound)
+			}
+			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
+		}},
 		{"classifier", hierarchy.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
-			hook := hierarchy.Hook{Way: hierarchy.WayBPF, Version: 1}
+			hook := hierarchy.Hook{Way: hierarchy.WayBPF, Version: 2}
 			bind := bound(target, []hierarchy.ClassID{red, green}[i%2])
 			steps := []hierarchy.Step{{Action: hierarchy.Change, Old: &hook, New: &hook}, {Action: hierarchy.Create, New: &bind}}
 			if _, err := b.Do(t.Context(), steps); err != nil {
@@ -378,6 +389,45 @@ func TestKernelUnderLoad(t *testing.T) {
 			}
 		})
 	}
+}
+
+// older makes the classifier on the hook say that it is the first version's.
+func older(t testing.TB, n *network) {
+	t.Helper()
+	id, err := n.hook.EgressProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if info, err := m.Info(); err != nil || info.Name != ".data.vif" {
+			continue
+		}
+		head, err := m.LookupBytes(uint32(0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		binary.NativeEndian.PutUint32(head, 1)
+		if err := m.Put(uint32(0), head); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	t.Fatal("the classifier has no head")
 }
 
 // TestKernelWayUnderLoad: no packet is in a wrong class, in the rest or unshaped

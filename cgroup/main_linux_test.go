@@ -327,15 +327,13 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 		if err := prioritise(s, args[2:]); err != nil {
 			return "", err
 		}
-		frame := make([]byte, 60)
-		copy(frame, "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x88\xb5")
-		to := &unix.SockaddrLinklayer{Ifindex: number(0), Protocol: 0xb588}
-		for range number(1) {
-			if err := unix.Sendto(s, frame, 0, to); err != nil {
-				return "", err
-			}
-		}
-		return "", nil
+		return "", frames(s, number(0), number(1))
+	case "keepPacket": // NAME
+		s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		kept[args[0]] = s
+		return "", err
+	case "morePacket": // NAME INDEX N
+		return "", frames(kept[args[0]], number(1), number(2))
 	case "keep": // NAME TO
 		s, err := open(args[1], unix.SOCK_DGRAM, 0, nil)
 		kept[args[0]] = s
@@ -506,7 +504,23 @@ func prioritise(s int, priority []string) error {
 	if err != nil {
 		return err
 	}
-	return unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_PRIORITY, int(class))
+	return errors.Join(
+		unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_PRIORITY, int(class)),
+		unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, int(class)))
+}
+
+// frames sends frames of an experimental type to nobody, by a packet socket. A bridge
+// passes them on with their socket, which copies to several would have lost.
+func frames(s, index, n int) error {
+	frame := make([]byte, 60)
+	copy(frame, "\x02\x00\x00\x00\x00\x02\x02\x00\x00\x00\x00\x01\x88\xb5")
+	to := &unix.SockaddrLinklayer{Ifindex: index, Protocol: 0xb588}
+	for range n {
+		if err := unix.Sendto(s, frame, 0, to); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func sockaddr(to string) unix.Sockaddr {

@@ -98,29 +98,37 @@ func (r *ruleset) unbindCgroup(id uint64) error {
 	return nil
 }
 
-func (r *ruleset) user(uid uint32) (class hierarchy.ClassID, bound bool, err error) {
-	class, bound = r.users[uid]
+// number finds users alone.
+func (r *ruleset) number(of numbered, n uint32) (class hierarchy.ClassID, bound bool, err error) {
+	if of == byUser {
+		class, bound = r.users[n]
+	}
 	return class, bound, nil
 }
 
-func (r *ruleset) bindUser(uid uint32, class hierarchy.ClassID) error {
-	r.users[uid] = class
+func (r *ruleset) bindNumber(of numbered, n uint32, class hierarchy.ClassID) error {
+	if of != byUser {
+		return errLinksByBPF
+	}
+	r.users[n] = class
 	return nil
 }
 
-func (r *ruleset) unbindUser(uid uint32) error {
-	delete(r.users, uid)
+func (r *ruleset) unbindNumber(of numbered, n uint32) error {
+	if of == byUser {
+		delete(r.users, n)
+	}
 	return nil
 }
 
-func (r *ruleset) each(cgroup func(uint64, binding) error, user func(uint32, hierarchy.ClassID) error) error {
+func (r *ruleset) each(cgroup func(uint64, binding) error, number func(numbered, uint32, hierarchy.ClassID) error) error {
 	for id, b := range r.cgroups {
 		if err := cgroup(id, b); err != nil {
 			return err
 		}
 	}
 	for uid, class := range r.users {
-		if err := user(uid, class); err != nil {
+		if err := number(byUser, uid, class); err != nil {
 			return err
 		}
 	}

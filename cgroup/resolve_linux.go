@@ -13,7 +13,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
-// Pending is a binding whose cgroup or user is not there (yet).
+// Pending is a binding whose cgroup, user or interface is not there (yet).
 type Pending struct {
 	Path    hierarchy.Path // the branch
 	Binding hierarchy.Binding
@@ -152,6 +152,8 @@ func (b *Binder) target(x hierarchy.Binding, units map[string][]string) (target,
 			return "", "", err
 		}
 		return uidTarget + u.Uid, "", nil
+	case hierarchy.BindLink:
+		return b.resolveLink(x.Name)
 	}
 	return "", "", fmt.Errorf("kind %v of binding is not known", x.Kind)
 }

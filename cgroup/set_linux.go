@@ -15,7 +15,7 @@ import (
 
 // version counts the layouts of the maps and the meanings of the programs in
 // bpf/classify.bpf.c.
-const version = 1
+const version = 2
 
 const maxLevel = 31 // MAX_LEVEL in bpf/classify.bpf.c
 
@@ -26,17 +26,25 @@ type binding struct {
 	level uint32
 }
 
+// numbered is what is bound by a number of its own.
+type numbered int
+
+const (
+	byUser numbered = iota // by user id
+	byLink                 // by the index of an interface that packets came in by
+)
+
 // bindings hold what is bound, for a way that goes by cgroup v2. Unbinding what is
 // not bound is no error.
 type bindings interface {
 	cgroup(id uint64) (b binding, bound bool, err error)
 	bindCgroup(id uint64, b binding) error
 	unbindCgroup(id uint64) error
-	user(uid uint32) (class hierarchy.ClassID, bound bool, err error)
-	bindUser(uid uint32, class hierarchy.ClassID) error
-	unbindUser(uid uint32) error
+	number(of numbered, n uint32) (class hierarchy.ClassID, bound bool, err error)
+	bindNumber(of numbered, n uint32, class hierarchy.ClassID) error
+	unbindNumber(of numbered, n uint32) error
 	// each calls a function for every binding, in any order.
-	each(cgroup func(uint64, binding) error, user func(uint32, hierarchy.ClassID) error) error
+	each(cgroup func(uint64, binding) error, number func(numbered, uint32, hierarchy.ClassID) error) error
 }
 
 // set is one interface's program with its maps.
@@ -46,8 +54,9 @@ type set struct {
 	id      uint32 // of the program
 	prog    *ebpf.Program
 	config  *ebpf.Map
-	cgroups *ebpf.Map // nil for net_cls
-	users   *ebpf.Map // nil for net_cls
+	cgroups *ebpf.Map    // nil for net_cls, and so the others
+	numbers [2]*ebpf.Map // by numbered
+	sockets *ebpf.Map
 }
 
 // name is the program's, which tells the ways apart when it is found again.
@@ -119,7 +128,7 @@ func loadProgram(w hierarchy.Way, program string) (*set, error) {
 	}
 	spec.Programs[program].Name = name(w)
 	if w == hierarchy.WayNetCls {
-		for _, n := range []string{classifyMapVifCgroups, classifyMapVifUsers, classifyMapVifSockets} {
+		for _, n := range []string{classifyMapVifCgroups, classifyMapVifUsers, classifyMapVifLinks, classifyMapVifSockets} {
 			delete(spec.Maps, n)
 		}
 	}
@@ -198,7 +207,11 @@ func (s *set) keep(name string, m *ebpf.Map) {
 	case classifyMapVifCgroups:
 		s.cgroups = m
 	case classifyMapVifUsers:
-		s.users = m
+		s.numbers[byUser] = m
+	case classifyMapVifLinks:
+		s.numbers[byLink] = m
+	case classifyMapVifSockets:
+		s.sockets = m
 	default:
 		m.Close() // the program keeps it
 	}
@@ -209,7 +222,7 @@ func (s *set) current(w hierarchy.Way) bool { return s != nil && s.way == w && s
 
 func (s *set) close() error {
 	var errs []error
-	for _, m := range []*ebpf.Map{s.config, s.cgroups, s.users} {
+	for _, m := range []*ebpf.Map{s.config, s.cgroups, s.numbers[byUser], s.numbers[byLink], s.sockets} {
 		if m != nil {
 			errs = append(errs, m.Close())
 		}
@@ -248,26 +261,32 @@ func (s *set) bindCgroup(id uint64, b binding) error {
 
 func (s *set) unbindCgroup(id uint64) error { return gone(s.cgroups.Delete(id)) }
 
-func (s *set) user(uid uint32) (class hierarchy.ClassID, bound bool, err error) {
-	var n uint32
-	err = s.users.Lookup(uid, &n)
-	return hierarchy.ClassID(n), err == nil, gone(err)
+func (s *set) number(of numbered, n uint32) (class hierarchy.ClassID, bound bool, err error) {
+	var v uint32
+	err = s.numbers[of].Lookup(n, &v)
+	return hierarchy.ClassID(v), err == nil, gone(err)
 }
 
-func (s *set) bindUser(uid uint32, class hierarchy.ClassID) error {
-	return full(s.users.Put(uid, uint32(class)))
+func (s *set) bindNumber(of numbered, n uint32, class hierarchy.ClassID) error {
+	return full(s.numbers[of].Put(n, uint32(class)))
 }
 
-func (s *set) unbindUser(uid uint32) error { return gone(s.users.Delete(uid)) }
+func (s *set) unbindNumber(of numbered, n uint32) error { return gone(s.numbers[of].Delete(n)) }
 
-func (s *set) each(cgroup func(uint64, binding) error, user func(uint32, hierarchy.ClassID) error) error {
+func (s *set) each(cgroup func(uint64, binding) error, number func(numbered, uint32, hierarchy.ClassID) error) error {
 	err := each(s.cgroups, func(id uint64, v classifyVifBinding) error {
 		return cgroup(id, binding{hierarchy.ClassID(v.Class), v.Level})
 	})
 	if err != nil {
 		return err
 	}
-	return each(s.users, func(uid, class uint32) error { return user(uid, hierarchy.ClassID(class)) })
+	for of, m := range s.numbers {
+		err := each(m, func(n, class uint32) error { return number(numbered(of), n, hierarchy.ClassID(class)) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // full says in words what E2BIG means for a map.

@@ -48,7 +48,7 @@ func TestKernelPrograms(t *testing.T) {
 			if got, want := priority(t, s.prog), hierarchy.ID(hierarchy.RestMinor); got != want {
 				t.Errorf("priority %v of an unbound socket, want %v", got, want)
 			}
-			if err := s.users.Put(uint32(0), uint32(class)); err != nil {
+			if err := s.bindNumber(byUser, 0, class); err != nil {
 				t.Fatal(err)
 			}
 			if got := priority(t, s.prog); got != class {

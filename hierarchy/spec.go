@@ -109,9 +109,10 @@ const (
 	BindUnit                   // a systemd unit
 	BindSlice                  // a systemd slice
 	BindUser                   // a user by name or number
+	BindLink                   // an interface: what it brings in and this one sends on
 )
 
-var bindKinds = [...]string{"cgroup", "unit", "slice", "user"}
+var bindKinds = [...]string{"cgroup", "unit", "slice", "user", "link"}
 
 // String is the word in front of the colon.
 func (k BindKind) String() string {
@@ -123,18 +124,19 @@ func (k BindKind) String() string {
 
 // Binding puts what it names into a branch. A cgroup carries its descendants
 // with it, except those that a deeper binding claims; a user's binding holds
-// for sockets that no cgroup's binding claims.
+// for sockets that no cgroup's binding claims. An interface's binding holds for
+// packets that came in by it, but for those of a bound cgroup.
 type Binding struct {
 	Kind BindKind
 	Name string
 }
 
 // ParseBinding reads "cgroup:/kubepods.slice", "unit:nginx.service",
-// "slice:build.slice" or "user:backup".
+// "slice:build.slice", "user:backup" or "link:veth1".
 func ParseBinding(s string) (Binding, error) {
 	kind, name, ok := strings.Cut(s, ":")
 	if !ok {
-		return Binding{}, fmt.Errorf("binding %q does not say what it names: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\" or \"user:NAME\"", s)
+		return Binding{}, fmt.Errorf("binding %q does not say what it names: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\", \"user:NAME\" or \"link:INTERFACE\"", s)
 	}
 	for i, k := range bindKinds {
 		if k != kind {
@@ -146,7 +148,7 @@ func ParseBinding(s string) (Binding, error) {
 		}
 		return b, nil
 	}
-	return Binding{}, fmt.Errorf("binding %q is of unknown kind %q: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\" or \"user:NAME\"", s, kind)
+	return Binding{}, fmt.Errorf("binding %q is of unknown kind %q: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\", \"user:NAME\" or \"link:INTERFACE\"", s, kind)
 }
 
 func (b Binding) check(s string) error {
@@ -173,6 +175,10 @@ func (b Binding) check(s string) error {
 		return fmt.Errorf("binding %q names the root slice, which the rest already stands for", s)
 	case b.Kind == BindUser:
 		return b.checkUser(s)
+	case b.Kind == BindLink && (b.Name == "." || b.Name == ".."):
+		return fmt.Errorf("binding %q: no interface is called so", s)
+	case b.Kind == BindLink && (len(b.Name) > 15 || strings.Contains(b.Name, ":")):
+		return fmt.Errorf("binding %q: an interface's name has at most 15 bytes and no colon", s)
 	}
 	return nil
 }

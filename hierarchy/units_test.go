@@ -279,7 +279,7 @@ func TestAmountOf(t *testing.T) {
 func TestParseBinding(t *testing.T) {
 	long := "cgroup:/" + strings.Repeat("a", 4096)
 	path := `: a cgroup's path has no empty, "." or ".." part, no slash at its end, and is not the root, which the rest already stands for`
-	kinds := `: write "unit:NAME.service", "slice:NAME.slice", "cgroup:/PATH" or "user:NAME"`
+	kinds := `: write "unit:NAME.service", "slice:NAME.slice", "cgroup:/PATH", "user:NAME" or "link:INTERFACE"`
 	check(t, ParseBinding, []read[Binding]{
 		{in: "cgroup:/kubepods.slice", want: Binding{BindCgroup, "/kubepods.slice"}},
 		{in: "cgroup:/a b/c:d", want: Binding{BindCgroup, "/a b/c:d"}},
@@ -289,6 +289,8 @@ func TestParseBinding(t *testing.T) {
 		{in: "unit:getty@tty1.service", want: Binding{BindUnit, "getty@tty1.service"}},
 		{in: "slice:build.slice", want: Binding{BindSlice, "build.slice"}},
 		{in: "user:backup", want: Binding{BindUser, "backup"}},
+		{in: "link:veth1", want: Binding{BindLink, "veth1"}},
+		{in: "link:eth0.100", want: Binding{BindLink, "eth0.100"}},
 		{in: "user:1000", want: Binding{BindUser, "1000"}},
 		{in: "user:0", want: Binding{BindUser, "0"}},
 		{in: "user:4294967294", want: Binding{BindUser, "4294967294"}},
@@ -313,6 +315,10 @@ func TestParseBinding(t *testing.T) {
 		{in: "cgroup:/a/..", err: `binding "cgroup:/a/.."` + path},
 		{in: "cgroup:/./a", err: `binding "cgroup:/./a"` + path},
 		{in: "unit:a/b.service", err: `binding "unit:a/b.service": a unit's name has no slash`},
+		{in: "link:a/b", err: `binding "link:a/b": a link's name has no slash`},
+		{in: "link:a234567890123456", err: `binding "link:a234567890123456": an interface's name has at most 15 bytes and no colon`},
+		{in: "link:eth0:1", err: `binding "link:eth0:1": an interface's name has at most 15 bytes and no colon`},
+		{in: "link:..", err: `binding "link:..": no interface is called so`},
 		{in: "user:a/b", err: `binding "user:a/b": a user's name has no slash`},
 		{in: "unit:a.slice", err: `binding "unit:a.slice" names a slice: write "slice:a.slice"`},
 		{in: "unit:nginx", err: `binding "unit:nginx": a unit's name has an ending: write "unit:nginx.service"`},

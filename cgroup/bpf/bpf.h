@@ -25,7 +25,7 @@ typedef unsigned long long __u64;
 
 struct bpf_sock;
 
-/* Of the context only priority and sk are used; the rest keeps their places. */
+/* Of the context only priority, ingress_ifindex and sk are used; the rest keeps their places. */
 struct __sk_buff {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan[3];
 	__u32 priority;

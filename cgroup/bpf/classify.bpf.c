@@ -11,6 +11,7 @@
  * is one set of maps for each interface.
  */
 #include "bpf.h"
+#include "socket.h"
 
 #define MAX_LEVEL 31
 #define MAJOR 0x71fu /* hierarchy.Major */
@@ -48,18 +49,17 @@ struct {
 	__type(value, __u32);
 } vif_users SEC(".maps");
 
-/*
- * What is known of a socket. Cached is the generation in the upper half and the
- * class in the lower: one word, so that another processor sees both or neither.
- * Override, when it isn't 0, is a class of the socket's own; whoever sets it sets
- * cached to 0.
- */
-struct vif_socket {
-	__u64 cached;
-	__u32 override, unused;
-};
+/* Bound interfaces, by index, for what they bring in and this one sends on. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} vif_links SEC(".maps");
 
-/* BPF_F_CLONE: accepted sockets start with what is known of their listener. */
+
+/* struct vif_socket is in socket.h. BPF_F_CLONE: accepted sockets start with what is known of their listener. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
@@ -67,14 +67,21 @@ struct {
 	__type(value, struct vif_socket);
 } vif_sockets SEC(".maps");
 
-/*
- * The deepest bound cgroup above the socket, else its user, else the rest. A
- * socket in TIME_WAIT has no user: for it the kernel names 65534, who may be bound
- * (bpf_get_socket_uid, net/core/filter.c, v6.12).
- */
-static __always_inline __u32 search(struct __sk_buff *skb, struct bpf_sock *any)
+/* The class of what another interface brought in, 0 for none. */
+static __always_inline __u32 link(struct __sk_buff *skb)
 {
-	__u32 levels = vif_config.levels, uid, *user;
+	__u32 index = skb->ingress_ifindex, *class;
+
+	if (!index)
+		return 0;
+	class = bpf_map_lookup_elem(&vif_links, &index);
+	return class ? *class : 0;
+}
+
+/* The class of the deepest bound cgroup above the socket, 0 for none. */
+static __always_inline __u32 cgroup(struct __sk_buff *skb)
+{
+	__u32 levels = vif_config.levels;
 
 	for (int l = MAX_LEVEL; l > 0; l--) {
 		struct vif_binding *b;
@@ -87,20 +94,37 @@ static __always_inline __u32 search(struct __sk_buff *skb, struct bpf_sock *any)
 		if (b)
 			return b->class;
 	}
+	return 0;
+}
+
+/*
+ * The class of the socket's user, 0 for none. A socket in TIME_WAIT has no user:
+ * for it the kernel names 65534, who may be bound (bpf_get_socket_uid,
+ * net/core/filter.c, v6.12).
+ */
+static __always_inline __u32 user(struct __sk_buff *skb, struct bpf_sock *any)
+{
+	__u32 uid, *class;
+
 	if (!bpf_sk_fullsock(any) && !bpf_get_listener_sock(any))
-		return vif_config.rest;
+		return 0;
 	uid = bpf_get_socket_uid(skb);
-	user = bpf_map_lookup_elem(&vif_users, &uid);
-	return user ? *user : vif_config.rest;
+	class = bpf_map_lookup_elem(&vif_users, &uid);
+	return class ? *class : 0;
 }
 
 /*
  * The generation is read before the bindings are: a change in between leaves a
  * cached class of an old generation, which is searched again for the next packet.
+ *
+ * A packet that came in by another interface and still has a socket is from a
+ * network namespace behind a bridge. Its cgroup says more than its interface, and
+ * that more than its user, whose number may be another's outside. One socket may
+ * send through several interfaces, so what its interface says is not cached.
  */
 static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any, struct bpf_sock *full)
 {
-	__u32 generation = vif_config.generation, class;
+	__u32 generation = vif_config.generation, class = 0;
 	struct vif_socket *s = NULL;
 
 	if (full) {
@@ -115,7 +139,8 @@ static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any,
 		}
 	}
 	if (!any) {
-		skb->priority = vif_config.rest;
+		class = link(skb);
+		skb->priority = class ? class : vif_config.rest;
 		return TC_ACT_UNSPEC;
 	}
 	if (!s) { /* a SYN-ACK belongs to a request socket, which stands for its listener */
@@ -124,10 +149,23 @@ static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any,
 		if (listener)
 			s = bpf_sk_storage_get(&vif_sockets, listener, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	}
-	if (s && s->override)
-		class = s->override;
-	else
-		class = search(skb, any);
+	if (s && s->override) {
+		__u64 id = s->override;
+		struct vif_binding *b = bpf_map_lookup_elem(&vif_cgroups, &id);
+
+		if (b)
+			class = b->class;
+	}
+	if (!class)
+		class = cgroup(skb);
+	if (!class && skb->ingress_ifindex) {
+		class = link(skb);
+		s = NULL;
+	}
+	if (!class)
+		class = user(skb, any);
+	if (!class)
+		class = vif_config.rest;
 	if (s)
 		s->cached = (__u64)generation << 32 | class;
 	skb->priority = class;

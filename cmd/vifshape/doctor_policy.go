@@ -243,8 +243,8 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way hierarchy.Way) 
 		// Where net_cls is not mounted, looking there would mount it.
 		for b := range t.All() {
 			for _, x := range b.Bind {
-				if x.Kind == hierarchy.BindUser {
-					c.say(b.Path, "bind", finding{Topic: "binding", State: missing, Needed: true, Text: fmt.Sprintf("%s: binding %q: users cannot be bound by net_cls", b.Path, x)})
+				if x.Kind == hierarchy.BindUser || x.Kind == hierarchy.BindLink {
+					c.say(b.Path, "bind", finding{Topic: "binding", State: missing, Needed: true, Text: fmt.Sprintf("%s: binding %q: net_cls binds cgroups only", b.Path, x)})
 				}
 			}
 		}

@@ -1,0 +1,242 @@
+package cgroup_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// routed makes a network namespace whose way out leads through the near one, there
+// by the interface name.
+func (n *network) routed(t testing.TB, name string, subnet byte) *lab.NetNS {
+	t.Helper()
+	inner := tctest.NetNS(t)
+	outside4, inside4 := netip.AddrFrom4([4]byte{198, 19, subnet, 1}), netip.AddrFrom4([4]byte{198, 19, subnet, 2})
+	outside := lab.Link{Name: name, Addrs: []netip.Prefix{netip.PrefixFrom(outside4, 24)}}
+	inside := lab.Link{Name: "eth0", Addrs: []netip.Prefix{netip.PrefixFrom(inside4, 24)}}
+	outside6, inside6 := netip.MustParseAddr(fmt.Sprintf("2001:2:0:%d::1", subnet)), netip.MustParseAddr(fmt.Sprintf("2001:2:0:%d::2", subnet))
+	forward := []string{"ipv4/ip_forward"}
+	if n.Near6.IsValid() {
+		outside.Addrs = append(outside.Addrs, netip.PrefixFrom(outside6, 64))
+		inside.Addrs = append(inside.Addrs, netip.PrefixFrom(inside6, 64))
+		forward = append(forward, "ipv6/conf/all/forwarding")
+	}
+	if err := lab.AddVeth(n.Near, outside, inner, inside); err != nil {
+		t.Fatal(err)
+	}
+	route := func(ns *lab.NetNS, dst netip.Addr, bits int, via netip.Addr, dev string) {
+		t.Helper()
+		if err := ns.AddRoute(netip.PrefixFrom(dst, bits), via, dev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	route(inner, n.Far4, 24, outside4, "eth0")
+	route(n.Far, inside4, 24, n.Near4, n.FarDev)
+	if n.Near6.IsValid() {
+		route(inner, n.Far6, 64, outside6, "eth0")
+		route(n.Far, inside6, 64, n.Near6, n.FarDev)
+	}
+	err := n.Near.Do(func() error {
+		for _, f := range forward {
+			if err := os.WriteFile("/proc/sys/net/"+f, []byte("1"), 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inner
+}
+
+// TestKernelLink: what a bound interface brings in is of its class, whatever its
+// sender asks for, and what another brings in is the rest's. Who sends from here
+// is none of its business.
+func TestKernelLink(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	a, free := sub(t, p.dir, "a"), sub(t, p.dir, "free")
+	one, other := n.routed(t, "veth1", 1), n.routed(t, "veth2", 2)
+	b := n.binder(t, hierarchy.WayBPF)
+	apply(t, b, bound(p.target(a), green), bound("link:veth1", red), bound("uid:0", blue))
+
+	far := n.start(t, n.Far, "")
+	local, user, behind, beside := n.start(t, n.Near, a), n.start(t, n.Near, free), n.start(t, one, a), n.start(t, other, a)
+	addrs := []string{n.Far4.String()}
+	if n.Near6.IsValid() {
+		addrs = append(addrs, "["+n.Far6.String()+"]")
+	}
+	port := 7100
+	for i, host := range addrs {
+		for _, tt := range []struct {
+			name string
+			from *actor
+			want hierarchy.ClassID
+		}{{"local", local, green}, {"user", user, blue}, {"bound", behind, red}, {"not bound", beside, rest}} {
+			t.Run(fmt.Sprintf("%s IPv%d", tt.name, 4+2*i), func(t *testing.T) {
+				only(t, n.during(t, func() { tt.from.do("udp %s:9 50", host) }), tt.want, 50)
+				only(t, n.during(t, func() { tt.from.do("udp %s:9 50 %v", host, blue) }), tt.want, 50)
+				port++
+				far.do("listen %d %s:%d", port, host, port)
+				got := n.during(t, func() {
+					tt.from.begin("tcp %s:%d 300000 %v", host, port, blue)
+					far.do("serve %d 1 0", port)
+					tt.from.end()
+				})
+				if tt.want == green || tt.want == blue { // the last ACK may be of TIME_WAIT
+					delete(got, rest)
+				}
+				only(t, got, tt.want, 5)
+			})
+		}
+	}
+
+	// It changes, goes, and is another of the same name.
+	send := func() { t.Helper(); behind.do("udp %s:9 20", n.Far4) }
+	apply(t, b, bound("link:veth1", blue))
+	only(t, n.during(t, send), blue, 20)
+	if err := n.Near.DeleteLink("veth1"); err != nil {
+		t.Fatal(err)
+	}
+	gone := read(t, b).Bound
+	if len(gone) != 1 || !strings.HasPrefix(gone[0].Target, "link-index:") {
+		t.Errorf("bound once the interface is gone: %v, want its number alone", gone)
+	}
+	again := n.start(t, n.routed(t, "veth1", 1), "")
+	only(t, n.during(t, func() { again.do("udp %s:9 20", n.Far4) }), rest, 20)
+	apply(t, b, bound("link:veth1", red))
+	only(t, n.during(t, func() { again.do("udp %s:9 20", n.Far4) }), red, 20)
+	apply(t, b)
+	only(t, n.during(t, func() { again.do("udp %s:9 20", n.Far4) }), rest, 20)
+}
+
+// TestKernelLinkBridged: a packet from behind a bridge still has its socket. Its
+// cgroup says more than its interface, and that more than its user.
+func TestKernelLinkBridged(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	tctest.RequireLink(t, "bridge")
+	n := newNetwork(t)
+	onlyIPv4(t, n.Near)
+	p := newPlace(t, hierarchy.WayBPF)
+	a, free := sub(t, p.dir, "a"), sub(t, p.dir, "free")
+	inner := tctest.NetNS(t)
+	onlyIPv4(t, inner)
+	if err := n.Near.AddLink(lab.Link{Name: "br0", Kind: "bridge"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := lab.AddVeth(n.Near, lab.Link{Name: "veth1"}, inner, lab.Link{Name: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	n.enslave(t, "br0", n.Dev, "veth1")
+	index := 0
+	if err := inner.Do(func() error {
+		i, err := net.InterfaceByName("eth0")
+		if err == nil {
+			index = i.Index
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	b := n.binder(t, hierarchy.WayBPF)
+	bind := []hierarchy.Bound{bound(p.target(a), green), bound("uid:0", blue)}
+	apply(t, b, bind...)
+	inA, inFree := n.start(t, inner, a), n.start(t, inner, free)
+	inFree.do("keepPacket s")
+	sends := map[string]func(){
+		"bound cgroup": func() { inA.do("packet %d 20", index) },
+		"free cgroup":  func() { inFree.do("packet %d 20 %v", index, green) },
+		"open socket":  func() { inFree.do("morePacket s %d 20", index) },
+	}
+	check := func(want map[string]hierarchy.ClassID) {
+		t.Helper()
+		for name, send := range sends {
+			if diff := cmp.Diff(counts{want[name]: 20}, n.during(t, send)); diff != "" {
+				t.Errorf("%s: packets a class (-want +got):\n%s", name, diff)
+			}
+		}
+	}
+	check(map[string]hierarchy.ClassID{"bound cgroup": green, "free cgroup": blue, "open socket": blue})
+	apply(t, b, append(bind, bound("link:veth1", red))...)
+	check(map[string]hierarchy.ClassID{"bound cgroup": green, "free cgroup": red, "open socket": red})
+	apply(t, b, bind...)
+	check(map[string]hierarchy.ClassID{"bound cgroup": green, "free cgroup": blue, "open socket": blue})
+}
+
+// enslave makes interfaces of the near namespace ports of a bridge.
+func (n *network) enslave(t testing.TB, bridge string, ports ...string) {
+	t.Helper()
+	c, err := n.Near.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var index int
+	if err := n.Near.Do(func() error {
+		i, err := net.InterfaceByName(bridge)
+		if err == nil {
+			index = i.Index
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, port := range ports {
+		ae := netlink.NewAttributeEncoder()
+		ae.String(unix.IFLA_IFNAME, port)
+		ae.Bytes(unix.IFLA_MASTER, binary.NativeEndian.AppendUint32(nil, uint32(index)))
+		attrs, err := ae.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Execute(netlink.Message{
+			Header: netlink.Header{Type: unix.RTM_NEWLINK, Flags: netlink.Request | netlink.Acknowledge},
+			Data:   append(make([]byte, unix.SizeofIfInfomsg), attrs...),
+		}); err != nil {
+			t.Fatalf("%s to %s: %v", port, bridge, err)
+		}
+	}
+}
+
+// TestKernelLinkResolve: an interface that is not there is waited for, and what
+// can never work is refused.
+func TestKernelLinkResolve(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	b := n.binder(t, hierarchy.WayBPF)
+	got, pending, err := b.Resolve(tree(t, "link:veth1"))
+	if err != nil || len(got) != 0 || len(pending) != 1 || pending[0].Reason != "no such interface" {
+		t.Errorf("missing interface: bound %v, pending %v, %v", got, pending, err)
+	}
+	n.routed(t, "veth1", 1)
+	got, pending, err = b.Resolve(tree(t, "link:veth1"))
+	if err != nil || len(got) != 1 || got[0].Target != "link:veth1" || len(pending) != 0 {
+		t.Errorf("interface: bound %v, pending %v, %v", got, pending, err)
+	}
+	if _, _, err := b.Resolve(tree(t, "link:"+n.Dev)); err == nil || !strings.Contains(err.Error(), "the shaped interface itself") {
+		t.Errorf("shaped interface: %v", err)
+	}
+	for _, way := range []hierarchy.Way{hierarchy.WayNft, hierarchy.WayNetCls} {
+		if _, err := n.binder(t, way).Hook(); err != nil {
+			continue // not here
+		}
+		_, _, err := n.binder(t, way).Resolve(tree(t, "link:veth1"))
+		if err == nil || !strings.Contains(err.Error(), "with BPF only") {
+			t.Errorf("%s: %v", way, err)
+		}
+	}
+}
