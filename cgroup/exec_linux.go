@@ -24,6 +24,13 @@ type Command struct {
 	// User is a name, a number, or two numbers UID:GID, for whom the program
 	// runs; empty: the caller's user. HOME, USER and LOGNAME follow it.
 	User string
+	// Dir is the program's working directory, from which a name with a slash in
+	// Args[0] is looked up; empty: the caller's. PWD follows it.
+	Dir   string
+	Level Level // the zero value is LevelLock
+	// KeepCaps names capabilities, as in capabilities(7), that LevelLock and
+	// LevelBest leave to the program. What each opens is told to Config.Warn.
+	KeepCaps []string
 }
 
 // ExecError says that a program could not be started. Err is
@@ -48,21 +55,38 @@ func (e *ExecError) NotFound() bool {
 // returns only when that failed.
 //
 // All that can be found out is found out before anything changes: the program,
-// its mode and the user. The process moves as a whole, its open sockets keep
-// their class (see the package comment), and only what it opens later is the
-// branch's.
+// its mode, the user, and what the kernel lacks for the level ([LockError]). The
+// process moves as a whole, its open sockets keep their class (see the package
+// comment), and only what it opens later is the branch's.
+//
+// When Exec fails after that, the process is not what it was: it should end.
 func (b *Binder) Exec(target string, c Command) error {
 	ready, err := c.prepare()
 	if err != nil {
 		return err
 	}
-	// user and groups must be those of the thread that executes
+	lock, err := ready.lock(c, b.cfg.Warn)
+	if err != nil {
+		return err
+	}
+	// user, namespaces, capabilities and filters are those of the thread that
+	// executes; it is not fit for anything else afterwards
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	if err := b.Join(target, 0); err != nil {
 		return err
 	}
+	if err := lock.enter(b.cfg.Warn); err != nil {
+		return err
+	}
 	if err := ready.become(); err != nil {
+		return err
+	}
+	if c.Dir != "" {
+		if err := unix.Chdir(c.Dir); err != nil {
+			return &fs.PathError{Op: "enter", Path: c.Dir, Err: err}
+		}
+	}
+	if err := lock.finish(b.cfg.Warn); err != nil {
 		return err
 	}
 	return &ExecError{c.Args[0], unix.Exec(ready.path, c.Args, ready.env)}
@@ -73,6 +97,7 @@ type ready struct {
 	path     string
 	env      []string
 	switches bool
+	keeps    bool // capabilities beyond the change of user
 	uid, gid int
 	groups   []int
 }
@@ -85,7 +110,24 @@ func (c Command) prepare() (*ready, error) {
 	if r.env == nil {
 		r.env = os.Environ()
 	}
-	path, err := exec.LookPath(c.Args[0])
+	name := c.Args[0]
+	if c.Dir != "" {
+		dir, err := filepath.Abs(c.Dir)
+		if err != nil {
+			return nil, err
+		}
+		switch st, err := os.Stat(dir); {
+		case err != nil:
+			return nil, err
+		case !st.IsDir():
+			return nil, &fs.PathError{Op: "enter", Path: c.Dir, Err: unix.ENOTDIR}
+		}
+		r.set("PWD", dir)
+		if strings.Contains(name, "/") && !filepath.IsAbs(name) {
+			name = filepath.Join(dir, name)
+		}
+	}
+	path, err := exec.LookPath(name)
 	if err != nil && !errors.Is(err, exec.ErrDot) {
 		var e *exec.Error
 		if errors.As(err, &e) {
@@ -138,11 +180,15 @@ func (r *ready) user(name string) error {
 		r.groups = append(r.groups, n)
 	}
 	r.uid, r.gid, r.groups = r.groups[0], r.groups[1], r.groups[2:]
-	for _, v := range []string{"HOME=" + u.HomeDir, "USER=" + u.Username, "LOGNAME=" + u.Username} {
-		key, _, _ := strings.Cut(v, "=")
-		r.env = append(slices.DeleteFunc(slices.Clone(r.env), func(o string) bool { return strings.HasPrefix(o, key+"=") }), v)
-	}
+	r.set("HOME", u.HomeDir)
+	r.set("USER", u.Username)
+	r.set("LOGNAME", u.Username)
 	return nil
+}
+
+// set gives the program a variable of the environment.
+func (r *ready) set(key, value string) {
+	r.env = append(slices.DeleteFunc(slices.Clone(r.env), func(o string) bool { return strings.HasPrefix(o, key+"=") }), key+"="+value)
 }
 
 // become changes the user: groups first, while that is still allowed.
@@ -150,7 +196,13 @@ func (r *ready) become() error {
 	if !r.switches {
 		return nil
 	}
-	err := syscall.Setgroups(r.groups)
+	var err error
+	if r.keeps {
+		err = unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+	}
+	if err == nil {
+		err = syscall.Setgroups(r.groups)
+	}
 	if err == nil {
 		err = syscall.Setgid(r.gid)
 	}

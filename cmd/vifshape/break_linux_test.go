@@ -413,7 +413,7 @@ func TestKernelMounts(t *testing.T) {
 			t.Fatalf("apply: %v", r)
 		}
 		n.converged(file)
-		r := n.inMounts(sysfs, "run", "eth0/web/api", "--", "cat", "/proc/self/cgroup")
+		r := n.inMounts(sysfs, "run", "--level", "tag", "eth0/web/api", "--", "cat", "/proc/self/cgroup")
 		if r.code != 0 || !strings.Contains(r.stdout, n.store.netNS+"/eth0/web/api\n") {
 			t.Errorf("run: %v", r)
 		}

@@ -282,7 +282,7 @@ func (d *demo) send(ctx context.Context) (stop func() error, err error) {
 	for _, s := range demoSenders {
 		argv := []string{"vifshape", "demo", "send", s.Protocol, netip.AddrPortFrom(d.pair.Far4, s.Port).String(), fmt.Sprint(s.Flows), fmt.Sprint(uint64(s.Rate)), string(s.Path)}
 		if s.Path.Base() != hierarchy.RestName {
-			argv = append([]string{"vifshape", "run", string(s.Path), "--", selfPath}, argv[1:]...)
+			argv = append([]string{"vifshape", "run", "--level", "best", string(s.Path), "--", selfPath}, argv[1:]...)
 		}
 		c := &exec.Cmd{Path: selfPath, Args: argv, Stderr: d.stderr}
 		in, err := c.StdinPipe()

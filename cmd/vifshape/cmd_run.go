@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -12,7 +14,11 @@ import (
 )
 
 func newRunCommand(e *env) *cobra.Command {
-	user := ""
+	var (
+		cmd      cgroup.Command
+		env      []string
+		keepCaps []string
+	)
 	c := &cobra.Command{
 		Use:   "run PATH -- COMMAND [ARG...]",
 		Short: "Start a program inside a branch",
@@ -23,16 +29,37 @@ SIGHUP stay so, as under nohup. The program and all its children send as the
 branch allows. What they opened before, such as a socket on standard input, keeps
 the class it had.
 
-Environment, working directory and open files are passed on. With --user and a
-name or number HOME, USER and LOGNAME are the user's; PATH, SHELL and all else
-stay as they are.
+Environment and working directory are passed on, but for what flags say, and
+VIFSHAPE_BRANCH is the branch. With --user and a name or number HOME, USER and
+LOGNAME are the user's; PATH, SHELL and all else stay as they are.
+
+LEVELS
+  lock  The program cannot leave the branch, root neither. It gets a cgroup
+        namespace and mounts of its own, in which cgroup v1, cgroup v2 mounted
+        without nsdelegate, pinned BPF objects, debugfs, tracefs, binfmt_misc and
+        /proc/sys are read-only; a Landlock domain; and a filter of system calls.
+        It loses the capabilities NET_ADMIN, NET_RAW, SYS_ADMIN, BPF, PERFMON,
+        SYS_PTRACE, SYS_MODULE, SYS_RAWIO and SYS_BOOT, and all open files but the
+        standard ones. What does not work in it: sudo and other programs with the
+        set-user-id bit, mounts, containers of its own, 32-bit programs, packet
+        captures, io_uring, looking into processes outside. ping works for the
+        groups in the setting net.ipv4.ping_group_range. Where the kernel lacks
+        something of this, run starts nothing and says what is missing.
+  best  As lock, as far as the kernel goes; run says what is not held.
+  tag   The cgroup alone. It holds honest programs and all users but root.
+
+At no level run can help against an accomplice outside: a cron job, ssh to the
+machine itself, a proxy, files that others execute, or a descriptor that is passed
+in on purpose.
 
   vifshape run eth0/backup -- rsync -a /home backup:/home
-  vifshape run --user alice eth0/web/api -- ./server
+  vifshape run --user alice --cwd /srv/api eth0/web/api -- ./server
+  vifshape run --keep-caps NET_RAW eth0/web -- tcpdump
 
 EXIT STATUS
   the program's own, or
-  1    an error; also when the branch is not in the kernel any more
+  1    an error; also when the branch is not in the kernel any more, or the level
+       cannot be kept on this machine
   2    wrong flags or arguments
   4    another vifshape is changing this network namespace
   5    root is needed, or root lacks a capability that the message names
@@ -54,13 +81,40 @@ EXIT STATUS
 			if path.Parent() == "" { // what an interface's own node carries is its rest
 				path = path.Join(hierarchy.RestName)
 			}
-			return e.run(c.Context(), path, cgroup.Command{Args: argv, User: user})
+			for _, v := range env {
+				if name, _, ok := strings.Cut(v, "="); !ok || name == "" {
+					return usagef("--env %s: write NAME=VALUE", v)
+				}
+			}
+			for _, list := range keepCaps {
+				for name := range strings.SplitSeq(list, ",") {
+					cmd.KeepCaps = append(cmd.KeepCaps, strings.TrimSpace(name))
+				}
+			}
+			cmd.Args, cmd.Env = argv, environment(os.Environ(), append([]string{"VIFSHAPE_BRANCH=" + string(path)}, env...))
+			return e.run(c.Context(), path, cmd)
 		},
 	}
 	// Flags behind the branch are the program's.
 	c.Flags().SetInterspersed(false)
-	c.Flags().StringVar(&user, "user", "", "run the program as `USER`, a name or number, with all of the user's groups, or as two numbers UID:GID with that group alone")
+	f := c.Flags()
+	f.StringVar(&cmd.User, "user", "", "run the program as `USER`, a name or number, with all of the user's groups, or as two numbers UID:GID with that group alone")
+	f.TextVar(&cmd.Level, "level", cgroup.LevelLock, "how firmly the program is held: `LEVEL` lock, best or tag")
+	f.StringArrayVar(&keepCaps, "keep-caps", nil, "capabilities that the program keeps, as `NAME,...`; run says what each opens")
+	f.StringVar(&cmd.Dir, "cwd", "", "run the program in directory `DIR`")
+	f.StringArrayVar(&env, "env", nil, "set a variable `NAME=VALUE` of the program's environment; may be repeated")
 	return c
+}
+
+// environment is one with variables set; the last of a name counts.
+func environment(base, set []string) []string {
+	all := slices.Clone(base)
+	for _, v := range set {
+		name, _, _ := strings.Cut(v, "=")
+		all = slices.DeleteFunc(all, func(o string) bool { return strings.HasPrefix(o, name+"=") })
+		all = append(all, v)
+	}
+	return all
 }
 
 func (e *env) run(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) error {

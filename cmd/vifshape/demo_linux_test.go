@@ -24,7 +24,7 @@ mount -t tmpfs none /run
 verdict=$?
 ls /run/vifshape >names &&
 nsenter --net=/run/netns/vifshape-demo "$1" show >show &&
-nsenter --net=/run/netns/vifshape-demo "$1" run eth0/guests/bob -- cat /proc/self/cgroup >bob &&
+nsenter --net=/run/netns/vifshape-demo "$1" run --level tag eth0/guests/bob -- cat /proc/self/cgroup >bob &&
 ! "$1" demo --keep 2>again &&
 "$1" demo --remove &&
 find /run -mindepth 2 >left &&

@@ -128,7 +128,10 @@ func hints(err error) []string {
 	var usage usageError
 	var exec *cgroup.ExecError
 	var root foreignRootError
+	var lock *cgroup.LockError
 	switch {
+	case errors.As(err, &lock):
+		return []string{"`vifshape run --level best` starts it with what this machine can hold, `--level tag` with the cgroup alone"}
 	case errors.As(err, &exec): // the program's own privileges are meant
 	case partly(err):
 		return []string{"`vifshape plan` shows what differs from the policy, `vifshape clear` takes the whole tree away"}

@@ -1,0 +1,311 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Level is how firmly a program is held in its branch.
+type Level uint8
+
+const (
+	// LevelLock closes every way out that is known, for root too, and refuses to
+	// start the program where the kernel lacks what it takes.
+	LevelLock Level = iota
+	// LevelBest closes what the kernel lets it close, and tells of the rest.
+	LevelBest
+	// LevelTag is the cgroup alone. It holds honest programs, and all users but root.
+	LevelTag
+)
+
+var levels = [...]string{"lock", "best", "tag"}
+
+// String is the level's name.
+func (l Level) String() string {
+	if int(l) < len(levels) {
+		return levels[l]
+	}
+	return "unknown"
+}
+
+// MarshalText implements encoding.TextMarshaler with the form of String.
+func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (l *Level) UnmarshalText(b []byte) error {
+	for i, name := range levels {
+		if string(b) == name {
+			*l = Level(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("level %q is none of lock, tag, best", b)
+}
+
+// LockError says why LevelLock cannot be kept on this machine.
+type LockError struct {
+	Missing []string // what is missing: why: what is open without it
+}
+
+func (e *LockError) Error() string {
+	return "this machine cannot keep the program in the branch: " + strings.Join(e.Missing, "; ")
+}
+
+// A border is one of the things that keep a program in. They are put up in their
+// order, by the thread that executes the program, after it has joined the cgroup.
+type border struct {
+	name  string
+	opens string       // what is open without it
+	can   func() error // why it cannot be put up, nil when it can
+	put   func() error
+}
+
+// borders before the user changes, which need privileges.
+func outerBorders() []border {
+	return []border{{
+		name:  "cgroup namespace",
+		opens: "programs see the cgroups above, and root may move to another by cgroup v2",
+		can: func() error {
+			if _, err := os.Stat("/proc/self/ns/cgroup"); err != nil {
+				return fmt.Errorf("it takes Linux 4.6: %w", ErrNotSupported)
+			}
+			return lacking(unix.CAP_SYS_ADMIN)
+		},
+		// with nsdelegate its root is a border for migration
+		put: func() error { return unix.Unshare(unix.CLONE_NEWCGROUP) },
+	}, {
+		name:  "private mounts",
+		opens: "root may move to another cgroup, change net_cls tags, and have the kernel start programs outside",
+		can: func() error {
+			if err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{}); err == unix.ENOSYS {
+				return fmt.Errorf("it takes Linux 5.12: %w", ErrNotSupported)
+			}
+			return lacking(unix.CAP_SYS_ADMIN)
+		},
+		put: coverMounts,
+	}}
+}
+
+// borders after the user has changed. The last one is before exec: it may refuse
+// what the others need.
+func innerBorders(lost, kept capSet, ambient bool) []border {
+	return []border{{
+		name:  "no_new_privs",
+		opens: "programs with the set-user-id bit get back what was taken away",
+		can:   func() error { return nil },
+		put:   func() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) },
+	}, {
+		name:  "Landlock",
+		opens: "sockets may be taken from the same user's programs outside, and code be put into them",
+		can:   landlockAvailable,
+		put:   enterDomain,
+	}, {
+		name:  "fewer capabilities",
+		opens: "root may change the queues",
+		can:   func() error { return nil },
+		put:   func() error { return dropCaps(lost, kept, ambient) },
+	}, {
+		name:  "system call filter",
+		opens: "root may start a program in another cgroup (clone3), and io_uring, bpf and sockets past the queues are open",
+		can:   seccompAvailable,
+		put:   func() error { return filterCalls(kept) },
+	}}
+}
+
+// missing lists what of the borders cannot be put up here.
+func unavailable(all []border) (missing []string, rest []border) {
+	for _, b := range all {
+		if err := b.can(); err != nil {
+			missing = append(missing, b.lacks(err))
+		} else {
+			rest = append(rest, b)
+		}
+	}
+	return missing, rest
+}
+
+func (b border) lacks(err error) string {
+	return fmt.Sprintf("%s: %v: without it %s", b.name, err, b.opens)
+}
+
+// putUp puts borders up. Where not all are needed, warn is told what of them failed.
+func putUp(all []border, best bool, warn func(string)) error {
+	for _, b := range all {
+		err := b.put()
+		switch {
+		case err == nil:
+		case best:
+			warn(b.lacks(err))
+		default:
+			return &LockError{[]string{b.lacks(err)}}
+		}
+	}
+	return nil
+}
+
+// coverMounts gives the thread mounts of its own in which that is read-only by
+// which root, without any capability, could leave its cgroup: control files of
+// cgroups, unless nsdelegate guards them; pinned maps; debugging files; and the
+// kernel's settings, among which are programs that it starts itself, outside
+// (core_pattern, modprobe). All else is as it was, and what is mounted later outside
+// appears here too. No new mounts can be made in a Landlock domain, nor flags be
+// changed without CAP_SYS_ADMIN.
+func coverMounts() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("keep mounts from showing outside: %w", err)
+	}
+	for _, file := range []string{"/proc/sys", "/sys/kernel/uevent_helper"} {
+		if _, err := os.Lstat(file); err != nil {
+			continue
+		}
+		err := unix.Mount(file, file, "", unix.MS_BIND|unix.MS_REC, "")
+		if err == nil {
+			err = unix.MountSetattr(unix.AT_FDCWD, file, 0, readOnly())
+		}
+		if err != nil {
+			return fmt.Errorf("make %s read-only: %w", file, err)
+		}
+	}
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !wayOut(m), false })
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if err := cover(m); err != nil {
+			return fmt.Errorf("make %s read-only: %w", m.Mountpoint, err)
+		}
+	}
+	return nil
+}
+
+func readOnly() *unix.MountAttr { return &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY} }
+
+// wayOut says whether root without capabilities could leave its cgroup by what is
+// mounted.
+func wayOut(m *mountinfo.Info) bool {
+	switch m.FSType {
+	case "cgroup", "bpf", "debugfs", "tracefs", "binfmt_misc":
+		return true
+	case "cgroup2":
+		for o := range strings.SplitSeq(m.VFSOptions, ",") {
+			if o == "nsdelegate" {
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// cover makes one mount read-only, unless another hides it.
+func cover(m *mountinfo.Info) error {
+	fd, err := unix.Open(m.Mountpoint, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil || st.Mnt_id != uint64(m.ID) {
+		return err
+	}
+	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, readOnly())
+}
+
+// closeInherited lets go of all descriptors but 0, 1 and 2 when the program starts.
+func closeInherited() error {
+	err := unix.CloseRange(3, ^uint(0)>>33, unix.CLOSE_RANGE_CLOEXEC)
+	if err != unix.ENOSYS && err != unix.EINVAL { // before 5.9, before 5.11
+		return err
+	}
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err == nil && n > 2 {
+			unix.CloseOnExec(n)
+		}
+	}
+	return nil
+}
+
+// lock is what LevelLock or LevelBest is about to do.
+type lock struct {
+	best         bool
+	outer, inner []border
+}
+
+// lock finds out what there is to put up.
+func (r *ready) lock(c Command, warn func(string)) (*lock, error) {
+	if c.Level > LevelTag {
+		return nil, fmt.Errorf("level %d is unknown", c.Level)
+	}
+	if c.Level == LevelTag {
+		if len(c.KeepCaps) > 0 {
+			return nil, errors.New("at level tag the program keeps all capabilities: they are kept by name at the levels lock and best")
+		}
+		return nil, nil
+	}
+	var lost, kept capSet
+	for _, name := range c.KeepCaps {
+		n, err := capNumber(name)
+		if err != nil {
+			return nil, err
+		}
+		kept |= 1 << n
+	}
+	for _, d := range dropped() {
+		if !kept.has(d.number) {
+			lost |= 1 << d.number
+		}
+	}
+	l := &lock{best: c.Level == LevelBest}
+	r.keeps = kept != 0 && r.switches && r.uid != 0
+	missing, outer := unavailable(outerBorders())
+	more, inner := unavailable(innerBorders(lost, kept, r.keeps))
+	missing = append(missing, more...)
+	if len(missing) > 0 && !l.best {
+		return nil, &LockError{missing}
+	}
+	for _, m := range missing {
+		warn("not held: " + m)
+	}
+	for _, d := range dropped() {
+		if kept.has(d.number) {
+			warn(fmt.Sprintf("the program keeps %s: %s", capNames[d.number], d.opens))
+		}
+	}
+	l.outer, l.inner = outer, inner
+	return l, nil
+}
+
+// enter puts up what needs privileges that the program's user may not have.
+func (l *lock) enter(warn func(string)) error {
+	if l == nil {
+		return nil
+	}
+	if err := closeInherited(); err != nil {
+		return fmt.Errorf("close inherited files: %w", err)
+	}
+	return putUp(l.outer, l.best, warn)
+}
+
+// finish puts up the rest.
+func (l *lock) finish(warn func(string)) error {
+	if l == nil {
+		return nil
+	}
+	return putUp(l.inner, l.best, warn)
+}
