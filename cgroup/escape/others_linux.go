@@ -1,0 +1,216 @@
+package escape
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Served is a process of the same user in the other branch, as an attempt finds
+// it; see [Serve].
+type Served struct {
+	PID  int
+	FD   int    // of a UDP socket
+	Addr uint64 // of a word: what is not 0 makes it send
+	Name string // of its unix socket
+}
+
+// Serve is a process outside of the branch, which serves who asks: it passes a
+// socket on, sends what it is asked to send, and lets its memory be written. It
+// prints a [Served] as JSON on out, and ends with in.
+func Serve(p Place, in io.Reader, out io.Writer) error {
+	s := &stage{Place: p}
+	fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	l, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return call("socket AF_UNIX", err)
+	}
+	name := fmt.Sprintf("@vifshape-escape-%d", os.Getpid())
+	if err := unix.Bind(l, &unix.SockaddrUnix{Name: name}); err != nil {
+		return call("bind", err)
+	}
+	if err := unix.Listen(l, 8); err != nil {
+		return call("listen", err)
+	}
+	wish := new(uint32)
+	go func() {
+		for {
+			c, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+			if err != nil {
+				return // the process ends
+			}
+			s.serve(c, fd, wish)
+			unix.Close(c)
+		}
+	}()
+	b, err := json.Marshal(Served{PID: os.Getpid(), FD: fd, Addr: uint64(uintptr(unsafe.Pointer(wish))), Name: name})
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(out, "%s\n", b); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, in)
+	return err
+}
+
+func (s *stage) serve(c, fd int, wish *uint32) {
+	b := make([]byte, 16)
+	n, err := unix.Read(c, b)
+	if err != nil {
+		return
+	}
+	var oob []byte
+	switch string(b[:n]) {
+	case "socket":
+		oob = unix.UnixRights(fd)
+	case "send":
+		err = s.flood(fd, s.addr(false), payload)
+	case "look":
+		if atomic.SwapUint32(wish, 0) != 0 {
+			err = s.flood(fd, s.addr(false), payload)
+		}
+	}
+	answer := "done"
+	if err != nil {
+		answer = err.Error()
+	}
+	// who asked may be gone
+	_ = unix.Sendmsg(c, []byte(answer), oob, nil, 0)
+}
+
+// ask asks the outsider and returns the socket that comes with the answer, if any.
+func (s *stage) ask(what string) (int, error) {
+	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, call("socket AF_UNIX", err)
+	}
+	defer unix.Close(c)
+	if err := unix.Connect(c, &unix.SockaddrUnix{Name: s.Outsider.Name}); err != nil {
+		return -1, call("connect to the outsider", err)
+	}
+	if _, err := unix.Write(c, []byte(what)); err != nil {
+		return -1, call("write to the outsider", err)
+	}
+	b, oob := make([]byte, 256), make([]byte, unix.CmsgSpace(4))
+	n, m, _, _, err := unix.Recvmsg(c, b, oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return -1, call("recvmsg", err)
+	}
+	if string(b[:n]) != "done" {
+		return -1, fmt.Errorf("the outsider: %s", b[:n])
+	}
+	all, err := unix.ParseSocketControlMessage(oob[:m])
+	if err != nil || len(all) == 0 {
+		return -1, err
+	}
+	fds, err := unix.ParseUnixRights(&all[0])
+	if err != nil || len(fds) == 0 {
+		return -1, err
+	}
+	return fds[0], nil
+}
+
+// What is known of other processes.
+const (
+	givenWhy  = "a socket keeps the class of where it was made"
+	equalWhy  = "processes of one user may do so to each other; level lock draws a border"
+	helperWhy = "whoever sends for somebody else sends in its own branch"
+)
+
+// others are ways over descriptors and processes outside of the branch.
+func others() []Attempt {
+	const family = "other processes"
+	a := func(name, text string, do func(s *stage) error, holes ...Hole) Attempt {
+		return Attempt{Name: name, Family: family, Text: text, Holes: holes, do: do}
+	}
+	given := Hole{Ways: v2Ways, Why: givenWhy, Impossible: true}
+	equal := Hole{Level: Tag, Why: equalWhy}
+	write := func(do func(s *stage) error) func(s *stage) error {
+		return func(s *stage) error {
+			if err := do(s); err != nil {
+				return err
+			}
+			_, err := s.ask("look")
+			s.Sent += Packets
+			return err
+		}
+	}
+	return []Attempt{
+		a("inherited-socket", "a socket that was open at the start", func(s *stage) error { return s.flood(3, s.addr(false), payload) },
+			Hole{Level: Tag, Ways: v2Ways, Why: givenWhy + "; level lock closes all but standard input and output"}),
+		a("inherited-stdin", "a socket as standard input", func(s *stage) error { return s.flood(0, s.addr(false), payload) }, given),
+		a("scm-rights", "a socket that an outsider passes", func(s *stage) error {
+			fd, err := s.ask("socket")
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			return s.flood(fd, s.addr(false), payload)
+		}, given),
+		a("accomplice", "an outsider that is asked to send", func(s *stage) error {
+			_, err := s.ask("send")
+			s.Sent += Packets
+			return err
+		}, Hole{Why: helperWhy, Impossible: true}),
+		a("pidfd-getfd", "a socket taken from an outsider of the same user", func(s *stage) error {
+			p, err := unix.PidfdOpen(s.Outsider.PID, 0)
+			if err != nil {
+				return call("pidfd_open", err)
+			}
+			defer unix.Close(p)
+			fd, err := unix.PidfdGetfd(p, s.Outsider.FD, 0)
+			if err != nil {
+				return call("pidfd_getfd", err)
+			}
+			defer unix.Close(fd)
+			return s.flood(fd, s.addr(false), payload)
+		}, Hole{Level: Tag, Ways: v2Ways, Why: equalWhy}),
+		a("proc-fd", "an outsider's socket by /proc/PID/fd", func(s *stage) error {
+			fd, err := unix.Open(fmt.Sprintf("/proc/%d/fd/%d", s.Outsider.PID, s.Outsider.FD), unix.O_RDWR|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return call("open /proc/PID/fd", err)
+			}
+			defer unix.Close(fd)
+			return s.flood(fd, s.addr(false), payload)
+		}),
+		a("process-vm-writev", "an outsider's memory, process_vm_writev", write(func(s *stage) error {
+			v := uint32(1)
+			l := []unix.Iovec{{Base: &word(&v)[0], Len: 4}}
+			_, err := unix.ProcessVMWritev(s.Outsider.PID, l, []unix.RemoteIovec{{Base: uintptr(s.Outsider.Addr), Len: 4}}, 0)
+			return call("process_vm_writev", err)
+		}), equal),
+		a("proc-mem", "an outsider's memory, /proc/PID/mem", write(func(s *stage) error {
+			f, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", s.Outsider.PID), os.O_WRONLY, 0)
+			if err != nil {
+				return call("open /proc/PID/mem", err)
+			}
+			defer f.Close()
+			v := uint32(1)
+			_, err = f.WriteAt(word(&v), int64(s.Outsider.Addr))
+			return call("write /proc/PID/mem", err)
+		}), equal),
+		a("ptrace", "an outsider's memory, ptrace", write(func(s *stage) error {
+			pid := s.Outsider.PID
+			if err := unix.PtraceAttach(pid); err != nil {
+				return call("ptrace PTRACE_ATTACH", err)
+			}
+			var w unix.WaitStatus
+			if _, err := unix.Wait4(pid, &w, unix.WALL, nil); err != nil {
+				return call("wait4", err)
+			}
+			v := uint32(1)
+			_, err := unix.PtracePokeData(pid, uintptr(s.Outsider.Addr), word(&v))
+			return call("ptrace", errors.Join(err, unix.PtraceDetach(pid)))
+		}), equal),
+	}
+}
