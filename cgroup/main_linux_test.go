@@ -446,6 +446,17 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 			}
 		}
 		return "", nil
+	case "connect": // NAME TO
+		s, err := open(args[1], unix.SOCK_STREAM, 0, nil)
+		kept[args[0]] = s
+		return "", errors.Join(err, unix.Connect(s, sockaddr(args[1])))
+	case "drain": // NAME: reads all
+		defer unix.Close(kept[args[0]])
+		for buf := make([]byte, 1<<16); ; {
+			if n, err := unix.Read(kept[args[0]], buf); n == 0 || err != nil {
+				return "", err
+			}
+		}
 	case "fetch": // TO: connects and reads all
 		s, err := open(args[0], unix.SOCK_STREAM, 0, nil)
 		if err != nil {

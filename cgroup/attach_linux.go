@@ -1,0 +1,361 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Attachment is what [Binder.Attach] did.
+type Attachment struct {
+	Processes []AttachedProcess // that are in the branch now, in the order in which they came
+	Sockets   []Socket          // that were open and belong to the branch now
+	// Waiting are connections that belong to the branch now and that nobody had
+	// accepted yet, or that stand behind sockets of MPTCP.
+	Waiting int
+	Failed  []AttachFailure
+	// Stay says why open sockets keep the class that they had, empty where they
+	// follow.
+	Stay string
+}
+
+// AttachedProcess is a process that was put into a branch.
+type AttachedProcess struct {
+	PID   int
+	Name  string // as the kernel has it, 15 bytes at most
+	From  string // its former cgroup
+	There bool   // it was in the branch already
+}
+
+// AttachFailure is a process that could not be put into a branch, or whose sockets
+// could not.
+type AttachFailure struct {
+	PID int
+	Err error
+}
+
+// Attach moves processes with all their threads into the cgroup of a target, with
+// tree also their descendants, and has their open sockets follow: connections,
+// what is accepted from their listeners, and packet sockets.
+//
+// Both are listed again until nothing new appears, for processes fork and open
+// sockets meanwhile. No packet is without a class: it is of the former one, and
+// then of the new one. A descendant whose parent has ended is not one for the
+// kernel either; sockets that lie in no descriptor (on their way from one process
+// to another, or known to an io_uring alone) are not found. Connections that nobody
+// has accepted yet are those of the caller's network namespace.
+//
+// An error is one that concerns all of them; what concerns one process is in
+// Failed. The rules of nf_tables look at a socket's birth place alone: there open
+// sockets stay, and Stay says so. Needs what [Binder.Do] needs.
+func (b *Binder) Attach(ctx context.Context, target string, pids []int, tree bool) (*Attachment, error) {
+	way, err := b.inForce()
+	if err != nil {
+		return nil, b.wrap(err)
+	}
+	home, ok := strings.CutPrefix(target, cgroupTarget)
+	if !ok {
+		return nil, b.wrap(fmt.Errorf("%s is no cgroup that a process can be put into", target))
+	}
+	if err := b.settle(); err != nil {
+		return nil, err
+	}
+	a := &attaching{Binder: b, target: target, home: home, here: map[int]bool{}, asked: map[int]bool{}, found: map[foundSocket]bool{}}
+	if a.before, err = b.tree().members(home); err != nil {
+		return nil, b.wrap(err)
+	}
+	if a.carrier, a.got.Stay, err = b.carrier(way, home); err != nil {
+		return nil, b.wrap(err)
+	}
+	if a.carrier != nil {
+		defer a.carrier.close()
+	}
+	if err := a.run(ctx, pids, tree); err != nil {
+		return &a.got, b.wrap(err)
+	}
+	if a.got.Stay == "" {
+		err = a.describe(tagged(way))
+	}
+	return &a.got, b.wrap(err)
+}
+
+// attaching is one call of Attach.
+type attaching struct {
+	*Binder
+	got          Attachment
+	target, home string
+	before       []int        // that were in the cgroup already, and below it
+	here         map[int]bool // whose sockets follow
+	asked        map[int]bool // whether they were moved or not
+	carrier      carrier
+	found        map[foundSocket]bool
+}
+
+// foundSocket is a socket that got the override, with a process that has it.
+type foundSocket struct {
+	inode uint64
+	pid   int
+}
+
+// run moves and lists until nothing new appears. Sockets that were made in the
+// branch are nothing new, but before Linux 5.15, and without BTF, no one can tell.
+func (a *attaching) run(ctx context.Context, pids []int, tree bool) error {
+	const (
+		most  = 200 // rounds: each takes all processes that there are at its beginning
+		quiet = 5   // rounds without another process that end it in any case
+	)
+	still := 0
+	for range most {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		moved, err := a.move(pids, tree)
+		if err != nil {
+			return err
+		}
+		old, err := a.carry()
+		if err != nil {
+			return err
+		}
+		if still++; moved > 0 {
+			still = 0
+		}
+		if moved == 0 && old == 0 || still >= quiet {
+			return nil
+		}
+	}
+	return fmt.Errorf("processes fork faster than they can be moved: %d were, and there are still more", len(a.got.Processes))
+}
+
+// move moves who is not there yet and says how many.
+func (a *attaching) move(pids []int, tree bool) (moved int, err error) {
+	all := pids
+	if tree {
+		if all, err = descendants(pids); err != nil {
+			return 0, err
+		}
+	}
+	for _, pid := range all {
+		if a.asked[pid] {
+			continue
+		}
+		a.asked[pid] = true
+		p, err := a.examine(pid)
+		if err == nil && !p.There {
+			err = a.Join(a.target, pid)
+		}
+		switch {
+		case err == nil:
+			a.got.Processes = append(a.got.Processes, p)
+			a.here[pid] = true
+			moved++
+		case errors.Is(err, ErrNotPrivileged):
+			return moved, err
+		case errors.Is(err, errNoProcess) && !slices.Contains(pids, pid):
+			// a child that has ended already
+		case errors.Is(err, unix.ESRCH):
+			a.got.Failed = append(a.got.Failed, AttachFailure{pid, errNoProcess})
+		default:
+			a.got.Failed = append(a.got.Failed, AttachFailure{pid, err})
+		}
+	}
+	return moved, nil
+}
+
+var errNoProcess = errors.New("there is no such process; a number from inside a container is another one outside")
+
+// examine refuses processes that are not to be moved.
+func (a *attaching) examine(pid int) (AttachedProcess, error) {
+	p := AttachedProcess{PID: pid}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return p, errNoProcess
+	}
+	// the name in brackets may hold anything
+	text := string(stat)
+	open, shut := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
+	f := strings.Fields(text[shut+1:])
+	if open < 0 || shut < open || len(f) < 7 {
+		return p, fmt.Errorf("cannot be understood: %q", text)
+	}
+	p.Name = text[open+1 : shut]
+	const kernelThread = 0x00200000 // PF_KTHREAD, include/linux/sched.h
+	flags, err := strconv.ParseUint(f[6], 10, 32)
+	switch {
+	case err != nil:
+		return p, err
+	case pid == os.Getpid():
+		return p, errors.New("is this program itself")
+	case pid == 1:
+		return p, errors.New("is the first of all processes, whose children are to stay where they are: name a service of it")
+	case flags&kernelThread != 0:
+		return p, errors.New("is a thread of the kernel: it has no cgroup of its own")
+	case f[0] == "Z" || f[0] == "X":
+		return p, errors.New("has ended, and waits for its parent to ask how")
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return p, errNoProcess
+	}
+	if _, leader, ok := strings.Cut(string(status), "\nTgid:"); ok {
+		leader, _, _ = strings.Cut(leader, "\n")
+		if leader = strings.TrimSpace(leader); leader != strconv.Itoa(pid) {
+			return p, fmt.Errorf("is a thread of process %s: name that, threads move together", leader)
+		}
+	}
+	// its own cgroup and not one below: that may be another branch's
+	procs, err := os.ReadFile(a.tree().root + a.home + "/cgroup.procs")
+	if err != nil {
+		return p, errno(err)
+	}
+	p.There = slices.Contains(strings.Fields(string(procs)), strconv.Itoa(pid))
+	p.From = a.tree().of(pid)
+	return p, nil
+}
+
+// of is the cgroup of a process, empty where that cannot be told.
+func (t *tree) of(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		id, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
+		controllers, p, ok := strings.Cut(rest, ":")
+		if ok && (t.v2() && id == "0" || !t.v2() && slices.Contains(strings.Split(controllers, ","), "net_cls")) {
+			return path.Clean(p)
+		}
+	}
+	return ""
+}
+
+// descendants lists the processes and all below them, parents first.
+func descendants(pids []int) ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	children := map[int][]int{}
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			if above := parent(pid); above != 0 {
+				children[above] = append(children[above], pid)
+			}
+		}
+	}
+	all := slices.Clone(pids)
+	for i := 0; i < len(all); i++ {
+		if all[i] == 1 || all[i] == os.Getpid() { // they are refused, and their children with them
+			continue
+		}
+		for _, c := range children[all[i]] {
+			if !slices.Contains(all, c) {
+				all = append(all, c)
+			}
+		}
+	}
+	return all, nil
+}
+
+// carry gives the sockets of who was moved, and of who was born in the cgroup since,
+// the override, and says how many got it that were not made there.
+func (a *attaching) carry() (old int, err error) {
+	if a.carrier == nil {
+		return 0, nil
+	}
+	members, err := a.tree().members(a.home)
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range members {
+		if _, was := slices.BinarySearch(a.before, pid); !was {
+			a.here[pid] = true
+		}
+	}
+	if len(a.here) == 0 {
+		return 0, nil
+	}
+	carried, failed, err := a.carrier.carry(a.here)
+	for _, c := range carried {
+		if !c.inside {
+			old++
+		}
+		if c.inode == 0 {
+			a.got.Waiting++
+		} else {
+			a.found[foundSocket{c.inode, c.pid}] = true
+		}
+	}
+	for _, f := range failed {
+		if !slices.ContainsFunc(a.got.Failed, func(o AttachFailure) bool { return o.PID == f.PID }) {
+			a.got.Failed = append(a.got.Failed, f)
+		}
+	}
+	if err == nil && len(carried) > 0 {
+		err = a.set.publish()
+	}
+	return old, err
+}
+
+// describe finds out what the sockets are. With tags all that are open followed.
+func (a *attaching) describe(tags bool) error {
+	if tags {
+		for pid := range a.here {
+			for _, inode := range sockets(pid) {
+				a.found[foundSocket{inode, pid}] = true
+			}
+		}
+	}
+	var err error
+	a.got.Sockets, err = describe(a.found, a.here)
+	return err
+}
+
+// carrier brings the override to open sockets.
+type carrier interface {
+	// carry does so for the sockets of the processes and says which have got it.
+	carry(pids map[int]bool) ([]carried, []AttachFailure, error)
+	close()
+}
+
+// carried is a socket that got the override.
+type carried struct {
+	inode  uint64 // 0: it has no file
+	pid    int
+	inside bool // it was made in the cgroup
+}
+
+// carrier is the best that this kernel has, nil where none is needed or none is
+// possible: then stay says why.
+func (b *Binder) carrier(way hierarchy.Way, home string) (c carrier, stay string, err error) {
+	switch {
+	case tagged(way):
+		return nil, "", nil
+	case way == hierarchy.WayNft:
+		return nil, "the rules of nf_tables go by the cgroup in which a socket was made", nil
+	case !b.set.current(hierarchy.WayBPF):
+		return nil, "", errors.New("it is another version's: apply the policy again")
+	}
+	id, _, err := b.tree().id(home)
+	if err != nil {
+		return nil, "", err
+	}
+	c, err = newIterator(b.set, id)
+	if err == nil {
+		return c, "", nil
+	}
+	d, other := newBorrower(b.set, id)
+	if other == nil {
+		return d, "", nil
+	}
+	return nil, fmt.Sprintf("this kernel lets nobody reach the sockets of another process (%v)", clauses{err, other}), nil
+}

@@ -1,0 +1,324 @@
+package cgroup
+
+import (
+	"cmp"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// iterator carries by programs that go through the files of all processes and
+// through all TCP sockets (bpf/sockets.bpf.c).
+type iterator struct {
+	coll         *ebpf.Collection
+	files, other *link.Iter
+}
+
+// newIterator takes Linux 5.11 and a kernel that describes its own types.
+func newIterator(s *set, home uint64) (_ *iterator, err error) {
+	spec, err := loadSockets()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables[socketsVarVifHome].Set(home); err != nil {
+		return nil, err
+	}
+	it := &iterator{}
+	it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{socketsMapVifSockets: s.sockets}})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			it.close()
+		}
+	}()
+	if it.files, err = link.AttachIter(link.IterOptions{Program: it.coll.Programs[socketsProgVifFiles]}); err != nil {
+		return nil, err
+	}
+	it.other, err = link.AttachIter(link.IterOptions{Program: it.coll.Programs[socketsProgVifBehindFiles]})
+	return it, err
+}
+
+func (it *iterator) close() {
+	for _, l := range []*link.Iter{it.files, it.other} {
+		if l != nil {
+			l.Close()
+		}
+	}
+	it.coll.Close()
+}
+
+func (it *iterator) carry(pids map[int]bool) (all []carried, _ []AttachFailure, err error) {
+	for pid := range pids {
+		if err := full(it.coll.Maps[socketsMapVifTasks].Put(uint32(pid), uint32(1))); err != nil {
+			return nil, nil, err
+		}
+	}
+	// an address may be another socket's by now
+	behind := it.coll.Maps[socketsMapVifBehind]
+	var stale []uint64
+	if err := each(behind, func(at uint64, _ uint32) error { stale = append(stale, at); return nil }); err != nil {
+		return nil, nil, err
+	}
+	for _, at := range stale {
+		if err := gone(behind.Delete(at)); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, l := range []*link.Iter{it.files, it.other} {
+		some, err := moved(l)
+		if all = append(all, some...); err != nil {
+			return all, nil, fmt.Errorf("go through open sockets: %w", err)
+		}
+	}
+	return all, nil, nil
+}
+
+// moved runs a program and reads what it tells: struct vif_moved.
+func moved(l *link.Iter) ([]carried, error) {
+	r, err := l.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	var all []carried
+	for ; len(b) >= 16; b = b[16:] {
+		all = append(all, carried{
+			inode: binary.NativeEndian.Uint64(b), pid: int(binary.NativeEndian.Uint32(b[8:])), inside: binary.NativeEndian.Uint32(b[12:]) != 0,
+		})
+	}
+	return all, err
+}
+
+// borrower carries by descriptors that it borrows from the processes. Connections
+// that wait to be accepted are out of its reach.
+type borrower struct {
+	set  *set
+	home uint64
+}
+
+// newBorrower takes Linux 5.6.
+func newBorrower(s *set, home uint64) (*borrower, error) {
+	own, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return nil, fmt.Errorf("pidfd_open: %w", err)
+	}
+	defer unix.Close(own)
+	fd, err := unix.PidfdGetfd(own, own, 0)
+	if err != nil {
+		return nil, fmt.Errorf("pidfd_getfd: %w", err)
+	}
+	return &borrower{s, home}, unix.Close(fd)
+}
+
+func (b *borrower) close() {}
+
+func (b *borrower) carry(pids map[int]bool) (all []carried, failed []AttachFailure, err error) {
+	for pid := range pids {
+		some, err := b.process(pid)
+		all = append(all, some...)
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			failed = append(failed, AttachFailure{pid, fmt.Errorf("its open sockets keep their class: %w", err)})
+		}
+	}
+	return all, failed, nil
+}
+
+func (b *borrower) process(pid int) (all []carried, err error) {
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(process)
+	for fd, inode := range sockets(pid) {
+		ours, err := unix.PidfdGetfd(process, fd, 0)
+		if err == unix.EBADF { // closed meanwhile
+			continue
+		}
+		if err != nil {
+			return all, err
+		}
+		changed, err := b.override(ours)
+		unix.Close(ours)
+		if err != nil {
+			return all, err
+		}
+		if changed {
+			all = append(all, carried{inode: inode, pid: pid})
+		}
+	}
+	return all, nil
+}
+
+func (b *borrower) override(fd int) (changed bool, err error) {
+	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil || family != unix.AF_INET && family != unix.AF_INET6 && family != unix.AF_PACKET {
+		return false, nil // another file by now, or it goes to no interface
+	}
+	var v classifyVifSocket
+	err = gone(b.set.sockets.Lookup(int32(fd), &v))
+	if err != nil || v.Override == b.home {
+		return false, err
+	}
+	return true, b.set.sockets.Put(int32(fd), &classifyVifSocket{Override: b.home})
+}
+
+// sockets are the inodes of a process' sockets by descriptor, none where it is gone
+// or may not be looked at.
+func sockets(pid int) map[int]uint64 {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	all := map[int]uint64{}
+	for _, e := range entries {
+		shown, err := os.Readlink(dir + "/" + e.Name())
+		if err != nil {
+			continue
+		}
+		n, ok := strings.CutPrefix(shown, "socket:[")
+		inode, err := strconv.ParseUint(strings.TrimSuffix(n, "]"), 10, 64)
+		fd, err2 := strconv.Atoi(e.Name())
+		if ok && err == nil && err2 == nil {
+			all[fd] = inode
+		}
+	}
+	return all
+}
+
+// Socket is an open socket of a process.
+type Socket struct {
+	PID      int
+	Protocol string // tcp, udp, raw or packet
+	// Local and Remote are its addresses. Remote is the zero value where it has
+	// none, and both are for a packet socket.
+	Local, Remote netip.AddrPort
+	Listening     bool  // connections that are accepted from it follow
+	Shared        []int // processes outside the branch that have it, too
+}
+
+// describe finds sockets in the kernel's tables, and processes that share them. What
+// was closed meanwhile is left out, and so is what goes to no interface.
+func describe(found map[foundSocket]bool, here map[int]bool) ([]Socket, error) {
+	if len(found) == 0 {
+		return nil, nil
+	}
+	owner := map[uint64]int{}
+	for f := range found {
+		if pid, ok := owner[f.inode]; !ok || f.pid < pid {
+			owner[f.inode] = f.pid
+		}
+	}
+	known := map[uint64]Socket{}
+	seen := map[string]bool{}
+	for _, pid := range owner {
+		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+		if err != nil || seen[ns] {
+			continue // it has ended
+		}
+		seen[ns] = true
+		for _, table := range []string{"tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet"} {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
+			if err != nil {
+				continue // no IPv6, no packet sockets, or it has ended
+			}
+			for line := range strings.Lines(string(b)) {
+				if s, inode, ok := parseSocket(table, line); ok && owner[inode] != 0 {
+					s.PID = owner[inode]
+					known[inode] = s
+				}
+			}
+		}
+	}
+	shared, err := sharers(known, here)
+	if err != nil {
+		return nil, err
+	}
+	var all []Socket
+	for inode, s := range known {
+		s.Shared = shared[inode]
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b Socket) int {
+		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Protocol, b.Protocol), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
+	})
+	return all, nil
+}
+
+// sharers finds the processes not in here that have one of the sockets.
+func sharers(known map[uint64]Socket, here map[int]bool) (map[uint64][]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	shared := map[uint64][]int{}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || here[pid] {
+			continue
+		}
+		for _, inode := range sockets(pid) {
+			if _, ok := known[inode]; ok && !slices.Contains(shared[inode], pid) {
+				shared[inode] = append(shared[inode], pid)
+			}
+		}
+	}
+	return shared, nil
+}
+
+// parseSocket reads a line of one of the tables in /proc/PID/net (tcp4_seq_show and
+// packet_seq_show, net/ipv4/tcp_ipv4.c and net/packet/af_packet.c, v6.12).
+func parseSocket(table, line string) (s Socket, inode uint64, ok bool) {
+	f := strings.Fields(line)
+	if table == "packet" {
+		if len(f) < 9 {
+			return s, 0, false
+		}
+		inode, err := strconv.ParseUint(f[8], 10, 64)
+		return Socket{Protocol: table}, inode, err == nil
+	}
+	if len(f) < 10 {
+		return s, 0, false
+	}
+	inode, err := strconv.ParseUint(f[9], 10, 64)
+	local, okLocal := parseAddr(f[1])
+	remote, okRemote := parseAddr(f[2])
+	if err != nil || !okLocal || !okRemote {
+		return s, 0, false
+	}
+	const listen = "0A" // TCP_LISTEN
+	s = Socket{Protocol: strings.TrimSuffix(table, "6"), Local: local, Listening: strings.HasPrefix(table, "tcp") && f[3] == listen}
+	if remote.Port() != 0 || !remote.Addr().IsUnspecified() {
+		s.Remote = remote
+	}
+	return s, inode, true
+}
+
+// parseAddr reads "0100007F:0016": the words of the address as they are in memory.
+func parseAddr(text string) (netip.AddrPort, bool) {
+	host, port, ok := strings.Cut(text, ":")
+	raw, err := hex.DecodeString(host)
+	p, err2 := strconv.ParseUint(port, 16, 16)
+	if !ok || err != nil || err2 != nil || len(raw) != 4 && len(raw) != 16 {
+		return netip.AddrPort{}, false
+	}
+	for i := 0; i < len(raw); i += 4 {
+		binary.NativeEndian.PutUint32(raw[i:], binary.BigEndian.Uint32(raw[i:]))
+	}
+	a, _ := netip.AddrFromSlice(raw)
+	return netip.AddrPortFrom(a.Unmap(), uint16(p)), true
+}
