@@ -80,7 +80,8 @@ type Binder struct {
 	paths  map[uint64]string // of cgroups, once seen: cheaper to check than to find
 	fresh  map[string]bool   // homes that this Binder made and has not bound yet
 	warned bool              // of TCX programs
-	last   hierarchy.Way     // on the interface, when this Binder last looked or changed it
+	narrow narrow
+	last   hierarchy.Way // on the interface, when this Binder last looked or changed it
 }
 
 // NewBinder makes a Binder. Nothing is read or changed yet.
@@ -123,6 +124,7 @@ func (b *Binder) Close() error {
 			errs = append(errs, s.close())
 		}
 	}
+	errs = append(errs, b.narrow.close())
 	for _, t := range []*tree{b.v2, b.v1} {
 		if t != nil {
 			errs = append(errs, t.close())
@@ -505,7 +507,7 @@ func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
 			target = cgroupTarget + path
 		}
 		b.ids[target] = id
-		bound = append(bound, hierarchy.Bound{Target: target, Class: v.class})
+		bound = append(bound, hierarchy.Bound{Target: target, Class: v.class, Open: path != "" && b.open(t, path)})
 		return nil
 	}, func(of numbered, n uint32, class hierarchy.ClassID) error {
 		target := uidTarget + strconv.FormatUint(uint64(n), 10)
@@ -720,6 +722,17 @@ func (d *doing) unhook(was, next hierarchy.Way) error {
 }
 
 func (d *doing) bound(s hierarchy.Step, i int) (err error) {
+	if path, ok := strings.CutPrefix(s.Item().(*hierarchy.Bound).Target, cgroupTarget); ok && !tagged(d.way) {
+		t, err := d.hierarchy(d.way)
+		if err == nil && s.Action == hierarchy.Delete {
+			err = d.unguard(t, path)
+		} else if err == nil {
+			err = d.guard(t, path)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if s.Action == hierarchy.Delete && i < d.leaves {
 		d.leaving = append(d.leaving, strings.TrimPrefix(s.Item().(*hierarchy.Bound).Target, cgroupTarget))
 		return nil // goes when the way does, so that no packet is without a class until then

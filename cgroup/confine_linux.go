@@ -241,6 +241,21 @@ func closeInherited() error {
 	return nil
 }
 
+// tellPast tells when the program could go round the queues.
+func (b *Binder) tellPast(target string, c Command, r *ready) {
+	raw := c.Level == LevelTag && (!r.switches || r.uid == 0)
+	for _, name := range c.KeepCaps {
+		n, err := capNumber(name)
+		raw = raw || err == nil && n == unix.CAP_NET_RAW
+	}
+	if !raw {
+		return
+	}
+	if why := b.unguarded(strings.TrimPrefix(target, cgroupTarget)); why != "" {
+		b.cfg.Warn("not held: root's sockets may go round the queues (PACKET_QDISC_BYPASS, AF_XDP): " + why)
+	}
+}
+
 // lock is what LevelLock or LevelBest is about to do.
 type lock struct {
 	best         bool

@@ -75,6 +75,7 @@ func (b *Binder) Exec(target string, c Command) error {
 	if err := b.Join(target, 0); err != nil {
 		return err
 	}
+	b.tellPast(target, c, ready)
 	if err := lock.enter(b.cfg.Warn); err != nil {
 		return err
 	}

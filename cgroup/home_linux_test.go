@@ -71,7 +71,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	err = b.Exec(args[1], cgroup.Command{Args: args[3:], User: args[2]})
+	err = b.Exec(args[1], cgroup.Command{Args: args[3:], User: args[2], Level: cgroup.LevelTag})
 	var failed *cgroup.ExecError
 	if errors.As(err, &failed) {
 		mine, _ := os.ReadFile("/proc/self/cgroup")

@@ -25,7 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "limited": limited, "confined": confined, "run": run, "measure": measure, "hidden": hidden, "mounts": mounts, "unruly": unruly})
+	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "limited": limited, "confined": confined, "run": run, "measure": measure, "hidden": hidden, "mounts": mounts, "unruly": unruly, "narrowed": narrowed})
 }
 
 // Leaf classes of the tree that every test has.

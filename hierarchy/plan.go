@@ -286,7 +286,7 @@ func (p *Plan) bindings(old, want []Bound) {
 		switch {
 		case o == nil:
 			p.Steps = append(p.Steps, Step{Action: Create, New: w})
-		case o.Class != w.Class:
+		case o.Class != w.Class || o.Open != w.Open:
 			p.Steps = append(p.Steps, Step{Change, o, w})
 		}
 	}

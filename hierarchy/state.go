@@ -59,7 +59,10 @@ type Bound struct {
 	Target string  `json:"target"`
 	Class  ClassID `json:"classid"`
 	Path   Path    `json:"path,omitempty"` // of the branch
-	From   string  `json:"from,omitempty"` // the policy's words: "unit:nginx.service", or "run" for a branch's own cgroup
+	// Open says that root's sockets there may go round the queues, because the
+	// program against that was taken away.
+	Open bool   `json:"open,omitempty"`
+	From string `json:"from,omitempty"` // the policy's words: "unit:nginx.service", or "run" for a branch's own cgroup
 }
 
 // State is the desired state of the tree's interface. Hook and Bound are not

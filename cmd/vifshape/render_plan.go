@@ -111,6 +111,9 @@ func stepText(s hierarchy.Step, kinds kindTable) string {
 		target := targetText(i.Target)
 		if s.Action == hierarchy.Change {
 			old := s.Old.(*hierarchy.Bound)
+			if old.Class == i.Class {
+				return fmt.Sprintf("bind\t%s\t%v\t%s%s, guarded against sockets past the queues again", name(i.Path, i.Class), i.Class, target, from)
+			}
 			return fmt.Sprintf("bind\t%s\t%v\t%s%s, was %s", name(i.Path, i.Class), i.Class, target, from, name(old.Path, old.Class))
 		}
 		return fmt.Sprintf("bind\t%s\t%v\t%s%s", name(i.Path, i.Class), i.Class, target, from)
