@@ -171,7 +171,7 @@ func (a *attaching) move(pids []int, tree bool) (moved int, err error) {
 	return moved, nil
 }
 
-var errNoProcess = errors.New("there is no such process; a number from inside a container is another one outside")
+var errNoProcess = errors.New("it is not there; a process in a container has another number outside")
 
 // examine refuses processes that are not to be moved.
 func (a *attaching) examine(pid int) (AttachedProcess, error) {
@@ -194,13 +194,13 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 	case err != nil:
 		return p, err
 	case pid == os.Getpid():
-		return p, errors.New("is this program itself")
+		return p, errors.New("it is this program itself")
 	case pid == 1:
-		return p, errors.New("is the first of all processes, whose children are to stay where they are: name a service of it")
+		return p, errors.New("it is the first of all processes, and stays where it is: name a service of it")
 	case flags&kernelThread != 0:
-		return p, errors.New("is a thread of the kernel: it has no cgroup of its own")
+		return p, errors.New("it is a thread of the kernel, which cannot be moved")
 	case f[0] == "Z" || f[0] == "X":
-		return p, errors.New("has ended, and waits for its parent to ask how")
+		return p, errors.New("it has ended, and waits for its parent to ask how")
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -209,7 +209,7 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 	if _, leader, ok := strings.Cut(string(status), "\nTgid:"); ok {
 		leader, _, _ = strings.Cut(leader, "\n")
 		if leader = strings.TrimSpace(leader); leader != strconv.Itoa(pid) {
-			return p, fmt.Errorf("is a thread of process %s: name that, threads move together", leader)
+			return p, fmt.Errorf("it is a thread of process %s: name that, threads move together", leader)
 		}
 	}
 	// its own cgroup and not one below: that may be another branch's

@@ -123,29 +123,38 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) 
 		return err
 	}
 	defer m.Close()
-	if err := m.within(ctx, path); err != nil {
-		return err
-	}
-	x, err := m.shaped(path.Interface(), "")
+	x, home, err := m.enter(ctx, path)
 	if err != nil {
 		return err
 	}
 	defer x.binder.Close()
+	return x.binder.Exec(home, cmd)
+}
+
+// enter finds the cgroup where the processes of a branch are put, made and bound if
+// it is not yet. The caller closes x's binder.
+func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, home string, err error) {
+	if err := m.within(ctx, path); err != nil {
+		return nil, "", err
+	}
+	if x, err = m.shaped(path.Interface(), ""); err != nil {
+		return nil, "", err
+	}
 	class, err := x.entry(path)
-	if err != nil {
-		return err
+	if err == nil {
+		err = x.stands(class)
 	}
-	if err := x.stands(class); err != nil {
-		return err
+	now := class
+	if err == nil {
+		home, now, err = x.binder.BoundHome(path)
 	}
-	home, now, err := x.binder.BoundHome(path)
 	if err == nil && now != class { // else there is nothing to change, and nobody to wait for
 		home, err = m.home(ctx, x, path, class)
 	}
 	if err != nil {
-		return err
+		return nil, "", errors.Join(err, x.binder.Close())
 	}
-	return x.binder.Exec(home, cmd)
+	return x, home, nil
 }
 
 // stands says whether the kernel has what the record tells of: others may take
