@@ -1,0 +1,272 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// newLocked is a network with a small tree on which a program can be locked in.
+func newLocked(t testing.TB) *network {
+	t.Helper()
+	n := newNetwork(t)
+	n.ok("apply", n.policy("policy.toml", smallPolicy))
+	r := n.run("run", "eth0/web/api", "--", "true")
+	tctest.Require(t, !strings.Contains(r.stderr, "this machine cannot keep the program in the branch"), "Landlock")
+	if r.code != 0 {
+		t.Fatal(r)
+	}
+	return n
+}
+
+// open lets other users into a directory of the test's.
+func (n *network) open(dir string) {
+	n.Helper()
+	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			n.Fatal(err)
+		}
+	}
+	for d := os.TempDir(); d != "/"; d = filepath.Dir(d) {
+		st, err := os.Stat(d)
+		if err != nil {
+			n.Fatal(err)
+		}
+		tctest.Require(n, st.Mode()&1 != 0, "a directory for temporary files that others may enter")
+	}
+}
+
+// TestKernelOrdinaryPrograms: what people run works when it is locked in, for root
+// and for nobody, and has the same output as without.
+func TestKernelOrdinaryPrograms(t *testing.T) {
+	n := newLocked(t)
+	if err := n.Near.Do(func() error { // as systemd sets it
+		return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name    string
+		needs   []string
+		script  string // in an empty directory of its own
+		want    string // of its output, with spaces cut
+		needSet bool   // root only
+	}{
+		{"pipes", []string{"bash"}, `seq 1000 | sort -n | tail -1`, "1000", false},
+		{"job control", []string{"bash", "script"}, `script -qec "bash -mic 'sleep 60 & kill %1; wait %1; echo got \$?'" /dev/null </dev/null 2>&1 | tr -d '\r' | grep got`, "got 143", false},
+		{"exit status", []string{"bash"}, `bash -c 'exit 7'; echo $?`, "7", false},
+		{"files", []string{"bash"}, `mkdir -p a/b c; echo x >a/b/f; mv a/b/f c/g; ln c/g a/h; rm c/g; cat a/h; cp a/h /tmp/vifshape-$$ && rm /tmp/vifshape-$$`, "x", false},
+		{"new files at the top", []string{"bash"}, `echo x >/vifshape-$$ && mkdir /run/vifshape-$$ && echo x >/run/vifshape-$$/f && rm -r /vifshape-$$ /run/vifshape-$$ && echo ok`, "ok", true},
+		{"branch", nil, `echo $VIFSHAPE_BRANCH`, "eth0/web/api", false},
+		{"another user", []string{"setpriv"}, `setpriv --reuid 1 --regid 1 --clear-groups id -u`, "1", true},
+		{"curl", []string{"curl", "python3"}, `python3 -c '
+import http.server, threading, subprocess
+s = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+s.RequestHandlerClass.log_message = lambda *a: None
+threading.Thread(target=s.serve_forever, daemon=True).start()
+open("file", "w").write("served\n")
+subprocess.run(["curl", "-sf", "http://127.0.0.1:%d/file" % s.server_port], check=True)'`, "served", false},
+		{"ssh", []string{"ssh"}, `ssh -V 2>&1 | cut -c1-7; ssh -F /dev/null -o BatchMode=yes -p 1 x@127.0.0.1 2>&1 | grep -o 'Connection refused'`, "OpenSSH Connection refused", false},
+		{"python", []string{"python3"}, `python3 -c '
+import subprocess, threading, multiprocessing, asyncio
+def square(x): return x * x
+if __name__ == "__main__":
+    t = threading.Thread(target=print, args=("thread",)); t.start(); t.join()
+    print(subprocess.check_output(["echo", "child"], text=True).strip())
+    print(multiprocessing.get_context("fork").Pool(2).map(square, [2, 3]))
+    async def main():
+        p = await asyncio.create_subprocess_exec("true"); print(await p.wait())
+    asyncio.run(main())'`, "thread child [4, 9] 0", false},
+		{"node", []string{"node"}, `node -e '
+const { Worker } = require("worker_threads"), { execFileSync, spawnSync } = require("child_process"), fs = require("fs");
+console.log(execFileSync("echo", ["child"]).toString().trim());
+fs.promises.writeFile("f", "file").then(() => fs.promises.readFile("f", "utf8")).then(s => { console.log(s);
+new Worker("require(\"worker_threads\").parentPort.postMessage(\"worker\")", { eval: true }).on("message", console.log); });'`, "child file worker", false},
+		{"java", []string{"java", "javac"}, `cat >T.java <<'X'
+public class T { public static void main(String[] a) throws Exception {
+  Thread t = new Thread(() -> System.out.println("thread")); t.start(); t.join();
+  System.out.println(new String(new ProcessBuilder("echo", "child").start().getInputStream().readAllBytes()).trim());
+  java.net.ServerSocket s = new java.net.ServerSocket(0); new java.net.Socket("127.0.0.1", s.getLocalPort()).close(); System.out.println("socket"); } }
+X
+javac T.java && java -Xmx64m T`, "thread child socket", false},
+		{"docker", []string{"docker"}, `docker --version | cut -c1-14; DOCKER_HOST=unix://$PWD/none HOME=$PWD docker ps 2>&1 | grep -o -i -m1 -E 'cannot connect|failed to connect'`, "Docker version", false},
+		{"apt", []string{"apt-get"}, `mkdir -p repo state/lists/partial cache/archives/partial; : >repo/Packages
+echo "deb [trusted=yes] file://$PWD/repo ./" >list
+apt() { apt-get -o Dir::Etc::sourcelist=$PWD/list -o Dir::Etc::sourceparts=/dev/null -o Dir::State=$PWD/state -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache=$PWD/cache -o APT::Sandbox::User=root "$@"; }
+apt update >log 2>&1 && apt -s install bash >log 2>&1 && echo ok || cat log`, "ok", true},
+		{"git", []string{"git"}, `git init -q a && cd a && git -c user.name=x -c user.email=x@x commit -q --allow-empty -m first && cd .. && git clone -q a b && git -C b log --format=%s`, "first", false},
+		{"make", []string{"make"}, "printf 'all: a b c d\\na b c d:\\n\\t@echo x >$@\\n' >Makefile; make -s -j4 && ls", "Makefile a b c d", false},
+		{"compiler", []string{"gcc"}, `echo 'int main(){return 3;}' >x.c && gcc x.c && ./a.out; echo $?`, "3", false},
+		{"ping", []string{"python3"}, `python3 -c '
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+s.settimeout(5)
+s.sendto(b"\x08\0\0\0\0\0\0\1", ("127.0.0.1", 0))
+print(s.recv(100)[0])'`, "0", false},
+		{"a Go program", nil, `$PROGRAM version >/dev/null && echo ok`, "ok", true},
+		{"signals", []string{"bash"}, `bash -c 'trap "echo term; exit 3" TERM; kill $$; sleep 1'; echo $?`, "term 3", false},
+	} {
+		for _, user := range []string{"0", "65534"} {
+			if tt.needSet && user != "0" {
+				continue
+			}
+			t.Run(tt.name+" as "+user, func(t *testing.T) {
+				for _, p := range tt.needs {
+					tctest.RequireProgram(t, p)
+				}
+				sub := *n
+				sub.TB = t
+				sub.dir = t.TempDir()
+				sub.open(sub.dir)
+				uid, err := strconv.Atoi(user)
+				if err == nil {
+					err = os.Chown(sub.dir, uid, uid)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				one := func(args ...string) string {
+					dir := filepath.Join(sub.dir, args[len(args)-1])
+					if err := os.Mkdir(dir, 0o755); err == nil {
+						err = os.Chown(dir, uid, uid)
+					}
+					args[len(args)-1] = dir
+					args = append(args, "--env", "HOME="+dir, "--env", "TMPDIR=/tmp", "--env", "PROGRAM="+n.bin, "--user", user+":"+user, "eth0/web/api", "--", "sh", "-c", tt.script)
+					r := sub.run(args...)
+					if r.code != 0 {
+						t.Logf("exit status %d, %s", r.code, r.stderr)
+					}
+					return strings.Join(strings.Fields(r.stdout), " ")
+				}
+				without := one("run", "--level", "tag", "--cwd", "tag")
+				got := one("run", "--level", "lock", "--cwd", "lock")
+				if tt.name == "docker" { // what else it says differs from version to version
+					if got != without || !strings.HasPrefix(got, tt.want) {
+						t.Errorf("locked in: %q, with the cgroup alone %q", got, without)
+					}
+					return
+				}
+				tctest.Require(t, without == tt.want, fmt.Sprintf("a working %s (%q)", tt.name, without))
+				if got != tt.want {
+					t.Errorf("locked in: %q, with the cgroup alone %q", got, without)
+				}
+			})
+		}
+	}
+}
+
+// TestKernelLock: what run says of a program that is locked in, and what it then
+// may do.
+func TestKernelLock(t *testing.T) {
+	n := newLocked(t)
+	python := func(code string) []string { return []string{tctest.RequireProgram(t, "python3"), "-c", code} }
+	packet := python(`import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW); print("open")`)
+	t.Run("capabilities", func(t *testing.T) {
+		for _, tt := range []struct {
+			args []string
+			want string // of the capabilities in force that are NET_ADMIN and NET_RAW
+			told string
+		}{
+			{nil, "0", ""},
+			{[]string{"--keep-caps", "net_raw"}, "2000", "vifshape: the program keeps CAP_NET_RAW: "},
+			{[]string{"--keep-caps", "NET_RAW,CAP_NET_ADMIN", "--user", "65534:65534"}, "3000", "vifshape: the program keeps CAP_NET_ADMIN: "},
+			{[]string{"--user", "65534:65534"}, "0", ""},
+			{[]string{"--level", "tag"}, "3000", ""},
+		} {
+			args := append([]string{"run"}, tt.args...)
+			r := n.run(append(args, "eth0/web/api", "--", "sh", "-c", `printf %x $((0x$(grep CapEff /proc/self/status | cut -f2) & 0x3000))`)...)
+			if r.code != 0 || r.stdout != tt.want || !strings.Contains(r.stderr, tt.told) || tt.told == "" && r.stderr != "" {
+				t.Errorf("%v: want capabilities %s and words %q: %v", tt.args, tt.want, tt.told, r)
+			}
+		}
+		n.fails(1, `capability "none" is not known here`, "run", "--keep-caps", "none", "eth0/web/api", "--", "true")
+		n.fails(1, "at level tag the program keeps all capabilities", "run", "--level", "tag", "--keep-caps", "NET_RAW", "eth0/web/api", "--", "true")
+	})
+	t.Run("packet sockets", func(t *testing.T) {
+		if r := n.run(append([]string{"run", "eth0/web/api", "--"}, packet...)...); r.code == 0 || !strings.Contains(r.stderr, "PermissionError") {
+			t.Errorf("locked in: %v", r)
+		}
+		if r := n.run(append([]string{"run", "--keep-caps", "NET_RAW", "eth0/web/api", "--"}, packet...)...); r.stdout != "open\n" {
+			t.Errorf("with the capability: %v", r)
+		}
+	})
+	t.Run("files", func(t *testing.T) {
+		f, err := os.Open("/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		c := n.command("run", "eth0/web/api", "--", "sh", "-c", "echo /proc/self/fd/*")
+		c.ExtraFiles = []*os.File{f}
+		r := n.start(c).wait()
+		if want := "/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2"; !strings.HasPrefix(r.stdout, want) || strings.Contains(r.stdout, "/4") {
+			t.Errorf("descriptors %q, %s", r.stdout, r.stderr)
+		}
+	})
+	t.Run("settings", func(t *testing.T) {
+		r := n.run("run", "eth0/web/api", "--", "sh", "-c", "cat /proc/sys/kernel/core_pattern >/proc/sys/kernel/core_pattern")
+		if r.code == 0 || !strings.Contains(r.stderr, "Read-only file system") {
+			t.Errorf("the kernel's helper can be changed: %v", r)
+		}
+	})
+	t.Run("same process", func(t *testing.T) {
+		c := n.command("run", "eth0/web/api", "--", "sh", "-c", "echo $$; kill -9 $$")
+		r := n.start(c)
+		if out := r.wait(); out.code != -1 || strings.TrimSpace(out.stdout) != fmt.Sprint(c.Process.Pid) {
+			t.Errorf("process %d: %v", c.Process.Pid, out)
+		}
+	})
+	t.Run("environment", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "here"), []byte("#!/bin/sh\necho $PWD $A $B $VIFSHAPE_BRANCH\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		got := n.ok("run", "--cwd", dir, "--env", "A=1", "--env", "B=2=3", "eth0/web/api", "--", "./here")
+		if want := dir + " 1 2=3 eth0/web/api\n"; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+		n.fails(2, "write NAME=VALUE", "run", "--env", "A", "eth0/web/api", "--", "true")
+		n.fails(1, "no such file or directory", "run", "--cwd", "/no/such", "eth0/web/api", "--", "true")
+		n.fails(2, "none of lock, tag, best", "run", "--level", "none", "eth0/web/api", "--", "true")
+	})
+}
+
+// TestKernelLockMissing: a machine that cannot lock programs in is told so before
+// anything starts, and both ways on work.
+func TestKernelLockMissing(t *testing.T) {
+	n := newNetwork(t)
+	n.ok("apply", n.policy("policy.toml", smallPolicy))
+	// Without Landlock: a filter of a launcher around it, as containers have.
+	without := func(args ...string) result {
+		t.Helper()
+		c := exec.CommandContext(t.Context(), tctest.RequireProgram(t, "python3"), append([]string{"-c", noLandlock, n.bin}, args...)...)
+		return n.start(c).wait()
+	}
+	n.failed(without("run", "eth0/web/api", "--", "echo", "started"), 1, "Landlock: CONFIG_SECURITY_LANDLOCK, Linux 5.19: "+cgroup.ErrNotSupported.Error())
+	r := without("run", "--level", "best", "eth0/web/api", "--", "echo", "started")
+	if r.stdout != "started\n" || !strings.Contains(r.stderr, "not held: Landlock: ") {
+		t.Errorf("best: %v", r)
+	}
+	if r := without("run", "--level", "tag", "eth0/web/api", "--", "echo", "started"); r.stdout != "started\n" || r.stderr != "" {
+		t.Errorf("tag: %v", r)
+	}
+}
+
+// noLandlock becomes its arguments, for which the kernel has no Landlock.
+const noLandlock = `
+import ctypes, os, struct, sys
+nr = {"x86_64": 444, "aarch64": 444}[os.uname().machine]
+code = b"".join(struct.pack("HBBI", *i) for i in [(0x20, 0, 0, 0), (0x15, 0, 1, nr), (6, 0, 0, 0x50000 | 38), (6, 0, 0, 0x7fff0000)])
+buf = ctypes.create_string_buffer(code)
+prog = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", 4, ctypes.addressof(buf)))
+if ctypes.CDLL(None, use_errno=True).syscall({"x86_64": 317, "aarch64": 277}[os.uname().machine], 1, 0, prog):
+    sys.exit(os.strerror(ctypes.get_errno()))
+os.execv(sys.argv[1], ["vifshape"] + sys.argv[2:])
+`
