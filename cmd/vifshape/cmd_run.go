@@ -91,7 +91,7 @@ EXIT STATUS
 					cmd.KeepCaps = append(cmd.KeepCaps, strings.TrimSpace(name))
 				}
 			}
-			cmd.Args, cmd.Env = argv, environment(os.Environ(), append([]string{"VIFSHAPE_BRANCH=" + string(path)}, env...))
+			cmd.Args, cmd.Env = argv, environment(os.Environ(), append([]string{branchVariable + "=" + string(path)}, env...))
 			return e.run(c.Context(), path, cmd)
 		},
 	}

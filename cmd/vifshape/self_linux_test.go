@@ -1,0 +1,329 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+const nestedPolicy = `version = 1
+binding = "bpf"
+[interface.eth0]
+rate = "100mbit"
+[interface.eth0.web]
+rate = "50mbit"
+[interface.eth0.web.api]
+rate = "20mbit"
+ceil = "30mbit"
+[interface.eth0.web.rest]
+rate = "10mbit"
+[interface.eth0.backup]
+rate = "10mbit"
+bind = ["user:65534"]
+`
+
+// place is the program that goes into a cgroup, hides what a list of tricks hides,
+// becomes a user, and then is vifshape: CGROUP TRICKS UID ARG...
+func place(args []string) error {
+	dir, tricks, user, args := args[0], args[1], args[2], args[3:]
+	runtime.LockOSThread()
+	join := func(dir string) error {
+		if dir == "" {
+			return nil
+		}
+		return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)
+	}
+	if err := join(dir); err != nil {
+		return err
+	}
+	for _, trick := range strings.Fields(tricks) {
+		if err := play(trick, dir, join); err != nil {
+			return fmt.Errorf("%s: %w", trick, err)
+		}
+	}
+	uid, err := strconv.Atoi(user)
+	if err != nil {
+		return err
+	}
+	if uid != 0 {
+		if err := errors.Join(unix.Setgroups(nil), unix.Setgid(uid), unix.Setuid(uid)); err != nil {
+			return err
+		}
+	}
+	// by its link: the way to the file may be closed to the user
+	return unix.Exec("/proc/self/exe", append([]string{"vifshape"}, args...), os.Environ())
+}
+
+func play(trick, dir string, join func(string) error) error {
+	name, value, _ := strings.Cut(trick, "=")
+	private := func() error {
+		err := unix.Unshare(unix.CLONE_NEWNS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		}
+		return err
+	}
+	switch name {
+	case "deeper": // a cgroup of the program's own
+		sub := filepath.Join(dir, value)
+		if err := os.Mkdir(sub, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		return join(sub)
+	case "namespace":
+		return unix.Unshare(unix.CLONE_NEWCGROUP)
+	case "fresh": // cgroups as a container has them: nothing above the namespace's root
+		if err := private(); err != nil {
+			return err
+		}
+		all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
+		if err != nil {
+			return err
+		}
+		for _, m := range all {
+			if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
+				return err
+			}
+		}
+		return unix.Mount("cgroup2", all[0].Mountpoint, "cgroup2", 0, "")
+	case "run": // another run directory, whose record knows no branch but one
+		if err := private(); err != nil {
+			return err
+		}
+		real, err := os.ReadFile(filepath.Join(value, "eth0.json"))
+		if err != nil {
+			return err
+		}
+		var r record
+		if err := json.Unmarshal(real, &r); err != nil {
+			return err
+		}
+		for k := range r.IDs.Minors {
+			if k != "eth0/backup" {
+				delete(r.IDs.Minors, k)
+			}
+		}
+		forged, err := json.Marshal(r)
+		if err != nil {
+			return err
+		}
+		if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil {
+			return err
+		}
+		to := filepath.Join("/run/elsewhere", filepath.Base(value))
+		if err := os.MkdirAll(to, 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(to, "eth0.json"), forged, 0o644); err != nil {
+			return err
+		}
+		return os.Symlink("/run/elsewhere", "/run/vifshape")
+	case "claim":
+		return os.Setenv(branchVariable, value)
+	case "elsewhere": // another network namespace
+		return unix.Unshare(unix.CLONE_NEWNET)
+	}
+	return errors.New("no such trick")
+}
+
+// nested is a network with the policy applied and a home for each branch.
+func nested(t *testing.T) *network {
+	t.Helper()
+	tctest.Cgroup2Mount(t)
+	for _, p := range []string{"true", "cat", "bash", "dd"} {
+		tctest.RequireProgram(t, p)
+	}
+	n := newNetwork(t)
+	n.ok("apply", n.policy("nested.toml", nestedPolicy))
+	for _, p := range []string{"eth0/web", "eth0/web/api", "eth0/backup"} {
+		n.ok("run", p, "--", "true")
+	}
+	return n
+}
+
+// placed runs vifshape by way of place.
+func (n *network) placed(branch, tricks string, uid int, args ...string) result {
+	n.Helper()
+	dir := ""
+	if branch != "" {
+		dir = filepath.Join(n.cgroups(), branch)
+	}
+	return n.start(tctest.Command(n, "place", append([]string{dir, tricks, strconv.Itoa(uid)}, args...)...)).wait()
+}
+
+// TestKernelSelf holds that a process learns its branch from the kernel, whatever
+// hides it and without privileges, and from its environment only where it must.
+func TestKernelSelf(t *testing.T) {
+	n := nested(t)
+	const api, home = "eth0/web/api", "cgroup:/vifshape/NS/eth0/web/api"
+	for _, tt := range []struct {
+		name           string
+		branch, tricks string
+		uid            int
+		want           string // path, from, target
+		remark         string
+	}{
+		{"root", api, "", 0, api + " run " + home, ""},
+		{"user", api, "", 65534, api + " run " + home, ""},
+		{"inner branch", "eth0/web", "", 65534, "eth0/web/rest run cgroup:/vifshape/NS/eth0/web", ""},
+		{"forged claim", api, "claim=eth0/backup", 65534, api + " run " + home, ""},
+		{"deeper", api, "deeper=x", 0, api + " run " + home, ""},
+		{"deeper, user", api, "deeper=x deeper=x/y", 65534, api + " run " + home, ""},
+		{"namespace", api, "namespace", 0, api + " run " + home, ""},
+		{"namespace, user", api, "namespace claim=eth0/backup", 65534, api + " run " + home, ""},
+		{"namespace, then deeper", api, "namespace deeper=x", 65534, api + " run " + home, ""},
+		{"deeper, then namespace", api, "deeper=x namespace", 65534, api + " run " + home, ""},
+		{"container", api, "namespace fresh claim=eth0/web", 0, api + "  cgroup:/", ""},
+		{"container, user", api, "namespace fresh claim=eth0/web/api", 65534, api + " VIFSHAPE_BRANCH ", "hides the cgroups above its own"},
+		{"bound user", "", "", 65534, "eth0/backup user:65534 uid:65534", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := n.placed(tt.branch, tt.tricks, tt.uid, "self", "--json", "--sample", "1ms")
+			if r.code != 0 || !strings.Contains(r.stderr, tt.remark) || tt.remark == "" && r.stderr != "" {
+				t.Fatalf("self: %v", r)
+			}
+			var got struct {
+				Branches []struct {
+					Interface, Path, From, Target, Binding string
+					Rate, Ceil                             hierarchy.Bandwidth
+				}
+			}
+			if err := json.Unmarshal([]byte(r.stdout), &got); err != nil || len(got.Branches) != 1 {
+				t.Fatalf("%v: %v", err, r)
+			}
+			b := got.Branches[0]
+			want := strings.Replace(tt.want, "NS", n.store.netNS, 1)
+			if d := cmp.Diff(want, b.Path+" "+b.From+" "+b.Target); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+			if b.Interface != "eth0" || b.Binding != "bpf" || strings.HasPrefix(b.Path, api) && (b.Rate != 20*hierarchy.Mbit || b.Ceil != 30*hierarchy.Mbit) {
+				t.Errorf("got %+v", b)
+			}
+		})
+	}
+	for _, level := range []string{"tag", "lock"} {
+		for _, user := range []string{"0:0", "65534:65534"} {
+			t.Run(level+", "+user, func(t *testing.T) {
+				// by a descriptor: the way to the file may be closed to the user
+				c := n.command("run", "--level", level, "--user", user, api, "--", "bash", "-c", "exec -a vifshape /proc/self/fd/0 self")
+				var err error
+				if c.Stdin, err = os.Open(n.bin); err != nil {
+					t.Fatal(err)
+				}
+				defer c.Stdin.(*os.File).Close()
+				r := n.start(c).wait()
+				if f := strings.Fields(r.stdout); r.code != 0 || r.stderr != "" || !slices.Contains(f, api) || strings.Count(r.stdout, "\n") != 2 {
+					t.Errorf("self: %v", r)
+				}
+			})
+		}
+	}
+	for _, tt := range []struct{ name, branch, tricks, want string }{
+		{"outside", "", "", "this process is in no branch: what it sends goes to eth0/rest"},
+		{"claim alone", "", "claim=eth0/web", "this process is in no branch: what it sends goes to eth0/rest"},
+		{"another network", api, "elsewhere", "its cgroup is that of eth0/web/api in another one"},
+		{"no network of ours", "", "elsewhere", "no interface is shaped by vifshape in this network namespace"},
+	} {
+		t.Run(tt.name, func(t *testing.T) { n.failed(n.placed(tt.branch, tt.tricks, 0, "self"), exitError, tt.want) })
+	}
+}
+
+// TestKernelSelfCounts holds that what self prints is what the kernel counted.
+func TestKernelSelfCounts(t *testing.T) {
+	n := nested(t)
+	sink, err := lab.NewSink(t.Context(), n.Far, 5600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	sender := n.branch("eth0/web/api", "bash", "-c", fmt.Sprintf("exec dd if=/dev/zero bs=1200 status=none >/dev/udp/%v/5600", n.Far4))
+	n.until("traffic", func() bool { return sink.Count(5600).Wire > 500_000 })
+	out := n.run("run", "eth0/web/api", "--", n.bin, "self", "--json", "--sample", "1s")
+	if err := n.kill(); err != nil {
+		t.Error(err)
+	}
+	sender.wait()
+	var got struct {
+		Branches []struct {
+			Sending        hierarchy.Bandwidth
+			Bytes, Packets uint64
+			Path           string
+		}
+	}
+	if err := json.Unmarshal([]byte(out.stdout), &got); err != nil || len(got.Branches) != 1 {
+		t.Fatalf("%v: %v", err, out)
+	}
+	b := got.Branches[0]
+	t.Logf("%+v", b)
+	// It may borrow up to 30mbit and nobody else sends; wide, because processors stand still.
+	if b.Sending < 10*hierarchy.Mbit || b.Sending > 45*hierarchy.Mbit || b.Bytes < 1_000_000 || b.Packets == 0 {
+		t.Errorf("sending %v, %d bytes in %d packets", b.Sending, b.Bytes, b.Packets)
+	}
+}
+
+// TestKernelWithin holds that run goes from a branch only further down, whatever
+// the caller does to the environment, the run directory, or what it sees of cgroups.
+func TestKernelWithin(t *testing.T) {
+	n := nested(t)
+	const web, api, backup = "eth0/web", "eth0/web/api", "eth0/backup"
+	for _, tt := range []struct {
+		name           string
+		branch, tricks string
+		to             string
+		at             string // the branch that the refusal names; empty: it works
+	}{
+		{"from outside", "", "", api, ""},
+		{"claim alone", "", "claim=eth0/web/api", backup, ""},
+		{"itself", api, "", api, ""},
+		{"below", web, "", api, ""},
+		{"itself, deeper", web, "deeper=x", web, ""},
+		{"below, namespace", web, "namespace", api, ""},
+		{"above", api, "", web, api},
+		{"beside", api, "", backup, api},
+		{"the interface", api, "", "eth0", api},
+		{"a name that begins so", api, "", "eth0/web/api2", api},
+		{"forged claim", api, "claim=eth0/backup", backup, api},
+		{"deeper", api, "deeper=x deeper=x/y", backup, api},
+		{"deeper, called as the other", api, "deeper=backup", backup, api},
+		{"namespace", api, "namespace claim=", backup, api},
+		{"namespace, deeper", api, "namespace deeper=x claim=eth0/backup", backup, api},
+		{"deeper, namespace", api, "deeper=x namespace", backup, api},
+		{"forged run directory", api, "run=STORE", backup, api},
+		{"forged run directory and claim, namespace", api, "namespace run=STORE claim=eth0/backup", backup, api},
+		{"container without the claim", api, "namespace fresh claim=", backup, api},
+		{"container with a forged claim", api, "namespace fresh claim=eth0/backup", backup, api},
+		{"container, deeper", api, "namespace deeper=x fresh claim=", backup, api},
+		{"container inside a cgroup of its own", api, "deeper=x namespace fresh claim=eth0/web", backup, web},
+		{"another network", api, "elsewhere", api, api},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tricks := strings.Replace(tt.tricks, "STORE", n.store.dir, 1)
+			r := n.placed(tt.branch, tricks, 0, "run", tt.to, "--", "cat", "/proc/self/cgroup")
+			if tt.at != "" {
+				n.failed(r, exitError, tt.to)
+				if want := "this process is in branch " + tt.at; !strings.Contains(r.stderr, want) {
+					t.Errorf("no %q: %v", want, r)
+				}
+				return
+			}
+			if r.code != 0 || r.stderr != "" || !strings.Contains(r.stdout, "0::/") {
+				t.Errorf("run: %v", r)
+			}
+		})
+	}
+}
