@@ -151,7 +151,7 @@ func nested(t *testing.T) *network {
 	n := newNetwork(t)
 	n.ok("apply", n.policy("nested.toml", nestedPolicy))
 	for _, p := range []string{"eth0/web", "eth0/web/api", "eth0/backup"} {
-		n.ok("run", p, "--", "true")
+		n.ok("run", "--level", "tag", p, "--", "true")
 	}
 	return n
 }
@@ -227,6 +227,7 @@ func TestKernelSelf(t *testing.T) {
 				}
 				defer c.Stdin.(*os.File).Close()
 				r := n.start(c).wait()
+				tctest.Require(t, level == "tag" || !strings.Contains(r.stderr, "Landlock: "), "Landlock")
 				if f := strings.Fields(r.stdout); r.code != 0 || r.stderr != "" || !slices.Contains(f, api) || strings.Count(r.stdout, "\n") != 2 {
 					t.Errorf("self: %v", r)
 				}
@@ -251,9 +252,9 @@ func TestKernelSelfCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sink.Close()
-	sender := n.branch("eth0/web/api", "bash", "-c", fmt.Sprintf("exec dd if=/dev/zero bs=1200 status=none >/dev/udp/%v/5600", n.Far4))
+	sender := n.start(n.command("run", "--level", "tag", "eth0/web/api", "--", "bash", "-c", fmt.Sprintf("exec dd if=/dev/zero bs=1200 status=none >/dev/udp/%v/5600", n.Far4)))
 	n.until("traffic", func() bool { return sink.Count(5600).Wire > 500_000 })
-	out := n.run("run", "eth0/web/api", "--", n.bin, "self", "--json", "--sample", "1s")
+	out := n.run("run", "--level", "tag", "eth0/web/api", "--", n.bin, "self", "--json", "--sample", "1s")
 	if err := n.kill(); err != nil {
 		t.Error(err)
 	}
@@ -313,7 +314,7 @@ func TestKernelWithin(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tricks := strings.Replace(tt.tricks, "STORE", n.store.dir, 1)
-			r := n.placed(tt.branch, tricks, 0, "run", tt.to, "--", "cat", "/proc/self/cgroup")
+			r := n.placed(tt.branch, tricks, 0, "run", "--level", "tag", tt.to, "--", "cat", "/proc/self/cgroup")
 			if tt.at != "" {
 				n.failed(r, exitError, tt.to)
 				if want := "this process is in branch " + tt.at; !strings.Contains(r.stderr, want) {
