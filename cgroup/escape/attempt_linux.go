@@ -44,6 +44,7 @@ type Attempt struct {
 	Family string // the group that it is shown in
 	Text   string // what it does, a few words
 	Holes  []Hole // where it is known to succeed
+	Spoils bool   // the network is of no more use when it was not refused
 	do     func(*stage) error
 }
 

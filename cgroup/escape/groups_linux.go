@@ -21,7 +21,12 @@ func groups() []Attempt {
 	const family = "cgroups"
 	root := []Hole{{Level: Tag, User: Root, Why: moveWhy}}
 	g := func(name, text string, holes []Hole, do func(s *stage) error) Attempt {
-		return Attempt{Name: name, Family: family, Text: text, Holes: holes, do: do}
+		return Attempt{Name: name, Family: family, Text: text, Holes: holes, do: func(s *stage) error {
+			if len(s.OtherDirs) == 0 {
+				return missing("no hierarchy of cgroups with the branch is mounted")
+			}
+			return do(s)
+		}}
 	}
 	return []Attempt{
 		g("cgroup-procs", "move by cgroup.procs", root, func(s *stage) error { return s.move("cgroup.procs", s.OtherDirs...) }),

@@ -12,7 +12,7 @@ import (
 
 // What is known of sockets below IP.
 const (
-	bypassWhy = "nothing on the interface sees packets that go past the queue: it takes a program on the cgroup, or level lock"
+	bypassWhy = "nothing on the interface sees what goes past the queue, and cgroup v1 has no programs that refuse the socket option"
 	packetWhy = "rules at the output hook of IP do not see packet sockets"
 )
 
@@ -20,6 +20,7 @@ const (
 func packet() []Attempt {
 	const family = "packet sockets"
 	nft := []Hole{{Level: Tag, User: Root, Ways: []hierarchy.Way{hierarchy.WayNft}, Why: packetWhy}}
+	past := []Hole{{Level: Tag, User: Root, Ways: tagWays, Why: bypassWhy}}
 	p := func(name, text string, holes []Hole, do func(s *stage) error) Attempt {
 		return Attempt{Name: name, Family: family, Text: text, Holes: holes, do: do}
 	}
@@ -33,10 +34,10 @@ func packet() []Attempt {
 		p("packet-priority-root", "AF_PACKET and SO_PRIORITY: the queue itself", nft, func(s *stage) error {
 			return s.packets(unix.AF_PACKET, unix.SOCK_RAW, priority(uint32(s.Root)))
 		}),
-		p("packet-bypass", "PACKET_QDISC_BYPASS", nil, func(s *stage) error {
+		p("packet-bypass", "PACKET_QDISC_BYPASS", past, func(s *stage) error {
 			return s.packets(unix.AF_PACKET, unix.SOCK_RAW, option("PACKET_QDISC_BYPASS", unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1))
 		}),
-		p("packet-bypass-long", "PACKET_QDISC_BYPASS in a value of 8192 bytes", nil, func(s *stage) error {
+		p("packet-bypass-long", "PACKET_QDISC_BYPASS in a value of 8192 bytes", past, func(s *stage) error {
 			return s.packets(unix.AF_PACKET, unix.SOCK_RAW, func(fd int) error {
 				b := make([]byte, 8192)
 				b[0] = 1
@@ -44,10 +45,10 @@ func packet() []Attempt {
 			})
 		}),
 		p("packet-ring", "PACKET_TX_RING", nft, func(s *stage) error { return s.ring(false) }),
-		p("packet-ring-bypass", "PACKET_TX_RING and PACKET_QDISC_BYPASS", nil, func(s *stage) error { return s.ring(true) }),
+		p("packet-ring-bypass", "PACKET_TX_RING and PACKET_QDISC_BYPASS", past, func(s *stage) error { return s.ring(true) }),
 		p("packet-io-uring", "AF_PACKET made by io_uring", nft, ringPacket),
-		p("packet-bypass-io-uring", "PACKET_QDISC_BYPASS by io_uring", nil, ringBypass),
-		p("xdp-socket", "AF_XDP, copy mode", nil, xdpSocket),
+		p("packet-bypass-io-uring", "PACKET_QDISC_BYPASS by io_uring", past, ringBypass),
+		p("xdp-socket", "AF_XDP, copy mode", past, xdpSocket),
 	}
 }
 

@@ -46,8 +46,7 @@ func traffic() []Attempt {
 			return s.udp(false, func(fd int) error {
 				type mmsghdr struct {
 					unix.Msghdr
-					n uint32
-					_ uint32
+					_ [8]byte // how much was sent, and padding
 				}
 				if err := unix.Connect(fd, s.addr(false)); err != nil {
 					return call("connect", err)

@@ -23,7 +23,7 @@ func tree() []Attempt {
 	bpf := []Hole{{Level: Tag, User: Root, Ways: []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls}, Why: treeWhy}}
 	nft := []Hole{{Level: Tag, User: Root, Ways: []hierarchy.Way{hierarchy.WayNft, hierarchy.WayNetClsNft}, Why: treeWhy}}
 	a := func(name, text string, holes []Hole, do func(s *stage) error) Attempt {
-		return Attempt{Name: name, Family: family, Text: text, Holes: holes, do: func(s *stage) error {
+		return Attempt{Name: name, Family: family, Text: text, Holes: holes, Spoils: true, do: func(s *stage) error {
 			if err := do(s); err != nil {
 				return err
 			}
