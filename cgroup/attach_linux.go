@@ -139,13 +139,15 @@ func (a *attaching) run(ctx context.Context, pids []int, tree bool) error {
 // move moves who is not there yet and says how many.
 func (a *attaching) move(pids []int, tree bool) (moved int, err error) {
 	all := pids
-	if tree {
-		if all, err = descendants(pids); err != nil {
+	if tree { // of those that could be moved: not of the first process, or the kernel's
+		below, err := descendants(a.got.Processes)
+		if err != nil {
 			return 0, err
 		}
+		all = slices.Concat(pids, below)
 	}
 	for _, pid := range all {
-		if a.asked[pid] {
+		if a.asked[pid] || pid == os.Getpid() && !slices.Contains(pids, pid) {
 			continue
 		}
 		a.asked[pid] = true
@@ -238,8 +240,8 @@ func (t *tree) of(pid int) string {
 	return ""
 }
 
-// descendants lists the processes and all below them, parents first.
-func descendants(pids []int) ([]int, error) {
+// descendants lists what is below processes, parents first.
+func descendants(of []AttachedProcess) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -252,16 +254,21 @@ func descendants(pids []int) ([]int, error) {
 			}
 		}
 	}
-	all := slices.Clone(pids)
-	for i := 0; i < len(all); i++ {
-		if all[i] == 1 || all[i] == os.Getpid() { // they are refused, and their children with them
-			continue
-		}
-		for _, c := range children[all[i]] {
-			if !slices.Contains(all, c) {
-				all = append(all, c)
+	seen := map[int]bool{}
+	var all []int
+	add := func(pids []int) {
+		for _, pid := range pids {
+			if !seen[pid] {
+				seen[pid] = true
+				all = append(all, pid)
 			}
 		}
+	}
+	for _, p := range of {
+		add(children[p.PID])
+	}
+	for i := 0; i < len(all); i++ {
+		add(children[all[i]])
 	}
 	return all, nil
 }

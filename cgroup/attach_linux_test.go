@@ -1,7 +1,14 @@
 package cgroup_test
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -94,4 +101,204 @@ func TestKernelAttach(t *testing.T) {
 	if got := n.during(t, sends["udp"]); got[red] != 20 {
 		t.Errorf("packets a class %v once the branch is not bound any more, want all in %v", got, red)
 	}
+}
+
+// TestKernelAttachUnderLoad: a process that forks and opens sockets all the time is
+// attached again and again. No packet is ever in another class than those of the
+// two branches, and once it is attached all are in its branch: its children's, and
+// those of sockets that were open before.
+func TestKernelAttachUnderLoad(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	dirs := []string{sub(t, p.dir, "from"), sub(t, p.dir, "to")}
+	classes := []hierarchy.ClassID{red, green}
+	b := n.binder(t, hierarchy.WayBPF)
+	apply(t, b, bound(p.target(dirs[0]), red), bound(p.target(dirs[1]), green))
+	x := n.start(t, n.Near, dirs[0])
+	x.do("swarm %s:9", n.Far4)
+	// The children end with what they were told to do, each within milliseconds.
+	t.Cleanup(func() { empty(t, dirs...) })
+	for i := range 6 {
+		to, class := dirs[(i+1)%2], classes[(i+1)%2]
+		time.Sleep(50 * time.Millisecond)
+		var a *cgroup.Attachment
+		got := n.loaded(t, func() { a = n.attach(t, b, p.target(to), true, x.pid()) })
+		if len(a.Failed) != 0 || len(a.Processes) == 0 || len(got) != 2 || got[red] == 0 || got[green] == 0 {
+			t.Errorf("while it was attached: %v, packets a class %v", a, got)
+		}
+		if left := pids(t, dirs[i%2]); len(left) != 0 {
+			t.Errorf("processes %v are left outside", left)
+		}
+		got = n.loaded(t, func() { time.Sleep(200 * time.Millisecond) })
+		if got[class] < 100 || len(got) != 1 {
+			t.Errorf("once it is attached: packets a class %v, want all in %v", got, class)
+		}
+	}
+}
+
+// loaded is what the leaf classes gain while fn runs and packets are on their way.
+func (n *network) loaded(t testing.TB, fn func()) counts {
+	t.Helper()
+	read := func() counts {
+		stats, err := n.hook.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := counts{}
+		for _, c := range stats {
+			if c.Class != hierarchy.ID(hierarchy.RootMinor) {
+				m[c.Class] = c.Packets
+			}
+		}
+		return m
+	}
+	before := read()
+	fn()
+	after := read()
+	for id := range after {
+		if after[id] -= before[id]; after[id] == 0 {
+			delete(after, id)
+		}
+	}
+	return after
+}
+
+// pids are the processes of a cgroup.
+func pids(t testing.TB, dir string) []string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(string(b))
+}
+
+// empty waits until cgroups are.
+func empty(t testing.TB, dirs ...string) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if !slices.ContainsFunc(dirs, func(dir string) bool { return len(pids(t, dir)) > 0 }) {
+			return
+		}
+	}
+	t.Errorf("processes are left in %v", dirs)
+}
+
+// TestKernelAttachTree: descendants come with tree alone, and who keeps a socket
+// outside is named. With net_cls sockets follow by themselves; with nft they stay,
+// and that is said.
+func TestKernelAttachTree(t *testing.T) {
+	for _, way := range exact(t) {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			p := newPlace(t, way)
+			free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
+			b := n.binder(t, way)
+			apply(t, b, bound(p.target(to), green), bound(p.target(free), red))
+			x, addr := n.start(t, n.Near, free), n.Far4.String()+":9"
+			x.do("keep s %s", addr)
+			x.do("more s %s 1", addr) // until then it has no port, and is in no table
+			x.do("parent s")
+			check := func(a *cgroup.Attachment, processes int, shared bool, class hierarchy.ClassID) {
+				t.Helper()
+				if len(a.Processes) != processes || len(a.Failed) != 0 {
+					t.Errorf("attached %+v, want %d processes", a, processes)
+				}
+				if (a.Stay != "") != (way == hierarchy.WayNft) {
+					t.Errorf("sockets stay: %q", a.Stay)
+				}
+				if way != hierarchy.WayNft && (len(a.Sockets) != 1 || (len(a.Sockets[0].Shared) > 0) != shared) {
+					t.Errorf("sockets %+v, want one, shared: %v", a.Sockets, shared)
+				}
+				only(t, n.during(t, func() { x.do("more s %s 20", addr) }), class, 20)
+			}
+			after := green
+			if way == hierarchy.WayNft {
+				after = red
+			}
+			check(n.attach(t, b, p.target(to), false, x.pid()), 1, true, after)
+			check(n.attach(t, b, p.target(free), true, x.pid()), 2, false, red)
+			only(t, n.during(t, func() { x.do("udp %s 20", addr) }), red, 20)
+		})
+	}
+}
+
+// TestKernelAttachRefused: what cannot be moved is said, with a way on, and all else
+// is moved.
+func TestKernelAttachRefused(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	to := sub(t, p.dir, "to")
+	b := n.binder(t, hierarchy.WayBPF)
+	apply(t, b, bound(p.target(to), green))
+	x := n.start(t, n.Near, "")
+	ended := exec.Command("true")
+	if err := ended.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ended.Wait() }()
+	for zombie := false; !zombie; time.Sleep(time.Millisecond) {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(ended.Process.Pid) + "/stat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		zombie = strings.Contains(string(stat), ") Z ")
+	}
+	tasks, err := os.ReadDir("/proc/" + strconv.Itoa(x.pid()) + "/task")
+	if err != nil || len(tasks) < 2 {
+		t.Fatalf("threads %v, %v", tasks, err)
+	}
+	thread, err := strconv.Atoi(tasks[1].Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const none = 1 << 30
+	words := map[int]string{
+		1: "the first of all processes", 2: "a thread of the kernel", os.Getpid(): "this program itself",
+		ended.Process.Pid: "it has ended", thread: "it is a thread of process " + strconv.Itoa(x.pid()), none: "it is not there",
+	}
+	asked := []int{x.pid()}
+	for pid := range words {
+		asked = append(asked, pid)
+	}
+	a := n.attach(t, b, p.target(to), true, asked...)
+	for _, f := range a.Failed {
+		if w := words[f.PID]; w == "" || !strings.Contains(f.Err.Error(), w) {
+			t.Errorf("process %d: %v, want %q", f.PID, f.Err, w)
+		}
+	}
+	if len(a.Failed) != len(words) || len(a.Processes) != 1 || a.Processes[0].There {
+		t.Errorf("attached: %+v", a)
+	}
+	if a := n.attach(t, b, p.target(to), false, x.pid()); len(a.Processes) != 1 || !a.Processes[0].There {
+		t.Errorf("attached once more: %+v", a)
+	}
+	if _, err := b.Attach(t.Context(), "uid:0", []int{x.pid()}, false); err == nil {
+		t.Error("attached to a user")
+	}
+}
+
+// TestKernelAttachUser: connections of a bound user follow the user's binding, and
+// that of the branch where they are attached to while they are.
+func TestKernelAttachUser(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	to := sub(t, p.dir, "to")
+	b := n.binder(t, hierarchy.WayBPF)
+	x, addr := n.start(t, n.Near, sub(t, p.dir, "free")), n.Far4.String()+":9"
+	x.do("nobody")
+	x.do("keep s %s", addr)
+	send := func() { x.do("more s %s 20", addr) }
+	for _, class := range []hierarchy.ClassID{red, blue} {
+		apply(t, b, bound("uid:65534", class), bound(p.target(to), green))
+		only(t, n.during(t, send), class, 20)
+	}
+	n.attach(t, b, p.target(to), false, x.pid())
+	only(t, n.during(t, send), green, 20)
+	apply(t, b, bound("uid:65534", red))
+	only(t, n.during(t, send), red, 20)
 }

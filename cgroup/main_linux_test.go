@@ -446,6 +446,54 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 			}
 		}
 		return "", nil
+	case "swarm": // TO: until it is told otherwise, forks children that open, share and use sockets
+		to := args[0]
+		old, err := open(to, unix.SOCK_DGRAM, 0, nil)
+		if err != nil {
+			return "", err
+		}
+		file := os.NewFile(uintptr(old), "socket")
+		go func() {
+			for {
+				s, err := open(to, unix.SOCK_DGRAM, 0, nil)
+				if err != nil {
+					panic(err)
+				}
+				if err := errors.Join(send(s, to, 5, true), unix.Close(s), send(int(file.Fd()), to, 1, true)); err != nil {
+					panic(err)
+				}
+			}
+		}()
+		for range 3 {
+			go func() {
+				for {
+					cmd := exec.Command("/proc/self/exe")
+					cmd.Stdin = strings.NewReader(fmt.Sprintf("inherited %s 30\nudp %[1]s 10\ninherited %[1]s 10\n", to))
+					cmd.ExtraFiles = []*os.File{file}
+					if out, err := cmd.Output(); err != nil || strings.Count(string(out), "ok") != 3 {
+						panic(fmt.Sprintf("%v: %s", err, out))
+					}
+				}
+			}()
+		}
+		return "", nil
+	case "parent": // NAME: has a child that shares the socket
+		shared, err := unix.Dup(kept[args[0]])
+		if err != nil {
+			return "", err
+		}
+		file := os.NewFile(uintptr(shared), "socket")
+		defer file.Close()
+		cmd := exec.Command("/proc/self/exe")
+		cmd.ExtraFiles = []*os.File{file}
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			return "", err
+		}
+		kept[args[0]+" child"] = int(in.(*os.File).Fd()) // which ends when this process does
+		return "", cmd.Start()
+	case "inherited": // TO N: by the first descriptor behind the standard ones
+		return "", send(3, args[0], number(1), true)
 	case "connect": // NAME TO
 		s, err := open(args[1], unix.SOCK_STREAM, 0, nil)
 		kept[args[0]] = s

@@ -212,7 +212,7 @@ type Socket struct {
 }
 
 // describe finds sockets in the kernel's tables, and processes that share them. What
-// was closed meanwhile is left out, and so is what goes to no interface.
+// was closed meanwhile is left out, and so is what has no port yet.
 func describe(found map[foundSocket]bool, here map[int]bool) ([]Socket, error) {
 	if len(found) == 0 {
 		return nil, nil
