@@ -82,7 +82,7 @@ func processes() []Attempt {
 			})
 		}),
 		a("int80", "a 32-bit program, SO_PRIORITY", int80),
-		a("dac-setuid", "become another user, SO_PRIORITY", func(s *stage) error {
+		a("setuid", "become root, SO_PRIORITY", func(s *stage) error {
 			if err := syscall.Setuid(0); err != nil {
 				return call("setuid 0", err)
 			}

@@ -522,7 +522,8 @@ func (t *trial) find() error {
 func (t *trial) lacksLevel(ctx context.Context, level escape.Level) (string, error) {
 	_, stderr, err := t.perform(ctx, "udp", level, escape.Root)
 	if err != nil && level == escape.Lock && stderr != "" {
-		return stderr, nil
+		why, _, _ := strings.Cut(strings.TrimPrefix(stderr, "vifshape: error: "), "\n")
+		return why, nil
 	}
 	return "", err
 }
