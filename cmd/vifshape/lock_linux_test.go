@@ -163,8 +163,6 @@ print(s.recv(100)[0])'`, "0", false},
 // may do.
 func TestKernelLock(t *testing.T) {
 	n := newLocked(t)
-	python := func(code string) []string { return []string{tctest.RequireProgram(t, "python3"), "-c", code} }
-	packet := python(`import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW); print("open")`)
 	t.Run("capabilities", func(t *testing.T) {
 		for _, tt := range []struct {
 			args []string
@@ -187,6 +185,7 @@ func TestKernelLock(t *testing.T) {
 		n.fails(1, "at level tag the program keeps all capabilities", "run", "--level", "tag", "--keep-caps", "NET_RAW", "eth0/web/api", "--", "true")
 	})
 	t.Run("packet sockets", func(t *testing.T) {
+		packet := []string{tctest.RequireProgram(t, "python3"), "-c", `import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW); print("open")`}
 		if r := n.run(append([]string{"run", "eth0/web/api", "--"}, packet...)...); r.code == 0 || !strings.Contains(r.stderr, "PermissionError") {
 			t.Errorf("locked in: %v", r)
 		}
