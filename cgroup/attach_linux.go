@@ -162,7 +162,7 @@ func (a *attaching) move(pids []int, tree bool) (moved int, err error) {
 			moved++
 		case errors.Is(err, ErrNotPrivileged):
 			return moved, err
-		case errors.Is(err, errNoProcess) && !slices.Contains(pids, pid):
+		case (errors.Is(err, errNoProcess) || errors.Is(err, errEnded) || errors.Is(err, unix.ESRCH)) && !slices.Contains(pids, pid):
 			// a child that has ended already
 		case errors.Is(err, unix.ESRCH):
 			a.got.Failed = append(a.got.Failed, AttachFailure{pid, errNoProcess})
@@ -173,7 +173,10 @@ func (a *attaching) move(pids []int, tree bool) (moved int, err error) {
 	return moved, nil
 }
 
-var errNoProcess = errors.New("it is not there; a process in a container has another number outside")
+var (
+	errNoProcess = errors.New("it is not there; a process in a container has another number outside")
+	errEnded     = errors.New("it has ended, and waits for its parent to ask how")
+)
 
 // examine refuses processes that are not to be moved.
 func (a *attaching) examine(pid int) (AttachedProcess, error) {
@@ -202,7 +205,7 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 	case flags&kernelThread != 0:
 		return p, errors.New("it is a thread of the kernel, which cannot be moved")
 	case f[0] == "Z" || f[0] == "X":
-		return p, errors.New("it has ended, and waits for its parent to ask how")
+		return p, errEnded
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
