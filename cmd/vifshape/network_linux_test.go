@@ -54,7 +54,17 @@ func newNetwork(t testing.TB) *network {
 
 // cgroups is where run puts the programs of this network.
 func (n *network) cgroups() string {
-	return filepath.Join(tctest.Cgroup2Mount(n), "vifshape", n.store.netNS)
+	mount := "/sys/fs/cgroup/net_cls" // of a guest with cgroup v1 alone
+	if !vm.Inside() || isV2("/sys/fs/cgroup") || isV2("/sys/fs/cgroup/unified") {
+		mount = tctest.Cgroup2Mount(n)
+	}
+	return filepath.Join(mount, "vifshape", n.store.netNS)
+}
+
+// isV2 says whether cgroup v2 is mounted there.
+func isV2(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "cgroup.controllers"))
+	return err == nil
 }
 
 // removeCgroups kills what is left in the branches and removes their cgroups.
