@@ -43,8 +43,9 @@
 // leaves directly below the upper one end up to 9 % above the ideal; larger quanta
 // for those further down (see quanta) bring that to about half where all are busy.
 // How much it is depends on who is idle: in the worst case, one busy leaf below a
-// branch that lends three times as much as the upper one, that leaf gets a sixth of
-// its part of what the upper one lends. Guarantees are not touched by any of it.
+// branch that lends three times as much as the upper one, that leaf got a sixth
+// (TCP) to a half (UDP) of its part of what the upper one lends, without those larger
+// quanta. Guarantees are not touched by any of it.
 //
 // A changed prio holds for a leaf from when its queue is next empty: until then HTB
 // serves it where it was (htb_activate, net/sched/sch_htb.c, v6.12).
