@@ -425,6 +425,11 @@ func (n nfTables) try(w hierarchy.Way) error {
 	if err != nil {
 		return n.lacks(err)
 	}
+	// A kernel without nf_tables answers a batch once (nfnetlink_rcv_batch,
+	// net/netfilter/nfnetlink.c, v6.1), and the others would be waited for.
+	if _, err := c.ListTablesOfFamily(nftables.TableFamilyNetdev); err != nil {
+		return n.lacks(err)
+	}
 	const name = "probe"
 	r := newRuleset(w)
 	if w == hierarchy.WayNft {
