@@ -119,6 +119,10 @@ func TestKernelDoctorFacts(t *testing.T) {
 		}
 	}
 
+	if want, ok := os.LookupEnv(wayEnv); ok && d.Way != want {
+		t.Errorf("auto takes %q, want %q", d.Way, want)
+	}
+
 	// The way that it names is the one that apply takes, and it takes one when
 	// the verdict says so.
 	r := n.run("apply", n.policy("policy.toml", smallPolicy))

@@ -12,7 +12,6 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
-	"github.com/vifshape/vifshape/tc/lab"
 )
 
 // examination is what doctor finds out, and what it is found out with.
@@ -23,9 +22,9 @@ type examination struct {
 	store    *store
 	report   cgroup.Report
 	settings cgroup.Settings
-	way      hierarchy.Way // that auto takes here
-	ways     map[hierarchy.Way]string
-	rules    []string // chains of the firewall that choose classes
+	way      hierarchy.Way            // that auto takes here
+	ways     map[hierarchy.Way]string // why the interface cannot have a way that cgroup can
+	rules    []string                 // chains of the firewall that choose classes
 	links    []tc.Link
 	hardware map[string]bool // interfaces that are
 	all      []finding
@@ -116,18 +115,13 @@ func (x *examination) queueing() error {
 		if slices.Contains(lack, "fq_codel") {
 			f.Follows += fmt.Sprintf("; those that name none get %s, in which one large flow delays the others of its branch", tc.DefaultKind(have))
 		}
-		whys := []string{}
 		for _, k := range lack {
-			why, fix := x.module("sch_" + k)
-			if len(fix) > 0 && !slices.Contains(whys, why) {
-				whys = append(whys, why)
-			}
+			_, fix := x.module("sch_" + k)
 			f.Fix = append(f.Fix, fix...)
 		}
 		if x.modules == "" {
 			f.Follows += "; this kernel has no modules here: it takes one that was built with them"
 		}
-		f.Fix = slices.Compact(f.Fix)
 		x.unsure(&f)
 		x.add(f)
 	}
@@ -156,74 +150,49 @@ func (x *examination) unsure(f *finding) {
 
 // classifiers asks in a network namespace of its own, where filters can be tried.
 func (x *examination) classifiers(noClsact bool) error {
-	var lacking []string
-	known := x.root()
-	has := map[string]bool{}
-	ifb := false
-	if known {
-		ns, err := lab.NewNetNS()
-		if err != nil {
-			return fmt.Errorf("make a network namespace to ask the kernel in: %w", err)
-		}
-		defer ns.Close()
-		c, err := tc.Open(tc.Config{NetNS: ns.FD()})
+	var lacks map[string]string
+	noIFB := false
+	if x.root() {
+		err := asked(func(c *tc.Conn, _ *tc.Device) error {
+			has, err := c.HasIFB()
+			noIFB = !has
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		defer c.Close()
-		lo, err := c.Device("lo")
-		if err != nil {
+		if lacks, err = missingClassifiers(); err != nil {
 			return err
 		}
-		if !noClsact {
-			if lacking, err = lo.LacksFilters("bpf", "cgroup"); err != nil {
-				return err
-			}
-			has["bpf"], has["cgroup"] = !slices.Contains(lacking, "bpf"), !slices.Contains(lacking, "cgroup")
-		}
-		if ifb, err = c.HasIFB(); err != nil {
-			return err
-		}
-	} else {
-		bpf, sure := tc.HasBPF()
-		has["bpf"], known = bpf, bpf || sure
 	}
-	// What BPF needs: without it the ways that stand on it fail at apply.
 	for _, w := range x.report.Ways {
 		if w.Err != nil {
 			continue
 		}
-		switch w.Way {
-		case hierarchy.WayBPF, hierarchy.WayNetCls:
-			if x.root() && (noClsact || !has["bpf"]) {
-				x.ways[w.Way] = "no place for its program: clsact or cls_bpf is missing"
-			}
-		case hierarchy.WayClsCgroup:
-			if x.root() && !noClsact && !has["cgroup"] {
-				x.ways[w.Way] = "classifier cls_cgroup is missing"
-			}
-		}
-		if x.way == hierarchy.WayNone {
-			x.way = w.Way // the one that apply takes, whether it works or not
+		if what := lacks[classifier(w.Way)]; what != "" {
+			x.ways[w.Way] = what + " is missing"
+		} else if x.way == hierarchy.WayNone {
+			x.way = w.Way
 		}
 	}
-	program := x.way == hierarchy.WayBPF || x.way == hierarchy.WayNetCls
+	program := classifier(x.way) == "bpf"
 	x.kind("clsact", "sch_ingress", program, noClsact, "the place of the program that classifies, for bindings bpf and net_cls")
-	if !noClsact {
-		text := "runs that program"
-		switch {
-		case known:
-			x.kind("cls_bpf", "cls_bpf", program, !has["bpf"], text)
-		default:
-			x.add(finding{Group: groupQueueing, Topic: "cls_bpf", State: unknown, Text: "not to be seen without privileges"})
-		}
-		if x.root() {
-			x.kind("cls_cgroup", "cls_cgroup", false, !has["cgroup"], "for binding cls_cgroup, where BPF is not to be had")
-		}
-	}
 	if x.root() {
-		x.kind("ifb", "ifb", false, !ifb, "nothing needs it yet: shaping of received traffic will")
+		if !noClsact {
+			x.kind("cls_bpf", "cls_bpf", program, lacks["bpf"] != "", "runs that program")
+			x.kind("cls_cgroup", "cls_cgroup", false, lacks["cgroup"] != "", "for binding cls_cgroup, where BPF is not to be had")
+		}
+		x.kind("ifb", "ifb", false, noIFB, "nothing needs it yet: shaping of received traffic will")
+		return nil
 	}
+	f := finding{Group: groupQueueing, Topic: "cls_bpf", State: good, Needed: program, Text: "runs that program"}
+	if has, known := tc.HasBPF(); !has {
+		f.State, f.Text = unknown, "not to be seen without privileges"
+		if known {
+			f.Text = "not in the lists of this kernel's modules"
+		}
+	}
+	x.add(f)
 	return nil
 }
 
@@ -246,14 +215,11 @@ func (x *examination) bindings() {
 	}
 	f := finding{Group: groupBinding, Topic: "any binding", State: good, Needed: true, Text: "programs and services can be kept in branches"}
 	switch {
-	case x.way != hierarchy.WayNone && x.ways[x.way] == "":
+	case x.way != hierarchy.WayNone:
 	case !x.root():
 		f.State, f.Text = unknown, "none could be tried without privileges"
 	default:
 		f.State, f.Text = missing, "nothing here tells whose a packet is"
-		if x.way != hierarchy.WayNone {
-			f.Text = fmt.Sprintf("auto takes %s, and there is %s", x.way, x.ways[x.way])
-		}
 	}
 	x.add(f)
 	for _, n := range x.report.Notes {

@@ -92,7 +92,7 @@ func (c *policyCheck) binding() hierarchy.Way {
 	allowed := ways(c.policy.Binding)
 	way := hierarchy.WayNone
 	for _, w := range c.report.Ways {
-		if w.Err == nil && (allowed == nil || slices.Contains(allowed, w.Way)) {
+		if w.Err == nil && c.ways[w.Way] == "" && (allowed == nil || slices.Contains(allowed, w.Way)) {
 			way = w.Way
 			break
 		}
@@ -101,9 +101,6 @@ func (c *policyCheck) binding() hierarchy.Way {
 	case way == hierarchy.WayNone:
 		f.Text = fmt.Sprintf("binding %q: no way of it works here", c.policy.Binding)
 		f.Follows = "the findings about binding say why"
-		c.say("", "binding", f)
-	case c.ways[way] != "":
-		f.Text = fmt.Sprintf("binding %q takes %s: %s", c.policy.Binding, way, c.ways[way])
 		c.say("", "binding", f)
 	case tags(way) && len(c.policy.Trees) > 1:
 		f.Text = fmt.Sprintf("binding %s: one process has one net_cls tag for all interfaces, and the policy shapes %d", way, len(c.policy.Trees))
@@ -136,7 +133,7 @@ func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) e
 		}
 		c.say(top, "replace", f)
 	}
-	if program := way == hierarchy.WayBPF || way == hierarchy.WayNetCls; program {
+	if classifier(way) == "bpf" {
 		for _, f := range c.hooks(l, o) {
 			if f.State != good {
 				f.Needed = o.Ingress || slices.ContainsFunc(o.Filters, func(x tc.Filter) bool { return x.Blocks })
