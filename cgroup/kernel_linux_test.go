@@ -50,7 +50,7 @@ func require(t testing.TB, way hierarchy.Way) {
 }
 
 // ways are those to test here: not the kernel's own classifier on a machine without
-// it, where TestKernelVM goes on, and not cgroup v2 in one of the guests, with v1
+// it, where TestVM goes on, and not cgroup v2 in one of the guests, with v1
 // alone, where TestKernelNotMounted does.
 func ways(t testing.TB) []hierarchy.Way {
 	t.Helper()
