@@ -271,7 +271,7 @@ func TestSettleQdisc(t *testing.T) {
 	}{
 		{name: "best default", kinds: all, want: qdisc("fq_codel", "limit", 10240, "memory_limit", 4<<20, "flows", 1024, "target", 5*ms, "interval", 100*ms, "quantum", 1514, "ecn", 1, "drop_batch", 64)},
 		{name: "default without fq_codel", kinds: []*discipline{&sfq, &bfifo}, want: qdisc("sfq", "limit", 32, "perturb", 10_000*ms, "quantum", 1514, "flows", 32, "divisor", 1024, "depth", 127, "headdrop", 0)},
-		{name: "default without either", kinds: []*discipline{&tbf, &bfifo}, want: qdisc("bfifo", "limit", 24224)},
+		{name: "default without either", kinds: []*discipline{&tbf, &bfifo}, want: qdisc("bfifo", "limit", 89760)},
 		{name: "no kind at all", wantErr: "queueing is not supported by this kernel: use one with CONFIG_NET_SCHED", notSupport: true},
 		{name: "kind is missing", kinds: []*discipline{&pfifo, &bfifo}, qdisc: qdisc("fq_codel"), wantErr: `qdisc "fq_codel" is not supported by this kernel (module sch_fq_codel): use bfifo, pfifo`, notSupport: true},
 		{name: "kind that cannot be made", kinds: all, qdisc: qdisc("wfq"), wantErr: `qdisc "wfq" is not supported by this kernel: use ` + allKinds(), notSupport: true},

@@ -32,8 +32,9 @@
 //	                                           (ceilings of borrowers: 5 %)
 //	borrowing, from one branch at a time       within 3 %
 //	borrowing from several branches in turns   within 8 %
-//	small flow in a busy branch of 10 Mbit/s   p99 8 ms with fq_codel, 25 ms with bfifo,
-//	                                           100 to 250 ms with sfq, which counts packets, large or not
+//	small flow in a busy branch of 10 Mbit/s   p99 8 ms with fq_codel, 75 ms with bfifo,
+//	                                           which must hold a packet of 64 KiB,
+//	                                           60 to 250 ms with sfq, which counts packets, large or not
 //	small flow in the branch beside it         under 0.2 ms
 //
 // The ideal is that of [hierarchy.Tree.Ideal], for windows of 10 s and more; a
