@@ -153,16 +153,21 @@ func TestKernelDoctorInterface(t *testing.T) {
 		{"ingress", lab.PairConfig{}, "tc qdisc add dev eth0 ingress", "egress hook", "qdisc ingress", true},
 		{"filter in our place", lab.PairConfig{}, "tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress pref 1 protocol ip u32 match u32 0 0", "egress hook", "u32 with preference 1", true},
 		{"filter behind us", lab.PairConfig{}, "tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress pref 9 protocol ip u32 match u32 0 0", "egress hook", "u32 with preference 9", false},
+		{"bridge of containers", lab.PairConfig{}, "ip link add br0 type bridge && ip link set eth0 master br0", "bridge", "none of them on hardware", false},
 		{"three queues", lab.PairConfig{Queues: 3}, "true", "transmit queues", "3", false},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			n := newNetwork(t)
 			n.Pair = tctest.New(t, x.pair)
-			if s, text, _, _ := n.of(n.diagnose("eth0"), x.topic); s != "good" && x.pair == (lab.PairConfig{}) {
+			dev := "eth0"
+			if x.topic == "bridge" {
+				tctest.RequireLink(t, "bridge")
+				dev = "br0"
+			} else if s, text, _, _ := n.of(n.diagnose(dev), x.topic); s != "good" && x.pair == (lab.PairConfig{}) {
 				t.Errorf("before: %s: %s", s, text)
 			}
 			tctest.Output(t, n.Near, "sh", "-ec", x.make)
-			s, text, fix, _ := n.of(n.diagnose("eth0"), x.topic)
+			s, text, fix, _ := n.of(n.diagnose(dev), x.topic)
 			if s != "weaker" || !strings.Contains(text, x.text) {
 				t.Errorf("%s: %s; want weaker and %q", s, text, x.text)
 			}
@@ -213,10 +218,62 @@ func TestKernelDoctorPackets(t *testing.T) {
 			}
 			tctest.Output(t, n.Near, "sh", "-ec", fix[0])
 			d = n.diagnose("--policy", file)
-			if s, text, _, _ := d.find(t, "policy", "packets"); s == "weaker" && x.rate != "1mbit" {
+			if s, text, _, _ := d.find(t, "policy", "packets"); s == "weaker" {
 				t.Errorf("after %s: %s", fix[0], text)
 			}
 		})
+	}
+}
+
+// TestKernelDoctorMTU: packets larger than a policy's mtu are said, and what mends it
+// does.
+func TestKernelDoctorMTU(t *testing.T) {
+	for _, x := range []struct{ mtu, fix string }{
+		{"65536b", ""},
+		{"9014b", "ip link set dev eth0 gso_max_size 9014"},
+		{"1514b", "ip link set dev eth0 gso_max_segs 1"},
+	} {
+		t.Run(x.mtu, func(t *testing.T) {
+			n := newNetwork(t)
+			file := n.policy("policy.toml", "version = 1\n[interface.eth0]\nrate = \"900mbit\"\nmtu = \""+x.mtu+"\"\n")
+			d := n.diagnose("--policy", file)
+			s, text, fix, _ := d.find(t, "policy", "mtu")
+			if (s == "weaker") != (x.fix != "") || strings.Join(fix, "\n") != x.fix {
+				t.Fatalf("%s: %s; commands %q, want %q", s, text, fix, x.fix)
+			}
+			if x.fix == "" {
+				return
+			}
+			tctest.Output(t, n.Near, "sh", "-ec", fix[0])
+			d = n.diagnose("--policy", file)
+			if s, text, _, _ := d.find(t, "policy", "mtu"); s != "" {
+				t.Errorf("after %s: %s: %s", fix[0], s, text)
+			}
+		})
+	}
+}
+
+func TestTimerFinding(t *testing.T) {
+	for hz, want := range map[uint64]finding{
+		1_000_000_000: {Group: groupMachine, Topic: "timers", State: good, Text: "high resolution"},
+		250: {Group: groupMachine, Topic: "timers", State: weaker, Text: "250 ticks a second, no high resolution",
+			Follows: "queues are served every 4 ms: a burst below what the rate sends in that time loses throughput"},
+	} {
+		if d := cmp.Diff(want, timerFinding(hz)); d != "" {
+			t.Errorf("%d (-want +got):\n%s", hz, d)
+		}
+	}
+}
+
+// TestQuoted: a shell takes what is printed for the name, whatever is in it.
+func TestQuoted(t *testing.T) {
+	bash := tctest.RequireProgram(t, "bash")
+	for _, name := range []string{"eth0", "br-0.5@x", "a;$(id)", "it's", "a\x1b[31mb", "é"} {
+		q := quoted(name)
+		out, err := exec.CommandContext(t.Context(), bash, "-c", "printf %s "+q).CombinedOutput()
+		if err != nil || string(out) != name || printable(q) != q {
+			t.Errorf("quoted(%q) = %s: the shell has %q (%v)", name, q, out, err)
+		}
 	}
 }
 

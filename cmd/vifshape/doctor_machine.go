@@ -80,13 +80,18 @@ func (x *examination) timers() error {
 	if err != nil {
 		return err
 	}
+	x.add(timerFinding(hz))
+	return nil
+}
+
+// timerFinding says what follows from how often a second a queue can be woken.
+func timerFinding(hz uint64) finding {
 	f := finding{Group: groupMachine, Topic: "timers", State: good, Text: "high resolution"}
 	if hz < 1_000_000 {
 		f.State, f.Text = weaker, fmt.Sprintf("%d ticks a second, no high resolution", hz)
 		f.Follows = fmt.Sprintf("queues are served every %.3g ms: a burst below what the rate sends in that time loses throughput", 1000/float64(hz))
 	}
-	x.add(f)
-	return nil
+	return f
 }
 
 // queueing asks for qdiscs, classifiers and interfaces of kind ifb.
@@ -207,9 +212,14 @@ func (x *examination) bindings() {
 			f.State, f.Text = missing, w.Err.Error()
 		case no != "":
 			f.State, f.Text = missing, no
+		default:
+			f.Weak = w.Weak
 		}
 		if w.Way == x.way {
 			f.Text += "; auto takes this"
+			if len(f.Weak) > 0 {
+				f.State = weaker
+			}
 		}
 		x.add(f)
 	}
@@ -227,6 +237,10 @@ func (x *examination) bindings() {
 	}
 }
 
+// initialCgroupNS is the cgroup namespace of the machine itself
+// (PROC_CGROUP_INIT_INO, include/linux/proc_ns.h, v6.1).
+const initialCgroupNS = "cgroup:[4026531835]"
+
 // cgroups says how they are mounted and who keeps them.
 func (x *examination) cgroups() {
 	s := x.settings
@@ -235,18 +249,23 @@ func (x *examination) cgroups() {
 	if s.Cgroup2 == "" {
 		f.State, f.Text = weaker, "not mounted in this mount namespace"
 		f.Follows = "bindings by BPF name cgroups that nobody here can look at"
-		f.Fix = []string{"mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"}
+		// Below /sys/fs/cgroup there may be sysfs, or a file system that is read-only.
+		f.Fix = []string{"mkdir -p /run/cgroup2 && mount -t cgroup2 cgroup2 /run/cgroup2"}
 	}
 	x.add(f)
 	if s.Cgroup2 != "" {
 		f := finding{Group: groupBinding, Topic: "nsdelegate", State: good, Text: "processes cannot leave their cgroup namespace"}
 		if !s.Delegate {
-			// A remount sets all of the options anew (apply_cgroup_root_flags,
-			// kernel/cgroup/cgroup.c, v6.12).
+			// A remount sets all of the options anew, and none of them in another
+			// cgroup namespace (apply_cgroup_root_flags, kernel/cgroup/cgroup.c, v6.1).
 			options := append(slices.DeleteFunc(slices.Clone(s.Options), func(o string) bool { return o == "rw" || o == "ro" }), "nsdelegate")
 			f.State, f.Text = weaker, "not among the options of "+s.Cgroup2
 			f.Follows = "root in a container that may write to the cgroups it sees can move itself out of its branch"
-			f.Fix = []string{fmt.Sprintf("mount -o remount,%s %s", strings.Join(options, ","), s.Cgroup2)}
+			if ns, err := os.Readlink("/proc/self/ns/cgroup"); err == nil && ns == initialCgroupNS {
+				f.Fix = []string{fmt.Sprintf("mount -o remount,%s %s", strings.Join(options, ","), quoted(s.Cgroup2))}
+			} else {
+				f.Follows += "; it is for the initial cgroup namespace to set"
+			}
 		}
 		x.add(f)
 	}
@@ -313,8 +332,11 @@ func (x *examination) firewall() error {
 		if x.rules[0] == "module xt_CLASSIFY" {
 			f.Fix = []string{"iptables -t mangle -S | grep CLASSIFY"}
 		} else {
-			family := strings.Fields(x.rules[0])
-			f.Fix = []string{"nft list chain " + strings.Join(family, " ")}
+			chain := strings.Fields(x.rules[0])
+			for i := range chain {
+				chain[i] = quoted(chain[i])
+			}
+			f.Fix = []string{"nft -a list chain " + strings.Join(chain, " ")}
 		}
 	}
 	x.add(f)
