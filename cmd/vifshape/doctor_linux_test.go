@@ -338,6 +338,54 @@ func TestKernelDoctorVerdict(t *testing.T) {
 	}
 }
 
+// TestKernelDoctorTags: a second interface by net_cls tags is refused by doctor as it
+// is by apply.
+func TestKernelDoctorTags(t *testing.T) {
+	n := newNetwork(t)
+	all := n.diagnose()
+	s, _, _, _ := all.find(t, "binding", "net_cls")
+	tctest.Require(t, s == "good", "net_cls tags read by BPF")
+	tctest.Output(t, n.Near, "ip", "link", "add", "eth1", "type", "veth", "peer", "name", "far1")
+	by := func(dev string) string {
+		return n.policy(dev+".toml", "version = 1\nbinding = \"net_cls\"\n[interface."+dev+"]\nrate = \"1mbit\"\n")
+	}
+	n.ok("apply", by("eth1"))
+	file := by("eth0")
+	d := n.diagnose("--policy", file)
+	if s, text, _, _ := d.find(t, "policy", "binding"); d.OK || s != "missing" || !strings.Contains(text, "eth1 uses it already") {
+		t.Errorf("%s: %s; verdict %s", s, text, d.Verdict)
+	}
+	if r := n.run("apply", file); r.code == 0 {
+		t.Errorf("apply: %v", r)
+	}
+	n.ok("clear")
+}
+
+// TestKernelDoctorDelegated: who may move processes out of a bound cgroup is named.
+func TestKernelDoctorDelegated(t *testing.T) {
+	n := newNetwork(t)
+	tctest.Require(t, n.diagnose().OK, "a kernel on which trees can be bound")
+	top := filepath.Join(tctest.Cgroup2Mount(t), "vifshape-delegated")
+	for _, dir := range []string{top, filepath.Join(top, "in")} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.Remove(dir); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err := os.Chown(filepath.Join(top, "cgroup.procs"), 4242, -1); err != nil {
+		t.Fatal(err)
+	}
+	file := n.policy("policy.toml", "version = 1\n[interface.eth0]\nrate = \"1mbit\"\n[interface.eth0.a]\nbind = [\"cgroup:/vifshape-delegated/in\"]\n")
+	d := n.diagnose("--policy", file)
+	if s, text, _, _ := d.find(t, "policy", "binding"); !d.OK || s != "weaker" || !strings.Contains(text, "user 4242 may move processes") {
+		t.Errorf("%s: %s; verdict %s", s, text, d.Verdict)
+	}
+}
+
 // TestKernelDoctorTwice: a VLAN and what it lies on are not to be shaped both.
 func TestKernelDoctorTwice(t *testing.T) {
 	tctest.RequireLink(t, "vlan")

@@ -107,7 +107,7 @@ func (c *policyCheck) binding() hierarchy.Way {
 		c.say("", "binding", f)
 	default:
 		if len(weak) > 0 {
-			c.say("", "binding", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("binding %q takes %s", c.policy.Binding, way), Weak: weak})
+			c.say("", "binding", finding{Topic: "way", State: weaker, Text: fmt.Sprintf("binding %q takes %s", c.policy.Binding, way), Weak: weak})
 		}
 		return way
 	}
