@@ -304,10 +304,20 @@ func TestKernelGone(t *testing.T) {
 	}
 }
 
+// loaded is how many packets are sent while something changes: a tenth of n in a
+// guest, which takes many times as long for one, and where hundreds of changes
+// still come to pass.
+func loaded(n int) int {
+	if vm.Inside() {
+		return n / 10
+	}
+	return n
+}
+
 // TestKernelUnderLoad: 0 packets in a wrong class or unshaped while bindings
 // change, and while the whole classifier is replaced.
 func TestKernelUnderLoad(t *testing.T) {
-	const packets = 200_000
+	packets := loaded(200_000)
 	for _, tt := range []struct {
 		name string
 		way  hierarchy.Way
@@ -370,7 +380,7 @@ func TestKernelUnderLoad(t *testing.T) {
 				}
 			})
 			t.Logf("%d changes, packets a class: %v", flips, got)
-			if got[red]+got[green] != packets || len(got) != 2 {
+			if got[red]+got[green] != uint64(packets) || len(got) != 2 {
 				t.Errorf("packets a class: %v, want %d in %v and %v together and no other", got, packets, red, green)
 			}
 			if flips < 10 {
