@@ -253,7 +253,7 @@ func (n *network) device(fn func(*tc.Device) error) {
 // until waits for something that takes a moment; 10 seconds are the limit.
 func (n *network) until(what string, ok func() bool) {
 	n.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			n.Fatalf("%s did not come", what)
 		}
