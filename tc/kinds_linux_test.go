@@ -132,11 +132,13 @@ func (c kindCase) certain(options []byte) []byte { return options[:max(len(optio
 
 func (c kindCase) String() string { return strings.Join(append([]string{c.kind}, c.params...), " ") }
 
-// kindTree is a tree with one closed branch x that has the discipline: one packet
-// a second leaves it.
+// kindTree is a tree with one closed branch x that has the discipline: behind the
+// first packet none leaves it for a minute, so that on a machine that stops now and
+// then none is sent, or dropped for its age, while a test looks.
 func (b *bench) kindTree(c kindCase) *hierarchy.Tree {
-	x := leaf("x", 8*hierarchy.Kbit, c.kind, c.params...)
-	x.Ceil, x.Burst, x.CBurst = hierarchy.Absolute(8*hierarchy.Kbit), 1000, 1000
+	const rate = 80 // bit/s
+	x := leaf("x", rate, c.kind, c.params...)
+	x.Ceil, x.Burst, x.CBurst = hierarchy.Absolute(rate), 1000, 1000
 	return b.tree(100*hierarchy.Mbit, x)
 }
 
