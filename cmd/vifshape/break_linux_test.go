@@ -207,9 +207,12 @@ func TestKernelDeviceGone(t *testing.T) {
 		t.Errorf("the tree is another one (-want +got):\n%s", d)
 	}
 
-	// During show.
-	r = n.start(n.command("show", "--sample", "500ms"))
-	time.Sleep(150 * time.Millisecond)
+	// During show, between its two looks: the first takes no longer than a show.
+	start := time.Now()
+	n.ok("show")
+	took := max(time.Since(start), 50*time.Millisecond)
+	r = n.start(n.command("show", "--sample", (10 * took).String()))
+	time.Sleep(3 * took)
 	gone()
 	n.failed(r.wait(), exitError, "eth0")
 
