@@ -31,7 +31,7 @@ var tbf = discipline{
 		Help: "one queue with a rate of its own below that of the branch",
 		Params: []hierarchy.Param{
 			{Name: "rate", Type: hierarchy.Rate, Min: 8, Max: uint64(hierarchy.MaxBandwidth),
-				Help: "bandwidth, needed"},
+				Help: "bandwidth at which packets are sent"},
 			{Name: "burst", Type: hierarchy.Bytes, Min: 1, Max: math.MaxUint32,
 				Help: "bytes that may be sent at once, at least the MTU"},
 			{Name: "limit", Type: hierarchy.Bytes, Min: 1, Max: math.MaxUint32,
