@@ -57,6 +57,10 @@ type Config struct {
 	// has one tag for all interfaces, so no second one is bound by them. Nil: there
 	// are none. It is asked when one of these ways is to be chosen, and by Close.
 	Others func() ([]string, error)
+	// Lacks says why the interface cannot have the classifier of a way; nil when it
+	// can, or is not known to lack it. It is asked before a way is chosen that is not
+	// on the interface yet. May be nil: nothing is known.
+	Lacks func(hierarchy.Way) error
 	// Warn is told what happened besides, such as a file system that was mounted,
 	// and of other programs that may keep packets from the classifier. May be nil.
 	Warn func(string)
@@ -107,6 +111,9 @@ func NewBinder(cfg Config) (*Binder, error) {
 	}
 	if cfg.Others == nil {
 		cfg.Others = func() ([]string, error) { return nil, nil }
+	}
+	if cfg.Lacks == nil {
+		cfg.Lacks = func(hierarchy.Way) error { return nil }
 	}
 	if cfg.Warn == nil {
 		cfg.Warn = func(string) {}
@@ -256,7 +263,7 @@ func (b *Binder) prepare(w hierarchy.Way) error {
 		if has, known := hasClsCgroup(); known && !has {
 			return fmt.Errorf("module cls_cgroup: %w", ErrNotSupported)
 		}
-		return nil
+		return b.cfg.Lacks(w)
 	}
 	if err := b.refresh(); err != nil {
 		return err
@@ -269,8 +276,10 @@ func (b *Binder) prepare(w hierarchy.Way) error {
 	case tables(w):
 		return b.tables().try(w)
 	}
-	_, err := b.take(w)
-	return err
+	if _, err := b.take(w); err != nil {
+		return err
+	}
+	return b.cfg.Lacks(w)
 }
 
 // tables is the interface's part of nf_tables.

@@ -154,7 +154,7 @@ func TestKernelHidden(t *testing.T) {
 }
 
 // TestKernelNotMounted: BPF on a machine that uses cgroup v1 alone, again and
-// again. It is for TestKernelVM, which has such a machine.
+// again. It is for TestVM, which has such a machine.
 func TestKernelNotMounted(t *testing.T) {
 	if !vm.Inside() {
 		return

@@ -67,7 +67,7 @@ func (bare) AttachCgroupFilter() error { return errors.New("no cls_cgroup") }
 
 // run is the program that starts another: WAY TARGET USER PROGRAM [ARGUMENT ...].
 func run(args []string) error {
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Index: 1, Ways: []hierarchy.Way{hierarchy.Way(args[0])}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "lo", Index: 1, Ways: []hierarchy.Way{hierarchy.Way(args[0])}})
 	if err != nil {
 		return err
 	}

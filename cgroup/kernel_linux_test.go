@@ -51,7 +51,7 @@ func require(t testing.TB, way hierarchy.Way) {
 }
 
 // ways are those to test here: not the kernel's own classifier on a machine without
-// it, where TestKernelVM goes on, and not cgroup v2 in one of the guests, with v1
+// it, where TestVM goes on, and not cgroup v2 in one of the guests, with v1
 // alone, where TestKernelNotMounted does.
 func ways(t testing.TB) []hierarchy.Way {
 	t.Helper()
@@ -305,10 +305,19 @@ func TestKernelGone(t *testing.T) {
 	}
 }
 
+// loaded is how many packets are sent while something changes: a tenth of n in a
+// guest, which takes many times as long for one, and where hundreds of changes
+// still come to pass.
+func loaded(n int) int {
+	if vm.Inside() {
+		return n / 10
+	}
+	return n
+}
+
 // TestKernelUnderLoad: 0 packets in a wrong class or unshaped while bindings
 // change, and while the whole classifier is replaced.
 func TestKernelUnderLoad(t *testing.T) {
-	const packets = 200_000
 	for _, tt := range []struct {
 		name string
 		way  hierarchy.Way
@@ -365,27 +374,28 @@ func TestKernelUnderLoad(t *testing.T) {
 			b := n.binder(t, tt.way)
 			apply(t, b, bound(p.target(a), red))
 			x := n.start(t, n.Near, a)
-			flips := 0
+			flips, packets := 0, uint64(0)
 			got := n.during(t, func() {
-				x.begin("udp %s:9 %d", n.Far4, packets)
-				done := make(chan struct{})
-				go func() { x.end(); close(done) }()
-				for {
-					select {
-					case <-done:
-						return
-					default:
-						flips++
-						tt.flip(t, n, b, p.target(a), flips)
+				for flips < 10 {
+					some := loaded(200_000)
+					packets += uint64(some)
+					x.begin("udp %s:9 %d", n.Far4, some)
+					done := make(chan struct{})
+					go func() { x.end(); close(done) }()
+					for sending := true; sending; {
+						select {
+						case <-done:
+							sending = false
+						default:
+							flips++
+							tt.flip(t, n, b, p.target(a), flips)
+						}
 					}
 				}
 			})
 			t.Logf("%d changes, packets a class: %v", flips, got)
 			if got[red]+got[green] != packets || len(got) != 2 {
 				t.Errorf("packets a class: %v, want %d in %v and %v together and no other", got, packets, red, green)
-			}
-			if flips < 10 {
-				t.Errorf("only %d changes happened under load", flips)
 			}
 		})
 	}

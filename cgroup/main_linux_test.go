@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -87,7 +88,9 @@ func onlyIPv4(t testing.TB, ns *lab.NetNS) {
 }
 
 // noReports takes the route of multicast away, and so the kernel's reports of
-// IPv6 groups, which would be counted too.
+// IPv6 groups, which would be counted too. The kernel makes the route once the
+// interface has a carrier, in a work queue (linkwatch_event, net/core/link_watch.c,
+// and addrconf_add_mroute, net/ipv6/addrconf.c, v6.12).
 func (n *network) noReports(t testing.TB) {
 	t.Helper()
 	c, err := n.Near.Dial(unix.NETLINK_ROUTE, nil)
@@ -104,12 +107,16 @@ func (n *network) noReports(t testing.TB) {
 	}
 	msg := make([]byte, unix.SizeofRtMsg)
 	msg[0], msg[1], msg[7] = unix.AF_INET6, 8, unix.RTN_MULTICAST
-	_, err = c.Execute(netlink.Message{
+	remove := netlink.Message{
 		Header: netlink.Header{Type: unix.RTM_DELROUTE, Flags: netlink.Request | netlink.Acknowledge},
 		Data:   append(msg, attrs...),
-	})
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for _, err = c.Execute(remove); errors.Is(err, unix.ESRCH) && time.Now().Before(deadline); _, err = c.Execute(remove) {
+		time.Sleep(time.Millisecond) // it is not there yet
+	}
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("remove the route of multicast: %v", err)
 	}
 }
 
@@ -409,7 +416,7 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 			return "", err
 		}
 		return "", unix.Listen(s, 128)
-	case "serve": // NAME N BYTES: accepts N connections one after the other and answers each
+	case "serve": // NAME N BYTES: accepts N connections one after the other and answers each, up to the last ACK
 		for range number(1) {
 			c, _, err := unix.Accept(kept[args[0]])
 			if err != nil {
@@ -424,6 +431,9 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 				if n, err = unix.Read(c, buf); n == 0 {
 					break
 				}
+			}
+			if err == nil {
+				err = closed(c)
 			}
 			unix.Close(c)
 			if err != nil {
@@ -529,6 +539,18 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 		return "", err
 	}
 	return "", errors.New("no such command")
+}
+
+// closed waits until both ends of a connection have their last acknowledgement,
+// which the kernel may send later, in a soft interrupt.
+func closed(s int) error {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		info, err := unix.GetsockoptTCPInfo(s, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil || info.State == unix.BPF_TCP_CLOSE {
+			return err
+		}
+	}
+	return errors.New("the connection is not closed after 30s")
 }
 
 // processorTime is what the calling thread has used, in ns.

@@ -268,6 +268,12 @@ func (n nfTables) write(next *ruleset) error {
 	if err != nil {
 		return n.fail(err)
 	}
+	for _, f := range on.asleep { // wakes it
+		c.AddTable(&nftables.Table{Name: nfTable, Family: f})
+	}
+	if err := c.Flush(); err != nil {
+		return n.fail(err)
+	}
 	if err := n.stage(c, n.chain(), l, next, on); err != nil {
 		return err
 	}
@@ -291,7 +297,7 @@ func (n nfTables) stage(c *nftables.Conn, chain string, l ruleLayout, next *rule
 		on     chainState
 	}{{nftables.TableFamilyINet, output, on.output}, {nftables.TableFamilyNetdev, egress, on.egress}} {
 		base := n.base(x.family, chain)
-		if x.rules != nil {
+		if x.rules != nil && !slices.Contains(on.asleep, x.family) { // a batch that wakes a table may add no chain
 			c.AddTable(base.Table)
 		}
 		if x.on != chainNone {
@@ -433,13 +439,22 @@ func (n nfTables) try(w hierarchy.Way) error {
 	if err != nil {
 		return n.lacks(err)
 	}
+	// A kernel without nf_tables answers a batch once (nfnetlink_rcv_batch,
+	// net/netfilter/nfnetlink.c, v6.1), and the others would be waited for.
+	if _, err := c.ListTablesOfFamily(nftables.TableFamilyNetdev); err != nil {
+		return n.lacks(err)
+	}
+	on, err := n.look()
+	if err != nil {
+		return err
+	}
 	const name = "probe"
 	r := newRuleset(w)
 	if w == hierarchy.WayNft {
 		r.cgroups[1], r.users[0] = binding{restClass, 1}, restClass
 	}
 	l := ruleLayout{way: w, levels: r.levels(), users: len(r.users) > 0}
-	if err := n.stage(c, name, l, r, looked{}); err != nil {
+	if err := n.stage(c, name, l, r, looked{asleep: on.asleep}); err != nil {
 		return err
 	}
 	c.DelChain(&nftables.Chain{Name: name + "-no", Table: n.base(nftables.TableFamilyNetdev, "").Table})

@@ -1,6 +1,7 @@
 package cgroup_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -9,10 +10,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
@@ -58,6 +61,40 @@ func chains(t testing.TB, c *nftables.Conn) map[string]int {
 	return m
 }
 
+// sleep does "nft add table FAMILY vifshape { flags dormant; }", for which the
+// library has no flags.
+func sleep(t testing.TB, ns *lab.NetNS, f nftables.TableFamily) {
+	t.Helper()
+	c, err := ns.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_TABLE_NAME, Data: []byte("vifshape\x00")},
+		{Type: unix.NFTA_TABLE_FLAGS, Data: binary.BigEndian.AppendUint32(nil, unix.NFT_TABLE_F_DORMANT)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := func(family, subsystem byte) []byte { return []byte{family, unix.NFNETLINK_V0, 0, subsystem} }
+	sent, err := c.SendMessages([]netlink.Message{
+		{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: netlink.Request}, Data: header(0, unix.NFNL_SUBSYS_NFTABLES)},
+		{
+			Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE, Flags: netlink.Request | netlink.Acknowledge},
+			Data:   append(header(byte(f), 0), attrs...),
+		},
+		{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: netlink.Request}, Data: header(0, unix.NFNL_SUBSYS_NFTABLES)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers, err := c.Receive()
+	if err != nil || len(answers) != 1 || answers[0].Header.Sequence != sent[1].Header.Sequence {
+		t.Fatalf("%d answers, error %v", len(answers), err)
+	}
+}
+
 // TestKernelForeignRules: whatever others do to our rules shows as a difference and
 // is mended, and what is theirs stays, in whichever table it is.
 func TestKernelForeignRules(t *testing.T) {
@@ -94,6 +131,8 @@ func TestKernelForeignRules(t *testing.T) {
 				{"a rule that nobody knows", false, func(*testing.T) {
 					c.InsertRule(&nftables.Rule{Table: egress.Table, Chain: egress, Exprs: []expr.Any{&expr.Counter{}}})
 				}},
+				{"the table asleep", false, func(t *testing.T) { sleep(t, n.Near, nftables.TableFamilyNetdev) }},
+				{"the table of output asleep", true, func(t *testing.T) { sleep(t, n.Near, nftables.TableFamilyINet) }},
 				{"rules flushed", false, func(*testing.T) { c.FlushChain(egress) }},
 				{"the chain deleted", false, func(*testing.T) { c.FlushChain(egress); c.DelChain(egress) }},
 				{"the chain at another hook", false, func(*testing.T) {
@@ -353,4 +392,47 @@ func unruly([]string) error {
 		return fmt.Errorf("error %v, want one of privileges that names CAP_NET_ADMIN", err)
 	}
 	return nil
+}
+
+// TestKernelRulesRead: what is read is whole while others change the tables.
+func TestKernelRulesRead(t *testing.T) {
+	require(t, hierarchy.WayNft)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayNft)
+	want := []hierarchy.Bound{bound(p.target(p.dir), red)}
+	for uid := range 300 {
+		want = append(want, bound(fmt.Sprintf("uid:%d", 1000+uid), blue))
+	}
+	b := n.binder(t, hierarchy.WayNft)
+	apply(t, b, want...)
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	go func() {
+		c, err := nftables.New(nftables.WithNetNSFd(n.Near.FD()))
+		for i := 0; err == nil; i++ {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			case <-time.After(time.Millisecond):
+			}
+			theirs := &nftables.Table{Name: fmt.Sprintf("%c", 'a'+i%26), Family: nftables.TableFamilyINet}
+			c.AddTable(theirs)
+			c.AddChain(&nftables.Chain{Name: "c", Table: theirs})
+			if err = c.Flush(); err == nil {
+				c.DelTable(theirs)
+				err = c.Flush()
+			}
+		}
+		stopped <- err
+	}()
+	for range 50 {
+		s := read(t, b)
+		if len(s.Bound) != len(want) || s.Hook.Version == 0 {
+			t.Errorf("%d of %d bindings, hook %+v", len(s.Bound), len(want), s.Hook)
+		}
+	}
+	close(stop)
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
 }

@@ -24,7 +24,7 @@ type chainState int
 const (
 	chainNone  chainState = iota
 	chainOurs             // at the hook where it should be
-	chainOther            // at another
+	chainOther            // at another, or asleep
 )
 
 // looked is what is there before a change.
@@ -34,6 +34,7 @@ type looked struct {
 	sets           []string                          // of all interfaces
 	indexes        []uint32                          // whose these are
 	generation     uint32                            // the highest of this interface
+	asleep         []nftables.TableFamily            // where no packet comes to the chains
 }
 
 // nfReader asks the kernel about our tables.
@@ -101,8 +102,58 @@ func (r *nfReader) get(what int, f nftables.TableFamily, all bool, attrs func(*n
 	return nil
 }
 
+// dormant says that somebody has put the table of a family to sleep: its chains then
+// show their hooks, and no packet comes to them.
+func (r *nfReader) dormant(f nftables.TableFamily) (is bool, err error) {
+	err = r.get(unix.NFT_MSG_GETTABLE, f, false, nil, func(ad *netlink.AttributeDecoder) error {
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_TABLE_FLAGS {
+				is = ad.Uint32()&unix.NFT_TABLE_F_DORMANT != 0
+			}
+		}
+		return nil
+	})
+	return is, err
+}
+
+// generation is a number that is another after every change of nf_tables.
+func (r *nfReader) generation() (id uint32, err error) {
+	err = r.get(unix.NFT_MSG_GETGEN, nftables.TableFamilyUnspecified, false, nil, func(ad *netlink.AttributeDecoder) error {
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_GEN_ID {
+				id = ad.Uint32()
+			}
+		}
+		return nil
+	})
+	return id, err
+}
+
+// whole does something that asks several times, and does it again when there was a
+// change meanwhile: a list that is read while it changes may lack what is there.
+func (r *nfReader) whole(read func() error) error {
+	const tries = 20
+	for range tries {
+		before, err := r.generation()
+		if err != nil {
+			return err
+		}
+		if err := read(); err != nil {
+			return err
+		}
+		if after, err := r.generation(); err != nil || after == before {
+			return err
+		}
+	}
+	return errors.New("nf_tables: another program changes them all the time: try again")
+}
+
 // chains lists those in the table of a family, with what they hang on.
 func (r *nfReader) chains(f nftables.TableFamily, fn func(name string, s chainState)) error {
+	dormant, err := r.dormant(f)
+	if err != nil {
+		return err
+	}
 	return r.get(unix.NFT_MSG_GETCHAIN, f, true, nil, func(ad *netlink.AttributeDecoder) error {
 		table, name := "", ""
 		is := nftables.Chain{Table: &nftables.Table{Name: nfTable, Family: f}}
@@ -137,7 +188,7 @@ func (r *nfReader) chains(f nftables.TableFamily, fn func(name string, s chainSt
 			return ad.Err()
 		}
 		s := chainOther
-		if want := r.n.base(f, name); is.Hooknum != nil && is.Priority != nil && is.Policy != nil &&
+		if want := r.n.base(f, name); !dormant && is.Hooknum != nil && is.Priority != nil && is.Policy != nil &&
 			*is.Hooknum == *want.Hooknum && *is.Priority == *want.Priority && *is.Policy == *want.Policy &&
 			is.Type == want.Type && is.Device == want.Device {
 			s = chainOurs
@@ -169,6 +220,15 @@ func (n nfTables) look() (l looked, err error) {
 		return l, err
 	}
 	defer r.c.Close()
+	err = r.whole(func() error {
+		l, err = r.look()
+		return err
+	})
+	return l, err
+}
+
+func (r *nfReader) look() (l looked, err error) {
+	n := r.n
 	l.chains = map[nftables.TableFamily][]string{}
 	see := func(name string) {
 		if index, ok := owner(name); ok && !slices.Contains(l.indexes, index) {
@@ -176,7 +236,14 @@ func (n nfTables) look() (l looked, err error) {
 		}
 	}
 	for f, state := range map[nftables.TableFamily]*chainState{nftables.TableFamilyINet: &l.output, nftables.TableFamilyNetdev: &l.egress} {
-		err := r.chains(f, func(name string, s chainState) {
+		asleep, err := r.dormant(f)
+		if err != nil {
+			return l, err
+		}
+		if asleep {
+			l.asleep = append(l.asleep, f)
+		}
+		err = r.chains(f, func(name string, s chainState) {
 			see(name)
 			l.chains[f] = append(l.chains[f], name)
 			if name == n.chain() {
@@ -223,6 +290,16 @@ func (n nfTables) read() (*ruleset, error) {
 		return nil, err
 	}
 	defer r.c.Close()
+	var s *ruleset
+	err = r.whole(func() error {
+		s, err = r.read()
+		return err
+	})
+	return s, err
+}
+
+func (r *nfReader) read() (*ruleset, error) {
+	n := r.n
 	state := map[nftables.TableFamily]chainState{}
 	rules := map[nftables.TableFamily][][]byte{}
 	var l ruleLayout

@@ -45,7 +45,7 @@ func TestKernelClasses(t *testing.T) {
 			if way == hierarchy.WayClsCgroup {
 				err := n.hook.AttachCgroupFilter()
 				if errors.Is(err, tc.ErrNotSupported) && !vm.Inside() {
-					return // TestKernelVM goes on
+					return // TestVM goes on
 				}
 				tctest.Require(t, !errors.Is(err, tc.ErrNotSupported), "filter kind cgroup (module cls_cgroup)")
 			}

@@ -271,7 +271,7 @@ func TestSettleQdisc(t *testing.T) {
 	}{
 		{name: "best default", kinds: all, want: qdisc("fq_codel", "limit", 10240, "memory_limit", 4<<20, "flows", 1024, "target", 5*ms, "interval", 100*ms, "quantum", 1514, "ecn", 1, "drop_batch", 64)},
 		{name: "default without fq_codel", kinds: []*discipline{&sfq, &bfifo}, want: qdisc("sfq", "limit", 32, "perturb", 10_000*ms, "quantum", 1514, "flows", 32, "divisor", 1024, "depth", 127, "headdrop", 0)},
-		{name: "default without either", kinds: []*discipline{&tbf, &bfifo}, want: qdisc("bfifo", "limit", 24224)},
+		{name: "default without either", kinds: []*discipline{&tbf, &bfifo}, want: qdisc("bfifo", "limit", 89760)},
 		{name: "no kind at all", wantErr: "queueing is not supported by this kernel: use one with CONFIG_NET_SCHED", notSupport: true},
 		{name: "kind is missing", kinds: []*discipline{&pfifo, &bfifo}, qdisc: qdisc("fq_codel"), wantErr: `qdisc "fq_codel" is not supported by this kernel (module sch_fq_codel): use bfifo, pfifo`, notSupport: true},
 		{name: "kind that cannot be made", kinds: all, qdisc: qdisc("wfq"), wantErr: `qdisc "wfq" is not supported by this kernel: use ` + allKinds(), notSupport: true},
@@ -283,8 +283,9 @@ func TestSettleQdisc(t *testing.T) {
 		{name: "tbf", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_007), want: qdisc("tbf", "rate", 8_000_000, "burst", 262144, "limit", 269144)},
 		{name: "tbf by latency", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "burst", 20000, "latency", 30*ms, "overhead", 0), want: qdisc("tbf", "rate", 8_000_000, "burst", 20000, "limit", 50000)},
 		{name: "tbf with a peak", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "limit", 1000, "peakrate", 80_000_000, "linklayer", 1), want: qdisc("tbf", "rate", 8_000_000, "burst", 262144, "limit", 1000, "peakrate", 80_000_000, "mtu", 10000, "linklayer", 1)},
-		{name: "tbf too slow", kinds: all, qdisc: qdisc("tbf", "rate", 800), wantErr: "qdisc tbf: burst 429b is below 1514b, the largest packet on the line, which would never be sent"},
-		{name: "tbf with a small burst", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "burst", 1500), wantErr: "qdisc tbf: burst 1500b is below 1514b, the largest packet on the line, which would never be sent"},
+		{name: "tbf too slow", kinds: all, qdisc: qdisc("tbf", "rate", 800), wantErr: "qdisc tbf: 800bit is too slow: tbf counts to 429b then, and a packet counts as up to 1514b"},
+		{name: "tbf with a small burst", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "burst", 1500), wantErr: "qdisc tbf: burst 1500b is below 1514b, which a packet may count as: it would never be sent"},
+		{name: "tbf with a large mpu", kinds: all, qdisc: qdisc("tbf", "rate", 8_000_000, "burst", 3000, "mpu", 5000), wantErr: "qdisc tbf: burst 3kb is below 5kb, which a packet may count as: it would never be sent"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := tt.qdisc

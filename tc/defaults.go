@@ -40,10 +40,12 @@ const (
 	// slow leaf may reach by borrowing.
 	turnFrames = 10
 	// queueTime is how long a packet may wait in a queue without a brain of its
-	// own, at the branch's ceil, and queueFrames fit in every queue that counts
-	// bytes: with a few only, TCP connections that find it full each time they try
-	// are given up after 15 attempts (tcp_send_probe0, net/ipv4/tcp_output.c, v6.12).
-	queueTime   = 7 * time.Millisecond
+	// own, at the branch's ceil.
+	queueTime = 7 * time.Millisecond
+	// Beside the largest packet queueFrames fit in every queue that counts bytes. If
+	// the packet did not, a sender of such packets (UDP_SEGMENT) would get none
+	// through, ever; with few frames TCP connections that find no room each time they
+	// try are given up after 15 attempts (tcp_send_probe0, net/ipv4/tcp_output.c, v6.12).
 	queueFrames = 16
 )
 
@@ -119,12 +121,16 @@ func scale(v, num, den uint64) uint64 {
 }
 
 // queueBytes is the limit of a queue that counts bytes.
-func queueBytes(s site) hierarchy.Size {
+func queueBytes(s site) hierarchy.Size { return max(averageBytes(s), s.packet+queueFrames*s.mtu) }
+
+// averageBytes is how long a queue that drops by its average length may become
+// in the mean; it holds more than the largest packet for a while.
+func averageBytes(s site) hierarchy.Size {
 	return max(bytesIn(uint64(queueTime), s.ceil), queueFrames*s.mtu)
 }
 
 // queuePackets is the limit of a queue that counts packets, which may be large
-// ones: no more than fit into queueBytes if they are of the MTU, at least as
+// ones: no more than queueTime of the MTU's size, at least as
 // many as a short burst of small ones has, at most what a queue of the kernel's
 // own has.
 func queuePackets(s site) uint64 {

@@ -32,8 +32,9 @@
 //	                                           (ceilings of borrowers: 5 %)
 //	borrowing, from one branch at a time       within 3 %
 //	borrowing from several branches in turns   within 8 %
-//	small flow in a busy branch of 10 Mbit/s   p99 8 ms with fq_codel, 25 ms with bfifo,
-//	                                           100 to 250 ms with sfq, which counts packets, large or not
+//	small flow in a busy branch of 10 Mbit/s   p99 8 ms with fq_codel, 75 ms with bfifo,
+//	                                           which must hold a packet of 64 KiB,
+//	                                           60 to 250 ms with sfq, which counts packets, large or not
 //	small flow in the branch beside it         under 0.2 ms
 //
 // The ideal is that of [hierarchy.Tree.Ideal], for windows of 10 s and more; a
@@ -43,8 +44,9 @@
 // leaves directly below the upper one end up to 9 % above the ideal; larger quanta
 // for those further down (see quanta) bring that to about half where all are busy.
 // How much it is depends on who is idle: in the worst case, one busy leaf below a
-// branch that lends three times as much as the upper one, that leaf gets a sixth of
-// its part of what the upper one lends. Guarantees are not touched by any of it.
+// branch that lends three times as much as the upper one, that leaf got a sixth
+// (TCP) to a half (UDP) of its part of what the upper one lends, without those larger
+// quanta. Guarantees are not touched by any of it.
 //
 // A changed prio holds for a leaf from when its queue is next empty: until then HTB
 // serves it where it was (htb_activate, net/sched/sch_htb.c, v6.12).

@@ -185,7 +185,7 @@ func TestKernelCgroupFilter(t *testing.T) {
 		if vm.Inside() {
 			t.Error("the machine has no cls_cgroup")
 		}
-		return // TestVMKernel goes on
+		return // TestVM goes on
 	}
 	for range 2 { // again is no error
 		if err != nil {

@@ -60,6 +60,9 @@ func newStack(links []Link) *stack {
 // below are the places in links of those that carry l without another in between.
 func (s *stack) below(l Link) []int {
 	out := s.members[l.Index]
+	if l.Kind == "ipoib" {
+		return out // names its parent and sends past it (ipoib_start_xmit, drivers/infiniband/ulp/ipoib/ipoib_main.c, v6.1)
+	}
 	if i, ok := s.at[l.Lower]; ok && l.Lower != l.Index && l.LowerNetNS == -1 && !l.Peer() {
 		out = append(slices.Clip(out), i)
 	}

@@ -60,6 +60,8 @@ func TestStack(t *testing.T) {
 	add(Link{Nature: NaturePhysical, Master: 17}, want{Name: "eth9", Speed: gbit})
 	add(Link{Nature: NatureTunnel, Kind: "wireguard", ByRoute: true}, want{Name: "wg0"})
 
+	add(Link{Nature: NaturePhysical, Kind: "ipoib", Lower: 2}, want{Name: "ib0.8001", Lower: "eth0"})
+
 	connect(links,
 		func(name string) hierarchy.Bandwidth { return says[name] },
 		func(netNS, index int) string { return fmt.Sprintf("%d in %d", index, netNS) })

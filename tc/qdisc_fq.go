@@ -47,7 +47,7 @@ const (
 const (
 	fqBands      = 3
 	fqPriorities = 16
-	fqMaxQuantum = 1 << 20
+	fqMaxQuantum = 1 << 20   // of initial_quantum, too: 6.12.117 refuses more
 	fqMinWeight  = 1 << 14   // FQ_MIN_WEIGHT
 	fqMaxWeight  = 1<<21 - 1 // what fits in a hierarchy.Setting
 	// fqNone is how fq takes and shows that there is no maxrate and no
@@ -68,11 +68,11 @@ var fq = discipline{
 				Help: "lists that flows are kept in, a power of 2"},
 			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: fqMaxQuantum,
 				Help: "bytes that a flow may send in its turn"},
-			{Name: "initial_quantum", Type: hierarchy.Bytes, Min: 1, Max: math.MaxInt32,
+			{Name: "initial_quantum", Type: hierarchy.Bytes, Min: 1, Max: fqMaxQuantum,
 				Help: "bytes that a new flow may send in its first turn"},
 			{Name: "maxrate", Type: hierarchy.Rate, Min: 8, Max: 8 * (fqNone - 1),
 				Help: "bandwidth that one flow may reach"},
-			{Name: "low_rate_threshold", Type: hierarchy.Rate, Max: 8 * math.MaxUint32,
+			{Name: "low_rate_threshold", Type: hierarchy.Rate, Min: 8, Max: 8 * math.MaxUint32,
 				Help: "below this bandwidth a flow is paced packet by packet"},
 			{Name: "pacing", Type: hierarchy.Flag, Max: 1, Negative: "nopacing",
 				Help: "keep to the rates that connections ask for and to maxrate"},

@@ -34,7 +34,7 @@ var red = discipline{
 	module: "sch_red",
 	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		r, limit, err := settleRED(q, "limit", uint64(queueBytes(s)), p.get("avpkt", uint64(s.mtu)), false)
+		r, limit, err := settleRED(q, "limit", uint64(averageBytes(s)), p.get("avpkt", uint64(s.mtu)), false)
 		if err != nil {
 			return nil, err
 		}

@@ -84,7 +84,7 @@ var sfq = discipline{
 		if !slices.ContainsFunc(sfqRED, func(name string) bool { return p.get(name, 0) != 0 }) {
 			return p.out, nil
 		}
-		r, _, err := settleRED(q, "redflowlimit", uint64(queueBytes(s)), p.get("avpkt", redPacket), false)
+		r, _, err := settleRED(q, "redflowlimit", uint64(averageBytes(s)), p.get("avpkt", redPacket), false)
 		if err != nil {
 			return nil, err
 		}

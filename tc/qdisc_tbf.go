@@ -31,7 +31,7 @@ var tbf = discipline{
 		Help: "one queue with a rate of its own below that of the branch",
 		Params: []hierarchy.Param{
 			{Name: "rate", Type: hierarchy.Rate, Min: 8, Max: uint64(hierarchy.MaxBandwidth),
-				Help: "bandwidth, needed"},
+				Help: "bandwidth at which packets are sent"},
 			{Name: "burst", Type: hierarchy.Bytes, Min: 1, Max: math.MaxUint32,
 				Help: "bytes that may be sent at once, at least the MTU"},
 			{Name: "limit", Type: hierarchy.Bytes, Min: 1, Max: math.MaxUint32,
@@ -80,20 +80,22 @@ var tbf = discipline{
 		rate := hierarchy.Bandwidth(p.get("rate", 0)).Kernel()
 		// What a packet of the MTU counts as: one that is larger than a burst is
 		// never sent.
-		least := s.mtu + hierarchy.Size(p.get("overhead", 0))
-		if p.get("linklayer", 0) == 1 {
-			least = (least + 47) / 48 * 53
-		}
+		link := hierarchy.LinkLayer{MPU: hierarchy.Size(p.get("mpu", 0)), Overhead: int16(p.get("overhead", 0)), ATM: p.get("linklayer", 0) == 1}
+		least := link.Bytes(s.mtu)
 		size := func(name string, rate hierarchy.Bandwidth, otherwise hierarchy.Size) (hierarchy.Size, error) {
-			otherwise = min(max(otherwise, least), tickBytes(tbfMaxTicks, rate))
-			t, err := tbfTicks(hierarchy.Size(p.get(name, uint64(otherwise))), rate)
+			most := tickBytes(tbfMaxTicks, rate)
+			if most < least {
+				return 0, fmt.Errorf("%v is too slow: tbf counts to %v then, and a packet counts as up to %v", rate, most, least)
+			}
+			t, err := tbfTicks(hierarchy.Size(p.get(name, uint64(min(max(otherwise, least), most)))), rate)
 			if err != nil {
 				return 0, fmt.Errorf("%s %w", name, err)
 			}
-			if b := tickBytes(t, rate); b < least {
-				return 0, fmt.Errorf("%s %v is below %v, the largest packet on the line, which would never be sent", name, b, least)
+			b := tickBytes(t, rate)
+			if b < least {
+				return 0, fmt.Errorf("%s %v is below %v, which a packet may count as: it would never be sent", name, b, least)
 			}
-			return tickBytes(t, rate), nil
+			return b, nil
 		}
 		// What is within the burst is not segmented (tbf_enqueue,
 		// net/sched/sch_tbf.c, v6.12), so a few of the largest fit.

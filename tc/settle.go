@@ -24,9 +24,9 @@ import (
 //
 // It asks the kernel which kinds of qdiscs it has, without changing anything.
 // Without CAP_NET_ADMIN the kernel does not answer; the kinds are then those that
-// the lists of its modules name. The error lists all that the kernel could
-// not keep or does not have, each with its path; it is [ErrNotSupported] when a
-// kind is missing.
+// the lists of its modules name, and those that stand on any interface. The error
+// lists all that the kernel could not keep or does not have, each with its path; it
+// is [ErrNotSupported] when a kind is missing.
 func (d *Device) Settle(t *hierarchy.Tree) error {
 	packet := d.packet
 	mtu := d.mtu
@@ -235,7 +235,10 @@ func (d *Device) hasKind(k *discipline) (bool, error) {
 	case unix.ENOENT:
 		return false, nil
 	case unix.EPERM:
-		return k.listed(), nil
+		if k.listed() {
+			return true, nil
+		}
+		return d.c.uses(k.Name)
 	}
 	if err == nil {
 		err = errors.New("the kernel took what it should have refused")
@@ -251,6 +254,19 @@ func (k *discipline) listed() bool {
 	}
 	has, _ := hasModule(k.module)
 	return has
+}
+
+// uses says whether a qdisc of that kind stands on any interface of the namespace.
+// That shows a kind which is part of the kernel itself, also where the lists of its
+// modules are not at hand, as in a container. It needs no privileges.
+func (c *Conn) uses(kind string) (bool, error) {
+	found := false
+	err := c.dump(unix.RTM_GETQDISC, make([]byte, sizeofTcMsg), func(body []byte) error {
+		q, err := decodeQdisc(body)
+		found = found || q.kind == kind
+		return err
+	})
+	return found, newOpError("read qdiscs", "", err)
 }
 
 // hasModule looks for a module among those in use and in the lists of the kernel's;

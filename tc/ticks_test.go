@@ -131,11 +131,11 @@ func TestDefaults(t *testing.T) {
 		s    site
 		want result
 	}{
-		{"slow", site{1 * hierarchy.Mbit, 1 * hierarchy.Mbit, 1514, 65536, 250}, result{12112, 24224, 32, 4 << 20, "18.168ms"}},
-		{"medium", site{10 * hierarchy.Mbit, 10 * hierarchy.Mbit, 1514, 65536, 250}, result{12500, 24224, 32, 4 << 20, "5ms"}},
+		{"slow", site{1 * hierarchy.Mbit, 1 * hierarchy.Mbit, 1514, 65536, 250}, result{12112, 89760, 32, 4 << 20, "18.168ms"}},
+		{"medium", site{10 * hierarchy.Mbit, 10 * hierarchy.Mbit, 1514, 65536, 250}, result{12500, 89760, 32, 4 << 20, "5ms"}},
 		{"fast", site{10 * hierarchy.Gbit, 10 * hierarchy.Gbit, 1514, 65536, 250}, result{12500000, 8750000, 1000, 32 << 20, "5ms"}},
 		{"may borrow", site{10 * hierarchy.Mbit, 100 * hierarchy.Mbit, 1514, 1514, 250}, result{12500, 87500, 57, 12500000, "5ms"}},
-		{"slower than anything", site{8, 8, 1514, 65536, 250}, result{274, 24224, 32, 4 << 20, "1m0s"}},
+		{"slower than anything", site{8, 8, 1514, 65536, 250}, result{274, 89760, 32, 4 << 20, "1m0s"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := result{defaultBurst(tt.s.rate, tt.s.mtu), queueBytes(tt.s), queuePackets(tt.s), queueMemory(tt.s), codelTarget(tt.s).String()}

@@ -47,9 +47,9 @@ func TestVirtualLatency(t *testing.T) {
 		{"fq_codel", "tcp/10", 10 * time.Millisecond, 0, 0.99},
 		{"fq_codel", "udp", time.Millisecond, 0, 0.99},
 		{"sfq", "tcp/10", 400 * time.Millisecond, 350, 0.95}, // counts packets, and some are large: differs from run to run
-		{"bfifo", "tcp", 28 * time.Millisecond, 70, 0.99},
-		{"bfifo", "tcp/4", 28 * time.Millisecond, 70, 0.99},
-		{"bfifo", "udp", 28 * time.Millisecond, 350, 0.99},
+		{"bfifo", "tcp", 100 * time.Millisecond, 70, 0.99},
+		{"bfifo", "tcp/4", 100 * time.Millisecond, 70, 0.99},
+		{"bfifo", "udp", 100 * time.Millisecond, 350, 0.99},
 	} {
 		f := newField(t)
 		f.batch = 2 * time.Millisecond // bfifo is short
@@ -61,7 +61,7 @@ func TestVirtualLatency(t *testing.T) {
 		if busy.There.P99 > row.bound || busy.Lost > row.lost {
 			t.Errorf("%s, %s: %+v", row.kind, row.sender, busy)
 		}
-		if wire < row.least || wire > 1.01 {
+		if wire < row.least || wire > 1.02 {
 			t.Errorf("%s, %s: the branch carried %.3f of its rate", row.kind, row.sender, wire)
 		}
 		// A branch beside it waits for nothing.

@@ -94,11 +94,12 @@ func TestVirtualShares(t *testing.T) {
 		return // TestVMVirtualTime runs it
 	}
 	const (
-		turns  = "two lend in turns, and HTB keeps one place in the round for both"
-		large  = "packets of TCP are larger than the quantum"
-		missed = "a leaf at its ceil cannot always take its turn"
-		short  = "the queue of one TCP flow is shorter than a turn"
-		second = time.Second
+		turns       = "two lend in turns, and HTB keeps one place in the round for both"
+		large       = "packets of TCP are larger than the quantum"
+		missed      = "a leaf at its ceil cannot always take its turn"
+		unexplained = "not explained; a larger cburst does not change it"
+		short       = "the queue of one TCP flow is shorter than a turn"
+		second      = time.Second
 	)
 	rows := []struct {
 		name   string
@@ -155,7 +156,7 @@ func TestVirtualShares(t *testing.T) {
 		{name: "unbalanced", phases: []string{"10mbit\n  a 10% tcp\n  b 50%\n    c 20% tcp\n    d 80%\n      e 30% tcp\n      f 70% tcp\n  rest 40% tcp\n"}},
 		// Rates far apart.
 		{settle: 15 * second, window: 40 * second, name: "a thousand to one", phases: []string{"50mbit\n  a 98% tcp\n  b 50kbit udp/200\n  rest 1% tcp\n"}},
-		{settle: 10 * second, bound: 0.08, why: missed, name: "fifty to one, borrowing", phases: []string{"20mbit\n  a 50% udp\n  b 1% udp\n  c 40%\n  rest 1% udp\n"}},
+		{settle: 10 * second, bound: 0.08, why: unexplained, name: "fifty to one, borrowing", phases: []string{"20mbit\n  a 50% udp\n  b 1% udp\n  c 40%\n  rest 1% udp\n"}},
 		{name: "the same at last", phases: []string{"10mbit\n  a 49% udp\n  b 49% udp\n  rest 2%\n"}},
 		// Many leaves.
 		{name: "a hundred leaves", phases: []string{flat("20mbit", 100, 100, "udp")}, window: 10 * second},

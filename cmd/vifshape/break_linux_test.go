@@ -207,11 +207,20 @@ func TestKernelDeviceGone(t *testing.T) {
 		t.Errorf("the tree is another one (-want +got):\n%s", d)
 	}
 
-	// During show.
-	r = n.start(n.command("show", "--sample", "500ms"))
-	time.Sleep(150 * time.Millisecond)
-	gone()
-	n.failed(r.wait(), exitError, "eth0")
+	// During show, between its two looks.
+	for wait := 150 * time.Millisecond; ; wait *= 2 {
+		r := n.start(n.command("show", "--sample", (4 * wait).String()))
+		time.Sleep(wait)
+		gone()
+		end := r.wait()
+		if wait < 5*time.Second && strings.Contains(end.stderr, "is not there now") { // it had not looked yet
+			back()
+			n.ok("apply", small)
+			continue
+		}
+		n.failed(end, exitError, "eth0")
+		break
+	}
 
 	// Clear forgets it.
 	if r := n.run("clear"); r.code != 0 || !strings.Contains(r.stderr, "eth0 is gone, and its tree with it") {

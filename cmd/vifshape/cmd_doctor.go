@@ -82,6 +82,7 @@ type finding struct {
 	Follows   string         `json:"follows,omitempty"` // what it means for vifshape
 	Fix       []string       `json:"fix,omitempty"`     // commands
 	Names     []string       `json:"names,omitempty"`   // of what the finding counts up
+	Weak      []string       `json:"weak,omitempty"`    // what a way of binding does not hold that bpf does
 	Interface string         `json:"interface,omitempty"`
 	Path      hierarchy.Path `json:"path,omitempty"` // of the branch of the policy
 	File      string         `json:"file,omitempty"` // of the policy
@@ -211,7 +212,7 @@ func (e *env) writeFindings(all []finding, v verdict, policy string) {
 	for _, f := range all {
 		h := strings.ToUpper(f.Group)
 		if f.Group == groupInterface {
-			h += " " + f.Interface
+			h += " " + printable(f.Interface)
 		}
 		if h != head {
 			e.printf("\n%s\n", h)
@@ -225,6 +226,9 @@ func (e *env) writeFindings(all []finding, v verdict, policy string) {
 		pad := strings.Repeat(" ", width+13)
 		if f.Follows != "" {
 			e.printf("%s%s\n", pad, oneLine(f.Follows))
+		}
+		for _, w := range f.Weak {
+			e.printf("%sweaker than bpf in %s\n", pad, oneLine(w))
 		}
 		for _, c := range f.Fix {
 			e.printf("%s$ %s\n", pad, c)
@@ -245,7 +249,26 @@ func (e *env) writeFindings(all []finding, v verdict, policy string) {
 	}
 }
 
-func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "; ") }
+// oneLine is text for a terminal: names in it may hold anything.
+func oneLine(s string) string { return printable(strings.ReplaceAll(s, "\n", "; ")) }
+
+// quoted is a name as a shell takes it for one word.
+func quoted(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@%+=,._-", r)
+	}
+	switch {
+	case !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }):
+		return s
+	case printable(s) == s:
+		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	}
+	b := []byte("$'")
+	for _, c := range []byte(s) {
+		b = fmt.Appendf(b, `\x%02x`, c)
+	}
+	return string(append(b, '\''))
+}
 
 // add keeps a finding. What is good needs no command.
 func (x *examination) add(f finding) {

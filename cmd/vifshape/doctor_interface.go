@@ -111,7 +111,7 @@ func (x *examination) link(l tc.Link) finding {
 	case !l.Up:
 		f.Text += ", switched off"
 		f.Follows = "nothing is sent; a tree can be made and waits"
-		f.Fix = []string{"ip link set dev " + l.Name + " up"}
+		f.Fix = []string{"ip link set dev " + quoted(l.Name) + " up"}
 	case !l.Carrier:
 		f.Text += ", no carrier"
 		f.Follows = "nothing is sent; a tree can be made and waits"
@@ -137,7 +137,7 @@ func (x *examination) queues(d *tc.Device, l tc.Link) (finding, error) {
 		return finding{}, nil
 	case n > 1:
 		f.State = weaker
-		f.Follows = "a tree is one queue with one lock before all of them: what one processor can queue is the most it carries"
+		f.Follows = "a tree is one queue before all of them: processors that send take turns"
 	}
 	return f, nil
 }
@@ -147,14 +147,14 @@ func rootFinding(l tc.Link, s hierarchy.State, o tc.Others) finding {
 	f := finding{Topic: "root qdisc", State: good}
 	switch {
 	case o.Root.Kind != "":
-		f.State, f.Text = weaker, fmt.Sprintf("%s %v: not made by vifshape", o.Root.Kind, o.Root.Handle)
+		f.State, f.Text = weaker, fmt.Sprintf("%s %v not made by vifshape", o.Root.Kind, o.Root.Handle)
 		f.Follows = "apply leaves it alone unless the policy says replace = true, and clear puts it back then"
 		if o.Partial {
 			f.Follows = "apply leaves it alone unless the policy says replace = true, and clear cannot put it back then: it has classes, filters or qdiscs of its own"
 		}
-		f.Fix = []string{"tc qdisc del dev " + l.Name + " root"}
+		f.Fix = []string{"tc qdisc del dev " + quoted(l.Name) + " root"}
 	case s.Root.Ours():
-		f.Text = fmt.Sprintf("htb %v: made by vifshape", s.Root.Handle)
+		f.Text = fmt.Sprintf("htb %v made by vifshape", s.Root.Handle)
 	default:
 		f.Text = l.Qdisc + ": the kernel's own, which a tree takes the place of"
 		if l.Qdisc == "" {
@@ -168,7 +168,7 @@ func rootFinding(l tc.Link, s hierarchy.State, o tc.Others) finding {
 func (x *examination) hooks(l tc.Link, o tc.Others) (all []finding) {
 	if o.Ingress {
 		return []finding{{Topic: "egress hook", State: weaker, Text: "qdisc ingress stands where clsact has its place",
-			Follows: "bindings bpf and net_cls are refused", Fix: []string{"tc qdisc del dev " + l.Name + " ingress"}}}
+			Follows: "bindings bpf and net_cls are refused", Fix: []string{"tc qdisc del dev " + quoted(l.Name) + " ingress"}}}
 	}
 	if len(o.Filters) == 0 {
 		return []finding{{Topic: "egress hook", State: good, Text: "no filters but vifshape's"}}
@@ -183,7 +183,7 @@ func (x *examination) hooks(l tc.Link, o tc.Others) (all []finding) {
 		f.Names = append(f.Names, name)
 		if x.Blocks {
 			f.Follows = fmt.Sprintf("the one with preference %d has the place of vifshape's: bindings bpf and net_cls are refused", x.Pref)
-			f.Fix = []string{fmt.Sprintf("tc filter del dev %s egress pref %d", l.Name, x.Pref)}
+			f.Fix = []string{fmt.Sprintf("tc filter del dev %s egress pref %d", quoted(l.Name), x.Pref)}
 		} else if x.First {
 			f.Follows = "one runs before vifshape's, and if it ends the classification packets do not reach that"
 		}
@@ -223,8 +223,7 @@ const (
 // says from which rate on they matter.
 func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.Bandwidth) finding {
 	f := finding{Topic: "packets", State: good, Text: fmt.Sprintf("up to %v each (GRO %s)", o.Packet, onOff(o.GRO))}
-	frame := hierarchy.Size(l.MTU) + 14
-	if o.Packet <= frame {
+	if o.Packet <= frame(l) {
 		return f
 	}
 	if root == 0 {
@@ -245,14 +244,7 @@ func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.
 	if f.State != weaker {
 		return f
 	}
-	// TCP makes packets of two segments whatever is allowed (tcp_tso_segs,
-	// net/ipv4/tcp_output.c, v6.12), unless it is one.
-	size := hierarchy.Size(float64(root) / 8 * lineTime.Seconds())
-	if size < 2*frame {
-		f.Fix = []string{"ip link set dev " + l.Name + " gso_max_segs 1"}
-	} else {
-		f.Fix = []string{fmt.Sprintf("ip link set dev %s gso_max_size %d", l.Name, uint64(size))}
-	}
+	f.Fix = []string{smaller(l, hierarchy.Size(float64(root)/8*lineTime.Seconds()))}
 	f.Follows += "; turning tso and gso off by ethtool does not make them smaller"
 	if forwarding() {
 		for _, other := range x.links {
@@ -261,12 +253,25 @@ func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.
 				continue
 			}
 			if o, err := d.Offloads(); err == nil && o.GRO && other.Nature == tc.NaturePhysical {
-				f.Fix = append(f.Fix, "ethtool -K "+other.Name+" gro off")
+				f.Fix = append(f.Fix, "ethtool -K "+quoted(other.Name)+" gro off")
 			}
 		}
 	}
 	return f
 }
+
+// smaller is the command that keeps the packets of an interface within a size, or
+// one segment each. TCP makes packets of two segments whatever gso_max_size allows
+// (tcp_tso_autosize, net/ipv4/tcp_output.c, v6.12).
+func smaller(l tc.Link, size hierarchy.Size) string {
+	if size < 2*frame(l) {
+		return "ip link set dev " + quoted(l.Name) + " gso_max_segs 1"
+	}
+	return fmt.Sprintf("ip link set dev %s gso_max_size %d", quoted(l.Name), uint64(size))
+}
+
+// frame is the largest packet of one segment, with its Ethernet header.
+func frame(l tc.Link) hierarchy.Size { return hierarchy.Size(l.MTU) + 14 }
 
 func onOff(on bool) string {
 	if on {
@@ -301,13 +306,8 @@ func (x *examination) bridge(l tc.Link) (finding, bool) {
 	if l.Nature != tc.NatureBridge {
 		return finding{}, false
 	}
-	ports, hardware := 0, false
-	for _, p := range x.links {
-		if p.Master == l.Index {
-			ports++
-			hardware = hardware || p.Nature == tc.NaturePhysical
-		}
-	}
+	ports := len(l.Members)
+	hardware := slices.ContainsFunc(tc.Carriers(x.links, l), func(c tc.Link) bool { return c.Nature == tc.NaturePhysical })
 	f := finding{Topic: "bridge", State: good, Text: fmt.Sprintf("%d ports", ports)}
 	b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
 	filtered := err == nil && strings.TrimSpace(string(b)) == "1"
@@ -315,7 +315,7 @@ func (x *examination) bridge(l tc.Link) (finding, bool) {
 	case ports == 0:
 	case !hardware:
 		f.State = weaker
-		f.Text += ", none of them hardware: what containers behind it send is routed on"
+		f.Text += ", none of them on hardware: what containers behind it send is routed on"
 		f.Follows = "routed packets have lost their socket: bindings do not hold for them, they are the rest of the interface that they leave by"
 	case filtered:
 		f.State = weaker

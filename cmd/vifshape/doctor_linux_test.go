@@ -119,6 +119,10 @@ func TestKernelDoctorFacts(t *testing.T) {
 		}
 	}
 
+	if want, ok := os.LookupEnv(wayEnv); ok && d.Way != want {
+		t.Errorf("auto takes %q, want %q", d.Way, want)
+	}
+
 	// The way that it names is the one that apply takes, and it takes one when
 	// the verdict says so.
 	r := n.run("apply", n.policy("policy.toml", smallPolicy))
@@ -149,16 +153,21 @@ func TestKernelDoctorInterface(t *testing.T) {
 		{"ingress", lab.PairConfig{}, "tc qdisc add dev eth0 ingress", "egress hook", "qdisc ingress", true},
 		{"filter in our place", lab.PairConfig{}, "tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress pref 1 protocol ip u32 match u32 0 0", "egress hook", "u32 with preference 1", true},
 		{"filter behind us", lab.PairConfig{}, "tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress pref 9 protocol ip u32 match u32 0 0", "egress hook", "u32 with preference 9", false},
+		{"bridge of containers", lab.PairConfig{}, "ip link add br0 type bridge && ip link set eth0 master br0", "bridge", "none of them on hardware", false},
 		{"three queues", lab.PairConfig{Queues: 3}, "true", "transmit queues", "3", false},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			n := newNetwork(t)
 			n.Pair = tctest.New(t, x.pair)
-			if s, text, _, _ := n.of(n.diagnose("eth0"), x.topic); s != "good" && x.pair == (lab.PairConfig{}) {
+			dev := "eth0"
+			if x.topic == "bridge" {
+				tctest.RequireLink(t, "bridge")
+				dev = "br0"
+			} else if s, text, _, _ := n.of(n.diagnose(dev), x.topic); s != "good" && x.pair == (lab.PairConfig{}) {
 				t.Errorf("before: %s: %s", s, text)
 			}
 			tctest.Output(t, n.Near, "sh", "-ec", x.make)
-			s, text, fix, _ := n.of(n.diagnose("eth0"), x.topic)
+			s, text, fix, _ := n.of(n.diagnose(dev), x.topic)
 			if s != "weaker" || !strings.Contains(text, x.text) {
 				t.Errorf("%s: %s; want weaker and %q", s, text, x.text)
 			}
@@ -209,10 +218,62 @@ func TestKernelDoctorPackets(t *testing.T) {
 			}
 			tctest.Output(t, n.Near, "sh", "-ec", fix[0])
 			d = n.diagnose("--policy", file)
-			if s, text, _, _ := d.find(t, "policy", "packets"); s == "weaker" && x.rate != "1mbit" {
+			if s, text, _, _ := d.find(t, "policy", "packets"); s == "weaker" {
 				t.Errorf("after %s: %s", fix[0], text)
 			}
 		})
+	}
+}
+
+// TestKernelDoctorMTU: packets larger than a policy's mtu are said, and what mends it
+// does.
+func TestKernelDoctorMTU(t *testing.T) {
+	for _, x := range []struct{ mtu, fix string }{
+		{"65536b", ""},
+		{"9014b", "ip link set dev eth0 gso_max_size 9014"},
+		{"1514b", "ip link set dev eth0 gso_max_segs 1"},
+	} {
+		t.Run(x.mtu, func(t *testing.T) {
+			n := newNetwork(t)
+			file := n.policy("policy.toml", "version = 1\n[interface.eth0]\nrate = \"900mbit\"\nmtu = \""+x.mtu+"\"\n")
+			d := n.diagnose("--policy", file)
+			s, text, fix, _ := d.find(t, "policy", "mtu")
+			if (s == "weaker") != (x.fix != "") || strings.Join(fix, "\n") != x.fix {
+				t.Fatalf("%s: %s; commands %q, want %q", s, text, fix, x.fix)
+			}
+			if x.fix == "" {
+				return
+			}
+			tctest.Output(t, n.Near, "sh", "-ec", fix[0])
+			d = n.diagnose("--policy", file)
+			if s, text, _, _ := d.find(t, "policy", "mtu"); s != "" {
+				t.Errorf("after %s: %s: %s", fix[0], s, text)
+			}
+		})
+	}
+}
+
+func TestTimerFinding(t *testing.T) {
+	for hz, want := range map[uint64]finding{
+		1_000_000_000: {Group: groupMachine, Topic: "timers", State: good, Text: "high resolution"},
+		250: {Group: groupMachine, Topic: "timers", State: weaker, Text: "250 ticks a second, no high resolution",
+			Follows: "queues are served every 4 ms: a burst below what the rate sends in that time loses throughput"},
+	} {
+		if d := cmp.Diff(want, timerFinding(hz)); d != "" {
+			t.Errorf("%d (-want +got):\n%s", hz, d)
+		}
+	}
+}
+
+// TestQuoted: a shell takes what is printed for the name, whatever is in it.
+func TestQuoted(t *testing.T) {
+	bash := tctest.RequireProgram(t, "bash")
+	for _, name := range []string{"eth0", "br-0.5@x", "a;$(id)", "it's", "a\x1b[31mb", "é"} {
+		q := quoted(name)
+		out, err := exec.CommandContext(t.Context(), bash, "-c", "printf %s "+q).CombinedOutput()
+		if err != nil || string(out) != name || printable(q) != q {
+			t.Errorf("quoted(%q) = %s: the shell has %q (%v)", name, q, out, err)
+		}
 	}
 }
 
@@ -225,13 +286,14 @@ func TestKernelDoctorVerdict(t *testing.T) {
 		}
 	}
 	const eth0 = "version = 1\n[interface.eth0]\nrate = \"100mbit\"\n"
-	for _, x := range []struct {
+	type verdict struct {
 		name   string
 		make   string // shell
 		policy string
 		group  string // of the finding that stops it; empty: nothing does
 		line   int
-	}{
+	}
+	verdicts := []verdict{
 		{"right", "true", eth0, "", 0},
 		{"missing interface", "true", eth0 + "[interface.eth5]\nrate = \"1mbit\"\n", "interface", 4},
 		{"foreign root", "tc qdisc add dev eth0 root handle 7: pfifo", eth0, "root qdisc", 2},
@@ -239,14 +301,16 @@ func TestKernelDoctorVerdict(t *testing.T) {
 		{"ingress", "tc qdisc add dev eth0 ingress", eth0, "egress hook", 2},
 		{"filter in our place", "tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress pref 1 protocol ip u32 match u32 0 0", eth0, "egress hook", 2},
 		{"filter elsewhere", "tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress pref 2 protocol ip u32 match u32 0 0", eth0, "", 0},
-		{"leaf kind", "true", eth0 + "[interface.eth0.a]\nqdisc = \"" + lacking + "\"\n", "qdisc", 5},
 		{"burst", "true", eth0 + "[interface.eth0.a]\nrate = \"8kbit\"\nburst = \"1gb\"\n", "policy", 6},
 		{"one cgroup twice", "true", eth0 + "[interface.eth0.a]\nbind = [\"user:0\"]\n[interface.eth0.b]\nbind = [\"user:root\"]\n", "binding", 2},
 		{"switched off", "ip link set dev eth0 down", eth0, "", 0},
 		{"two by tags", "ip link add eth1 type veth peer name far1", strings.Replace(eth0, "\n", "\nbinding = \"net_cls\"\n", 1) + "[interface.eth1]\nrate = \"1mbit\"\n", "binding", 2},
-	} {
+	}
+	if lacking != "" { // as user-mode Linux does fq_pie
+		verdicts = append(verdicts, verdict{"leaf kind", "true", eth0 + "[interface.eth0.a]\nqdisc = \"" + lacking + "\"\n", "qdisc", 5})
+	}
+	for _, x := range verdicts {
 		t.Run(x.name, func(t *testing.T) {
-			tctest.Require(t, x.name != "leaf kind" || lacking != "", "a leaf qdisc that the kernel lacks")
 			n := newNetwork(t)
 			tctest.Require(t, n.diagnose().OK, "a kernel on which trees can be bound")
 			tctest.Output(t, n.Near, "sh", "-ec", x.make)
@@ -274,6 +338,54 @@ func TestKernelDoctorVerdict(t *testing.T) {
 			}
 			n.run("clear")
 		})
+	}
+}
+
+// TestKernelDoctorTags: a second interface by net_cls tags is refused by doctor as it
+// is by apply.
+func TestKernelDoctorTags(t *testing.T) {
+	n := newNetwork(t)
+	all := n.diagnose()
+	s, _, _, _ := all.find(t, "binding", "net_cls")
+	tctest.Require(t, s == "good", "net_cls tags read by BPF")
+	tctest.Output(t, n.Near, "ip", "link", "add", "eth1", "type", "veth", "peer", "name", "far1")
+	by := func(dev string) string {
+		return n.policy(dev+".toml", "version = 1\nbinding = \"net_cls\"\n[interface."+dev+"]\nrate = \"1mbit\"\n")
+	}
+	n.ok("apply", by("eth1"))
+	file := by("eth0")
+	d := n.diagnose("--policy", file)
+	if s, text, _, _ := d.find(t, "policy", "binding"); d.OK || s != "missing" || !strings.Contains(text, "eth1 uses it already") {
+		t.Errorf("%s: %s; verdict %s", s, text, d.Verdict)
+	}
+	if r := n.run("apply", file); r.code == 0 {
+		t.Errorf("apply: %v", r)
+	}
+	n.ok("clear")
+}
+
+// TestKernelDoctorDelegated: who may move processes out of a bound cgroup is named.
+func TestKernelDoctorDelegated(t *testing.T) {
+	n := newNetwork(t)
+	tctest.Require(t, n.diagnose().OK, "a kernel on which trees can be bound")
+	top := filepath.Join(tctest.Cgroup2Mount(t), "vifshape-delegated")
+	for _, dir := range []string{top, filepath.Join(top, "in")} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.Remove(dir); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err := os.Chown(filepath.Join(top, "cgroup.procs"), 4242, -1); err != nil {
+		t.Fatal(err)
+	}
+	file := n.policy("policy.toml", "version = 1\n[interface.eth0]\nrate = \"1mbit\"\n[interface.eth0.a]\nbind = [\"cgroup:/vifshape-delegated/in\"]\n")
+	d := n.diagnose("--policy", file)
+	if s, text, _, _ := d.find(t, "policy", "binding"); !d.OK || s != "weaker" || !strings.Contains(text, "user 4242 may move processes") {
+		t.Errorf("%s: %s; verdict %s", s, text, d.Verdict)
 	}
 }
 

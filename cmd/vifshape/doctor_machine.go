@@ -12,7 +12,6 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
-	"github.com/vifshape/vifshape/tc/lab"
 )
 
 // examination is what doctor finds out, and what it is found out with.
@@ -23,9 +22,9 @@ type examination struct {
 	store    *store
 	report   cgroup.Report
 	settings cgroup.Settings
-	way      hierarchy.Way // that auto takes here
-	ways     map[hierarchy.Way]string
-	rules    []string // chains of the firewall that choose classes
+	way      hierarchy.Way            // that auto takes here
+	ways     map[hierarchy.Way]string // why the interface cannot have a way that cgroup can
+	rules    []string                 // chains of the firewall that choose classes
 	links    []tc.Link
 	hardware map[string]bool // interfaces that are
 	all      []finding
@@ -81,13 +80,18 @@ func (x *examination) timers() error {
 	if err != nil {
 		return err
 	}
+	x.add(timerFinding(hz))
+	return nil
+}
+
+// timerFinding says what follows from how often a second a queue can be woken.
+func timerFinding(hz uint64) finding {
 	f := finding{Group: groupMachine, Topic: "timers", State: good, Text: "high resolution"}
 	if hz < 1_000_000 {
 		f.State, f.Text = weaker, fmt.Sprintf("%d ticks a second, no high resolution", hz)
 		f.Follows = fmt.Sprintf("queues are served every %.3g ms: a burst below what the rate sends in that time loses throughput", 1000/float64(hz))
 	}
-	x.add(f)
-	return nil
+	return f
 }
 
 // queueing asks for qdiscs, classifiers and interfaces of kind ifb.
@@ -116,18 +120,13 @@ func (x *examination) queueing() error {
 		if slices.Contains(lack, "fq_codel") {
 			f.Follows += fmt.Sprintf("; those that name none get %s, in which one large flow delays the others of its branch", tc.DefaultKind(have))
 		}
-		whys := []string{}
 		for _, k := range lack {
-			why, fix := x.module("sch_" + k)
-			if len(fix) > 0 && !slices.Contains(whys, why) {
-				whys = append(whys, why)
-			}
+			_, fix := x.module("sch_" + k)
 			f.Fix = append(f.Fix, fix...)
 		}
 		if x.modules == "" {
 			f.Follows += "; this kernel has no modules here: it takes one that was built with them"
 		}
-		f.Fix = slices.Compact(f.Fix)
 		x.unsure(&f)
 		x.add(f)
 	}
@@ -156,74 +155,49 @@ func (x *examination) unsure(f *finding) {
 
 // classifiers asks in a network namespace of its own, where filters can be tried.
 func (x *examination) classifiers(noClsact bool) error {
-	var lacking []string
-	known := x.root()
-	has := map[string]bool{}
-	ifb := false
-	if known {
-		ns, err := lab.NewNetNS()
-		if err != nil {
-			return fmt.Errorf("make a network namespace to ask the kernel in: %w", err)
-		}
-		defer ns.Close()
-		c, err := tc.Open(tc.Config{NetNS: ns.FD()})
+	var lacks map[string]string
+	noIFB := false
+	if x.root() {
+		err := asked(func(c *tc.Conn, _ *tc.Device) error {
+			has, err := c.HasIFB()
+			noIFB = !has
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		defer c.Close()
-		lo, err := c.Device("lo")
-		if err != nil {
+		if lacks, err = missingClassifiers(); err != nil {
 			return err
 		}
-		if !noClsact {
-			if lacking, err = lo.LacksFilters("bpf", "cgroup"); err != nil {
-				return err
-			}
-			has["bpf"], has["cgroup"] = !slices.Contains(lacking, "bpf"), !slices.Contains(lacking, "cgroup")
-		}
-		if ifb, err = c.HasIFB(); err != nil {
-			return err
-		}
-	} else {
-		bpf, sure := tc.HasBPF()
-		has["bpf"], known = bpf, bpf || sure
 	}
-	// What BPF needs: without it the ways that stand on it fail at apply.
 	for _, w := range x.report.Ways {
 		if w.Err != nil {
 			continue
 		}
-		switch w.Way {
-		case hierarchy.WayBPF, hierarchy.WayNetCls:
-			if x.root() && (noClsact || !has["bpf"]) {
-				x.ways[w.Way] = "no place for its program: clsact or cls_bpf is missing"
-			}
-		case hierarchy.WayClsCgroup:
-			if x.root() && !noClsact && !has["cgroup"] {
-				x.ways[w.Way] = "classifier cls_cgroup is missing"
-			}
-		}
-		if x.way == hierarchy.WayNone {
-			x.way = w.Way // the one that apply takes, whether it works or not
+		if what := lacks[classifier(w.Way)]; what != "" {
+			x.ways[w.Way] = what + " is missing"
+		} else if x.way == hierarchy.WayNone {
+			x.way = w.Way
 		}
 	}
-	program := x.way == hierarchy.WayBPF || x.way == hierarchy.WayNetCls
+	program := classifier(x.way) == "bpf"
 	x.kind("clsact", "sch_ingress", program, noClsact, "the place of the program that classifies, for bindings bpf and net_cls")
-	if !noClsact {
-		text := "runs that program"
-		switch {
-		case known:
-			x.kind("cls_bpf", "cls_bpf", program, !has["bpf"], text)
-		default:
-			x.add(finding{Group: groupQueueing, Topic: "cls_bpf", State: unknown, Text: "not to be seen without privileges"})
-		}
-		if x.root() {
-			x.kind("cls_cgroup", "cls_cgroup", false, !has["cgroup"], "for binding cls_cgroup, where BPF is not to be had")
-		}
-	}
 	if x.root() {
-		x.kind("ifb", "ifb", false, !ifb, "nothing needs it yet: shaping of received traffic will")
+		if !noClsact {
+			x.kind("cls_bpf", "cls_bpf", program, lacks["bpf"] != "", "runs that program")
+			x.kind("cls_cgroup", "cls_cgroup", false, lacks["cgroup"] != "", "for binding cls_cgroup, where BPF is not to be had")
+		}
+		x.kind("ifb", "ifb", false, noIFB, "nothing needs it yet: shaping of received traffic will")
+		return nil
 	}
+	f := finding{Group: groupQueueing, Topic: "cls_bpf", State: good, Needed: program, Text: "runs that program"}
+	if has, known := tc.HasBPF(); !has {
+		f.State, f.Text = unknown, "not to be seen without privileges"
+		if known {
+			f.Text = "not in the lists of this kernel's modules"
+		}
+	}
+	x.add(f)
 	return nil
 }
 
@@ -238,28 +212,34 @@ func (x *examination) bindings() {
 			f.State, f.Text = missing, w.Err.Error()
 		case no != "":
 			f.State, f.Text = missing, no
+		default:
+			f.Weak = w.Weak
 		}
 		if w.Way == x.way {
 			f.Text += "; auto takes this"
+			if len(f.Weak) > 0 {
+				f.State = weaker
+			}
 		}
 		x.add(f)
 	}
 	f := finding{Group: groupBinding, Topic: "any binding", State: good, Needed: true, Text: "programs and services can be kept in branches"}
 	switch {
-	case x.way != hierarchy.WayNone && x.ways[x.way] == "":
+	case x.way != hierarchy.WayNone:
 	case !x.root():
 		f.State, f.Text = unknown, "none could be tried without privileges"
 	default:
 		f.State, f.Text = missing, "nothing here tells whose a packet is"
-		if x.way != hierarchy.WayNone {
-			f.Text = fmt.Sprintf("auto takes %s, and there is %s", x.way, x.ways[x.way])
-		}
 	}
 	x.add(f)
 	for _, n := range x.report.Notes {
 		x.add(finding{Group: groupBinding, Topic: "note", State: good, Text: n})
 	}
 }
+
+// initialCgroupNS is the cgroup namespace of the machine itself
+// (PROC_CGROUP_INIT_INO, include/linux/proc_ns.h, v6.1).
+const initialCgroupNS = "cgroup:[4026531835]"
 
 // cgroups says how they are mounted and who keeps them.
 func (x *examination) cgroups() {
@@ -269,18 +249,23 @@ func (x *examination) cgroups() {
 	if s.Cgroup2 == "" {
 		f.State, f.Text = weaker, "not mounted in this mount namespace"
 		f.Follows = "bindings by BPF name cgroups that nobody here can look at"
-		f.Fix = []string{"mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"}
+		// Below /sys/fs/cgroup there may be sysfs, or a file system that is read-only.
+		f.Fix = []string{"mkdir -p /run/cgroup2 && mount -t cgroup2 cgroup2 /run/cgroup2"}
 	}
 	x.add(f)
 	if s.Cgroup2 != "" {
 		f := finding{Group: groupBinding, Topic: "nsdelegate", State: good, Text: "processes cannot leave their cgroup namespace"}
 		if !s.Delegate {
-			// A remount sets all of the options anew (apply_cgroup_root_flags,
-			// kernel/cgroup/cgroup.c, v6.12).
+			// A remount sets all of the options anew, and none of them in another
+			// cgroup namespace (apply_cgroup_root_flags, kernel/cgroup/cgroup.c, v6.1).
 			options := append(slices.DeleteFunc(slices.Clone(s.Options), func(o string) bool { return o == "rw" || o == "ro" }), "nsdelegate")
 			f.State, f.Text = weaker, "not among the options of "+s.Cgroup2
 			f.Follows = "root in a container that may write to the cgroups it sees can move itself out of its branch"
-			f.Fix = []string{fmt.Sprintf("mount -o remount,%s %s", strings.Join(options, ","), s.Cgroup2)}
+			if ns, err := os.Readlink("/proc/self/ns/cgroup"); err == nil && ns == initialCgroupNS {
+				f.Fix = []string{fmt.Sprintf("mount -o remount,%s %s", strings.Join(options, ","), quoted(s.Cgroup2))}
+			} else {
+				f.Follows += "; it is for the initial cgroup namespace to set"
+			}
 		}
 		x.add(f)
 	}
@@ -347,8 +332,11 @@ func (x *examination) firewall() error {
 		if x.rules[0] == "module xt_CLASSIFY" {
 			f.Fix = []string{"iptables -t mangle -S | grep CLASSIFY"}
 		} else {
-			family := strings.Fields(x.rules[0])
-			f.Fix = []string{"nft list chain " + strings.Join(family, " ")}
+			chain := strings.Fields(x.rules[0])
+			for i := range chain {
+				chain[i] = quoted(chain[i])
+			}
+			f.Fix = []string{"nft -a list chain " + strings.Join(chain, " ")}
 		}
 	}
 	x.add(f)

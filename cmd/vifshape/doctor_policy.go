@@ -90,10 +90,10 @@ func (c *policyCheck) binding() hierarchy.Way {
 		return hierarchy.WayNone
 	}
 	allowed := ways(c.policy.Binding)
-	way := hierarchy.WayNone
+	way, weak := hierarchy.WayNone, []string(nil)
 	for _, w := range c.report.Ways {
-		if w.Err == nil && (allowed == nil || slices.Contains(allowed, w.Way)) {
-			way = w.Way
+		if w.Err == nil && c.ways[w.Way] == "" && (allowed == nil || slices.Contains(allowed, w.Way)) {
+			way, weak = w.Way, w.Weak
 			break
 		}
 	}
@@ -102,13 +102,13 @@ func (c *policyCheck) binding() hierarchy.Way {
 		f.Text = fmt.Sprintf("binding %q: no way of it works here", c.policy.Binding)
 		f.Follows = "the findings about binding say why"
 		c.say("", "binding", f)
-	case c.ways[way] != "":
-		f.Text = fmt.Sprintf("binding %q takes %s: %s", c.policy.Binding, way, c.ways[way])
-		c.say("", "binding", f)
 	case tags(way) && len(c.policy.Trees) > 1:
 		f.Text = fmt.Sprintf("binding %s: one process has one net_cls tag for all interfaces, and the policy shapes %d", way, len(c.policy.Trees))
 		c.say("", "binding", f)
 	default:
+		if len(weak) > 0 {
+			c.say("", "binding", finding{Topic: "way", State: weaker, Text: fmt.Sprintf("binding %q takes %s", c.policy.Binding, way), Weak: weak})
+		}
 		return way
 	}
 	return hierarchy.WayNone
@@ -136,7 +136,7 @@ func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) e
 		}
 		c.say(top, "replace", f)
 	}
-	if program := way == hierarchy.WayBPF || way == hierarchy.WayNetCls; program {
+	if classifier(way) == "bpf" {
 		for _, f := range c.hooks(l, o) {
 			if f.State != good {
 				f.Needed = o.Ingress || slices.ContainsFunc(o.Filters, func(x tc.Filter) bool { return x.Blocks })
@@ -160,8 +160,14 @@ func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) e
 		}
 	}
 	if t.MTU != 0 && t.MTU < off.Packet {
-		c.say(top, "mtu", finding{Topic: "mtu", State: weaker, Text: fmt.Sprintf("%s: mtu %v, and the interface is handed packets of up to %v", t.Interface, t.MTU, off.Packet),
-			Follows: "bursts and queues that are worked out from mtu are too small for them", Fix: []string{fmt.Sprintf("ip link set dev %s gso_max_size %d", l.Name, uint64(t.MTU))}})
+		f := finding{Topic: "mtu", State: weaker, Text: fmt.Sprintf("%s: mtu %v, and the interface is handed packets of up to %v", t.Interface, t.MTU, off.Packet),
+			Follows: "bursts and queues that are worked out from mtu are too small for them"}
+		if t.MTU < frame(l) {
+			f.Follows += fmt.Sprintf("; write mtu = %q or more: the link-layer header counts", frame(l))
+		} else {
+			f.Fix = []string{smaller(l, t.MTU)}
+		}
+		c.say(top, "mtu", f)
 	}
 	if f := c.packets(l, off, t.Root.Rate, slowest); f.State != good {
 		f.Text = fmt.Sprintf("%s: packets of %s", t.Interface, f.Text)
@@ -185,7 +191,7 @@ func (c *policyCheck) speed(l tc.Link, t *hierarchy.Tree) {
 	}
 	if !l.Up {
 		c.say(path, "", finding{Topic: "link", State: weaker, Text: t.Interface + ": switched off",
-			Follows: "nothing is sent; the tree is made and waits", Fix: []string{"ip link set dev " + l.Name + " up"}})
+			Follows: "nothing is sent; the tree is made and waits", Fix: []string{"ip link set dev " + quoted(l.Name) + " up"}})
 	}
 }
 

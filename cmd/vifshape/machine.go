@@ -23,6 +23,8 @@ type machine struct {
 	store *store
 	early map[string]hierarchy.State // see ahead
 	tags  []string                   // interfaces of the policy at hand that net_cls tags will bind
+
+	missing map[string]string // of classifiers, once the kernel was asked; see lacks
 }
 
 func (e *env) machine() (*machine, error) {
@@ -84,6 +86,7 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 		Hook: d, Interface: iface, Index: d.Index, NetNS: m.store.netNS, RunDir: m.runDir,
 		Ways: ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
 		Others: func() ([]string, error) { return m.tagged(iface, d.Index) },
+		Lacks:  m.lacks,
 		Warn:   func(s string) { m.notef("%s", s) },
 	}
 	b, err := cgroup.NewBinder(cfg)

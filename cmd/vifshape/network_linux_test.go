@@ -55,7 +55,17 @@ func newNetwork(t testing.TB) *network {
 
 // cgroups is where run puts the programs of this network.
 func (n *network) cgroups() string {
-	return filepath.Join(tctest.Cgroup2Mount(n), "vifshape", n.store.netNS)
+	mount := "/sys/fs/cgroup/net_cls" // of a guest with cgroup v1 alone
+	if !vm.Inside() || isV2("/sys/fs/cgroup") || isV2("/sys/fs/cgroup/unified") {
+		mount = tctest.Cgroup2Mount(n)
+	}
+	return filepath.Join(mount, "vifshape", n.store.netNS)
+}
+
+// isV2 says whether cgroup v2 is mounted there.
+func isV2(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "cgroup.controllers"))
+	return err == nil
 }
 
 // removeCgroups kills what is left in the branches and removes their cgroups.
@@ -254,7 +264,7 @@ func (n *network) device(fn func(*tc.Device) error) {
 // until waits for something that takes a moment; 10 seconds are the limit.
 func (n *network) until(what string, ok func() bool) {
 	n.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			n.Fatalf("%s did not come", what)
 		}

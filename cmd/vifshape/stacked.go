@@ -122,13 +122,14 @@ func shapes(qdisc string) bool {
 	return false
 }
 
-// onRoutes says whether a tunnel may leave by an interface.
+// onRoutes says whether a tunnel may leave by an interface. In a container that is
+// one end of a pair, on a line with PPPoE a ppp.
 func onRoutes(l tc.Link) bool {
 	switch l.Nature {
 	case tc.NaturePhysical, tc.NatureBond, tc.NatureVLAN, tc.NatureBridge:
 		return true
 	}
-	return false
+	return l.Peer() && l.Master == 0 || slices.Contains([]string{"macvlan", "ipvlan", "ppp"}, l.Kind)
 }
 
 // shaper is what shapes an interface: the policy, or the root qdisc that is there.
@@ -186,6 +187,11 @@ func (s shaper) already(names []string) (who, what string) {
 	if s.root.Ours() {
 		return fmt.Sprintf("vifshape shapes %s already", name), fmt.Sprintf("`vifshape clear %s` ends that", strings.Join(names, " "))
 	}
-	return fmt.Sprintf("%s has a root qdisc %s %v that vifshape did not make", name, s.root.Kind, s.root.Handle),
-		fmt.Sprintf("`tc qdisc del dev %s root` removes it, if what made it does not make it again", names[0])
+	who = fmt.Sprintf("%s has a root qdisc %s %v that vifshape did not make", name, s.root.Kind, s.root.Handle)
+	if len(names) == 1 {
+		name = quoted(name)
+	} else {
+		name = "DEV"
+	}
+	return who, fmt.Sprintf("`tc qdisc del dev %s root` removes it, if what made it does not make it again", name)
 }

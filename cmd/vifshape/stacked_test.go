@@ -130,6 +130,8 @@ func TestTwice(t *testing.T) {
 			"bond0: what wg0 sends leaves by the route to the other end of the tunnel, which may lead by it, and the policy shapes both" + wait + "shape bond0 alone, unless the two rates are meant to hold together",
 			"br0: what wg0 sends leaves by the route to the other end of the tunnel, which may lead by it, and the policy shapes both" + wait + "shape br0 alone, unless the two rates are meant to hold together",
 			"bond0: what br0 sends leaves by it, and the policy shapes both" + wait + "shape bond0 alone, unless the two rates are meant to hold together"}},
+		{name: "tunnel in a container", policy: "wg0 b0 vnet0", want: []string{
+			"b0: what wg0 sends leaves by the route to the other end of the tunnel, which may lead by it, and the policy shapes both" + wait + "shape b0 alone, unless the two rates are meant to hold together"}},
 		{name: "tunnel and somebody else's", policy: "wg0", roots: map[int]hierarchy.Root{18: tbf}, want: []string{
 			"wlan0: what wg0 sends leaves by the route to the other end of the tunnel, which may lead by it, and wlan0 has a root qdisc tbf 7: that vifshape did not make" + wait +
 				"`tc qdisc del dev wlan0 root` removes it, if what made it does not make it again"}},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"testing"
 
 	"github.com/vifshape/vifshape/tc/tctest/vm"
@@ -14,10 +15,18 @@ func TestVM(t *testing.T) {
 		"^TestKernelDemo$":         "its shares within 5 % take a processor that is not emulated",
 		"^TestKernelRealPrograms$": "its shares within 5 % take a processor that is not emulated",
 	}
+	onUML := maps.Clone(not)
+	onUML["^TestKernelScript$/^nft$"] = "its kernel has no nf_tables"
+	onHybrid := maps.Clone(onUML)
+	onHybrid["^TestKernelScript$/^netcls$"] = "it mounts net_cls, which is mounted there"
+	onV1 := maps.Clone(onUML)
+	for _, script := range []string{"apply", "gonegroup", "netcls"} {
+		onV1["^TestKernelScript$/^"+script+"$"] = "its words are those of a machine with cgroup v2"
+	}
 	vm.Matrix(t,
-		vm.Guest{Kernel: vm.UML(), Not: not},
-		vm.Guest{Kernel: vm.UML(), Cgroup: vm.Hybrid, Not: not},
-		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Not: not},
+		vm.Guest{Kernel: vm.UML(), Not: onUML},
+		vm.Guest{Kernel: vm.UML(), Cgroup: vm.Hybrid, Not: onHybrid},
+		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Not: onV1, Lacks: []string{"a mounted cgroup v2 hierarchy"}},
 		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Not: not},
 		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64"), Not: not},
 	)

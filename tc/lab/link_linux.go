@@ -223,11 +223,15 @@ func (n *NetNS) configure(l Link) (net.HardwareAddr, error) {
 	return mac, n.SetUp(l.Name)
 }
 
+// readyTime is how long the kernel may take for an address.
+const readyTime = 30 * time.Second
+
 // ready waits until packets to the addresses of l are taken in. For IPv6 the
 // kernel sees to that later, in a work queue (addrconf_dad_completed,
-// net/ipv6/addrconf.c, v6.12), which a busy machine may keep waiting.
+// net/ipv6/addrconf.c, v6.12), which a busy machine, or one that takes down what
+// other tests left, may keep waiting for long.
 func (n *NetNS) ready(l Link) error {
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(readyTime)
 	for _, p := range l.Addrs {
 		for p.Addr().Is6() {
 			ok, err := n.local(p.Addr())
@@ -238,7 +242,7 @@ func (n *NetNS) ready(l Link) error {
 				break
 			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("address %v on %s is not ready after 5s", p, l.Name)
+				return fmt.Errorf("address %v on %s is not ready after %v", p, l.Name, readyTime)
 			}
 			time.Sleep(time.Millisecond)
 		}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/lab"
+)
+
+// asked calls f with the loopback interface of a network namespace of its own, where
+// the kernel can be asked by trying. It needs CAP_SYS_ADMIN.
+func asked(f func(*tc.Conn, *tc.Device) error) error {
+	ns, err := lab.NewNetNS()
+	if err != nil {
+		return fmt.Errorf("make a network namespace to ask the kernel in: %w", err)
+	}
+	defer ns.Close()
+	c, err := tc.Open(tc.Config{NetNS: ns.FD()})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	lo, err := c.Device("lo")
+	if err != nil {
+		return err
+	}
+	return f(c, lo)
+}
+
+// classifier is the kind that a way of binding has on the interface; empty: none.
+func classifier(w hierarchy.Way) string {
+	switch w {
+	case hierarchy.WayBPF, hierarchy.WayNetCls:
+		return "bpf"
+	case hierarchy.WayClsCgroup:
+		return "cgroup"
+	}
+	return ""
+}
+
+// missingClassifiers says, of "bpf" and "cgroup", what the kernel has not that they
+// need. It needs CAP_SYS_ADMIN and CAP_NET_ADMIN, and changes nothing but that
+// modules are loaded.
+func missingClassifiers() (map[string]string, error) {
+	missing := map[string]string{}
+	err := asked(func(_ *tc.Conn, lo *tc.Device) error {
+		lacking, err := lo.LacksFilters("bpf", "cgroup")
+		for _, kind := range lacking {
+			missing[kind] = "classifier cls_" + kind
+		}
+		return err
+	})
+	if errors.Is(err, tc.ErrNotSupported) { // no clsact, where the program has its place
+		missing["bpf"], err = "qdisc clsact", nil
+	}
+	return missing, err
+}
+
+// lacks says of a way that the kernel has no classifier for it. Nothing is known to
+// be missing where the kernel may not be asked.
+func (m *machine) lacks(w hierarchy.Way) error {
+	if classifier(w) == "" {
+		return nil
+	}
+	if m.missing == nil {
+		var err error
+		if m.missing, err = missingClassifiers(); err != nil && !errors.Is(err, unix.EPERM) {
+			return err
+		}
+	}
+	if what := m.missing[classifier(w)]; what != "" {
+		return fmt.Errorf("%s: %w", what, tc.ErrNotSupported)
+	}
+	return nil
+}
