@@ -24,9 +24,9 @@ func TestVM(t *testing.T) {
 		onV1["^TestKernelScript$/^"+script+"$"] = "its words are those of a machine with cgroup v2"
 	}
 	vm.Matrix(t,
-		vm.Guest{Kernel: vm.UML(), Not: onUML},
-		vm.Guest{Kernel: vm.UML(), Cgroup: vm.Hybrid, Not: onHybrid},
-		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Not: onV1, Lacks: []string{"a mounted cgroup v2 hierarchy"}},
+		vm.Guest{Kernel: vm.UML(), Not: onUML, Lacks: []string{"Landlock"}},
+		vm.Guest{Kernel: vm.UML(), Cgroup: vm.Hybrid, Not: onHybrid, Lacks: []string{"Landlock"}},
+		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Not: onV1, Lacks: []string{"Landlock", "a mounted cgroup v2 hierarchy"}},
 		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Not: not},
 		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64"), Not: not},
 	)
