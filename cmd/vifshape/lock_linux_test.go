@@ -131,8 +131,12 @@ print(s.recv(100)[0])'`, "0", false},
 				}
 				one := func(args ...string) string {
 					dir := filepath.Join(sub.dir, args[len(args)-1])
-					if err := os.Mkdir(dir, 0o755); err == nil {
+					err := os.Mkdir(dir, 0o755)
+					if err == nil {
 						err = os.Chown(dir, uid, uid)
+					}
+					if err != nil {
+						t.Fatal(err)
 					}
 					args[len(args)-1] = dir
 					args = append(args, "--env", "HOME="+dir, "--env", "TMPDIR=/tmp", "--env", "PROGRAM="+n.bin, "--user", user+":"+user, "eth0/web/api", "--", "sh", "-c", tt.script)
