@@ -223,8 +223,9 @@ func (n *NetNS) configure(l Link) (net.HardwareAddr, error) {
 	return mac, n.SetUp(l.Name)
 }
 
-// readyTime is how long the kernel may take for an address.
-const readyTime = 30 * time.Second
+// readyTime is how long the kernel may take for an address: user-mode Linux frees
+// the maps of 200 BPF programs first, which took 15 s.
+const readyTime = 2 * time.Minute
 
 // ready waits until packets to the addresses of l are taken in. For IPv6 the
 // kernel sees to that later, in a work queue (addrconf_dad_completed,
