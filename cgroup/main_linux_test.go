@@ -145,11 +145,18 @@ func (n *network) binder(t testing.TB, ways ...hierarchy.Way) *cgroup.Binder {
 // sent beside them.
 func (n *network) counts(t testing.TB) map[hierarchy.ClassID]uint64 {
 	t.Helper()
-	stats, err := n.hook.Stats()
-	if err != nil {
-		t.Fatal(err)
+	var (
+		stats []tc.ClassStats
+		err   error
+	)
+	sent := n.sent(t)
+	for before := sent + 1; before != sent; sent = n.sent(t) { // of one moment
+		before = sent
+		if stats, err = n.hook.Stats(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	m := map[hierarchy.ClassID]uint64{0: n.sent(t)}
+	m := map[hierarchy.ClassID]uint64{0: sent}
 	for _, c := range stats {
 		if c.Drops != 0 || c.QLen != 0 {
 			t.Errorf("class %v dropped %d packets, %d wait", c.Class, c.Drops, c.QLen)
