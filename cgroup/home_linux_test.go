@@ -103,6 +103,19 @@ func tree(t testing.TB, bind ...string) *hierarchy.Tree {
 	}}
 }
 
+// resolve finds what the bindings of a tree name; none is refused.
+func resolve(t testing.TB, b *cgroup.Binder, tr *hierarchy.Tree) *cgroup.Resolution {
+	t.Helper()
+	r, err := b.Resolve(cgroup.Branches(tr))
+	if err == nil {
+		err = r.Err()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // TestKernelHomes: a branch's own cgroup is made, found, bound, and goes again
 // unless somebody lives there.
 func TestKernelHomes(t *testing.T) {
@@ -132,11 +145,11 @@ func TestKernelHomes(t *testing.T) {
 			if diff := cmp.Diff(want, homes); diff != "" || err != nil {
 				t.Errorf("homes (-want +got), error %v:\n%s", err, diff)
 			}
-			bound, pending, err := b.Resolve(tree(t))
-			if err != nil || len(pending) != 0 {
-				t.Fatalf("pending %v, error %v", pending, err)
+			r := resolve(t, b, tree(t))
+			if len(r.Pending) != 0 {
+				t.Fatalf("pending %v", r.Pending)
 			}
-			apply(t, b, bound...)
+			apply(t, b, r.Bound...)
 
 			dir := p.mount + strings.TrimPrefix(api, "cgroup:")
 			x := n.start(t, n.Near, dir)
@@ -304,19 +317,16 @@ func TestKernelResolve(t *testing.T) {
 		{bind: "user:no-such-user", pending: "no such user"},
 	} {
 		t.Run(tt.bind, func(t *testing.T) {
-			bound, pending, err := b.Resolve(tree(t, tt.bind))
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := resolve(t, b, tree(t, tt.bind))
 			var wantBound []hierarchy.Bound
 			if tt.target != "" {
 				wantBound = []hierarchy.Bound{{Target: tt.target, Class: red, Path: "eth0/web/rest", From: tt.bind}}
 			}
-			if diff := cmp.Diff(wantBound, bound); diff != "" {
+			if diff := cmp.Diff(wantBound, r.Bound); diff != "" {
 				t.Errorf("bound (-want +got):\n%s", diff)
 			}
 			var reason string
-			for _, p := range pending {
+			for _, p := range r.Pending {
 				reason += p.Reason
 			}
 			if reason != tt.pending {
@@ -328,7 +338,10 @@ func TestKernelResolve(t *testing.T) {
 	t.Run("one cgroup twice", func(t *testing.T) {
 		tr := tree(t, "unit:"+unit)
 		tr.Find("eth0/web/api").Bind = []hierarchy.Binding{{Kind: hierarchy.BindCgroup, Name: strings.TrimPrefix(mine, p.mount)}}
-		_, _, err := b.Resolve(tr)
+		r, err := b.Resolve(cgroup.Branches(tr))
+		if err == nil {
+			err = r.Err()
+		}
 		if err == nil || !strings.Contains(err.Error(), "eth0/web/api: binding") || !strings.Contains(err.Error(), "of eth0/web names already") {
 			t.Errorf("error %v", err)
 		}
@@ -336,7 +349,10 @@ func TestKernelResolve(t *testing.T) {
 	t.Run("users by net_cls", func(t *testing.T) {
 		require(t, hierarchy.WayNetCls)
 		newPlace(t, hierarchy.WayNetCls)
-		_, _, err := n.binder(t, hierarchy.WayNetCls).Resolve(tree(t, "user:root"))
+		r, err := n.binder(t, hierarchy.WayNetCls).Resolve(cgroup.Branches(tree(t, "user:root")))
+		if err == nil {
+			err = r.Err()
+		}
 		if !errors.Is(err, cgroup.ErrNotSupported) {
 			t.Errorf("error %v, want ErrNotSupported", err)
 		}

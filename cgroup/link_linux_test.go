@@ -218,25 +218,30 @@ func TestKernelLinkResolve(t *testing.T) {
 	require(t, hierarchy.WayBPF)
 	n := newNetwork(t)
 	b := n.binder(t, hierarchy.WayBPF)
-	got, pending, err := b.Resolve(tree(t, "link:veth1"))
-	if err != nil || len(got) != 0 || len(pending) != 1 || pending[0].Reason != "no such interface" {
-		t.Errorf("missing interface: bound %v, pending %v, %v", got, pending, err)
+	r := resolve(t, b, tree(t, "link:veth1"))
+	if len(r.Bound) != 0 || len(r.Pending) != 1 || r.Pending[0].Reason != "no such interface" {
+		t.Errorf("missing interface: %+v", r)
 	}
 	n.routed(t, "veth1", 1)
-	got, pending, err = b.Resolve(tree(t, "link:veth1"))
-	if err != nil || len(got) != 1 || got[0].Target != "link:veth1" || len(pending) != 0 {
-		t.Errorf("interface: bound %v, pending %v, %v", got, pending, err)
+	r = resolve(t, b, tree(t, "link:veth1"))
+	if len(r.Bound) != 1 || r.Bound[0].Target != "link:veth1" || len(r.Pending) != 0 {
+		t.Errorf("interface: %+v", r)
 	}
-	if _, _, err := b.Resolve(tree(t, "link:"+n.Dev)); err == nil || !strings.Contains(err.Error(), "the shaped interface itself") {
-		t.Errorf("shaped interface: %v", err)
+	refused := func(b *cgroup.Binder, bind, want string) {
+		t.Helper()
+		r, err := b.Resolve(cgroup.Branches(tree(t, bind)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Err(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, not %q", bind, err, want)
+		}
 	}
+	refused(b, "link:"+n.Dev, "the shaped interface itself")
 	for _, way := range []hierarchy.Way{hierarchy.WayNft, hierarchy.WayNetCls} {
 		if _, err := n.binder(t, way).Hook(); err != nil {
 			continue // not here
 		}
-		_, _, err := n.binder(t, way).Resolve(tree(t, "link:veth1"))
-		if err == nil || !strings.Contains(err.Error(), "with BPF only") {
-			t.Errorf("%s: %v", way, err)
-		}
+		refused(n.binder(t, way), "link:veth1", "with BPF only")
 	}
 }

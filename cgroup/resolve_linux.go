@@ -4,14 +4,36 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/user"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vifshape/vifshape/hierarchy"
 )
+
+// Branch is a branch with what is bound to it.
+type Branch struct {
+	Path  hierarchy.Path
+	Entry hierarchy.Path    // the leaf that the branch's own processes use
+	Class hierarchy.ClassID // of that leaf
+	Bind  []hierarchy.Binding
+}
+
+// Branches are those of a tree that processes can be in.
+func Branches(t *hierarchy.Tree) []Branch {
+	var all []Branch
+	for b := range t.All() {
+		if entry := b.Entry(); entry != nil {
+			all = append(all, Branch{b.Path, entry.Path, entry.ID, b.Bind})
+		}
+	}
+	return all
+}
 
 // Pending is a binding whose cgroup, user or interface is not there (yet).
 type Pending struct {
@@ -20,80 +42,166 @@ type Pending struct {
 	Reason  string
 }
 
-// Resolve finds what the bindings of a tree name on this machine, and the homes
-// that its branches have (see [Binder.Home]), which are bound too. What is not
-// there is pending, no error: a service may be stopped. An error is what can
-// never work, such as one cgroup in two branches.
+// Refused is a binding that cannot be in force, such as one that names a cgroup
+// which another one names just as exactly.
+type Refused struct {
+	Path    hierarchy.Path    // the branch
+	Binding hierarchy.Binding // the zero Binding for the cgroup that run has made
+	With    hierarchy.Binding // the other one; the zero Binding where it is for itself
+	Err     error             // says all of that
+}
+
+// Resolution is what bindings come to on this machine.
+type Resolution struct {
+	// Bound holds what is to be in force. Class and Path are those of a branch's
+	// entry.
+	Bound   []hierarchy.Bound
+	Pending []Pending
+	Refused []Refused
+}
+
+// Err tells of all that was refused.
+func (r *Resolution) Err() error {
+	var errs []error
+	for _, x := range r.Refused {
+		errs = append(errs, x.Err)
+	}
+	return errors.Join(errs...)
+}
+
+// Resolve finds what the bindings of branches name on this machine, and the homes
+// that the branches have (see [Binder.Home]), which are bound too. What is not
+// there is pending: a service may be stopped. What can never work is refused; so is
+// what two bindings name equally exactly, and then neither gets it. An error says
+// that the machine could not be read.
 //
 // A unit or slice is one of the system's manager. Those of users' managers and of
-// containers, who choose the names of theirs, are bound by their cgroups.
-//
-// Each class is that of the branch's entry; Path is the entry's.
-func (b *Binder) Resolve(t *hierarchy.Tree) ([]hierarchy.Bound, []Pending, error) {
+// containers, who choose the names of theirs, are bound by their cgroups. No
+// pattern stands for the homes of branches and what lies above and below them.
+func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 	if err := b.choose(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	units, err := b.units(t)
+	units, err := b.units(branches)
 	if err != nil {
-		return nil, nil, b.wrap(err)
+		return nil, b.wrap(err)
 	}
-	r := resolution{seen: map[string]claim{}}
-	branches := map[hierarchy.Path]*hierarchy.Branch{}
-	for br := range t.All() {
-		branches[br.Path] = br
-		entry := br.Entry()
-		if entry == nil {
-			continue
-		}
-		for _, bind := range br.Bind {
-			target, reason, err := b.target(bind, units)
-			switch {
-			case err != nil:
-				r.errs = append(r.errs, fmt.Errorf("%s: binding %q: %w", br.Path, bind, err))
-			case reason != "":
-				r.pending = append(r.pending, Pending{br.Path, bind, reason})
-			default:
-				r.add(br.Path, entry, target, bind.String())
+	r := resolver{claims: map[string][]claim{}}
+	at := map[hierarchy.Path]*Branch{}
+	for i := range branches {
+		br := &branches[i]
+		at[br.Path] = br
+		for _, x := range br.Bind {
+			targets, missing, err := b.targets(x, units)
+			if err != nil {
+				r.Refused = append(r.Refused, Refused{Path: br.Path, Binding: x, Err: fmt.Errorf("%s: binding %q: %w", br.Path, x, err)})
+			}
+			for _, reason := range missing {
+				r.Pending = append(r.Pending, Pending{br.Path, x, reason})
+			}
+			for _, t := range targets {
+				r.claim(t, claim{branch: br, binding: x, from: x.String(), exact: exactness(x)})
 			}
 		}
 	}
 	homes, err := b.Homes()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	for _, p := range homes {
-		if br := branches[p]; br != nil && br != t.Root && br.Entry() != nil { // the interface's is on the way to theirs
-			r.add(p, br.Entry(), cgroupTarget+b.homePath(p), "run")
+		if br := at[p]; br != nil && p.Parent() != "" { // the interface's is on the way to theirs
+			r.claim(cgroupTarget+b.homePath(p), claim{branch: br, from: "run", exact: exactly})
 		}
 	}
+	r.settle()
 	if tagged(b.way) {
-		r.bound = withoutInherited(r.bound)
+		r.Bound = withoutInherited(r.Bound)
 	}
-	return r.bound, r.pending, errors.Join(r.errs...)
+	return &r.Resolution, nil
 }
 
-// claim is who asked for a target first.
+// Keep chooses the way of the classifier that is on the interface, whatever
+// [Binder.Hook] would choose by now, and returns that classifier. There must be one,
+// of this version.
+func (b *Binder) Keep() (hierarchy.Hook, error) {
+	way, err := b.inForce()
+	switch {
+	case err != nil:
+		return hierarchy.Hook{}, b.wrap(err)
+	case way == hierarchy.WayNone:
+		return hierarchy.Hook{}, b.wrap(errors.New("there is none on the interface"))
+	case way != hierarchy.WayClsCgroup && b.on(way) == nil:
+		return hierarchy.Hook{}, b.wrap(errors.New("the one on the interface is another version's"))
+	}
+	if _, err := b.hierarchy(way); err != nil {
+		return hierarchy.Hook{}, b.wrap(err)
+	}
+	b.way, b.at = way, way
+	return hierarchy.Hook{Way: way, Version: version}, nil
+}
+
+// claim is a binding that names a target.
 type claim struct {
-	path hierarchy.Path
-	from string
+	branch  *Branch
+	binding hierarchy.Binding
+	from    string
+	exact   int // the higher, the more exactly
 }
 
-type resolution struct {
-	bound   []hierarchy.Bound
-	pending []Pending
-	errs    []error
-	seen    map[string]claim
+// exactly is how exact a name is that is no pattern.
+const exactly = 1 << 30
+
+func exactness(x hierarchy.Binding) int {
+	if p := hierarchy.Pattern(x.Name); !p.Exact() {
+		return p.Literals()
+	}
+	return exactly
 }
 
-func (r *resolution) add(p hierarchy.Path, entry *hierarchy.Branch, target, from string) {
-	if first, ok := r.seen[target]; ok {
-		if first.path != p {
-			r.errs = append(r.errs, fmt.Errorf("%s: binding %q names %s, which %q of %s names already", p, from, target, first.from, first.path))
-		}
+type resolver struct {
+	Resolution
+	order  []string           // targets, as they were claimed
+	claims map[string][]claim // the most exact ones, of different branches
+}
+
+func (r *resolver) claim(target string, c claim) {
+	was := r.claims[target]
+	switch {
+	case was == nil:
+		r.order = append(r.order, target)
+	case c.exact > was[0].exact:
+		was = nil
+	case c.exact < was[0].exact || slices.ContainsFunc(was, func(o claim) bool { return o.branch == c.branch }):
 		return
 	}
-	r.seen[target] = claim{p, from}
-	r.bound = append(r.bound, hierarchy.Bound{Target: target, Class: entry.ID, Path: entry.Path, From: from})
+	r.claims[target] = append(was, c)
+}
+
+// settle gives each target to who claims it, and says of what several do only the
+// first of the same bindings.
+func (r *resolver) settle() {
+	type pair struct{ a, b hierarchy.Binding }
+	said := map[pair]bool{}
+	for _, target := range r.order {
+		all := r.claims[target]
+		first := all[0]
+		if len(all) == 1 {
+			r.Bound = append(r.Bound, hierarchy.Bound{Target: target, Class: first.branch.Class, Path: first.branch.Entry, From: first.from})
+			continue
+		}
+		for _, c := range all[1:] {
+			if k := (pair{first.binding, c.binding}); said[k] {
+				continue
+			} else {
+				said[k] = true
+			}
+			err := fmt.Errorf("%s: binding %q names %s, which %q of %s names already", c.branch.Path, c.from, target, first.from, first.branch.Path)
+			if c.exact != exactly {
+				err = fmt.Errorf("%w, and just as exactly: bind %s by its name, or write more of the name in one of the two", err, target)
+			}
+			r.Refused = append(r.Refused, Refused{Path: c.branch.Path, Binding: c.binding, With: first.binding, Err: err})
+		}
+	}
 }
 
 // withoutInherited leaves out what has the same class as the nearest binding
@@ -113,80 +221,193 @@ func withoutInherited(all []hierarchy.Bound) []hierarchy.Bound {
 	})
 }
 
-// target is what a binding names, or the reason why there is none at present.
-func (b *Binder) target(x hierarchy.Binding, units map[string][]string) (target, reason string, err error) {
+// targets are what a binding names, and reasons why there is nothing at present,
+// or not all.
+func (b *Binder) targets(x hierarchy.Binding, units map[string][]string) (targets, missing []string, err error) {
+	one := func(target, reason string, err error) ([]string, []string, error) {
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case reason != "":
+			return nil, []string{reason}, nil
+		}
+		return []string{target}, nil, nil
+	}
 	switch x.Kind {
 	case hierarchy.BindCgroup:
-		id, _, err := b.tree().id(x.Name)
-		if errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Sprintf("no such cgroup below %s", b.tree().where), nil
-		}
-		if err == nil && !tagged(b.way) {
-			b.paths[id] = x.Name
-		}
-		return cgroupTarget + x.Name, "", err
+		return b.cgroups(x.Name)
 	case hierarchy.BindUnit, hierarchy.BindSlice:
-		found := units[x.Name]
-		switch {
-		case len(found) == 1:
-			return cgroupTarget + found[0], "", nil
-		case len(found) > 1:
-			return "", fmt.Sprintf("%d cgroups bear the name; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:")), nil
-		case tagged(b.way):
-			return "", "no such cgroup in the net_cls hierarchy, which systemd leaves alone", nil
-		}
-		return "", fmt.Sprintf("the %s is not running (a user's own or a container's is named by cgroup:/PATH)", x.Kind), nil
+		return b.unitTargets(x, units)
 	case hierarchy.BindUser:
-		if tagged(b.way) {
-			return "", "", fmt.Errorf("users can be bound with cgroup v2 only, not with net_cls: %w", ErrNotSupported)
-		}
-		if uid, err := strconv.ParseUint(x.Name, 10, 32); err == nil {
-			return uidTarget + strconv.FormatUint(uid, 10), "", nil
-		}
-		u, err := user.Lookup(x.Name)
-		var unknown user.UnknownUserError
-		if errors.As(err, &unknown) {
-			return "", "no such user", nil
-		}
-		if err != nil {
-			return "", "", err
-		}
-		return uidTarget + u.Uid, "", nil
+		return one(b.user(x.Name))
 	case hierarchy.BindLink:
-		return b.resolveLink(x.Name)
+		return one(b.resolveLink(x.Name))
 	}
-	return "", "", fmt.Errorf("kind %v of binding is not known", x.Kind)
+	return nil, nil, fmt.Errorf("kind %v of binding is not known", x.Kind)
 }
 
-// units finds the cgroups of the units and slices that t's bindings name, where
-// systemd puts them: at the end of a chain of slices. Below a unit there may be
-// others' cgroups with the same names: what a user's manager and a container make
-// of what was delegated to them claims nothing here.
-func (b *Binder) units(t *hierarchy.Tree) (map[string][]string, error) {
+// cgroups are those that a path stands for.
+func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
+	t := b.tree()
+	if hierarchy.Pattern(name).Exact() {
+		id, _, err := t.id(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, []string{"no such cgroup below " + t.where}, nil
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if !tagged(b.way) {
+			b.paths[id] = name
+		}
+		return []string{cgroupTarget + name}, nil, nil
+	}
+	found, err := t.glob(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(found) == 0 {
+		return nil, []string{"no such cgroups below " + t.where}, nil
+	}
+	for _, p := range found {
+		targets = append(targets, cgroupTarget+p)
+	}
+	return targets, nil, nil
+}
+
+// unitTargets are the cgroups of the units or slices that a binding stands for.
+func (b *Binder) unitTargets(x hierarchy.Binding, units map[string][]string) (targets, missing []string, err error) {
+	names := []string{x.Name}
+	if p := hierarchy.Pattern(x.Name); !p.Exact() {
+		names = nil
+		for name, found := range units {
+			if len(found) > 0 && p.Match(name) && strings.HasSuffix(name, ".slice") == (x.Kind == hierarchy.BindSlice) {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+	}
+	for _, name := range names {
+		switch found := units[name]; {
+		case len(found) == 1:
+			targets = append(targets, cgroupTarget+found[0])
+		case len(found) > 1:
+			missing = append(missing, fmt.Sprintf("%d cgroups bear the name; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:")))
+		}
+	}
+	switch {
+	case len(targets)+len(missing) > 0:
+	case tagged(b.way):
+		missing = []string{"no such cgroup in the net_cls hierarchy, which systemd leaves alone"}
+	case len(names) == 0:
+		missing = []string{fmt.Sprintf("no such %s is running (a user's own or a container's is named by cgroup:/PATH)", x.Kind)}
+	default:
+		missing = []string{fmt.Sprintf("the %s is not running (a user's own or a container's is named by cgroup:/PATH)", x.Kind)}
+	}
+	return targets, missing, nil
+}
+
+// user is the target of a user, or why there is none at present.
+func (b *Binder) user(name string) (target, reason string, err error) {
+	if tagged(b.way) {
+		return "", "", fmt.Errorf("users can be bound with cgroup v2 only, not with net_cls: %w", ErrNotSupported)
+	}
+	if uid, err := strconv.ParseUint(name, 10, 32); err == nil {
+		return uidTarget + strconv.FormatUint(uid, 10), "", nil
+	}
+	u, err := user.Lookup(name)
+	var unknown user.UnknownUserError
+	if errors.As(err, &unknown) {
+		return "", "no such user", nil
+	}
+	if err != nil {
+		return "", "", err
+	}
+	return uidTarget + u.Uid, "", nil
+}
+
+// glob lists the cgroups that a path stands for whose parts may be patterns. It
+// reads no more directories than these take.
+func (t *tree) glob(pattern string) ([]string, error) {
+	found := []string{""}
+	for part := range strings.SplitSeq(strings.TrimPrefix(pattern, "/"), "/") {
+		p := hierarchy.Pattern(part)
+		var next []string
+		for _, dir := range found {
+			if p.Exact() {
+				next = append(next, dir+"/"+part)
+				continue
+			}
+			names, err := t.children(dir)
+			if err != nil {
+				return nil, err
+			}
+			for _, name := range names {
+				if at := dir + "/" + name; at != homeRoot && p.Match(name) {
+					next = append(next, at)
+				}
+			}
+		}
+		found = next
+	}
+	return slices.DeleteFunc(found, func(p string) bool {
+		_, _, err := t.id(p)
+		return err != nil || strings.HasPrefix(p, homeRoot+"/")
+	}), nil
+}
+
+// children are the names of the cgroups right below one, none where it is not there.
+func (t *tree) children(path string) (names []string, err error) {
+	ents, err := os.ReadDir(t.root + path + "/")
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	for _, e := range ents {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
+// units finds the cgroups of units and slices by their names, all that bindings name
+// or have patterns for, where systemd puts them: at the end of a chain of slices.
+// Below a unit there may be others' cgroups with the same names: what a user's
+// manager and a container make of what was delegated to them claims nothing here.
+func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 	units := map[string][]string{}
-	for br := range t.All() {
+	var patterns []hierarchy.Pattern
+	for _, br := range branches {
 		for _, x := range br.Bind {
-			if x.Kind == hierarchy.BindUnit || x.Kind == hierarchy.BindSlice {
+			switch p := hierarchy.Pattern(x.Name); {
+			case x.Kind != hierarchy.BindUnit && x.Kind != hierarchy.BindSlice:
+			case p.Exact():
 				units[x.Name] = nil
+			default:
+				patterns = append(patterns, p)
 			}
 		}
 	}
-	if len(units) == 0 {
+	if len(units)+len(patterns) == 0 {
 		return nil, nil
+	}
+	wanted := func(name string) bool {
+		_, exact := units[name]
+		return exact || slices.ContainsFunc(patterns, func(p hierarchy.Pattern) bool { return p.Match(name) })
 	}
 	err := b.tree().walk("/", func(p string) error {
 		if p == "/" {
 			return nil
 		}
 		name := path.Base(p)
-		if _, wanted := units[name]; !wanted {
+		if _, exact := units[name]; !exact {
 			name = unescape(name)
 		}
 		stem, slice := strings.CutSuffix(name, ".slice")
 		if slice && sliceAbove(stem) != unescape(strings.TrimPrefix(path.Base(path.Dir(p)), "/")) {
 			return fs.SkipDir // called like a slice, and none of systemd's
 		}
-		if _, wanted := units[name]; wanted {
+		if wanted(name) && p != homeRoot {
 			units[name] = append(units[name], p)
 		}
 		if !slice {

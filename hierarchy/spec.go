@@ -1,7 +1,9 @@
 package hierarchy
 
 import (
+	"errors"
 	"fmt"
+	"path"
 	"strconv"
 	"strings"
 )
@@ -126,13 +128,68 @@ func (k BindKind) String() string {
 // with it, except those that a deeper binding claims; a user's binding holds
 // for sockets that no cgroup's binding claims. An interface's binding holds for
 // packets that came in by it, but for those of a bound cgroup.
+//
+// The names of units and slices, and each part of a cgroup's path, may be a
+// [Pattern]: then the binding is to everything that it matches. A cgroup that
+// several bindings name belongs to the one that names it exactly, else to the one
+// with the most characters that are no pattern.
 type Binding struct {
 	Kind BindKind
 	Name string
 }
 
+// Pattern is a name, or the names of many where it holds one of * ? [. As with
+// systemctl, * stands for any characters, ? for any one, [a-c] for one of these and
+// [^a-c] for any other one, and a backslash for itself.
+type Pattern string
+
+// Exact says whether the pattern is a single name.
+func (p Pattern) Exact() bool { return !strings.ContainsAny(string(p), "*?[") }
+
+// Match says whether the pattern stands for a name. One that [ParseBinding] would
+// refuse stands for none.
+func (p Pattern) Match(name string) bool {
+	ok, err := p.match(name)
+	return ok && err == nil
+}
+
+func (p Pattern) match(name string) (bool, error) {
+	return path.Match(strings.ReplaceAll(string(p), `\`, `\\`), name)
+}
+
+// Literals is the number of bytes that stand for themselves: the more, the more
+// exact the pattern.
+func (p Pattern) Literals() int {
+	n, class := 0, false
+	for _, c := range []byte(p) {
+		switch {
+		case class:
+			class = c != ']'
+		case c == '[':
+			class = true
+		case c != '*' && c != '?':
+			n++
+		}
+	}
+	return n
+}
+
+// check says what is wrong with a pattern, and what to write instead.
+func (p Pattern) check() error {
+	switch _, err := p.match(""); {
+	case strings.Contains(string(p), "**"):
+		return errors.New("** is no pattern: write *, which stands for a part of one name; what lies below comes with it")
+	case strings.Contains(string(p), "[!"):
+		return errors.New("write [^ instead of [! for any other character")
+	case err != nil:
+		return errors.New("a [ opens a list of characters as in [a-c], and must be closed; write [[] for the bracket itself")
+	}
+	return nil
+}
+
 // ParseBinding reads "cgroup:/kubepods.slice", "unit:nginx.service",
-// "slice:build.slice", "user:backup" or "link:veth1".
+// "slice:build.slice", "user:backup" or "link:veth1", and the patterns that
+// [Binding] tells of.
 func ParseBinding(s string) (Binding, error) {
 	kind, name, ok := strings.Cut(s, ":")
 	if !ok {
@@ -173,12 +230,20 @@ func (b Binding) check(s string) error {
 		return fmt.Errorf("binding %q: a slice's name ends with .slice: write \"slice:%s.slice\"", s, b.Name)
 	case b.Kind == BindSlice && b.Name == "-.slice":
 		return fmt.Errorf("binding %q names the root slice, which the rest already stands for", s)
-	case b.Kind == BindUser:
+	case b.Kind == BindUser && Pattern(b.Name).Exact():
 		return b.checkUser(s)
 	case b.Kind == BindLink && (b.Name == "." || b.Name == ".."):
 		return fmt.Errorf("binding %q: no interface is called so", s)
 	case b.Kind == BindLink && (len(b.Name) > 15 || strings.Contains(b.Name, ":")):
 		return fmt.Errorf("binding %q: an interface's name has at most 15 bytes and no colon", s)
+	case b.Kind == BindCgroup || b.Kind == BindUnit || b.Kind == BindSlice:
+		for part := range strings.SplitSeq(b.Name, "/") {
+			if err := Pattern(part).check(); err != nil {
+				return fmt.Errorf("binding %q: %w", s, err)
+			}
+		}
+	case !Pattern(b.Name).Exact():
+		return fmt.Errorf("binding %q: only cgroups, units and slices can be named by a pattern: write a binding for each %s", s, b.Kind)
 	}
 	return nil
 }

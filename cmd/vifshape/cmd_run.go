@@ -184,18 +184,14 @@ func (x *shaped) entry(path hierarchy.Path) (hierarchy.ClassID, error) {
 	if x.record.Policy == "" {
 		return 0, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", path.Interface())
 	}
-	class, inner, ok := x.record.IDs.Find(path)
-	switch {
-	case !ok:
+	if _, _, ok := x.record.IDs.Find(path); !ok {
 		err := fmt.Errorf("there is no branch %s", path)
 		if n := hierarchy.Nearest(string(path), x.record.paths()); n != "" {
 			err = fmt.Errorf("%w; did you mean %s?", err, n)
 		}
 		return 0, err
-	case !inner:
-		return class, nil
 	}
-	class, _, ok = x.record.IDs.Find(path.Join(hierarchy.RestName))
+	_, class, ok := x.record.leaf(path)
 	if !ok {
 		return 0, fmt.Errorf("%s has branches below it and no leaf of its own: name one of them, or add [interface.%s.rest] to the policy", path, strings.ReplaceAll(string(path), "/", "."))
 	}

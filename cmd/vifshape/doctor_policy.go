@@ -261,16 +261,19 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way hierarchy.Way) 
 		return err
 	}
 	defer b.Close()
-	bound, pending, err := b.Resolve(t)
+	r, err := b.Resolve(cgroup.Branches(t))
+	if err == nil {
+		err = r.Err()
+	}
 	if err != nil {
 		c.say(hierarchy.Path(t.Interface), "", finding{Topic: "binding", State: missing, Needed: true, Text: err.Error()})
 		return nil
 	}
-	for _, p := range pending {
+	for _, p := range r.Pending {
 		c.say(p.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %v is not there: %s", p.Path, p.Binding, p.Reason),
 			Follows: "the next apply after it has appeared binds it"})
 	}
-	for _, x := range bound {
+	for _, x := range r.Bound {
 		uid, err := b.Escape(x.Target)
 		if err != nil {
 			return err

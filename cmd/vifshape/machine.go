@@ -148,6 +148,8 @@ type target struct {
 	want    hierarchy.State
 	plan    hierarchy.Plan
 	pending []cgroup.Pending // bindings that name what is not there yet
+	kept    []boundSpec      // bindings made at run time, that stay
+	lost    []boundSpec      // and those that go with their branches
 	blind   error            // why the bindings in force could not be read
 }
 
@@ -211,7 +213,11 @@ func (unread) Do(context.Context, []hierarchy.Step) (int, error) {
 func (x *target) bind() (err error) {
 	for b := range x.tree.All() {
 		x.next.Order = append(x.next.Order, b.Path)
+		for _, bind := range b.Bind {
+			x.next.Bindings = append(x.next.Bindings, boundSpec{Path: b.Path, Binding: bind})
+		}
 	}
+	x.keepBindings()
 	if x.blind == nil {
 		if x.want.Hook, err = x.binder.Hook(); errors.Is(err, cgroup.ErrNotPrivileged) {
 			x.blind = err
@@ -224,13 +230,15 @@ func (x *target) bind() (err error) {
 		return nil
 	}
 	x.next.Way = x.want.Hook.Way
-	if x.want.Bound, x.pending, err = x.binder.Resolve(x.tree); err != nil {
+	r, err := x.binder.Resolve(x.next.branches())
+	if err == nil {
+		err = r.Err()
+	}
+	if err != nil {
 		return err
 	}
-	x.next.Bound = append(x.next.Bound, x.want.Bound...)
-	for _, p := range x.pending {
-		x.next.Bound = append(x.next.Bound, hierarchy.Bound{Path: p.Path, From: p.Binding.String()})
-	}
+	x.want.Bound, x.pending = r.Bound, r.Pending
+	x.next.came(r)
 	return nil
 }
 

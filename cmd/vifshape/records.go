@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -104,12 +105,48 @@ func (r *record) renamed(iface string) *record {
 	for i := range n.IDs.Retired {
 		n.IDs.Retired[i].Key = string(path(hierarchy.Path(n.IDs.Retired[i].Key)))
 	}
-	n.Order, n.Bound = slices.Clone(r.Order), slices.Clone(r.Bound)
+	n.Order, n.Bound, n.Bindings = slices.Clone(r.Order), slices.Clone(r.Bound), slices.Clone(r.Bindings)
 	for i := range n.Order {
 		n.Order[i] = path(n.Order[i])
 	}
 	for i := range n.Bound {
 		n.Bound[i].Path = path(n.Bound[i].Path)
 	}
+	for i := range n.Bindings {
+		n.Bindings[i].Path = path(n.Bindings[i].Path)
+	}
 	return &n
+}
+
+// leaf is the leaf that the branch's own processes use, and its class.
+func (r *record) leaf(p hierarchy.Path) (leaf hierarchy.Path, class hierarchy.ClassID, ok bool) {
+	class, inner, ok := r.IDs.Find(p)
+	if inner {
+		p = p.Join(hierarchy.RestName)
+		class, _, ok = r.IDs.Find(p)
+	}
+	return p, class, ok
+}
+
+// branches are those that processes can be in, with their bindings.
+func (r *record) branches() []cgroup.Branch {
+	bind := map[hierarchy.Path][]hierarchy.Binding{}
+	for _, b := range r.Bindings {
+		bind[b.Path] = append(bind[b.Path], b.Binding)
+	}
+	all := make([]cgroup.Branch, 0, len(r.Order))
+	for _, p := range r.Order {
+		if entry, class, ok := r.leaf(p); ok {
+			all = append(all, cgroup.Branch{Path: p, Entry: entry, Class: class, Bind: bind[p]})
+		}
+	}
+	return all
+}
+
+// came notes what the bindings came to, for those who may not read the kernel.
+func (r *record) came(to *cgroup.Resolution) {
+	r.Bound = slices.Clone(to.Bound)
+	for _, p := range to.Pending {
+		r.Bound = append(r.Bound, hierarchy.Bound{Path: p.Path, From: p.Binding.String()})
+	}
 }

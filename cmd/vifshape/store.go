@@ -35,14 +35,24 @@ type record struct {
 	Binding   string            `json:"binding"`
 	Way       hierarchy.Way     `json:"way,omitempty"` // that was taken
 	IDs       hierarchy.IDs     `json:"ids"`
-	Order     []hierarchy.Path  `json:"order"`           // branches as the policy lists them
-	Bound     []hierarchy.Bound `json:"bound,omitempty"` // the policy's bindings; no target: not there yet
+	Order     []hierarchy.Path  `json:"order"` // branches as the policy lists them
+	Bindings  []boundSpec       `json:"bindings,omitempty"`
+	Bound     []hierarchy.Bound `json:"bound,omitempty"` // what the bindings came to; no target: not there yet
 	Former    tc.Former         `json:"former,omitzero"` // the root qdisc that ours replaced
 
 	was string // the name under which it was found, if that is another
 }
 
-const recordVersion = 1
+// boundSpec is a binding as it was written.
+type boundSpec struct {
+	Path      hierarchy.Path    `json:"path"` // the branch
+	Binding   hierarchy.Binding `json:"binding"`
+	AtRuntime bool              `json:"at_runtime,omitempty"` // by bind, not in the policy
+}
+
+// recordVersion is the form of a record. Version 1 had no bindings as they were
+// written, so that what it says would unbind all of them.
+const recordVersion = 2
 
 // store is the store of the caller's network namespace.
 func (e *env) store() (*store, error) {
@@ -98,6 +108,9 @@ func (r *record) check(iface string) error {
 		paths = append(paths, hierarchy.Path(x.Key))
 	}
 	for _, b := range r.Bound {
+		paths = append(paths, b.Path)
+	}
+	for _, b := range r.Bindings {
 		paths = append(paths, b.Path)
 	}
 	for _, p := range paths {

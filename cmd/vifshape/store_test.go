@@ -56,11 +56,14 @@ func TestStoreDamaged(t *testing.T) {
 	s := &store{dir: t.TempDir()}
 	for content, want := range map[string]string{
 		`{"version":`:                         "is damaged",
-		`{"version": 99}`:                     "another version of vifshape (format 99, this one has 1)",
-		`{"version": 1, "interface": "eth1"}`: `eth0.json is damaged (it is about interface "eth1"): remove it, and apply the policy again`,
-		`{"version": 1, "interface": "eth0", "ids": {"minors": {"eth0/a": 16, "eth0/b": 16}}}`: `eth0.json is damaged ("eth0/a" and "eth0/b" have the same class id 71f:10): remove it`,
-		`{"version": 1, "interface": "eth0", "ids": {"minors": {"a": 16}}}`:                    `("a" is not below eth0)`,
-		`{"version": 1, "interface": "eth0", "order": ["eth0", "x"]}`:                          `("x" is not below eth0)`,
+		`{"version": 99}`:                     "another version of vifshape (format 99, this one has 2)",
+		`{"version": 2, "interface": "eth1"}`: `eth0.json is damaged (it is about interface "eth1"): remove it, and apply the policy again`,
+		`{"version": 2, "interface": "eth0", "ids": {"minors": {"eth0/a": 16, "eth0/b": 16}}}`:  `eth0.json is damaged ("eth0/a" and "eth0/b" have the same class id 71f:10): remove it`,
+		`{"version": 2, "interface": "eth0", "ids": {"minors": {"a": 16}}}`:                     `("a" is not below eth0)`,
+		`{"version": 2, "interface": "eth0", "order": ["eth0", "x"]}`:                           `("x" is not below eth0)`,
+		`{"version": 2, "interface": "eth0", "bindings": [{"path": "x", "binding": "user:a"}]}`: `("x" is not below eth0)`,
+		`{"version": 2, "interface": "eth0", "bindings": [{"path": "eth0/a", "binding": "a"}]}`: `is damaged (binding "a" does not say what it names`,
+		`{"version": 1, "interface": "eth0"}`:                                                   "another version of vifshape (format 1, this one has 2): clear with that version, or remove the file",
 	} {
 		if err := os.WriteFile(filepath.Join(s.dir, "eth0.json"), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
@@ -180,6 +183,8 @@ func TestStoreRenamed(t *testing.T) {
 		IDs:   hierarchy.IDs{Minors: map[string]uint16{"eth0/web/": 16, "eth0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "eth0/x", Minor: 18}}},
 		Order: []hierarchy.Path{"eth0", "eth0/web", "eth0/web/a"},
 		Bound: []hierarchy.Bound{{Path: "eth0/web/a", From: "user:a"}},
+
+		Bindings: []boundSpec{{Path: "eth0/web/a", Binding: hierarchy.Binding{Kind: hierarchy.BindUser, Name: "a"}, AtRuntime: true}},
 	}
 	if err := s.save(old); err != nil {
 		t.Fatal(err)
@@ -196,6 +201,8 @@ func TestStoreRenamed(t *testing.T) {
 		IDs:   hierarchy.IDs{Minors: map[string]uint16{"wan0/web/": 16, "wan0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "wan0/x", Minor: 18}}},
 		Order: []hierarchy.Path{"wan0", "wan0/web", "wan0/web/a"},
 		Bound: []hierarchy.Bound{{Path: "wan0/web/a", From: "user:a"}},
+
+		Bindings: []boundSpec{{Path: "wan0/web/a", Binding: hierarchy.Binding{Kind: hierarchy.BindUser, Name: "a"}, AtRuntime: true}},
 	}
 	if d := cmp.Diff(want, got, cmp.AllowUnexported(record{})); d != "" {
 		t.Errorf("record (-want +got):\n%s", d)

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"reflect"
+	"slices"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// rebound is what a look at the bindings of an interface has found and done.
+type rebound struct {
+	done    []hierarchy.Step // what was changed
+	pending []cgroup.Pending
+	refused []cgroup.Refused // bindings that cannot be in force; the others are
+}
+
+// rebind brings the bindings in force into line with the interface's record and
+// with what is there now: what was pending may have appeared, and what was bound may
+// have gone or have been made anew. Nothing else of the interface is touched. The
+// caller holds the store's lock.
+func (m *machine) rebind(ctx context.Context, iface string) (*rebound, error) {
+	x, err := m.shaped(iface, "")
+	if err != nil {
+		return nil, err
+	}
+	defer x.binder.Close()
+	return m.rebindTo(ctx, x, x.record)
+}
+
+// maxRounds is how often rebind looks again because something changed while it was
+// at work.
+const maxRounds = 8
+
+// rebindTo is rebind with the bindings of another record, which takes the place of
+// the interface's own.
+func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record) (*rebound, error) {
+	if x.record.Policy == "" {
+		return nil, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", x.record.Interface)
+	}
+	if err := x.stands(hierarchy.ID(hierarchy.RootMinor)); err != nil {
+		return nil, err
+	}
+	if _, err := x.binder.Keep(); err != nil {
+		return nil, fmt.Errorf("%w: apply %s again", err, x.record.policy())
+	}
+	k := x.kernel
+	k.Queue = unread{} // the classes stay
+	out := &rebound{}
+	saved := x.record
+	for range maxRounds {
+		before, err := k.Read(ctx)
+		if err != nil {
+			return out, err
+		}
+		r, err := x.binder.Resolve(next.branches())
+		if err != nil {
+			return out, err
+		}
+		out.pending, out.refused = r.Pending, r.Refused
+		// The record first, as with apply.
+		n := *next
+		n.came(r)
+		if !reflect.DeepEqual(&n, saved) {
+			if err := m.store.save(&n); err != nil {
+				return out, err
+			}
+			saved = &n
+		}
+		want := before
+		want.Bound = r.Bound
+		plan := hierarchy.Diff(before, want)
+		if plan.Empty() {
+			return out, nil
+		}
+		done, err := x.binder.Do(ctx, plan.Steps)
+		out.done = append(out.done, plan.Steps[:done]...)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // else it has gone meanwhile
+			return out, err
+		}
+	}
+	return out, fmt.Errorf("%s: its bindings would not settle: what they name comes and goes", x.record.Interface)
+}
+
+// keepBindings takes over the bindings that were made at run time, but for those
+// that the policy makes by now, and those whose branch is gone.
+func (x *target) keepBindings() {
+	named := make(map[hierarchy.Binding]bool, len(x.next.Bindings))
+	for _, b := range x.next.Bindings {
+		named[b.Binding] = true
+	}
+	for _, b := range x.record.Bindings {
+		if !b.AtRuntime || named[b.Binding] {
+			continue
+		}
+		if _, _, ok := x.next.leaf(b.Path); !ok || !slices.Contains(x.next.Order, b.Path) {
+			x.lost = append(x.lost, b)
+			continue
+		}
+		x.next.Bindings = append(x.next.Bindings, b)
+		x.kept = append(x.kept, b)
+	}
+}
