@@ -56,7 +56,7 @@ type Problem struct {
 // equal parts, what its siblings leave of the parent's rate with the others like
 // it, none beyond its own ceil; a percentage counts from the parent's rate for
 // rate and from the parent's ceil for ceil. Below an interface, and below a
-// branch that has bindings and children, a leaf called rest is added where there
+// branch that has bindings or delegates and children, a leaf called rest is added where there
 // is none. A rest without a rate shares like the others, but never gets less
 // than one part in a hundred of its parent's rate. On a line with PTM, of which HTB
 // cannot count the bytes, the rates of the tree are 64/65 of those.
@@ -178,6 +178,15 @@ func (r *resolver) branch(b *Branch, s *BranchSpec, depth int) {
 		}
 		r.bound[x] = b.Path
 	}
+	b.Delegate = s.Delegate
+	if len(s.Delegate) > 0 && b.Path.Base() == RestName {
+		r.add(b.Path, "delegate", "rest cannot be delegated: it carries what nobody claims, and must stay a leaf", "delegate a branch beside it")
+	}
+	for i, d := range s.Delegate {
+		if slices.Contains(s.Delegate[:i], d) {
+			r.problems = append(r.problems, Problem{Path: b.Path, Key: "delegate", Index: i, Text: fmt.Sprintf("%s is named twice", d), Hint: "remove one of the two"})
+		}
+	}
 	if depth == MaxDepth+1 {
 		r.add(b.Path, "", fmt.Sprintf("%s is level %d below the interface; HTB has %d, the interface's own among them", b.Path.Base(), depth-1, MaxDepth), "move it up, or join two of the levels above it")
 		return // once for the whole subtree
@@ -227,7 +236,7 @@ func (r *resolver) children(b *Branch, s *BranchSpec, depth int) {
 	specs := s.Children
 	top := depth == 1
 	named := slices.ContainsFunc(specs, func(c *BranchSpec) bool { return c.Name == RestName })
-	implied := !named && (top || len(specs) > 0 && len(s.Bind) > 0)
+	implied := !named && (top || len(specs) > 0 && len(s.Bind)+len(s.Delegate) > 0)
 	if implied {
 		specs = append(slices.Clip(specs), &BranchSpec{Name: RestName})
 	}
@@ -456,7 +465,7 @@ func suggest(name string, known []string) string {
 }
 
 // words are the keys of a policy; a branch cannot be called like one of them.
-var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "ingress", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
+var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "delegate", "ingress", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
 
 // checkInterface says what is wrong with the name of an interface, and what to
 // write instead: what the kernel would never have (dev_valid_name,

@@ -11,32 +11,33 @@ import (
 // Spec is one interface as a policy has it: nothing worked out, nothing
 // checked. [Resolve] makes a [Tree] of it.
 type Spec struct {
-	Interface string
-	Replace   bool // a foreign root qdisc may be replaced
-	MTU       Size // largest packet to expect; zero: the device's own
-	Line      Line
+	Interface string `json:"interface"`
+	Replace   bool   `json:"replace,omitempty"` // a foreign root qdisc may be replaced
+	MTU       Size   `json:"mtu,omitzero"`      // largest packet to expect; zero: the device's own
+	Line      Line   `json:"line,omitzero"`
 	BranchSpec
 }
 
 // BranchSpec is one branch as a policy has it. Zero values mean "not written".
 type BranchSpec struct {
-	Name     string // empty for the interface itself
-	Broken   bool   // a number could not be read: what would follow from it is not reported
-	Rate     Amount
-	Ceil     Amount
-	Prio     *uint8 // nil: inherited, at the top [DefaultPrio]
-	Burst    Size
-	CBurst   Size
-	Quantum  Size
-	Qdisc    *RawQdisc
-	Bind     []Binding
-	Children []*BranchSpec
+	Name     string        `json:"name,omitempty"` // empty for the interface itself
+	Broken   bool          `json:"-"`              // a number could not be read: what would follow from it is not reported
+	Rate     Amount        `json:"rate,omitzero"`
+	Ceil     Amount        `json:"ceil,omitzero"`
+	Prio     *uint8        `json:"prio,omitempty"` // nil: inherited, at the top [DefaultPrio]
+	Burst    Size          `json:"burst,omitzero"`
+	CBurst   Size          `json:"cburst,omitzero"`
+	Quantum  Size          `json:"quantum,omitzero"`
+	Qdisc    *RawQdisc     `json:"qdisc,omitempty"`
+	Bind     []Binding     `json:"bind,omitempty"`
+	Delegate []Delegate    `json:"delegate,omitempty"`
+	Children []*BranchSpec `json:"children,omitempty"`
 }
 
 // RawQdisc is a queueing discipline as a policy has it.
 type RawQdisc struct {
-	Kind   string
-	Params []RawParam
+	Kind   string     `json:"kind"`
+	Params []RawParam `json:"params,omitempty"`
 }
 
 // Amount is a bandwidth, or a percentage of the parent's. The zero value means
@@ -100,6 +101,28 @@ func (a Amount) String() string {
 	}
 	s := fmt.Sprintf("%d.%03d", a.milli/1000, a.milli%1000)
 	return strings.TrimRight(strings.TrimRight(s, "0"), ".") + "%"
+}
+
+// MarshalText implements encoding.TextMarshaler with the form of String, empty
+// where nothing was written.
+func (a Amount) MarshalText() ([]byte, error) {
+	if a.IsZero() {
+		return nil, nil
+	}
+	return []byte(a.String()), nil
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler with ParseAmount.
+func (a *Amount) UnmarshalText(t []byte) error {
+	if len(t) == 0 {
+		*a = Amount{}
+		return nil
+	}
+	v, err := ParseAmount(string(t))
+	if err == nil {
+		*a = v
+	}
+	return err
 }
 
 // BindKind says what a binding names.

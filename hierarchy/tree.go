@@ -30,11 +30,13 @@ type Tree struct {
 }
 
 // Branch is a node of a Tree. Inner branches have no Qdisc. Their processes
-// live in the child called rest, which every inner branch with a binding has.
+// live in the child called rest, which every inner branch with a binding or a
+// delegate has.
 type Branch struct {
 	Class
 	Qdisc    Qdisc
 	Bind     []Binding
+	Delegate []Delegate
 	Implied  bool // not in the policy: a rest that was added
 	Children []*Branch
 }

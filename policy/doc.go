@@ -17,7 +17,7 @@
 // At the top stand version, which must be 1, and binding, which is "auto", "bpf",
 // "nft" or "net_cls". An interface has rate, ceil, burst, cburst, overhead, mpu,
 // linklayer, mtu and replace; a branch has rate, ceil, prio, burst, cburst,
-// quantum, qdisc and bind. No branch can have the name of a key. Keys are
+// quantum, qdisc, bind and delegate. No branch can have the name of a key. Keys are
 // case-sensitive. Bandwidths, percentages and sizes are strings with a unit, as
 // package hierarchy reads them; a qdisc is a kind or a table with kind and
 // parameters.
@@ -26,6 +26,9 @@
 // [hierarchy.Layers]; overhead, the bytes that the line sends besides each IP
 // packet, and mpu, the least that it sends for one, stand for themselves or take the
 // place of those of the line's kind.
+//
+// delegate lists users, by name or as "uid:1000", who may start programs in the branch
+// and below and divide it further while it is in force, without being root.
 //
 // [Parse] reports every mistake of a file at once, each with line, column and
 // the way on. Only a mistake in the TOML itself hides what follows it. A policy

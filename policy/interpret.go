@@ -34,7 +34,7 @@ var words = []word{
 	{"version", levelFile}, {"binding", levelFile}, {"interface", levelFile},
 	{"rate", levelInterface | levelBranch}, {"ceil", levelInterface | levelBranch},
 	{"prio", levelBranch}, {"burst", levelInterface | levelBranch}, {"cburst", levelInterface | levelBranch},
-	{"quantum", levelBranch}, {"qdisc", levelBranch}, {"bind", levelBranch},
+	{"quantum", levelBranch}, {"qdisc", levelBranch}, {"bind", levelBranch}, {"delegate", levelBranch},
 	{"overhead", levelInterface}, {"mpu", levelInterface}, {"linklayer", levelInterface},
 	{"mtu", levelInterface}, {"replace", levelInterface},
 }
@@ -66,6 +66,7 @@ var others = map[string]string{
 	"bandwidth": "rate", "speed": "rate", "min": "rate", "guarantee": "rate",
 	"max": "ceil", "ceiling": "ceil",
 	"priority": "prio", "match": "bind", "cgroup": "bind", "unit": "bind", "user": "bind",
+	"owner": "delegate", "owners": "delegate", "users": "delegate",
 	"leaf": "qdisc", "queue": "qdisc", "scheduler": "qdisc",
 }
 
@@ -78,6 +79,7 @@ type node struct {
 	iface  *hierarchy.Spec  // of an interface
 	kids   map[string]*node // tables seen; nil: reported, and nothing below it counts
 	bound  []int            // places in the file's list of branch.Bind, where they differ
+	given  []int            // the same of branch.Delegate
 	bad    []string         // of a qdisc: parameters that are reported
 	entry  int              // that names the table
 	depth  int              // number of parts of the table's key
@@ -148,6 +150,7 @@ func (r *reader) read(doc map[string]any) {
 			r.problem(n, p)
 		}
 		r.policy.Trees = append(r.policy.Trees, tree)
+		r.policy.Specs = append(r.policy.Specs, n.iface)
 	}
 }
 
@@ -374,6 +377,9 @@ func (r *reader) scalar(n *node, name string, v any) {
 	case in&n.level == 0 && name == "bind":
 		r.key(n, name, "bind belongs to a branch: the interface's own traffic is the rest", "write it in a branch, for example in "+header(n, "web"))
 		return
+	case in&n.level == 0 && name == "delegate":
+		r.key(n, name, "delegate belongs to a branch: the interface as a whole is root's", "write it in a branch, for example in "+header(n, "web"))
+		return
 	case in&n.level == 0:
 		r.key(n, name, name+" belongs to a branch", "write it in a branch, for example in "+header(n, hierarchy.RestName))
 		return
@@ -419,7 +425,9 @@ func (r *reader) scalar(n *node, name string, v any) {
 	case "qdisc":
 		r.qdisc(n, v)
 	case "bind":
-		r.bind(n, v)
+		n.branch.Bind, n.bound = list(r, n, name, v, "a binding", "unit:nginx.service", hierarchy.ParseBinding)
+	case "delegate":
+		n.branch.Delegate, n.given = list(r, n, name, v, "a delegate", "alice", hierarchy.ParseDelegate)
 	}
 }
 
@@ -569,36 +577,37 @@ func (r *reader) param(n *node, name string, v any) {
 	q.Params = append(q.Params, hierarchy.RawParam{Name: name, Text: text, Quoted: quoted})
 }
 
-func (r *reader) bind(n *node, v any) {
-	list, ok := v.([]any)
+// list reads a list of strings: what each of them means, and the places of these in
+// the file's list, where some of it means nothing.
+func list[T any](r *reader, n *node, key string, v any, one, example string, parse func(string) (T, error)) (all []T, at []int) {
+	elements, ok := v.([]any)
 	if s, isString := v.(string); isString {
-		r.value(n, "bind", "bind is a string, but must be a list", fmt.Sprintf("write bind = [%q]", s))
-		return
+		r.value(n, key, key+" is a string, but must be a list", fmt.Sprintf("write %s = [%q]", key, s))
+		return nil, nil
 	}
 	if !ok {
-		r.value(n, "bind", fmt.Sprintf("bind is %s, but must be a list of strings", describe(v)), `write bind = ["unit:nginx.service"]`)
-		return
+		r.value(n, key, fmt.Sprintf("%s is %s, but must be a list of strings", key, describe(v)), fmt.Sprintf("write %s = [%q]", key, example))
+		return nil, nil
 	}
-	var at []int
-	for i, x := range list {
+	for i, x := range elements {
 		var msg string
 		s, ok := x.(string)
-		b, err := hierarchy.ParseBinding(s)
+		t, err := parse(s)
 		switch {
 		case !ok:
-			msg = fmt.Sprintf("a binding is %s, but must be a string such as \"unit:nginx.service\"", describe(x))
+			msg = fmt.Sprintf("%s is %s, but must be a string such as %q", one, describe(x), example)
 		case err != nil:
 			msg = err.Error()
 		default:
-			n.branch.Bind = append(n.branch.Bind, b)
-			at = append(at, i)
+			all, at = append(all, t), append(at, i)
 			continue
 		}
-		r.add(mistake{off: r.element(r.at, i), path: n.path, key: "bind", value: true, msg: msg})
+		r.add(mistake{off: r.element(r.at, i), path: n.path, key: key, value: true, msg: msg})
 	}
-	if len(at) < len(list) {
-		n.bound = at
+	if len(at) == len(elements) {
+		at = nil
 	}
+	return all, at
 }
 
 // element is where element i of the list of an entry stands.
@@ -633,8 +642,8 @@ func (r *reader) problem(top *node, p hierarchy.Problem) {
 	if e, ok := r.entry(n, p.Key); ok {
 		switch {
 		case p.Index >= 0:
-			if n.bound != nil {
-				p.Index = n.bound[p.Index]
+			if places := map[string][]int{"bind": n.bound, "delegate": n.given}[p.Key]; places != nil {
+				p.Index = places[p.Index]
 			}
 			m.off, m.value = r.element(e, p.Index), true
 		case r.index.entries[e].val < 0 || r.noParam(n, p.Key):

@@ -24,6 +24,8 @@ type Policy struct {
 	Binding string
 	// Trees are the interfaces in the order of the file, at least one.
 	Trees []*hierarchy.Tree
+	// Specs are the same as written: what [hierarchy.Resolve] made Trees of.
+	Specs []*hierarchy.Spec
 	// Warnings are about what is allowed but unlikely to be meant, in the order
 	// of the file.
 	Warnings []Error

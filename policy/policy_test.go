@@ -126,6 +126,9 @@ func describe(p *policy.Policy) string {
 			if len(x.Bind) > 0 {
 				fmt.Fprintf(&b, " bind %v", x.Bind)
 			}
+			if len(x.Delegate) > 0 {
+				fmt.Fprintf(&b, " delegate %v", x.Delegate)
+			}
 			if x.Implied {
 				b.WriteString(" (added)")
 			}
