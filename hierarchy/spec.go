@@ -130,14 +130,15 @@ type BindKind uint8
 
 // The kinds of bindings.
 const (
-	BindCgroup BindKind = iota // a cgroup by its path below the cgroup mount
-	BindUnit                   // a systemd unit
-	BindSlice                  // a systemd slice
-	BindUser                   // a user by name or number
-	BindLink                   // an interface: what it brings in and this one sends on
+	BindCgroup    BindKind = iota // a cgroup by its path below the cgroup mount
+	BindUnit                      // a systemd unit
+	BindSlice                     // a systemd slice
+	BindUser                      // a user by name or number
+	BindLink                      // an interface: what it brings in and this one sends on
+	BindContainer                 // a container by name, by id, or by at least 12 digits that its id begins with
 )
 
-var bindKinds = [...]string{"cgroup", "unit", "slice", "user", "link"}
+var bindKinds = [...]string{"cgroup", "unit", "slice", "user", "link", "container"}
 
 // String is the word in front of the colon.
 func (k BindKind) String() string {
@@ -150,7 +151,8 @@ func (k BindKind) String() string {
 // Binding puts what it names into a branch. A cgroup carries its descendants
 // with it, except those that a deeper binding claims; a user's binding holds
 // for sockets that no cgroup's binding claims. An interface's binding holds for
-// packets that came in by it, but for those of a bound cgroup.
+// packets that came in by it, but for those of a bound cgroup. A container is
+// both: its cgroup, and the interfaces by which its network namespace is connected.
 //
 // The names of units and slices, and each part of a cgroup's path, may be a
 // [Pattern]: then the binding is to everything that it matches. A cgroup that
@@ -211,12 +213,12 @@ func (p Pattern) check() error {
 }
 
 // ParseBinding reads "cgroup:/kubepods.slice", "unit:nginx.service",
-// "slice:build.slice", "user:backup" or "link:veth1", and the patterns that
-// [Binding] tells of.
+// "slice:build.slice", "user:backup", "link:veth1" or "container:web", and the
+// patterns that [Binding] tells of.
 func ParseBinding(s string) (Binding, error) {
 	kind, name, ok := strings.Cut(s, ":")
 	if !ok {
-		return Binding{}, fmt.Errorf("binding %q does not say what it names: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\", \"user:NAME\" or \"link:INTERFACE\"", s)
+		return Binding{}, fmt.Errorf("binding %q does not say what it names: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\", \"user:NAME\", \"link:INTERFACE\" or \"container:NAME\"", s)
 	}
 	for i, k := range bindKinds {
 		if k != kind {
@@ -228,7 +230,7 @@ func ParseBinding(s string) (Binding, error) {
 		}
 		return b, nil
 	}
-	return Binding{}, fmt.Errorf("binding %q is of unknown kind %q: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\", \"user:NAME\" or \"link:INTERFACE\"", s, kind)
+	return Binding{}, fmt.Errorf("binding %q is of unknown kind %q: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\", \"user:NAME\", \"link:INTERFACE\" or \"container:NAME\"", s, kind)
 }
 
 func (b Binding) check(s string) error {
@@ -259,6 +261,8 @@ func (b Binding) check(s string) error {
 		return fmt.Errorf("binding %q: no interface is called so", s)
 	case b.Kind == BindLink && (len(b.Name) > 15 || strings.Contains(b.Name, ":")):
 		return fmt.Errorf("binding %q: an interface's name has at most 15 bytes and no colon", s)
+	case b.Kind == BindContainer && Pattern(b.Name).Exact() && !containerName(b.Name):
+		return fmt.Errorf("binding %q: a container's name or id has letters, digits and _ . - and begins with a letter or digit", s)
 	case b.Kind == BindCgroup || b.Kind == BindUnit || b.Kind == BindSlice:
 		for part := range strings.SplitSeq(b.Name, "/") {
 			if err := Pattern(part).check(); err != nil {
@@ -290,6 +294,20 @@ func (b Binding) checkUser(s string) error {
 		return fmt.Errorf("binding %q has a zero in front of the number: write \"user:%s\"", s, plain)
 	}
 	return nil
+}
+
+// containerName says whether a container can be called so: what docker, podman and
+// containerd take.
+func containerName(s string) bool {
+	for i, c := range []byte(s) {
+		switch {
+		case '0' <= c && c <= '9', 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z':
+		case i > 0 && (c == '_' || c == '.' || c == '-'):
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // String prints the binding as a policy has it.

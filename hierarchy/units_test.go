@@ -279,7 +279,7 @@ func TestAmountOf(t *testing.T) {
 func TestParseBinding(t *testing.T) {
 	long := "cgroup:/" + strings.Repeat("a", 4096)
 	path := `: a cgroup's path has no empty, "." or ".." part, no slash at its end, and is not the root, which the rest already stands for`
-	kinds := `: write "unit:NAME.service", "slice:NAME.slice", "cgroup:/PATH", "user:NAME" or "link:INTERFACE"`
+	kinds := `: write "unit:NAME.service", "slice:NAME.slice", "cgroup:/PATH", "user:NAME", "link:INTERFACE" or "container:NAME"`
 	check(t, ParseBinding, []read[Binding]{
 		{in: "cgroup:/kubepods.slice", want: Binding{BindCgroup, "/kubepods.slice"}},
 		{in: "cgroup:/a b/c:d", want: Binding{BindCgroup, "/a b/c:d"}},
@@ -291,6 +291,9 @@ func TestParseBinding(t *testing.T) {
 		{in: "user:backup", want: Binding{BindUser, "backup"}},
 		{in: "link:veth1", want: Binding{BindLink, "veth1"}},
 		{in: "link:eth0.100", want: Binding{BindLink, "eth0.100"}},
+		{in: "container:web", want: Binding{BindContainer, "web"}},
+		{in: "container:0123456789ab", want: Binding{BindContainer, "0123456789ab"}},
+		{in: "container:k8s_web-1.x", want: Binding{BindContainer, "k8s_web-1.x"}},
 		{in: "user:1000", want: Binding{BindUser, "1000"}},
 		{in: "user:0", want: Binding{BindUser, "0"}},
 		{in: "user:4294967294", want: Binding{BindUser, "4294967294"}},
@@ -319,6 +322,9 @@ func TestParseBinding(t *testing.T) {
 		{in: "link:a234567890123456", err: `binding "link:a234567890123456": an interface's name has at most 15 bytes and no colon`},
 		{in: "link:eth0:1", err: `binding "link:eth0:1": an interface's name has at most 15 bytes and no colon`},
 		{in: "link:..", err: `binding "link:..": no interface is called so`},
+		{in: "container:a/b", err: `binding "container:a/b": a container's name has no slash`},
+		{in: "container:.web", err: `binding "container:.web": a container's name or id has letters, digits and _ . - and begins with a letter or digit`},
+		{in: "container:web*", err: `binding "container:web*": only cgroups, units and slices can be named by a pattern: write a binding for each container`},
 		{in: "user:a/b", err: `binding "user:a/b": a user's name has no slash`},
 		{in: "unit:a.slice", err: `binding "unit:a.slice" names a slice: write "slice:a.slice"`},
 		{in: "unit:nginx", err: `binding "unit:nginx": a unit's name has an ending: write "unit:nginx.service"`},
