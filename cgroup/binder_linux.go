@@ -64,6 +64,13 @@ type Config struct {
 	// Warn is told what happened besides, such as a file system that was mounted,
 	// and of other programs that may keep packets from the classifier. May be nil.
 	Warn func(string)
+	// Watch is told what Resolve goes by, each place before it is read, so that who
+	// waits for changes there misses none: a directory and which of its entries
+	// matter when they come or go; a file whose content matters, with nil for the
+	// entries; or "" for the interfaces of the network namespace and which of their
+	// names matter. A directory may not be there yet: the one above it is told
+	// before. May be nil.
+	Watch func(path string, matters func(name string) bool)
 }
 
 // Binder is the classifier on one interface and its bindings, a
@@ -117,6 +124,9 @@ func NewBinder(cfg Config) (*Binder, error) {
 	}
 	if cfg.Warn == nil {
 		cfg.Warn = func(string) {}
+	}
+	if cfg.Watch == nil {
+		cfg.Watch = func(string, func(string) bool) {}
 	}
 	return &Binder{cfg: cfg, paths: map[uint64]string{}, fresh: map[string]bool{}}, nil
 }

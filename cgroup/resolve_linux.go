@@ -241,6 +241,7 @@ func (b *Binder) targets(x hierarchy.Binding, units map[string][]string) (target
 	case hierarchy.BindUser:
 		return one(b.user(x.Name))
 	case hierarchy.BindLink:
+		b.cfg.Watch("", func(name string) bool { return name == x.Name })
 		return one(b.resolveLink(x.Name))
 	}
 	return nil, nil, fmt.Errorf("kind %v of binding is not known", x.Kind)
@@ -250,6 +251,12 @@ func (b *Binder) targets(x hierarchy.Binding, units map[string][]string) (target
 func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
 	t := b.tree()
 	if hierarchy.Pattern(name).Exact() {
+		for i := range name {
+			if name[i] == '/' {
+				part, _, _ := strings.Cut(name[i+1:], "/")
+				b.cfg.Watch(t.root+name[:i], func(name string) bool { return name == part })
+			}
+		}
 		id, _, err := t.id(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, []string{"no such cgroup below " + t.where}, nil
@@ -262,7 +269,7 @@ func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
 		}
 		return []string{cgroupTarget + name}, nil, nil
 	}
-	found, err := t.glob(name)
+	found, err := t.glob(name, b.cfg.Watch)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -315,6 +322,7 @@ func (b *Binder) user(name string) (target, reason string, err error) {
 	if uid, err := strconv.ParseUint(name, 10, 32); err == nil {
 		return uidTarget + strconv.FormatUint(uid, 10), "", nil
 	}
+	b.cfg.Watch("/etc", func(name string) bool { return name == "passwd" })
 	u, err := user.Lookup(name)
 	var unknown user.UnknownUserError
 	if errors.As(err, &unknown) {
@@ -327,13 +335,14 @@ func (b *Binder) user(name string) (target, reason string, err error) {
 }
 
 // glob lists the cgroups that a path stands for whose parts may be patterns. It
-// reads no more directories than these take.
-func (t *tree) glob(pattern string) ([]string, error) {
+// reads no more directories than these take, and tells watch of each before.
+func (t *tree) glob(pattern string, watch func(string, func(string) bool)) ([]string, error) {
 	found := []string{""}
 	for part := range strings.SplitSeq(strings.TrimPrefix(pattern, "/"), "/") {
 		p := hierarchy.Pattern(part)
 		var next []string
 		for _, dir := range found {
+			watch(t.root+dir, p.Match)
 			if p.Exact() {
 				next = append(next, dir+"/"+part)
 				continue
@@ -395,8 +404,13 @@ func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 		_, exact := units[name]
 		return exact || slices.ContainsFunc(patterns, func(p hierarchy.Pattern) bool { return p.Match(name) })
 	}
-	err := b.tree().walk("/", func(p string) error {
+	t := b.tree()
+	matters := func(name string) bool {
+		return wanted(name) || wanted(unescape(name)) || strings.HasSuffix(name, ".slice")
+	}
+	err := t.walk("/", func(p string) error {
 		if p == "/" {
+			b.cfg.Watch(t.root, matters)
 			return nil
 		}
 		name := path.Base(p)
@@ -413,6 +427,7 @@ func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 		if !slice {
 			return fs.SkipDir
 		}
+		b.cfg.Watch(t.root+p, matters)
 		return nil
 	})
 	return units, err
