@@ -24,6 +24,14 @@ type Hook interface {
 	// DetachEgress removes that program. None is no error.
 	DetachEgress() error
 
+	// AttachIngress puts a tc program at the ingress hook of another interface of
+	// the same network namespace, in place of the one that it put there before for
+	// this one. HasIngress says whether it is there, and DetachIngress removes it;
+	// none is no error. What they do for one interface is not seen by another's.
+	AttachIngress(port string, progFD int, name string) error
+	HasIngress(port string) (bool, error)
+	DetachIngress(port string) error
+
 	// AttachCgroupFilter, CgroupFilter and DetachCgroupFilter do the same for
 	// the kernel's own cgroup classifier on the root qdisc.
 	AttachCgroupFilter() error
@@ -92,7 +100,9 @@ type Binder struct {
 	fresh  map[string]bool   // homes that this Binder made and has not bound yet
 	warned bool              // of TCX programs
 	narrow narrow
-	last   hierarchy.Way // on the interface, when this Binder last looked or changed it
+	marker marker
+	hidden map[string]bool // interfaces that should be marked and cannot be
+	last   hierarchy.Way   // on the interface, when this Binder last looked or changed it
 }
 
 // NewBinder makes a Binder. Nothing is read or changed yet.
@@ -141,7 +151,7 @@ func (b *Binder) Close() error {
 			errs = append(errs, s.close())
 		}
 	}
-	errs = append(errs, b.narrow.close())
+	errs = append(errs, b.narrow.close(), b.marker.close())
 	for _, t := range []*tree{b.v2, b.v1} {
 		if t != nil {
 			errs = append(errs, t.close())
@@ -529,14 +539,19 @@ func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
 		bound = append(bound, hierarchy.Bound{Target: target, Class: v.class, Open: path != "" && b.open(t, path)})
 		return nil
 	}, func(of numbered, n uint32, class hierarchy.ClassID) error {
-		target := uidTarget + strconv.FormatUint(uint64(n), 10)
+		x := hierarchy.Bound{Target: uidTarget + strconv.FormatUint(uint64(n), 10), Class: class}
 		if of == byLink {
-			var err error
-			if target, err = b.linkTarget(n); err != nil {
+			l, err := b.getLink(n, "")
+			switch {
+			case errors.Is(err, errNoLink):
+				x.Target = linkGoneTarget + strconv.FormatUint(uint64(n), 10)
+			case err != nil:
 				return err
+			default:
+				x.Target, x.Open = linkTarget+l.name, b.unmarked(l)
 			}
 		}
-		bound = append(bound, hierarchy.Bound{Target: target, Class: class})
+		bound = append(bound, x)
 		return nil
 	})
 	return bound, err
@@ -752,6 +767,16 @@ func (d *doing) bound(s hierarchy.Step, i int) (err error) {
 			return err
 		}
 	}
+	if name, ok := strings.CutPrefix(s.Item().(*hierarchy.Bound).Target, linkTarget); ok {
+		if s.Action == hierarchy.Delete {
+			err = d.unmark(name)
+		} else if d.way == hierarchy.WayBPF {
+			err = d.mark(name)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if s.Action == hierarchy.Delete && i < d.leaves {
 		d.leaving = append(d.leaving, strings.TrimPrefix(s.Item().(*hierarchy.Bound).Target, cgroupTarget))
 		return nil // goes when the way does, so that no packet is without a class until then
@@ -880,8 +905,8 @@ func (d *doing) remove(on bindings, target string) error {
 // numberOf reads the targets that stand for a number; ok says whether it is one.
 func (b *Binder) numberOf(target string) (of numbered, n uint32, ok bool, err error) {
 	if name, ok := strings.CutPrefix(target, linkTarget); ok {
-		n, err = b.linkIndex(name)
-		return byLink, n, true, err
+		l, err := b.getLink(0, name)
+		return byLink, l.index, true, err
 	}
 	of = byUser
 	digits, ok := strings.CutPrefix(target, uidTarget)

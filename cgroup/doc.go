@@ -34,6 +34,25 @@
 // ICMP of the kernel, forwarded packets that came in by an interface that is not
 // bound) and those of a socket in TIME_WAIT.
 //
+// # Interfaces and containers
+//
+// With bpf an interface can be bound too: what it brings in and the shaped interface
+// sends on has no socket any more. When the bound one is a port of a bridge, and the
+// bridge's packets are routed, they look as if the bridge had brought them in. So
+// that port gets a program of its own at its ingress hook, which writes 0x71000000
+// and the interface's index to the packet's firewall mark, where the classifier
+// reads it. It believes the mark only of a forwarded packet without a socket; local
+// processes have sockets, and the kernel clears the mark of what comes from another
+// network namespace. Rules of netfilter that write the whole mark, or the bits of the
+// index (as those of Kubernetes do, from index 16384 on), take it away: then the
+// packet is of the bridge's branch, or the rest's.
+//
+// A container is its cgroup and, where it has a network namespace of its own, the
+// near ends of the veth and netkit pairs that lead into that. It is found by what
+// the runtimes keep on disk and call their cgroups; none of them is asked. One that
+// is reached otherwise, by macvlan for example, has its cgroup alone. Containers of
+// one network namespace, as those of a pod, have their interface in common.
+//
 // # State
 //
 // Nothing is pinned and no process stays behind. A later [Binder] finds the maps

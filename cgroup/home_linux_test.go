@@ -53,12 +53,15 @@ func removeAll(t testing.TB, dir string) {
 // blind is a hook without an interface: for what needs none.
 type blind struct{}
 
-func (blind) AttachEgress(int, string) error { return nil }
-func (blind) EgressProgram() (uint32, error) { return 0, nil }
-func (blind) DetachEgress() error            { return nil }
-func (blind) AttachCgroupFilter() error      { return nil }
-func (blind) CgroupFilter() (bool, error)    { return false, nil }
-func (blind) DetachCgroupFilter() error      { return nil }
+func (blind) AttachEgress(int, string) error          { return nil }
+func (blind) EgressProgram() (uint32, error)          { return 0, nil }
+func (blind) DetachEgress() error                     { return nil }
+func (blind) AttachIngress(string, int, string) error { return nil }
+func (blind) HasIngress(string) (bool, error)         { return false, nil }
+func (blind) DetachIngress(string) error              { return nil }
+func (blind) AttachCgroupFilter() error               { return nil }
+func (blind) CgroupFilter() (bool, error)             { return false, nil }
+func (blind) DetachCgroupFilter() error               { return nil }
 
 // bare is one of a kernel without the cgroup classifier.
 type bare struct{ blind }

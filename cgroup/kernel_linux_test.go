@@ -333,7 +333,7 @@ func TestKernelUnderLoad(t *testing.T) {
 			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
 		}},
 		{"all of nf_tables", hierarchy.WayNft, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
-			hook := hierarchy.Hook{Way: hierarchy.WayNft, Version: 2}
+			hook := hierarchy.Hook{Way: hierarchy.WayNft, Version: 3}
 			bind := bound(target, []hierarchy.ClassID{red, green}[i%2])
 			steps := []hierarchy.Step{{Action: hierarchy.Change, Old: &hook, New: &hook}, {Action: hierarchy.Create, New: &bind}}
 			if _, err := b.Do(t.Context(), steps); err != nil {
@@ -354,7 +354,7 @@ func TestKernelUnderLoad(t *testing.T) {
 			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
 		}},
 		{"classifier", hierarchy.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
-			hook := hierarchy.Hook{Way: hierarchy.WayBPF, Version: 2}
+			hook := hierarchy.Hook{Way: hierarchy.WayBPF, Version: 3}
 			bind := bound(target, []hierarchy.ClassID{red, green}[i%2])
 			steps := []hierarchy.Step{{Action: hierarchy.Change, Old: &hook, New: &hook}, {Action: hierarchy.Create, New: &bind}}
 			if _, err := b.Do(t.Context(), steps); err != nil {

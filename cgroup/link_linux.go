@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"strconv"
+	"io/fs"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -12,10 +12,16 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
-var (
-	errLinksByBPF = fmt.Errorf("interfaces can be bound with BPF only, not with nf_tables or net_cls: %w", ErrNotSupported)
-	errNoLink     = errors.New("no such interface")
-)
+var errLinksByBPF = fmt.Errorf("interfaces can be bound with BPF only, not with nf_tables or net_cls: %w", ErrNotSupported)
+
+// errNoLink is an fs.ErrNotExist: that nothing is there any more may end a change.
+var errNoLink error = noLink{}
+
+type noLink struct{}
+
+func (noLink) Error() string { return "no such interface" }
+
+func (noLink) Is(target error) bool { return target == fs.ErrNotExist }
 
 // resolveLink is the target of a bound interface, or why there is none at present.
 func (b *Binder) resolveLink(name string) (target, reason string, err error) {
@@ -26,35 +32,26 @@ func (b *Binder) resolveLink(name string) (target, reason string, err error) {
 		return "", "", errors.New("it is the shaped interface itself: what comes in by it and leaves by it again is the rest's")
 	}
 	// it may be another of its names
-	err = b.getLink(0, name, func(_ uint32, name string) { target = linkTarget + name })
+	l, err := b.getLink(0, name)
 	if errors.Is(err, errNoLink) {
 		return "", err.Error(), nil
 	}
-	return target, "", err
+	return linkTarget + l.name, "", err
 }
 
-// linkIndex is the index of an interface of the network namespace, errNoLink where
-// there is none of that name.
-func (b *Binder) linkIndex(name string) (index uint32, err error) {
-	err = b.getLink(0, name, func(n uint32, _ string) { index = n })
-	return index, err
-}
-
-// linkTarget names the interface of an index, which may be gone.
-func (b *Binder) linkTarget(index uint32) (target string, err error) {
-	err = b.getLink(index, "", func(_ uint32, name string) { target = linkTarget + name })
-	if errors.Is(err, errNoLink) {
-		return linkGoneTarget + strconv.FormatUint(uint64(index), 10), nil
-	}
-	return target, err
+// netLink is an interface of the network namespace.
+type netLink struct {
+	index  uint32
+	name   string
+	master uint32 // index of the bridge, bond or other interface that it belongs to, 0: none
 }
 
 // getLink asks the kernel for the interface that has an index or, where that is 0,
-// a name.
-func (b *Binder) getLink(index uint32, name string, fn func(index uint32, name string)) error {
+// a name. The error is errNoLink where there is none.
+func (b *Binder) getLink(index uint32, name string) (netLink, error) {
 	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: b.cfg.NetNSFD})
 	if err != nil {
-		return fmt.Errorf("look for interfaces: %w", err)
+		return netLink{}, fmt.Errorf("look for interfaces: %w", err)
 	}
 	defer c.Close()
 	ae := netlink.NewAttributeEncoder()
@@ -63,7 +60,7 @@ func (b *Binder) getLink(index uint32, name string, fn func(index uint32, name s
 	}
 	attrs, err := ae.Encode()
 	if err != nil {
-		return err
+		return netLink{}, err
 	}
 	msg := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(msg[4:], index)
@@ -72,21 +69,31 @@ func (b *Binder) getLink(index uint32, name string, fn func(index uint32, name s
 		Data:   append(msg, attrs...),
 	})
 	if errors.Is(err, unix.ENODEV) {
-		return errNoLink
+		return netLink{}, errNoLink
 	}
-	if err != nil || len(answers) == 0 || len(answers[0].Data) < unix.SizeofIfInfomsg {
-		return errors.Join(errors.New("look for interfaces: no answer of the kernel"), err)
+	if err != nil || len(answers) == 0 {
+		return netLink{}, errors.Join(errors.New("look for interfaces: no answer of the kernel"), err)
 	}
-	data := answers[0].Data
-	ad, err := netlink.NewAttributeDecoder(data[unix.SizeofIfInfomsg:])
+	return decodeLink(answers[0].Data)
+}
+
+// decodeLink reads an RTM_NEWLINK message.
+func decodeLink(b []byte) (netLink, error) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return netLink{}, errors.New("look for interfaces: the kernel's answer is too short")
+	}
+	l := netLink{index: binary.NativeEndian.Uint32(b[4:])}
+	ad, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
 	if err != nil {
-		return err
+		return netLink{}, err
 	}
 	for ad.Next() {
-		if ad.Type() == unix.IFLA_IFNAME {
-			name = ad.String()
+		switch ad.Type() {
+		case unix.IFLA_IFNAME:
+			l.name = ad.String()
+		case unix.IFLA_MASTER:
+			l.master = ad.Uint32()
 		}
 	}
-	fn(binary.NativeEndian.Uint32(data[4:]), name)
-	return ad.Err()
+	return l, ad.Err()
 }

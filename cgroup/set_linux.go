@@ -15,7 +15,7 @@ import (
 
 // version counts the layouts of the maps and the meanings of the programs in
 // bpf/classify.bpf.c.
-const version = 2
+const version = 3
 
 const maxLevel = 31 // MAX_LEVEL in bpf/classify.bpf.c
 

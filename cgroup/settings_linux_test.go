@@ -130,9 +130,12 @@ func TestKernelEscape(t *testing.T) {
 // noHook is an interface with nothing on it.
 type noHook struct{}
 
-func (noHook) AttachEgress(int, string) error { return nil }
-func (noHook) EgressProgram() (uint32, error) { return 0, nil }
-func (noHook) DetachEgress() error            { return nil }
-func (noHook) AttachCgroupFilter() error      { return nil }
-func (noHook) CgroupFilter() (bool, error)    { return false, nil }
-func (noHook) DetachCgroupFilter() error      { return nil }
+func (noHook) AttachEgress(int, string) error          { return nil }
+func (noHook) EgressProgram() (uint32, error)          { return 0, nil }
+func (noHook) DetachEgress() error                     { return nil }
+func (noHook) AttachIngress(string, int, string) error { return nil }
+func (noHook) HasIngress(string) (bool, error)         { return false, nil }
+func (noHook) DetachIngress(string) error              { return nil }
+func (noHook) AttachCgroupFilter() error               { return nil }
+func (noHook) CgroupFilter() (bool, error)             { return false, nil }
+func (noHook) DetachCgroupFilter() error               { return nil }

@@ -42,7 +42,7 @@ type filterMsg struct {
 
 func (f *filterMsg) pref() uint32 { return f.info >> 16 }
 
-// hook says whether the filter is the one of AttachEgress.
+// hook says whether the filter is the one of AttachEgress, if it is at egress.
 func (f *filterMsg) hook() bool {
 	return f.pref() == hookPref && f.handle == hookHandle && f.kind == "bpf"
 }
@@ -124,17 +124,21 @@ func (d *Device) AttachEgress(progFD int, name string) error {
 	default:
 		return fmt.Errorf("%s: qdisc %s is %w and leaves no place for clsact: remove it with \"tc qdisc del dev %s %s\"", d.Name, kind, ErrForeign, d.Name, kind)
 	}
-	err = d.eachFilter(egressParent, func(f filterMsg) error {
-		if f.pref() == hookPref && (f.kind != "bpf" || f.info&0xffff != allProtocols()) {
-			return fmt.Errorf("filter of kind %s with preference %d at egress is %w: give it another preference", f.kind, hookPref, ErrForeign)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := d.vacant(egressParent, "egress"); err != nil {
 		return d.fail(op, err)
 	}
 	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
 	return d.fail(op, d.c.tc.Filter().Replace(d.hookObject(&gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
+}
+
+// vacant is an [ErrForeign] where a filter of another kind has our preference.
+func (d *Device) vacant(parent uint32, where string) error {
+	return d.eachFilter(parent, func(f filterMsg) error {
+		if f.pref() == hookPref && (f.kind != "bpf" || f.info&0xffff != allProtocols()) {
+			return fmt.Errorf("filter of kind %s with preference %d at %s is %w: give it another preference", f.kind, hookPref, where, ErrForeign)
+		}
+		return nil
+	})
 }
 
 // EgressProgram is the id of the program that AttachEgress put there, in this
@@ -158,34 +162,99 @@ func (d *Device) EgressProgram() (id uint32, err error) {
 // filter is left at either of its hooks: also one that an AttachEgress made
 // which was killed before it put the filter there.
 func (d *Device) DetachEgress() error {
-	const op = "detach program at egress"
-	hook, others := false, false
+	return d.fail("detach program at egress", d.detach(d.hookObject(nil)))
+}
+
+// detach removes a filter, if it is there, and a clsact qdisc without filters.
+func (d *Device) detach(filter *gotc.Object) error {
+	there, others := false, false
 	look := func(f filterMsg) error {
 		// A preference is listed once by itself, with handle 0, and once for each filter.
-		if f.handle != 0 {
-			hook, others = hook || f.hook() && f.parent == egressParent, others || !f.hook() || f.parent != egressParent
+		switch {
+		case f.handle == 0:
+		case f.parent == filter.Parent && f.handle == filter.Handle && f.pref() == hookPref && f.kind == "bpf":
+			there = true
+		default:
+			others = true
 		}
 		return nil
 	}
 	if err := d.eachFilter(egressParent, look); err != nil {
-		return d.fail(op, err)
+		return err
 	}
 	if err := d.eachFilter(ingressParent, look); err != nil {
-		return d.fail(op, err)
+		return err
 	}
-	if hook {
-		if err := d.c.tc.Filter().Delete(d.hookObject(nil)); err != nil {
-			return d.fail(op, err)
+	if there {
+		if err := d.c.tc.Filter().Delete(filter); err != nil {
+			return err
 		}
 	}
 	kind, err := d.clsact()
+	if err != nil || others || kind != "clsact" {
+		return err
+	}
+	return d.c.tc.Qdisc().Delete(d.clsactObject())
+}
+
+// portObject is our filter at the ingress hook of another interface. Its handle is
+// the index of d, so that interfaces do not share one and each takes its own away.
+func (d *Device) portObject(port *Device, bpf *gotc.Bpf) *gotc.Object {
+	x := port.hookObject(bpf)
+	x.Parent, x.Handle = ingressParent, d.Index
+	return x
+}
+
+// AttachIngress puts a program of type sched_cls at the ingress hook of another
+// interface, in direct-action mode and before all filters there but those that
+// AttachIngress of further interfaces put there. It takes the place of the one that
+// AttachIngress of this interface put there before. A clsact qdisc is made unless it
+// or an ingress qdisc is there. Where a filter of another kind has the first
+// preference, the error is [ErrForeign]. The descriptor may be closed afterwards.
+func (d *Device) AttachIngress(port string, progFD int, name string) error {
+	const op = "attach program at ingress"
+	p, err := d.c.Device(port)
 	if err != nil {
-		return d.fail(op, err)
+		return err
 	}
-	if others || kind != "clsact" {
+	kind, err := p.clsact()
+	if err != nil {
+		return p.fail(op, err)
+	}
+	if kind == "" {
+		if err := p.c.tc.Qdisc().Add(p.clsactObject()); err != nil {
+			return p.fail("create clsact qdisc", err)
+		}
+	}
+	if err := p.vacant(ingressParent, "ingress"); err != nil {
+		return p.fail(op, err)
+	}
+	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
+	return p.fail(op, p.c.tc.Filter().Replace(d.portObject(p, &gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
+}
+
+// HasIngress says whether the program of AttachIngress is there.
+func (d *Device) HasIngress(port string) (bool, error) {
+	p, err := d.c.Device(port)
+	if err != nil {
+		return false, err
+	}
+	found := false
+	err = p.eachFilter(ingressParent, func(f filterMsg) error {
+		found = found || f.pref() == hookPref && f.handle == d.Index && f.kind == "bpf"
 		return nil
+	})
+	return found, p.fail("read program at ingress", err)
+}
+
+// DetachIngress removes the program of AttachIngress, and the clsact qdisc of the
+// other interface when no filter is left there. None is no error.
+func (d *Device) DetachIngress(port string) error {
+	p, err := d.c.Device(port)
+	if err != nil {
+		return err
 	}
-	return d.fail("delete clsact qdisc", d.c.tc.Qdisc().Delete(d.clsactObject()))
+	return p.fail("detach program at ingress", p.detach(d.portObject(p, nil)))
 }
 
 // cgroupObject is the classic cgroup classifier on our root qdisc.

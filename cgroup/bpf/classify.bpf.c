@@ -11,6 +11,7 @@
  * is one set of maps for each interface.
  */
 #include "bpf.h"
+#include "mark.h"
 #include "socket.h"
 
 #define MAX_LEVEL 31
@@ -58,7 +59,6 @@ struct {
 	__type(value, __u32);
 } vif_links SEC(".maps");
 
-
 /* struct vif_socket is in socket.h. BPF_F_CLONE: accepted sockets start with what is known of their listener. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -67,15 +67,27 @@ struct {
 	__type(value, struct vif_socket);
 } vif_sockets SEC(".maps");
 
-/* The class of what another interface brought in, 0 for none. */
-static __always_inline __u32 link(struct __sk_buff *skb)
+static __always_inline __u32 brought(__u32 index)
 {
-	__u32 index = skb->ingress_ifindex, *class;
+	__u32 *class = bpf_map_lookup_elem(&vif_links, &index);
+
+	return class ? *class : 0;
+}
+
+/*
+ * The class of what another interface brought in, 0 for none. The mark names a port
+ * behind the bridge that ingress_ifindex names. It is believed of forwarded packets
+ * without a socket only: a socket's mark is what its owner likes.
+ */
+static __always_inline __u32 link(struct __sk_buff *skb, struct bpf_sock *any)
+{
+	__u32 index = skb->ingress_ifindex, mark = skb->mark, class = 0;
 
 	if (!index)
 		return 0;
-	class = bpf_map_lookup_elem(&vif_links, &index);
-	return class ? *class : 0;
+	if (!any && (mark & ~VIF_MARK_INDEX) == VIF_MARK)
+		class = brought(mark & VIF_MARK_INDEX);
+	return class ? class : brought(index);
 }
 
 /* The class of the deepest bound cgroup above the socket, 0 for none. */
@@ -139,7 +151,7 @@ static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any,
 		}
 	}
 	if (!any) {
-		class = link(skb);
+		class = link(skb, any);
 		skb->priority = class ? class : vif_config.rest;
 		return TC_ACT_UNSPEC;
 	}
@@ -159,7 +171,7 @@ static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any,
 	if (!class)
 		class = cgroup(skb);
 	if (!class && skb->ingress_ifindex) {
-		class = link(skb);
+		class = link(skb, any);
 		s = NULL;
 	}
 	if (!class)
