@@ -121,23 +121,22 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 }
 
 // Keep chooses the way of the classifier that is on the interface, whatever
-// [Binder.Hook] would choose by now, and returns that classifier. There must be one,
-// of this version.
-func (b *Binder) Keep() (hierarchy.Hook, error) {
+// [Binder.Hook] would choose by now. There must be one, of this version.
+func (b *Binder) Keep() error {
 	way, err := b.inForce()
 	switch {
 	case err != nil:
-		return hierarchy.Hook{}, b.wrap(err)
 	case way == hierarchy.WayNone:
-		return hierarchy.Hook{}, b.wrap(errors.New("there is none on the interface"))
+		err = errors.New("there is none on the interface")
 	case way != hierarchy.WayClsCgroup && b.on(way) == nil:
-		return hierarchy.Hook{}, b.wrap(errors.New("the one on the interface is another version's"))
+		err = errors.New("the one on the interface is another version's")
+	default:
+		_, err = b.hierarchy(way)
 	}
-	if _, err := b.hierarchy(way); err != nil {
-		return hierarchy.Hook{}, b.wrap(err)
+	if err == nil {
+		b.way, b.at = way, way
 	}
-	b.way, b.at = way, way
-	return hierarchy.Hook{Way: way, Version: version}, nil
+	return b.wrap(err)
 }
 
 // claim is a binding that names a target.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -69,6 +71,9 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 		plans = append(plans, x.plan)
 		empty = empty && x.plan.Empty()
 		m.remarks(x)
+		for _, b := range x.kept {
+			m.notef("%s: %v, bound at run time, stays", b.Path, b.Binding)
+		}
 		if x.blind != nil {
 			e.notef("%s: bindings are left out: without privileges they can be neither read nor tried", x.tree.Interface)
 		}
@@ -101,9 +106,10 @@ func (e *env) writePlans(plans []hierarchy.Plan, o planOptions) error {
 
 // remarks says on stderr what a plan does not show.
 func (m *machine) remarks(x *target) {
-	for _, w := range x.pending {
-		m.notef("%s: %v is not bound yet: %s; the next apply after it has appeared will", w.Path, w.Binding, w.Reason)
+	for _, b := range x.lost {
+		m.notef("%s: %v, bound at run time, goes: the policy has no branch for it any more", b.Path, b.Binding)
 	}
+	m.waiting(x.pending)
 	if f := x.next.Former; f.Kind != "" && x.before.Root.Foreign() {
 		back := "`vifshape clear` puts it back"
 		if f.Partial {
@@ -138,6 +144,13 @@ func (m *machine) remarks(x *target) {
 		if n := len(held[b.Target]); n > 0 {
 			m.warnf("%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", name(b.Path, b.Class), printable(b.Target), n)
 		}
+	}
+}
+
+// waiting says which bindings name what is not there.
+func (m *machine) waiting(all []cgroup.Pending) {
+	for _, w := range all {
+		m.notef("%s: %v is not bound yet: %s; once it is there, vifshape agent binds it at once, else the next apply", w.Path, w.Binding, w.Reason)
 	}
 }
 

@@ -96,6 +96,7 @@ type process struct {
 type boundView struct {
 	Target    string    `json:"target,omitempty"` // empty: not there yet, or not readable
 	From      string    `json:"from"`
+	AtRuntime bool      `json:"at_runtime,omitempty"` // by bind, not in the policy
 	Processes []process `json:"processes,omitempty"`
 }
 
@@ -314,9 +315,13 @@ func (x *shaped) bound(all []hierarchy.Bound) (map[hierarchy.ClassID][]boundView
 	if err != nil {
 		return nil, err
 	}
+	atRuntime := map[string]bool{}
+	for _, b := range x.record.Bindings {
+		atRuntime[b.Binding.String()] = b.AtRuntime
+	}
 	out := map[hierarchy.ClassID][]boundView{}
 	for _, b := range all {
-		v := boundView{Target: b.Target, From: b.From}
+		v := boundView{Target: b.Target, From: b.From, AtRuntime: atRuntime[b.From]}
 		for _, pid := range held[b.Target] {
 			// One that has ended meanwhile has no name any more.
 			if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
@@ -430,6 +435,9 @@ func (b boundView) String() string {
 		s = targetText(b.Target)
 	case b.Target != "" && b.Target != b.From:
 		s += " (" + targetText(b.Target) + ")"
+	}
+	if b.AtRuntime {
+		s += ", at run time"
 	}
 	const most = 6
 	for i, p := range b.Processes {

@@ -232,7 +232,7 @@ func (x *target) bind() (err error) {
 	x.next.Way = x.want.Hook.Way
 	r, err := x.binder.Resolve(x.next.branches())
 	if err == nil {
-		err = r.Err()
+		err = x.refused(r)
 	}
 	if err != nil {
 		return err

@@ -29,7 +29,7 @@ func (m *machine) rebind(ctx context.Context, iface string) (*rebound, error) {
 		return nil, err
 	}
 	defer x.binder.Close()
-	return m.rebindTo(ctx, x, x.record)
+	return m.rebindTo(ctx, x, x.record, nil)
 }
 
 // maxRounds is how often rebind looks again because something changed while it was
@@ -37,16 +37,17 @@ func (m *machine) rebind(ctx context.Context, iface string) (*rebound, error) {
 const maxRounds = 8
 
 // rebindTo is rebind with the bindings of another record, which takes the place of
-// the interface's own.
-func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record) (*rebound, error) {
+// the interface's own. Where one of the fresh bindings cannot be in force, nothing is
+// changed.
+func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh []hierarchy.Binding) (*rebound, error) {
 	if x.record.Policy == "" {
 		return nil, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", x.record.Interface)
 	}
 	if err := x.stands(hierarchy.ID(hierarchy.RootMinor)); err != nil {
 		return nil, err
 	}
-	if _, err := x.binder.Keep(); err != nil {
-		return nil, fmt.Errorf("%w: apply %s again", err, x.record.policy())
+	if err := x.keep(); err != nil {
+		return nil, err
 	}
 	k := x.kernel
 	k.Queue = unread{} // the classes stay
@@ -62,6 +63,11 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record) (*rebou
 			return out, err
 		}
 		out.pending, out.refused = r.Pending, r.Refused
+		for _, f := range r.Refused {
+			if slices.Contains(fresh, f.Binding) || slices.Contains(fresh, f.With) {
+				return out, f.Err
+			}
+		}
 		// The record first, as with apply.
 		n := *next
 		n.came(r)
@@ -86,6 +92,34 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record) (*rebou
 	return out, fmt.Errorf("%s: its bindings would not settle: what they name comes and goes", x.record.Interface)
 }
 
+// keep chooses the way of the classifier that the interface has.
+func (x *shaped) keep() error {
+	if err := x.binder.Keep(); err != nil {
+		return fmt.Errorf("%w: apply %s again", err, x.record.policy())
+	}
+	return nil
+}
+
+// rebindOrBack is rebindTo; where it fails in the middle, everything is put back.
+func (m *machine) rebindOrBack(ctx context.Context, x *shaped, next *record, fresh []hierarchy.Binding) (*rebound, error) {
+	r, err := m.rebindTo(ctx, x, next, fresh)
+	if err == nil {
+		return r, nil
+	}
+	now, failed := m.store.load(x.record.Interface)
+	if failed == nil && reflect.DeepEqual(now.Bindings, x.record.Bindings) {
+		return r, err // nothing was begun
+	}
+	ctx = context.WithoutCancel(ctx)
+	if failed = errors.Join(failed, m.store.save(x.record)); failed == nil {
+		_, failed = m.rebindTo(ctx, x, x.record, nil)
+	}
+	if failed != nil {
+		err = partlyError{fmt.Errorf("%w; and going back failed as well: %w", err, failed)}
+	}
+	return r, err
+}
+
 // keepBindings takes over the bindings that were made at run time, but for those
 // that the policy makes by now, and those whose branch is gone.
 func (x *target) keepBindings() {
@@ -104,4 +138,18 @@ func (x *target) keepBindings() {
 		x.next.Bindings = append(x.next.Bindings, b)
 		x.kept = append(x.kept, b)
 	}
+}
+
+// refused is the error of bindings that cannot be in force, with the way out where
+// one of them is not the policy's.
+func (x *target) refused(r *cgroup.Resolution) error {
+	err := r.Err()
+	for _, f := range r.Refused {
+		for _, b := range x.kept {
+			if b.Binding == f.Binding || b.Binding == f.With {
+				err = fmt.Errorf("%w; %v was bound at run time: `vifshape unbind %s %s` takes it away", err, b.Binding, b.Path, b.Binding)
+			}
+		}
+	}
+	return err
 }

@@ -1,0 +1,381 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+const specHelp = `A SPEC is what stands in bind in a policy:
+  unit:NAME.service   a unit of systemd's system manager
+  slice:NAME.slice    a slice of it
+  cgroup:/PATH        a cgroup, from the root of its hierarchy
+  user:NAME           a user, by name or number: what no cgroup's binding claims
+  link:INTERFACE      what an interface brings in and this one sends on
+  container:NAME      a container, by name or id
+Names of units and slices, and each part of a cgroup's path, may be patterns of
+* ? [a-c] [^a-c], as in 'unit:worker@*.service'. What is below a cgroup comes with
+it. Where several name one cgroup, the exact name counts, else the pattern with more
+characters of its own.
+`
+
+func newBindCommand(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "bind PATH SPEC...",
+		Short: "Put services, cgroups, users or interfaces into a branch, until the next clear",
+		Long: `Bind adds to the bindings of a branch what the policy does not have there, all of
+it or, where something is wrong, nothing. Open connections follow at once. What is
+not there yet is kept, and bound when it appears where vifshape agent runs, else by
+the next apply.
+
+The binding lasts until unbind or clear takes it away, the machine is restarted, or
+the policy that is applied has no such branch any more; where the policy has the
+same binding, that one takes its place.
+
+` + specHelp + `
+  vifshape bind eth0/web unit:nginx.service 'unit:php-fpm@*.service'
+` + exitHelp,
+		Args: args(2, -1, "a branch and what to bind to it"),
+		RunE: interruptible(func(c *cobra.Command, a []string) error {
+			return e.changeBindings(c.Context(), "bind", a, (*record).bind)
+		}),
+	}
+}
+
+func newUnbindCommand(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "unbind PATH SPEC...",
+		Short: "Take back what bind did",
+		Long: `Unbind takes bindings away that bind has made, as bindings lists them, all or none.
+Open connections follow at once, to the binding above theirs or to the rest. What the
+policy binds is changed in the policy.
+` + exitHelp,
+		Args: args(2, -1, "a branch and what is bound to it"),
+		RunE: interruptible(func(c *cobra.Command, a []string) error {
+			return e.changeBindings(c.Context(), "unbind", a, (*record).unbind)
+		}),
+	}
+}
+
+// changeBindings brings the bindings of a branch into force that change makes of
+// them. Change adds its remarks for the user, and returns the bindings that are new.
+func (e *env) changeBindings(ctx context.Context, what string, a []string, change func(*record, hierarchy.Path, []hierarchy.Binding) (fresh []hierarchy.Binding, remarks []string, err error)) error {
+	path, err := parsePath(a[0])
+	if err != nil {
+		return err
+	}
+	if path.Parent() == "" { // what an interface's own node carries is its rest
+		path = path.Join(hierarchy.RestName)
+	}
+	var specs []hierarchy.Binding
+	for _, s := range a[1:] {
+		b, err := hierarchy.ParseBinding(s)
+		if err != nil {
+			return usageError{err}
+		}
+		if !slices.Contains(specs, b) {
+			specs = append(specs, b)
+		}
+	}
+	m, err := e.machine()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	unlock, err := m.store.lock(ctx, what+" "+string(path))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	x, err := m.shaped(path.Interface(), "")
+	if err != nil {
+		return err
+	}
+	defer x.binder.Close()
+	if _, err := x.entry(path); err != nil {
+		return err
+	}
+	next := *x.record
+	next.Bindings = slices.Clone(next.Bindings)
+	fresh, remarks, err := change(&next, path, specs)
+	if err != nil {
+		return err
+	}
+	r, err := m.rebindOrBack(ctx, x, &next, fresh)
+	if err != nil {
+		return err
+	}
+	for _, s := range remarks {
+		e.notef("%s", s)
+	}
+	m.waiting(slices.DeleteFunc(r.pending, func(p cgroup.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
+	return nil
+}
+
+// bind adds bindings to those of a branch. One that is there stays as it is.
+func (r *record) bind(path hierarchy.Path, specs []hierarchy.Binding) (fresh []hierarchy.Binding, remarks []string, err error) {
+	var errs []error
+	for _, s := range specs {
+		switch b := r.binding(s); {
+		case b == nil:
+			fresh = append(fresh, s)
+			r.Bindings = append(r.Bindings, boundSpec{Path: path, Binding: s, AtRuntime: true})
+		case b.Path != path && b.AtRuntime:
+			errs = append(errs, fmt.Errorf("%s: %v is bound to %s: `vifshape unbind %s %v` takes it from there", path, s, b.Path, b.Path, s))
+		case b.Path != path:
+			errs = append(errs, fmt.Errorf("%s: the policy binds %v to %s: change it in %s", path, s, b.Path, r.policy()))
+		default:
+			remarks = append(remarks, fmt.Sprintf("%s: %v is bound to it already, %s", path, s, b.by()))
+		}
+	}
+	return fresh, remarks, errors.Join(errs...)
+}
+
+// unbind takes bindings away that bind has made.
+func (r *record) unbind(path hierarchy.Path, specs []hierarchy.Binding) (_ []hierarchy.Binding, _ []string, err error) {
+	var errs []error
+	for _, s := range specs {
+		switch b := r.binding(s); {
+		case b == nil:
+			errs = append(errs, r.notBound(path, s))
+		case b.Path != path:
+			errs = append(errs, fmt.Errorf("%s: %v is not bound to it, but to %s, %s", path, s, b.Path, b.by()))
+		case !b.AtRuntime:
+			errs = append(errs, fmt.Errorf("%s: the policy binds %v: remove it from bind in %s, and apply that", path, s, r.policy()))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, nil, err
+	}
+	r.Bindings = slices.DeleteFunc(r.Bindings, func(b boundSpec) bool { return slices.Contains(specs, b.Binding) })
+	return nil, nil, nil
+}
+
+// binding is the one of the interface that binds the same, or nil.
+func (r *record) binding(of hierarchy.Binding) *boundSpec {
+	i := slices.IndexFunc(r.Bindings, func(b boundSpec) bool { return b.Binding == of })
+	if i < 0 {
+		return nil
+	}
+	return &r.Bindings[i]
+}
+
+// notBound says that nothing binds s, and what was perhaps meant.
+func (r *record) notBound(path hierarchy.Path, s hierarchy.Binding) error {
+	var there []string
+	for _, b := range r.Bindings {
+		if b.Path == path && b.AtRuntime {
+			there = append(there, b.Binding.String())
+		}
+	}
+	err := fmt.Errorf("%s: %v is not bound to it", path, s)
+	switch near := hierarchy.Nearest(s.String(), there); {
+	case near != "":
+		return fmt.Errorf("%w; did you mean %s?", err, near)
+	case len(there) == 0:
+		return fmt.Errorf("%w: nothing was bound to it at run time", err)
+	}
+	return fmt.Errorf("%w: what was at run time is %s", err, strings.Join(there, ", "))
+}
+
+// by says who made the binding.
+func (b *boundSpec) by() string {
+	if b.AtRuntime {
+		return "at run time"
+	}
+	return "by the policy"
+}
+
+func newBindingsCommand(e *env) *cobra.Command {
+	json := false
+	c := &cobra.Command{
+		Use:   "bindings [PATH]",
+		Short: "List what is bound to branches, and what is still waited for",
+		Long: `Bindings lists the bindings of all branches, or of those from PATH down: those of
+the policy and those that bind has made, each with what it is in force for, or why
+not. It needs no privileges; without them it cannot read the bindings in force, and
+prints what they were when they were last changed.
+
+EXIT STATUS
+  0  done
+  1  an error, or there is no such branch
+  2  wrong flags or arguments`,
+		Args: args(0, 1, "one path at most"),
+		RunE: interruptible(func(c *cobra.Command, a []string) error {
+			var p hierarchy.Path
+			if len(a) == 1 {
+				var err error
+				if p, err = parsePath(a[0]); err != nil {
+					return err
+				}
+			}
+			return e.bindings(c.Context(), p, json)
+		}),
+	}
+	c.Flags().BoolVar(&json, "json", false, "print JSON")
+	return c
+}
+
+// bindingsJSON is the stable form of bindings.
+type bindingsJSON struct {
+	Bindings []*bindingView `json:"bindings"`
+}
+
+// bindingView is a binding as it was written, and what it came to.
+type bindingView struct {
+	Path      hierarchy.Path    `json:"path"`
+	Binding   hierarchy.Binding `json:"binding"`
+	AtRuntime bool              `json:"at_runtime"`        // by bind, not in the policy
+	Bound     []string          `json:"bound"`             // targets that it is in force for
+	Waits     []string          `json:"pending,omitempty"` // reasons why it is in force for nothing, or not for all
+	Refused   []string          `json:"refused,omitempty"` // why it cannot be
+}
+
+func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) error {
+	m, err := e.machine()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	ifaces := []string{path.Interface()}
+	if path == "" {
+		if ifaces, err = m.ours(); err != nil {
+			return err
+		}
+	}
+	out := bindingsJSON{Bindings: []*bindingView{}}
+	for _, i := range ifaces {
+		v, err := m.bindings(ctx, i, path)
+		if path == "" && e.noTree(i, err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		out.Bindings = append(out.Bindings, v...)
+	}
+	switch {
+	case json:
+		return e.json(out)
+	case len(out.Bindings) == 0 && path == "":
+		e.notef("nothing is bound in this network namespace")
+		return nil
+	case len(out.Bindings) == 0:
+		e.notef("nothing is bound to %s", path)
+		return nil
+	}
+	return out.write(e)
+}
+
+// bindings are those of one interface, or of one of its branches and all below.
+func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Path) ([]*bindingView, error) {
+	x, err := m.shaped(iface, "")
+	if err != nil {
+		return nil, err
+	}
+	defer x.binder.Close()
+	if _, _, ok := x.record.IDs.Find(path); path != "" && !ok {
+		_, err := x.entry(path)
+		return nil, err
+	}
+	t := &target{shaped: x}
+	s, err := t.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !s.Root.Ours() {
+		return nil, fmt.Errorf("%s is %w", iface, errNotShaped)
+	}
+	var list []*bindingView
+	views := map[string]*bindingView{}
+	for _, b := range x.record.Bindings {
+		v := &bindingView{Path: b.Path, Binding: b.Binding, AtRuntime: b.AtRuntime, Bound: []string{}}
+		views[b.Binding.String()] = v
+		if path == "" || b.Path.Below(path) {
+			list = append(list, v)
+		}
+	}
+	at := func(b string) *bindingView {
+		if v := views[b]; v != nil {
+			return v
+		}
+		return &bindingView{} // a branch's own cgroup
+	}
+	if t.blind != nil {
+		m.notef("%s: without privileges the bindings in force cannot be read; what they came to when they were last changed is shown", iface)
+		for _, b := range x.record.Bound {
+			v := at(b.From)
+			if b.Target == "" {
+				v.Waits = append(v.Waits, "it was not there")
+			} else {
+				v.Bound = append(v.Bound, b.Target)
+			}
+		}
+		return list, nil
+	}
+	if err := x.keep(); err != nil {
+		return nil, err
+	}
+	r, err := x.binder.Resolve(x.record.branches())
+	if err != nil {
+		return nil, err
+	}
+	is := make(map[string]hierarchy.ClassID, len(s.Bound))
+	for _, b := range s.Bound {
+		is[b.Target] = b.Class
+	}
+	for _, b := range r.Bound {
+		v := at(b.From)
+		if is[b.Target] == b.Class {
+			v.Bound = append(v.Bound, b.Target)
+		} else {
+			v.Waits = append(v.Waits, b.Target+" is there and not bound: start vifshape agent, or apply the policy again")
+		}
+	}
+	for _, p := range r.Pending {
+		v := at(p.Binding.String())
+		v.Waits = append(v.Waits, p.Reason)
+	}
+	for _, f := range r.Refused {
+		for _, b := range []hierarchy.Binding{f.Binding, f.With} {
+			v := at(b.String())
+			v.Refused = append(v.Refused, f.Err.Error())
+		}
+	}
+	return list, nil
+}
+
+// write prints the bindings as a table, one line for each thing that they name.
+func (b bindingsJSON) write(e *env) error {
+	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "BRANCH\tBINDING\tMADE\tIN FORCE FOR")
+	for _, v := range b.Bindings {
+		var lines []string
+		for _, s := range v.Bound {
+			lines = append(lines, targetText(s))
+		}
+		for _, s := range slices.Concat(v.Waits, v.Refused) {
+			lines = append(lines, "- "+printable(s))
+		}
+		if len(lines) == 0 {
+			lines = []string{"nothing of its own: another names it more exactly, or one above has the same class"}
+		}
+		made := (&boundSpec{AtRuntime: v.AtRuntime}).by()
+		for i, s := range lines {
+			if i == 0 {
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", v.Path, printable(v.Binding.String()), made, s)
+			} else {
+				fmt.Fprintf(t, "\t\t\t%s\n", s)
+			}
+		}
+	}
+	return t.Flush()
+}
