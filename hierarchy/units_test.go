@@ -288,6 +288,11 @@ func TestParseBinding(t *testing.T) {
 		{in: `unit:dev-disk\x2d1.mount`, want: Binding{BindUnit, `dev-disk\x2d1.mount`}},
 		{in: "unit:getty@tty1.service", want: Binding{BindUnit, "getty@tty1.service"}},
 		{in: "slice:build.slice", want: Binding{BindSlice, "build.slice"}},
+		{in: "unit:worker@*.service", want: Binding{BindUnit, "worker@*.service"}},
+		{in: `unit:disk\x2d[0-9].mount`, want: Binding{BindUnit, `disk\x2d[0-9].mount`}},
+		{in: "slice:machine-?.slice", want: Binding{BindSlice, "machine-?.slice"}},
+		{in: "cgroup:/kubepods.slice/*/cri-[^a]*", want: Binding{BindCgroup, "/kubepods.slice/*/cri-[^a]*"}},
+		{in: "cgroup:/a[[]b", want: Binding{BindCgroup, "/a[[]b"}},
 		{in: "user:backup", want: Binding{BindUser, "backup"}},
 		{in: "link:veth1", want: Binding{BindLink, "veth1"}},
 		{in: "link:eth0.100", want: Binding{BindLink, "eth0.100"}},
@@ -336,6 +341,14 @@ func TestParseBinding(t *testing.T) {
 		{in: "user:01", err: `binding "user:01" has a zero in front of the number: write "user:1"`},
 		{in: "user:00", err: `binding "user:00" has a zero in front of the number: write "user:0"`},
 		{in: "user:-a", err: `binding "user:-a": a user's name begins with no sign: write "user:NAME" or "user:NUMBER"`},
+		{in: "cgroup:/a/**", err: `binding "cgroup:/a/**": ** is no pattern: write *, which stands for a part of one name; what lies below comes with it`},
+		{in: "unit:a[!b].service", err: `binding "unit:a[!b].service": write [^ instead of [! for any other character`},
+		{in: "unit:a[b.service", err: `binding "unit:a[b.service": a [ opens a list of characters as in [a-c], and must be closed; write [[] for the bracket itself`},
+		{in: "cgroup:/a[b/c]", err: `binding "cgroup:/a[b/c]": a [ opens a list of characters as in [a-c], and must be closed; write [[] for the bracket itself`},
+		{in: "unit:a*", err: `binding "unit:a*": a unit's name has an ending: write "unit:a*.service"`},
+		{in: "slice:a*", err: `binding "slice:a*": a slice's name ends with .slice: write "slice:a*.slice"`},
+		{in: "link:veth*", err: `binding "link:veth*": only cgroups, units and slices can be named by a pattern: write a binding for each link`},
+		{in: "user:1?", err: `binding "user:1?": only cgroups, units and slices can be named by a pattern: write a binding for each user`},
 		{in: "slice:-.slice", err: `binding "slice:-.slice" names the root slice, which the rest already stands for`},
 	})
 	if got := BindKind(9).String(); got != "unknown" {
@@ -576,8 +589,45 @@ func FuzzParseAmount(f *testing.F) {
 	fuzz(f, ParseAmount, "40%", "12.5%", "10mbit", "0.001%", "100.001%", "%", " % ")
 }
 
+func TestPattern(t *testing.T) {
+	for _, r := range []struct {
+		pattern  Pattern
+		exact    bool
+		literals int
+		yes, no  []string
+	}{
+		{"nginx.service", true, 13, []string{"nginx.service"}, []string{"nginx.servicex", ""}},
+		{"worker@*.service", false, 15, []string{"worker@1.service", "worker@.service"}, []string{"worker.service", "worker@1.socket"}},
+		{"a?c", false, 2, []string{"abc", "a*c"}, []string{"ac", "abbc"}},
+		{"[a-c]*[^x]", false, 0, []string{"ab", "cxy"}, []string{"ax", "db", "a"}},
+		{`dev-disk\x2d*`, false, 12, []string{`dev-disk\x2d1`}, []string{"dev-diskx2d1"}},
+		{"a[[]b]c", false, 4, []string{"a[b]c"}, []string{"abc"}},
+		{"[", false, 0, nil, []string{"[", ""}},
+		{"*", false, 0, []string{"", "a", "_a.b"}, []string{"a/b"}},
+	} {
+		t.Run(string(r.pattern), func(t *testing.T) {
+			if got := r.pattern.Exact(); got != r.exact {
+				t.Errorf("exact %v", got)
+			}
+			if got := r.pattern.Literals(); got != r.literals {
+				t.Errorf("%d bytes for themselves, want %d", got, r.literals)
+			}
+			for _, s := range r.yes {
+				if !r.pattern.Match(s) {
+					t.Errorf("%q is not matched", s)
+				}
+			}
+			for _, s := range r.no {
+				if r.pattern.Match(s) {
+					t.Errorf("%q is matched", s)
+				}
+			}
+		})
+	}
+}
+
 func FuzzParseBinding(f *testing.F) {
-	fuzz(f, ParseBinding, "cgroup:/a", "unit:a.service", "slice:a.slice", "user:1000", ":", "unit:", "cgroup:/a/../b")
+	fuzz(f, ParseBinding, "cgroup:/a", "unit:a.service", "slice:a.slice", "user:1000", ":", "unit:", "cgroup:/a/../b", "cgroup:/[a-z]*", "unit:a@?[^b].service")
 }
 
 // The text forms are those of String and Parse, and a failure leaves the value.

@@ -22,6 +22,11 @@
 // package hierarchy reads them; a qdisc is a kind or a table with kind and
 // parameters.
 //
+// Bind is a list of what goes into the branch: "unit:nginx.service",
+// "slice:build.slice", "cgroup:/kubepods.slice", "user:backup", "link:veth1",
+// "container:shop". Units, slices and the parts of a cgroup's path may be patterns, as
+// in "unit:worker@*.service"; [hierarchy.Binding] says who gets what several name.
+//
 // linklayer names the kind of line that the interface leads to, one of
 // [hierarchy.Layers]; overhead, the bytes that the line sends besides each IP
 // packet, and mpu, the least that it sends for one, stand for themselves or take the
