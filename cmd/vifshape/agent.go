@@ -1,0 +1,547 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// agent keeps the bindings of all interfaces of a network namespace up to date. Its
+// methods are for one goroutine, but for locked.
+type agent struct {
+	*env // whose stderr is the log
+	log  *slog.Logger
+	m    *machine
+	hold *os.File // the agent's lock
+	dirs *inotify
+	link *tc.LinkMonitor
+
+	runDir     int                 // the watch of the run directory
+	interfaces map[string]*watched // by name: those with a record
+	seen       map[int]string      // interfaces of the network namespace by index, in words
+	dirty      map[string]bool     // interfaces that have to be looked at
+	ready      bool                // all was looked at once
+}
+
+// watched is an interface with what its bindings depend on.
+type watched struct {
+	places  map[int][]func(string) bool // by watch: which entries matter
+	links   []func(string) bool         // which interfaces matter
+	record  os.FileInfo                 // of the record's file, as the agent left it
+	said    string                      // the last error, so that it is said once
+	missing map[string]bool             // what was said of bindings, for the same
+	waiting int                         // bindings
+}
+
+func (e *env) newAgent(ctx context.Context, level slog.Level) (*agent, error) {
+	options := &slog.HandlerOptions{Level: level}
+	if os.Getenv("JOURNAL_STREAM") != "" { // the journal has the time
+		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	a := &agent{
+		log: slog.New(slog.NewTextHandler(e.stderr, options)), runDir: -1,
+		interfaces: map[string]*watched{}, seen: map[int]string{}, dirty: map[string]bool{},
+	}
+	a.env = &env{stdout: e.stdout, stderr: &remarks{log: a.log, said: map[string]bool{}}, runDir: e.runDir}
+	var err error
+	if a.m, err = a.machine(); err != nil {
+		return nil, err
+	}
+	if err = a.open(ctx); err != nil {
+		return nil, errors.Join(err, a.close())
+	}
+	return a, nil
+}
+
+func (a *agent) open(ctx context.Context) (err error) {
+	if a.dirs, err = newInotify(); err != nil {
+		return err
+	}
+	if a.link, err = tc.MonitorLinks(tc.Config{}); err != nil {
+		return err
+	}
+	return a.take(ctx)
+}
+
+// take makes this the agent of the network namespace, and watches the run
+// directory, which may have been removed.
+func (a *agent) take(ctx context.Context) error {
+	unlock, err := a.m.store.lock(ctx, "agent")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	f, err := a.m.store.takeAgent()
+	if err != nil {
+		return err
+	}
+	if a.hold != nil {
+		a.hold.Close()
+	}
+	a.hold = f
+	a.runDir, err = a.dirs.add(a.m.store.dir, unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR)
+	return err
+}
+
+// close lets go of everything; what is bound stays bound.
+func (a *agent) close() error {
+	var errs []error
+	if a.hold != nil {
+		errs = append(errs, a.leave())
+	}
+	if a.link != nil {
+		errs = append(errs, a.link.Close())
+	}
+	if a.dirs != nil {
+		errs = append(errs, a.dirs.close())
+	}
+	return errors.Join(append(errs, a.m.Close())...)
+}
+
+// leave removes the agent's lock, and the run directory where nothing else is in it.
+// Who changes something just now does the latter.
+func (a *agent) leave() error {
+	ctx, stop := context.WithTimeout(context.Background(), time.Second)
+	defer stop()
+	err := unlessGone(os.Remove(a.m.store.agentFile()))
+	err = errors.Join(err, a.hold.Close())
+	if unlock, lerr := a.m.store.lock(ctx, "agent"); lerr == nil {
+		unlock()
+	}
+	return err
+}
+
+// serve is the agent's life. Its end by ctx is no error.
+func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
+	notices, links, failed := make(chan []notice), make(chan []tc.LinkEvent), make(chan error, 2)
+	ended := make(chan struct{})
+	defer close(ended)
+	go forward(ended, notices, failed, a.dirs.read)
+	go forward(ended, links, failed, a.readLinks)
+
+	a.everything()
+	if err := a.work(ctx); err != nil {
+		return err
+	}
+	a.ready = true
+	a.tell("READY=1", a.status())
+	a.log.Info("ready", "interfaces", len(a.interfaces))
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			a.tell("STOPPING=1")
+			a.log.Info("ends")
+			return nil
+		case err = <-failed:
+			return err
+		case <-again:
+			state, err := reloading()
+			if err != nil {
+				return err
+			}
+			a.tell(state...)
+			a.forget()
+			a.everything()
+			if err := a.work(ctx); err != nil {
+				return err
+			}
+			a.tell("READY=1", a.status())
+			continue
+		case all := <-notices:
+			err = a.noticed(ctx, all)
+		case all := <-links:
+			a.linked(all)
+		}
+		if err == nil && len(a.dirty) > 0 {
+			before := a.status()
+			err = a.work(ctx)
+			if now := a.status(); now != before {
+				a.tell(now)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// forward passes on what read returns until it fails or the agent ended.
+func forward[T any](ended <-chan struct{}, to chan<- []T, failed chan<- error, read func() ([]T, error)) {
+	for {
+		all, err := read()
+		if err != nil {
+			failed <- err
+			return
+		}
+		select {
+		case to <- all:
+		case <-ended:
+			return
+		}
+	}
+}
+
+// readLinks is the next changes of interfaces; none at all when some were missed.
+func (a *agent) readLinks() ([]tc.LinkEvent, error) {
+	all, err := a.link.Receive()
+	if errors.Is(err, tc.ErrMissed) {
+		return nil, nil
+	}
+	return all, err
+}
+
+// everything marks all interfaces.
+func (a *agent) everything() {
+	names, err := a.m.store.interfaces()
+	if err != nil {
+		a.log.Error("the run directory cannot be read", "error", err)
+		return
+	}
+	for name := range a.interfaces {
+		if !slices.Contains(names, name) {
+			a.drop(name)
+		}
+	}
+	for _, name := range names {
+		a.dirty[name] = true
+	}
+	if links, err := a.m.conn.Links(); err != nil {
+		a.log.Error("interfaces cannot be listed", "error", err)
+	} else {
+		clear(a.seen)
+		for _, l := range links {
+			a.seen[l.Index] = words(l)
+		}
+	}
+}
+
+// forget makes the agent say again what is wrong.
+func (a *agent) forget() {
+	clear(a.env.stderr.(*remarks).said)
+	for _, w := range a.interfaces {
+		w.said, w.missing = "", nil
+	}
+}
+
+// noticed takes changes of files in.
+func (a *agent) noticed(ctx context.Context, all []notice) error {
+	for _, n := range all {
+		switch {
+		case n.lost():
+			a.log.Warn("changes of directories came faster than they could be read: all is read anew")
+			a.everything()
+		case n.wd == a.runDir:
+			if err := a.recorded(ctx, n); err != nil {
+				return err
+			}
+		case n.mask&unix.IN_IGNORED == 0: // else it went, which the directory above has told
+			for name, w := range a.interfaces {
+				if matters(w.places[n.wd], n.name) {
+					a.dirty[name] = true
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// recorded takes in what became of the run directory.
+func (a *agent) recorded(ctx context.Context, n notice) error {
+	gone := n.mask&(unix.IN_DELETE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0
+	if gone || filepath.Join(a.m.store.dir, n.name) == a.m.store.agentFile() {
+		if !gone && a.m.store.agentHeld(a.hold) { // its own file, after one before it
+			return nil
+		}
+		a.log.Warn("somebody removed the run directory or the agent's lock in it: it is made anew", "directory", a.m.store.dir)
+		if err := a.take(ctx); err != nil {
+			return err
+		}
+		a.everything()
+		return nil
+	}
+	name, ok := strings.CutSuffix(n.name, recordSuffix)
+	switch {
+	case !ok:
+	case n.mask&unix.IN_DELETE != 0:
+		a.drop(name)
+	case !a.wrote(name):
+		a.dirty[name] = true
+	}
+	return nil
+}
+
+// wrote says whether an interface's record is as the agent left it.
+func (a *agent) wrote(name string) bool {
+	w := a.interfaces[name]
+	if w == nil || w.record == nil {
+		return false
+	}
+	now, err := os.Stat(a.m.store.file(name))
+	return err == nil && os.SameFile(now, w.record) && now.ModTime().Equal(w.record.ModTime())
+}
+
+// drop ends what was done for an interface.
+func (a *agent) drop(name string) {
+	w := a.interfaces[name]
+	if w == nil {
+		return
+	}
+	delete(a.interfaces, name)
+	delete(a.dirty, name)
+	for wd := range w.places {
+		a.unwatch(wd)
+	}
+	a.log.Info("not shaped any more", "interface", name)
+}
+
+// unwatch ends a watch that no interface needs.
+func (a *agent) unwatch(wd int) {
+	for _, w := range a.interfaces {
+		if w.places[wd] != nil {
+			return
+		}
+	}
+	a.dirs.remove(wd)
+}
+
+// linked takes changes of interfaces in. None at all: some were missed.
+func (a *agent) linked(all []tc.LinkEvent) {
+	if len(all) == 0 {
+		a.log.Warn("changes of interfaces came faster than they could be read: all is read anew")
+		a.everything()
+	}
+	for _, e := range all {
+		is := words(e.Link)
+		if e.Gone {
+			is = ""
+		}
+		was := a.seen[e.Link.Index]
+		if is == was {
+			continue // its carrier, its queues, its counters
+		}
+		a.seen[e.Link.Index] = is
+		if e.Gone {
+			delete(a.seen, e.Link.Index)
+		}
+		names := append(strings.Fields(was), strings.Fields(is)...)
+		for name, w := range a.interfaces {
+			if slices.Contains(names, name) || slices.ContainsFunc(names, func(n string) bool { return matters(w.links, n) }) {
+				a.dirty[name] = true
+			}
+		}
+	}
+}
+
+// words tell what bindings may go by: the names of an interface, and whose port it
+// is. A name has no space in it (dev_valid_name, net/core/dev.c, v6.12).
+func words(l tc.Link) string {
+	return fmt.Sprintf("%s master/%d", strings.Join(append([]string{l.Name}, l.AltNames...), " "), l.Master)
+}
+
+// matters says whether an entry is one of those that were asked for; a nil function
+// asks for the file itself.
+func matters(all []func(string) bool, name string) bool {
+	return slices.ContainsFunc(all, func(f func(string) bool) bool { return f == nil || f(name) })
+}
+
+// work looks at the interfaces that are marked. What is wrong with one is logged, and
+// may be better next time; only at the start a lack of privileges is an error.
+func (a *agent) work(ctx context.Context) error {
+	unlock, err := a.m.store.lock(ctx, "agent")
+	for locked := (*lockedError)(nil); errors.As(err, &locked); {
+		a.log.Warn("bindings wait", "error", err)
+		unlock, err = a.m.store.lock(ctx, "agent")
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil // serve ends
+		}
+		return err
+	}
+	defer unlock()
+	for _, name := range slices.Sorted(maps.Keys(a.dirty)) {
+		delete(a.dirty, name)
+		if _, err := os.Stat(a.m.store.file(name)); errors.Is(err, fs.ErrNotExist) {
+			a.drop(name)
+			continue
+		}
+		// What was begun is finished: it takes moments.
+		if err := a.rebind(context.WithoutCancel(ctx), name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *agent) rebind(ctx context.Context, name string) error {
+	w := a.interfaces[name]
+	if w == nil {
+		w = &watched{}
+		a.interfaces[name] = w
+		a.log.Info("watches", "interface", name)
+	}
+	before := w.places
+	w.places, w.links = map[int][]func(string) bool{}, nil
+	a.m.watch = func(path string, m func(string) bool) { a.place(w, path, m) }
+	done, err := a.m.rebind(ctx, name)
+	a.m.watch = nil
+	for wd, m := range before {
+		switch {
+		case err != nil: // it may not have come to all places
+			w.places[wd] = append(w.places[wd], m...)
+		case w.places[wd] == nil:
+			a.unwatch(wd)
+		}
+	}
+	if done != nil {
+		a.report(name, w, done)
+	}
+	w.record, _ = os.Stat(a.m.store.file(name)) // nil: nothing is known of it
+	said := ""
+	if err != nil {
+		said = err.Error()
+	}
+	if said != "" && said != w.said {
+		a.log.Warn(said)
+	}
+	w.said = said
+	if !a.ready && privilege(err) {
+		return err
+	}
+	return nil
+}
+
+// place notes what the bindings of an interface depend on.
+func (a *agent) place(w *watched, path string, m func(string) bool) {
+	if path == "" {
+		w.links = append(w.links, m)
+		return
+	}
+	mask := uint32(unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ONLYDIR)
+	if m == nil {
+		mask = unix.IN_MODIFY
+	}
+	wd, err := a.dirs.add(path, mask)
+	switch {
+	case err == nil:
+		w.places[wd] = append(w.places[wd], m)
+	case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR): // the directory above tells when it comes
+		fmt.Fprintf(a.stderr, "%v", err)
+	}
+}
+
+// report logs what was done, and what waits.
+func (a *agent) report(name string, w *watched, r *rebound) {
+	const most = 10 // of a burst
+	for i, s := range r.done {
+		if i == most {
+			a.log.Info("and more", "interface", name, "changes", len(r.done)-most)
+			break
+		}
+		b, ok := s.Item().(*hierarchy.Bound)
+		if !ok {
+			continue
+		}
+		word := "bound"
+		if s.Action == hierarchy.Delete {
+			word = "no longer bound"
+		}
+		a.log.Info(word, "interface", name, "target", b.Target, "class", b.Class, "branch", b.Path, "binding", b.From)
+	}
+	missing := map[string]bool{}
+	say := func(path hierarchy.Path, b hierarchy.Binding, level slog.Level, text string) {
+		key := fmt.Sprintf("%s %s %s", path, b, text)
+		missing[key] = true
+		if !w.missing[key] {
+			a.log.Log(context.Background(), level, text, "branch", path, "binding", b)
+		}
+	}
+	for _, p := range r.pending {
+		say(p.Path, p.Binding, slog.LevelInfo, "waits: "+p.Reason)
+	}
+	for _, x := range r.refused {
+		say(x.Path, x.Binding, slog.LevelWarn, x.Err.Error())
+	}
+	w.missing, w.waiting = missing, len(r.pending)
+}
+
+// status is what systemctl shows.
+func (a *agent) status() string {
+	waiting, wrong := 0, 0
+	for _, w := range a.interfaces {
+		waiting += w.waiting
+		if w.said != "" {
+			wrong++
+		}
+	}
+	text := "STATUS=" + number(len(a.interfaces), "interface", "interfaces")
+	if waiting > 0 {
+		text += fmt.Sprintf(", %s for what is not there yet", number(waiting, "binding waits", "bindings wait"))
+	}
+	if wrong > 0 {
+		text += fmt.Sprintf(", %s: see the log", number(wrong, "error", "errors"))
+	}
+	return text
+}
+
+// tell tells systemd, which does without it if need be.
+func (a *agent) tell(state ...string) {
+	if err := notifySystemd(state...); err != nil {
+		a.log.Warn(err.Error())
+	}
+}
+
+// locked runs f as the only writer of the network namespace, with a machine of its
+// own: it may be called by any goroutine. What f changes in a record the agent sees
+// by itself.
+func (a *agent) locked(ctx context.Context, what string, f func(*machine) error) error {
+	m, err := a.machine()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	unlock, err := m.store.lock(ctx, what)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return f(m)
+}
+
+// remarks makes log lines of what is otherwise written to standard error, each one
+// once.
+type remarks struct {
+	log  *slog.Logger
+	said map[string]bool
+}
+
+func (r *remarks) Write(b []byte) (int, error) {
+	text := strings.TrimPrefix(strings.TrimSpace(string(b)), "vifshape: ")
+	if len(r.said) > 1000 {
+		clear(r.said)
+	}
+	if !r.said[text] {
+		r.said[text] = true
+		r.log.Warn(text)
+	}
+	return len(b), nil
+}

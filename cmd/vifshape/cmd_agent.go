@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func newAgentCommand(e *env) *cobra.Command {
+	level := slog.LevelInfo
+	c := &cobra.Command{
+		Use:   "agent",
+		Short: "Wait for what bindings name, and bind it when it appears",
+		Long: `Agent stays and waits for the cgroups, users and interfaces that bindings name. What
+appears, or is made anew, is bound at once, as the restarted service of a unit. It
+is needed for nothing else: without it the same happens at the next apply or bind.
+
+It looks at nothing in between: the kernel tells it of new cgroups in the few
+directories where a binding can find one, of interfaces, and of what apply, bind,
+unbind and clear have changed. It changes bindings alone, never a branch; where an
+interface was made anew it says that the policy has to be applied again.
+
+One agent works for one network namespace. It may be ended at any time, also by
+force, and leaves everything in place. It logs to standard error, and tells systemd
+when it is ready; examples/vifshape-agent.service starts it.
+
+SIGNALS
+  TERM, INT  the end, with exit status 0
+  HUP        everything is read anew, and what is wrong is said once more
+
+EXIT STATUS
+  0    ended by a signal
+  1    an error
+  2    wrong flags or arguments
+  4    an agent is running in this network namespace already
+  5    root is needed, or root lacks a capability that the message names`,
+		Args: args(0, 0, ""),
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, os.Interrupt)
+			defer stop()
+			return e.agent(ctx, level)
+		},
+	}
+	c.Flags().TextVar(&level, "log-level", slog.LevelInfo, "log from `LEVEL` on: debug, info, warn or error")
+	return c
+}
+
+func (e *env) agent(ctx context.Context, level slog.Level) error {
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGHUP)
+	defer signal.Stop(again)
+	debug.SetGCPercent(100) // it stays
+	a, err := e.newAgent(ctx, level)
+	if err != nil {
+		return err
+	}
+	return errors.Join(a.serve(ctx, again), a.close())
+}
