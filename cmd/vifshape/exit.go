@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/policy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// Exit codes. Each command's help lists those it uses.
+const (
+	exitOK          = 0
+	exitError       = 1   // an error; nothing was changed, or everything was put back
+	exitUsage       = 2   // wrong flags or arguments; plan --detailed-exitcode: there are changes
+	exitPartly      = 3   // something was changed and could not be put back
+	exitLocked      = 4   // another vifshape is at work; agent: there is one already
+	exitPrivilege   = 5   // root, or a capability of root, is missing
+	exitCannotRun   = 126 // run: the program is there and cannot be started
+	exitNotFound    = 127 // run: there is no such program
+	exitInterrupted = 130 // Ctrl-C or SIGTERM; what was begun was put back
+)
+
+const exitHelp = `
+EXIT STATUS
+  0    done
+  1    an error; nothing was changed, or everything was put back
+  2    wrong flags or arguments
+  3    something was changed and could not be put back; the message says what
+  4    another vifshape is changing this network namespace
+  5    root is needed, or root lacks a capability that the message names
+  130  interrupted; what was begun was put back
+`
+
+// usageError is a mistake in flags or arguments.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// partlyError says that something was changed and could not be put back.
+type partlyError struct{ error }
+
+func (e partlyError) Unwrap() error { return e.error }
+
+// foreignRootError says that somebody else's root qdisc stands where a tree
+// should. What else is foreign says itself what to do about it.
+type foreignRootError struct{ error }
+
+func (e foreignRootError) Unwrap() error { return e.error }
+
+// codeError ends the program with a code and no message.
+type codeError int
+
+func (e codeError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// exitCode is the code that an error ends the program with.
+func exitCode(err error) int {
+	var code codeError
+	var locked *lockedError
+	var running *runningError
+	var usage usageError
+	var exec *cgroup.ExecError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &code):
+		return int(code)
+	case partly(err):
+		return exitPartly
+	case errors.Is(err, context.Canceled):
+		return exitInterrupted
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &locked), errors.As(err, &running):
+		return exitLocked
+	case errors.As(err, &exec) && exec.NotFound():
+		return exitNotFound
+	case errors.As(err, &exec):
+		return exitCannotRun
+	case privilege(err):
+		return exitPrivilege
+	}
+	return exitError
+}
+
+func partly(err error) bool {
+	var apply *hierarchy.ApplyError
+	var several partlyError
+	return errors.As(err, &several) || errors.As(err, &apply) && apply.Undo != nil
+}
+
+func privilege(err error) bool {
+	return errors.Is(err, tc.ErrNotPrivileged) || errors.Is(err, cgroup.ErrNotPrivileged) ||
+		errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EPERM)
+}
+
+// report prints an error as a user wants to read it.
+func (e *env) report(err error) {
+	var code codeError
+	var bad policy.Errors
+	switch {
+	case errors.As(err, &code):
+	case errors.As(err, &bad):
+		fmt.Fprint(e.stderr, bad.Render())
+	default:
+		text := err.Error()
+		if errors.Is(err, context.Canceled) {
+			text = strings.Replace(text, context.Canceled.Error(), "interrupted", 1)
+		}
+		fmt.Fprintf(e.stderr, "vifshape: error: %s\n", text)
+		for _, h := range hints(err) {
+			fmt.Fprintf(e.stderr, "vifshape: hint: %s\n", h)
+		}
+	}
+}
+
+// hints are the ways on from an error.
+func hints(err error) []string {
+	var locked *lockedError
+	var usage usageError
+	var exec *cgroup.ExecError
+	var root foreignRootError
+	var lock *cgroup.LockError
+	switch {
+	case errors.As(err, &lock):
+		return []string{"`vifshape run --level best` starts it with what this machine can hold, `--level tag` with the cgroup alone"}
+	case errors.As(err, &exec): // the program's own privileges are meant
+	case partly(err):
+		return []string{"`vifshape plan` shows what differs from the policy, `vifshape clear` takes the whole tree away"}
+	case errors.As(err, &locked):
+		return []string{"try again when it is done; a lock goes with its process, so none can be left behind"}
+	case errors.As(err, &usage):
+		return []string{"`vifshape help` lists the commands, `vifshape help COMMAND` says what one takes"}
+	case errors.Is(err, cgroup.ErrConfined):
+		return []string{"run it as root of the machine, outside of containers and user namespaces; with nsenter --net it works on the interfaces of one from there"}
+	case privilege(err) && os.Geteuid() != 0:
+		return []string{"run it as root, for example with sudo; check, plan, ls and show need no privileges"}
+	case privilege(err):
+		return []string{"this process is root without all that root may, as in a container: it takes CAP_NET_ADMIN and CAP_SYS_ADMIN, run --user also CAP_SETUID and CAP_SETGID, and cgroups and /run that root can write"}
+	case errors.As(err, &root):
+		return []string{"write replace = true below the interface to let vifshape take its place; plan then says whether `vifshape clear` can put it back"}
+	case errors.Is(err, tc.ErrNotSupported):
+		return []string{"`vifshape doctor` says what this kernel has"}
+	}
+	return nil
+}

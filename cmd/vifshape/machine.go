@@ -1,0 +1,346 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/policy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// machine is the network namespace that the program runs in.
+type machine struct {
+	*env
+	conn  *tc.Conn
+	store *store
+	early map[string]hierarchy.State // see ahead
+	tags  []string                   // interfaces of the policy at hand that net_cls tags will bind
+
+	missing map[string]string // of classifiers, once the kernel was asked; see lacks
+
+	watch func(path string, matters func(name string) bool) // is told what bindings go by; may be nil
+}
+
+func (e *env) machine() (*machine, error) {
+	s, err := e.store()
+	if err != nil {
+		return nil, err
+	}
+	c, err := e.open()
+	if err != nil {
+		return nil, err
+	}
+	return &machine{env: e, conn: c, store: s}, nil
+}
+
+func (m *machine) Close() error { return m.conn.Close() }
+
+// readPolicy parses a policy and prints its warnings. "-" is standard input.
+func (e *env) readPolicy(file string) (*policy.Policy, error) {
+	var r io.Reader = os.Stdin
+	name := "standard input"
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		r, name = f, file
+	}
+	p, err := policy.Parse(name, r, tc.Kinds())
+	if err != nil {
+		return nil, err
+	}
+	if len(p.Warnings) > 0 {
+		fmt.Fprint(e.stderr, policy.Errors(p.Warnings).Render())
+	}
+	return p, nil
+}
+
+// shaped is one interface with what is known about it.
+type shaped struct {
+	device *tc.Device
+	binder *cgroup.Binder
+	kernel hierarchy.Kernel
+	record *record
+}
+
+// shaped opens an interface that may or may not have a tree of ours. An empty
+// binding is the one of the tree that it has.
+func (m *machine) shaped(iface, binding string) (*shaped, error) {
+	d, r, err := m.device(iface)
+	if err != nil {
+		return nil, err
+	}
+	if binding == "" {
+		binding = r.Binding
+	}
+	names := r.IDs.Names(iface)
+	cfg := cgroup.Config{
+		Hook: d, Interface: iface, Index: d.Index, NetNS: m.store.netNS, RunDir: m.runDir,
+		Ways: ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
+		Others: func() ([]string, error) { return m.tagged(iface, d.Index) },
+		Lacks:  m.lacks,
+		Warn:   func(s string) { m.notef("%s", s) },
+		Watch:  m.watch,
+	}
+	b, err := cgroup.NewBinder(cfg)
+	if err != nil {
+		return nil, err
+	}
+	k := hierarchy.Kernel{Interface: iface, Queue: d, Binder: b, Names: names}
+	if s, ok := m.early[iface]; ok {
+		k.Queue = &readAhead{d, &s}
+	}
+	return &shaped{d, b, k, r}, nil
+}
+
+// tagged lists the interfaces but the given one that are bound by net_cls tags, or
+// will be.
+func (m *machine) tagged(iface string, index uint32) ([]string, error) {
+	names, err := m.store.interfaces()
+	if err != nil {
+		return nil, err
+	}
+	all := slices.Clone(m.tags)
+	for _, n := range names {
+		r, err := m.store.load(n)
+		if err != nil {
+			return nil, err
+		}
+		if tags(r.Way) && r.Index != index && !slices.Contains(all, n) {
+			all = append(all, n)
+		}
+	}
+	return slices.DeleteFunc(all, func(n string) bool { return n == iface }), nil
+}
+
+func tags(w hierarchy.Way) bool {
+	return w == hierarchy.WayNetCls || w == hierarchy.WayNetClsNft || w == hierarchy.WayClsCgroup
+}
+
+// ways are those that a binding stands for, nil for auto and for none: all. With
+// net_cls the tags are read by BPF, else by nf_tables, else by the kernel's own
+// classifier.
+func ways(binding string) []hierarchy.Way {
+	switch binding {
+	case "bpf":
+		return []hierarchy.Way{hierarchy.WayBPF}
+	case "nft":
+		return []hierarchy.Way{hierarchy.WayNft}
+	case "net_cls":
+		return []hierarchy.Way{hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
+	}
+	return nil
+}
+
+// target is one interface on the way to what a policy wants.
+type target struct {
+	*shaped
+	tree    *hierarchy.Tree
+	next    *record // the record that belongs to want
+	before  hierarchy.State
+	want    hierarchy.State
+	plan    hierarchy.Plan
+	pending []cgroup.Pending // bindings that name what is not there yet
+	kept    []boundSpec      // bindings made at run time, that stay
+	lost    []boundSpec      // and those that go with their branches
+	blind   error            // why the bindings in force could not be read
+}
+
+// settle works out what has to be done on the tree's interface.
+func (m *machine) settle(ctx context.Context, file, binding string, x *target) error {
+	s, t := x.shaped, x.tree
+	ids, err := s.record.IDs.Assign(t)
+	if err != nil {
+		return err
+	}
+	if err := s.device.Settle(t); err != nil {
+		return err
+	}
+	maps.Copy(s.kernel.Names, ids.Names(t.Interface))
+	if x.before, err = x.read(ctx); err != nil {
+		return err
+	}
+	if r := x.before.Root; r.Foreign() && !t.Replace {
+		return foreignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, tc.ErrForeign)}
+	}
+	x.want = t.State()
+	x.next = &record{
+		Version: recordVersion, Interface: t.Interface, Index: s.device.Index, Policy: absolute(file),
+		Binding: binding, IDs: ids, Former: s.record.Former, was: s.record.was,
+	}
+	if !x.before.Root.Ours() {
+		if x.next.Former, err = s.device.Former(); err != nil {
+			return err
+		}
+	}
+	if err := x.bind(); err != nil {
+		return err
+	}
+	x.plan = hierarchy.Diff(x.before, x.want)
+	return nil
+}
+
+// read is the state of the interface. Without privileges the bindings in force
+// cannot be read; the rest of the state still can.
+func (x *target) read(ctx context.Context) (hierarchy.State, error) {
+	s, err := x.kernel.Read(ctx)
+	if !errors.Is(err, cgroup.ErrNotPrivileged) {
+		return s, err
+	}
+	x.blind = err
+	k := x.kernel
+	k.Binder = unread{}
+	return k.Read(ctx)
+}
+
+// unread is a part of the kernel that is not looked at.
+type unread struct{}
+
+func (unread) Read(context.Context, *hierarchy.State) error { return nil }
+func (unread) Do(context.Context, []hierarchy.Step) (int, error) {
+	return 0, errors.New("bindings cannot be changed without reading them")
+}
+
+// bind puts the classifier and the bindings into the wanted state: those of the
+// policy, and the cgroups that run has made for branches.
+func (x *target) bind() (err error) {
+	for b := range x.tree.All() {
+		x.next.Order = append(x.next.Order, b.Path)
+		for _, bind := range b.Bind {
+			x.next.Bindings = append(x.next.Bindings, boundSpec{Path: b.Path, Binding: bind})
+		}
+	}
+	x.keepBindings()
+	if x.blind == nil {
+		if x.want.Hook, err = x.binder.Hook(); errors.Is(err, cgroup.ErrNotPrivileged) {
+			x.blind = err
+		} else if err != nil {
+			return err
+		}
+	}
+	if x.blind != nil {
+		x.want.Hook, x.want.Bound = x.before.Hook, x.before.Bound
+		return nil
+	}
+	x.next.Way = x.want.Hook.Way
+	r, err := x.binder.Resolve(x.next.branches())
+	if err == nil {
+		err = x.refused(r)
+	}
+	if err != nil {
+		return err
+	}
+	x.want.Bound, x.pending = r.Bound, r.Pending
+	x.next.came(r)
+	return nil
+}
+
+// absolute is the path as it is found again from another directory.
+func absolute(file string) string {
+	if a, err := filepath.Abs(file); err == nil && file != "-" {
+		return a
+	}
+	return file
+}
+
+// targets works out every interface of a policy before the first is changed. It
+// looks at the kernel while the policy is still being parsed.
+func (m *machine) targets(ctx context.Context, file, binding string, parsing *parsing) ([]*target, error) {
+	m.ahead(ctx)
+	p, err := parsing.wait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if binding == "" {
+		binding = p.Binding
+	}
+	var all []*target
+	for _, t := range p.Trees {
+		s, err := m.shaped(t.Interface, binding)
+		if err == nil {
+			all = append(all, &target{shaped: s, tree: t})
+			err = m.settle(ctx, file, binding, all[len(all)-1])
+		}
+		if err == nil && tags(all[len(all)-1].want.Hook.Way) {
+			m.tags = append(m.tags, t.Interface)
+		}
+		if err != nil {
+			release(all)
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// release lets go of descriptors. That it fails changes nothing.
+func release(all []*target) {
+	for _, x := range all {
+		x.binder.Close()
+	}
+}
+
+// apply carries out the plans of all targets, or none: when one fails, those
+// before it are taken back as well.
+func (m *machine) apply(ctx context.Context, all []*target) error {
+	for i, x := range all {
+		err := m.applyOne(ctx, x)
+		if err == nil {
+			continue
+		}
+		for _, done := range slices.Backward(all[:i]) {
+			if back := m.takeBack(context.WithoutCancel(ctx), done); back != nil {
+				err = partlyError{fmt.Errorf("%w; and %s, which was changed already, could not be put back: %w", err, done.tree.Interface, back)}
+			}
+		}
+		return err
+	}
+	return nil
+}
+
+// applyOne writes the record first, so that every class the kernel may have is
+// known by name even when the program is killed in the middle.
+func (m *machine) applyOne(ctx context.Context, x *target) error {
+	if err := m.store.save(x.next); err != nil {
+		return err
+	}
+	err := x.kernel.Apply(ctx, x.before, x.want, x.plan)
+	var failed *hierarchy.ApplyError
+	switch {
+	case errors.Is(err, tc.ErrGone):
+		// What was made on it went with it: there is nothing to go back to.
+		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.tree.Interface, tc.ErrGone)
+	case !errors.As(err, &failed) || failed.Undo != nil:
+		return err
+	}
+	return errors.Join(err, m.restore(x))
+}
+
+// takeBack puts a target that was applied back to where it was.
+func (m *machine) takeBack(ctx context.Context, x *target) error {
+	now, err := x.kernel.Read(ctx)
+	if err != nil {
+		return err
+	}
+	if err := x.kernel.Apply(ctx, now, x.before, hierarchy.Diff(now, x.before)); err != nil {
+		return err
+	}
+	return m.restore(x)
+}
+
+// restore writes the record that was there before.
+func (m *machine) restore(x *target) error {
+	if x.record.Policy == "" {
+		return m.store.remove(x.tree.Interface)
+	}
+	return m.store.save(x.record)
+}

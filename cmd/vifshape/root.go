@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// run is the whole program: it parses the command line, carries the command out
+// and returns the exit code.
+func run(ctx context.Context, args []string, e *env) int {
+	// A command lives for milliseconds and its policy may have ten thousand
+	// branches: collecting garbage meanwhile costs more than it frees.
+	debug.SetGCPercent(800)
+	out := &checkedWriter{w: e.stdout}
+	e.stdout = out
+	root := newRootCommand(e)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if code := codeError(0); out.err != nil && (err == nil || errors.As(err, &code)) {
+		err = fmt.Errorf("results could not be written: %w", out.err)
+	}
+	if err != nil {
+		e.report(err)
+	}
+	return exitCode(err)
+}
+
+func newRootCommand(e *env) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "vifshape",
+		Short: "Split a network interface into named branches and keep processes in them",
+		Long: `vifshape splits a network interface of this machine into a tree of named
+branches. Each branch is one class of the kernel's HTB queueing discipline: a
+guaranteed rate, a ceiling that it may borrow up to, a priority, and a queue of
+its own. Processes, services and users are bound to a branch by their cgroup,
+with all their children.
+
+One TOML file describes the tree:
+
+  version = 1
+
+  [interface.eth0]
+  rate = "940mbit"              # what the link really carries
+
+  [interface.eth0.web]
+  rate = "50%"
+  bind = ["unit:nginx.service"]
+
+  [interface.eth0.backup]
+  ceil = "20mbit"
+
+  vifshape check policy.toml    is it right?
+  vifshape plan policy.toml     what would change?
+  vifshape apply policy.toml    change it, in place wherever the kernel can
+  vifshape show                 what is it doing?
+  vifshape run eth0/backup -- rsync ...
+  vifshape help qdisc           which queues are there for the leaves?`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return c.Help()
+		},
+	}
+	c.SetOut(e.stdout)
+	c.SetErr(e.stderr)
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	c.CompletionOptions.DisableDefaultCmd = true
+	c.Version = readVersion().String()
+	c.SetVersionTemplate("vifshape {{.Version}}\n")
+	c.SetHelpCommand(newHelpCommand(e))
+	c.AddCommand(
+		newCheckCommand(e), newPlanCommand(e), newApplyCommand(e), newShowCommand(e), newLsCommand(e),
+		newRunCommand(e), newAttachCommand(e), newSelfCommand(e), newBindCommand(e), newUnbindCommand(e), newBindingsCommand(e), newClearCommand(e), newDoctorCommand(e), newDemoCommand(e), newSelftestCommand(e),
+		newAgentCommand(e), newVersionCommand(e), newCompletionCommand(e), newManCommand(e),
+	)
+	wrapArgs(c)
+	for _, sub := range c.Commands() {
+		wrapArgs(sub)
+	}
+	return c
+}
+
+// wrapArgs makes cobra's complaints about arguments usage errors.
+func wrapArgs(c *cobra.Command) {
+	check := c.Args
+	c.Args = func(c *cobra.Command, args []string) error {
+		if check == nil {
+			return nil
+		}
+		if err := check(c, args); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+}
+
+// interruptible makes Ctrl-C and SIGTERM end the context of a command, which then
+// puts back what it began. Not every command is: who asks for signals changes what
+// they do in the programs that run starts. An ignored Ctrl-C stays ignored.
+func interruptible(f func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, a []string) error {
+		signals := []os.Signal{syscall.SIGTERM}
+		if !signal.Ignored(os.Interrupt) {
+			signals = append(signals, os.Interrupt)
+		}
+		ctx, stop := signal.NotifyContext(c.Context(), signals...)
+		defer stop()
+		c.SetContext(ctx)
+		return f(c, a)
+	}
+}
+
+// parsePath reads the path of a branch or an interface from the command line.
+func parsePath(s string) (hierarchy.Path, error) {
+	if slices.Contains(strings.Split(s, "/"), "") {
+		return "", usagef("%q is no branch: write the interface and the branches down to it with one slash between them, as in eth0/web", s)
+	}
+	return hierarchy.Path(s), nil
+}
+
+// args checks the number of arguments and says what they are.
+func args(least, most int, what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, a []string) error {
+		switch {
+		case most == 0 && len(a) > 0:
+			return fmt.Errorf("%s takes no arguments, but got %q: %s", c.Name(), a[0], c.UseLine())
+		case len(a) < least:
+			return fmt.Errorf("%s needs %s: %s", c.Name(), what, c.UseLine())
+		case most >= 0 && len(a) > most:
+			return fmt.Errorf("%s takes %s and no more, but got %q: %s", c.Name(), what, a[most], c.UseLine())
+		}
+		return nil
+	}
+}

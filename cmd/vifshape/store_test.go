@@ -1,0 +1,261 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+func TestStore(t *testing.T) {
+	s := &store{dir: t.TempDir()}
+	r, err := s.load("eth0")
+	if err != nil || r.Policy != "" {
+		t.Fatalf("an interface without a record gave %+v, %v", r, err)
+	}
+	r.Policy = "/etc/p.toml"
+	r.IDs = hierarchy.IDs{Minors: map[string]uint16{"eth0/web": 16}}
+	r.Order = []hierarchy.Path{"eth0", "eth0/web"}
+	if err := s.save(r); err != nil {
+		t.Fatal(err)
+	}
+	back, err := s.load("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(r, back, cmp.AllowUnexported(record{})); d != "" {
+		t.Errorf("record after a round trip (-want +got):\n%s", d)
+	}
+	names, err := s.interfaces()
+	if d := cmp.Diff([]string{"eth0"}, names); d != "" || err != nil {
+		t.Errorf("interfaces: %v (-want +got):\n%s", err, d)
+	}
+	if ents, err := os.ReadDir(s.dir); err != nil || len(ents) != 1 {
+		t.Errorf("temporary files are left: %v, %v", ents, err)
+	}
+	if err := errors.Join(s.remove("eth0"), s.remove("eth0")); err != nil {
+		t.Errorf("remove twice: %v", err)
+	}
+}
+
+func TestStoreDamaged(t *testing.T) {
+	s := &store{dir: t.TempDir()}
+	for content, want := range map[string]string{
+		`{"version":`:                         "is damaged",
+		`{"version": 99}`:                     "another version of vifshape (format 99, this one has 2)",
+		`{"version": 2, "interface": "eth1"}`: `eth0.json is damaged (it is about interface "eth1"): remove it, and apply the policy again`,
+		`{"version": 2, "interface": "eth0", "ids": {"minors": {"eth0/a": 16, "eth0/b": 16}}}`:  `eth0.json is damaged ("eth0/a" and "eth0/b" have the same class id 71f:10): remove it`,
+		`{"version": 2, "interface": "eth0", "ids": {"minors": {"a": 16}}}`:                     `("a" is not below eth0)`,
+		`{"version": 2, "interface": "eth0", "order": ["eth0", "x"]}`:                           `("x" is not below eth0)`,
+		`{"version": 2, "interface": "eth0", "bindings": [{"path": "x", "binding": "user:a"}]}`: `("x" is not below eth0)`,
+		`{"version": 2, "interface": "eth0", "bindings": [{"path": "eth0/a", "binding": "a"}]}`: `is damaged (binding "a" does not say what it names`,
+		`{"version": 1, "interface": "eth0"}`:                                                   "another version of vifshape (format 1, this one has 2): clear with that version, or remove the file",
+	} {
+		if err := os.WriteFile(filepath.Join(s.dir, "eth0.json"), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.load("eth0"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, not %q", content, err, want)
+		}
+	}
+}
+
+func TestLock(t *testing.T) {
+	s := &store{dir: t.TempDir(), wait: 50 * time.Millisecond}
+	unlock, err := s.lock(t.Context(), "apply a.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.lock(t.Context(), "apply b.toml")
+	var locked *lockedError
+	if !errors.As(err, &locked) || !strings.Contains(err.Error(), "vifshape apply a.toml (process ") {
+		t.Errorf("second writer got %v", err)
+	}
+	if exitCode(err) != exitLocked {
+		t.Errorf("exit code %d, not %d", exitCode(err), exitLocked)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.wait = time.Hour
+	if _, err := s.lock(ctx, "apply c.toml"); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted writer got %v", err)
+	}
+	unlock()
+	again, err := s.lock(t.Context(), "apply d.toml")
+	if err != nil {
+		t.Fatalf("after the first is done: %v", err)
+	}
+	again()
+}
+
+// A lock that everybody could open, everybody could keep: the file is the
+// writers' alone, also one that was made differently, whatever the umask. The
+// directory is everybody's to read.
+func TestLockMode(t *testing.T) {
+	for _, umask := range []int{0, 0o077} {
+		t.Run(fmt.Sprintf("umask %03o", umask), func(t *testing.T) {
+			s := &store{dir: filepath.Join(t.TempDir(), "run", "ns-1"), wait: time.Minute}
+			before := syscall.Umask(umask)
+			defer syscall.Umask(before)
+			mode := func(file string) fs.FileMode {
+				t.Helper()
+				st, err := os.Stat(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return st.Mode().Perm()
+			}
+			unlock, err := s.lock(t.Context(), "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := []fs.FileMode{mode(s.lockFile()), mode(s.dir), mode(filepath.Dir(s.dir))}
+			if want := []fs.FileMode{0o600, 0o755, 0o755}; !slices.Equal(got, want) {
+				t.Errorf("modes %o, not %o", got, want)
+			}
+			if err := s.save(&record{Version: recordVersion, Interface: "eth0"}); err != nil {
+				t.Fatal(err)
+			}
+			if m := mode(s.file("eth0")); m != 0o644 {
+				t.Errorf("record has mode %o", m)
+			}
+			unlock()
+			if b, err := os.ReadFile(s.lockFile()); err != nil || len(b) != 0 {
+				t.Errorf("the free lock names %q, %v", b, err)
+			}
+			if err := os.Chmod(s.lockFile(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			unlock, err = s.lock(t.Context(), "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unlock()
+			if m := mode(s.lockFile()); m != 0o600 {
+				t.Errorf("mode %o is left as it was", m)
+			}
+		})
+	}
+}
+
+// One who was killed left a name in the lock: it is nobody's who holds it now.
+func TestLockedByNobody(t *testing.T) {
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"": "another vifshape",
+		fmt.Sprintf("vifshape apply a.toml (process %d)\n", dead.Process.Pid):        "another vifshape",
+		fmt.Sprintf("vifshape apply a (process 1).toml (process %d)\n", os.Getpid()): "vifshape apply a (process 1).toml (process ",
+		fmt.Sprintf("vifshape apply \x1b[2J (process %d)\n", os.Getpid()):            `"vifshape apply \x1b[2J (process `,
+	} {
+		s := &store{dir: t.TempDir()}
+		if err := os.WriteFile(s.lockFile(), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := holder(s.lockFile(), "another vifshape"); !strings.HasPrefix(got, want) {
+			t.Errorf("%q gives %q, not %q", text, got, want)
+		}
+	}
+}
+
+// A record found under an earlier name goes when it is saved under the new one,
+// and its homes are remembered.
+func TestStoreRenamed(t *testing.T) {
+	s := &store{dir: t.TempDir()}
+	old := &record{
+		Version: recordVersion, Interface: "eth0", Index: 7, Policy: "/etc/p.toml",
+		IDs:   hierarchy.IDs{Minors: map[string]uint16{"eth0/web/": 16, "eth0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "eth0/x", Minor: 18}}},
+		Order: []hierarchy.Path{"eth0", "eth0/web", "eth0/web/a"},
+		Bound: []hierarchy.Bound{{Path: "eth0/web/a", From: "user:a"}},
+
+		Bindings: []boundSpec{{Path: "eth0/web/a", Binding: hierarchy.Binding{Kind: hierarchy.BindUser, Name: "a"}, AtRuntime: true}},
+	}
+	if err := s.save(old); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.save(old.renamed("wan0")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.load("wan0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &record{
+		Version: recordVersion, Interface: "wan0", Index: 7, Policy: "/etc/p.toml",
+		IDs:   hierarchy.IDs{Minors: map[string]uint16{"wan0/web/": 16, "wan0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "wan0/x", Minor: 18}}},
+		Order: []hierarchy.Path{"wan0", "wan0/web", "wan0/web/a"},
+		Bound: []hierarchy.Bound{{Path: "wan0/web/a", From: "user:a"}},
+
+		Bindings: []boundSpec{{Path: "wan0/web/a", Binding: hierarchy.Binding{Kind: hierarchy.BindUser, Name: "a"}, AtRuntime: true}},
+	}
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(record{})); d != "" {
+		t.Errorf("record (-want +got):\n%s", d)
+	}
+	names, err := s.interfaces()
+	if d := cmp.Diff([]string{"wan0"}, names); d != "" || err != nil {
+		t.Errorf("interfaces: %v (-want +got):\n%s", err, d)
+	}
+	homes, err := s.homes()
+	if d := cmp.Diff([]string{"eth0"}, homes); d != "" || err != nil {
+		t.Errorf("homes: %v (-want +got):\n%s", err, d)
+	}
+}
+
+// The last writer removes the directory with its lock; of many that come and go
+// meanwhile no two ever hold the lock at once.
+func TestLockRemoved(t *testing.T) {
+	s := &store{dir: filepath.Join(t.TempDir(), "ns-1"), wait: time.Minute}
+	var holders, most atomic.Int32
+	var wait sync.WaitGroup
+	for range 8 {
+		wait.Go(func() {
+			for range 50 {
+				unlock, err := s.lock(t.Context(), "test")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := holders.Add(1); n > most.Load() {
+					most.Store(n)
+				}
+				time.Sleep(50 * time.Microsecond)
+				holders.Add(-1)
+				unlock()
+			}
+		})
+	}
+	wait.Wait()
+	if most.Load() != 1 {
+		t.Errorf("%d held the lock at once", most.Load())
+	}
+	if _, err := os.Stat(s.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory is left: %v", err)
+	}
+	unlock, err := s.lock(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.save(&record{Version: recordVersion, Interface: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if names, err := s.interfaces(); err != nil || len(names) != 1 {
+		t.Errorf("a record went with the lock: %v, %v", names, err)
+	}
+}
