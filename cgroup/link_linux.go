@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -44,16 +45,13 @@ type netLink struct {
 	index  uint32
 	name   string
 	master uint32 // index of the bridge, bond or other interface that it belongs to, 0: none
+	kind   string // "veth", "bridge" ...
+	peerNS int32  // number of the network namespace of its other end, -1: none but this
 }
 
 // getLink asks the kernel for the interface that has an index or, where that is 0,
 // a name. The error is errNoLink where there is none.
 func (b *Binder) getLink(index uint32, name string) (netLink, error) {
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: b.cfg.NetNSFD})
-	if err != nil {
-		return netLink{}, fmt.Errorf("look for interfaces: %w", err)
-	}
-	defer c.Close()
 	ae := netlink.NewAttributeEncoder()
 	if name != "" {
 		ae.String(unix.IFLA_IFNAME, name)
@@ -64,17 +62,77 @@ func (b *Binder) getLink(index uint32, name string) (netLink, error) {
 	}
 	msg := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(msg[4:], index)
-	answers, err := c.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
-		Data:   append(msg, attrs...),
-	})
+	answers, err := b.ask(unix.RTM_GETLINK, 0, append(msg, attrs...))
 	if errors.Is(err, unix.ENODEV) {
 		return netLink{}, errNoLink
 	}
-	if err != nil || len(answers) == 0 {
-		return netLink{}, errors.Join(errors.New("look for interfaces: no answer of the kernel"), err)
+	if err == nil && len(answers) == 0 {
+		err = errors.New("no answer of the kernel")
+	}
+	if err != nil {
+		return netLink{}, fmt.Errorf("look for interfaces: %w", err)
 	}
 	return decodeLink(answers[0].Data)
+}
+
+// ask sends a request to the kernel's rtnetlink in the interface's namespace.
+func (b *Binder) ask(typ netlink.HeaderType, flags netlink.HeaderFlags, body []byte) ([]netlink.Message, error) {
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: b.cfg.NetNSFD})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Execute(netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | flags}, Data: body})
+}
+
+// listPorts lists the interfaces whose other ends are in other network namespaces.
+func (b *Binder) listPorts() ([]netLink, error) {
+	answers, err := b.ask(unix.RTM_GETLINK, netlink.Dump, make([]byte, unix.SizeofIfInfomsg))
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	ports := []netLink{}
+	for _, m := range answers {
+		l, err := decodeLink(m.Data)
+		if err != nil {
+			return nil, err
+		}
+		if l.peerNS >= 0 && (l.kind == "veth" || l.kind == "netkit") {
+			ports = append(ports, l)
+		}
+	}
+	return ports, nil
+}
+
+// netNSNumber is the number by which the interface's network namespace knows
+// another one; below 0 is none. Those of other ends get theirs when their interfaces
+// are listed (rtnl_fill_link_netnsid, net/core/rtnetlink.c, v6.12).
+func (b *Binder) netNSNumber(ns *os.File) (int32, error) {
+	const nsID, nsFD = 1, 3 // NETNSA_NSID, NETNSA_FD, include/uapi/linux/net_namespace.h
+	ae := netlink.NewAttributeEncoder()
+	ae.Uint32(nsFD, uint32(ns.Fd()))
+	attrs, err := ae.Encode()
+	if err != nil {
+		return -1, err
+	}
+	answers, err := b.ask(unix.RTM_GETNSID, 0, append(make([]byte, 4), attrs...)) // behind a struct rtgenmsg
+	if err == nil && (len(answers) == 0 || len(answers[0].Data) < 4) {
+		err = errors.New("no answer of the kernel")
+	}
+	if err != nil {
+		return -1, fmt.Errorf("number of a network namespace: %w", err)
+	}
+	ad, err := netlink.NewAttributeDecoder(answers[0].Data[4:])
+	if err != nil {
+		return -1, err
+	}
+	number := int32(-1)
+	for ad.Next() {
+		if ad.Type() == nsID {
+			number = ad.Int32()
+		}
+	}
+	return number, ad.Err()
 }
 
 // decodeLink reads an RTM_NEWLINK message.
@@ -82,7 +140,7 @@ func decodeLink(b []byte) (netLink, error) {
 	if len(b) < unix.SizeofIfInfomsg {
 		return netLink{}, errors.New("look for interfaces: the kernel's answer is too short")
 	}
-	l := netLink{index: binary.NativeEndian.Uint32(b[4:])}
+	l := netLink{index: binary.NativeEndian.Uint32(b[4:]), peerNS: -1}
 	ad, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
 	if err != nil {
 		return netLink{}, err
@@ -93,6 +151,17 @@ func decodeLink(b []byte) (netLink, error) {
 			l.name = ad.String()
 		case unix.IFLA_MASTER:
 			l.master = ad.Uint32()
+		case unix.IFLA_LINK_NETNSID:
+			l.peerNS = ad.Int32()
+		case unix.IFLA_LINKINFO:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if ad.Type() == unix.IFLA_INFO_KIND {
+						l.kind = ad.String()
+					}
+				}
+				return nil
+			})
 		}
 	}
 	return l, ad.Err()

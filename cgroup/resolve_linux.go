@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,6 +59,9 @@ type Resolution struct {
 	Bound   []hierarchy.Bound
 	Pending []Pending
 	Refused []Refused
+	// Again is when to look again although Config.Watch will be told of nothing: a
+	// container has begun and is not in its network namespace yet. 0: never.
+	Again time.Duration
 }
 
 // Err tells of all that was refused.
@@ -87,12 +91,13 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 		return nil, b.wrap(err)
 	}
 	r := resolver{claims: map[string][]claim{}}
+	in := &containers{Binder: b}
 	at := map[hierarchy.Path]*Branch{}
 	for i := range branches {
 		br := &branches[i]
 		at[br.Path] = br
 		for _, x := range br.Bind {
-			targets, missing, err := b.targets(x, units)
+			targets, missing, err := b.targets(x, units, in)
 			if err != nil {
 				r.Refused = append(r.Refused, Refused{Path: br.Path, Binding: x, Err: fmt.Errorf("%s: binding %q: %w", br.Path, x, err)})
 			}
@@ -100,7 +105,7 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 				r.Pending = append(r.Pending, Pending{br.Path, x, reason})
 			}
 			for _, t := range targets {
-				r.claim(t, claim{branch: br, binding: x, from: x.String(), exact: exactness(x)})
+				r.claim(t, claim{branch: br, binding: x, from: x.String(), exact: exactness(x, t)})
 			}
 		}
 	}
@@ -113,6 +118,7 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 			r.claim(cgroupTarget+b.homePath(p), claim{branch: br, from: "run", exact: exactly})
 		}
 	}
+	r.Again = in.again
 	r.settle()
 	if tagged(b.way) {
 		r.Bound = withoutInherited(r.Bound)
@@ -150,7 +156,12 @@ type claim struct {
 // exactly is how exact a name is that is no pattern.
 const exactly = 1 << 30
 
-func exactness(x hierarchy.Binding) int {
+// exactness is how exactly a binding names a target. A container's interface may be
+// named for itself, and be another container's as well.
+func exactness(x hierarchy.Binding, target string) int {
+	if x.Kind == hierarchy.BindContainer && strings.HasPrefix(target, linkTarget) {
+		return exactly - 1
+	}
 	if p := hierarchy.Pattern(x.Name); !p.Exact() {
 		return p.Literals()
 	}
@@ -222,7 +233,7 @@ func withoutInherited(all []hierarchy.Bound) []hierarchy.Bound {
 
 // targets are what a binding names, and reasons why there is nothing at present,
 // or not all.
-func (b *Binder) targets(x hierarchy.Binding, units map[string][]string) (targets, missing []string, err error) {
+func (b *Binder) targets(x hierarchy.Binding, units map[string][]string, in *containers) (targets, missing []string, err error) {
 	one := func(target, reason string, err error) ([]string, []string, error) {
 		switch {
 		case err != nil:
@@ -239,6 +250,8 @@ func (b *Binder) targets(x hierarchy.Binding, units map[string][]string) (target
 		return b.unitTargets(x, units)
 	case hierarchy.BindUser:
 		return one(b.user(x.Name))
+	case hierarchy.BindContainer:
+		return in.targets(x.Name)
 	case hierarchy.BindLink:
 		b.cfg.Watch("", func(name string) bool { return name == x.Name })
 		return one(b.resolveLink(x.Name))

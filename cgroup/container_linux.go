@@ -1,0 +1,424 @@
+package cgroup
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// containers is what one Resolve knows of those that run: what it has looked at once
+// it does not look at again.
+type containers struct {
+	*Binder
+	cgroups map[string][]string // by id; nil until they were looked for
+	names   map[string][]named  // nil until they were read
+	unread  []error             // states of runtimes that could not be read
+	ports   []netLink           // nil until they were listed
+	again   time.Duration       // see [Resolution]
+}
+
+// named is a container that has a name.
+type named struct{ runtime, id string }
+
+// targets are the cgroup of a container and the interfaces that lead to its network
+// namespace, or why there is nothing at present.
+func (c *containers) targets(name string) (targets, missing []string, err error) {
+	if err := c.look(); err != nil {
+		return nil, nil, err
+	}
+	id, reason := c.id(name)
+	switch found := c.cgroups[id]; {
+	case reason != "":
+		return nil, []string{reason}, nil
+	case len(found) == 0:
+		return nil, []string{"the container is not running" + c.where()}, nil
+	case len(found) > 1:
+		return nil, []string{fmt.Sprintf("%d cgroups bear its id; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:"))}, nil
+	default:
+		targets = []string{cgroupTarget + found[0]}
+	}
+	ports, err := c.portsOf(c.cgroups[id][0])
+	switch {
+	case err != nil || len(ports) == 0:
+	case c.way != hierarchy.WayBPF:
+		missing = []string{fmt.Sprintf("what it sends from its own network namespace, by %s, goes to the rest: %v", strings.Join(ports, " and "), errLinksByBPF)}
+	default:
+		for _, p := range ports {
+			targets = append(targets, linkTarget+p)
+		}
+	}
+	return targets, missing, err
+}
+
+// where says more of a container that was not found by its cgroup.
+func (c *containers) where() string {
+	if tagged(c.way) {
+		return ", or has no cgroup in the net_cls hierarchy"
+	}
+	return ""
+}
+
+const (
+	idLength = 64 // hexadecimal digits
+	idStart  = 12 // how many of them stand for the id, as the runtimes print it
+)
+
+func hexadecimal(s string) bool { return s != "" && strings.Trim(s, "0123456789abcdef") == "" }
+
+// id is that of the container which a binding names: as with docker, a whole id, else
+// a name, else the beginning of the id of one that runs.
+func (c *containers) id(name string) (id, reason string) {
+	if len(name) == idLength && hexadecimal(name) {
+		return name, ""
+	}
+	c.readNames()
+	all := slices.Clone(c.names[name])
+	if id, ok := c.nerdctl(name); ok {
+		all = append(all, id...)
+	}
+	slices.SortFunc(all, func(a, b named) int { return strings.Compare(a.id+a.runtime, b.id+b.runtime) })
+	all = slices.CompactFunc(all, func(a, b named) bool { return a.id == b.id })
+	switch {
+	case len(all) == 1:
+		return all[0].id, ""
+	case len(all) > 1:
+		var text []string
+		for _, x := range all {
+			text = append(text, fmt.Sprintf("container:%s (%s)", x.id, x.runtime))
+		}
+		return "", "several containers bear the name; write one of them: " + strings.Join(text, ", ")
+	}
+	if len(name) >= idStart && len(name) < idLength && hexadecimal(name) {
+		var found []string
+		for id := range c.cgroups {
+			if strings.HasPrefix(id, name) {
+				found = append(found, id)
+			}
+		}
+		slices.Sort(found)
+		switch len(found) {
+		case 0:
+			return "", "no container whose id begins so is running" + c.where()
+		case 1:
+			return found[0], ""
+		}
+		return "", fmt.Sprintf("the ids of several containers begin so; write one of them: container:%s", strings.Join(found, ", container:"))
+	}
+	reason = "docker, podman and nerdctl know no container of the name (one of Kubernetes is named by its id)"
+	for _, err := range c.unread {
+		reason += fmt.Sprintf("; not read: %v", err)
+	}
+	return "", reason
+}
+
+// look finds the cgroups of containers. It goes only where nobody but root makes
+// cgroups: not below a unit or a container, who choose the names of theirs, nor where
+// they were given to a user. So a rootless container is not found.
+func (c *containers) look() error {
+	if c.cgroups != nil {
+		return nil
+	}
+	c.cgroups = map[string][]string{}
+	t := c.tree()
+	return t.walk("/", func(p string) error {
+		id, is := containerID(path.Base(p))
+		switch {
+		case is:
+			c.cgroups[id] = append(c.cgroups[id], p)
+			return fs.SkipDir
+		case p != "/" && (p == homeRoot || !leads(p) || !t.roots(p)):
+			return fs.SkipDir
+		}
+		c.cfg.Watch(t.root+strings.TrimSuffix(p, "/"), func(name string) bool {
+			_, is := containerID(name)
+			return is || leads(path.Join(p, name))
+		})
+		return nil
+	})
+}
+
+// containerID is the id in the name of a container's cgroup. With systemd it is a
+// scope that begins with the runtime's name, otherwise a directory of the id alone:
+// docker, podman, containerd's CRI, CRI-O, nerdctl.
+func containerID(name string) (id string, ok bool) {
+	id = strings.TrimSuffix(name, ".scope")
+	for _, runtime := range []string{"docker-", "libpod-", "cri-containerd-", "crio-", "nerdctl-"} {
+		if after, cut := strings.CutPrefix(id, runtime); cut {
+			id = after
+			break
+		}
+	}
+	return id, len(id) == idLength && hexadecimal(id)
+}
+
+// leads says whether the cgroups of containers may lie below another: a slice of
+// systemd's, or what is no unit. LXC's containers have no unit.
+func leads(p string) bool {
+	name := path.Base(p)
+	if stem, slice := strings.CutSuffix(name, ".slice"); slice {
+		return sliceAbove(stem) == strings.TrimPrefix(path.Base(path.Dir(p)), "/")
+	}
+	switch path.Ext(name) {
+	case ".service", ".scope", ".socket", ".mount", ".swap":
+		return false
+	}
+	return !strings.HasPrefix(name, "lxc")
+}
+
+// roots says whether a cgroup belongs to root.
+func (t *tree) roots(p string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(t.root+p, &st) == nil && st.Uid == 0
+}
+
+// Limits for what the runtimes keep. Theirs are far below.
+const (
+	mostContainers = 10_000
+	mostState      = 16 << 20 // bytes of a file
+)
+
+// readNames reads what docker and podman know. A container has its name before its
+// cgroup, so that nobody has to wait for changes here.
+func (c *containers) readNames() {
+	if c.names != nil {
+		return
+	}
+	c.names = map[string][]named{}
+	add := func(runtime, name, id string) {
+		if len(id) == idLength && hexadecimal(id) {
+			c.names[name] = append(c.names[name], named{runtime, id})
+		}
+	}
+	dir := filepath.Join(c.cfg.VarLib, "docker/containers")
+	for _, id := range c.entries(dir) {
+		var x struct{ Name string }
+		if len(id) == idLength && hexadecimal(id) && c.readJSON(filepath.Join(dir, id, "config.v2.json"), &x) {
+			add("docker", strings.TrimPrefix(x.Name, "/"), id)
+		}
+	}
+	dir = filepath.Join(c.cfg.VarLib, "containers/storage")
+	for _, driver := range []string{"overlay", "vfs", "btrfs", "zfs"} {
+		for _, file := range []string{"containers.json", "volatile-containers.json"} {
+			var all []struct {
+				ID    string
+				Names []string
+			}
+			if !c.readJSON(filepath.Join(dir, driver+"-containers", file), &all) {
+				continue
+			}
+			for _, x := range all {
+				for _, name := range x.Names {
+					add("podman", name, x.ID)
+				}
+			}
+		}
+	}
+}
+
+// nerdctl finds a name in every namespace of containerd's.
+func (c *containers) nerdctl(name string) (all []named, ok bool) {
+	dir := filepath.Join(c.cfg.VarLib, "nerdctl")
+	for _, address := range c.entries(dir) {
+		names := filepath.Join(dir, address, "names")
+		for _, space := range c.entries(names) {
+			b, err := readState(filepath.Join(names, space, name), idLength+1)
+			c.note(err)
+			id := string(bytes.TrimSpace(b))
+			if len(id) == idLength && hexadecimal(id) {
+				all = append(all, named{"nerdctl, namespace " + space, id})
+			}
+		}
+	}
+	return all, len(all) > 0
+}
+
+// entries are the names in a directory, none where it is not there.
+func (c *containers) entries(dir string) []string {
+	f, err := os.Open(dir)
+	if err != nil {
+		c.note(err)
+		return nil
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(mostContainers)
+	if err != nil && err != io.EOF {
+		c.note(err)
+	}
+	return names
+}
+
+// readJSON reads a file of a runtime's, and says whether there was one.
+func (c *containers) readJSON(file string, to any) bool {
+	b, err := readState(file, mostState)
+	if err == nil {
+		if err = json.Unmarshal(b, to); err != nil {
+			err = fmt.Errorf("%s: %w", file, err)
+		}
+	}
+	c.note(err)
+	return err == nil
+}
+
+func (c *containers) note(err error) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && len(c.unread) < 3 {
+		c.unread = append(c.unread, err)
+	}
+}
+
+// readState reads a file that somebody else writes: an ordinary one, of limited
+// length, and no link to another.
+func readState(file string, most int64) ([]byte, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Size() > most {
+		return nil, fmt.Errorf("%s is no file of at most %d bytes", file, most)
+	}
+	return io.ReadAll(io.LimitReader(f, most))
+}
+
+// Limits for what a container can make: processes that are asked for their network
+// namespace, and such namespaces.
+const (
+	mostProcesses  = 1024
+	mostNamespaces = 16
+)
+
+// portsOf are the interfaces whose other ends are in the network namespaces of a
+// cgroup's processes.
+func (c *containers) portsOf(dir string) (names []string, err error) {
+	t := c.tree()
+	c.cfg.Watch(t.root+dir+"/cgroup.events", nil)
+	c.cfg.Watch("", func(string) bool { return true })
+	home, err := c.homeNetNS()
+	if err != nil {
+		return nil, err
+	}
+	pids, err := t.members(dir)
+	if err != nil {
+		return nil, err
+	}
+	pids = pids[:min(len(pids), mostProcesses)]
+	seen := map[uint64]bool{}
+	for _, pid := range pids {
+		ports, ns, err := c.portsOfProcess(dir, pid, home, seen)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, ports...)
+		if seen[ns] = true; len(seen) == mostNamespaces {
+			break
+		}
+	}
+	// A runtime puts the first process into the cgroup before that enters its network
+	// namespace.
+	if seen[home] && len(pids) > 0 {
+		c.lookAgain(pids[0])
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// portsOfProcess are those of one process, unless its namespace is home or was seen.
+// The namespace is 0 where it cannot be told.
+func (c *containers) portsOfProcess(dir string, pid int, home uint64, seen map[uint64]bool) (names []string, ns uint64, err error) {
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net")
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil, 0, nil // it has ended
+	}
+	if err != nil {
+		return nil, 0, privileges(err, unix.CAP_SYS_PTRACE)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, 0, err
+	}
+	if ns = st.Ino; ns == home || seen[ns] {
+		return nil, ns, nil
+	}
+	// the number may have become that of a process elsewhere
+	now, err := c.tree().members(dir)
+	if err != nil || !slices.Contains(now, pid) {
+		return nil, 0, err
+	}
+	if c.ports == nil {
+		if c.ports, err = c.listPorts(); err != nil {
+			return nil, ns, err
+		}
+	}
+	number, err := c.netNSNumber(f)
+	if err != nil || number < 0 {
+		return nil, ns, err
+	}
+	for _, l := range c.ports {
+		if l.peerNS == number {
+			names = append(names, l.name)
+		}
+	}
+	return names, ns, nil
+}
+
+// homeNetNS is the inode of the interface's network namespace.
+func (c *containers) homeNetNS() (uint64, error) {
+	var (
+		st  unix.Stat_t
+		err error
+	)
+	if c.cfg.NetNSFD == 0 {
+		err = unix.Stat("/proc/thread-self/ns/net", &st)
+	} else {
+		err = unix.Fstat(c.cfg.NetNSFD, &st)
+	}
+	return st.Ino, err
+}
+
+// lookAgain asks for another look while a process is young, later each time.
+func (c *containers) lookAgain(pid int) {
+	const young = 5 * time.Second
+	if age, ok := age(pid); ok && age < young {
+		c.again = max(c.again, 50*time.Millisecond+age/2)
+	}
+}
+
+// age is how long ago a process started; ok says whether it is there.
+func age(pid int) (age time.Duration, ok bool) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, false
+	}
+	const (
+		starttime = 22 - 3            // proc_pid_stat(5), counted behind the name
+		tick      = time.Second / 100 // USER_HZ
+	)
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) <= starttime {
+		return 0, false
+	}
+	start, err := strconv.ParseInt(f[starttime], 10, 64)
+	var now unix.Timespec
+	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return 0, false
+	}
+	return max(0, time.Duration(now.Nano())-time.Duration(start)*tick), true
+}
