@@ -61,6 +61,17 @@ func (e *ExecError) NotFound() bool {
 //
 // When Exec fails after that, the process is not what it was: it should end.
 func (b *Binder) Exec(target string, c Command) error {
+	return b.exec(c, target, func() error { return b.Join(target, 0) })
+}
+
+// ExecPlaced is [Binder.Exec] for a caller who may not join cgroups: place has somebody
+// else put this process into the one of the branch, and returns when that is done. At
+// [LevelLock] and [LevelBest] it takes no privileges, if the caller has none: control
+// files of cgroups are root's, and the program cannot become root, so that the
+// namespaces are not needed.
+func (b *Binder) ExecPlaced(place func() error, c Command) error { return b.exec(c, "", place) }
+
+func (b *Binder) exec(c Command, target string, join func() error) error {
 	ready, err := c.prepare()
 	if err != nil {
 		return err
@@ -72,10 +83,12 @@ func (b *Binder) Exec(target string, c Command) error {
 	// user, namespaces, capabilities and filters are those of the thread that
 	// executes; it is not fit for anything else afterwards
 	runtime.LockOSThread()
-	if err := b.Join(target, 0); err != nil {
+	if err := join(); err != nil {
 		return err
 	}
-	b.tellPast(target, c, ready)
+	if target != "" {
+		b.tellPast(target, c, ready)
+	}
 	if err := lock.enter(b.cfg.Warn); err != nil {
 		return err
 	}

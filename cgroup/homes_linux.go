@@ -233,3 +233,30 @@ func (b *Binder) Join(target string, pid int) error {
 	}
 	return b.wrap(fmt.Errorf("put process into cgroup %s: %w", p, privileges(errno(err), unix.CAP_DAC_OVERRIDE)))
 }
+
+// RemoveHome removes the branch's own cgroup and those that programs left below it,
+// and says false where a process lives in one of them; some may be gone then. One that
+// is not there is no error.
+func (b *Binder) RemoveHome(p hierarchy.Path) (gone bool, err error) {
+	if err := b.settle(); err != nil {
+		return false, err
+	}
+	t, home := b.tree(), b.homePath(p)
+	if pids, err := t.members(home); err != nil || len(pids) > 0 {
+		return false, b.wrap(err)
+	}
+	var all []string
+	if err := t.walk(home, func(path string) error { all = append(all, path); return nil }); err != nil {
+		return false, b.wrap(err)
+	}
+	for _, path := range slices.Backward(all) {
+		switch err := unix.Rmdir(t.root + path); err {
+		case nil, unix.ENOENT:
+		case unix.EBUSY:
+			return false, nil
+		default:
+			return false, fmt.Errorf("%s: remove cgroup %s: %w", p, path, privileges(err, unix.CAP_DAC_OVERRIDE))
+		}
+	}
+	return true, nil
+}

@@ -23,8 +23,13 @@ import (
 // made outside of it, as those are that [Binder.Exec] leaves to a program: there
 // the lists of processes tell. Whole says that nothing is hidden; if not, the
 // target starts at the root of what can be seen.
-func Own(w hierarchy.Way) (target string, whole bool, err error) {
-	b, err := os.ReadFile("/proc/self/cgroup")
+func Own(w hierarchy.Way) (target string, whole bool, err error) { return Of(w, os.Getpid()) }
+
+// Of is [Own] for another process, seen from the caller's cgroup namespace. A process
+// that has ended is in none, or in the root's; who asks holds it (pidfd) and looks
+// again afterwards whether it is there.
+func Of(w hierarchy.Way, pid int) (target string, whole bool, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
 		return "", false, err
 	}
@@ -62,7 +67,7 @@ func Own(w hierarchy.Way) (target string, whole bool, err error) {
 		if err != nil {
 			return "", false, err
 		}
-		path, err := t.own(m.Root, own, os.Getpid())
+		path, err := t.own(m.Root, own, pid)
 		whole := t.whole
 		if err = errors.Join(err, t.close()); err != nil || path != "" {
 			return cgroupTarget + path, whole, err
@@ -111,7 +116,7 @@ func above(path string) (up int, down string) {
 	return up, path
 }
 
-// own is the path in t of the cgroup that the process pid, the reader, has as own
+// own is the path in t of the cgroup that the process pid has as own
 // in /proc, where mountinfo has root for t; empty when it does not lie in t.
 func (t *tree) own(root, own string, pid int) (string, error) {
 	up, down := above(root)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,12 +21,13 @@ import (
 )
 
 // agent keeps the bindings of all interfaces of a network namespace up to date. Its
-// methods are for one goroutine, but for locked.
+// methods are for one goroutine; petitions has its own.
 type agent struct {
 	*env // whose stderr is the log
 	log  *slog.Logger
 	m    *machine
 	hold *os.File // the agent's lock
+	asks *petitions
 	dirs *inotify
 	link *tc.LinkMonitor
 
@@ -97,6 +99,12 @@ func (a *agent) take(ctx context.Context) error {
 		a.hold.Close()
 	}
 	a.hold = f
+	if a.asks != nil {
+		a.asks.close()
+	}
+	if a.asks, err = a.petitions(a.m.store); err != nil {
+		return err
+	}
 	a.runDir, err = a.dirs.add(a.m.store.dir, unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR)
 	return err
 }
@@ -104,6 +112,9 @@ func (a *agent) take(ctx context.Context) error {
 // close lets go of everything; what is bound stays bound.
 func (a *agent) close() error {
 	var errs []error
+	if a.asks != nil {
+		a.asks.close()
+	}
 	if a.hold != nil {
 		errs = append(errs, a.leave())
 	}
@@ -236,7 +247,7 @@ func (a *agent) everything() {
 
 // forget makes the agent say again what is wrong.
 func (a *agent) forget() {
-	clear(a.env.stderr.(*remarks).said)
+	a.env.stderr.(*remarks).forget()
 	for _, w := range a.interfaces {
 		w.said, w.missing = "", nil
 	}
@@ -510,32 +521,25 @@ func (a *agent) tell(state ...string) {
 	}
 }
 
-// locked runs f as the only writer of the network namespace, with a machine of its
-// own: it may be called by any goroutine. What f changes in a record the agent sees
-// by itself.
-func (a *agent) locked(ctx context.Context, what string, f func(*machine) error) error {
-	m, err := a.machine()
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	unlock, err := m.store.lock(ctx, what)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	return f(m)
-}
-
 // remarks makes log lines of what is otherwise written to standard error, each one
 // once.
 type remarks struct {
 	log  *slog.Logger
+	mu   sync.Mutex
 	said map[string]bool
+}
+
+// forget has them said once more.
+func (r *remarks) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.said)
 }
 
 func (r *remarks) Write(b []byte) (int, error) {
 	text := strings.TrimPrefix(strings.TrimSpace(string(b)), "vifshape: ")
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if len(r.said) > 1000 {
 		clear(r.said)
 	}

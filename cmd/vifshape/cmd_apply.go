@@ -66,6 +66,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		}
 		plans = append(plans, x.plan)
 		m.remarks(x)
+		m.addedRemarks(x, false)
 	}
 	if err := m.linkRemarks(all); err != nil {
 		return err

@@ -71,6 +71,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 		plans = append(plans, x.plan)
 		empty = empty && x.plan.Empty()
 		m.remarks(x)
+		m.addedRemarks(x, true)
 		for _, b := range x.kept {
 			m.notef("%s: %v, bound at run time, stays", b.Path, b.Binding)
 		}

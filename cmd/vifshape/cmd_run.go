@@ -123,6 +123,9 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) 
 		return err
 	}
 	defer m.Close()
+	if os.Geteuid() != 0 {
+		return m.runDelegated(ctx, path, cmd)
+	}
 	x, home, err := m.enter(ctx, path)
 	if err != nil {
 		return err
@@ -137,6 +140,11 @@ func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, ho
 	if err := m.within(ctx, path); err != nil {
 		return nil, "", err
 	}
+	return m.open(ctx, path)
+}
+
+// open is enter for whoever may be put there.
+func (m *machine) open(ctx context.Context, path hierarchy.Path) (x *shaped, home string, err error) {
 	if x, err = m.shaped(path.Interface(), ""); err != nil {
 		return nil, "", err
 	}

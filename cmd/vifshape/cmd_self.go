@@ -59,6 +59,8 @@ type selfView struct {
 	Way    hierarchy.Way `json:"binding"`
 	From   string        `json:"from"`
 	Target string        `json:"target,omitempty"` // empty: only the environment says so
+	// Delegated are the branches at and above this one that are delegated.
+	Delegated []delegated `json:"delegated,omitempty"`
 }
 
 func (e *env) self(ctx context.Context, o showOptions) error {
@@ -140,6 +142,7 @@ type own struct {
 	leaf   *hierarchy.Leaf
 	way    hierarchy.Way
 	bound  hierarchy.Bound
+	record *record
 	at     time.Time
 	bytes  uint64
 }
@@ -167,7 +170,7 @@ func (m *machine) own(ctx context.Context, iface string) (*own, error) {
 	if err != nil || b.Class == 0 {
 		return nil, err
 	}
-	o := &own{device: x.device, way: way, bound: b}
+	o := &own{device: x.device, way: way, bound: b, record: x.record}
 	i := slices.IndexFunc(s.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
 	if i < 0 {
 		return nil, fmt.Errorf("%s is not shaped (its class %v is gone): apply %s again", b.Path, b.Class, x.record.policy())
@@ -203,6 +206,11 @@ func (o *own) view() (*selfView, error) {
 		return nil, err
 	}
 	v := &selfView{Interface: o.device.Name, branchView: newBranchView(o.class, n, o.leaf), Way: o.way, From: o.bound.From, Target: o.bound.Target}
+	for _, d := range o.record.Delegated {
+		if o.class.Path.Below(d.Path) {
+			v.Delegated = append(v.Delegated, d)
+		}
+	}
 	v.Sending = new(hierarchy.Bandwidth)
 	if n.Bytes > o.bytes { // fewer: the class was made anew meanwhile
 		*v.Sending = hierarchy.Bandwidth(float64(n.Bytes-o.bytes) * 8 / o.at.Sub(from).Seconds())
@@ -222,5 +230,13 @@ func (s selfJSON) write(e *env) error {
 		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s (%s)\n", v.Path, v.ID, short(v.Rate), short(v.Ceil), v.Prio,
 			bytes(v.Bytes), v.Drops, bytes(uint64(v.Backlog)), short(*v.Sending), qdisc, printable(v.From), v.Way)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, v := range s.Branches {
+		for _, d := range v.Delegated {
+			fmt.Fprintf(e.stdout, "  %s: delegated to %s\n", d.Path, printable(d.to()))
+		}
+	}
+	return nil
 }

@@ -85,6 +85,13 @@ type branchView struct {
 	Queue     uint32               `json:"backlog_packets"`
 	Sending   *hierarchy.Bandwidth `json:"sending,omitempty"` // with --sample
 	Bound     []boundView          `json:"bound,omitempty"`
+	Delegate  []hierarchy.Delegate `json:"delegate,omitempty"`
+	Added     *addedView           `json:"added,omitempty"` // at run time, not in the policy
+}
+
+// addedView is who added a branch.
+type addedView struct {
+	By uint32 `json:"by"`
 }
 
 // process is one that a binding holds.
@@ -215,6 +222,7 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 		}
 		b := newBranchView(c, stats[c.ID], leaves[c.ID])
 		b.Bound = bound[c.ID]
+		b.delegation(x.record)
 		if sending != nil {
 			r := sending[c.ID]
 			b.Sending = &r
@@ -232,6 +240,20 @@ func newBranchView(c hierarchy.Class, n tc.ClassStats, l *hierarchy.Leaf) *branc
 		b.Leaf, b.Qdisc = true, &l.Qdisc
 	}
 	return b
+}
+
+// delegation notes whose branch it is, and whether it is the policy's.
+func (b *branchView) delegation(r *record) {
+	for _, d := range r.Delegated {
+		if d.Path == b.Path {
+			b.Delegate = d.To
+		}
+	}
+	for _, a := range r.Added {
+		if a.Path == b.Path {
+			b.Added = &addedView{a.By}
+		}
+	}
 }
 
 // sample looks a second time and says what every class sent meanwhile.
@@ -423,8 +445,23 @@ func (v *treeView) write(w io.Writer, kinds kindTable) error {
 		for _, x := range b.Bound {
 			fmt.Fprintf(w, "  %s: %s\n", b.Path, x)
 		}
+		b.writeDelegation(w)
 	}
 	return nil
+}
+
+// writeDelegation prints a line for each thing to say of it.
+func (b *branchView) writeDelegation(w io.Writer) {
+	if len(b.Delegate) > 0 {
+		fmt.Fprintf(w, "  %s: delegated to %s\n", b.Path, printable(delegated{To: b.Delegate}.to()))
+	}
+	switch {
+	case b.Added == nil:
+	case b.Added.By == 0:
+		fmt.Fprintf(w, "  %s: added at run time\n", b.Path)
+	default:
+		fmt.Fprintf(w, "  %s: added at run time by user %d\n", b.Path, b.Added.By)
+	}
 }
 
 // String says what is bound and which processes that is.

@@ -69,9 +69,12 @@ func exitCode(err error) int {
 	var running *runningError
 	var usage usageError
 	var exec *cgroup.ExecError
+	var agent *agentError
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &agent):
+		return agent.code
 	case errors.As(err, &code):
 		return int(code)
 	case partly(err):
@@ -99,7 +102,8 @@ func partly(err error) bool {
 }
 
 func privilege(err error) bool {
-	return errors.Is(err, tc.ErrNotPrivileged) || errors.Is(err, cgroup.ErrNotPrivileged) ||
+	var denied deniedError
+	return errors.As(err, &denied) || errors.Is(err, tc.ErrNotPrivileged) || errors.Is(err, cgroup.ErrNotPrivileged) ||
 		errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EPERM)
 }
 
@@ -130,7 +134,20 @@ func hints(err error) []string {
 	var exec *cgroup.ExecError
 	var root foreignRootError
 	var lock *cgroup.LockError
+	var agent *agentError
+	var denied deniedError
+	var unfit unfitError
+	var problem problemError
 	switch {
+	case errors.As(err, &agent):
+		return agent.hints
+	case errors.As(err, &unfit):
+		return []string{fmt.Sprintf("`vifshape remove %s` takes it away; or leave room for it in the policy", unfit.path)}
+	case errors.As(err, &problem) && problem.Hint == "":
+	case errors.As(err, &problem):
+		return []string{problem.Hint}
+	case errors.As(err, &denied):
+		return []string{"delegate = [...] below a branch of the policy says whose it is; `vifshape show` lists them"}
 	case errors.As(err, &lock):
 		return []string{"`vifshape run --level best` starts it with what this machine can hold, `--level tag` with the cgroup alone"}
 	case errors.As(err, &exec): // the program's own privileges are meant

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -153,6 +154,9 @@ type target struct {
 	pending []cgroup.Pending // bindings that name what is not there yet
 	kept    []boundSpec      // bindings made at run time, that stay
 	lost    []boundSpec      // and those that go with their branches
+	spec    json.RawMessage  // what the policy says of the interface
+	added   []added          // branches beside the policy's, in tree
+	dropped []droppedBranch  // and those that have no place in it any more
 	blind   error            // why the bindings in force could not be read
 }
 
@@ -177,6 +181,7 @@ func (m *machine) settle(ctx context.Context, file, binding string, x *target) e
 	x.next = &record{
 		Version: recordVersion, Interface: t.Interface, Index: s.device.Index, Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.record.Former, was: s.record.was,
+		Spec: x.spec, Delegated: delegations(t), Added: x.added,
 	}
 	if !x.before.Root.Ours() {
 		if x.next.Former, err = s.device.Former(); err != nil {
@@ -265,11 +270,17 @@ func (m *machine) targets(ctx context.Context, file, binding string, parsing *pa
 		binding = p.Binding
 	}
 	var all []*target
-	for _, t := range p.Trees {
+	for i, t := range p.Trees {
 		s, err := m.shaped(t.Interface, binding)
 		if err == nil {
-			all = append(all, &target{shaped: s, tree: t})
-			err = m.settle(ctx, file, binding, all[len(all)-1])
+			x := &target{shaped: s, tree: t}
+			all = append(all, x)
+			if x.spec, err = json.Marshal(p.Specs[i]); err == nil {
+				err = x.keepAdded()
+			}
+			if err == nil {
+				err = m.settle(ctx, file, binding, x)
+			}
 		}
 		if err == nil && tags(all[len(all)-1].want.Hook.Way) {
 			m.tags = append(m.tags, t.Interface)

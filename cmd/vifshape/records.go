@@ -115,6 +115,13 @@ func (r *record) renamed(iface string) *record {
 	for i := range n.Bindings {
 		n.Bindings[i].Path = path(n.Bindings[i].Path)
 	}
+	n.Delegated, n.Added = slices.Clone(r.Delegated), slices.Clone(r.Added)
+	for i := range n.Delegated {
+		n.Delegated[i].Path = path(n.Delegated[i].Path)
+	}
+	for i := range n.Added {
+		n.Added[i].Path = path(n.Added[i].Path)
+	}
 	return &n
 }
 

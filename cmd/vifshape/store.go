@@ -39,6 +39,9 @@ type record struct {
 	Bindings  []boundSpec       `json:"bindings,omitempty"`
 	Bound     []hierarchy.Bound `json:"bound,omitempty"` // what the bindings came to; no target: not there yet
 	Former    tc.Former         `json:"former,omitzero"` // the root qdisc that ours replaced
+	Spec      json.RawMessage   `json:"spec,omitempty"`  // what the policy says, a hierarchy.Spec
+	Delegated []delegated       `json:"delegated,omitempty"`
+	Added     []added           `json:"added,omitempty"` // branches, parents first
 
 	was string // the name under which it was found, if that is another
 }
@@ -112,6 +115,12 @@ func (r *record) check(iface string) error {
 	}
 	for _, b := range r.Bindings {
 		paths = append(paths, b.Path)
+	}
+	for _, d := range r.Delegated {
+		paths = append(paths, d.Path)
+	}
+	for _, a := range r.Added {
+		paths = append(paths, a.Path)
 	}
 	for _, p := range paths {
 		if !p.Below(hierarchy.Path(iface)) {

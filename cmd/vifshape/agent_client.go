@@ -1,0 +1,142 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// agentVersion is the version of what is said over the agent's socket: one line of
+// JSON each way, a request and a reply.
+const agentVersion = 1
+
+// maxMessage bounds a line, its end included.
+const maxMessage = 64 << 10
+
+// What can be asked of the agent.
+const (
+	opEnter  = "enter"  // put the caller into the branch
+	opAdd    = "add"    // make the branch
+	opRemove = "remove" // take the branch away
+)
+
+type agentRequest struct {
+	Version int              `json:"version"`
+	Op      string           `json:"op"`
+	Path    hierarchy.Path   `json:"path"`
+	Rate    hierarchy.Amount `json:"rate,omitzero"`
+	Ceil    hierarchy.Amount `json:"ceil,omitzero"`
+	Prio    *uint8           `json:"prio,omitempty"`
+	Qdisc   string           `json:"qdisc,omitempty"`
+}
+
+type agentReply struct {
+	Version int      `json:"version"`
+	Code    int      `json:"code"` // exit status; 0: done
+	Error   string   `json:"error,omitempty"`
+	Hints   []string `json:"hints,omitempty"`
+}
+
+// agentError is what the agent answered.
+type agentError struct {
+	code  int
+	text  string
+	hints []string
+}
+
+func (e *agentError) Error() string { return e.text }
+
+// agentSocketFile is where the agent of a network namespace listens.
+func (s *store) agentSocketFile() string { return filepath.Join(s.dir, agentSocket) }
+
+// agentPatience is longer than the agent may take: it waits for other writers itself.
+const agentPatience = 30 * time.Second
+
+// ask has the agent do something.
+func (m *machine) ask(ctx context.Context, q agentRequest) error {
+	q.Version = agentVersion
+	ctx, cancel := context.WithTimeout(ctx, agentPatience)
+	defer cancel()
+	c, err := new(net.Dialer).DialContext(ctx, "unix", m.store.agentSocketFile())
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return &agentError{exitPrivilege, fmt.Sprintf("%s: only root may do that by itself, and no agent runs that could do it for user %d", q.Path, os.Geteuid()),
+			[]string{"run it as root, for example with sudo; or have root start `vifshape agent`, which does it for users to whom the branch is delegated"}}
+	}
+	if err != nil {
+		return fmt.Errorf("ask the agent: %w", err)
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	var r agentReply
+	b, err := json.Marshal(q)
+	if err == nil {
+		_, err = c.Write(append(b, '\n'))
+	}
+	if err == nil || errors.Is(err, syscall.EPIPE) { // it may have answered already that it is busy
+		b, err = bufio.NewReader(c).ReadBytes('\n')
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		return fmt.Errorf("the agent did not answer: %w", err)
+	case r.Version != agentVersion:
+		return fmt.Errorf("the agent is of another version of vifshape (%d, this one has %d): restart it", r.Version, agentVersion)
+	case r.Code != exitOK:
+		return &agentError{r.Code, r.Error, r.Hints}
+	}
+	return nil
+}
+
+// runDelegated is run for those who are not root: the agent puts this process into
+// the branch.
+func (m *machine) runDelegated(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) error {
+	if cmd.User != "" {
+		return &agentError{exitPrivilege, "--user: only root can start programs as another user", nil}
+	}
+	if err := m.within(ctx, path); err != nil {
+		return err
+	}
+	x, err := m.shaped(path.Interface(), "")
+	if err != nil {
+		return err
+	}
+	defer x.binder.Close()
+	if _, err := x.entry(path); err != nil {
+		return err
+	}
+	return x.binder.ExecPlaced(func() error {
+		if err := m.ask(ctx, agentRequest{Op: opEnter, Path: path}); err != nil {
+			return err
+		}
+		return m.placed(path, x.record.Way)
+	}, cmd)
+}
+
+// placed says whether this process is in the home of a branch.
+func (m *machine) placed(path hierarchy.Path, way hierarchy.Way) error {
+	target, whole, err := cgroup.Own(way)
+	if err != nil {
+		return err
+	}
+	ns, home, ok := cgroup.ParseHome(target)
+	if ok && ns == m.store.netNS && home == path || !ok && !whole { // hidden by a container: the agent's word is all there is
+		return nil
+	}
+	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, printable(target))
+}

@@ -1,0 +1,393 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+const (
+	// A peer may take agentReadTime for its request, and as long to take the reply.
+	agentReadTime = 5 * time.Second
+	// agentWorkTime is how long a request may wait for others, and take.
+	agentWorkTime = 20 * time.Second
+	// Connections at once, each with a goroutine and two descriptors.
+	mostPeers       = 64
+	mostPeersOfUser = 8
+	// agentPause follows each request. Other writers look for the store's lock more
+	// often than that, so that no number of requests keeps them out.
+	agentPause = 25 * time.Millisecond
+)
+
+// petitions answers those who are not root: users to whom branches are delegated. The
+// kernel says who asks; nothing that they say of themselves is believed.
+type petitions struct {
+	*env
+	listener *net.UnixListener
+	end      context.CancelFunc
+	turn     chan struct{} // holds a token while a request is carried out
+
+	mu    sync.Mutex
+	peers map[uint32]int // connections by user
+	total int
+	work  sync.WaitGroup
+}
+
+// petitions makes the agent's socket and answers at it until close. The caller is the
+// agent, of which there is one: a socket that is there is left over.
+func (e *env) petitions(at *store) (*petitions, error) {
+	file := at.agentSocketFile()
+	if err := unlessGone(os.Remove(file)); err != nil {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: file, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(file, 0o666); err != nil { // who asks is seen to
+		return nil, errors.Join(err, l.Close())
+	}
+	ctx, end := context.WithCancel(context.Background())
+	s := &petitions{env: e, listener: l, end: end, turn: make(chan struct{}, 1), peers: map[uint32]int{}}
+	s.work.Go(func() { s.serve(ctx) })
+	return s, nil
+}
+
+// close removes the socket. What was begun is done, or put back.
+func (s *petitions) close() {
+	s.end()
+	s.listener.Close() // it fails only where it is closed already
+	s.work.Wait()
+}
+
+func (s *petitions) serve(ctx context.Context) {
+	for {
+		c, err := s.listener.AcceptUnix()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			s.warnf("the agent's socket: %v", err)
+			time.Sleep(100 * time.Millisecond) // until there are descriptors again
+			continue
+		}
+		p, err := newPeer(c)
+		if err == nil {
+			err = s.admit(p)
+		}
+		if err != nil {
+			s.reply(c, err)
+			c.Close()
+			if p != nil {
+				p.close()
+			}
+			continue
+		}
+		s.work.Go(func() {
+			defer s.leave(p)
+			s.reply(c, s.answer(ctx, c, p))
+		})
+	}
+}
+
+// admit counts a connection, or refuses it.
+func (s *petitions) admit(p *peer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.total >= mostPeers || s.peers[p.uid] >= mostPeersOfUser {
+		return &agentError{code: exitLocked, text: "the agent has more requests than it can take: try again later"}
+	}
+	s.total++
+	s.peers[p.uid]++
+	return nil
+}
+
+func (s *petitions) leave(p *peer) {
+	p.conn.Close()
+	p.close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.total--
+	if s.peers[p.uid]--; s.peers[p.uid] == 0 {
+		delete(s.peers, p.uid)
+	}
+}
+
+// reply says how it went. A peer that does not listen is its own loss.
+func (s *petitions) reply(c net.Conn, err error) {
+	r := agentReply{Version: agentVersion, Code: exitCode(err)}
+	if err != nil {
+		r.Error, r.Hints = err.Error(), hints(err)
+	}
+	b, err := json.Marshal(r)
+	if err == nil && len(b) < maxMessage {
+		_ = c.SetWriteDeadline(time.Now().Add(agentReadTime))
+		_, _ = c.Write(append(b, '\n'))
+	}
+}
+
+// answer reads a request and carries it out.
+func (s *petitions) answer(ctx context.Context, c *net.UnixConn, p *peer) error {
+	if err := c.SetReadDeadline(time.Now().Add(agentReadTime)); err != nil {
+		return err
+	}
+	q, err := readRequest(c)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, agentWorkTime)
+	defer cancel()
+	select {
+	case s.turn <- struct{}{}:
+		defer time.AfterFunc(agentPause, func() { <-s.turn })
+	case <-ctx.Done():
+		return &agentError{code: exitLocked, text: "the agent did not come to it in time: try again later"}
+	}
+	m, err := s.machine()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return m.grant(ctx, q, p)
+}
+
+// readRequest reads one line and takes it apart.
+func readRequest(r io.Reader) (q agentRequest, err error) {
+	line, err := bufio.NewReaderSize(io.LimitReader(r, maxMessage), 4096).ReadBytes('\n')
+	switch {
+	case errors.Is(err, io.EOF) && len(line) == maxMessage:
+		return q, usagef("a request has %d bytes at most", maxMessage)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return q, usagef("no request came within %v", agentReadTime)
+	case err != nil:
+		return q, usagef("a request is one line")
+	}
+	d := json.NewDecoder(strings.NewReader(string(line)))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&q); err != nil {
+		// Of another version first: its keys may be others.
+		var v struct{ Version int }
+		if json.Unmarshal(line, &v) == nil && v.Version != agentVersion && v.Version != 0 {
+			return q, otherVersion(v.Version)
+		}
+		return q, usagef("a request is an object of JSON: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return q, usagef("a request is one object of JSON")
+	}
+	if q.Version != agentVersion {
+		return q, otherVersion(q.Version)
+	}
+	return q, q.check()
+}
+
+func otherVersion(v int) error {
+	return usagef("the request is of version %d, and this agent has %d: use the agent's vifshape", v, agentVersion)
+}
+
+// check refuses what is no branch's path. Names come into file names and messages.
+func (q *agentRequest) check() error {
+	names := strings.Split(string(q.Path), "/")
+	for i, n := range names {
+		err := hierarchy.CheckName(n)
+		if i == 0 { // an interface, which may have other names
+			err = nil
+			if n == "" || n == "." || n == ".." || len(n) >= unix.IFNAMSIZ || strings.ContainsFunc(n, func(r rune) bool { return r <= ' ' || r == 0x7f || r == 0xfffd }) {
+				err = fmt.Errorf("%q is no interface", n)
+			}
+		}
+		if err != nil || len(names) < 2 || len(names) > hierarchy.MaxDepth+1 {
+			return usagef("%q is no branch: write the interface and the branches down to it with one slash between them, as in eth0/web", q.Path)
+		}
+	}
+	return nil
+}
+
+// grant does what a peer asks for, if it may have it.
+func (m *machine) grant(ctx context.Context, q agentRequest, p *peer) error {
+	if err := p.alive(); err != nil {
+		return err
+	}
+	home, err := m.homeOf(p.pid)
+	if err == nil {
+		err = p.alive() // and so it was this process that was looked at
+	}
+	if err != nil {
+		return err
+	}
+	who := &petitioner{p.uid, home}
+	switch q.Op {
+	case opEnter:
+		return m.enterPeer(ctx, q.Path, who, p)
+	case opAdd:
+		return m.add(ctx, added{q.Path, q.Rate, q.Ceil, q.Prio, q.Qdisc, p.uid}, who)
+	case opRemove:
+		return m.remove(ctx, q.Path, who)
+	}
+	return usagef("the agent knows no %q", q.Op)
+}
+
+// enterPeer puts a peer into the home of a branch.
+func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petitioner, p *peer) error {
+	_, r, err := m.device(path.Interface())
+	if err != nil {
+		return err
+	}
+	if _, err := who.base(r, path); err != nil {
+		return err
+	}
+	x, home, err := m.open(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer x.binder.Close()
+	if err := p.alive(); err != nil {
+		return err
+	}
+	// The kernel takes a number, not a descriptor. Between the look and the move the
+	// peer could end, be waited for, and its number come round again: then the process
+	// that has it would be moved, and this says so to nobody but the log.
+	if err := x.binder.Join(home, p.pid); err != nil {
+		return err
+	}
+	return p.alive()
+}
+
+// homeOf is the branch in whose home a process lives; empty: in none.
+func (m *machine) homeOf(pid int) (hierarchy.Path, error) {
+	at := hierarchy.Path("")
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		target, whole, err := cgroup.Of(way, pid)
+		if err != nil {
+			return "", err
+		}
+		if !whole {
+			return "", fmt.Errorf("the agent cannot see which branch process %d is in: it runs in a cgroup namespace of its own", pid)
+		}
+		ns, home, ok := cgroup.ParseHome(target)
+		switch {
+		case !ok:
+		case ns != m.store.netNS:
+			return "", deniedError{fmt.Errorf("process %d is in branch %s of another network namespace", pid, home)}
+		default:
+			if home = m.deepest(home); at == "" || home.Below(at) {
+				at = home
+			}
+		}
+	}
+	return at, nil
+}
+
+// peer is the process at the other end of a connection.
+type peer struct {
+	conn *net.UnixConn
+	uid  uint32
+	pid  int
+	fd   int // pidfd
+}
+
+func (p *peer) close() { unix.Close(p.fd) }
+
+// newPeer asks the kernel who has connected. Since Linux 6.5 it also says which
+// process, once and for all (SO_PEERPIDFD). Before that the number may have come round
+// to another process, which is found out by its user and by the time of its start.
+func newPeer(c *net.UnixConn) (*peer, error) {
+	now, err := uptime()
+	if err != nil {
+		return nil, err
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	p := &peer{conn: c, fd: -1}
+	var cred *unix.Ucred
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		if cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); failed == nil {
+			p.fd, failed = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		}
+	})
+	switch {
+	case err != nil || cred == nil:
+		return nil, fmt.Errorf("who asks cannot be told: %w", errors.Join(err, failed))
+	case cred.Pid <= 0:
+		return nil, errors.New("who asks cannot be seen from the agent's pid namespace")
+	}
+	p.uid, p.pid = cred.Uid, int(cred.Pid)
+	switch {
+	case failed == nil:
+		return p, nil
+	case !errors.Is(failed, unix.ENOPROTOOPT):
+		return nil, fmt.Errorf("process %d asked, and has ended: %w", p.pid, failed)
+	}
+	if p.fd, err = unix.PidfdOpen(p.pid, 0); err != nil {
+		return nil, fmt.Errorf("process %d asked, and has ended: %w", p.pid, err)
+	}
+	if err := p.same(now); err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// same says whether the process with the peer's number can be the one that had
+// connected by a time since the machine's start.
+func (p *peer) same(by time.Duration) error {
+	var st unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d", p.pid), &st); err != nil || st.Uid != p.uid {
+		return fmt.Errorf("process %d asked, and its number is another's now", p.pid)
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
+	if err != nil {
+		return err
+	}
+	// The name is in parentheses and may hold some itself. Field 22 is the start, in
+	// hundredths of a second.
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	var ticks int64
+	if len(f) > 19 {
+		_, err = fmt.Sscan(f[19], &ticks)
+	}
+	if err != nil || ticks == 0 || time.Duration(ticks)*10*time.Millisecond > by {
+		return fmt.Errorf("process %d asked, and its number is another's now", p.pid)
+	}
+	return p.alive()
+}
+
+// uptime is the time since the machine's start, as processes' starts are counted.
+func uptime() (time.Duration, error) {
+	var t unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t)
+	return time.Duration(t.Nano()), err
+}
+
+// alive says whether the peer still runs, and with that, that its number is its own.
+func (p *peer) alive() error {
+	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case n > 0:
+			return fmt.Errorf("process %d asked, and has ended", p.pid)
+		default:
+			return nil
+		}
+	}
+}
