@@ -26,8 +26,9 @@ type Hook interface {
 
 	// AttachIngress puts a tc program at the ingress hook of another interface of
 	// the same network namespace, in place of the one that it put there before for
-	// this one. HasIngress says whether it is there, and DetachIngress removes it;
-	// none is no error. What they do for one interface is not seen by another's.
+	// this one. HasIngress says whether it is there, an error that it cannot be, and
+	// DetachIngress removes it; none is no error. What they do for one interface is
+	// not seen by another's.
 	AttachIngress(port string, progFD int, name string) error
 	HasIngress(port string) (bool, error)
 	DetachIngress(port string) error

@@ -304,6 +304,16 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 		}
 		defer unix.Close(s)
 		return "", send(s, args[0], number(1), true)
+	case "marked": // TO N MARK
+		s, err := open(args[0], unix.SOCK_DGRAM, 0, nil)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		if err := unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, number(2)); err != nil {
+			return "", err
+		}
+		return "", send(s, args[0], number(1), true)
 	case "connected": // TO N [PRIORITY]
 		s, err := open(args[0], unix.SOCK_DGRAM, 0, args[2:])
 		if err != nil {

@@ -233,11 +233,15 @@ func (d *Device) AttachIngress(port string, progFD int, name string) error {
 	return p.fail(op, p.c.tc.Filter().Replace(d.portObject(p, &gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
 }
 
-// HasIngress says whether the program of AttachIngress is there.
+// HasIngress says whether the program of AttachIngress is there. The error is
+// [ErrForeign] where it cannot be.
 func (d *Device) HasIngress(port string) (bool, error) {
 	p, err := d.c.Device(port)
 	if err != nil {
 		return false, err
+	}
+	if err := p.vacant(ingressParent, "ingress"); err != nil {
+		return false, p.fail("read program at ingress", err)
 	}
 	found := false
 	err = p.eachFilter(ingressParent, func(f filterMsg) error {

@@ -164,6 +164,86 @@ func TestKernelEgressForeign(t *testing.T) {
 	}
 }
 
+// TestKernelIngress: programs at the ingress of another interface, of two interfaces
+// that do not know of each other.
+func TestKernelIngress(t *testing.T) {
+	b, p := veth(t)
+	a, c := b.Device, open(t, p.Near, "lo").Device
+	const port = "port0"
+	if err := lab.AddVeth(p.Near, lab.Link{Name: port}, p.Far, lab.Link{Name: "port1"}); err != nil {
+		t.Fatal(err)
+	}
+	prog := classify(t, hierarchy.ID(2))
+	run := func(args string) { tctest.TC(t, p.Near, strings.Fields(args)...) }
+	shown := func() string {
+		return tctest.TC(t, p.Near, "qdisc", "show", "dev", port) + tctest.TC(t, p.Near, "filter", "show", "dev", port, "ingress")
+	}
+	has := func(d *tc.Device, want bool) {
+		t.Helper()
+		if on, err := d.HasIngress(port); on != want || err != nil {
+			t.Errorf("%s: program at the port: %v, %v, want %v", d.Name, on, err, want)
+		}
+	}
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	const u32 = " u32 match u32 0 0 action mirred egress redirect dev lo"
+	for _, tt := range []struct {
+		name string
+		set  []string
+		kind string // of the qdisc while the programs are there
+	}{
+		{"nothing", nil, "clsact"},
+		{"filter at clsact", []string{"qdisc add dev port0 clsact", "filter add dev port0 ingress protocol ip pref 7" + u32}, "clsact"},
+		{"filter at ingress", []string{"qdisc add dev port0 ingress", "filter add dev port0 ingress protocol ip pref 7" + u32}, "ingress"},
+		{"filter at egress", []string{"qdisc add dev port0 clsact", "filter add dev port0 egress protocol ip pref 7" + u32}, "clsact"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, s := range tt.set {
+				run(s)
+			}
+			before := shown()
+			do(a.DetachIngress(port)) // none is no error
+			has(a, false)
+			for range 2 { // again is no error
+				do(a.AttachIngress(port, prog.FD(), "mark"))
+			}
+			has(a, true)
+			has(c, false)
+			do(c.AttachIngress(port, prog.FD(), "mark"))
+			if now := shown(); strings.Count(now, "direct-action") != 2 || !strings.Contains(now, tt.kind) {
+				t.Errorf("with both:\n%s", now)
+			}
+			do(a.DetachIngress(port))
+			has(a, false)
+			has(c, true)
+			do(c.DetachIngress(port))
+			if after := shown(); after != before {
+				t.Errorf("afterwards\n%swas\n%s", after, before)
+			}
+			if len(tt.set) > 0 {
+				run("qdisc del dev port0 " + tt.kind)
+			}
+		})
+	}
+	run("qdisc add dev port0 clsact")
+	run("filter add dev port0 ingress protocol ip pref 1" + u32)
+	err := a.AttachIngress(port, prog.FD(), "mark")
+	if want := "port0: attach program at ingress: filter of kind u32 with preference 1 at ingress is not made by vifshape: give it another preference"; !errors.Is(err, tc.ErrForeign) || err.Error() != want {
+		t.Errorf("in a foreign place: %v", err)
+	}
+	if on, err := a.HasIngress(port); on || !errors.Is(err, tc.ErrForeign) {
+		t.Errorf("in a foreign place: %v, %v", on, err)
+	}
+	var no *tc.ErrNoDevice
+	if err := a.AttachIngress("none0", prog.FD(), "mark"); !errors.As(err, &no) {
+		t.Errorf("at no interface: %v", err)
+	}
+}
+
 func TestKernelCgroupFilter(t *testing.T) {
 	b, p := veth(t)
 	b.apply(b.tree(hierarchy.Gbit))
