@@ -271,7 +271,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way hierarchy.Way) 
 	}
 	for _, p := range r.Pending {
 		c.say(p.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %v is not there: %s", p.Path, p.Binding, p.Reason),
-			Follows: "the next apply after it has appeared binds it"})
+			Follows: "once it is there, vifshape agent binds it at once, else the next apply"})
 	}
 	for _, x := range r.Bound {
 		uid, err := b.Escape(x.Target)

@@ -20,7 +20,7 @@ func TestVM(t *testing.T) {
 	onHybrid := maps.Clone(onUML)
 	onHybrid["^TestKernelScript$/^netcls$"] = "it mounts net_cls, which is mounted there"
 	onV1 := maps.Clone(onUML)
-	for _, script := range []string{"apply", "gonegroup", "netcls"} {
+	for _, script := range []string{"apply", "bind", "gonegroup", "netcls"} {
 		onV1["^TestKernelScript$/^"+script+"$"] = "its words are those of a machine with cgroup v2"
 	}
 	vm.Matrix(t,

@@ -1,0 +1,132 @@
+package cgroup_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// TestKernelPatterns: a pattern is bound to all that it matches; of several that
+// match one cgroup the most exact counts, and where there is none of them, none.
+func TestKernelPatterns(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	for _, name := range []string{"a-1", "a-2", "b-1", `x\x2dy`} {
+		sub(t, p.dir, name, "inner")
+	}
+	dir := p.target(p.dir)
+	// A slice as systemd makes it, at the top of the hierarchy.
+	top := strings.ReplaceAll(tctest.Name(), "-", "")
+	slice := sub(t, p.mount, top+".slice")
+	t.Cleanup(func() { removeAll(t, slice) })
+	for _, name := range []string{"w@1.service", "w@2.service", "w.socket"} {
+		sub(t, slice, top+name)
+	}
+	inner := sub(t, slice, top+"-in.slice")
+	sub(t, inner, top+"w@3.service", top+"w@4.service") // below a unit: its own
+	sub(t, inner, top+"w@2.service")                    // there twice
+	b := n.binder(t, hierarchy.WayBPF)
+	if _, err := b.Home("eth0/web"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.RemoveHomes() })
+	home := "/vifshape"
+	unit := func(name string) string { return p.target(slice) + "/" + top + name }
+
+	type bind map[hierarchy.Path][]string
+	for _, tt := range []struct {
+		name    string
+		bind    bind
+		want    []string // PATH TARGET, without the cgroup of the branch itself
+		pending []string
+		refused []string // the first words of what is said
+	}{
+		{name: "one part", bind: bind{"eth0/web": {dir + "/a-*"}},
+			want: []string{"eth0/web " + dir + "/a-1", "eth0/web " + dir + "/a-2"}},
+		{name: "several parts", bind: bind{"eth0/web": {dir + "/[ab]-1/in?er"}},
+			want: []string{"eth0/web " + dir + "/a-1/inner", "eth0/web " + dir + "/b-1/inner"}},
+		{name: "a name behind a pattern", bind: bind{"eth0/web": {dir + "/*-2/inner", dir + "/*-2/none"}},
+			want: []string{"eth0/web " + dir + "/a-2/inner"}, pending: []string{"eth0/web no such cgroups below " + p.mount}},
+		{name: "backslash", bind: bind{"eth0/web": {dir + `/x\x2d*`}},
+			want: []string{`eth0/web ` + dir + `/x\x2dy`}},
+		{name: "nothing yet", bind: bind{"eth0/web": {dir + "/none*", "cgroup:/no/such/*"}},
+			pending: []string{"eth0/web no such cgroups below " + p.mount, "eth0/web no such cgroups below " + p.mount}},
+		{name: "exact before pattern", bind: bind{"eth0/api": {dir + "/a-*"}, "eth0/web": {dir + "/a-1"}},
+			want: []string{"eth0/api " + dir + "/a-2", "eth0/web " + dir + "/a-1"}},
+		{name: "longer before shorter", bind: bind{"eth0/api": {dir + "/*"}, "eth0/web": {dir + "/a*"}},
+			want: []string{"eth0/api " + dir + "/b-1", `eth0/api ` + dir + `/x\x2dy`, "eth0/web " + dir + "/a-1", "eth0/web " + dir + "/a-2"}},
+		{name: "as long", bind: bind{"eth0/api": {dir + "/a*"}, "eth0/web": {dir + "/*1"}},
+			want: []string{"eth0/api " + dir + "/a-2", "eth0/web " + dir + "/b-1"},
+			refused: []string{`eth0/web: binding "` + dir + `/*1" names ` + dir + `/a-1, which "` + dir + `/a*" of eth0/api names already, and just as exactly: bind ` +
+				dir + `/a-1 by its name, or write more of the name in one of the two`}},
+		{name: "as long, and a more exact one", bind: bind{"eth0/api": {dir + "/a*", dir + "/a-1"}, "eth0/web": {dir + "/*1"}},
+			want: []string{"eth0/api " + dir + "/a-1", "eth0/api " + dir + "/a-2", "eth0/web " + dir + "/b-1"}},
+		{name: "as long, to one branch", bind: bind{"eth0/web": {dir + "/a*", dir + "/*1"}},
+			want: []string{"eth0/web " + dir + "/a-1", "eth0/web " + dir + "/a-2", "eth0/web " + dir + "/b-1"}},
+		{name: "one name twice", bind: bind{"eth0/api": {dir + "/a-1"}, "eth0/web": {"unit:" + top + "w@1.service", unit("w@1.service")}},
+			want: []string{"eth0/api " + dir + "/a-1", "eth0/web " + unit("w@1.service")}},
+		{name: "units", bind: bind{"eth0/web": {"unit:" + top + "w@*.service"}, "eth0/api": {"unit:" + top + "w@1.service"}},
+			want:    []string{"eth0/api " + unit("w@1.service"), "eth0/web " + p.target(inner) + "/" + top + "w@3.service"},
+			pending: []string{"eth0/web 2 cgroups bear the name; write one of them: " + p.target(inner) + "/" + top + "w@2.service, " + unit("w@2.service")}},
+		{name: "units of any kind", bind: bind{"eth0/web": {"unit:" + top + "w*.s[eo]*t"}},
+			want: []string{"eth0/web " + unit("w.socket")}},
+		{name: "no such unit", bind: bind{"eth0/web": {"unit:" + top + "x*.service"}},
+			pending: []string{"eth0/web no such unit is running (a user's own or a container's is named by cgroup:/PATH)"}},
+		{name: "slices", bind: bind{"eth0/web": {"slice:" + top + "*.slice"}},
+			want: []string{"eth0/web " + p.target(slice), "eth0/web " + p.target(inner)}},
+		{name: "a unit and a cgroup", bind: bind{"eth0/web": {"unit:" + top + "w@1.s*"}, "eth0/api": {p.target(slice) + "/" + top + "w@1.*"}},
+			want: []string{"eth0/api " + unit("w@1.service")}},
+		{name: "not the homes of branches", bind: bind{"eth0/web": {"cgroup:/vifshap?", "cgroup:/vifshape/*", "cgroup:/*/eth0"}},
+			pending: []string{"eth0/web no such cgroups below " + p.mount, "eth0/web no such cgroups below " + p.mount, "eth0/web no such cgroups below " + p.mount}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var branches []cgroup.Branch
+			for _, at := range []hierarchy.Path{"eth0/api", "eth0/web"} {
+				br := cgroup.Branch{Path: at, Entry: at, Class: red}
+				for _, s := range tt.bind[at] {
+					x, err := hierarchy.ParseBinding(s)
+					if err != nil {
+						t.Fatal(err)
+					}
+					br.Bind = append(br.Bind, x)
+				}
+				branches = append(branches, br)
+			}
+			r, err := b.Resolve(branches)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got, pending, refused []string
+			for _, x := range r.Bound {
+				if x.From != "run" {
+					got = append(got, string(x.Path)+" "+x.Target)
+				} else if !strings.HasPrefix(x.Target, "cgroup:"+home) {
+					t.Errorf("home %s", x.Target)
+				}
+			}
+			for _, x := range r.Pending {
+				pending = append(pending, string(x.Path)+" "+x.Reason)
+			}
+			for _, x := range r.Refused {
+				refused = append(refused, x.Err.Error())
+			}
+			slices.Sort(got)
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("bound (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.pending, pending); diff != "" {
+				t.Errorf("pending (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.refused, refused); diff != "" {
+				t.Errorf("refused (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

@@ -1,0 +1,323 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// chatProgram sends by a connection and by datagrams, one of each every
+// millisecond, until standard input ends: chat ADDRESS.
+func chatProgram(args []string) error {
+	tcp, err := net.Dial("tcp", args[0])
+	if err != nil {
+		return err
+	}
+	defer tcp.Close()
+	udp, err := net.Dial("udp", args[0])
+	if err != nil {
+		return err
+	}
+	defer udp.Close()
+	end := make(chan struct{})
+	go func() {
+		// Ends with the test, however that ends.
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(end)
+	}()
+	for tick := time.NewTicker(time.Millisecond); ; {
+		select {
+		case <-end:
+			tick.Stop()
+			return nil
+		case <-tick.C:
+		}
+		for _, c := range []net.Conn{tcp, udp} {
+			if _, err := c.Write(make([]byte, 100)); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// intoCgroup starts a program in a cgroup of version 2.
+func intoCgroup(t testing.TB, dir string, start func(*syscall.SysProcAttr)) {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	start(&syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())})
+}
+
+// packets are those that each leaf has sent, by the branches' paths.
+func (n *network) packets() map[hierarchy.Path]uint64 {
+	n.Helper()
+	r, err := n.store.load(n.Dev)
+	if err != nil {
+		n.Fatal(err)
+	}
+	names := r.IDs.Names(n.Dev)
+	all := map[hierarchy.Path]uint64{}
+	for _, c := range tctest.TCClasses(n, n.Near, n.Dev) {
+		id, err := hierarchy.ParseClassID(c.ID)
+		if err != nil {
+			n.Fatal(err)
+		}
+		if p := names[id]; p.Parent() != "" && c.Packets > 0 {
+			all[p] = c.Packets
+		}
+	}
+	return all
+}
+
+const bindPolicy = `version = 1
+[interface.eth0]
+rate = "100mbit"
+[interface.eth0.base]
+rate = "20mbit"
+bind = ["cgroup:%[1]s"]
+[interface.eth0.web]
+rate = "20mbit"
+%[2]s
+[interface.eth0.db]
+rate = "20mbit"
+`
+
+// TestKernelBindLive: a connection and datagrams that are under way follow every
+// change of their cgroup's binding at once, and no packet is in any other class.
+func TestKernelBindLive(t *testing.T) {
+	n := newNetwork(t)
+	base := tctest.Cgroup(t)
+	app := filepath.Join(base, "app-1")
+	if err := os.Mkdir(app, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	at := func(dir string) string { return strings.TrimPrefix(dir, tctest.Cgroup2Mount(t)) }
+	plain := n.policy("plain.toml", fmt.Sprintf(bindPolicy, at(base), ""))
+	bound := n.policy("bound.toml", fmt.Sprintf(bindPolicy, at(base), fmt.Sprintf("bind = [%q]", "cgroup:"+at(app))))
+	n.ok("apply", plain)
+	const port = 6000
+	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), n.Far, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	c := tctest.Command(t, "chat", fmt.Sprintf("%v:%d", n.Far4, port))
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var chat *running
+	intoCgroup(t, app, func(a *syscall.SysProcAttr) {
+		c.SysProcAttr = a
+		chat = n.start(c)
+	})
+
+	// goesTo holds that from now on all packets are in one class.
+	goesTo := func(what string, path hierarchy.Path) {
+		t.Helper()
+		before := n.packets()
+		n.until(fmt.Sprintf("%s: traffic in %s", what, path), func() bool { return n.packets()[path] >= before[path]+60 })
+		after := n.packets()
+		after[path] = before[path]
+		if after[path] == 0 {
+			delete(after, path)
+		}
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Errorf("%s: packets outside of %s (-before +after):\n%s", what, path, diff)
+		}
+	}
+	goesTo("nothing bound at run time", "eth0/base")
+	for _, x := range []struct {
+		path hierarchy.Path
+		args []string
+	}{
+		{"eth0/web", []string{"bind", "eth0/web", "cgroup:" + at(app)}},
+		{"eth0/web", []string{"bind", "eth0/db", "cgroup:" + at(base) + "/app-*"}}, // the exact one counts
+		{"eth0/db", []string{"unbind", "eth0/web", "cgroup:" + at(app)}},
+		{"eth0/db", []string{"apply", plain}},
+		{"eth0/web", []string{"apply", bound}},
+		{"eth0/db", []string{"apply", plain}},
+		{"eth0/base", []string{"unbind", "eth0/db", "cgroup:" + at(base) + "/app-*"}},
+	} {
+		n.ok(x.args...)
+		goesTo(strings.Join(x.args, " "), x.path)
+	}
+	classes := n.packets() // before the connection ends: its last packets are the kernel's own
+	in.Close()
+	if r := chat.wait(); r.code != 0 {
+		t.Errorf("the program that sends: %v", r)
+	}
+	for path := range maps.Keys(classes) {
+		if !map[hierarchy.Path]bool{"eth0/base": true, "eth0/web": true, "eth0/db": true}[path] {
+			t.Errorf("%d packets in %s", classes[path], path)
+		}
+	}
+	t.Logf("packets a class: %v", classes)
+}
+
+// TestKernelBindAtomic: of several bindings none is made where one cannot be in
+// force, and what is asked for by a user without privileges changes nothing.
+func TestKernelBindAtomic(t *testing.T) {
+	n := newNetwork(t)
+	n.public()
+	base := tctest.Cgroup(t)
+	for _, name := range []string{"a", "b"} {
+		if err := os.Mkdir(filepath.Join(base, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := strings.TrimPrefix(base, tctest.Cgroup2Mount(t))
+	n.ok("apply", n.policy("p.toml", fmt.Sprintf(bindPolicy, at, "")))
+	n.ok("bind", "eth0/web", "cgroup:"+at+"/a*")
+	bindings := func() (all bindingsJSON) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(n.ok("bindings", "--json")), &all); err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	before, state := bindings(), n.state()
+	want := bindingsJSON{Bindings: []*bindingView{
+		{Path: "eth0/base", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at}, Bound: []string{"cgroup:" + at}},
+		{Path: "eth0/web", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at + "/a*"}, AtRuntime: true, Bound: []string{"cgroup:" + at + "/a"}},
+	}}
+	if diff := cmp.Diff(want, before); diff != "" {
+		t.Errorf("bindings (-want +got):\n%s", diff)
+	}
+	n.fails(exitError, "and just as exactly", "bind", "eth0/db", "cgroup:"+at+"/b", "cgroup:"+at+"/*a")
+	n.fails(exitError, "link:eth0", "bind", "eth0/db", "cgroup:"+at+"/b", "link:eth0")
+	n.fails(exitUsage, "does not say what it names", "bind", "eth0/db", "cgroup:"+at+"/b", "nginx")
+	c := n.command("bind", "eth0/db", "cgroup:"+at+"/b")
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	n.failed(n.start(c).wait(), exitPrivilege, "")
+	if diff := cmp.Diff(before, bindings()); diff != "" {
+		t.Errorf("bindings after what was refused (-before +after):\n%s", diff)
+	}
+	if diff := cmp.Diff(state, n.state()); diff != "" {
+		t.Errorf("kernel after what was refused (-before +after):\n%s", diff)
+	}
+	c = n.command("bindings")
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if r := n.start(c).wait(); r.code != 0 || !strings.Contains(r.stdout, "cgroup:"+at+"/a\n") || !strings.Contains(r.stderr, "without privileges") {
+		t.Errorf("bindings without privileges: %v", r)
+	}
+	// What was made since is bound by the next that looks.
+	if err := os.Mkdir(filepath.Join(base, "a2"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out := n.ok("bindings", "eth0/web"); !strings.Contains(out, "- cgroup:"+at+"/a2 is there and not bound: start vifshape agent, or apply the policy again") {
+		t.Errorf("a cgroup that appeared:\n%s", out)
+	}
+	n.ok("bind", "eth0/web", "cgroup:"+at+"/b")
+	if out := n.ok("bindings", "eth0/web"); strings.Contains(out, "not bound") || !strings.Contains(out, at+"/a2\n") {
+		t.Errorf("a cgroup that appeared, after a bind:\n%s", out)
+	}
+}
+
+// countdown is a context that ends when it was asked so many times.
+type countdown struct {
+	context.Context
+	left *int
+}
+
+func (c countdown) Err() error {
+	if *c.left--; *c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestKernelBindInterrupted: wherever a change of bindings is interrupted, all of it
+// is done or nothing, in the kernel and in the record.
+func TestKernelBindInterrupted(t *testing.T) {
+	n := newNetwork(t)
+	base := tctest.Cgroup(t)
+	at := strings.TrimPrefix(base, tctest.Cgroup2Mount(t))
+	var specs []hierarchy.Binding
+	for _, name := range []string{"a", "b", "c"} {
+		if err := os.Mkdir(filepath.Join(base, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		specs = append(specs, hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at + "/" + name})
+	}
+	n.ok("apply", n.policy("p.toml", fmt.Sprintf(bindPolicy, at, "")))
+	bound := func() (all []string) {
+		t.Helper()
+		var out bindingsJSON
+		if err := json.Unmarshal([]byte(n.ok("bindings", "--json", "eth0/web")), &out); err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range out.Bindings {
+			all = append(all, b.Bound...)
+		}
+		return all
+	}
+	interrupted := 0
+	for steps := 0; ; steps++ {
+		left := steps
+		err := n.Near.Do(func() error {
+			m, err := (&env{stdout: io.Discard, stderr: io.Discard, runDir: defaultRunDir}).machine()
+			if err != nil {
+				return err
+			}
+			defer m.Close()
+			x, err := m.shaped("eth0", "")
+			if err != nil {
+				return err
+			}
+			defer x.binder.Close()
+			next := *x.record
+			fresh, _, err := next.bind("eth0/web", specs)
+			if err != nil {
+				return err
+			}
+			_, err = m.rebindOrBack(countdown{t.Context(), &left}, x, &next, fresh)
+			return err
+		})
+		if err == nil {
+			break
+		}
+		interrupted++
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("after %d looks: %v", steps, err)
+		}
+		if got := bound(); len(got) != 0 {
+			t.Errorf("after %d looks: %v are bound", steps, got)
+		}
+		var s hierarchy.State
+		n.device(func(d *tc.Device) error {
+			b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: n.Dev, Index: d.Index, NetNSFD: n.Near.FD()})
+			if err == nil {
+				err = errors.Join(b.Read(t.Context(), &s), b.Close())
+			}
+			return err
+		})
+		if len(s.Bound) != 1 {
+			t.Errorf("after %d looks the kernel has %v", steps, s.Bound)
+		}
+	}
+	if interrupted < len(specs) || len(bound()) != len(specs) {
+		t.Errorf("%d interruptions, and then %v", interrupted, bound())
+	}
+}
