@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -66,8 +67,13 @@ type border struct {
 	put   func() error
 }
 
-// borders before the user changes, which need privileges.
-func outerBorders() []border {
+// borders before the user changes, which need privileges. root says that the
+// program may write what is root's. Without privileges none is needed: what they keep
+// root from is closed to all others.
+func outerBorders(root bool) []border {
+	if !root && powerless() {
+		return nil
+	}
 	return []border{{
 		name:  "cgroup namespace",
 		opens: "programs see the cgroups above, and root may move to another by cgroup v2",
@@ -88,7 +94,7 @@ func outerBorders() []border {
 			}
 			return lacking(unix.CAP_SYS_ADMIN)
 		},
-		put: coverMounts,
+		put: func() error { return coverMounts(root) },
 	}}
 }
 
@@ -150,38 +156,39 @@ func putUp(all []border, best bool, warn func(string)) error {
 }
 
 // coverMounts gives the thread mounts of its own in which that is read-only by
-// which root, without any capability, could leave its cgroup: control files of
-// cgroups, unless nsdelegate guards them; pinned maps; debugging files; and the
-// kernel's settings, among which are programs that it starts itself, outside
-// (core_pattern, modprobe). All else is as it was, and what is mounted later outside
-// appears here too. No new mounts can be made in a Landlock domain, nor flags be
-// changed without CAP_SYS_ADMIN.
-func coverMounts() error {
+// which root, without any capability, could leave its cgroup or have others send:
+// control files of cgroups, and also where nsdelegate guards them, because whoever
+// mounts cgroup v2 once more without it takes it away from all mounts
+// (apply_cgroup_root_flags, kernel/cgroup/cgroup.c, v6.12); pinned maps; debugging
+// files; configfs, where netconsole lies; and the kernel's settings, among which are
+// programs that it starts itself, outside (core_pattern, modprobe). All else is as
+// it was. No new mounts can be made in a Landlock domain, nor flags be changed
+// without CAP_SYS_ADMIN.
+//
+// What is mounted later outside could be such a file system, too: root does not get
+// to see it. For users it is harmless, and they do: homes are mounted on demand.
+func coverMounts(root bool) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return err
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+	propagation := uintptr(unix.MS_SLAVE)
+	if root {
+		propagation = unix.MS_PRIVATE
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|propagation, ""); err != nil {
 		return fmt.Errorf("keep mounts from showing outside: %w", err)
 	}
-	for _, file := range []string{"/proc/sys", "/sys/kernel/uevent_helper"} {
-		if _, err := os.Lstat(file); err != nil {
-			continue
-		}
-		err := unix.Mount(file, file, "", unix.MS_BIND|unix.MS_REC, "")
-		if err == nil {
-			err = unix.MountSetattr(unix.AT_FDCWD, file, 0, readOnly())
-		}
-		if err != nil {
-			return fmt.Errorf("make %s read-only: %w", file, err)
-		}
-	}
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !wayOut(m), false })
+	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return err
 	}
 	for _, m := range mounts {
-		if err := cover(m); err != nil {
-			return fmt.Errorf("make %s read-only: %w", m.Mountpoint, err)
+		file := wayOut(m)
+		if file == "" {
+			continue
+		}
+		if err := cover(m, file); err != nil {
+			return fmt.Errorf("make %s read-only: %w", filepath.Join(m.Mountpoint, file), err)
 		}
 	}
 	return nil
@@ -189,25 +196,33 @@ func coverMounts() error {
 
 func readOnly() *unix.MountAttr { return &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY} }
 
-// wayOut says whether root without capabilities could leave its cgroup by what is
-// mounted.
-func wayOut(m *mountinfo.Info) bool {
+// wayOut is what of a mount root without capabilities could leave its cgroup by:
+// nothing, a file in it, or "." for all.
+func wayOut(m *mountinfo.Info) string {
+	var file string
 	switch m.FSType {
-	case "cgroup", "bpf", "debugfs", "tracefs", "binfmt_misc":
-		return true
-	case "cgroup2":
-		for o := range strings.SplitSeq(m.VFSOptions, ",") {
-			if o == "nsdelegate" {
-				return false
-			}
-		}
-		return true
+	case "cgroup", "cgroup2", "bpf", "debugfs", "tracefs", "binfmt_misc", "configfs":
+		return "."
+	case "proc":
+		file = "/sys"
+	case "sysfs":
+		file = "/kernel/uevent_helper"
+	default:
+		return ""
 	}
-	return false
+	below, inside := strings.CutPrefix(file, strings.TrimSuffix(m.Root, "/"))
+	switch {
+	case strings.HasPrefix(m.Root+"/", file+"/"):
+		return "."
+	case inside && below[0] == '/':
+		return below[1:]
+	}
+	return ""
 }
 
-// cover makes one mount read-only, unless another hides it.
-func cover(m *mountinfo.Info) error {
+// cover makes a file of a mount, or all of it, read-only, unless another mount hides
+// it or the file is not there.
+func cover(m *mountinfo.Info, file string) error {
 	fd, err := unix.Open(m.Mountpoint, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT {
 		return nil
@@ -220,7 +235,18 @@ func cover(m *mountinfo.Info) error {
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil || st.Mnt_id != uint64(m.ID) {
 		return err
 	}
-	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, readOnly())
+	if file == "." {
+		return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, readOnly())
+	}
+	path := fmt.Sprintf("/proc/thread-self/fd/%d/%s", fd, file)
+	err = unix.Mount(path, path, "", unix.MS_BIND|unix.MS_REC, "")
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err == nil { // the same name leads to the new mount now
+		err = unix.MountSetattr(fd, file, unix.AT_RECURSIVE, readOnly())
+	}
+	return err
 }
 
 // closeInherited lets go of all descriptors but 0, 1 and 2 when the program starts.
@@ -288,7 +314,7 @@ func (r *ready) lock(c Command, warn func(string)) (*lock, error) {
 	}
 	l := &lock{best: c.Level == LevelBest}
 	r.keeps = kept != 0 && r.switches && r.uid != 0
-	missing, outer := unavailable(outerBorders())
+	missing, outer := unavailable(outerBorders(r.root() || kept != 0))
 	more, inner := unavailable(innerBorders(lost, kept, r.keeps))
 	missing = append(missing, more...)
 	if len(missing) > 0 && !l.best {

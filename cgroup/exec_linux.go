@@ -200,6 +200,14 @@ func (r *ready) user(name string) error {
 	return nil
 }
 
+// root says that the program runs as root.
+func (r *ready) root() bool {
+	if r.switches {
+		return r.uid == 0
+	}
+	return os.Geteuid() == 0
+}
+
 // set gives the program a variable of the environment.
 func (r *ready) set(key, value string) {
 	r.env = append(slices.DeleteFunc(slices.Clone(r.env), func(o string) bool { return strings.HasPrefix(o, key+"=") }), key+"="+value)

@@ -41,12 +41,24 @@ func denials(kept capSet) []denial {
 // sysOpenTreeAttr is open_tree_attr of Linux 6.15, the same on all architectures.
 const sysOpenTreeAttr = 467
 
+// refusedControls are the requests of ioctl that the filter refuses: by what they
+// put into a terminal, the shell that reads it next would be told what to start.
+func refusedControls() []denial {
+	return []denial{
+		{unix.TIOCSTI, unix.EIO}, // as kernels say that have it switched off
+		{tioclinux, unix.EPERM},  // as 6.7 and later say
+	}
+}
+
+const tioclinux = 0x541c // TIOCLINUX, include/uapi/asm-generic/ioctls.h, v6.1
+
 // refusedFamilies are the address families that the filter refuses: packets of their
 // sockets go round every queue, or are sent by sockets of the kernel's own, which
-// are in no branch.
+// are in no branch, or are not of IP, and not seen by rules at its hooks.
 func refusedFamilies(kept capSet) []denial {
 	all := []denial{
 		{unix.AF_XDP, unix.EPERM},
+		{unix.AF_PPPOX, unix.EAFNOSUPPORT},
 		{unix.AF_RDS, unix.EAFNOSUPPORT},
 		{unix.AF_IB, unix.EAFNOSUPPORT},
 		{unix.AF_SMC, unix.EAFNOSUPPORT},
@@ -77,6 +89,7 @@ const (
 	dataNr   = 0
 	dataArch = 4
 	dataArg0 = 16
+	dataArg1 = 24
 	dataArg2 = 32
 )
 
@@ -107,6 +120,13 @@ func filter(arch uint32, kept capSet) []unix.SockFilter {
 	for _, d := range denials(kept) {
 		p = append(p, if0(d.nr, d.errno)...)
 	}
+	allow := ret(unix.SECCOMP_RET_ALLOW)
+	ioctl := []unix.SockFilter{load(dataArg1)} // the lower half, as the kernel takes it
+	for _, d := range refusedControls() {
+		ioctl = append(ioctl, if0(d.nr, d.errno)...)
+	}
+	p = append(p, jump(unix.BPF_JEQ, unix.SYS_IOCTL, 0, uint8(len(ioctl)+1)))
+	p = append(append(p, ioctl...), allow)
 	var socket []unix.SockFilter
 	socket = append(socket, load(dataArg0))
 	for _, d := range refusedFamilies(kept) {
@@ -123,7 +143,7 @@ func filter(arch uint32, kept capSet) []unix.SockFilter {
 		jump(unix.BPF_JEQ, unix.SYS_SOCKET, 1, 0),
 		jump(unix.BPF_JEQ, unix.SYS_SOCKETPAIR, 0, uint8(len(socket))),
 	)
-	return append(append(p, socket...), ret(unix.SECCOMP_RET_ALLOW))
+	return append(append(p, socket...), allow)
 }
 
 // seccompAvailable says why there can be no filter, nil when there can.

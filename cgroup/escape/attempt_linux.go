@@ -105,6 +105,10 @@ func (o *Outcome) lacks() string {
 	return o.Missing
 }
 
+// Unclear says that a refusal may be for want of something in the kernel, which the
+// same attempt tells where nothing stands in its way; see [Judge].
+func (o *Outcome) Unclear() bool { return o.Missing == "" && o.lacks() != "" }
+
 // Counts are the packets of one attempt.
 type Counts struct {
 	Own     uint64 `json:"own"`     // in the class of the branch
@@ -138,7 +142,7 @@ type Result struct {
 }
 
 // Judge says what came of an attempt. free is the outcome of the same attempt as
-// root at level tag, which tells what the kernel lacks. changed says what of the
+// root at level tag, which tells what the kernel lacks; nil unless o is unclear. changed says what of the
 // tree is not as it was, empty for nothing.
 func Judge(a *Attempt, c Case, o, free *Outcome, n Counts, changed string) Result {
 	var out string
@@ -164,7 +168,7 @@ func Judge(a *Attempt, c Case, o, free *Outcome, n Counts, changed string) Resul
 	}
 	if o.Err != "" || o.Missing != "" {
 		lacks := o.Missing
-		if lacks == "" && o.lacks() != "" {
+		if o.Unclear() {
 			lacks = free.lacks()
 		}
 		if lacks != "" {

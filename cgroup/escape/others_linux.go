@@ -41,18 +41,18 @@ func Serve(p Place, in io.Reader, out io.Writer) error {
 	if err := unix.Listen(l, 8); err != nil {
 		return call("listen", err)
 	}
-	wish := new(uint32)
+	o := &outsider{stage: s, fd: fd, wish: new(uint32), terminal: -1}
 	go func() {
 		for {
 			c, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
 			if err != nil {
 				return // the process ends
 			}
-			s.serve(c, fd, wish)
+			o.serve(c)
 			unix.Close(c)
 		}
 	}()
-	b, err := json.Marshal(Served{PID: os.Getpid(), FD: fd, Addr: uint64(uintptr(unsafe.Pointer(wish))), Name: name})
+	b, err := json.Marshal(Served{PID: os.Getpid(), FD: fd, Addr: uint64(uintptr(unsafe.Pointer(o.wish))), Name: name})
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,15 @@ func Serve(p Place, in io.Reader, out io.Writer) error {
 	return err
 }
 
-func (s *stage) serve(c, fd int, wish *uint32) {
+// outsider is what Serve has.
+type outsider struct {
+	*stage
+	fd       int     // a socket
+	wish     *uint32 // what is not 0 makes it send
+	terminal int     // the one that it reads commands from, below 0: none
+}
+
+func (s *outsider) serve(c int) {
 	b := make([]byte, 16)
 	n, err := unix.Read(c, b)
 	if err != nil {
@@ -72,11 +80,23 @@ func (s *stage) serve(c, fd int, wish *uint32) {
 	var oob []byte
 	switch string(b[:n]) {
 	case "socket":
-		oob = unix.UnixRights(fd)
+		oob = unix.UnixRights(s.fd)
 	case "send":
 		err = s.plain() // fd may have the tag of who got it
 	case "look":
-		if atomic.SwapUint32(wish, 0) != 0 {
+		if atomic.SwapUint32(s.wish, 0) != 0 {
+			err = s.plain()
+		}
+	case "terminal":
+		if s.terminal < 0 {
+			s.terminal, err = newTerminal()
+		}
+		if err == nil {
+			oob = unix.UnixRights(s.terminal)
+		}
+	case "read":
+		// a line that was typed is a command for a shell
+		if n, _ := unix.Read(s.terminal, make([]byte, 64)); n > 0 {
 			err = s.plain()
 		}
 	}
@@ -86,6 +106,23 @@ func (s *stage) serve(c, fd int, wish *uint32) {
 	}
 	// who asked may be gone
 	_ = unix.Sendmsg(c, []byte(answer), oob, nil, 0)
+}
+
+// newTerminal opens a terminal whose other end nobody types at. It is not waited for.
+func newTerminal() (int, error) {
+	m, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, call("open /dev/ptmx", err)
+	}
+	if err := unix.IoctlSetPointerInt(m, unix.TIOCSPTLCK, 0); err != nil {
+		return -1, call("ioctl TIOCSPTLCK", err)
+	}
+	n, err := unix.IoctlGetInt(m, unix.TIOCGPTN)
+	if err != nil {
+		return -1, call("ioctl TIOCGPTN", err)
+	}
+	fd, err := unix.Open(fmt.Sprintf("/dev/pts/%d", n), unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	return fd, call("open /dev/pts", err)
 }
 
 // ask asks the outsider and returns the socket that comes with the answer, if any.
@@ -124,6 +161,7 @@ func (s *stage) ask(what string) (int, error) {
 const (
 	givenWhy  = "a socket keeps the class of where it was made"
 	equalWhy  = "processes of one user may do so to each other; level lock draws a border"
+	typedWhy  = "what is put into a terminal counts as typed there"
 	helperWhy = "whoever sends for somebody else sends in its own branch"
 )
 
@@ -212,5 +250,26 @@ func others() []Attempt {
 			_, err := unix.PtracePokeData(pid, uintptr(s.Outsider.Addr), word(&v))
 			return call("ptrace", errors.Join(err, unix.PtraceDetach(pid)))
 		}), equal),
+		a("terminal", "a command put into a terminal that an outsider reads (TIOCSTI)", func(s *stage) error {
+			fd, err := s.ask("terminal")
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if _, err := unix.Setsid(); err != nil {
+				return call("setsid", err)
+			}
+			if err := unix.IoctlSetInt(fd, unix.TIOCSCTTY, 0); err != nil {
+				return call("ioctl TIOCSCTTY", err)
+			}
+			for _, c := range []byte("send\n") {
+				if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCSTI, uintptr(unsafe.Pointer(&c))); e != 0 {
+					return call("ioctl TIOCSTI", e)
+				}
+			}
+			_, err = s.ask("read")
+			s.Sent += Packets
+			return err
+		}, Hole{Level: Tag, Why: typedWhy}),
 	}
 }

@@ -1,6 +1,7 @@
 package escape
 
 import (
+	"encoding/binary"
 	"fmt"
 	"sync/atomic"
 	"unsafe"
@@ -16,7 +17,7 @@ const (
 	packetWhy = "rules at the output hook of IP do not see packet sockets"
 )
 
-// packet are sockets at the interface, which take CAP_NET_RAW.
+// packet are sockets at the interface. All but one take CAP_NET_RAW.
 func packet() []Attempt {
 	const family = "packet sockets"
 	nft := []Hole{{Level: Tag, User: Root, Ways: []hierarchy.Way{hierarchy.WayNft}, Why: packetWhy}}
@@ -49,7 +50,33 @@ func packet() []Attempt {
 		p("packet-io-uring", "AF_PACKET made by io_uring", nft, ringPacket),
 		p("packet-bypass-io-uring", "PACKET_QDISC_BYPASS by io_uring", past, ringBypass),
 		p("xdp-socket", "AF_XDP, copy mode", past, xdpSocket),
+		p("pppoe", "PPPoE, which takes no capability", []Hole{{Level: Tag, Ways: []hierarchy.Way{hierarchy.WayNft}, Why: packetWhy}}, pppoe),
 	}
+}
+
+// pppoe sends as over a session of PPPoE that stands.
+func pppoe(s *stage) error {
+	fd, err := s.socket(unix.AF_PPPOX, unix.SOCK_STREAM, 0) // PX_PROTO_OE
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	// struct sockaddr_pppox of linux/if_pppox.h, packed: family, protocol,
+	// session, far end, interface
+	b := binary.NativeEndian.AppendUint16(nil, unix.AF_PPPOX)
+	b = append(b, 0, 0, 0, 0, 0, 7)
+	b = append(append(b, s.FarMAC...), make([]byte, unix.IFNAMSIZ)...)
+	copy(b[len(b)-unix.IFNAMSIZ:], s.Dev)
+	if _, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b))); e != 0 {
+		return call("connect", e)
+	}
+	for range Packets {
+		if _, err := unix.Write(fd, payload); err != nil {
+			return call("write", err)
+		}
+		s.Sent++
+	}
+	return nil
 }
 
 func (s *stage) packets(family, typ int, prepare func(int) error) error {

@@ -140,6 +140,8 @@ func family4(f int) string {
 		return "AF_PACKET"
 	case unix.AF_XDP:
 		return "AF_XDP"
+	case unix.AF_PPPOX:
+		return "AF_PPPOX"
 	}
 	return fmt.Sprint(f)
 }

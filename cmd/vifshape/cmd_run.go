@@ -35,14 +35,15 @@ LOGNAME are the user's; PATH, SHELL and all else stay as they are.
 
 LEVELS
   lock  The program cannot leave the branch, root neither. It gets a cgroup
-        namespace and mounts of its own, in which cgroup v1, cgroup v2 mounted
-        without nsdelegate, pinned BPF objects, debugfs, tracefs, binfmt_misc and
-        /proc/sys are read-only; a Landlock domain; and a filter of system calls.
-        It loses the capabilities NET_ADMIN, NET_RAW, SYS_ADMIN, BPF, PERFMON,
-        SYS_PTRACE, SYS_MODULE, SYS_RAWIO and SYS_BOOT, and all open files but the
-        standard ones. What does not work in it: sudo and other programs with the
-        set-user-id bit, mounts, containers of its own, 32-bit programs, packet
-        captures, io_uring, looking into processes outside. ping works for the
+        namespace and mounts of its own, in which cgroups, pinned BPF objects,
+        debugfs, tracefs, configfs, binfmt_misc and /proc/sys are read-only, and in
+        which root does not see what is mounted later; a Landlock domain; and a
+        filter of system calls. It loses the capabilities NET_ADMIN, NET_RAW,
+        SYS_ADMIN, BPF, PERFMON, SYS_PTRACE, SYS_MODULE, SYS_RAWIO and SYS_BOOT,
+        and all open files but the standard ones. What does not work in it: sudo
+        and other programs with the set-user-id bit, mounts, containers of its own,
+        32-bit programs, packet captures, io_uring, PPPoE, putting input into a
+        terminal (TIOCSTI), looking into processes outside. ping works for the
         groups in the setting net.ipv4.ping_group_range. Where the kernel lacks
         something of this, run starts nothing and says what is missing.
   best  As lock, as far as the kernel goes; run says what is not held.

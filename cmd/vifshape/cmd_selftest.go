@@ -592,7 +592,12 @@ func (t *trial) attempt(ctx context.Context, a *escape.Attempt, c escape.Case, f
 	t.spoilt = t.spoilt || changed != "" || a.Spoils && o.Err == ""
 	if c.Level == escape.Tag && c.User == escape.Root {
 		free[a.Name] = o
-	} else if free[a.Name] == nil {
+	} else if free[a.Name] == nil && o.Unclear() {
+		if t.spoilt {
+			if err := t.renew(ctx); err != nil {
+				return r, err
+			}
+		}
 		if free[a.Name], _, err = t.perform(ctx, a.Name, escape.Tag, escape.Root); err != nil {
 			return r, err
 		}
