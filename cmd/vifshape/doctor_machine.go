@@ -250,7 +250,7 @@ func (x *examination) cgroups() {
 		f.State, f.Text = weaker, "not mounted in this mount namespace"
 		f.Follows = "bindings by BPF name cgroups that nobody here can look at"
 		// Below /sys/fs/cgroup there may be sysfs, or a file system that is read-only.
-		f.Fix = []string{"mkdir -p /run/cgroup2 && mount -t cgroup2 cgroup2 /run/cgroup2"}
+		f.Fix = []string{"mkdir -p /run/cgroup2 && mount -t cgroup2 -o nsdelegate cgroup2 /run/cgroup2"}
 	}
 	x.add(f)
 	if s.Cgroup2 != "" {

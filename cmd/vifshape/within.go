@@ -16,10 +16,10 @@ import (
 // believed only where the kernel does not say better.
 const branchVariable = "VIFSHAPE_BRANCH"
 
-// within refuses a branch that the calling process would leave its own one for:
-// from a branch's home it only goes on to that branch or below. What run goes by
-// is the cgroup, in each hierarchy that binds. Bindings of the policy do not
-// count: a user's session may be bound, and its owner is no prisoner.
+// within refuses a branch that the calling process would leave its own one for, or
+// put others into: from a branch's home it only goes on to that branch or below.
+// What it goes by is the cgroup, in each hierarchy that binds. Bindings of the
+// policy do not count: a user's session may be bound, and its owner is no prisoner.
 func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
 		target, whole, err := cgroup.Own(way)
@@ -42,7 +42,7 @@ func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 			}
 		}
 		if at != "" && (of != "" || !to.Below(at)) {
-			return fmt.Errorf("%s: this process is in branch %s%s%s, and run goes from there only to that branch and below: start the program from outside of it", to, at, of, from)
+			return fmt.Errorf("%s: this process is in branch %s%s%s, from where programs go only to that branch and below: call vifshape from outside of it", to, at, of, from)
 		}
 	}
 	return nil
