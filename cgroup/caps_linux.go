@@ -82,3 +82,16 @@ func dropCaps(lost, kept capSet, ambient bool) error {
 	}
 	return nil
 }
+
+// powerless says that the process is not root and cannot become root by itself: it has
+// no capability, and root is none of its users. With no_new_privs no program that it
+// starts can, either.
+func powerless() bool {
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		return false
+	}
+	r, e, s := unix.Getresuid()
+	return d[0].Permitted|d[1].Permitted == 0 && r != 0 && e != 0 && s != 0
+}
