@@ -345,10 +345,11 @@ func fits(t *hierarchy.Tree, base, path hierarchy.Path) error {
 	if b.Prio < of.Prio {
 		return fmt.Errorf("%s: prio %d comes before the prio %d of %s: write %d or more", path, b.Prio, of.Prio, base, of.Prio)
 	}
-	for _, p := range []hierarchy.Path{path, path.Parent().Join(hierarchy.RestName)} {
-		if c := t.Find(p); c != nil && c.Rate < leastAdded {
-			return fmt.Errorf("%s: rate %v is left for it or asked for, and what users add, and the rest beside it, have at least %v", p, c.Rate, leastAdded)
-		}
+	if b.Rate < leastAdded {
+		return fmt.Errorf("%s: rate %v is below %v, which is the least for a branch that users add", path, b.Rate, leastAdded)
+	}
+	if rest := t.Find(path.Parent().Join(hierarchy.RestName)); rest != nil && rest.Rate < leastAdded {
+		return fmt.Errorf("%s: %v would be left for it, and users leave it %v at least", rest.Path, rest.Rate, leastAdded)
 	}
 	return nil
 }

@@ -347,13 +347,21 @@ func newPeer(c *net.UnixConn) (*peer, error) {
 // same says whether the process with the peer's number can be the one that had
 // connected by a time since the machine's start.
 func (p *peer) same(by time.Duration) error {
-	var st unix.Stat_t
-	if err := unix.Stat(fmt.Sprintf("/proc/%d", p.pid), &st); err != nil || st.Uid != p.uid {
-		return fmt.Errorf("process %d asked, and its number is another's now", p.pid)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
+	if err != nil {
+		return err
 	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
 	if err != nil {
 		return err
+	}
+	another := fmt.Errorf("process %d asked, and its number is another's now", p.pid)
+	var uid, euid uint32
+	if _, ids, ok := strings.Cut(string(status), "\nUid:"); ok {
+		_, err = fmt.Sscan(ids, &uid, &euid)
+	}
+	if err != nil || euid != p.uid {
+		return another
 	}
 	// The name is in parentheses and may hold some itself. Field 22 is the start, in
 	// hundredths of a second.
@@ -363,7 +371,7 @@ func (p *peer) same(by time.Duration) error {
 		_, err = fmt.Sscan(f[19], &ticks)
 	}
 	if err != nil || ticks == 0 || time.Duration(ticks)*10*time.Millisecond > by {
-		return fmt.Errorf("process %d asked, and its number is another's now", p.pid)
+		return another
 	}
 	return p.alive()
 }
