@@ -22,6 +22,7 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
+	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
 // chatProgram sends by a connection and by datagrams, one of each every
@@ -91,6 +92,7 @@ func (n *network) packets() map[hierarchy.Path]uint64 {
 }
 
 const bindPolicy = `version = 1
+binding = "%[3]s"
 [interface.eth0]
 rate = "100mbit"
 [interface.eth0.base]
@@ -106,6 +108,15 @@ rate = "20mbit"
 // TestKernelBindLive: a connection and datagrams that are under way follow every
 // change of their cgroup's binding at once, and no packet is in any other class.
 func TestKernelBindLive(t *testing.T) {
+	for _, way := range []string{"bpf", "nft"} {
+		if way == "nft" && vm.Inside() {
+			continue // not every guest has nf_tables
+		}
+		t.Run(way, func(t *testing.T) { bindLive(t, way) })
+	}
+}
+
+func bindLive(t *testing.T, way string) {
 	n := newNetwork(t)
 	base := tctest.Cgroup(t)
 	app := filepath.Join(base, "app-1")
@@ -113,8 +124,8 @@ func TestKernelBindLive(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := func(dir string) string { return strings.TrimPrefix(dir, tctest.Cgroup2Mount(t)) }
-	plain := n.policy("plain.toml", fmt.Sprintf(bindPolicy, at(base), ""))
-	bound := n.policy("bound.toml", fmt.Sprintf(bindPolicy, at(base), fmt.Sprintf("bind = [%q]", "cgroup:"+at(app))))
+	plain := n.policy("plain.toml", fmt.Sprintf(bindPolicy, at(base), "", way))
+	bound := n.policy("bound.toml", fmt.Sprintf(bindPolicy, at(base), fmt.Sprintf("bind = [%q]", "cgroup:"+at(app)), way))
 	n.ok("apply", plain)
 	const port = 6000
 	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), n.Far, port)
@@ -188,7 +199,7 @@ func TestKernelBindAtomic(t *testing.T) {
 		}
 	}
 	at := strings.TrimPrefix(base, tctest.Cgroup2Mount(t))
-	n.ok("apply", n.policy("p.toml", fmt.Sprintf(bindPolicy, at, "")))
+	n.ok("apply", n.policy("p.toml", fmt.Sprintf(bindPolicy, at, "", "bpf")))
 	n.ok("bind", "eth0/web", "cgroup:"+at+"/a*")
 	bindings := func() (all bindingsJSON) {
 		t.Helper()
@@ -261,7 +272,7 @@ func TestKernelBindInterrupted(t *testing.T) {
 		}
 		specs = append(specs, hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at + "/" + name})
 	}
-	n.ok("apply", n.policy("p.toml", fmt.Sprintf(bindPolicy, at, "")))
+	n.ok("apply", n.policy("p.toml", fmt.Sprintf(bindPolicy, at, "", "bpf")))
 	bound := func() (all []string) {
 		t.Helper()
 		var out bindingsJSON

@@ -21,7 +21,8 @@ func newApplyCommand(e *env) *cobra.Command {
 can, and leaves everything else alone, counters and waiting packets included. It
 then reads back what it touched and compares. When a step fails, when the
 comparison finds a difference, or on Ctrl-C, it goes back to where it started. It
-prints nothing when all went well; --verbose prints the plan.
+prints nothing when all went well; --verbose prints the plan. What bind has bound
+stays bound, but for branches that the policy has no more, which it says.
 
 What is changed in place loses no packet. What waits at that moment is dropped by
 the kernel when the first apply puts a tree below an interface, when clear takes

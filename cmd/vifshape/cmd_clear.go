@@ -16,9 +16,9 @@ func newClearCommand(e *env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "clear [INTERFACE...]",
 		Short: "Remove what vifshape made, and put back what was there before",
-		Long: `Clear removes the classifier, the bindings and the tree of the interfaces named,
-or of all in this network namespace, in that order, and puts back the root qdisc
-that was there before. Packets that wait in the tree at that moment are dropped.
+		Long: `Clear removes the classifier, all bindings, those of bind too, and the tree of the
+interfaces named, or of all in this network namespace, in that order, and puts back
+the root qdisc that was there before. Packets that wait in the tree at that moment are dropped.
 Processes go on running, their traffic unshaped; cgroups that run made stay as
 long as processes live in them, and are named: the next clear looks at them again.
 ` + exitHelp,
