@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -36,7 +37,10 @@ const (
 // kernel says who asks; nothing that they say of themselves is believed.
 type petitions struct {
 	*env
+	store    *store
 	listener *net.UnixListener
+	records  map[string]os.FileInfo // by interface: those that delegates are of
+	to       []hierarchy.Delegate   // of any branch
 	end      context.CancelFunc
 	turn     chan struct{} // holds a token while a request is carried out
 
@@ -61,7 +65,7 @@ func (e *env) petitions(at *store) (*petitions, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	ctx, end := context.WithCancel(context.Background())
-	s := &petitions{env: e, listener: l, end: end, turn: make(chan struct{}, 1), peers: map[uint32]int{}}
+	s := &petitions{env: e, store: at, listener: l, end: end, turn: make(chan struct{}, 1), peers: map[uint32]int{}}
 	s.work.Go(func() { s.serve(ctx) })
 	return s, nil
 }
@@ -86,6 +90,9 @@ func (s *petitions) serve(ctx context.Context) {
 		}
 		p, err := newPeer(c)
 		if err == nil {
+			err = s.known(p.uid)
+		}
+		if err == nil {
 			err = s.admit(p)
 		}
 		if err != nil {
@@ -101,6 +108,55 @@ func (s *petitions) serve(ctx context.Context) {
 			s.reply(c, s.answer(ctx, c, p))
 		})
 	}
+}
+
+// known refuses all to whom nothing is delegated, at little cost: whoever has the
+// numbers of many users, as for user namespaces, could use all connections up. It is
+// for one goroutine.
+func (s *petitions) known(id uint32) error {
+	if err := s.refresh(); err != nil {
+		return err
+	}
+	named := func(d hierarchy.Delegate) bool { u, ok := uid(d); return ok && u == id }
+	if id != 0 && !slices.ContainsFunc(s.to, named) {
+		return deniedError{fmt.Errorf("no branch is delegated to user %d", id)}
+	}
+	return nil
+}
+
+// refresh reads the records that have changed, and all with them.
+func (s *petitions) refresh() error {
+	names, err := s.store.interfaces()
+	if err != nil {
+		return err
+	}
+	now := make(map[string]os.FileInfo, len(names))
+	same := len(names) == len(s.records)
+	for _, n := range names {
+		st, err := os.Stat(s.store.file(n))
+		if err != nil {
+			continue // it has gone meanwhile
+		}
+		was, ok := s.records[n]
+		same = same && ok && os.SameFile(was, st) && was.ModTime().Equal(st.ModTime())
+		now[n] = st
+	}
+	if same {
+		return nil
+	}
+	s.records, s.to = now, nil
+	for n := range now {
+		r, err := s.store.load(n)
+		if err != nil {
+			continue // it is reported when it is used
+		}
+		for _, d := range r.Delegated {
+			s.to = append(s.to, d.To...)
+		}
+	}
+	slices.Sort(s.to)
+	s.to = slices.Compact(s.to)
+	return nil
 }
 
 // admit counts a connection, or refuses it.
