@@ -19,12 +19,16 @@ func newAgentCommand(e *env) *cobra.Command {
 		Short: "Wait for what bindings name, and bind it when it appears",
 		Long: `Agent stays and waits for the cgroups, users and interfaces that bindings name. What
 appears, or is made anew, is bound at once, as the restarted service of a unit. It
-is needed for nothing else: without it the same happens at the next apply or bind.
+is not needed for that: without it the same happens at the next apply or bind.
+
+Users who are not root come to it with run, add and remove, to use branches that the
+policy delegates to them. The kernel tells it who asks. They get no more than the
+branch has, and what they ask for takes turns with what others change.
 
 It looks at nothing in between: the kernel tells it of new cgroups in the few
 directories where a binding can find one, of interfaces, and of what apply, bind,
-unbind and clear have changed. It changes bindings alone, never a branch; where an
-interface was made anew it says that the policy has to be applied again.
+unbind and clear have changed. By itself it changes bindings alone, never a branch;
+where an interface was made anew it says that the policy has to be applied again.
 
 One agent works for one network namespace. It may be ended at any time, also by
 force, and leaves everything in place. It logs to standard error, and tells systemd

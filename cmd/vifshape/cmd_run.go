@@ -49,6 +49,12 @@ LEVELS
   best  As lock, as far as the kernel goes; run says what is not held.
   tag   The cgroup alone. It holds honest programs and all users but root.
 
+Users who are not root start programs in branches that the policy delegates to them,
+by delegate = ["alice", "uid:1000"], where ` + "`vifshape agent`" + ` runs. Level lock then
+takes no namespaces: cgroups and all else of the above are root's, and the program
+cannot become root. It leaves the cgroup of the user's session, and with it what
+limits root has set there for memory and tasks.
+
 At no level run can help against an accomplice outside: a cron job, ssh to the
 machine itself, a proxy, files that others execute, or a descriptor that is passed
 in on purpose.
@@ -63,7 +69,8 @@ EXIT STATUS
        cannot be kept on this machine
   2    wrong flags or arguments
   4    another vifshape is changing this network namespace
-  5    root is needed, or root lacks a capability that the message names
+  5    root is needed, or root lacks a capability that the message names; or the
+       branch is not delegated to the user, or there is no agent
   126  the program is there and cannot be started
   127  there is no such program`,
 		Args: args(2, -1, "a branch and a command"),

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/policy"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// TestExtend holds what becomes of branches that are added to a policy.
+func TestExtend(t *testing.T) {
+	const text = `version = 1
+[interface.eth0]
+rate = "100mbit"
+[interface.eth0.leaf]
+rate = "20mbit"
+prio = 2
+qdisc = "sfq"
+delegate = ["alice"]
+[interface.eth0.inner.part]
+rate = "5mbit"
+[interface.eth0.inner]
+rate = "10mbit"
+[interface.eth0.bound]
+rate = "10mbit"
+bind = ["user:bob"]
+`
+	amount := func(s string) hierarchy.Amount {
+		a, err := hierarchy.ParseAmount(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	for _, x := range []struct {
+		name string
+		add  []added
+		want string
+	}{
+		{"to a leaf, which keeps its queue as its rest", []added{{Path: "eth0/leaf/x", Rate: amount("25%"), Qdisc: "pfifo"}}, `
+leaf 20mbit up to 100mbit prio 2
+leaf/x 5mbit up to 100mbit prio 2 pfifo
+leaf/rest 15mbit up to 100mbit prio 2 sfq`},
+		{"two levels", []added{{Path: "eth0/leaf/x", Rate: amount("8mbit"), Ceil: amount("10mbit")}, {Path: "eth0/leaf/x/y", Rate: amount("2mbit")}}, `
+leaf 20mbit up to 100mbit prio 2
+leaf/x 8mbit up to 10mbit prio 2
+leaf/x/y 2mbit up to 10mbit prio 2
+leaf/x/rest 6mbit up to 10mbit prio 2
+leaf/rest 12mbit up to 100mbit prio 2 sfq`},
+		{"without a rate it shares with the rest", []added{{Path: "eth0/leaf/x"}}, `
+leaf 20mbit up to 100mbit prio 2
+leaf/x 10mbit up to 100mbit prio 2
+leaf/rest 10mbit up to 100mbit prio 2 sfq`},
+		{"to an inner branch", []added{{Path: "eth0/inner/x", Rate: amount("5mbit")}}, `
+inner 10mbit up to 100mbit prio 3
+inner/part 5mbit up to 100mbit prio 3
+inner/x 5mbit up to 100mbit prio 3`},
+		{"to a bound one", []added{{Path: "eth0/bound/x", Rate: amount("5mbit")}}, `
+bound 10mbit up to 100mbit prio 3
+bound/x 5mbit up to 100mbit prio 3
+bound/rest 5mbit up to 100mbit prio 3`},
+		{"to the interface", []added{{Path: "eth0/x", Rate: amount("10mbit")}}, `
+x 10mbit up to 100mbit prio 3`},
+		{"by a user where it may", []added{{Path: "eth0/leaf/x", Rate: amount("5mbit"), By: 1000}}, `
+leaf 20mbit up to 100mbit prio 2
+leaf/x 5mbit up to 100mbit prio 2
+leaf/rest 15mbit up to 100mbit prio 2 sfq`},
+		{"what has no place", []added{{Path: "eth0/bound/x", By: 1000}, {Path: "eth0/gone/x"}, {Path: "eth0/inner/part"}, {Path: "eth0/leaf/x/y", By: 1000}}, `
+eth0/bound/x goes: eth0/bound is delegated to nobody any more
+eth0/gone/x goes: there is no eth0/gone any more
+eth0/inner/part goes: the policy has a branch of that name
+eth0/leaf/x/y goes: there is no eth0/leaf/x any more
+bound 10mbit up to 100mbit prio 3`},
+		{"too much", []added{{Path: "eth0/leaf/x", Rate: amount("21mbit")}}, `
+eth0/leaf/x: rate 21mbit is too much: the branches of eth0/leaf add up to 21mbit, which is 1mbit more than its rate 20mbit`},
+		{"nothing left to the rest", []added{{Path: "eth0/leaf/x", Rate: amount("100%")}}, `
+eth0/leaf/rest: 20mbit of eth0/leaf's 20mbit are guaranteed to its branches, which leaves 0bit for eth0/leaf/rest; it needs at least 200kbit`},
+		{"too deep", []added{{Path: "eth0/leaf/1"}, {Path: "eth0/leaf/1/2"}, {Path: "eth0/leaf/1/2/3"}, {Path: "eth0/leaf/1/2/3/4"}, {Path: "eth0/leaf/1/2/3/4/5"}, {Path: "eth0/leaf/1/2/3/4/5/6"}, {Path: "eth0/leaf/1/2/3/4/5/6/7"}}, `
+eth0/leaf/1/2/3/4/5/6/7: 7 is level 8 below the interface; HTB has 8, the interface's own among them`},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			p, err := policy.Parse("policy.toml", strings.NewReader(text), tc.Kinds())
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec, err := json.Marshal(p.Specs[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got strings.Builder
+			tree, kept, dropped, err := extend(spec, "eth0", x.add)
+			if err != nil {
+				fmt.Fprintf(&got, "\n%v", err)
+			} else if len(kept)+len(dropped) != len(x.add) {
+				t.Errorf("kept %v, dropped %v", kept, dropped)
+			}
+			for _, d := range dropped {
+				fmt.Fprintf(&got, "\n%s goes: %s", d.Path, d.why)
+			}
+			if tree != nil {
+				top := hierarchy.Path(strings.Join(strings.SplitN(string(x.add[0].Path), "/", 3)[:2], "/"))
+				for b := range tree.All() {
+					if !b.Path.Below(top) {
+						continue
+					}
+					fmt.Fprintf(&got, "\n%s %v up to %v prio %d", b.Path[len("eth0/"):], b.Rate, b.Ceil, b.Prio)
+					if b.Qdisc.Kind != "" {
+						fmt.Fprintf(&got, " %s", b.Qdisc.Kind)
+					}
+				}
+			}
+			if d := cmp.Diff(x.want, got.String()); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+// TestBase holds how far up users may go.
+func TestBase(t *testing.T) {
+	r := &record{Interface: "eth0", Delegated: []delegated{
+		{"eth0/a", []hierarchy.Delegate{"uid:1"}},
+		{"eth0/a/b", []hierarchy.Delegate{"uid:1", "uid:2"}},
+		{"eth0/a/b/c/d", []hierarchy.Delegate{"uid:2"}},
+		{"eth0/ab", []hierarchy.Delegate{"uid:3", "no-such-user", "nobody"}},
+	}}
+	for _, x := range []struct {
+		who  petitioner
+		path hierarchy.Path
+		want hierarchy.Path // empty: denied
+	}{
+		{petitioner{1, ""}, "eth0/a", "eth0/a"},
+		{petitioner{1, ""}, "eth0/a/b/x", "eth0/a"},
+		{petitioner{2, ""}, "eth0/a/b/c/d/e", "eth0/a/b"},
+		{petitioner{2, ""}, "eth0/a/x", ""},
+		{petitioner{2, ""}, "eth0/a", ""},
+		{petitioner{1, ""}, "eth0/ab", ""},
+		{petitioner{3, ""}, "eth0/a", ""},
+		{petitioner{3, ""}, "eth0/ab", "eth0/ab"},
+		{petitioner{1, ""}, "eth0", ""},
+		{petitioner{1, ""}, "eth1/a", ""},
+		{petitioner{4, ""}, "eth0/a", ""},
+		{petitioner{hierarchy.OverflowUID, ""}, "eth0/ab", ""},
+		{petitioner{0, ""}, "eth0/rest", "eth0/rest"},
+		{petitioner{1, "eth0/a/b"}, "eth0/a/b/x", "eth0/a/b"},
+		{petitioner{1, "eth0/a/b"}, "eth0/a/x", ""},
+		{petitioner{1, "eth0/a/b"}, "eth0/a", ""},
+		{petitioner{1, "eth0/a/b"}, "eth0/a/bb", ""},
+		{petitioner{2, "eth0/a"}, "eth0/a/b/x", "eth0/a/b"},
+		{petitioner{2, "eth1/a"}, "eth0/a/b/x", ""},
+		{petitioner{0, "eth0/a"}, "eth0/ab", ""},
+	} {
+		got, err := x.who.base(r, x.path)
+		if got != x.want || (err == nil) != (x.want != "") {
+			t.Errorf("user %d in %q, to %s: %q, %v; not %q", x.who.uid, x.who.home, x.path, got, err, x.want)
+		}
+	}
+}
