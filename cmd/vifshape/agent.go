@@ -35,6 +35,8 @@ type agent struct {
 	interfaces map[string]*watched // by name: those with a record
 	seen       map[int]string      // interfaces of the network namespace by index, in words
 	dirty      map[string]bool     // interfaces that have to be looked at
+	ended      chan struct{}       // closed when it ends
+	later      chan string         // interfaces that have to be looked at again by then
 	ready      bool                // all was looked at once
 }
 
@@ -42,10 +44,10 @@ type agent struct {
 type watched struct {
 	places  map[int][]func(string) bool // by watch: which entries matter
 	links   []func(string) bool         // which interfaces matter
-	record  os.FileInfo                 // of the record's file, as the agent left it
 	said    string                      // the last error, so that it is said once
 	missing map[string]bool             // what was said of bindings, for the same
 	waiting int                         // bindings
+	again   bool                        // later will tell of it
 }
 
 func (e *env) newAgent(ctx context.Context, level slog.Level) (*agent, error) {
@@ -60,13 +62,14 @@ func (e *env) newAgent(ctx context.Context, level slog.Level) (*agent, error) {
 	}
 	a := &agent{
 		log: slog.New(slog.NewTextHandler(e.stderr, options)), runDir: -1,
-		interfaces: map[string]*watched{}, seen: map[int]string{}, dirty: map[string]bool{},
+		interfaces: map[string]*watched{}, seen: map[int]string{}, dirty: map[string]bool{}, later: make(chan string), ended: make(chan struct{}),
 	}
 	a.env = &env{stdout: e.stdout, stderr: &remarks{log: a.log, said: map[string]bool{}}, runDir: e.runDir}
 	var err error
 	if a.m, err = a.machine(); err != nil {
 		return nil, err
 	}
+	a.m.store.saved = map[string]os.FileInfo{}
 	if err = a.open(ctx); err != nil {
 		return nil, errors.Join(err, a.close())
 	}
@@ -143,10 +146,9 @@ func (a *agent) leave() error {
 // serve is the agent's life. Its end by ctx is no error.
 func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 	notices, links, failed := make(chan []notice), make(chan []tc.LinkEvent), make(chan error, 2)
-	ended := make(chan struct{})
-	defer close(ended)
-	go forward(ended, notices, failed, a.dirs.read)
-	go forward(ended, links, failed, a.readLinks)
+	defer close(a.ended)
+	go forward(a.ended, notices, failed, a.dirs.read)
+	go forward(a.ended, links, failed, a.readLinks)
 
 	a.everything()
 	if err := a.work(ctx); err != nil {
@@ -181,6 +183,10 @@ func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 			err = a.noticed(ctx, all)
 		case all := <-links:
 			a.linked(all)
+		case name := <-a.later:
+			if w := a.interfaces[name]; w != nil {
+				w.again, a.dirty[name] = false, true
+			}
 		}
 		if err == nil && len(a.dirty) > 0 {
 			before := a.status()
@@ -267,7 +273,7 @@ func (a *agent) noticed(ctx context.Context, all []notice) error {
 		case n.mask&unix.IN_IGNORED == 0: // else it went, which the directory above has told
 			for name, w := range a.interfaces {
 				if matters(w.places[n.wd], n.name) {
-					a.dirty[name] = true
+					a.mark(name, n.name)
 				}
 			}
 		}
@@ -295,19 +301,19 @@ func (a *agent) recorded(ctx context.Context, n notice) error {
 	case n.mask&unix.IN_DELETE != 0:
 		a.drop(name)
 	case !a.wrote(name):
-		a.dirty[name] = true
+		a.mark(name, n.name)
 	}
 	return nil
 }
 
 // wrote says whether an interface's record is as the agent left it.
 func (a *agent) wrote(name string) bool {
-	w := a.interfaces[name]
-	if w == nil || w.record == nil {
+	mine := a.m.store.saved[name]
+	if mine == nil {
 		return false
 	}
 	now, err := os.Stat(a.m.store.file(name))
-	return err == nil && os.SameFile(now, w.record) && now.ModTime().Equal(w.record.ModTime())
+	return err == nil && os.SameFile(now, mine) && now.ModTime().Equal(mine.ModTime())
 }
 
 // drop ends what was done for an interface.
@@ -318,6 +324,7 @@ func (a *agent) drop(name string) {
 	}
 	delete(a.interfaces, name)
 	delete(a.dirty, name)
+	delete(a.m.store.saved, name)
 	for wd := range w.places {
 		a.unwatch(wd)
 	}
@@ -356,10 +363,16 @@ func (a *agent) linked(all []tc.LinkEvent) {
 		names := append(strings.Fields(was), strings.Fields(is)...)
 		for name, w := range a.interfaces {
 			if slices.Contains(names, name) || slices.ContainsFunc(names, func(n string) bool { return matters(w.links, n) }) {
-				a.dirty[name] = true
+				a.mark(name, e.Link.Name)
 			}
 		}
 	}
+}
+
+// mark has an interface looked at.
+func (a *agent) mark(name, because string) {
+	a.dirty[name] = true
+	a.log.Debug("changed", "interface", name, "by", because)
 }
 
 // words tell what bindings may go by: the names of an interface, and whose port it
@@ -426,7 +439,6 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 	if done != nil {
 		a.report(name, w, done)
 	}
-	w.record, _ = os.Stat(a.m.store.file(name)) // nil: nothing is known of it
 	said := ""
 	if err != nil {
 		said = err.Error()
@@ -493,6 +505,15 @@ func (a *agent) report(name string, w *watched, r *rebound) {
 		say(x.Path, x.Binding, slog.LevelWarn, x.Err.Error())
 	}
 	w.missing, w.waiting = missing, len(r.pending)
+	if r.again > 0 && !w.again {
+		w.again = true
+		time.AfterFunc(r.again, func() {
+			select {
+			case a.later <- name:
+			case <-a.ended:
+			}
+		})
+	}
 }
 
 // status is what systemctl shows.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -17,6 +18,7 @@ type rebound struct {
 	done    []hierarchy.Step // what was changed
 	pending []cgroup.Pending
 	refused []cgroup.Refused // bindings that cannot be in force; the others are
+	again   time.Duration    // see cgroup.Resolution
 }
 
 // rebind brings the bindings in force into line with the interface's record and
@@ -62,7 +64,7 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 		if err != nil {
 			return out, err
 		}
-		out.pending, out.refused = r.Pending, r.Refused
+		out.pending, out.refused, out.again = r.Pending, r.Refused, r.Again
 		for _, f := range r.Refused {
 			if slices.Contains(fresh, f.Binding) || slices.Contains(fresh, f.With) {
 				return out, f.Err

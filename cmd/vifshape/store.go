@@ -24,6 +24,9 @@ type store struct {
 	dir   string
 	netNS string // the namespace's name, empty for the initial one
 	wait  time.Duration
+	// saved are the files of the records that save has written, by interface; nil: it
+	// need not be known.
+	saved map[string]os.FileInfo
 }
 
 // record is what the kernel cannot keep about one interface.
@@ -63,7 +66,7 @@ func (e *env) store() (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{filepath.Join(e.runDir, ns), ns, lockWait}, nil
+	return &store{dir: filepath.Join(e.runDir, ns), netNS: ns, wait: lockWait}, nil
 }
 
 func (s *store) file(iface string) string { return filepath.Join(s.dir, iface+recordSuffix) }
@@ -143,8 +146,11 @@ func (s *store) save(r *record) error {
 	}
 	defer os.Remove(f.Name()) // gone already when all went well
 	_, err = f.Write(b)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
-	if err != nil {
+	err = errors.Join(err, f.Chmod(0o644))
+	if s.saved != nil && err == nil {
+		s.saved[r.Interface], err = f.Stat()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	if err := os.Rename(f.Name(), s.file(r.Interface)); err != nil || r.was == "" {
