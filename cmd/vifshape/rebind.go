@@ -34,8 +34,8 @@ func (m *machine) rebind(ctx context.Context, iface string) (*rebound, error) {
 	return m.rebindTo(ctx, x, x.record, nil)
 }
 
-// maxRounds is how often rebind looks again because something changed while it was
-// at work.
+// maxRounds is how often rebind looks at most: once more after each change, for
+// something may have changed while it was at work.
 const maxRounds = 8
 
 // rebindTo is rebind with the bindings of another record, which takes the place of
@@ -55,6 +55,8 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 	k.Queue = unread{} // the classes stay
 	out := &rebound{}
 	saved := x.record
+	var plan, last hierarchy.Plan
+	var gone error
 	for range maxRounds {
 		before, err := k.Read(ctx)
 		if err != nil {
@@ -81,7 +83,7 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 		}
 		want := before
 		want.Bound = r.Bound
-		plan := hierarchy.Diff(before, want)
+		last, plan = plan, hierarchy.Diff(before, want)
 		if plan.Empty() {
 			return out, nil
 		}
@@ -90,8 +92,13 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // else it has gone meanwhile
 			return out, err
 		}
+		gone = err
 	}
-	return out, fmt.Errorf("%s: its bindings would not settle: what they name comes and goes", x.record.Interface)
+	same := func(a, b hierarchy.Step) bool { return a.String() == b.String() }
+	if !slices.EqualFunc(last.Steps, plan.Steps, same) {
+		return out, nil // what is named comes and goes all the time, and each time it was followed
+	}
+	return out, errors.Join(gone, &hierarchy.MismatchError{Left: plan})
 }
 
 // keep chooses the way of the classifier that the interface has.
