@@ -359,7 +359,8 @@ func (p *peer) close() { unix.Close(p.fd) }
 
 // newPeer asks the kernel who has connected. Since Linux 6.5 it also says which
 // process, once and for all (SO_PEERPIDFD). Before that the number may have come round
-// to another process, which is found out by its user and by the time of its start.
+// to another process by now, which is found out if that one is another user's or
+// starts only now. Else a user's own process is taken for another one of the same user.
 func newPeer(c *net.UnixConn) (*peer, error) {
 	now, err := uptime()
 	if err != nil {

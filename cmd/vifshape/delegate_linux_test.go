@@ -1,0 +1,958 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+	"github.com/vifshape/vifshape/tc/tctest/vm"
+)
+
+// Users who need not be in the user database.
+const (
+	alice   = 54321
+	mallory = 54322
+)
+
+const delegatedPolicy = `version = 1
+[interface.eth0]
+rate = "100mbit"
+[interface.eth0.a]
+rate = "20mbit"
+ceil = "40mbit"
+prio = 4
+qdisc = { kind = "pfifo", limit = 5000 }
+delegate = ["uid:54321"]
+[interface.eth0.b]
+rate = "20mbit"
+delegate = ["uid:54322"]
+[interface.eth0.b.part]
+rate = "5mbit"
+[interface.eth0.b.mine]
+rate = "5mbit"
+delegate = ["uid:54321"]
+`
+
+// petitionProgram sends what comes on standard input to a socket and prints what is
+// answered: petition SOCKET.
+func petitionProgram(args []string) error {
+	c, err := net.Dial("unix", args[0])
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := io.Copy(c, os.Stdin); err != nil {
+		return err
+	}
+	_, err = io.Copy(os.Stdout, c)
+	return err
+}
+
+// as is a command of another user, with the program that all can start.
+func (n *network) as(uid uint32, args ...string) *running {
+	n.Helper()
+	c := n.command(args...)
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	return n.start(c)
+}
+
+// program is a way to the test's own programs that all users have.
+func (n *network) program() string {
+	n.Helper()
+	link := filepath.Join(n.dir, "program")
+	if err := os.Symlink(n.bin, link); err != nil && !errors.Is(err, os.ErrExist) {
+		n.Fatal(err)
+	}
+	return link
+}
+
+// classes is what each branch has sent.
+func (n *network) sent() map[hierarchy.Path]uint64 {
+	n.Helper()
+	record, err := n.store.load(n.Dev)
+	if err != nil {
+		n.Fatal(err)
+	}
+	out := map[hierarchy.Path]uint64{}
+	n.device(func(d *tc.Device) error {
+		all, err := d.Stats()
+		for _, c := range all {
+			out[record.IDs.Names(n.Dev)[c.Class]] = c.Packets
+		}
+		return err
+	})
+	return out
+}
+
+// TestKernelDelegate holds that a user starts programs in a branch that is delegated
+// to it, that these are held there, and that it divides the branch.
+func TestKernelDelegate(t *testing.T) {
+	n := newNetwork(t)
+	n.public()
+	file := n.policy("policy.toml", delegatedPolicy)
+	n.ok("apply", file)
+	start := []string{"run", "eth0/a", "--", "true"}
+	n.failed(n.as(alice, start...).wait(), exitPrivilege, "no agent runs that could do it for user 54321")
+	agent := n.agent()
+
+	succeeds := func(uid uint32, args ...string) string {
+		t.Helper()
+		r := n.as(uid, args...).wait()
+		if r.code != 0 || r.stderr != "" && lockable() { // else run says what is not held
+			t.Fatalf("%s: %v", args, r)
+		}
+		return r.stdout
+	}
+	refused := func(uid uint32, code int, words string, args ...string) {
+		t.Helper()
+		n.failed(n.as(uid, args...).wait(), code, words)
+	}
+	if got := succeeds(alice, "run", "eth0/a", "--", "cat", "/proc/self/cgroup"); !strings.Contains(got, "/eth0/a\n") {
+		t.Errorf("it runs in %s", got)
+	}
+	refused(mallory, exitPrivilege, "eth0/a is not delegated to user 54322", start...)
+	refused(alice, exitPrivilege, "eth0/b is not delegated to user 54321", "run", "eth0/b", "--", "true")
+	refused(alice, exitPrivilege, "only root can start programs as another user", "run", "--user", "0:0", "eth0/a", "--", "true")
+	refused(alice, exitNotFound, "no-such-program", "run", "eth0/a", "no-such-program")
+
+	succeeds(alice, "add", "eth0/a/x", "--rate", "5mbit", "--ceil", "10mbit", "--qdisc", "pfifo")
+	if got := n.ok("show", "eth0/a"); !strings.Contains(got, "eth0/a: delegated to uid:54321\n") || !strings.Contains(got, "eth0/a/x: added at run time by user 54321\n") {
+		t.Errorf("show says\n%s", got)
+	}
+	refused(mallory, exitPrivilege, "eth0/a/x is not delegated to user 54322", "run", "eth0/a/x", "--", "true")
+
+	// What the user sends is the branch's, to the last packet.
+	const port, packets = 6100, 50
+	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), n.Far, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	before := n.sent()
+	c := n.command("run", "eth0/a/x", "--", n.program(), netip.AddrPortFrom(n.Far4, port).String(), "58", "800000")
+	c.Env = tctest.Command(t, "send").Env
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: alice, Gid: alice}}
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sender := &boundSender{n.start(c), in}
+	n.until("the packets", func() bool { return sink.Count(port).Packets >= packets })
+	count, _ := sender.finish(sink, port)
+	after := n.sent()
+	if got := after["eth0/a/x"] - before["eth0/a/x"]; got != count.Packets {
+		t.Errorf("eth0/a/x sent %d packets of %d", got, count.Packets)
+	}
+
+	// From within it goes on down alone, whatever it says of itself.
+	refused(alice, exitError, "in branch eth0/a/x", "run", "eth0/a/x", "--", n.bin, "run", "eth0/a", "--", "true")
+	within := func(path, request string) agentReply {
+		t.Helper()
+		c := n.command("run", path, "--", n.program(), n.store.agentSocketFile())
+		c.Env = append(tctest.Command(t, "petition").Env, branchVariable+"=")
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: alice, Gid: alice}}
+		c.Stdin = strings.NewReader(request + "\n")
+		r := n.start(c).wait()
+		var answer agentReply
+		if err := json.Unmarshal([]byte(r.stdout), &answer); err != nil {
+			t.Fatalf("%v: %v", err, r)
+		}
+		return answer
+	}
+	for _, request := range []string{
+		`{"version":1,"op":"enter","path":"eth0/a"}`,
+		`{"version":1,"op":"enter","path":"eth0/b/mine"}`,
+		`{"version":1,"op":"add","path":"eth0/a/y","rate":"1mbit"}`,
+		`{"version":1,"op":"remove","path":"eth0/a/x"}`,
+	} {
+		if a := within("eth0/a/x", request); a.Code != exitPrivilege || !strings.Contains(a.Error, "process is in branch eth0/a/x") {
+			t.Errorf("%s from eth0/a/x: %+v", request, a)
+		}
+	}
+	if a := within("eth0/a", `{"version":1,"op":"enter","path":"eth0/a/x"}`); a.Code != 0 {
+		t.Errorf("down to eth0/a/x: %+v", a)
+	}
+	// The files are root's.
+	leave := fmt.Sprintf("for f in $(find %s -name cgroup.procs -o -name tasks); do echo 0 >$f && echo left; done 2>&1; true", n.cgroups())
+	if got := succeeds(alice, "run", "eth0/a/x", "--", "sh", "-c", leave); got == "" || strings.Contains(got, "left") {
+		t.Errorf("it moved itself, or did not try:\n%s", got)
+	}
+
+	sleeper := n.as(alice, "run", "eth0/a/x", "--", "sleep", "60")
+	n.until("the program in its branch", func() bool { return strings.Contains(n.ok("show", "eth0/a/x"), "sleep[") })
+	refused(alice, exitError, "eth0/a/x: processes live in it", "remove", "eth0/a/x")
+	if err := sleeper.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	sleeper.wait()
+	refused(mallory, exitPrivilege, "eth0/a is not delegated to user 54322", "remove", "eth0/a/x")
+	succeeds(alice, "remove", "eth0/a/x")
+	if got := n.ok("plan", file); got != "eth0: no changes\n" {
+		t.Errorf("after all that there is to do:\n%s", got)
+	}
+	n.ok("clear")
+	agent.end(syscall.SIGTERM)
+	if _, err := os.Stat(n.store.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the agent left its directory: %v", err)
+	}
+}
+
+// TestDelegateNamespaces holds that namespaces make nobody another user, and hide
+// nobody's branch.
+func TestDelegateNamespaces(t *testing.T) {
+	tctest.RequireRoot(t)
+	n := newNetwork(t)
+	n.public()
+	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
+	n.agent()
+	n.ok("add", "eth0/a/x", "--rate", "5mbit")
+	enter := func(uid uint32, path string, command ...string) (agentReply, result) {
+		t.Helper()
+		c := exec.CommandContext(t.Context(), command[0], append(command[1:], n.program(), n.store.agentSocketFile())...)
+		c.Env = append(tctest.Command(t, "petition").Env, branchVariable+"=")
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		c.Stdin = strings.NewReader(`{"version":1,"op":"enter","path":"` + path + `"}` + "\n")
+		r := n.start(c).wait()
+		var a agentReply
+		if err := json.Unmarshal([]byte(r.stdout), &a); err != nil {
+			t.Errorf("%s: %v: %v", command, err, r)
+		}
+		return a, r
+	}
+	for _, x := range []struct {
+		name    string
+		uid     uint32
+		path    string
+		command []string
+		words   string // empty: it may
+	}{
+		{"root of its own user namespace", mallory, "eth0/a", []string{"unshare", "-Ur"}, "eth0/a is not delegated to user 54322"},
+		{"nobody in its own user namespace", mallory, "eth0/a", []string{"unshare", "-U"}, "eth0/a is not delegated to user 54322"},
+		{"itself in its own user namespace", alice, "eth0/a", []string{"unshare", "-Ur"}, ""},
+		{"root of its own, from its branch", alice, "eth0/a", []string{n.bin, "run", "--level", "tag", "eth0/a/x", "--", "unshare", "-Ur"}, "process is in branch eth0/a/x"},
+		{"cgroup namespace, from its branch", alice, "eth0/a", []string{n.bin, "run", "--level", "tag", "eth0/a/x", "--", "unshare", "-UrC"}, "process is in branch eth0/a/x"},
+		{"pid namespace, from its branch", alice, "eth0/a", []string{n.bin, "run", "--level", "tag", "eth0/a/x", "--", "unshare", "-Urpf"}, "process is in branch eth0/a/x"},
+		{"another network namespace, from its branch", alice, "eth0/a", []string{n.bin, "run", "--level", "tag", "eth0/a/x", "--", "unshare", "-Urn"}, "process is in branch eth0/a/x"},
+		{"locked by root, as alice", 0, "eth0/a", []string{n.bin, "run", "--user", "54321:54321", "eth0/a/x", "--"}, "process is in branch eth0/a/x"},
+		{"locked by root, as root", 0, "eth0/b", []string{n.bin, "run", "eth0/a/x", "--"}, "process is in branch eth0/a/x"},
+		{"locked by root, as alice, and down", 0, "eth0/a/x", []string{n.bin, "run", "--user", "54321:54321", "eth0/a", "--"}, ""},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			a, r := enter(x.uid, x.path, x.command...)
+			if x.words == "" && a.Code != exitOK || x.words != "" && !strings.Contains(a.Error, x.words) {
+				t.Errorf("not %q: %+v %v", x.words, a, r)
+			}
+		})
+	}
+	// A program that root has locked in goes on down by itself.
+	if r := n.run("run", "--user", "54321:54321", "eth0/a", "--", n.bin, "run", "eth0/a/x", "--", n.bin, "self"); r.code != 0 || !strings.Contains(r.stdout, "eth0/a/x ") {
+		t.Errorf("down: %v", r)
+	}
+}
+
+// TestKernelDelegateLosesNothing holds that a branch that its user divides, with a
+// program in it, loses none of its packets.
+func TestKernelDelegateLosesNothing(t *testing.T) {
+	n := newNetwork(t)
+	n.public()
+	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
+	n.agent()
+	const port = 6000
+	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), n.Far, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	sender := n.sender("eth0/a", port, "2400000")
+	n.until("the first packet", func() bool { return sink.Count(port).Packets > 0 })
+	rounds := 3
+	if vm.Inside() {
+		rounds = 1
+	}
+	for range rounds {
+		for _, args := range [][]string{
+			{"add", "eth0/a/x", "--rate", "5mbit"},
+			{"add", "eth0/a/x/y", "--rate", "2mbit"},
+			{"add", "eth0/a/z", "--rate", "5mbit"},
+			{"remove", "eth0/a/x/y"},
+			{"remove", "eth0/a/x"},
+			{"remove", "eth0/a/z"},
+		} {
+			if r := n.as(alice, args...).wait(); r.code != 0 {
+				t.Fatalf("%s: %v", args, r)
+			}
+		}
+	}
+	before := n.sent()
+	sent, got := sender.finish(sink, port)
+	t.Logf("%d changes under %d packets", rounds*6, sent.Packets)
+	if got.Packets+got.Dropped != sent.Packets {
+		t.Errorf("%d of %d packets arrived", got.Packets+got.Dropped, sent.Packets)
+	}
+	if before["eth0/rest"] > 0 {
+		t.Errorf("%d of %d packets went to the rest of the interface", before["eth0/rest"], sent.Packets)
+	}
+}
+
+// TestDelegateRates holds that a branch gets no more for being divided, and the others
+// no less.
+func TestDelegateRates(t *testing.T) {
+	tctest.RequireRoot(t)
+	needsPidfd(t)
+	n := newNetwork(t)
+	n.public()
+	n.ok("apply", n.policy("policy.toml", `version = 1
+[interface.eth0]
+rate = "10mbit"
+[interface.eth0.a]
+rate = "2mbit"
+ceil = "3mbit"
+delegate = ["uid:54321"]
+[interface.eth0.b]
+rate = "2mbit"
+ceil = "6mbit"
+[interface.eth0.c]
+rate = "2mbit"
+`))
+	n.agent()
+	branches := []hierarchy.Path{"eth0/a", "eth0/b", "eth0/c"}
+	for i := range 8 {
+		path := fmt.Sprintf("eth0/a/n%d", i)
+		if a := n.petition(t, alice, `{"version":1,"op":"add","path":"`+path+`","rate":"200kbit","ceil":"3mbit"}`+"\n"); a.Code != exitOK {
+			t.Fatal(a)
+		}
+		branches = append(branches, hierarchy.Path(path))
+	}
+	const port = 6200
+	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), n.Far, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	for _, b := range branches {
+		c := n.command("run", "--level", "tag", string(b), "--", n.program(), netip.AddrPortFrom(n.Far4, port).String(), "1400", "12000000")
+		c.Env = tctest.Command(t, "send").Env
+		in, err := c.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &boundSender{n.start(c), in}
+		defer s.wait()
+		defer in.Close()
+	}
+	record, err := n.store.load(n.Dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := record.IDs.Names(n.Dev)
+	count := func() map[hierarchy.Path]float64 {
+		bits := map[hierarchy.Path]float64{}
+		n.device(func(d *tc.Device) error {
+			all, err := d.Stats()
+			for _, c := range all {
+				bits[names[c.Class]] = float64(c.Bytes) * 8
+			}
+			return err
+		})
+		return bits
+	}
+	n.until("all senders' packets", func() bool {
+		got := count()
+		return !slices.ContainsFunc(branches, func(p hierarchy.Path) bool { return got[p] == 0 })
+	})
+	time.Sleep(2 * time.Second) // the bursts
+	from, before := time.Now(), count()
+	time.Sleep(4 * time.Second)
+	after, took := count(), time.Since(from).Seconds()
+	mbit := func(p hierarchy.Path) float64 { return (after[p] - before[p]) / took / 1e6 }
+	t.Logf("a %.2f, of it the rest %.2f and one of 8 %.2f; b %.2f, c %.2f mbit/s", mbit("eth0/a"), mbit("eth0/a/rest"), mbit("eth0/a/n0"), mbit("eth0/b"), mbit("eth0/c"))
+	if got := mbit("eth0/a"); got > 3.1 {
+		t.Errorf("the divided branch sends %.2f mbit/s, above its ceil of 3", got)
+	}
+	for _, p := range []hierarchy.Path{"eth0/a", "eth0/b", "eth0/c"} {
+		if got := mbit(p); got < 1.9 {
+			t.Errorf("%s sends %.2f mbit/s, below its rate of 2", p, got)
+		}
+	}
+}
+
+// asUser runs f on a thread that is another user's to the agent; it has to connect
+// there itself.
+func asUser(t *testing.T, uid uint32, f func()) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // it goes with the goroutine: never unlocked
+		_, _, e := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0))
+		if e != 0 {
+			done <- e
+			return
+		}
+		f()
+		done <- nil
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dial connects to the agent as a user.
+func (n *network) dial(t *testing.T, uid uint32) (c net.Conn) {
+	t.Helper()
+	var err error
+	asUser(t, uid, func() { c, err = net.Dial("unix", n.store.agentSocketFile()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// petition is what the agent answers a user.
+func (n *network) petition(t *testing.T, uid uint32, request string) (a agentReply) {
+	t.Helper()
+	c := n.dial(t, uid)
+	defer c.Close()
+	// It may have answered before all was sent.
+	_, _ = io.WriteString(c, request)
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	b, err := bufio.NewReader(c).ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(b, &a)
+	}
+	if err != nil {
+		t.Errorf("%.80q: no answer: %v", request, err)
+	}
+	return a
+}
+
+// needsPidfd says that the kernel must know which process a thread of another user
+// belongs to.
+func needsPidfd(t *testing.T) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	fd, err := unix.GetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if err == nil {
+		unix.Close(fd)
+	}
+	tctest.Require(t, err == nil, "SO_PEERPIDFD: Linux 6.5")
+}
+
+// TestDelegateLimits holds that nobody gets more than is delegated, and that what is
+// refused changes nothing.
+func TestDelegateLimits(t *testing.T) {
+	tctest.RequireRoot(t)
+	needsPidfd(t)
+	n := newNetwork(t)
+	n.public()
+	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
+	n.agent()
+	n.ok("add", "eth0/a/roots", "--rate", "1mbit")
+	add := func(rest string) string { return `{"version":1,"op":"add",` + rest + "}\n" }
+	record := func() string {
+		b, err := os.ReadFile(n.store.file(n.Dev))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	state, text := n.state(), record()
+	for _, x := range []struct {
+		name    string
+		uid     uint32
+		request string
+		code    int
+		words   string
+	}{
+		{"rate above the branch's", alice, add(`"path":"eth0/a/x","rate":"21mbit"`), exitError, "rate 21mbit is too much: the branches of eth0/a add up to 22mbit, which is 2mbit more than its rate 20mbit"},
+		{"rates that leave nothing to the rest", alice, add(`"path":"eth0/a/x","rate":"19mbit"`), exitError, "leaves 0bit for eth0/a/rest; it needs at least 200kbit"},
+		{"percentage above all", alice, add(`"path":"eth0/a/x","rate":"101%"`), exitUsage, "is not between 0.001% and 100%"},
+		{"rate of more than there is", alice, add(`"path":"eth0/a/x","rate":"99999999tbit"`), exitUsage, ""},
+		{"negative rate", alice, add(`"path":"eth0/a/x","rate":"-1mbit"`), exitUsage, ""},
+		{"ceil above the branch's", alice, add(`"path":"eth0/a/x","rate":"1mbit","ceil":"41mbit"`), exitError, "ceil 41mbit is above the ceil 40mbit of eth0/a"},
+		{"ceil below rate", alice, add(`"path":"eth0/a/x","rate":"5mbit","ceil":"1mbit"`), exitError, "ceil 1mbit is below rate 5mbit"},
+		{"prio before the branch's", alice, add(`"path":"eth0/a/x","rate":"1mbit","prio":3`), exitError, "prio 3 comes before the prio 4 of eth0/a: write 4 or more"},
+		{"prio that there is not", alice, add(`"path":"eth0/a/x","rate":"1mbit","prio":8`), exitError, "prio 8 is not between"},
+		{"prio that overflows", alice, add(`"path":"eth0/a/x","rate":"1mbit","prio":256`), exitUsage, ""},
+		{"slow branch with a frame in each turn", alice, add(`"path":"eth0/a/x","rate":"8bit"`), exitError, "rate 8bit is below 32kbit, which is the least for a branch that users add"},
+		{"burst", alice, add(`"path":"eth0/a/x","rate":"1mbit","burst":"100mb"`), exitUsage, "burst"},
+		{"quantum", alice, add(`"path":"eth0/a/x","rate":"1mbit","quantum":"100mb"`), exitUsage, "quantum"},
+		{"queue with parameters", alice, add(`"path":"eth0/a/x","rate":"1mbit","qdisc":{"kind":"pfifo","limit":4000000}`), exitUsage, "qdisc"},
+		{"queue that is no leaf", alice, add(`"path":"eth0/a/x","rate":"1mbit","qdisc":"htb"`), exitError, "htb"},
+		{"queue that there is not", alice, add(`"path":"eth0/a/x","rate":"1mbit","qdisc":"../x"`), exitError, "is not known"},
+		{"delegation of its own", alice, add(`"path":"eth0/a/x","rate":"1mbit","delegate":["uid:54322"]`), exitUsage, "delegate"},
+		{"binding of its own", alice, add(`"path":"eth0/a/x","rate":"1mbit","bind":["user:0"]`), exitUsage, "bind"},
+		{"by another", alice, add(`"path":"eth0/a/x","rate":"1mbit","by":0`), exitUsage, "by"},
+		{"beside its branch", alice, add(`"path":"eth0/x","rate":"1mbit"`), exitPrivilege, "eth0 is not delegated to user 54321"},
+		{"in another's branch", alice, add(`"path":"eth0/b/x","rate":"1mbit"`), exitPrivilege, "eth0/b is not delegated to user 54321"},
+		{"in another's branch below", alice, add(`"path":"eth0/b/part/x","rate":"1mbit"`), exitPrivilege, "eth0/b/part is not delegated to user 54321"},
+		{"by a stranger", mallory + 1, add(`"path":"eth0/a/x","rate":"1mbit"`), exitPrivilege, "no branch is delegated to user 54323"},
+		{"by the overflow user", hierarchy.OverflowUID, add(`"path":"eth0/a/x","rate":"1mbit"`), exitPrivilege, "no branch is delegated to user 65534"},
+		{"up", alice, add(`"path":"eth0/a/../x","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"a dot", alice, add(`"path":"eth0/a/.","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"an empty name", alice, add(`"path":"eth0/a//x","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"no name", alice, add(`"path":"eth0/a/","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"a NUL", alice, add(`"path":"eth0/a/x\u0000","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"a line end", alice, add(`"path":"eth0/a/x\n","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"a control file", alice, add(`"path":"eth0/a/cgroup.procs","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"a key of the policy", alice, add(`"path":"eth0/a/rate","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"a long name", alice, add(`"path":"eth0/a/` + strings.Repeat("x", 65) + `","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"many levels", alice, add(`"path":"eth0/a/1/2/3/4/5/6/7/8/9","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"a rest", alice, add(`"path":"eth0/a/rest","rate":"1mbit"`), exitError, "the rest comes by itself"},
+		{"below the rest", alice, add(`"path":"eth0/a/rest/x","rate":"1mbit"`), exitError, "the rest stays a leaf"},
+		{"one that is there", alice, add(`"path":"eth0/a/roots","rate":"1mbit"`), exitError, "eth0/a/roots is there already"},
+		{"below one that is not there", alice, add(`"path":"eth0/a/no/x","rate":"1mbit"`), exitError, "there is no branch eth0/a/no"},
+		{"an interface that is not there", alice, add(`"path":"eth9/a/x","rate":"1mbit"`), exitError, "eth9"},
+		{"an interface as a file", alice, add(`"path":"../a/x","rate":"1mbit"`), exitUsage, "is no branch"},
+		{"take root's away", alice, `{"version":1,"op":"remove","path":"eth0/a/roots"}` + "\n", exitPrivilege, "eth0/a/roots was added by root"},
+		{"take the policy's away", mallory, `{"version":1,"op":"remove","path":"eth0/b/part"}` + "\n", exitError, "eth0/b/part was not added, it is the policy's"},
+		{"take the branch itself away", alice, `{"version":1,"op":"remove","path":"eth0/a"}` + "\n", exitPrivilege, "eth0 is not delegated"},
+		{"take another's away", mallory, `{"version":1,"op":"remove","path":"eth0/a/roots"}` + "\n", exitPrivilege, "eth0/a is not delegated"},
+		{"enter an interface", alice, `{"version":1,"op":"enter","path":"eth0"}` + "\n", exitUsage, "is no branch"},
+		{"enter the rest", alice, `{"version":1,"op":"enter","path":"eth0/rest"}` + "\n", exitPrivilege, "eth0/rest is not delegated"},
+		{"enter another's", alice, `{"version":1,"op":"enter","path":"eth0/b"}` + "\n", exitPrivilege, "eth0/b is not delegated"},
+		{"another operation", alice, `{"version":1,"op":"apply","path":"eth0/a"}` + "\n", exitUsage, `the agent knows no "apply"`},
+		{"another version", alice, `{"version":2,"op":"add","path":"eth0/a/x"}` + "\n", exitUsage, "the request is of version 2, and this agent has 1"},
+		{"another version's keys", alice, `{"version":2,"what":"add"}` + "\n", exitUsage, "the request is of version 2, and this agent has 1"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			a := n.petition(t, x.uid, x.request)
+			t.Logf("%d %s %v", a.Code, a.Error, a.Hints)
+			if a.Code != x.code || !strings.Contains(a.Error, x.words) {
+				t.Errorf("not exit status %d with %q: %+v", x.code, x.words, a)
+			}
+			if d := cmp.Diff(text, record()); d != "" {
+				t.Fatalf("the record is another one (-want +got):\n%s", d)
+			}
+		})
+	}
+	if d := cmp.Diff(state, n.state()); d != "" {
+		t.Errorf("the tree is another one (-want +got):\n%s", d)
+	}
+}
+
+// TestDelegateMany holds that the number of branches that users add is bounded, and
+// that of several who want the same rate one gets it.
+func TestDelegateMany(t *testing.T) {
+	tctest.RequireRoot(t)
+	needsPidfd(t)
+	n := newNetwork(t)
+	n.public()
+	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
+	n.agent()
+	var mu sync.Mutex
+	var work sync.WaitGroup
+	codes := map[int]int{}
+	for i := range 6 {
+		work.Go(func() {
+			a := n.petition(t, alice, fmt.Sprintf(`{"version":1,"op":"add","path":"eth0/a/race%d","rate":"8mbit"}`+"\n", i))
+			mu.Lock()
+			defer mu.Unlock()
+			codes[a.Code]++
+		})
+	}
+	// A policy is applied meanwhile: it comes first or last, and loses nothing.
+	n.ok("apply", filepath.Join(n.dir, "policy.toml"))
+	work.Wait()
+	if d := cmp.Diff(map[int]int{exitOK: 2, exitError: 4}, codes); d != "" {
+		t.Errorf("six who want 8mbit each of 20mbit (-want +got):\n%s", d)
+	}
+	for _, c := range n.state().Classes {
+		if strings.HasPrefix(string(c.Path), "eth0/a/race") && c.Rate != 8*hierarchy.Mbit {
+			t.Errorf("%s has %v", c.Path, c.Rate)
+		}
+	}
+	// Others' branches do not count.
+	for i := 2; i < mostAdded; i++ {
+		if a := n.petition(t, alice, fmt.Sprintf(`{"version":1,"op":"add","path":"eth0/a/n%d","rate":"32kbit"}`+"\n", i)); a.Code != exitOK {
+			t.Fatalf("branch %d: %+v", i, a)
+		}
+	}
+	full := n.petition(t, alice, `{"version":1,"op":"add","path":"eth0/a/more","rate":"32kbit"}`+"\n")
+	if full.Code != exitError || !strings.Contains(full.Error, "eth0/a has 64 branches that were added, and that is the most") {
+		t.Errorf("one more: %+v", full)
+	}
+	for _, path := range []string{"eth0/b/x", "eth0/b/mine/x"} {
+		if a := n.petition(t, mallory, `{"version":1,"op":"add","path":"`+path+`","rate":"1mbit"}`+"\n"); a.Code != exitOK {
+			t.Errorf("another user's %s: %+v", path, a)
+		}
+	}
+	// A writer that takes its time: they wait, and are told.
+	err := n.Near.Do(func() error {
+		unlock, err := n.store.lock(t.Context(), "test")
+		if err != nil {
+			return err
+		}
+		go func() {
+			time.Sleep(time.Second)
+			unlock()
+		}()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := n.petition(t, mallory, `{"version":1,"op":"remove","path":"eth0/b/x"}`+"\n"); a.Code != exitOK {
+		t.Errorf("while another one writes: %+v", a)
+	}
+	n.ok("clear")
+}
+
+// TestDelegateHammer holds that users who ask without end keep nobody else out.
+func TestDelegateHammer(t *testing.T) {
+	tctest.RequireRoot(t)
+	needsPidfd(t)
+	n := newNetwork(t)
+	n.public()
+	file := n.policy("policy.toml", delegatedPolicy)
+	n.ok("apply", file)
+	n.agent()
+	ctx, stop := context.WithCancel(t.Context())
+	var work sync.WaitGroup
+	var done atomic.Int32
+	for i := range mostPeersOfUser {
+		work.Go(func() {
+			for op := "add"; ctx.Err() == nil; done.Add(1) {
+				if a := n.petition(t, alice, fmt.Sprintf(`{"version":1,"op":%q,"path":"eth0/a/h%d"}`+"\n", op, i)); a.Code == exitOK && op == "add" {
+					op = "remove"
+				} else if a.Code == exitOK {
+					op = "add"
+				}
+			}
+		})
+	}
+	const times = 10
+	for range times {
+		from, before := time.Now(), done.Load()
+		n.ok("apply", file) // it waits for 10 s at most
+		t.Logf("apply took %v; %d requests meanwhile", time.Since(from), done.Load()-before)
+	}
+	if a := n.petition(t, mallory, `{"version":1,"op":"add","path":"eth0/b/x","rate":"1mbit"}`+"\n"); a.Code != exitOK {
+		t.Errorf("another user: %+v", a)
+	}
+	stop()
+	work.Wait()
+}
+
+// TestDelegateApply holds what becomes of added branches with the next policy.
+func TestDelegateApply(t *testing.T) {
+	tctest.RequireRoot(t)
+	needsPidfd(t)
+	n := newNetwork(t)
+	n.public()
+	file := n.policy("policy.toml", delegatedPolicy)
+	n.ok("apply", file)
+	n.agent()
+	for _, branch := range []string{`"eth0/a/x","rate":"5mbit"`, `"eth0/a/x/y","rate":"2mbit"`} {
+		if a := n.petition(t, alice, `{"version":1,"op":"add","path":`+branch+"}\n"); a.Code != exitOK {
+			t.Fatalf("%s: %+v", branch, a)
+		}
+	}
+	n.ok("add", "eth0/rooted", "--rate", "10%", "--ceil", "50%", "--prio", "1")
+	has := func(want ...string) {
+		t.Helper()
+		got := n.ok("show", "--json")
+		for _, w := range want {
+			path, not := strings.CutPrefix(w, "!")
+			if strings.Contains(got, `"path": "`+path+`"`) == not {
+				t.Errorf("%s: not so:\n%s", w, n.ok("show"))
+			}
+		}
+	}
+	says := func(args []string, words ...string) {
+		t.Helper()
+		r := n.run(args...)
+		for _, w := range words {
+			if r.code != 0 || !strings.Contains(r.stderr+r.stdout, w) {
+				t.Errorf("%s: not %q: %v", args, w, r)
+			}
+		}
+	}
+	says([]string{"plan", file}, "eth0: no changes\n", "eth0/a/x stays: it was added at run time", "eth0/rooted stays")
+	if r := n.run("apply", file); r.code != 0 || r.stdout+r.stderr != "" {
+		t.Errorf("apply: %v", r)
+	}
+	has("eth0/a/x/y", "eth0/a/rest", "eth0/rooted")
+
+	small := n.policy("small.toml", strings.Replace(delegatedPolicy, `rate = "20mbit"`, `rate = "4mbit"`, 1))
+	before := n.state()
+	for _, command := range []string{"plan", "apply"} {
+		r := n.run(command, small)
+		n.failed(r, exitError, "eth0/a/x was added while an earlier policy was in force and does not fit into this one: eth0/a/x: rate 5mbit is too much")
+		if !strings.Contains(r.stderr, "`vifshape remove eth0/a/x` takes it away") {
+			t.Errorf("no way on: %v", r)
+		}
+	}
+	if d := cmp.Diff(before, n.state()); d != "" {
+		t.Errorf("the tree is another one (-want +got):\n%s", d)
+	}
+	n.fails(exitError, "remove eth0/a/x/y first", "remove", "eth0/a/x")
+	n.ok("remove", "eth0/a/x/y")
+	n.ok("remove", "eth0/a/x")
+	n.ok("apply", small)
+	n.ok("apply", file)
+	n.ok("add", "eth0/a/again", "--rate", "1mbit")
+	if a := n.petition(t, alice, `{"version":1,"op":"add","path":"eth0/a/x","rate":"5mbit"}`+"\n"); a.Code != exitOK {
+		t.Fatal(a)
+	}
+	// Withdrawn: the user's go, root's stay.
+	alone := n.policy("alone.toml", strings.Replace(delegatedPolicy, `delegate = ["uid:54321"]`, "", 1))
+	words := "warning: eth0/a/x, which was added at run time, goes: eth0/a is delegated to nobody any more"
+	says([]string{"plan", alone}, words, "eth0/a is delegated to nobody any more")
+	says([]string{"apply", alone}, words)
+	has("!eth0/a/x", "eth0/a/again", "eth0/rooted")
+	// The policy's own name, and a branch that goes.
+	says([]string{"apply", n.policy("own.toml", alone2)}, "eth0/rooted, which was added at run time, goes: the policy has a branch of that name",
+		"eth0/a/again, which was added at run time, goes: there is no eth0/a any more", "eth0/rooted is delegated to no-such-user, who is no user of this machine")
+	n.ok("clear")
+	n.ok("apply", file)
+	has("!eth0/a/again", "!eth0/rooted")
+}
+
+const alone2 = `version = 1
+[interface.eth0]
+rate = "100mbit"
+[interface.eth0.rooted]
+rate = "1mbit"
+delegate = ["no-such-user"]
+`
+
+// TestDelegateMessages holds that no message, and no number of them, is more than the
+// agent can take.
+func TestDelegateMessages(t *testing.T) {
+	tctest.RequireRoot(t)
+	needsPidfd(t)
+	n := newNetwork(t)
+	n.public()
+	const users = 20
+	var many []string
+	for i := range users {
+		many = append(many, fmt.Sprintf("%q", fmt.Sprintf("uid:%d", 60000+i)))
+	}
+	n.ok("apply", n.policy("policy.toml", strings.Replace(delegatedPolicy, `"uid:54321"`, `"uid:54321", `+strings.Join(many, ", "), 1)))
+	agent := n.agent()
+	add := `{"version":1,"op":"add","path":"eth0/a/x","rate":"1mbit"`
+	for _, x := range []struct{ name, request, words string }{
+		{"empty line", "\n", "a request is an object of JSON"},
+		{"no JSON", "GET / HTTP/1.1\r\n", "a request is an object of JSON"},
+		{"binary", "\x00\xff\xfe\x01\n", "a request is an object of JSON"},
+		{"a list", "[]\n", "a request is an object of JSON"},
+		{"null", "null\n", "version 0"},
+		{"two in a line", add + "}" + add + "}\n", "a request is one object of JSON"},
+		{"half of one", add + "\n", "a request is an object of JSON"},
+		{"deep", strings.Repeat("[", 60000) + "\n", "a request is an object of JSON"},
+		{"huge", add + `,"qdisc":"` + strings.Repeat("x", maxMessage) + `"}` + "\n", "a request has 65536 bytes at most"},
+		{"endless", strings.Repeat("x", 4*maxMessage), "a request has 65536 bytes at most"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			if a := n.petition(t, alice, x.request); a.Code != exitUsage || !strings.Contains(a.Error, x.words) {
+				t.Errorf("not %q: %+v", x.words, a)
+			}
+		})
+	}
+	// One that is not finished costs a connection for a while, and others are served.
+	descriptors := func() int {
+		ents, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", agent.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(ents)
+	}
+	before := descriptors()
+	var all []net.Conn
+	defer func() {
+		for _, c := range all {
+			c.Close()
+		}
+	}()
+	for user := range uint32(users) {
+		for range mostPeersOfUser + 2 {
+			c := n.dial(t, 60000+user)
+			all = append(all, c)
+			_, _ = io.WriteString(c, add) // some are refused already
+		}
+	}
+	busy, slow := 0, 0
+	most := 0
+	for i, c := range all {
+		most = max(most, descriptors())
+		var a agentReply
+		if err := errors.Join(c.SetReadDeadline(time.Now().Add(time.Minute)), json.NewDecoder(c).Decode(&a)); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		switch {
+		case a.Code == exitLocked && strings.Contains(a.Error, "more requests than it can take"):
+			busy++
+		case a.Code == exitUsage && strings.Contains(a.Error, "no request came within 5s"):
+			slow++
+		default:
+			t.Errorf("connection %d: %+v", i, a)
+		}
+	}
+	if slow != mostPeers || busy != len(all)-mostPeers {
+		t.Errorf("of %d connections %d were served and %d refused, not %d", len(all), slow, busy, mostPeers)
+	}
+	if most > before+2*mostPeers+8 {
+		t.Errorf("the agent had %d descriptors open, after %d", most, before)
+	}
+	n.until("the descriptors of those to be closed", func() bool { return descriptors() <= before+2 })
+	if a := n.petition(t, alice, add+"}\n"); a.Code != exitOK {
+		t.Errorf("after all that: %+v", a)
+	}
+}
+
+// TestPeer holds that a peer is the process that connected, and none that has its
+// number.
+func TestPeer(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c := tctest.Command(t, "petition", filepath.Join(dir, "s"))
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	p, err := newPeer(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	if p.pid != c.Process.Pid || p.uid != uint32(os.Getuid()) {
+		t.Errorf("process %d of user %d, not %d of %d", p.pid, p.uid, c.Process.Pid, os.Getuid())
+	}
+	now, err := uptime()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.same(now); err != nil {
+		t.Errorf("itself: %v", err)
+	}
+	if err := p.same(time.Second); err == nil {
+		t.Error("a process that has started later is the one that had connected")
+	}
+	other := *p
+	other.uid++
+	if err := other.same(now); err == nil {
+		t.Error("a process of another user is the one that had connected")
+	}
+	in.Close()
+	conn.Close()
+	// Until it was waited for it has its number.
+	for p.alive() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if err := p.same(now); err == nil || !strings.Contains(err.Error(), "has ended") {
+		t.Errorf("one that has ended: %v", err)
+	}
+	if err := c.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPeerNumberReused holds that a process which has got the number of one that had
+// connected is not taken for it.
+func TestPeerNumberReused(t *testing.T) {
+	tctest.RequireRoot(t)
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	// next is a process with the number, if none was faster.
+	next := func(pid int) *exec.Cmd {
+		c := tctest.Command(t, "petition", filepath.Join(dir, "s"))
+		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", fmt.Append(nil, pid-1), 0); err != nil {
+			t.Fatal(err)
+		}
+		in, err := c.StdinPipe()
+		if err == nil {
+			err = c.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			in.Close()
+			// It may have been refused.
+			_ = c.Wait()
+		})
+		return c
+	}
+	for deadline := time.Now().Add(time.Minute); ; {
+		first := tctest.Command(t, "petition", filepath.Join(dir, "s"))
+		in, err := first.StdinPipe()
+		if err == nil {
+			err = first.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := l.AcceptUnix() // it has connected
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		pid := first.Process.Pid
+		if err := first.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = first.Wait() // it was killed
+		in.Close()
+		if next(pid).Process.Pid == pid {
+			if p, err := newPeer(conn); err == nil {
+				err = p.alive()
+				p.close()
+				if err == nil {
+					t.Errorf("process %d is taken for the one that had connected", pid)
+				}
+			} else {
+				t.Log(err)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the number did not come round")
+		}
+	}
+}
