@@ -118,7 +118,7 @@ func (c *containers) id(name string) (id, reason string) {
 		}
 		return "", fmt.Sprintf("the ids of several containers begin so; write one of them: container:%s", strings.Join(found, ", container:"))
 	}
-	reason = "docker, podman and nerdctl know no container of the name (one of Kubernetes is named by its id)"
+	reason = fmt.Sprintf("neither docker, podman nor nerdctl keep a container of the name below %s (one of Kubernetes is named by its id)", c.cfg.VarLib)
 	for _, err := range c.unread {
 		reason += fmt.Sprintf("; not read: %v", err)
 	}

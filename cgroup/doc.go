@@ -39,13 +39,13 @@
 // With bpf an interface can be bound too: what it brings in and the shaped interface
 // sends on has no socket any more. When the bound one is a port of a bridge, and the
 // bridge's packets are routed, they look as if the bridge had brought them in. So
-// that port gets a program of its own at its ingress hook, which writes 0x71000000
-// and the interface's index to the packet's firewall mark, where the classifier
-// reads it. It believes the mark only of a forwarded packet without a socket; local
-// processes have sockets, and the kernel clears the mark of what comes from another
-// network namespace. Rules of netfilter that write the whole mark, or the bits of the
-// index (as those of Kubernetes do, from index 16384 on), take it away: then the
-// packet is of the bridge's branch, or the rest's.
+// that port gets a program of its own at its ingress hook, which sets the upper byte
+// of the packet's firewall mark to 0x71 and the rest of it to 0, and puts the port's
+// index beside it. The classifier believes that of forwarded packets without a socket
+// only; local processes have sockets, and the kernel clears the mark of what comes
+// from another network namespace. Where rules of netfilter change the upper byte, the
+// packet is of the bridge's branch, or the rest's; what they do with other bits, as
+// those of Kubernetes do, is none of its business.
 //
 // A container is its cgroup and, where it has a network namespace of its own, the
 // near ends of the veth and netkit pairs that lead into that. It is found by what

@@ -1,6 +1,7 @@
 package cgroup_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -30,12 +31,13 @@ type docker struct {
 	*network
 	t      testing.TB
 	subnet byte
+	known  map[byte]*net.Interface // the ends in the containers
 }
 
 func (n *network) docker(t testing.TB, subnet byte) *docker {
 	t.Helper()
 	tctest.RequireLink(t, "bridge")
-	d := &docker{n, t, subnet}
+	d := &docker{n, t, subnet, map[byte]*net.Interface{}}
 	onlyIPv4(t, n.Near)
 	if err := n.Near.AddLink(lab.Link{Name: "br0", Kind: "bridge", Addrs: []netip.Prefix{netip.PrefixFrom(d.addr(1), 24)}}); err != nil {
 		t.Fatal(err)
@@ -74,7 +76,10 @@ func (d *docker) connect(inner *lab.NetNS, port string, host byte) {
 	d.enslave(d.t, "br0", port)
 	// the ends of a lab's veth do not ask
 	d.neighbour(inner, "eth0", d.addr(1), hardware(d.t, d.Near, "br0"))
-	d.neighbour(d.Near, "br0", d.addr(host), hardware(d.t, inner, "eth0"))
+	d.known[host] = hardware(d.t, inner, "eth0")
+	for host, end := range d.known { // a bridge whose address changed with its ports has forgotten them
+		d.neighbour(d.Near, "br0", d.addr(host), end)
+	}
 	if err := inner.AddRoute(netip.PrefixFrom(d.Far4, 24), d.addr(1), "eth0"); err != nil {
 		d.t.Fatal(err)
 	}
@@ -140,6 +145,28 @@ func (d *docker) masquerade() bool {
 	return c.Flush() == nil
 }
 
+// othersMark has a rule set a bit of every forwarded packet's mark, as Kubernetes does.
+func (d *docker) othersMark(bit uint32) {
+	d.t.Helper()
+	c, err := nftables.New(nftables.WithNetNSFd(d.Near.FD()))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	table := c.AddTable(&nftables.Table{Name: "others", Family: nftables.TableFamilyIPv4})
+	chain := c.AddChain(&nftables.Chain{
+		Name: "forward", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+	})
+	word := func(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: word(^bit), Xor: word(bit)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+	}})
+	if err := c.Flush(); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
 // TestKernelMark: what a port of a bridge brings in is of its class when the bridge's
 // packets are routed, also behind masquerade and netfilter's hooks in the bridge.
 // Nobody who is not bound gets there by a mark.
@@ -153,7 +180,7 @@ func TestKernelMark(t *testing.T) {
 	b := n.binder(t, hierarchy.WayBPF)
 	bind := []hierarchy.Bound{bound("link:veth1", red), bound(p.target(a), green)}
 	apply(t, b, bind...)
-	mark := 0x71000000 | hardware(t, n.Near, "veth1").Index
+	mark, port1 := 0x71000000, hardware(t, n.Near, "veth1").Index
 
 	inOne, inTwo, inA := n.start(t, one, free), n.start(t, two, free), n.start(t, two, a)
 	local, localFree := n.start(t, n.Near, a), n.start(t, n.Near, free)
@@ -171,7 +198,7 @@ func TestKernelMark(t *testing.T) {
 		if !on {
 			err = eth0.DetachEgress()
 		} else {
-			err = eth0.AttachEgress(marks(t, mark).FD(), "marks")
+			err = eth0.AttachEgress(marks(t, mark, port1).FD(), "marks")
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -212,6 +239,8 @@ func TestKernelMark(t *testing.T) {
 	t.Run("routed", all)
 	if d.masquerade() {
 		t.Run("masqueraded", all)
+		d.othersMark(0x4000)
+		t.Run("with others' bits in the mark", all)
 	}
 	for _, on := range []string{"0", "1"} {
 		err := n.Near.Do(func() error { return os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(on), 0) })
@@ -223,6 +252,24 @@ func TestKernelMark(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Run("bridge-nf-call-iptables="+on, all)
+	}
+
+	// What the attempts above would come to if the mark were believed.
+	near, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	lo, err := near.Device("lo")
+	if err == nil {
+		err = lo.AttachIngress("veth2", marks(t, mark, port1).FD(), "marks")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	only(t, n.during(t, func() { inTwo.do("udp %s 20", to) }), red, 20)
+	if err := lo.DetachIngress("veth2"); err != nil {
+		t.Fatal(err)
 	}
 
 	check := func(what string, one, two hierarchy.ClassID) {
@@ -263,15 +310,17 @@ func TestKernelMark(t *testing.T) {
 	}
 }
 
-// marks is a program that writes a mark.
-func marks(t testing.TB, mark int) *ebpf.Program {
+// marks is a program that marks as the one at a bound port does.
+func marks(t testing.TB, mark, index int) *ebpf.Program {
 	t.Helper()
-	const offset = 8 // of struct __sk_buff, linux/bpf.h
+	const markAt, tcIndexAt = 8, 44 // in struct __sk_buff, linux/bpf.h
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SchedCLS, License: "MIT",
 		Instructions: asm.Instructions{
 			asm.Mov.Imm32(asm.R0, int32(mark)),
-			asm.StoreMem(asm.R1, offset, asm.R0, asm.Word),
+			asm.StoreMem(asm.R1, markAt, asm.R0, asm.Word),
+			asm.Mov.Imm32(asm.R0, int32(index)),
+			asm.StoreMem(asm.R1, tcIndexAt, asm.R0, asm.Word),
 			asm.Mov.Imm(asm.R0, -1),
 			asm.Return(),
 		},

@@ -31,7 +31,7 @@ struct seq_file;
 struct socket;
 struct tcp_sock;
 
-/* Of the context only mark, priority, ingress_ifindex, ifindex and sk are used; the rest keeps their places. */
+/* Of the context only mark, priority, ingress_ifindex, ifindex, tc_index and sk are used; the rest keeps their places. */
 struct __sk_buff {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan[3];
 	__u32 priority;

@@ -75,8 +75,8 @@ static __always_inline __u32 brought(__u32 index)
 }
 
 /*
- * The class of what another interface brought in, 0 for none. The mark names a port
- * behind the bridge that ingress_ifindex names. It is believed of forwarded packets
+ * The class of what another interface brought in, 0 for none. The mark says that
+ * there is a port behind the bridge that ingress_ifindex names. It is believed of forwarded packets
  * without a socket only: a socket's mark is what its owner likes.
  */
 static __always_inline __u32 link(struct __sk_buff *skb, struct bpf_sock *any)
@@ -85,8 +85,8 @@ static __always_inline __u32 link(struct __sk_buff *skb, struct bpf_sock *any)
 
 	if (!index)
 		return 0;
-	if (!any && (mark & ~VIF_MARK_INDEX) == VIF_MARK)
-		class = brought(mark & VIF_MARK_INDEX);
+	if (!any && (mark & VIF_MARK_MASK) == VIF_MARK)
+		class = brought((mark & VIF_MARK_INDEX) << 16 | (skb->tc_index & 0xffff));
 	return class ? class : brought(index);
 }
 

@@ -15,8 +15,12 @@
 SEC("tc")
 int vif_mark(struct __sk_buff *skb)
 {
-	if (skb->ifindex <= VIF_MARK_INDEX)
-		skb->mark = VIF_MARK | skb->ifindex;
+	__u32 index = skb->ifindex;
+
+	if (index >> 16 > VIF_MARK_INDEX)
+		return TC_ACT_UNSPEC;
+	skb->mark = VIF_MARK | index >> 16;
+	skb->tc_index = index & 0xffff;
 	return TC_ACT_UNSPEC;
 }
 
