@@ -395,7 +395,7 @@ func (c *containers) homeNetNS() (uint64, error) {
 
 // lookAgain asks for another look while a process is young, later each time.
 func (c *containers) lookAgain(pid int) {
-	const young = 5 * time.Second
+	const young = 30 * time.Second
 	if age, ok := age(pid); ok && age < young {
 		c.again = max(c.again, 50*time.Millisecond+age/2)
 	}

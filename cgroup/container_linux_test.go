@@ -186,7 +186,7 @@ func TestKernelContainerAgain(t *testing.T) {
 	}
 	n.start(t, n.Near, dir)
 	r = resolve(t, b, tree(t, "container:"+id))
-	if r.Again <= 0 || r.Again > 5*time.Second {
+	if r.Again <= 0 || r.Again > 15*time.Second {
 		t.Errorf("look again in %v", r.Again)
 	}
 	inner := tctest.NetNS(t)
