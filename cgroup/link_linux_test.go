@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/netlink"
@@ -210,7 +211,64 @@ func (n *network) enslave(t testing.TB, bridge string, ports ...string) {
 		}); err != nil {
 			t.Fatalf("%s to %s: %v", port, bridge, err)
 		}
+		forwarding(t, c, port)
 	}
+}
+
+// forwarding waits until a port of a bridge takes packets, which the kernel lets it in
+// a work queue where the carrier has just come (br_port_carrier_check,
+// net/bridge/br_if.c, v6.12).
+func forwarding(t testing.TB, c *netlink.Conn, port string) {
+	t.Helper()
+	const brportState, brStateForwarding = 1, 3 // IFLA_BRPORT_STATE, BR_STATE_FORWARDING
+	ae := netlink.NewAttributeEncoder()
+	ae.String(unix.IFLA_IFNAME, port)
+	attrs, err := ae.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := uint8(0)
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		answers, err := c.Execute(netlink.Message{
+			Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
+			Data:   append(make([]byte, unix.SizeofIfInfomsg), attrs...),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ad, err := netlink.NewAttributeDecoder(answers[0].Data[unix.SizeofIfInfomsg:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ad.Next() {
+			if ad.Type() != unix.IFLA_LINKINFO {
+				continue
+			}
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if ad.Type() != unix.IFLA_INFO_SLAVE_DATA {
+						continue
+					}
+					ad.Nested(func(ad *netlink.AttributeDecoder) error {
+						for ad.Next() {
+							if ad.Type() == brportState {
+								state = ad.Uint8()
+							}
+						}
+						return nil
+					})
+				}
+				return nil
+			})
+		}
+		if err := ad.Err(); err != nil {
+			t.Fatal(err)
+		}
+		if state == brStateForwarding {
+			return
+		}
+	}
+	t.Fatalf("%s: state %d as a port of a bridge after 30s", port, state)
 }
 
 // TestKernelLinkResolve: an interface that is not there is waited for, and what
