@@ -185,6 +185,9 @@ func TestStoreRenamed(t *testing.T) {
 		Bound: []hierarchy.Bound{{Path: "eth0/web/a", From: "user:a"}},
 
 		Bindings: []boundSpec{{Path: "eth0/web/a", Binding: hierarchy.Binding{Kind: hierarchy.BindUser, Name: "a"}, AtRuntime: true}},
+
+		Delegated: []delegated{{"eth0/web", []hierarchy.Delegate{"uid:1000"}}},
+		Added:     []added{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
 	}
 	if err := s.save(old); err != nil {
 		t.Fatal(err)
@@ -203,8 +206,11 @@ func TestStoreRenamed(t *testing.T) {
 		Bound: []hierarchy.Bound{{Path: "wan0/web/a", From: "user:a"}},
 
 		Bindings: []boundSpec{{Path: "wan0/web/a", Binding: hierarchy.Binding{Kind: hierarchy.BindUser, Name: "a"}, AtRuntime: true}},
+
+		Delegated: []delegated{{"wan0/web", []hierarchy.Delegate{"uid:1000"}}},
+		Added:     []added{{Path: "wan0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
 	}
-	if d := cmp.Diff(want, got, cmp.AllowUnexported(record{})); d != "" {
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(record{}, hierarchy.Amount{})); d != "" {
 		t.Errorf("record (-want +got):\n%s", d)
 	}
 	names, err := s.interfaces()
