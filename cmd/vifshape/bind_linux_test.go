@@ -332,3 +332,53 @@ func TestKernelBindInterrupted(t *testing.T) {
 		t.Errorf("%d interruptions, and then %v", interrupted, bound())
 	}
 }
+
+// TestKernelChurn: cgroups that a pattern names come and go all the time, and neither
+// an apply nor a binding fails for that.
+func TestKernelChurn(t *testing.T) {
+	n := newNetwork(t)
+	base := tctest.Cgroup(t)
+	at := strings.TrimPrefix(base, tctest.Cgroup2Mount(t))
+	policy := func(rate string) string {
+		return n.policy(rate+".toml", fmt.Sprintf("version = 1\n[interface.eth0]\nrate = %q\n[interface.eth0.web]\nbind = [%q]\n", rate, "cgroup:"+at+"/job-*"))
+	}
+	files := []string{policy("100mbit"), policy("90mbit")}
+	n.ok("apply", files[0])
+	stop, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for i := 0; ; i++ {
+			dir := filepath.Join(base, fmt.Sprintf("job-%d", i%8))
+			err := os.Mkdir(dir, 0o755)
+			if errors.Is(err, os.ErrExist) {
+				err = os.Remove(dir)
+			}
+			select {
+			case <-stop:
+				ended <- err
+				return
+			default:
+			}
+			if err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	rounds := 10
+	if vm.Inside() {
+		rounds = 2
+	}
+	for i := range rounds {
+		n.ok("apply", files[(i+1)%2])
+		n.ok("bind", "eth0/rest", "cgroup:"+at+"/*-[0-3]")
+		n.ok("unbind", "eth0/rest", "cgroup:"+at+"/*-[0-3]")
+	}
+	close(stop)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	n.ok("apply", files[0])
+	if r := n.run("plan", "--detailed-exitcode", files[0]); r.code != 0 {
+		t.Errorf("something is left to do: %v", r)
+	}
+}

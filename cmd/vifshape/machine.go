@@ -97,7 +97,7 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := hierarchy.Kernel{Interface: iface, Queue: d, Binder: b, Names: names}
+	k := hierarchy.Kernel{Interface: iface, Queue: d, Binder: b.Steady(), Names: names}
 	if s, ok := m.early[iface]; ok {
 		k.Queue = &readAhead{d, &s}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"reflect"
 	"slices"
 	"time"
@@ -34,10 +33,6 @@ func (m *machine) rebind(ctx context.Context, iface string) (*rebound, error) {
 	return m.rebindTo(ctx, x, x.record, nil)
 }
 
-// maxRounds is how often rebind looks at most: once more after each change, for
-// something may have changed while it was at work.
-const maxRounds = 8
-
 // rebindTo is rebind with the bindings of another record, which takes the place of
 // the interface's own. Where one of the fresh bindings cannot be in force, nothing is
 // changed.
@@ -53,52 +48,46 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 	}
 	k := x.kernel
 	k.Queue = unread{} // the classes stay
-	out := &rebound{}
-	saved := x.record
-	var plan, last hierarchy.Plan
-	var gone error
-	for range maxRounds {
-		before, err := k.Read(ctx)
-		if err != nil {
-			return out, err
-		}
-		r, err := x.binder.Resolve(next.branches())
-		if err != nil {
-			return out, err
-		}
-		out.pending, out.refused, out.again = r.Pending, r.Refused, r.Again
-		for _, f := range r.Refused {
-			if slices.Contains(fresh, f.Binding) || slices.Contains(fresh, f.With) {
-				return out, f.Err
-			}
-		}
-		// The record first, as with apply.
-		n := *next
-		n.came(r)
-		if !reflect.DeepEqual(&n, saved) {
-			if err := m.store.save(&n); err != nil {
-				return out, err
-			}
-			saved = &n
-		}
-		want := before
-		want.Bound = r.Bound
-		last, plan = plan, hierarchy.Diff(before, want)
-		if plan.Empty() {
-			return out, nil
-		}
-		done, err := x.binder.Do(ctx, plan.Steps)
-		out.done = append(out.done, plan.Steps[:done]...)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // else it has gone meanwhile
-			return out, err
-		}
-		gone = err
+	before, err := k.Read(ctx)
+	if err != nil {
+		return nil, err
 	}
-	same := func(a, b hierarchy.Step) bool { return a.String() == b.String() }
-	if !slices.EqualFunc(last.Steps, plan.Steps, same) {
-		return out, nil // what is named comes and goes all the time, and each time it was followed
+	r, err := x.binder.Resolve(next.branches())
+	if err != nil {
+		return nil, err
 	}
-	return out, errors.Join(gone, &hierarchy.MismatchError{Left: plan})
+	out := &rebound{pending: r.Pending, refused: r.Refused, again: r.Again}
+	for _, f := range r.Refused {
+		if slices.Contains(fresh, f.Binding) || slices.Contains(fresh, f.With) {
+			return out, f.Err
+		}
+	}
+	// The record first, as with apply.
+	n := *next
+	n.came(r)
+	if !reflect.DeepEqual(&n, x.record) {
+		if err := m.store.save(&n); err != nil {
+			return out, err
+		}
+	}
+	want := before
+	want.Bound = r.Bound
+	plan := hierarchy.Diff(before, want)
+	if plan.Empty() {
+		return out, nil
+	}
+	done, err := k.Binder.Do(ctx, plan.Steps)
+	out.done = plan.Steps[:done]
+	if err != nil {
+		return out, err
+	}
+	now, err := k.Read(ctx)
+	if err == nil {
+		if left := hierarchy.Diff(now, want); !left.Empty() {
+			err = &hierarchy.MismatchError{Left: left}
+		}
+	}
+	return out, err
 }
 
 // keep chooses the way of the classifier that the interface has.

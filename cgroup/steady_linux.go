@@ -1,0 +1,139 @@
+package cgroup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Steady is the Binder for one change of the interface, which cgroups that come and
+// go meanwhile do not disturb: services restart at any time, and a pattern may stand
+// for hundreds of them. A cgroup that has gone since it was read or bound is shown as
+// it was, and one that is gone when it is to be bound counts as bound: nobody is in
+// it. What appears is left to whoever looks next, as is what was left behind.
+func (b *Binder) Steady() hierarchy.Part {
+	return &steady{b, map[string]known{}}
+}
+
+type steady struct {
+	*Binder
+	known map[string]known // what is bound as far as this knows, by target
+}
+
+// known is a binding that was read or made.
+type known struct {
+	hierarchy.Bound
+	id uint64 // of the cgroup, 0 when it had gone
+}
+
+// Read implements [hierarchy.Part].
+func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
+	if err := s.Binder.Read(ctx, st); err != nil {
+		return err
+	}
+	st.Bound = slices.DeleteFunc(st.Bound, func(x hierarchy.Bound) bool {
+		id, err := goneID(x.Target)
+		return err == nil && s.paths[id] != "" // it was there
+	})
+	was := s.known
+	s.known = make(map[string]known, len(st.Bound))
+	if st.Hook.Way == hierarchy.WayNone {
+		return nil
+	}
+	t, err := s.find(st.Hook.Way)
+	if t == nil || err != nil {
+		return s.wrap(err)
+	}
+	for i := range st.Bound {
+		x := &st.Bound[i]
+		if !strings.HasPrefix(x.Target, cgroupTarget) {
+			continue
+		}
+		now := t.idOf(x.Target)
+		id, ok := s.ids[x.Target]
+		if !ok {
+			id = now
+		}
+		if k, ok := was[x.Target]; id != now || ok && id != k.id {
+			x.Open = k.Open // it is another cgroup's, made meanwhile
+		}
+		s.known[x.Target] = known{*x, id}
+	}
+	for target, k := range was {
+		if _, there := s.known[target]; there {
+			continue
+		}
+		if id := t.idOf(target); id != 0 && id == k.id {
+			continue // it is there as it was, and not bound any more
+		}
+		st.Bound = append(st.Bound, k.Bound)
+		s.known[target] = k
+	}
+	slices.SortFunc(st.Bound, func(a, b hierarchy.Bound) int { return cmp.Compare(a.Target, b.Target) })
+	return nil
+}
+
+// idOf is the number of the cgroup that a target names, 0 when there is none.
+func (t *tree) idOf(target string) uint64 {
+	path, ok := strings.CutPrefix(target, cgroupTarget)
+	if !ok || t == nil {
+		return 0
+	}
+	id, _, err := t.id(path)
+	if err != nil {
+		return 0
+	}
+	return id
+}
+
+// Do implements [hierarchy.Part].
+func (s *steady) Do(ctx context.Context, steps []hierarchy.Step) (done int, err error) {
+	// The numbers from before: a cgroup that is made anew meanwhile has another.
+	ids := make([]uint64, len(steps))
+	for i, step := range steps {
+		if x, ok := step.New.(*hierarchy.Bound); ok && x != nil {
+			ids[i] = s.tree().idOf(x.Target)
+		}
+	}
+	for done < len(steps) {
+		n, err := s.Binder.Do(ctx, steps[done:])
+		more := done + n
+		if err != nil && more < len(steps) && vanished(steps[more], err) {
+			ids[more] = 0
+			more, err = more+1, nil
+		}
+		for ; done < more; done++ {
+			switch x, ok := steps[done].Item().(*hierarchy.Bound); {
+			case !ok || !strings.HasPrefix(x.Target, cgroupTarget):
+			case steps[done].Action == hierarchy.Delete:
+				delete(s.known, x.Target)
+			default:
+				s.known[x.Target] = known{*x, ids[done]}
+			}
+		}
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// vanished says whether all that is wrong is that there is no such cgroup to bind
+// any more.
+func vanished(step hierarchy.Step, err error) bool {
+	x, ok := step.New.(*hierarchy.Bound)
+	if !ok || x == nil || !strings.HasPrefix(x.Target, cgroupTarget) {
+		return false
+	}
+	if all, ok := err.(interface{ Unwrap() []error }); ok && len(all.Unwrap()) > 1 {
+		return false // what was done before could not be brought into force
+	}
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
+}
