@@ -47,7 +47,9 @@ func (m *LinkMonitor) Receive() ([]LinkEvent, error) {
 	for {
 		msgs, err := m.nl.Receive()
 		if errors.Is(err, unix.ENOBUFS) {
-			return nil, ErrMissed
+			if err = m.drain(); err == nil {
+				return nil, ErrMissed
+			}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("watch interfaces: %w", err)
@@ -57,6 +59,29 @@ func (m *LinkMonitor) Receive() ([]LinkEvent, error) {
 			return events, err
 		}
 	}
+}
+
+// drain throws away what waits. Once it had no room the kernel keeps nothing more, and
+// does not say so again, until all was read (netlink_overrun and netlink_rcv_wake,
+// net/netlink/af_netlink.c, v6.12).
+func (m *LinkMonitor) drain() error {
+	raw, err := m.nl.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		b := make([]byte, 1) // of each message; the rest of it goes, too
+		for failed == nil {
+			if _, _, e := unix.Recvfrom(int(fd), b, unix.MSG_DONTWAIT); e != nil && e != unix.ENOBUFS && e != unix.EINTR {
+				failed = e
+			}
+		}
+	})
+	if failed == unix.EAGAIN {
+		failed = nil
+	}
+	return errors.Join(err, failed)
 }
 
 // linkEvents reads notices. A bridge speaks of its ports in the same words, with a

@@ -12,64 +12,72 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
-// TestKernelLinkMonitor: each change of an interface is told once it is made, what a
-// bridge says of its ports is none, and a monitor that sleeps says so and goes on.
-func TestKernelLinkMonitor(t *testing.T) {
-	tctest.RequireLink(t, "bridge")
-	n := tctest.NetNS(t)
+// monitor is a monitor of a network namespace, with what it has told of each
+// interface.
+type monitor struct {
+	*testing.T
+	*tc.LinkMonitor
+	told map[string]string
+}
+
+func newMonitor(t *testing.T, n *lab.NetNS) *monitor {
+	t.Helper()
 	m, err := tc.MonitorLinks(tc.Config{NetNS: n.FD()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { m.Close() }) // closed already when all went well
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	// next is the next event of an interface that is new in the words that follow.
-	told := map[string]string{}
-	next := func(name, want string) {
-		t.Helper()
-		for {
-			events, err := m.Receive()
-			must(err)
-			for _, e := range events {
-				words := fmt.Sprintf("index %t master %t gone %t", e.Link.Index > 0, e.Link.Master != 0, e.Gone)
-				if e.Link.Name != name || told[name] == words {
-					continue
-				}
-				told[name] = words
-				if diff := cmp.Diff(want, words); diff != "" {
-					t.Fatalf("%s (-want +got)\n%s", name, diff)
-				}
-				return
-			}
-		}
-	}
-	must(n.AddLink(lab.Link{Name: "br0", Kind: "bridge"}))
-	next("br0", "index true master false gone false")
-	must(lab.AddVeth(n, lab.Link{Name: "a0"}, n, lab.Link{Name: "b0"}))
-	next("a0", "index true master false gone false")
-	must(lab.AddVeth(n, lab.Link{Name: "port0", Master: "br0"}, n, lab.Link{Name: "in0"}))
-	next("port0", "index true master false gone false")
-	next("port0", "index true master true gone false")
-	must(n.DeleteLink("a0"))
-	next("a0", "index true master false gone true")
+	t.Cleanup(func() { m.Close() }) // once more where a test has closed it
+	return &monitor{t, m, map[string]string{}}
+}
 
-	for range 6000 { // more than the buffer holds
-		must(n.SetDown("br0"))
-		must(n.SetUp("br0"))
+// next holds what the next event of an interface tells that is new.
+func (m *monitor) next(name, want string) {
+	m.Helper()
+	for {
+		events, err := m.Receive()
+		if err != nil {
+			m.Fatal(err)
+		}
+		for _, e := range events {
+			words := fmt.Sprintf("index %t master %t gone %t", e.Link.Index > 0, e.Link.Master != 0, e.Gone)
+			if e.Link.Name != name || m.told[name] == words {
+				continue
+			}
+			m.told[name] = words
+			if diff := cmp.Diff(want, words); diff != "" {
+				m.Fatalf("%s (-want +got)\n%s", name, diff)
+			}
+			return
+		}
 	}
-	for err = error(nil); err == nil; {
-		_, err = m.Receive()
+}
+
+// must holds that a step of a test has worked.
+func (m *monitor) must(err error) {
+	m.Helper()
+	if err != nil {
+		m.Fatal(err)
 	}
-	if !errors.Is(err, tc.ErrMissed) {
-		t.Fatalf("%v, want %v", err, tc.ErrMissed)
-	}
-	must(n.AddLink(lab.Link{Name: "last", Kind: "bridge"}))
-	next("last", "index true master false gone false")
+}
+
+// TestKernelLinkMonitor: each change of an interface is told once it is made, and
+// what a bridge says of its ports is none.
+func TestKernelLinkMonitor(t *testing.T) {
+	tctest.RequireLink(t, "bridge")
+	n := tctest.NetNS(t)
+	m := newMonitor(t, n)
+	m.must(n.AddLink(lab.Link{Name: "br0", Kind: "bridge"}))
+	m.next("br0", "index true master false gone false")
+	m.must(lab.AddVeth(n, lab.Link{Name: "a0"}, n, lab.Link{Name: "b0"}))
+	m.next("a0", "index true master false gone false")
+	m.must(lab.AddVeth(n, lab.Link{Name: "port0", Master: "br0"}, n, lab.Link{Name: "in0"}))
+	m.next("port0", "index true master false gone false")
+	m.next("port0", "index true master true gone false")
+	m.must(n.DeleteLink("br0"))
+	m.next("port0", "index true master false gone false")
+	m.next("br0", "index true master false gone true")
+	m.must(n.DeleteLink("a0"))
+	m.next("a0", "index true master false gone true")
 
 	done := make(chan error)
 	go func() {
@@ -79,8 +87,30 @@ func TestKernelLinkMonitor(t *testing.T) {
 		}
 		done <- err
 	}()
-	must(m.Close())
+	m.must(m.Close())
 	if err := <-done; err == nil || errors.Is(err, tc.ErrMissed) {
 		t.Errorf("after Close: %v", err)
 	}
+}
+
+// TestLinkMonitorMissed: one that sleeps says that it has missed something, once all
+// that the kernel kept is out of the way, and hears what comes then.
+func TestLinkMonitorMissed(t *testing.T) {
+	tctest.RequireLink(t, "bridge")
+	n := tctest.NetNS(t)
+	m := newMonitor(t, n)
+	m.must(n.AddLink(lab.Link{Name: "br0", Kind: "bridge"}))
+	for range 4000 { // more than the buffer holds
+		m.must(n.SetDown("br0"))
+		m.must(n.SetUp("br0"))
+	}
+	var err error
+	for err == nil {
+		_, err = m.Receive()
+	}
+	if !errors.Is(err, tc.ErrMissed) {
+		t.Fatalf("%v, want %v", err, tc.ErrMissed)
+	}
+	m.must(n.AddLink(lab.Link{Name: "last", Kind: "bridge"}))
+	m.next("last", "index true master false gone false")
 }
