@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -316,6 +317,28 @@ func systemSlice(t testing.TB) (dir string) {
 	return dir
 }
 
+// behind makes a network namespace whose way out leads through the near one, there by
+// the interface name.
+func (n *network) behind(name string) *lab.NetNS {
+	n.Helper()
+	inner := tctest.NetNS(n)
+	outside, inside := netip.MustParsePrefix("198.19.1.1/24"), netip.MustParsePrefix("198.19.1.2/24")
+	err := lab.AddVeth(n.Near, lab.Link{Name: name, Addrs: []netip.Prefix{outside}}, inner, lab.Link{Name: "eth0", Addrs: []netip.Prefix{inside}})
+	if err == nil {
+		err = inner.AddRoute(netip.PrefixFrom(n.Far4, 24), outside.Addr(), "eth0")
+	}
+	if err == nil {
+		err = n.Far.AddRoute(inside, n.Near4, n.FarDev)
+	}
+	if err == nil {
+		err = n.Near.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
+	}
+	if err != nil {
+		n.Fatal(err)
+	}
+	return inner
+}
+
 // target is how a cgroup is called as a target.
 func (n *network) target(dir string) string {
 	return "cgroup:" + strings.TrimPrefix(dir, tctest.Cgroup2Mount(n))
@@ -424,11 +447,25 @@ func TestKernelAgent(t *testing.T) {
 	}
 	delete(want, "link:in0")
 	n.bound(want)
-	if err := lab.AddVeth(n.Near, lab.Link{Name: "in0"}, n.Far, lab.Link{Name: "in1"}); err != nil {
-		t.Fatal(err)
-	}
+	behind := n.behind("in0")
 	want["link:in0"] = "eth0/batch"
 	n.bound(want)
+	const port = 6000
+	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), n.Far, port) // or they are refused
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	got := n.sentIn(func() {
+		_, err := lab.Send(t.Context(), lab.Traffic{NetNS: behind, Protocol: "udp", To: netip.AddrPortFrom(n.Far4, port), Size: 100, Bytes: 3000, Rate: hierarchy.Mbit})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.until("what was sent", func() bool { return sink.Count(port).Packets >= 30 })
+	})
+	if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/batch": 30}, got); diff != "" {
+		t.Errorf("brought in by in0 (-want +got)\n%s", diff)
+	}
 
 	n.ok("unbind", "eth0/batch", n.target(deep), "link:in0")
 	delete(want, n.target(deep))
