@@ -61,6 +61,9 @@ func (e *env) writeTree(p *policy.Policy) error {
 		if line := tree.Line.String(); line != "" {
 			e.printf("%s counts packets as %s\n", tree.Interface, line)
 		}
+		for _, d := range delegations(tree) {
+			e.printf("%s is delegated to %s\n", d.Path, printable(d.to()))
+		}
 	}
 	return nil
 }

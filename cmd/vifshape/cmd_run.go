@@ -148,7 +148,12 @@ func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, ho
 	if err := m.within(ctx, path); err != nil {
 		return nil, "", err
 	}
-	return m.open(ctx, path)
+	if x, home, err = m.open(ctx, path); privilege(err) {
+		if at, e := m.branch(); e == nil && at != "" {
+			err = &agentError{exitPrivilege, fmt.Sprintf("%s: this process is in branch %s, and without the rights that level lock takes away: call vifshape from outside of it", path, at), nil}
+		}
+	}
+	return x, home, err
 }
 
 // open is enter for whoever may be put there.

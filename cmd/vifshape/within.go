@@ -48,6 +48,21 @@ func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 	return nil
 }
 
+// branch is the branch that the calling process was put into, as far as the kernel
+// shows; empty: none.
+func (m *machine) branch() (hierarchy.Path, error) {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		target, _, err := cgroup.Own(way)
+		if err != nil {
+			return "", err
+		}
+		if ns, home, ok := cgroup.ParseHome(target); ok && ns == m.store.netNS {
+			return m.deepest(home), nil
+		}
+	}
+	return "", nil
+}
+
 // deepest is the branch at or above p. A program may make cgroups below its home,
 // which are no branches. Where there is no branch, it is p: then nothing is known.
 func (m *machine) deepest(p hierarchy.Path) hierarchy.Path {
