@@ -45,7 +45,10 @@
 // only; local processes have sockets, and the kernel clears the mark of what comes
 // from another network namespace. Where rules of netfilter change the upper byte, the
 // packet is of the bridge's branch, or the rest's; what they do with other bits, as
-// those of Kubernetes do, is none of its business.
+// those of Kubernetes do, is none of its business. An interface that lies on the shaped
+// one (macvlan, VLAN) in another network namespace is to be kept from whoever must not
+// choose a branch: of what is forwarded there and leaves by it, index and mark are as
+// root of that namespace likes.
 //
 // A container is its cgroup and, where it has a network namespace of its own, the
 // near ends of the veth and netkit pairs that lead into that. It is found by what
