@@ -555,6 +555,7 @@ func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
 				return err
 			default:
 				x.Target, x.Open = linkTarget+l.name, b.unmarked(l)
+				b.ids[x.Target] = uint64(n)
 			}
 		}
 		bound = append(bound, x)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -13,24 +14,30 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
-// Steady is the Binder for one change of the interface, which cgroups that come and
-// go meanwhile do not disturb: services restart at any time, and a pattern may stand
-// for hundreds of them. A cgroup that has gone since it was read or bound is shown as
-// it was, and one that is gone when it is to be bound counts as bound: nobody is in
-// it. What appears is left to whoever looks next, as is what was left behind.
+// Steady is the Binder for one change of the interface, which cgroups and interfaces
+// that come and go meanwhile do not disturb: services restart at any time, and a
+// pattern may stand for hundreds of them. What has gone since it was read or bound is
+// shown as it was, and what is gone when it is to be bound counts as bound: nobody
+// sends by it. What appears is left to whoever looks next, as is what was left behind.
 func (b *Binder) Steady() hierarchy.Part {
-	return &steady{b, map[string]known{}}
+	return &steady{b, map[string]known{}, map[string]bool{}}
 }
 
 type steady struct {
 	*Binder
 	known map[string]known // what is bound as far as this knows, by target
+	links map[string]bool  // by which targets bound interfaces are shown when they have gone
 }
 
 // known is a binding that was read or made.
 type known struct {
 	hierarchy.Bound
-	id uint64 // of the cgroup, 0 when it had gone
+	id uint64 // of the cgroup or interface, 0 when it had gone
+}
+
+// mortal says whether a target names what may go, or be made anew under its name.
+func mortal(target string) bool {
+	return strings.HasPrefix(target, cgroupTarget) || strings.HasPrefix(target, linkTarget)
 }
 
 // Read implements [hierarchy.Part].
@@ -40,7 +47,7 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 	}
 	st.Bound = slices.DeleteFunc(st.Bound, func(x hierarchy.Bound) bool {
 		id, err := goneID(x.Target)
-		return err == nil && s.paths[id] != "" // it was there
+		return err == nil && s.paths[id] != "" || s.links[x.Target] // it was there
 	})
 	was := s.known
 	s.known = make(map[string]known, len(st.Bound))
@@ -53,10 +60,10 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 	}
 	for i := range st.Bound {
 		x := &st.Bound[i]
-		if !strings.HasPrefix(x.Target, cgroupTarget) {
+		if !mortal(x.Target) {
 			continue
 		}
-		now := t.idOf(x.Target)
+		now := s.idOf(t, x.Target)
 		id, ok := s.ids[x.Target]
 		if !ok {
 			id = now
@@ -64,13 +71,13 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 		if k, ok := was[x.Target]; id != now || ok && id != k.id {
 			x.Open = k.Open // it is another cgroup's, made meanwhile
 		}
-		s.known[x.Target] = known{*x, id}
+		s.know(*x, id)
 	}
 	for target, k := range was {
 		if _, there := s.known[target]; there {
 			continue
 		}
-		if id := t.idOf(target); id != 0 && id == k.id {
+		if id := s.idOf(t, target); id != 0 && id == k.id {
 			continue // it is there as it was, and not bound any more
 		}
 		st.Bound = append(st.Bound, k.Bound)
@@ -80,8 +87,15 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 	return nil
 }
 
-// idOf is the number of the cgroup that a target names, 0 when there is none.
-func (t *tree) idOf(target string) uint64 {
+// idOf is the number of what a target names, 0 when there is nothing.
+func (s *steady) idOf(t *tree, target string) uint64 {
+	if name, ok := strings.CutPrefix(target, linkTarget); ok {
+		l, err := s.getLink(0, name)
+		if err != nil {
+			return 0
+		}
+		return uint64(l.index)
+	}
 	path, ok := strings.CutPrefix(target, cgroupTarget)
 	if !ok || t == nil {
 		return 0
@@ -93,13 +107,20 @@ func (t *tree) idOf(target string) uint64 {
 	return id
 }
 
+func (s *steady) know(x hierarchy.Bound, id uint64) {
+	s.known[x.Target] = known{x, id}
+	if strings.HasPrefix(x.Target, linkTarget) {
+		s.links[linkGoneTarget+strconv.FormatUint(id, 10)] = true
+	}
+}
+
 // Do implements [hierarchy.Part].
 func (s *steady) Do(ctx context.Context, steps []hierarchy.Step) (done int, err error) {
-	// The numbers from before: a cgroup that is made anew meanwhile has another.
+	// The numbers from before: what is made anew meanwhile has another.
 	ids := make([]uint64, len(steps))
 	for i, step := range steps {
 		if x, ok := step.New.(*hierarchy.Bound); ok && x != nil {
-			ids[i] = s.tree().idOf(x.Target)
+			ids[i] = s.idOf(s.tree(), x.Target)
 		}
 	}
 	for done < len(steps) {
@@ -111,11 +132,11 @@ func (s *steady) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 		}
 		for ; done < more; done++ {
 			switch x, ok := steps[done].Item().(*hierarchy.Bound); {
-			case !ok || !strings.HasPrefix(x.Target, cgroupTarget):
+			case !ok || !mortal(x.Target):
 			case steps[done].Action == hierarchy.Delete:
 				delete(s.known, x.Target)
 			default:
-				s.known[x.Target] = known{*x, ids[done]}
+				s.know(*x, ids[done])
 			}
 		}
 		if err != nil {
@@ -125,11 +146,10 @@ func (s *steady) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 	return done, nil
 }
 
-// vanished says whether all that is wrong is that there is no such cgroup to bind
-// any more.
+// vanished says whether all that is wrong is that what was to be bound has gone.
 func vanished(step hierarchy.Step, err error) bool {
 	x, ok := step.New.(*hierarchy.Bound)
-	if !ok || x == nil || !strings.HasPrefix(x.Target, cgroupTarget) {
+	if !ok || x == nil || !mortal(x.Target) {
 		return false
 	}
 	if all, ok := err.(interface{ Unwrap() []error }); ok && len(all.Unwrap()) > 1 {

@@ -333,52 +333,76 @@ func TestKernelBindInterrupted(t *testing.T) {
 	}
 }
 
-// TestKernelChurn: cgroups that a pattern names come and go all the time, and neither
-// an apply nor a binding fails for that.
+// TestKernelChurn: cgroups that a pattern names, or interfaces that are bound, come and
+// go all the time, and neither an apply nor a binding fails for that.
 func TestKernelChurn(t *testing.T) {
-	n := newNetwork(t)
-	base := tctest.Cgroup(t)
-	at := strings.TrimPrefix(base, tctest.Cgroup2Mount(t))
-	policy := func(rate string) string {
-		return n.policy(rate+".toml", fmt.Sprintf("version = 1\n[interface.eth0]\nrate = %q\n[interface.eth0.web]\nbind = [%q]\n", rate, "cgroup:"+at+"/job-*"))
-	}
-	files := []string{policy("100mbit"), policy("90mbit")}
-	n.ok("apply", files[0])
-	stop, ended := make(chan struct{}), make(chan error, 1)
-	go func() {
-		for i := 0; ; i++ {
-			dir := filepath.Join(base, fmt.Sprintf("job-%d", i%8))
-			err := os.Mkdir(dir, 0o755)
-			if errors.Is(err, os.ErrExist) {
-				err = os.Remove(dir)
+	for _, tt := range []struct {
+		name string
+		// prepare returns what to bind in the policy, and at run time, and what makes
+		// or removes number i.
+		prepare func(*network) (bind []string, more string, turn func(i int) error)
+	}{
+		{"cgroups", func(n *network) ([]string, string, func(int) error) {
+			base := tctest.Cgroup(n)
+			at := "cgroup:" + strings.TrimPrefix(base, tctest.Cgroup2Mount(n))
+			return []string{at + "/job-*"}, at + "/*-[0-3]", func(i int) error {
+				dir := filepath.Join(base, fmt.Sprintf("job-%d", i%8))
+				if err := os.Mkdir(dir, 0o755); !errors.Is(err, os.ErrExist) {
+					return err
+				}
+				return os.Remove(dir)
 			}
-			select {
-			case <-stop:
-				ended <- err
-				return
-			default:
+		}},
+		{"interfaces", func(n *network) ([]string, string, func(int) error) {
+			return []string{"link:job0", "link:job1"}, "link:job2", func(i int) error {
+				name := fmt.Sprintf("job%d", i%3)
+				if i/3%2 == 1 {
+					return n.Near.DeleteLink(name)
+				}
+				return lab.AddVeth(n.Near, lab.Link{Name: name}, n.Near, lab.Link{Name: "peer-" + name})
 			}
-			if err != nil {
-				ended <- err
-				return
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNetwork(t)
+			bind, more, turn := tt.prepare(n)
+			policy := func(rate string) string {
+				return n.policy(rate+".toml", fmt.Sprintf("version = 1\n[interface.eth0]\nrate = %q\n[interface.eth0.web]\nbind = [\"%s\"]\n", rate, strings.Join(bind, `", "`)))
 			}
-		}
-	}()
-	rounds := 10
-	if vm.Inside() {
-		rounds = 2
-	}
-	for i := range rounds {
-		n.ok("apply", files[(i+1)%2])
-		n.ok("bind", "eth0/rest", "cgroup:"+at+"/*-[0-3]")
-		n.ok("unbind", "eth0/rest", "cgroup:"+at+"/*-[0-3]")
-	}
-	close(stop)
-	if err := <-ended; err != nil {
-		t.Fatal(err)
-	}
-	n.ok("apply", files[0])
-	if r := n.run("plan", "--detailed-exitcode", files[0]); r.code != 0 {
-		t.Errorf("something is left to do: %v", r)
+			files := []string{policy("100mbit"), policy("90mbit")}
+			n.ok("apply", files[0])
+			stop, ended := make(chan struct{}), make(chan error, 1)
+			go func() {
+				for i := 0; ; i++ {
+					select {
+					case <-stop:
+						ended <- nil
+						return
+					default:
+					}
+					if err := turn(i); err != nil {
+						ended <- err
+						return
+					}
+				}
+			}()
+			rounds := 10
+			if vm.Inside() {
+				rounds = 2
+			}
+			for i := range rounds {
+				n.ok("apply", files[(i+1)%2])
+				n.ok("bind", "eth0/rest", more)
+				n.ok("unbind", "eth0/rest", more)
+			}
+			close(stop)
+			if err := <-ended; err != nil {
+				t.Fatal(err)
+			}
+			n.ok("apply", files[0])
+			if r := n.run("plan", "--detailed-exitcode", files[0]); r.code != 0 {
+				t.Errorf("something is left to do: %v", r)
+			}
+		})
 	}
 }
