@@ -261,6 +261,12 @@ func (d *Device) DetachIngress(port string) error {
 	return p.fail("detach program at ingress", p.detach(d.portObject(p, nil)))
 }
 
+// DetachIngressOf is [Device.DetachIngress] for an interface that is gone, by the index
+// that it had.
+func (c *Conn) DetachIngressOf(index uint32, port string) error {
+	return (&Device{Index: index, c: c}).DetachIngress(port)
+}
+
 // cgroupObject is the classic cgroup classifier on our root qdisc.
 func (d *Device) cgroupObject() *gotc.Object {
 	return &gotc.Object{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -148,7 +149,14 @@ func (m *machine) ours() ([]string, error) {
 func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err error) {
 	if x.shaped == nil {
 		m.notef("%s is gone, and its tree with it; its record is removed", x.iface)
-		return false, errors.Join(m.removeHomes(x.iface), m.store.remove(x.iface))
+		r, err := m.store.load(x.iface)
+		if err == nil {
+			err = m.unmark(r)
+		}
+		return false, errors.Join(err, m.removeHomes(x.iface), m.store.remove(x.iface))
+	}
+	if err := x.leave(m); err != nil {
+		return false, err
 	}
 	before, err := x.kernel.Read(ctx)
 	if err != nil {
@@ -175,6 +183,31 @@ func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 	}
 	errs = append(errs, m.removeHomes(x.iface), m.store.remove(x.iface))
 	return !plan.Empty(), errors.Join(errs...)
+}
+
+// leave takes away what the interface that had the name before this one has left.
+func (s *shaped) leave(m *machine) error {
+	if s.record.Index == 0 || s.record.Index == s.device.Index {
+		return nil
+	}
+	return m.unmark(s.record)
+}
+
+// unmark takes away what an interface that is gone has left on others: the programs
+// that marked what they brought in.
+func (m *machine) unmark(r *record) error {
+	var errs []error
+	for _, b := range r.Bound {
+		name, ok := strings.CutPrefix(b.Target, "link:")
+		if !ok {
+			continue
+		}
+		var no *tc.ErrNoDevice
+		if err := m.conn.DetachIngressOf(r.Index, name); !errors.As(err, &no) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removeHomes removes the cgroups of an interface's branches, whether the

@@ -148,6 +148,56 @@ func TestKernelAgentContainer(t *testing.T) {
 	n.clean()
 }
 
+// TestKernelPortLeft: what is on a bound port of a bridge goes although the shaped
+// interface has gone before, or is another of the same name.
+func TestKernelPortLeft(t *testing.T) {
+	tctest.RequireLink(t, "bridge")
+	n := newNetwork(t)
+	file := n.policy("policy.toml", fmt.Sprintf(agentPolicy, "link:veth1"))
+	marks := func(want int) {
+		t.Helper()
+		if out := tctest.TC(t, n.Near, "filter", "show", "dev", "veth1", "ingress"); strings.Count(out, "direct-action") != want {
+			t.Errorf("%d programs wanted:\n%s", want, out)
+		}
+	}
+	anew := func() {
+		t.Helper()
+		if err := n.Near.DeleteLink(n.Dev); err != nil {
+			t.Fatal(err)
+		}
+		if err := lab.AddVeth(n.Near, lab.Link{Name: n.Dev}, n.Far, lab.Link{Name: "far1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := n.Near.AddLink(lab.Link{Name: "br0", Kind: "bridge"})
+	if err == nil {
+		err = lab.AddVeth(n.Near, lab.Link{Name: "veth1", Master: "br0"}, n.Far, lab.Link{Name: "veth2"})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.ok("apply", file)
+	marks(1)
+	anew()
+	n.ok("apply", file)
+	marks(1)
+	anew()
+	n.ok("clear")
+	marks(0)
+	n.ok("apply", file)
+	marks(1)
+	if err := n.Near.DeleteLink(n.Dev); err != nil {
+		t.Fatal(err)
+	}
+	if r := n.run("clear"); r.code != 0 || !strings.Contains(r.stderr, "eth0 is gone, and its tree with it") {
+		t.Error(r)
+	}
+	marks(0)
+	if out := tctest.TC(t, n.Near, "qdisc", "show", "dev", "veth1"); strings.Contains(out, "clsact") {
+		t.Errorf("left behind: %s", out)
+	}
+}
+
 func dup(t testing.TB, fd int) int {
 	t.Helper()
 	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)

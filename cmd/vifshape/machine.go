@@ -321,6 +321,9 @@ func (m *machine) apply(ctx context.Context, all []*target) error {
 // applyOne writes the record first, so that every class the kernel may have is
 // known by name even when the program is killed in the middle.
 func (m *machine) applyOne(ctx context.Context, x *target) error {
+	if err := x.leave(m); err != nil {
+		return err
+	}
 	if err := m.store.save(x.next); err != nil {
 		return err
 	}
