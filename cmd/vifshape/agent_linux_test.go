@@ -357,11 +357,16 @@ rate = "20mbit"
 
 // TestKernelAgentRestart: a unit that is started while the agent runs is bound, and so
 // is its next cgroup; not a packet of it goes elsewhere once it is.
-func TestKernelAgentRestart(t *testing.T) {
+func TestKernelAgentRestart(t *testing.T) { agentRestart(t, "auto") }
+
+// TestAgentRestartNft is the same by nf_tables, which not all guests have.
+func TestAgentRestartNft(t *testing.T) { agentRestart(t, "nft") }
+
+func agentRestart(t *testing.T, binding string) {
 	n := newNetwork(t)
 	slice := systemSlice(t)
 	svc := strings.TrimSuffix(filepath.Join(slice, filepath.Base(slice)), ".slice") + ".service"
-	n.ok("apply", n.policy("policy.toml", fmt.Sprintf(agentPolicy, "unit:"+filepath.Base(svc))))
+	n.ok("apply", "--binding", binding, n.policy("policy.toml", fmt.Sprintf(agentPolicy, "unit:"+filepath.Base(svc))))
 	a := n.agent()
 	a.says("waits: the unit is not running")
 	if err := os.Mkdir(svc, 0o755); err != nil {
