@@ -20,9 +20,8 @@ import (
 // those of the families that go by what a kernel has.
 var (
 	inGuest = []string{
-		"udp", "udp6", "tcp", "so-priority-class", "so-priority-root-tcp", "raw-udp", "packet-raw", "packet-bypass", "pppoe",
-		"cgroup-procs", "cgroup-clone3", "inherited-stdin", "pidfd-getfd", "macvlan", "netns-routed", "igmp", "int80",
-		"qdisc-delete", "map-rewrite", "nft-flush",
+		"udp6", "tcp", "so-priority-class", "packet-raw", "packet-bypass", "pppoe", "cgroup-procs", "cgroup-clone3",
+		"macvlan", "inherited-stdin", "pidfd-getfd", "qdisc-delete", "map-rewrite", "nft-flush",
 	}
 	familiesInGuest = []string{"packet sockets", "cgroups", "other processes"}
 )
