@@ -484,11 +484,11 @@ func (a *agent) report(name string, w *watched, r *rebound) {
 		if !ok {
 			continue
 		}
-		word := "bound"
-		if s.Action == hierarchy.Delete {
-			word = "no longer bound"
+		if s.Action == hierarchy.Delete { // the kernel does not know by which binding it was
+			a.log.Info("no longer bound", "interface", name, "target", b.Target, "branch", b.Path)
+		} else {
+			a.log.Info("bound", "interface", name, "target", b.Target, "branch", b.Path, "binding", b.From)
 		}
-		a.log.Info(word, "interface", name, "target", b.Target, "class", b.Class, "branch", b.Path, "binding", b.From)
 	}
 	missing := map[string]bool{}
 	say := func(path hierarchy.Path, b hierarchy.Binding, level slog.Level, text string) {
