@@ -313,9 +313,9 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 	if err := p.alive(); err != nil {
 		return err
 	}
-	// The kernel takes a number, not a descriptor. Between the look and the move the
-	// peer could end, be waited for, and its number come round again: then the process
-	// that has it would be moved, and this says so to nobody but the log.
+	// The kernel takes a number, not a descriptor. Were the peer to end, be waited for,
+	// and its number to come round again right here, the process that has it then would
+	// be moved in its place.
 	if err := x.binder.Join(home, p.pid); err != nil {
 		return err
 	}
