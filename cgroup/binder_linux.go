@@ -59,8 +59,9 @@ type Config struct {
 	// RunDir is where net_cls is mounted when it has to be and no better place
 	// offers itself; empty: /run/vifshape.
 	RunDir string
-	// VarLib is where container runtimes keep their state; empty: /var/lib.
-	VarLib string
+	// Root is the directory below which the state of container runtimes is looked
+	// for, as in /var/lib/docker; empty: /.
+	Root string
 	// Classes says whether a class is one of this interface's: tags with others are
 	// left alone. Nil: every class is. Only the ways that go by tags ask.
 	Classes func(hierarchy.ClassID) bool
@@ -126,8 +127,8 @@ func NewBinder(cfg Config) (*Binder, error) {
 	if cfg.RunDir == "" {
 		cfg.RunDir = "/run/vifshape"
 	}
-	if cfg.VarLib == "" {
-		cfg.VarLib = "/var/lib"
+	if cfg.Root == "" {
+		cfg.Root = "/"
 	}
 	if cfg.Classes == nil {
 		cfg.Classes = func(hierarchy.ClassID) bool { return true }

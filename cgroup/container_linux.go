@@ -118,7 +118,7 @@ func (c *containers) id(name string) (id, reason string) {
 		}
 		return "", fmt.Sprintf("the ids of several containers begin so; write one of them: container:%s", strings.Join(found, ", container:"))
 	}
-	reason = fmt.Sprintf("neither docker, podman nor nerdctl keep a container of the name below %s (one of Kubernetes is named by its id)", c.cfg.VarLib)
+	reason = fmt.Sprintf("no container of the name is known to docker (in %s), podman or nerdctl; one of Kubernetes is named by its id", c.docker())
 	for _, err := range c.unread {
 		reason += fmt.Sprintf("; not read: %v", err)
 	}
@@ -191,6 +191,17 @@ const (
 	mostState      = 16 << 20 // bytes of a file
 )
 
+// docker is where docker keeps its state, which is often moved to a larger disk.
+func (c *containers) docker() string {
+	var x struct {
+		DataRoot string `json:"data-root"`
+	}
+	if !c.readJSON(filepath.Join(c.cfg.Root, "etc/docker/daemon.json"), &x) || x.DataRoot == "" {
+		x.DataRoot = "var/lib/docker"
+	}
+	return filepath.Join(c.cfg.Root, x.DataRoot)
+}
+
 // readNames reads what docker and podman know. A container has its name before its
 // cgroup, so that nobody has to wait for changes here.
 func (c *containers) readNames() {
@@ -203,14 +214,14 @@ func (c *containers) readNames() {
 			c.names[name] = append(c.names[name], named{runtime, id})
 		}
 	}
-	dir := filepath.Join(c.cfg.VarLib, "docker/containers")
+	dir := filepath.Join(c.docker(), "containers")
 	for _, id := range c.entries(dir) {
 		var x struct{ Name string }
 		if len(id) == idLength && hexadecimal(id) && c.readJSON(filepath.Join(dir, id, "config.v2.json"), &x) {
 			add("docker", strings.TrimPrefix(x.Name, "/"), id)
 		}
 	}
-	dir = filepath.Join(c.cfg.VarLib, "containers/storage")
+	dir = filepath.Join(c.cfg.Root, "var/lib/containers/storage")
 	for _, driver := range []string{"overlay", "vfs", "btrfs", "zfs"} {
 		for _, file := range []string{"containers.json", "volatile-containers.json"} {
 			var all []struct {
@@ -231,7 +242,7 @@ func (c *containers) readNames() {
 
 // nerdctl finds a name in every namespace of containerd's.
 func (c *containers) nerdctl(name string) (all []named, ok bool) {
-	dir := filepath.Join(c.cfg.VarLib, "nerdctl")
+	dir := filepath.Join(c.cfg.Root, "var/lib/nerdctl")
 	for _, address := range c.entries(dir) {
 		names := filepath.Join(dir, address, "names")
 		for _, space := range c.entries(names) {

@@ -25,15 +25,15 @@ func number(start string) string {
 	return start + strings.Repeat("0", 48-len(start)) + fmt.Sprintf("%016x", os.Getpid())
 }
 
-// varLib is what container runtimes keep.
-type varLib struct {
+// state is what container runtimes keep.
+type state struct {
 	t   testing.TB
 	dir string
 }
 
-func newVarLib(t testing.TB) varLib { return varLib{t, t.TempDir()} }
+func newState(t testing.TB) state { return state{t, t.TempDir()} }
 
-func (v varLib) write(file, text string) {
+func (v state) write(file, text string) {
 	v.t.Helper()
 	file = filepath.Join(v.dir, file)
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -45,20 +45,20 @@ func (v varLib) write(file, text string) {
 }
 
 // unknown is what is said of a name that is none.
-func (v varLib) unknown() string {
-	return fmt.Sprintf("neither docker, podman nor nerdctl keep a container of the name below %s (one of Kubernetes is named by its id)", v.dir)
+func (v state) unknown() string {
+	return fmt.Sprintf("no container of the name is known to docker (in %s/var/lib/docker), podman or nerdctl; one of Kubernetes is named by its id", v.dir)
 }
 
-func (v varLib) docker(id, name string) {
+func (v state) docker(id, name string) {
 	v.t.Helper()
-	v.write("docker/containers/"+id+"/config.v2.json", fmt.Sprintf(`{"State":{"Running":true},"ID":%q,"Config":{"Name":"x"},"Name":"/%s"}`, id, name))
+	v.write("var/lib/docker/containers/"+id+"/config.v2.json", fmt.Sprintf(`{"State":{"Running":true},"ID":%q,"Config":{"Name":"x"},"Name":"/%s"}`, id, name))
 }
 
 // binderFor is a binder that finds containers' names in a directory.
-func (n *network) binderFor(t testing.TB, v varLib, way hierarchy.Way) *cgroup.Binder {
+func (n *network) binderFor(t testing.TB, v state, way hierarchy.Way) *cgroup.Binder {
 	t.Helper()
 	b, err := cgroup.NewBinder(cgroup.Config{
-		Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, NetNSFD: n.Near.FD(), VarLib: v.dir, Ways: []hierarchy.Way{way},
+		Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, NetNSFD: n.Near.FD(), Root: v.dir, Ways: []hierarchy.Way{way},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func TestKernelContainer(t *testing.T) {
 	require(t, hierarchy.WayBPF)
 	n := newNetwork(t)
 	d := n.docker(t, 3)
-	p, v := newPlace(t, hierarchy.WayBPF), newVarLib(t)
+	p, v := newPlace(t, hierarchy.WayBPF), newState(t)
 	b := n.binderFor(t, v, hierarchy.WayBPF)
 	targets := func(bind string) []string {
 		t.Helper()
@@ -178,7 +178,7 @@ func TestKernelContainerAgain(t *testing.T) {
 	require(t, hierarchy.WayBPF)
 	n := newNetwork(t)
 	p, id := newPlace(t, hierarchy.WayBPF), number("1a")
-	b := n.binderFor(t, newVarLib(t), hierarchy.WayBPF)
+	b := n.binderFor(t, newState(t), hierarchy.WayBPF)
 	dir := sub(t, p.dir, id)
 	r := resolve(t, b, tree(t, "container:"+id))
 	if r.Again != 0 {
@@ -240,6 +240,7 @@ func TestKernelContainerNames(t *testing.T) {
 		{"longer than an id", []string{"docker/" + a + "0"}, a, notRunning},
 
 		{"name in docker", []string{"docker/" + a}, "web", "/docker/" + a},
+		{"name in docker elsewhere", []string{"docker/" + a}, "moved", "/docker/" + a},
 		{"name in podman", []string{"libpod-" + a + ".scope"}, "pod1", "/libpod-" + a + ".scope"},
 		{"name in podman that goes with it", []string{"libpod-" + c + ".scope"}, "volatile", "/libpod-" + c + ".scope"},
 		{"name in nerdctl", []string{"nerdctl-" + a + ".scope"}, "nerd", "/nerdctl-" + a + ".scope"},
@@ -248,16 +249,20 @@ func TestKernelContainerNames(t *testing.T) {
 		{"name of none", nil, "other", "pending: unknown"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			v := newVarLib(t)
+			v := newState(t)
 			if strings.HasPrefix(tt.name, "name") {
 				v.docker(a, map[string]string{"both": "both", a[:12]: a[:12]}[tt.bind])
-				if tt.bind == "web" {
+				switch tt.bind {
+				case "web":
 					v.docker(a, "web")
+				case "moved":
+					v.write("etc/docker/daemon.json", `{"data-root": "/data/docker"}`)
+					v.write("data/docker/containers/"+a+"/config.v2.json", `{"Name": "/moved"}`)
 				}
-				v.write("containers/storage/overlay-containers/containers.json",
+				v.write("var/lib/containers/storage/overlay-containers/containers.json",
 					fmt.Sprintf(`[{"id":%q,"names":["pod1"]},{"id":%q,"names":["x","both"]}]`, a, c))
-				v.write("containers/storage/overlay-containers/volatile-containers.json", fmt.Sprintf(`[{"id":%q,"names":["volatile"]}]`, c))
-				v.write("nerdctl/1935db59/names/default/nerd", a)
+				v.write("var/lib/containers/storage/overlay-containers/volatile-containers.json", fmt.Sprintf(`[{"id":%q,"names":["volatile"]}]`, c))
+				v.write("var/lib/nerdctl/1935db59/names/default/nerd", a)
 			}
 			top := sub(t, p.dir, "top")
 			defer func() {
@@ -310,37 +315,37 @@ func TestKernelContainerHostile(t *testing.T) {
 	n := newNetwork(t)
 	p, id, bad := newPlace(t, hierarchy.WayBPF), number("1a"), number("bad")
 	dir := sub(t, p.dir, "docker", id)
-	file := "docker/containers/" + bad + "/config.v2.json"
+	file := "var/lib/docker/containers/" + bad + "/config.v2.json"
 	for _, tt := range []struct {
 		name string
-		make func(v varLib, path string) error
+		make func(path string) error
 		said string
 	}{
-		{"no JSON", func(v varLib, path string) error { return os.WriteFile(path, []byte("{"), 0o644) }, "unexpected end of JSON input"},
-		{"another form", func(v varLib, path string) error { return os.WriteFile(path, []byte(`{"Name":[1]}`), 0o644) }, "cannot unmarshal"},
-		{"deep", func(v varLib, path string) error {
+		{"no JSON", func(path string) error { return os.WriteFile(path, []byte("{"), 0o644) }, "unexpected end of JSON input"},
+		{"another form", func(path string) error { return os.WriteFile(path, []byte(`{"Name":[1]}`), 0o644) }, "cannot unmarshal"},
+		{"deep", func(path string) error {
 			return os.WriteFile(path, []byte(strings.Repeat("[", 1<<20)), 0o644)
 		}, "exceeded max depth"},
-		{"empty", func(v varLib, path string) error { return os.WriteFile(path, nil, 0o644) }, "unexpected end of JSON input"},
-		{"huge", func(v varLib, path string) error {
+		{"empty", func(path string) error { return os.WriteFile(path, nil, 0o644) }, "unexpected end of JSON input"},
+		{"huge", func(path string) error {
 			err := os.WriteFile(path, nil, 0o644)
 			if err == nil {
 				err = os.Truncate(path, 1<<40)
 			}
 			return err
 		}, "is no file of at most"},
-		{"link", func(v varLib, path string) error { return os.Symlink("/dev/zero", path) }, "too many levels of symbolic links"},
-		{"pipe", func(v varLib, path string) error { return unix.Mkfifo(path, 0o644) }, "is no file of at most"},
-		{"directory", func(v varLib, path string) error { return os.Mkdir(path, 0o755) }, "is no file of at most"},
+		{"link", func(path string) error { return os.Symlink("/dev/zero", path) }, "too many levels of symbolic links"},
+		{"pipe", func(path string) error { return unix.Mkfifo(path, 0o644) }, "is no file of at most"},
+		{"directory", func(path string) error { return os.Mkdir(path, 0o755) }, "is no file of at most"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			v := newVarLib(t)
+			v := newState(t)
 			v.docker(id, "web")
 			path := filepath.Join(v.dir, file)
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			if err := tt.make(v, path); err != nil {
+			if err := tt.make(path); err != nil {
 				t.Fatal(err)
 			}
 			b := n.binderFor(t, v, hierarchy.WayBPF)
