@@ -92,10 +92,11 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 
 // keep chooses the way of the classifier that the interface has.
 func (x *shaped) keep() error {
-	if err := x.binder.Keep(); err != nil {
-		return fmt.Errorf("%w: apply %s again", err, x.record.policy())
+	err := x.binder.Keep()
+	if err != nil && !errors.Is(err, cgroup.ErrNotPrivileged) {
+		err = fmt.Errorf("%w: apply %s again", err, x.record.policy())
 	}
-	return nil
+	return err
 }
 
 // rebindOrBack is rebindTo; where it fails in the middle, everything is put back.
