@@ -743,6 +743,7 @@ func BenchmarkAgentRestart(b *testing.B) {
 	var took, inRest []time.Duration // from when the cgroup was made, and from the first datagram
 	var packets []int
 	late := 0
+	want := map[string]hierarchy.Path{n.target(svc): "eth0/web"}
 	for b.Loop() {
 		before := rests()
 		sent := s.send(count, pause, true)
@@ -751,6 +752,7 @@ func BenchmarkAgentRestart(b *testing.B) {
 			late++
 			rest--
 		}
+		n.bound(want)
 		took, inRest, packets = append(took, sent[rest]), append(inRest, sent[rest]-sent[0]), append(packets, rest)
 	}
 	slices.Sort(packets)
