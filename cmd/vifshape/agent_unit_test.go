@@ -42,7 +42,7 @@ func TestAgentUnit(t *testing.T) {
 		"Service": {
 			"Type", "ExecStart", "ExecReload", "Restart", "RestartSec", "CapabilityBoundingSet", "NoNewPrivileges",
 			"ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectClock", "ProtectHostname", "ProtectKernelLogs",
-			"ProtectKernelModules", "LockPersonality", "MemoryDenyWriteExecute", "RestrictAddressFamilies", "RestrictNamespaces",
+			"LockPersonality", "MemoryDenyWriteExecute", "RestrictAddressFamilies", "RestrictNamespaces",
 			"RestrictRealtime", "RestrictSUIDSGID", "SystemCallArchitectures", "SystemCallFilter", "SystemCallErrorNumber", "UMask",
 		},
 		"Install": {"WantedBy"},
