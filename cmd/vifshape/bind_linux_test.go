@@ -354,6 +354,7 @@ func TestKernelChurn(t *testing.T) {
 			}
 		}},
 		{"interfaces", func(n *network) ([]string, string, func(int) error) {
+			tctest.Cgroup2Mount(n) // interfaces are not bound by net_cls
 			return []string{"link:job0", "link:job1"}, "link:job2", func(i int) error {
 				name := fmt.Sprintf("job%d", i%3)
 				if i/3%2 == 1 {
@@ -371,6 +372,10 @@ func TestKernelChurn(t *testing.T) {
 			}
 			files := []string{policy("100mbit"), policy("90mbit")}
 			n.ok("apply", files[0])
+			rounds, pause := 10, time.Duration(0)
+			if vm.Inside() {
+				rounds, pause = 1, 10*time.Millisecond
+			}
 			stop, ended := make(chan struct{}), make(chan error, 1)
 			go func() {
 				for i := 0; ; i++ {
@@ -378,7 +383,7 @@ func TestKernelChurn(t *testing.T) {
 					case <-stop:
 						ended <- nil
 						return
-					default:
+					case <-time.After(pause):
 					}
 					if err := turn(i); err != nil {
 						ended <- err
@@ -386,10 +391,6 @@ func TestKernelChurn(t *testing.T) {
 					}
 				}
 			}()
-			rounds := 10
-			if vm.Inside() {
-				rounds = 2
-			}
 			for i := range rounds {
 				n.ok("apply", files[(i+1)%2])
 				n.ok("bind", "eth0/rest", more)
