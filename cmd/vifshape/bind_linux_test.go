@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -391,13 +392,17 @@ func TestKernelChurn(t *testing.T) {
 					}
 				}
 			}()
+			end := sync.OnceValue(func() error {
+				close(stop)
+				return <-ended
+			})
+			defer end() // before what it makes is removed, however the test ends
 			for i := range rounds {
 				n.ok("apply", files[(i+1)%2])
 				n.ok("bind", "eth0/rest", more)
 				n.ok("unbind", "eth0/rest", more)
 			}
-			close(stop)
-			if err := <-ended; err != nil {
+			if err := end(); err != nil {
 				t.Fatal(err)
 			}
 			n.ok("apply", files[0])
