@@ -252,9 +252,12 @@ func TestKernelAttachRefused(t *testing.T) {
 		}
 		zombie = strings.Contains(string(stat), ") Z ")
 	}
-	tasks, err := os.ReadDir("/proc/" + strconv.Itoa(x.pid()) + "/task")
-	if err != nil || len(tasks) < 2 {
-		t.Fatalf("threads %v, %v", tasks, err)
+	var tasks []os.DirEntry
+	for end := time.Now().Add(10 * time.Second); len(tasks) < 2; time.Sleep(time.Millisecond) { // the runtime starts them
+		var err error
+		if tasks, err = os.ReadDir("/proc/" + strconv.Itoa(x.pid()) + "/task"); err != nil || time.Now().After(end) {
+			t.Fatalf("threads %v, %v", tasks, err)
+		}
 	}
 	thread, err := strconv.Atoi(tasks[1].Name())
 	if err != nil {
