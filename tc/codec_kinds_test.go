@@ -8,19 +8,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/mdlayher/netlink"
 
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
 func TestEncodeKinds(t *testing.T) {
 	const ms uint64 = 1_000_000
-	for _, tt := range []struct {
-		name  string
-		fresh bool
-		qdisc hierarchy.Qdisc
-		want  string
-	}{{
+	goldenLeaves(t, []leafMessage{{
 		// tc qdisc replace dev IF parent 71f:10 handle 10: pfifo_head_drop limit 50
 		"pfifo_head_drop", true, qdisc("pfifo_head_drop", "limit", 50),
 		`00000000 05000000 00001000 10001f07 00000000 14000100 70666966 6f5f6865
@@ -101,19 +95,7 @@ func TestEncodeKinds(t *testing.T) {
 		 ea050000 0a000000 f4010000 00040000 7f000000 40000000 00000000 407e0500
 		 30750000 905f0100 05160003 52b81e05 00000000 00000000 00000000 00000000
 		 00000000 00000000`,
-	}} {
-		t.Run(tt.name, func(t *testing.T) {
-			m, err := encodeLeaf(5, &hierarchy.Leaf{Class: hierarchy.ID(0x10), Qdisc: tt.qdisc}, tt.fresh)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var flags netlink.HeaderFlags
-			if tt.fresh {
-				flags = netlink.Create | netlink.Replace
-			}
-			golden(t, m, flags, tt.want)
-		})
-	}
+	}})
 }
 
 // nodrop goes by another way than the rest of red's flags.

@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/mdlayher/netlink"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -17,12 +16,7 @@ import (
 
 func TestEncodeShaping(t *testing.T) {
 	const ms uint64 = 1_000_000
-	for _, tt := range []struct {
-		name  string
-		fresh bool
-		qdisc hierarchy.Qdisc
-		want  string
-	}{{
+	goldenLeaves(t, []leafMessage{{
 		// tc qdisc replace dev IF parent 71f:10 handle 10: fq limit 500 flow_limit 50 buckets 256 quantum 3000 initial_quantum 9000 maxrate 8mbit low_rate_threshold 800kbit nopacing refill_delay 40ms orphan_mask 255 timer_slack 10us horizon 10s horizon_drop
 		"fq", true, qdisc("fq", "limit", 500, "flow_limit", 50, "buckets", 256, "quantum", 3000, "initial_quantum", 9000, "maxrate", 8_000_000, "low_rate_threshold", 800_000,
 			"pacing", 0, "refill_delay", 40*ms, "orphan_mask", 255, "timer_slack", 10_000, "horizon", 10_000*ms, "horizon_drop", 1),
@@ -86,19 +80,7 @@ func TestEncodeShaping(t *testing.T) {
 		 0c000800 00f2052a 01000000 2c000c00 404b4c00 00000000 40548900 00000000
 		 07000000 00000000 00000000 00000000 00000000 00000000 0c000e00 67120000
 		 00000000`,
-	}} {
-		t.Run(tt.name, func(t *testing.T) {
-			m, err := encodeLeaf(5, &hierarchy.Leaf{Class: hierarchy.ID(0x10), Qdisc: tt.qdisc}, tt.fresh)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var flags netlink.HeaderFlags
-			if tt.fresh {
-				flags = netlink.Create | netlink.Replace
-			}
-			golden(t, m, flags, tt.want)
-		})
-	}
+	}})
 }
 
 // What becomes of policies at a place, for the kinds that shape or hold back.

@@ -144,14 +144,35 @@ func qdisc(kind string, params ...any) hierarchy.Qdisc {
 	return q
 }
 
+// leafMessage is a leaf qdisc and the message that makes it, or changes it in
+// place where fresh is false.
+type leafMessage struct {
+	name  string
+	fresh bool
+	qdisc hierarchy.Qdisc
+	want  string
+}
+
+func goldenLeaves(t *testing.T, tests []leafMessage) {
+	t.Helper()
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m, err := encodeLeaf(5, &hierarchy.Leaf{Class: hierarchy.ID(0x10), Qdisc: tt.qdisc}, tt.fresh)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var flags netlink.HeaderFlags
+			if tt.fresh {
+				flags = netlink.Create | netlink.Replace
+			}
+			golden(t, m, flags, tt.want)
+		})
+	}
+}
+
 func TestEncodeLeaf(t *testing.T) {
 	const ms uint64 = 1_000_000
-	for _, tt := range []struct {
-		name  string
-		fresh bool
-		qdisc hierarchy.Qdisc
-		want  string
-	}{{
+	goldenLeaves(t, []leafMessage{{
 		// tc qdisc replace dev IF parent 71f:10 handle 10: pfifo limit 50
 		"pfifo", true, qdisc("pfifo", "limit", 50),
 		`00000000 05000000 00001000 10001f07 00000000
@@ -209,20 +230,7 @@ func TestEncodeLeaf(t *testing.T) {
 		 00000000 00000000 00000000
 		 00004000 cd0c0000 00000000
 		 0c000400 00f2052a 01000000`,
-	}} {
-		t.Run(tt.name, func(t *testing.T) {
-			l := hierarchy.Leaf{Class: hierarchy.ID(0x10), Qdisc: tt.qdisc}
-			m, err := encodeLeaf(5, &l, tt.fresh)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var flags netlink.HeaderFlags
-			if tt.fresh {
-				flags = netlink.Create | netlink.Replace
-			}
-			golden(t, m, flags, tt.want)
-		})
-	}
+	}})
 }
 
 func TestEncodeLeafRefused(t *testing.T) {
