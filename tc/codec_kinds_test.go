@@ -162,13 +162,7 @@ func TestSettleAnywhere(t *testing.T) {
 							t.Errorf("what is chosen could not be written together: %v", err)
 						}
 					}
-					again, err := d.settle(q, s)
-					if diff := cmp.Diff(q.Params, again); err != nil || diff != "" {
-						t.Errorf("settled again: %v (-want +got)\n%s", err, diff)
-					}
-					if diff := cmp.Diff(q, roundTrip(t, q)); diff != "" {
-						t.Errorf("decoded (-want +got)\n%s", diff)
-					}
+					lasting(t, q, s)
 				})
 			}
 		}
@@ -219,18 +213,13 @@ func TestSettleKinds(t *testing.T) {
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Fatalf("(-want +got)\n%s", diff)
 			}
-			if diff := cmp.Diff(got, roundTrip(t, got)); diff != "" {
-				t.Errorf("decoded (-want +got)\n%s", diff)
-			}
+			lasting(t, got, place)
 		})
 	}
 }
 
 func TestVerifyKinds(t *testing.T) {
-	for _, tt := range []struct {
-		qdisc hierarchy.Qdisc
-		want  string
-	}{
+	verifyAll(t, []verified{
 		{qdisc("red", "min", 20_000, "max", 15_000), "min 20kb is not below max 15kb"},
 		{qdisc("red", "limit", 20_000, "max", 30_000), "max 30kb is above limit 20kb"},
 		{qdisc("choke", "limit", 20, "min", 20), "min 20 is not below limit 20"},
@@ -245,15 +234,7 @@ func TestVerifyKinds(t *testing.T) {
 		{qdisc("sfb", "target", 30, "max", 20), "target 30 is above max 20"},
 		{qdisc("sfb", "rehash", 1_000_000_000, "db", 2_000_000_000), "db 2s is longer than rehash 1s"},
 		{qdisc("sfb", "rehash", 0, "db", 0), ""},
-	} {
-		got := ""
-		if err := kindNamed(tt.qdisc.Kind).Verify(tt.qdisc); err != nil {
-			got = err.Error()
-		}
-		if got != tt.want {
-			t.Errorf("%v: got %q, want %q", tt.qdisc, got, tt.want)
-		}
-	}
+	})
 }
 
 func TestPIETimes(t *testing.T) {

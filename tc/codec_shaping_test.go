@@ -121,22 +121,13 @@ func TestSettleShaping(t *testing.T) {
 			if d := cmp.Diff(tt.want, got); d != "" {
 				t.Fatalf("(-want +got)\n%s", d)
 			}
-			again := got
-			if err := kinds.settle(&again, place); err != nil || !again.Equal(got) {
-				t.Errorf("settled again: %+v, %v", again, err)
-			}
-			if d := cmp.Diff(got, roundTrip(t, got)); d != "" {
-				t.Errorf("decoded (-want +got)\n%s", d)
-			}
+			lasting(t, got, place)
 		})
 	}
 }
 
 func TestVerifyShaping(t *testing.T) {
-	for _, tt := range []struct {
-		qdisc hierarchy.Qdisc
-		want  string
-	}{
+	verifyAll(t, []verified{
 		{qdisc("fq", "buckets", 1024), ""},
 		{qdisc("fq", "buckets", 1000), "buckets 1000 is no power of 2: write buckets = 1024"},
 		{qdisc("cake", "bandwidth", 8000, "autorate-ingress", 0), ""},
@@ -154,15 +145,7 @@ func TestVerifyShaping(t *testing.T) {
 		{qdisc("netem", "slot_distribution", 0), "slot_distribution says nothing without slot_jitter: give slot_jitter, too"},
 		{qdisc("netem", "slot_min", 5000, "slot_max", 1000), "slot_max 1µs is below slot_min 5µs"},
 		{qdisc("netem", "slot_bytes", 5), "slot_packets and slot_bytes say nothing without slot_min: give slot_min, too"},
-	} {
-		got := ""
-		if err := kindNamed(tt.qdisc.Kind).Verify(tt.qdisc); err != nil {
-			got = err.Error()
-		}
-		if got != tt.want {
-			t.Errorf("%v: got %q, want %q", tt.qdisc, got, tt.want)
-		}
-	}
+	})
 }
 
 // What others set and no parameter can say differs from everything.
