@@ -18,12 +18,12 @@ const (
 	codelCEThresholdAttr
 )
 
-var codelNumbers = []number{
+var codelNumbers = numbers{
 	{name: "limit", attr: codelLimitAttr},
-	{"target", codelTargetAttr, micro, codelShown},
-	{"interval", codelIntervalAttr, micro, codelShown},
+	{name: "target", attr: codelTargetAttr, give: micro, show: codelShown},
+	{name: "interval", attr: codelIntervalAttr, give: micro, show: codelShown},
 	{name: "ecn", attr: codelECNAttr},
-	{"ce_threshold", codelCEThresholdAttr, micro, codelShown},
+	{name: "ce_threshold", attr: codelCEThresholdAttr, give: micro, show: codelShown, off: codelOff}, // codel_change makes the same of it
 }
 
 var codel = discipline{
@@ -56,18 +56,6 @@ var codel = discipline{
 		}
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
-		if _, ok := q.Get("ce_threshold"); !ok {
-			e.attr32(codelCEThresholdAttr, codelOff) // codel_change turns it into the same mark
-			return encodeNumbers(e, q, codelNumbers[:4])
-		}
-		return encodeNumbers(e, q, codelNumbers)
-	},
-	decode: func(opts []byte) ([]hierarchy.Setting, error) {
-		s, err := decodeNumbers(opts, codelNumbers)
-		if err == nil && s[4].Value == 0 {
-			s = s[:4]
-		}
-		return s, err
-	},
+	encode: codelNumbers.encode,
+	decode: codelNumbers.decode,
 }

@@ -36,6 +36,18 @@ const codelOff = 2199023255
 // within the 2^31 units of 1.024 µs in which CoDel reckons.
 const codelTargetMax = time.Minute
 
+var fqCodelNumbers = numbers{
+	{name: "limit", attr: fqCodelLimit},
+	{name: "memory_limit", attr: fqCodelMemoryLimit},
+	{name: "flows", attr: fqCodelFlows, once: true},
+	{name: "target", attr: fqCodelTarget, give: micro, show: codelShown},
+	{name: "interval", attr: fqCodelInterval, give: micro, show: codelShown},
+	{name: "quantum", attr: fqCodelQuantum},
+	{name: "ecn", attr: fqCodelECN},
+	{name: "drop_batch", attr: fqCodelDropBatch},
+	{name: "ce_threshold", attr: fqCodelCEThreshold, give: micro, show: codelShown, off: codelOff},
+}
+
 var fqCodel = discipline{
 	Kind: hierarchy.Kind{
 		Name: "fq_codel",
@@ -99,73 +111,41 @@ var fqCodel = discipline{
 		return p.out, nil
 	},
 	encode: func(e *encoder, q hierarchy.Qdisc, fresh bool) error {
-		v, err := values(q, "limit", "memory_limit", "flows", "target", "interval", "quantum", "ecn", "drop_batch")
-		if err != nil {
+		if err := fqCodelNumbers.encode(e, q, fresh); err != nil {
 			return err
 		}
-		e.attr32(fqCodelLimit, uint32(v[0]))
-		e.attr32(fqCodelMemoryLimit, uint32(v[1]))
-		if fresh { // refused later
-			e.attr32(fqCodelFlows, uint32(v[2]))
+		if _, ok := q.Get("ce_threshold"); ok {
+			selector, _ := q.Get("ce_threshold_selector")
+			mask, _ := q.Get("ce_threshold_mask")
+			e.attr8(fqCodelCESelector, uint8(selector))
+			e.attr8(fqCodelCEMask, uint8(mask))
 		}
-		e.attr32(fqCodelTarget, micro(v[3]))
-		e.attr32(fqCodelInterval, micro(v[4]))
-		e.attr32(fqCodelQuantum, uint32(v[5]))
-		e.attr32(fqCodelECN, uint32(v[6]))
-		e.attr32(fqCodelDropBatch, uint32(v[7]))
-		ce, ok := q.Get("ce_threshold")
-		if !ok {
-			e.attr32(fqCodelCEThreshold, codelOff)
-			return nil
-		}
-		e.attr32(fqCodelCEThreshold, micro(ce))
-		selector, _ := q.Get("ce_threshold_selector")
-		mask, _ := q.Get("ce_threshold_mask")
-		e.attr8(fqCodelCESelector, uint8(selector))
-		e.attr8(fqCodelCEMask, uint8(mask))
 		return nil
 	},
 	decode: func(opts []byte) ([]hierarchy.Setting, error) {
-		var v [fqCodelCEMask + 1]uint32
-		err := eachAttr(opts, func(typ uint16, b []byte) (err error) {
-			switch {
-			case typ == fqCodelCESelector || typ == fqCodelCEMask:
-				if len(b) < 1 {
-					return errMalformed
-				}
-				v[typ] = uint32(b[0])
-			case int(typ) < len(v):
-				v[typ], err = get32(b)
-			}
-			return err
-		})
+		out, err := fqCodelNumbers.decode(opts)
 		if err != nil {
 			return nil, err
 		}
-		p := settings{}
-		p.set("limit", uint64(v[fqCodelLimit]))
-		p.set("memory_limit", uint64(v[fqCodelMemoryLimit]))
-		p.set("flows", uint64(v[fqCodelFlows]))
-		p.set("target", codelShown(v[fqCodelTarget]))
-		p.set("interval", codelShown(v[fqCodelInterval]))
-		p.set("quantum", uint64(v[fqCodelQuantum]))
-		p.set("ecn", uint64(v[fqCodelECN]))
-		p.set("drop_batch", uint64(v[fqCodelDropBatch]))
-		if v[fqCodelCEThreshold] != 0 {
-			p.set("ce_threshold", codelShown(v[fqCodelCEThreshold]))
-			if v[fqCodelCEMask] != 0 {
-				p.set("ce_threshold_selector", uint64(v[fqCodelCESelector]))
-				p.set("ce_threshold_mask", uint64(v[fqCodelCEMask]))
+		var selector, mask uint8
+		err = eachAttr(opts, func(typ uint16, b []byte) (err error) {
+			switch typ {
+			case fqCodelCESelector:
+				selector, err = get8(b)
+			case fqCodelCEMask:
+				mask, err = get8(b)
 			}
+			return err
+		})
+		q := hierarchy.Qdisc{Params: out}
+		if _, ok := q.Get("ce_threshold"); ok && mask != 0 {
+			out = append(out,
+				hierarchy.Setting{Name: "ce_threshold_selector", Value: uint64(selector)},
+				hierarchy.Setting{Name: "ce_threshold_mask", Value: uint64(mask)})
 		}
-		return p.out, nil
+		return out, err
 	},
-	// fq_codel_change refuses another number of flows.
-	inPlace: func(old, want hierarchy.Qdisc) bool {
-		a, _ := old.Get("flows")
-		b, _ := want.Get("flows")
-		return a == b
-	},
+	inPlace: same("flows"), // fq_codel_change refuses another number of them
 	words: func(q hierarchy.Qdisc, s hierarchy.Setting) []string {
 		switch s.Name {
 		case "ce_threshold_selector":

@@ -25,11 +25,11 @@ const (
 	fqPieDQRateEstimator
 )
 
-var fqPieNumbers = []number{
+var fqPieNumbers = numbers{
 	{name: "limit", attr: fqPieLimit},
-	{name: "flows", attr: fqPieFlows},
-	{"target", fqPieTarget, micro, pieShown},
-	{"tupdate", fqPieTUpdate, micro, nano},
+	{name: "flows", attr: fqPieFlows, once: true},
+	{name: "target", attr: fqPieTarget, give: micro, show: pieShown},
+	{name: "tupdate", attr: fqPieTUpdate, give: micro, show: nano},
 	{name: "alpha", attr: fqPieAlpha},
 	{name: "beta", attr: fqPieBeta},
 	{name: "ecn", attr: fqPieECN},
@@ -69,17 +69,7 @@ var fqPie = discipline{
 		p.set("ecn_prob", p.get("ecn_prob", 10))
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, fresh bool) error {
-		if fresh {
-			return encodeNumbers(e, q, fqPieNumbers)
-		}
-		return encodeNumbers(e, q, slices.DeleteFunc(slices.Clone(fqPieNumbers), func(n number) bool { return n.attr == fqPieFlows })) // refused later
-	},
-	decode: func(opts []byte) ([]hierarchy.Setting, error) { return decodeNumbers(opts, fqPieNumbers) },
-	// fq_pie_change refuses a number of flows.
-	inPlace: func(old, want hierarchy.Qdisc) bool {
-		a, _ := old.Get("flows")
-		b, _ := want.Get("flows")
-		return a == b
-	},
+	encode:  fqPieNumbers.encode,
+	decode:  fqPieNumbers.decode,
+	inPlace: same("flows"), // fq_pie_change refuses a number of them
 }
