@@ -33,23 +33,14 @@ var codel = discipline{
 		Params: []hierarchy.Param{
 			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
 				Help: "packets that may wait"},
-			{Name: "target", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(codelTargetMax),
-				Help: "time that packets may wait on the whole"},
-			{Name: "interval", Type: hierarchy.Duration, Min: uint64(100 * time.Microsecond), Max: uint64(30 * time.Minute),
-				Help: "time for which they may wait longer, about a round trip"},
-			{Name: "ecn", Type: hierarchy.Flag, Max: 1, Negative: "noecn",
-				Help: "mark packets that allow it and do not drop them"},
-			{Name: "ce_threshold", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(30 * time.Minute),
-				Help: "mark every packet that has waited longer"},
+			codelTargetParam, codelIntervalParam, codelECNParam, codelCEParam,
 		},
 	},
 	module: "sch_codel",
 	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		target := p.get("target", uint64(codelTarget(s)))
 		p.set("limit", p.get("limit", 1000))
-		p.set("target", codelRound(target))
-		p.set("interval", codelRound(p.get("interval", max(uint64(100*time.Millisecond), 20*target))))
+		settleCoDel(&p, s)
 		p.set("ecn", p.get("ecn", 0))
 		if v := p.get("ce_threshold", 0); v != 0 {
 			p.set("ce_threshold", codelRound(v))
@@ -58,4 +49,23 @@ var codel = discipline{
 	},
 	encode: codelNumbers.encode,
 	decode: codelNumbers.decode,
+}
+
+// Parameters that codel and fq_codel share.
+var (
+	codelTargetParam = hierarchy.Param{Name: "target", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(codelTargetMax),
+		Help: "time that packets may wait on the whole"}
+	codelIntervalParam = hierarchy.Param{Name: "interval", Type: hierarchy.Duration, Min: uint64(100 * time.Microsecond), Max: uint64(30 * time.Minute),
+		Help: "time for which they may wait longer, about a round trip"}
+	codelECNParam = hierarchy.Param{Name: "ecn", Type: hierarchy.Flag, Max: 1, Negative: "noecn",
+		Help: "mark packets that allow it and do not drop them"}
+	codelCEParam = hierarchy.Param{Name: "ce_threshold", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(30 * time.Minute),
+		Help: "mark every packet that has waited longer"}
+)
+
+// settleCoDel settles target and interval.
+func settleCoDel(p *settings, s site) {
+	target := p.get("target", uint64(codelTarget(s)))
+	p.set("target", codelRound(target))
+	p.set("interval", codelRound(p.get("interval", max(uint64(100*time.Millisecond), 20*target))))
 }

@@ -53,24 +53,10 @@ var fqCodel = discipline{
 		Name: "fq_codel",
 		Help: "a queue for each flow, served in turn, each kept short by dropping early",
 		Params: []hierarchy.Param{
-			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
-				Help: "packets that may wait in all flows together"},
-			{Name: "memory_limit", Type: hierarchy.Bytes, Min: 1, Max: 1 << 31,
-				Help: "bytes of memory that waiting packets may take"},
-			{Name: "flows", Type: hierarchy.Count, Min: 1, Max: 65536,
-				Help: "queues that flows are hashed into"},
-			{Name: "target", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(codelTargetMax),
-				Help: "time that packets may wait on the whole"},
-			{Name: "interval", Type: hierarchy.Duration, Min: uint64(100 * time.Microsecond), Max: uint64(30 * time.Minute),
-				Help: "time for which they may wait longer, about a round trip"},
-			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
-				Help: "bytes that a flow may send in its turn"},
-			{Name: "ecn", Type: hierarchy.Flag, Max: 1, Negative: "noecn",
-				Help: "mark packets that allow it and do not drop them"},
+			flowsLimit, flowsMemory, flowsCount, codelTargetParam, codelIntervalParam, flowsQuantum, codelECNParam,
 			{Name: "drop_batch", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
 				Help: "packets that are dropped at once when a limit is passed"},
-			{Name: "ce_threshold", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(30 * time.Minute),
-				Help: "mark every packet that has waited longer"},
+			codelCEParam,
 			{Name: "ce_threshold_selector", Type: hierarchy.Count, Max: 255,
 				Help: "ce_threshold is for packets with this traffic class (Linux 5.16)"},
 			{Name: "ce_threshold_mask", Type: hierarchy.Count, Max: 255,
@@ -92,12 +78,10 @@ var fqCodel = discipline{
 	module: "sch_fq_codel",
 	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		target := p.get("target", uint64(codelTarget(s)))
 		p.set("limit", p.get("limit", 10240))
 		p.set("memory_limit", p.get("memory_limit", uint64(queueMemory(s))))
 		p.set("flows", p.get("flows", 1024))
-		p.set("target", codelRound(target))
-		p.set("interval", codelRound(p.get("interval", max(uint64(100*time.Millisecond), 20*target))))
+		settleCoDel(&p, s)
 		p.set("quantum", p.get("quantum", max(uint64(s.mtu), 256)))
 		p.set("ecn", p.get("ecn", 1))
 		p.set("drop_batch", p.get("drop_batch", 64))
@@ -157,6 +141,18 @@ var fqCodel = discipline{
 		return nil
 	},
 }
+
+// Parameters that fq_codel and fq_pie share.
+var (
+	flowsLimit = hierarchy.Param{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
+		Help: "packets that may wait in all flows together"}
+	flowsMemory = hierarchy.Param{Name: "memory_limit", Type: hierarchy.Bytes, Min: 1, Max: 1 << 31,
+		Help: "bytes of memory that waiting packets may take"}
+	flowsCount = hierarchy.Param{Name: "flows", Type: hierarchy.Count, Min: 1, Max: 65536,
+		Help: "queues that flows are hashed into"}
+	flowsQuantum = hierarchy.Param{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
+		Help: "bytes that a flow may send in its turn"}
+)
 
 // codelRound is the time that the kernel makes of ns: it keeps whole units of
 // 1.024 µs, rounded down, and takes whole microseconds. Of the times that it

@@ -3,7 +3,6 @@
 package tc
 
 import (
-	"math"
 	"slices"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -44,16 +43,8 @@ var fqPie = discipline{
 	Kind: hierarchy.Kind{
 		Name: "fq_pie",
 		Help: "a queue for each flow, served in turn, each kept short by dropping at random (Linux 5.6)",
-		Params: slices.Concat([]hierarchy.Param{
-			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
-				Help: "packets that may wait in all flows together"},
-			{Name: "flows", Type: hierarchy.Count, Min: 1, Max: 65536,
-				Help: "queues that flows are hashed into"},
-		}, pieParams, []hierarchy.Param{
-			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
-				Help: "bytes that a flow may send in its turn"},
-			{Name: "memory_limit", Type: hierarchy.Bytes, Min: 1, Max: 1 << 31,
-				Help: "bytes of memory that waiting packets may take"},
+		Params: slices.Concat([]hierarchy.Param{flowsLimit, flowsCount}, pieParams, []hierarchy.Param{
+			flowsQuantum, flowsMemory,
 			{Name: "ecn_prob", Type: hierarchy.Count, Min: 1, Max: 99,
 				Help: "percent of probability up to which ecn marks packets"},
 		}),
