@@ -269,7 +269,7 @@ func TestREDWords(t *testing.T) {
 		}
 	}
 	for _, ewma := range []uint64{1, 2, 5, 9, 20} {
-		r := redQueue{ewma: ewma, avpkt: 1000}
+		r := redQueue{redThresholds: redThresholds{ewma: ewma}, avpkt: 1000}
 		for cell := uint64(0); cell < 32; cell++ {
 			// What takes less than a microsecond cannot be said, nor what takes
 			// much longer than a packet at some bytes/s.
