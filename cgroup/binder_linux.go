@@ -287,9 +287,6 @@ func (b *Binder) prepare(w hierarchy.Way) error {
 		return err
 	}
 	if w == hierarchy.WayClsCgroup {
-		if has, known := hasClsCgroup(); known && !has {
-			return fmt.Errorf("module cls_cgroup: %w", ErrNotSupported)
-		}
 		return b.cfg.Lacks(w)
 	}
 	if err := b.refresh(); err != nil {

@@ -122,10 +122,7 @@ func resolve(t testing.TB, b *cgroup.Binder, tr *hierarchy.Tree) *cgroup.Resolut
 // TestKernelHomes: a branch's own cgroup is made, found, bound, and goes again
 // unless somebody lives there.
 func TestKernelHomes(t *testing.T) {
-	for _, way := range ways(t) {
-		if way == hierarchy.WayClsCgroup {
-			continue // the same homes as with net_cls
-		}
+	for _, way := range exact(t) { // cls_cgroup has the homes of net_cls
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
@@ -222,10 +219,7 @@ func (n *network) generation(t testing.TB) uint32 {
 // TestKernelBoundHome: a home that is bound is found so by anybody, and a new one
 // makes no socket look its class up again.
 func TestKernelBoundHome(t *testing.T) {
-	for _, way := range ways(t) {
-		if way == hierarchy.WayClsCgroup {
-			continue // the same homes as with net_cls
-		}
+	for _, way := range exact(t) { // cls_cgroup has the homes of net_cls
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
@@ -527,15 +521,9 @@ func TestKernelUnprivileged(t *testing.T) {
 		all     = v2 + netCls + "; binding net_cls+nft: the interface's index is not given"
 	)
 	want := "true eth0: binding bpf: " + refused + "\ntrue\n<nil>\n"
-	// without BPF the kernel's own classifier reads the tags, if it has it
+	// without BPF the kernel's own classifier reads the tags
 	classic := `"cls_cgroup" <nil>` + "\neth0: classifier: no cls_cgroup; "
-	if w := report(t, hierarchy.WayClsCgroup); w.Err != nil {
-		none := `"" eth0: nothing here tells whose packets are whose: `
-		last := "; binding cls_cgroup: " + w.Err.Error() + "\n"
-		want += none + all + last + none + netCls + last
-	} else {
-		want += classic + all + "\n" + classic + netCls + "\n"
-	}
+	want += classic + all + "\n" + classic + netCls + "\n"
 	if diff := cmp.Diff(want, string(out)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -50,21 +50,13 @@ func require(t testing.TB, way hierarchy.Way) {
 	tctest.Require(t, !errors.Is(err, cgroup.ErrNotSupported), fmt.Sprintf("binding %s (%v)", way, err))
 }
 
-// ways are those to test here: not the kernel's own classifier on a machine without
-// it, where TestVM goes on, and not cgroup v2 in one of the guests, with v1
-// alone, where TestKernelNotMounted does.
+// ways are those to test here: not cgroup v2 in one of the guests, with v1 alone,
+// where TestKernelNotMounted goes on.
 func ways(t testing.TB) []hierarchy.Way {
 	t.Helper()
 	all := []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
-	if vm.Inside() {
-		if !mountsV2(t) {
-			return slices.DeleteFunc(all, v2)
-		}
-		return all
-	}
-	tctest.RequireRoot(t)
-	if errors.Is(report(t, hierarchy.WayClsCgroup).Err, cgroup.ErrNotSupported) {
-		return all[:len(all)-1]
+	if vm.Inside() && !mountsV2(t) {
+		return slices.DeleteFunc(all, v2)
 	}
 	return all
 }
@@ -315,6 +307,56 @@ func loaded(n int) int {
 	return n
 }
 
+// flipBinding binds the target to another class than the last time.
+func flipBinding(t *testing.T, _ *network, b *cgroup.Binder, target string, i int) {
+	apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
+}
+
+// flipHook does the same by a classifier of its own, in place of the one that is
+// there.
+func flipHook(t *testing.T, _ *network, b *cgroup.Binder, target string, i int) {
+	hook, err := b.Hook()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bind := bound(target, []hierarchy.ClassID{red, green}[i%2])
+	steps := []hierarchy.Step{{Action: hierarchy.Change, Old: &hook, New: &hook}, {Action: hierarchy.Create, New: &bind}}
+	if _, err := b.Do(t.Context(), steps); err != nil {
+		t.Fatal(err)
+	}
+	// the way back would return to the former maps: start afresh
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// whileSending has x send some packets at a time and calls change over and over
+// meanwhile, not less than least times. It returns how many packets were sent, and
+// those of each class.
+func (n *network) whileSending(t *testing.T, x *actor, some, least int, change func(i int)) (packets uint64, got counts) {
+	t.Helper()
+	changes := 0
+	got = n.during(t, func() {
+		for changes < least {
+			packets += uint64(some)
+			x.begin("udp %s:9 %d", n.Far4, some)
+			done := make(chan struct{})
+			go func() { x.end(); close(done) }()
+			for sending := true; sending; {
+				select {
+				case <-done:
+					sending = false
+				default:
+					changes++
+					change(changes)
+				}
+			}
+		}
+	})
+	t.Logf("%d changes, packets a class: %v", changes, got)
+	return packets, got
+}
+
 // TestKernelUnderLoad: 0 packets in a wrong class or unshaped while bindings
 // change, and while the whole classifier is replaced.
 func TestKernelUnderLoad(t *testing.T) {
@@ -323,26 +365,11 @@ func TestKernelUnderLoad(t *testing.T) {
 		way  hierarchy.Way
 		flip func(t *testing.T, n *network, b *cgroup.Binder, target string, i int)
 	}{
-		{"bindings", hierarchy.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
-			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
-		}},
-		{"net_cls tags", hierarchy.WayNetCls, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
-			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
-		}},
-		{"sets of nf_tables", hierarchy.WayNft, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
-			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
-		}},
-		{"all of nf_tables", hierarchy.WayNft, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
-			hook := hierarchy.Hook{Way: hierarchy.WayNft, Version: 3}
-			bind := bound(target, []hierarchy.ClassID{red, green}[i%2])
-			steps := []hierarchy.Step{{Action: hierarchy.Change, Old: &hook, New: &hook}, {Action: hierarchy.Create, New: &bind}}
-			if _, err := b.Do(t.Context(), steps); err != nil {
-				t.Fatal(err)
-			}
-		}},
-		{"net_cls tags with nf_tables", hierarchy.WayNetClsNft, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
-			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
-		}},
+		{"bindings", hierarchy.WayBPF, flipBinding},
+		{"net_cls tags", hierarchy.WayNetCls, flipBinding},
+		{"sets of nf_tables", hierarchy.WayNft, flipBinding},
+		{"all of nf_tables", hierarchy.WayNft, flipHook},
+		{"net_cls tags with nf_tables", hierarchy.WayNetClsNft, flipBinding},
 		{"classifier of an older version", hierarchy.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
 			older(t, n)
 			if err := b.Close(); err != nil { // it knows better
@@ -351,20 +378,9 @@ func TestKernelUnderLoad(t *testing.T) {
 			if got := read(t, b); got.Hook.Version != 1 || len(got.Bound) != 0 {
 				t.Errorf("an older classifier is seen as %+v with bindings %v", got.Hook, got.Bound)
 			}
-			apply(t, b, bound(target, []hierarchy.ClassID{red, green}[i%2]))
+			flipBinding(t, n, b, target, i)
 		}},
-		{"classifier", hierarchy.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
-			hook := hierarchy.Hook{Way: hierarchy.WayBPF, Version: 3}
-			bind := bound(target, []hierarchy.ClassID{red, green}[i%2])
-			steps := []hierarchy.Step{{Action: hierarchy.Change, Old: &hook, New: &hook}, {Action: hierarchy.Create, New: &bind}}
-			if _, err := b.Do(t.Context(), steps); err != nil {
-				t.Fatal(err)
-			}
-			// the way back would return to the former maps: start afresh
-			if err := b.Close(); err != nil {
-				t.Fatal(err)
-			}
-		}},
+		{"classifier", hierarchy.WayBPF, flipHook},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			require(t, tt.way)
@@ -374,26 +390,7 @@ func TestKernelUnderLoad(t *testing.T) {
 			b := n.binder(t, tt.way)
 			apply(t, b, bound(p.target(a), red))
 			x := n.start(t, n.Near, a)
-			flips, packets := 0, uint64(0)
-			got := n.during(t, func() {
-				for flips < 10 {
-					some := loaded(200_000)
-					packets += uint64(some)
-					x.begin("udp %s:9 %d", n.Far4, some)
-					done := make(chan struct{})
-					go func() { x.end(); close(done) }()
-					for sending := true; sending; {
-						select {
-						case <-done:
-							sending = false
-						default:
-							flips++
-							tt.flip(t, n, b, p.target(a), flips)
-						}
-					}
-				}
-			})
-			t.Logf("%d changes, packets a class: %v", flips, got)
+			packets, got := n.whileSending(t, x, loaded(200_000), 10, func(i int) { tt.flip(t, n, b, p.target(a), i) })
 			if got[red]+got[green] != packets || len(got) != 2 {
 				t.Errorf("packets a class: %v, want %d in %v and %v together and no other", got, packets, red, green)
 			}
@@ -473,26 +470,7 @@ func TestKernelWayUnderLoad(t *testing.T) {
 			change(0)
 			x := n.start(t, n.Near, cgroups.dir)
 			x.do("join %s", tags.dir)
-			changes, packets := 0, uint64(0)
-			got := n.during(t, func() {
-				for changes < len(tt.ways) {
-					const some = 100_000
-					packets += some
-					x.begin("udp %s:9 %d", n.Far4, some)
-					done := make(chan struct{})
-					go func() { x.end(); close(done) }()
-					for sending := true; sending; {
-						select {
-						case <-done:
-							sending = false
-						default:
-							changes++
-							change(changes)
-						}
-					}
-				}
-			})
-			t.Logf("%d changes, packets a class: %v", changes, got)
+			packets, got := n.whileSending(t, x, 100_000, len(tt.ways), change)
 			if sum := got[red] + got[green]; sum != packets && !(tt.stops && sum < packets) || len(got) != 2 {
 				t.Errorf("packets a class: %v, want %d in %v and %v together and no other", got, packets, red, green)
 			}

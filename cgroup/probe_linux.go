@@ -12,11 +12,10 @@ import (
 
 // Report is what [Probe] found.
 type Report struct {
-	Privileges error         // those that this process lacks; nil when it has all
-	Layout     string        // how the machine uses cgroups, in words
-	Way        hierarchy.Way // the one taken; none when nothing works
-	Ways       []WayReport   // all, best first
-	Notes      []string      // what else is worth knowing; often empty
+	Privileges error       // those that this process lacks; nil when it has all
+	Layout     string      // how the machine uses cgroups, in words
+	Ways       []WayReport // all, best first
+	Notes      []string    // what else is worth knowing; often empty
 }
 
 // WayReport is one way of a [Report].
@@ -30,8 +29,10 @@ type WayReport struct {
 }
 
 // Probe tries what every way needs and changes nothing: programs are loaded and
-// let go of again, nothing is mounted or attached. It needs the privileges that a
-// [Binder] needs; without them the report says which are missing.
+// let go of again, nothing is mounted or attached. Whether the kernel has the filter
+// that a way takes is not asked: that needs an interface, see Lacks in [Config]. Probe
+// needs the privileges that a [Binder] needs; without them the report says which are
+// missing.
 func Probe() Report {
 	// the second is for attaching, the first for all else
 	r := Report{Privileges: lacking(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN), Layout: layout()}
@@ -40,18 +41,7 @@ func Probe() Report {
 	r.add(hierarchy.WayNetCls, func() (string, error) { return probeNetCls(hierarchy.WayNetCls, tryLoad) })
 	r.add(hierarchy.WayNetClsNft, func() (string, error) { return probeNetCls(hierarchy.WayNetClsNft, tryTables) })
 	r.add(hierarchy.WayClsCgroup, func() (string, error) {
-		text, err := probeNetCls(hierarchy.WayClsCgroup, func(hierarchy.Way) error { return nil })
-		if err != nil {
-			return "", err
-		}
-		has, known := hasClsCgroup()
-		switch {
-		case !known:
-			text += "; whether the kernel has this classifier shows only when it is used"
-		case !has:
-			return "", fmt.Errorf("module cls_cgroup: %w", ErrNotSupported)
-		}
-		return text, nil
+		return probeNetCls(hierarchy.WayClsCgroup, func(hierarchy.Way) error { return nil })
 	})
 	if before(5, 15) {
 		r.Notes = append(r.Notes, "below Linux 5.15 a process with a net_cls tag has no cgroup v2 for BPF: do not use both")
@@ -63,9 +53,6 @@ func (r *Report) add(w hierarchy.Way, probe func() (string, error)) {
 	text, err := probe()
 	if err == nil { // what was not tried would fail: attaching, mounting, finding maps again
 		err = r.Privileges
-	}
-	if err == nil && r.Way == hierarchy.WayNone {
-		r.Way = w
 	}
 	r.Ways = append(r.Ways, WayReport{Way: w, Err: err, Text: text, Weak: weak(w)})
 }
@@ -139,30 +126,6 @@ func tryLoad(w hierarchy.Way) error {
 		return err
 	}
 	return s.close()
-}
-
-// hasClsCgroup says whether the kernel has the classifier, as far as the lists of
-// its modules tell.
-func hasClsCgroup() (has, known bool) {
-	if _, err := os.Stat("/sys/module/cls_cgroup"); err == nil {
-		return true, true
-	}
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return false, false
-	}
-	dir := "/lib/modules/" + unix.ByteSliceToString(u.Release[:]) + "/"
-	for _, list := range []string{"modules.builtin", "modules.dep"} {
-		b, err := os.ReadFile(dir + list)
-		if err != nil {
-			continue
-		}
-		known = true
-		if strings.Contains(string(b), "/cls_cgroup.ko") {
-			return true, true
-		}
-	}
-	return false, known
 }
 
 // before says whether the kernel is older than a version.

@@ -89,6 +89,14 @@ func eachAttr(b []byte, f func(typ uint16, v []byte) error) error {
 	return nil
 }
 
+// get8 is the number in an attribute.
+func get8(v []byte) (uint8, error) {
+	if len(v) < 1 {
+		return 0, errMalformed
+	}
+	return v[0], nil
+}
+
 // get32 is the number in an attribute.
 func get32(v []byte) (uint32, error) {
 	if len(v) < 4 {

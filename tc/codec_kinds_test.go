@@ -8,19 +8,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/mdlayher/netlink"
 
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
 func TestEncodeKinds(t *testing.T) {
 	const ms uint64 = 1_000_000
-	for _, tt := range []struct {
-		name  string
-		fresh bool
-		qdisc hierarchy.Qdisc
-		want  string
-	}{{
+	goldenLeaves(t, []leafMessage{{
 		// tc qdisc replace dev IF parent 71f:10 handle 10: pfifo_head_drop limit 50
 		"pfifo_head_drop", true, qdisc("pfifo_head_drop", "limit", 50),
 		`00000000 05000000 00001000 10001f07 00000000 14000100 70666966 6f5f6865
@@ -34,8 +28,8 @@ func TestEncodeKinds(t *testing.T) {
 		// tc qdisc replace dev IF parent 71f:10 handle 10: codel limit 1000 target 5ms interval 100ms noecn
 		"codel", true, qdisc("codel", "limit", 1000, "target", 5*ms, "interval", 100*ms, "ecn", 0),
 		`00000000 05000000 00001000 10001f07 00000000 0a000100 636f6465 6c000000
-		 2c000280 08000500 976e1283 08000200 e8030000 08000100 88130000 08000300
-		 a0860100 08000400 00000000`,
+		 2c000280 08000200 e8030000 08000100 88130000 08000300 a0860100 08000400
+		 00000000 08000500 976e1283`,
 	}, {
 		// tc qdisc change dev IF parent 71f:10 codel limit 1000 target 5ms interval 100ms ecn ce_threshold 1ms
 		"codel in place with a threshold", false, qdisc("codel", "limit", 1000, "target", 5*ms, "interval", 100*ms, "ecn", 1, "ce_threshold", ms),
@@ -101,19 +95,7 @@ func TestEncodeKinds(t *testing.T) {
 		 ea050000 0a000000 f4010000 00040000 7f000000 40000000 00000000 407e0500
 		 30750000 905f0100 05160003 52b81e05 00000000 00000000 00000000 00000000
 		 00000000 00000000`,
-	}} {
-		t.Run(tt.name, func(t *testing.T) {
-			m, err := encodeLeaf(5, &hierarchy.Leaf{Class: hierarchy.ID(0x10), Qdisc: tt.qdisc}, tt.fresh)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var flags netlink.HeaderFlags
-			if tt.fresh {
-				flags = netlink.Create | netlink.Replace
-			}
-			golden(t, m, flags, tt.want)
-		})
-	}
+	}})
 }
 
 // nodrop goes by another way than the rest of red's flags.
@@ -180,13 +162,7 @@ func TestSettleAnywhere(t *testing.T) {
 							t.Errorf("what is chosen could not be written together: %v", err)
 						}
 					}
-					again, err := d.settle(q, s)
-					if diff := cmp.Diff(q.Params, again); err != nil || diff != "" {
-						t.Errorf("settled again: %v (-want +got)\n%s", err, diff)
-					}
-					if diff := cmp.Diff(q, roundTrip(t, q)); diff != "" {
-						t.Errorf("decoded (-want +got)\n%s", diff)
-					}
+					lasting(t, q, s)
 				})
 			}
 		}
@@ -237,18 +213,13 @@ func TestSettleKinds(t *testing.T) {
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Fatalf("(-want +got)\n%s", diff)
 			}
-			if diff := cmp.Diff(got, roundTrip(t, got)); diff != "" {
-				t.Errorf("decoded (-want +got)\n%s", diff)
-			}
+			lasting(t, got, place)
 		})
 	}
 }
 
 func TestVerifyKinds(t *testing.T) {
-	for _, tt := range []struct {
-		qdisc hierarchy.Qdisc
-		want  string
-	}{
+	verifyAll(t, []verified{
 		{qdisc("red", "min", 20_000, "max", 15_000), "min 20kb is not below max 15kb"},
 		{qdisc("red", "limit", 20_000, "max", 30_000), "max 30kb is above limit 20kb"},
 		{qdisc("choke", "limit", 20, "min", 20), "min 20 is not below limit 20"},
@@ -263,15 +234,7 @@ func TestVerifyKinds(t *testing.T) {
 		{qdisc("sfb", "target", 30, "max", 20), "target 30 is above max 20"},
 		{qdisc("sfb", "rehash", 1_000_000_000, "db", 2_000_000_000), "db 2s is longer than rehash 1s"},
 		{qdisc("sfb", "rehash", 0, "db", 0), ""},
-	} {
-		got := ""
-		if err := kindNamed(tt.qdisc.Kind).Verify(tt.qdisc); err != nil {
-			got = err.Error()
-		}
-		if got != tt.want {
-			t.Errorf("%v: got %q, want %q", tt.qdisc, got, tt.want)
-		}
-	}
+	})
 }
 
 func TestPIETimes(t *testing.T) {
@@ -306,7 +269,7 @@ func TestREDWords(t *testing.T) {
 		}
 	}
 	for _, ewma := range []uint64{1, 2, 5, 9, 20} {
-		r := redQueue{ewma: ewma, avpkt: 1000}
+		r := redQueue{redThresholds: redThresholds{ewma: ewma}, avpkt: 1000}
 		for cell := uint64(0); cell < 32; cell++ {
 			// What takes less than a microsecond cannot be said, nor what takes
 			// much longer than a packet at some bytes/s.

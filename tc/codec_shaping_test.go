@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/mdlayher/netlink"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -17,12 +16,7 @@ import (
 
 func TestEncodeShaping(t *testing.T) {
 	const ms uint64 = 1_000_000
-	for _, tt := range []struct {
-		name  string
-		fresh bool
-		qdisc hierarchy.Qdisc
-		want  string
-	}{{
+	goldenLeaves(t, []leafMessage{{
 		// tc qdisc replace dev IF parent 71f:10 handle 10: fq limit 500 flow_limit 50 buckets 256 quantum 3000 initial_quantum 9000 maxrate 8mbit low_rate_threshold 800kbit nopacing refill_delay 40ms orphan_mask 255 timer_slack 10us horizon 10s horizon_drop
 		"fq", true, qdisc("fq", "limit", 500, "flow_limit", 50, "buckets", 256, "quantum", 3000, "initial_quantum", 9000, "maxrate", 8_000_000, "low_rate_threshold", 800_000,
 			"pacing", 0, "refill_delay", 40*ms, "orphan_mask", 255, "timer_slack", 10_000, "horizon", 10_000*ms, "horizon_drop", 1),
@@ -86,19 +80,7 @@ func TestEncodeShaping(t *testing.T) {
 		 0c000800 00f2052a 01000000 2c000c00 404b4c00 00000000 40548900 00000000
 		 07000000 00000000 00000000 00000000 00000000 00000000 0c000e00 67120000
 		 00000000`,
-	}} {
-		t.Run(tt.name, func(t *testing.T) {
-			m, err := encodeLeaf(5, &hierarchy.Leaf{Class: hierarchy.ID(0x10), Qdisc: tt.qdisc}, tt.fresh)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var flags netlink.HeaderFlags
-			if tt.fresh {
-				flags = netlink.Create | netlink.Replace
-			}
-			golden(t, m, flags, tt.want)
-		})
-	}
+	}})
 }
 
 // What becomes of policies at a place, for the kinds that shape or hold back.
@@ -139,22 +121,13 @@ func TestSettleShaping(t *testing.T) {
 			if d := cmp.Diff(tt.want, got); d != "" {
 				t.Fatalf("(-want +got)\n%s", d)
 			}
-			again := got
-			if err := kinds.settle(&again, place); err != nil || !again.Equal(got) {
-				t.Errorf("settled again: %+v, %v", again, err)
-			}
-			if d := cmp.Diff(got, roundTrip(t, got)); d != "" {
-				t.Errorf("decoded (-want +got)\n%s", d)
-			}
+			lasting(t, got, place)
 		})
 	}
 }
 
 func TestVerifyShaping(t *testing.T) {
-	for _, tt := range []struct {
-		qdisc hierarchy.Qdisc
-		want  string
-	}{
+	verifyAll(t, []verified{
 		{qdisc("fq", "buckets", 1024), ""},
 		{qdisc("fq", "buckets", 1000), "buckets 1000 is no power of 2: write buckets = 1024"},
 		{qdisc("cake", "bandwidth", 8000, "autorate-ingress", 0), ""},
@@ -172,15 +145,7 @@ func TestVerifyShaping(t *testing.T) {
 		{qdisc("netem", "slot_distribution", 0), "slot_distribution says nothing without slot_jitter: give slot_jitter, too"},
 		{qdisc("netem", "slot_min", 5000, "slot_max", 1000), "slot_max 1µs is below slot_min 5µs"},
 		{qdisc("netem", "slot_bytes", 5), "slot_packets and slot_bytes say nothing without slot_min: give slot_min, too"},
-	} {
-		got := ""
-		if err := kindNamed(tt.qdisc.Kind).Verify(tt.qdisc); err != nil {
-			got = err.Error()
-		}
-		if got != tt.want {
-			t.Errorf("%v: got %q, want %q", tt.qdisc, got, tt.want)
-		}
-	}
+	})
 }
 
 // What others set and no parameter can say differs from everything.

@@ -144,14 +144,35 @@ func qdisc(kind string, params ...any) hierarchy.Qdisc {
 	return q
 }
 
+// leafMessage is a leaf qdisc and the message that makes it, or changes it in
+// place where fresh is false.
+type leafMessage struct {
+	name  string
+	fresh bool
+	qdisc hierarchy.Qdisc
+	want  string
+}
+
+func goldenLeaves(t *testing.T, tests []leafMessage) {
+	t.Helper()
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m, err := encodeLeaf(5, &hierarchy.Leaf{Class: hierarchy.ID(0x10), Qdisc: tt.qdisc}, tt.fresh)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var flags netlink.HeaderFlags
+			if tt.fresh {
+				flags = netlink.Create | netlink.Replace
+			}
+			golden(t, m, flags, tt.want)
+		})
+	}
+}
+
 func TestEncodeLeaf(t *testing.T) {
 	const ms uint64 = 1_000_000
-	for _, tt := range []struct {
-		name  string
-		fresh bool
-		qdisc hierarchy.Qdisc
-		want  string
-	}{{
+	goldenLeaves(t, []leafMessage{{
 		// tc qdisc replace dev IF parent 71f:10 handle 10: pfifo limit 50
 		"pfifo", true, qdisc("pfifo", "limit", 50),
 		`00000000 05000000 00001000 10001f07 00000000
@@ -209,20 +230,7 @@ func TestEncodeLeaf(t *testing.T) {
 		 00000000 00000000 00000000
 		 00004000 cd0c0000 00000000
 		 0c000400 00f2052a 01000000`,
-	}} {
-		t.Run(tt.name, func(t *testing.T) {
-			l := hierarchy.Leaf{Class: hierarchy.ID(0x10), Qdisc: tt.qdisc}
-			m, err := encodeLeaf(5, &l, tt.fresh)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var flags netlink.HeaderFlags
-			if tt.fresh {
-				flags = netlink.Create | netlink.Replace
-			}
-			golden(t, m, flags, tt.want)
-		})
-	}
+	}})
 }
 
 func TestEncodeLeafRefused(t *testing.T) {
@@ -300,15 +308,21 @@ func TestSettleQdisc(t *testing.T) {
 			if d := cmp.Diff(tt.want, got); d != "" {
 				t.Fatalf("(-want +got)\n%s", d)
 			}
-			// Settled once is settled for good, and comes back from the codec.
-			again := got
-			if err := kinds.settle(&again, place); err != nil || !again.Equal(got) {
-				t.Errorf("settled again: %+v, %v", again, err)
-			}
-			if d := cmp.Diff(got, roundTrip(t, got)); d != "" {
-				t.Errorf("decoded (-want +got)\n%s", d)
-			}
+			lasting(t, got, place)
 		})
+	}
+}
+
+// lasting checks that a qdisc settled once is settled for good, and comes back from
+// the codec.
+func lasting(t *testing.T, q hierarchy.Qdisc, s site) {
+	t.Helper()
+	again, err := kindNamed(q.Kind).settle(q, s)
+	if d := cmp.Diff(q.Params, again); err != nil || d != "" {
+		t.Errorf("settled again: %v (-want +got)\n%s", err, d)
+	}
+	if d := cmp.Diff(q, roundTrip(t, q)); d != "" {
+		t.Errorf("decoded (-want +got)\n%s", d)
 	}
 }
 
@@ -386,11 +400,27 @@ func TestKinds(t *testing.T) {
 	}
 }
 
+// verified is a qdisc as a policy may have it, and what is said against it.
+type verified struct {
+	qdisc hierarchy.Qdisc
+	want  string
+}
+
+func verifyAll(t *testing.T, tests []verified) {
+	t.Helper()
+	for _, tt := range tests {
+		got := ""
+		if err := kindNamed(tt.qdisc.Kind).Verify(tt.qdisc); err != nil {
+			got = err.Error()
+		}
+		if got != tt.want {
+			t.Errorf("%v: got %q, want %q", tt.qdisc, got, tt.want)
+		}
+	}
+}
+
 func TestVerify(t *testing.T) {
-	for _, tt := range []struct {
-		qdisc hierarchy.Qdisc
-		want  string
-	}{
+	verifyAll(t, []verified{
 		{qdisc("sfq", "divisor", 1024), ""},
 		{qdisc("sfq", "divisor", 1000), "divisor 1000 is no power of 2: write divisor = 1024"},
 		{qdisc("sfq", "perturb", 1500_000_000), "perturb 1.5s is no whole number of seconds"},
@@ -403,16 +433,7 @@ func TestVerify(t *testing.T) {
 		{qdisc("tbf", "rate", 8000, "mtu", 1600), "mtu is the burst of peakrate: give peakrate too"},
 		{qdisc("tbf", "rate", 8000, "burst", 1<<20), "burst 1mib is more than tbf can count at 8kbit: at most 4294b"},
 		{qdisc("tbf", "rate", 8000), ""},
-	} {
-		k := kindNamed(tt.qdisc.Kind)
-		got := ""
-		if err := k.Verify(tt.qdisc); err != nil {
-			got = err.Error()
-		}
-		if got != tt.want {
-			t.Errorf("%v: got %q, want %q", tt.qdisc, got, tt.want)
-		}
-	}
+	})
 }
 
 func TestParentsFirst(t *testing.T) {

@@ -390,12 +390,7 @@ func TestKernelLinkRoots(t *testing.T) {
 	tctest.TC(t, p.Near, "qdisc", "add", "dev", "eth0", "root", "handle", "7:", "tbf", "rate", "1mbit", "burst", "10kb", "limit", "10kb")
 	tctest.TC(t, p.Near, "qdisc", "add", "dev", "lo", "root", "handle", "71f:", "htb", "default", "2")
 	tctest.TC(t, p.Near, "qdisc", "add", "dev", "lo", "clsact")
-	c, err := tc.Open(tc.Config{NetNS: p.Near.FD()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	got, err := c.Roots()
+	got, err := open(t, p.Near, "eth0").conn.Roots()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -125,9 +125,13 @@ func (s *settings) set(name string, v uint64) {
 func value(q hierarchy.Qdisc, name string) (uint64, error) {
 	v, ok := q.Get(name)
 	if !ok {
-		return 0, fmt.Errorf("qdisc %s has no %s: it was not settled", q.Kind, name)
+		return 0, unsettled(q, name)
 	}
 	return v, nil
+}
+
+func unsettled(q hierarchy.Qdisc, name string) error {
+	return fmt.Errorf("qdisc %s has no %s: it was not settled", q.Kind, name)
 }
 
 // values is value for several names.
@@ -149,46 +153,72 @@ type number struct {
 	attr uint16
 	give func(uint64) uint32 // what the kernel is given for a settled value; nil: the same
 	show func(uint32) uint64 // the settled value of which the kernel shows this; nil: the same
+	off  uint32              // what the kernel is given where it is left out, and does not show then; 0: it never is
+	once bool                // the kernel is given it only when the qdisc is made: it refuses it later
 }
+
+// numbers are the parameters of a kind that are all numbers, in order.
+type numbers []number
 
 // micro is a settled time in microseconds, nano the other way.
 func micro(ns uint64) uint32 { return uint32(ns / 1000) }
 func nano(us uint32) uint64  { return uint64(us) * 1000 }
 
-// encodeNumbers writes settled parameters of q.
-func encodeNumbers(e *encoder, q hierarchy.Qdisc, numbers []number) error {
-	for _, n := range numbers {
-		v, err := value(q, n.name)
-		if err != nil {
-			return err
+// encode is the encode of a discipline with these parameters.
+func (n numbers) encode(e *encoder, q hierarchy.Qdisc, fresh bool) error {
+	for _, x := range n {
+		if x.once && !fresh {
+			continue
 		}
-		x := uint32(v)
-		if n.give != nil {
-			x = n.give(v)
+		v, ok := q.Get(x.name)
+		given := uint32(v)
+		switch {
+		case !ok && x.off == 0:
+			return unsettled(q, x.name)
+		case !ok:
+			given = x.off
+		case x.give != nil:
+			given = x.give(v)
 		}
-		e.attr32(n.attr, x)
+		e.attr32(x.attr, given)
 	}
 	return nil
 }
 
-// decodeNumbers reads parameters in that order; one that is not shown is 0.
-func decodeNumbers(opts []byte, numbers []number) ([]hierarchy.Setting, error) {
-	out := make([]hierarchy.Setting, len(numbers))
-	for i, n := range numbers {
-		out[i].Name = n.name
-	}
-	return out, eachAttr(opts, func(typ uint16, b []byte) error {
-		i := slices.IndexFunc(numbers, func(n number) bool { return n.attr == typ })
-		if i < 0 {
-			return nil
-		}
-		v, err := get32(b)
-		out[i].Value = uint64(v)
-		if numbers[i].show != nil {
-			out[i].Value = numbers[i].show(v)
+// decode is the decode of a discipline with these parameters. One that is not
+// shown is 0.
+func (n numbers) decode(opts []byte) ([]hierarchy.Setting, error) {
+	shown := make([]uint32, len(n))
+	err := eachAttr(opts, func(typ uint16, b []byte) (err error) {
+		if i := slices.IndexFunc(n, func(x number) bool { return x.attr == typ }); i >= 0 {
+			shown[i], err = get32(b)
 		}
 		return err
 	})
+	if err != nil {
+		return nil, err
+	}
+	p := settings{}
+	for i, x := range n {
+		switch v := shown[i]; {
+		case v == 0 && x.off != 0:
+		case x.show != nil:
+			p.set(x.name, x.show(v))
+		default:
+			p.set(x.name, uint64(v))
+		}
+	}
+	return p.out, nil
+}
+
+// same is the inPlace of a discipline that the kernel does not let have another
+// value of a parameter.
+func same(name string) func(old, want hierarchy.Qdisc) bool {
+	return func(old, want hierarchy.Qdisc) bool {
+		a, _ := old.Get(name)
+		b, _ := want.Get(name)
+		return a == b
+	}
 }
 
 // leafHandle is the handle of the qdisc of a leaf class: the class's minor

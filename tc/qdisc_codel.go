@@ -18,12 +18,12 @@ const (
 	codelCEThresholdAttr
 )
 
-var codelNumbers = []number{
+var codelNumbers = numbers{
 	{name: "limit", attr: codelLimitAttr},
-	{"target", codelTargetAttr, micro, codelShown},
-	{"interval", codelIntervalAttr, micro, codelShown},
+	{name: "target", attr: codelTargetAttr, give: micro, show: codelShown},
+	{name: "interval", attr: codelIntervalAttr, give: micro, show: codelShown},
 	{name: "ecn", attr: codelECNAttr},
-	{"ce_threshold", codelCEThresholdAttr, micro, codelShown},
+	{name: "ce_threshold", attr: codelCEThresholdAttr, give: micro, show: codelShown, off: codelOff}, // codel_change makes the same of it
 }
 
 var codel = discipline{
@@ -33,41 +33,39 @@ var codel = discipline{
 		Params: []hierarchy.Param{
 			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
 				Help: "packets that may wait"},
-			{Name: "target", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(codelTargetMax),
-				Help: "time that packets may wait on the whole"},
-			{Name: "interval", Type: hierarchy.Duration, Min: uint64(100 * time.Microsecond), Max: uint64(30 * time.Minute),
-				Help: "time for which they may wait longer, about a round trip"},
-			{Name: "ecn", Type: hierarchy.Flag, Max: 1, Negative: "noecn",
-				Help: "mark packets that allow it and do not drop them"},
-			{Name: "ce_threshold", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(30 * time.Minute),
-				Help: "mark every packet that has waited longer"},
+			codelTargetParam, codelIntervalParam, codelECNParam, codelCEParam,
 		},
 	},
 	module: "sch_codel",
 	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		target := p.get("target", uint64(codelTarget(s)))
 		p.set("limit", p.get("limit", 1000))
-		p.set("target", codelRound(target))
-		p.set("interval", codelRound(p.get("interval", max(uint64(100*time.Millisecond), 20*target))))
+		settleCoDel(&p, s)
 		p.set("ecn", p.get("ecn", 0))
 		if v := p.get("ce_threshold", 0); v != 0 {
 			p.set("ce_threshold", codelRound(v))
 		}
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
-		if _, ok := q.Get("ce_threshold"); !ok {
-			e.attr32(codelCEThresholdAttr, codelOff) // codel_change turns it into the same mark
-			return encodeNumbers(e, q, codelNumbers[:4])
-		}
-		return encodeNumbers(e, q, codelNumbers)
-	},
-	decode: func(opts []byte) ([]hierarchy.Setting, error) {
-		s, err := decodeNumbers(opts, codelNumbers)
-		if err == nil && s[4].Value == 0 {
-			s = s[:4]
-		}
-		return s, err
-	},
+	encode: codelNumbers.encode,
+	decode: codelNumbers.decode,
+}
+
+// Parameters that codel and fq_codel share.
+var (
+	codelTargetParam = hierarchy.Param{Name: "target", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(codelTargetMax),
+		Help: "time that packets may wait on the whole"}
+	codelIntervalParam = hierarchy.Param{Name: "interval", Type: hierarchy.Duration, Min: uint64(100 * time.Microsecond), Max: uint64(30 * time.Minute),
+		Help: "time for which they may wait longer, about a round trip"}
+	codelECNParam = hierarchy.Param{Name: "ecn", Type: hierarchy.Flag, Max: 1, Negative: "noecn",
+		Help: "mark packets that allow it and do not drop them"}
+	codelCEParam = hierarchy.Param{Name: "ce_threshold", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(30 * time.Minute),
+		Help: "mark every packet that has waited longer"}
+)
+
+// settleCoDel settles target and interval.
+func settleCoDel(p *settings, s site) {
+	target := p.get("target", uint64(codelTarget(s)))
+	p.set("target", codelRound(target))
+	p.set("interval", codelRound(p.get("interval", max(uint64(100*time.Millisecond), 20*target))))
 }

@@ -36,29 +36,27 @@ const codelOff = 2199023255
 // within the 2^31 units of 1.024 µs in which CoDel reckons.
 const codelTargetMax = time.Minute
 
+var fqCodelNumbers = numbers{
+	{name: "limit", attr: fqCodelLimit},
+	{name: "memory_limit", attr: fqCodelMemoryLimit},
+	{name: "flows", attr: fqCodelFlows, once: true},
+	{name: "target", attr: fqCodelTarget, give: micro, show: codelShown},
+	{name: "interval", attr: fqCodelInterval, give: micro, show: codelShown},
+	{name: "quantum", attr: fqCodelQuantum},
+	{name: "ecn", attr: fqCodelECN},
+	{name: "drop_batch", attr: fqCodelDropBatch},
+	{name: "ce_threshold", attr: fqCodelCEThreshold, give: micro, show: codelShown, off: codelOff},
+}
+
 var fqCodel = discipline{
 	Kind: hierarchy.Kind{
 		Name: "fq_codel",
 		Help: "a queue for each flow, served in turn, each kept short by dropping early",
 		Params: []hierarchy.Param{
-			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
-				Help: "packets that may wait in all flows together"},
-			{Name: "memory_limit", Type: hierarchy.Bytes, Min: 1, Max: 1 << 31,
-				Help: "bytes of memory that waiting packets may take"},
-			{Name: "flows", Type: hierarchy.Count, Min: 1, Max: 65536,
-				Help: "queues that flows are hashed into"},
-			{Name: "target", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(codelTargetMax),
-				Help: "time that packets may wait on the whole"},
-			{Name: "interval", Type: hierarchy.Duration, Min: uint64(100 * time.Microsecond), Max: uint64(30 * time.Minute),
-				Help: "time for which they may wait longer, about a round trip"},
-			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
-				Help: "bytes that a flow may send in its turn"},
-			{Name: "ecn", Type: hierarchy.Flag, Max: 1, Negative: "noecn",
-				Help: "mark packets that allow it and do not drop them"},
+			flowsLimit, flowsMemory, flowsCount, codelTargetParam, codelIntervalParam, flowsQuantum, codelECNParam,
 			{Name: "drop_batch", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
 				Help: "packets that are dropped at once when a limit is passed"},
-			{Name: "ce_threshold", Type: hierarchy.Duration, Min: uint64(10 * time.Microsecond), Max: uint64(30 * time.Minute),
-				Help: "mark every packet that has waited longer"},
+			codelCEParam,
 			{Name: "ce_threshold_selector", Type: hierarchy.Count, Max: 255,
 				Help: "ce_threshold is for packets with this traffic class (Linux 5.16)"},
 			{Name: "ce_threshold_mask", Type: hierarchy.Count, Max: 255,
@@ -80,12 +78,10 @@ var fqCodel = discipline{
 	module: "sch_fq_codel",
 	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		target := p.get("target", uint64(codelTarget(s)))
 		p.set("limit", p.get("limit", 10240))
 		p.set("memory_limit", p.get("memory_limit", uint64(queueMemory(s))))
 		p.set("flows", p.get("flows", 1024))
-		p.set("target", codelRound(target))
-		p.set("interval", codelRound(p.get("interval", max(uint64(100*time.Millisecond), 20*target))))
+		settleCoDel(&p, s)
 		p.set("quantum", p.get("quantum", max(uint64(s.mtu), 256)))
 		p.set("ecn", p.get("ecn", 1))
 		p.set("drop_batch", p.get("drop_batch", 64))
@@ -99,73 +95,41 @@ var fqCodel = discipline{
 		return p.out, nil
 	},
 	encode: func(e *encoder, q hierarchy.Qdisc, fresh bool) error {
-		v, err := values(q, "limit", "memory_limit", "flows", "target", "interval", "quantum", "ecn", "drop_batch")
-		if err != nil {
+		if err := fqCodelNumbers.encode(e, q, fresh); err != nil {
 			return err
 		}
-		e.attr32(fqCodelLimit, uint32(v[0]))
-		e.attr32(fqCodelMemoryLimit, uint32(v[1]))
-		if fresh { // refused later
-			e.attr32(fqCodelFlows, uint32(v[2]))
+		if _, ok := q.Get("ce_threshold"); ok {
+			selector, _ := q.Get("ce_threshold_selector")
+			mask, _ := q.Get("ce_threshold_mask")
+			e.attr8(fqCodelCESelector, uint8(selector))
+			e.attr8(fqCodelCEMask, uint8(mask))
 		}
-		e.attr32(fqCodelTarget, micro(v[3]))
-		e.attr32(fqCodelInterval, micro(v[4]))
-		e.attr32(fqCodelQuantum, uint32(v[5]))
-		e.attr32(fqCodelECN, uint32(v[6]))
-		e.attr32(fqCodelDropBatch, uint32(v[7]))
-		ce, ok := q.Get("ce_threshold")
-		if !ok {
-			e.attr32(fqCodelCEThreshold, codelOff)
-			return nil
-		}
-		e.attr32(fqCodelCEThreshold, micro(ce))
-		selector, _ := q.Get("ce_threshold_selector")
-		mask, _ := q.Get("ce_threshold_mask")
-		e.attr8(fqCodelCESelector, uint8(selector))
-		e.attr8(fqCodelCEMask, uint8(mask))
 		return nil
 	},
 	decode: func(opts []byte) ([]hierarchy.Setting, error) {
-		var v [fqCodelCEMask + 1]uint32
-		err := eachAttr(opts, func(typ uint16, b []byte) (err error) {
-			switch {
-			case typ == fqCodelCESelector || typ == fqCodelCEMask:
-				if len(b) < 1 {
-					return errMalformed
-				}
-				v[typ] = uint32(b[0])
-			case int(typ) < len(v):
-				v[typ], err = get32(b)
-			}
-			return err
-		})
+		out, err := fqCodelNumbers.decode(opts)
 		if err != nil {
 			return nil, err
 		}
-		p := settings{}
-		p.set("limit", uint64(v[fqCodelLimit]))
-		p.set("memory_limit", uint64(v[fqCodelMemoryLimit]))
-		p.set("flows", uint64(v[fqCodelFlows]))
-		p.set("target", codelShown(v[fqCodelTarget]))
-		p.set("interval", codelShown(v[fqCodelInterval]))
-		p.set("quantum", uint64(v[fqCodelQuantum]))
-		p.set("ecn", uint64(v[fqCodelECN]))
-		p.set("drop_batch", uint64(v[fqCodelDropBatch]))
-		if v[fqCodelCEThreshold] != 0 {
-			p.set("ce_threshold", codelShown(v[fqCodelCEThreshold]))
-			if v[fqCodelCEMask] != 0 {
-				p.set("ce_threshold_selector", uint64(v[fqCodelCESelector]))
-				p.set("ce_threshold_mask", uint64(v[fqCodelCEMask]))
+		var selector, mask uint8
+		err = eachAttr(opts, func(typ uint16, b []byte) (err error) {
+			switch typ {
+			case fqCodelCESelector:
+				selector, err = get8(b)
+			case fqCodelCEMask:
+				mask, err = get8(b)
 			}
+			return err
+		})
+		q := hierarchy.Qdisc{Params: out}
+		if _, ok := q.Get("ce_threshold"); ok && mask != 0 {
+			out = append(out,
+				hierarchy.Setting{Name: "ce_threshold_selector", Value: uint64(selector)},
+				hierarchy.Setting{Name: "ce_threshold_mask", Value: uint64(mask)})
 		}
-		return p.out, nil
+		return out, err
 	},
-	// fq_codel_change refuses another number of flows.
-	inPlace: func(old, want hierarchy.Qdisc) bool {
-		a, _ := old.Get("flows")
-		b, _ := want.Get("flows")
-		return a == b
-	},
+	inPlace: same("flows"), // fq_codel_change refuses another number of them
 	words: func(q hierarchy.Qdisc, s hierarchy.Setting) []string {
 		switch s.Name {
 		case "ce_threshold_selector":
@@ -177,6 +141,18 @@ var fqCodel = discipline{
 		return nil
 	},
 }
+
+// Parameters that fq_codel and fq_pie share.
+var (
+	flowsLimit = hierarchy.Param{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
+		Help: "packets that may wait in all flows together"}
+	flowsMemory = hierarchy.Param{Name: "memory_limit", Type: hierarchy.Bytes, Min: 1, Max: 1 << 31,
+		Help: "bytes of memory that waiting packets may take"}
+	flowsCount = hierarchy.Param{Name: "flows", Type: hierarchy.Count, Min: 1, Max: 65536,
+		Help: "queues that flows are hashed into"}
+	flowsQuantum = hierarchy.Param{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
+		Help: "bytes that a flow may send in its turn"}
+)
 
 // codelRound is the time that the kernel makes of ns: it keeps whole units of
 // 1.024 µs, rounded down, and takes whole microseconds. Of the times that it

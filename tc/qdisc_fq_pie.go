@@ -3,7 +3,6 @@
 package tc
 
 import (
-	"math"
 	"slices"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -25,11 +24,11 @@ const (
 	fqPieDQRateEstimator
 )
 
-var fqPieNumbers = []number{
+var fqPieNumbers = numbers{
 	{name: "limit", attr: fqPieLimit},
-	{name: "flows", attr: fqPieFlows},
-	{"target", fqPieTarget, micro, pieShown},
-	{"tupdate", fqPieTUpdate, micro, nano},
+	{name: "flows", attr: fqPieFlows, once: true},
+	{name: "target", attr: fqPieTarget, give: micro, show: pieShown},
+	{name: "tupdate", attr: fqPieTUpdate, give: micro, show: nano},
 	{name: "alpha", attr: fqPieAlpha},
 	{name: "beta", attr: fqPieBeta},
 	{name: "ecn", attr: fqPieECN},
@@ -44,16 +43,8 @@ var fqPie = discipline{
 	Kind: hierarchy.Kind{
 		Name: "fq_pie",
 		Help: "a queue for each flow, served in turn, each kept short by dropping at random (Linux 5.6)",
-		Params: slices.Concat([]hierarchy.Param{
-			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
-				Help: "packets that may wait in all flows together"},
-			{Name: "flows", Type: hierarchy.Count, Min: 1, Max: 65536,
-				Help: "queues that flows are hashed into"},
-		}, pieParams, []hierarchy.Param{
-			{Name: "quantum", Type: hierarchy.Bytes, Min: 256, Max: 1 << 20,
-				Help: "bytes that a flow may send in its turn"},
-			{Name: "memory_limit", Type: hierarchy.Bytes, Min: 1, Max: 1 << 31,
-				Help: "bytes of memory that waiting packets may take"},
+		Params: slices.Concat([]hierarchy.Param{flowsLimit, flowsCount}, pieParams, []hierarchy.Param{
+			flowsQuantum, flowsMemory,
 			{Name: "ecn_prob", Type: hierarchy.Count, Min: 1, Max: 99,
 				Help: "percent of probability up to which ecn marks packets"},
 		}),
@@ -69,17 +60,7 @@ var fqPie = discipline{
 		p.set("ecn_prob", p.get("ecn_prob", 10))
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, fresh bool) error {
-		if fresh {
-			return encodeNumbers(e, q, fqPieNumbers)
-		}
-		return encodeNumbers(e, q, slices.DeleteFunc(slices.Clone(fqPieNumbers), func(n number) bool { return n.attr == fqPieFlows })) // refused later
-	},
-	decode: func(opts []byte) ([]hierarchy.Setting, error) { return decodeNumbers(opts, fqPieNumbers) },
-	// fq_pie_change refuses a number of flows.
-	inPlace: func(old, want hierarchy.Qdisc) bool {
-		a, _ := old.Get("flows")
-		b, _ := want.Get("flows")
-		return a == b
-	},
+	encode:  fqPieNumbers.encode,
+	decode:  fqPieNumbers.decode,
+	inPlace: same("flows"), // fq_pie_change refuses a number of them
 }

@@ -24,13 +24,13 @@ const (
 // hhfFlowsMost is how many big flows hhf remembers at most, and unless told.
 const hhfFlowsMost = 2048
 
-var hhfNumbers = []number{
+var hhfNumbers = numbers{
 	{name: "limit", attr: hhfLimit},
 	{name: "quantum", attr: hhfQuantum},
 	{name: "hh_limit", attr: hhfFlows},
-	{"reset_timeout", hhfResetTimeout, micro, nano},
+	{name: "reset_timeout", attr: hhfResetTimeout, give: micro, show: nano},
 	{name: "admit_bytes", attr: hhfAdmitBytes},
-	{"evict_timeout", hhfEvictTimeout, micro, nano},
+	{name: "evict_timeout", attr: hhfEvictTimeout, give: micro, show: nano},
 	{name: "non_hh_weight", attr: hhfNonHHWeight},
 }
 
@@ -73,8 +73,8 @@ var hhf = discipline{
 		p.set("non_hh_weight", weight)
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error { return encodeNumbers(e, q, hhfNumbers) },
-	decode: func(opts []byte) ([]hierarchy.Setting, error) { return decodeNumbers(opts, hhfNumbers) },
+	encode: hhfNumbers.encode,
+	decode: hhfNumbers.decode,
 	// hhf_init set hh_limit after it had read the options (net/sched/sch_hhf.c,
 	// v6.1; mended since).
 	twice: func(q hierarchy.Qdisc) bool {

@@ -11,12 +11,9 @@ import (
 
 var pfifo = discipline{
 	Kind: hierarchy.Kind{
-		Name: "pfifo",
-		Help: "one queue, limited by the number of packets",
-		Params: []hierarchy.Param{
-			{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
-				Help: "packets that may wait; what segmentation offload keeps together counts as one"},
-		},
+		Name:   "pfifo",
+		Help:   "one queue, limited by the number of packets",
+		Params: []hierarchy.Param{limitPackets},
 	},
 	module: "sch_fifo",
 	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
@@ -27,6 +24,10 @@ var pfifo = discipline{
 	encode: encodeFIFO,
 	decode: decodeFIFO,
 }
+
+// limitPackets is the one parameter of queues that count packets.
+var limitPackets = hierarchy.Param{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
+	Help: "packets that may wait; what segmentation offload keeps together counts as one"}
 
 // encodeFIFO writes struct tc_fifo_qopt of linux/pkt_sched.h.
 func encodeFIFO(e *encoder, q hierarchy.Qdisc, _ bool) error {

@@ -21,10 +21,10 @@ const (
 	pieDQRateEstimator
 )
 
-var pieNumbers = []number{
+var pieNumbers = numbers{
 	{name: "limit", attr: pieLimit},
-	{"target", pieTarget, micro, pieShown},
-	{"tupdate", pieTUpdate, micro, nano},
+	{name: "target", attr: pieTarget, give: micro, show: pieShown},
+	{name: "tupdate", attr: pieTUpdate, give: micro, show: nano},
 	{name: "alpha", attr: pieAlpha},
 	{name: "beta", attr: pieBeta},
 	{name: "ecn", attr: pieECN},
@@ -45,8 +45,8 @@ var pie = discipline{
 		settlePIE(&p, s)
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error { return encodeNumbers(e, q, pieNumbers) },
-	decode: func(opts []byte) ([]hierarchy.Setting, error) { return decodeNumbers(opts, pieNumbers) },
+	encode: pieNumbers.encode,
+	decode: pieNumbers.decode,
 }
 
 // pieTargetMax is what the kernel shows truly: it keeps 64 bits and shows 32 bits

@@ -12,37 +12,19 @@ var red = discipline{
 	Kind: hierarchy.Kind{
 		Name: "red",
 		Help: "one queue that drops at random, the more the longer it is on average, counted in bytes",
-		Params: []hierarchy.Param{
-			{Name: "limit", Type: hierarchy.Bytes, Min: 4, Max: math.MaxUint32,
-				Help: "bytes that may wait, more than max"},
-			{Name: "min", Type: hierarchy.Bytes, Min: 1, Max: redMax,
-				Help: "average length below which nothing is dropped"},
-			{Name: "max", Type: hierarchy.Bytes, Min: 2, Max: redMax,
-				Help: "average length above which everything is dropped or marked"},
-			redAvpkt, redBurstParam, redBandwidth, redEWMAParam, redCellParam, redProbabilityParam,
-			{Name: "ecn", Type: hierarchy.Flag, Max: 1,
-				Help: "mark packets that allow it and do not drop them"},
-			{Name: "harddrop", Type: hierarchy.Flag, Max: 1,
-				Help: "above max drop also what could be marked"},
-			{Name: "nodrop", Type: hierarchy.Flag, Max: 1,
+		Params: append(redParams(hierarchy.Bytes, "bytes", math.MaxUint32, redMax), redHardDropParam,
+			hierarchy.Param{Name: "nodrop", Type: hierarchy.Flag, Max: 1,
 				Help: "never drop early what cannot be marked (Linux 5.7)"},
-			{Name: "adaptive", Type: hierarchy.Flag, Max: 1,
-				Help: "change the probability so that the average stays half-way between min and max"},
-		},
+			hierarchy.Param{Name: "adaptive", Type: hierarchy.Flag, Max: 1,
+				Help: "change the probability so that the average stays half-way between min and max"}),
 		Verify: func(q hierarchy.Qdisc) error { return verifyRED(q, "limit", hierarchy.Bytes) },
 	},
 	module: "sch_red",
 	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		r, limit, err := settleRED(q, "limit", uint64(averageBytes(s)), p.get("avpkt", uint64(s.mtu)), false)
-		if err != nil {
+		if err := settleQueue(&p, s, uint64(averageBytes(s)), uint64(s.mtu), false); err != nil {
 			return nil, err
 		}
-		p.set("limit", limit)
-		p.set("min", r.min)
-		p.set("max", r.max)
-		p.set("ewma", r.ewma)
-		p.set("scell_log", p.get("scell_log", r.cell(hierarchy.Bandwidth(p.get("bandwidth", uint64(s.ceil))))))
 		adaptive := p.get("adaptive", 0)
 		if adaptive == 0 { // else it changes all the time
 			p.set("probability", p.get("probability", redProbability))
@@ -54,10 +36,6 @@ var red = discipline{
 		return p.out, nil
 	},
 	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
-		r, err := redOf(q, false)
-		if err != nil {
-			return err
-		}
 		flags := flag(q, "ecn", redECN) | flag(q, "harddrop", redHardDrop) | flag(q, "adaptive", redAdaptive)
 		if nodrop := flag(q, "nodrop", redNoDrop); nodrop != 0 {
 			// It has no place among the others, and then they must not stay
@@ -69,7 +47,7 @@ var red = discipline{
 			})
 			flags = 0
 		}
-		return r.encodeAttrs(e, q, flags)
+		return encodeREDAttrs(e, q, false, flags)
 	},
 	decode: func(opts []byte) ([]hierarchy.Setting, error) {
 		p, probability, attrs, err := decodeREDAttrs(opts)
@@ -81,12 +59,7 @@ var red = discipline{
 			flags = uint64(attrs.flags)
 		}
 		on := func(bit uint64) uint64 { return min(flags&bit, 1) }
-		out := settings{}
-		out.set("limit", p.limit)
-		out.set("min", p.min)
-		out.set("max", p.max)
-		out.set("ewma", p.ewma)
-		out.set("scell_log", p.cell)
+		out := p.queue()
 		if on(redAdaptive) == 0 {
 			out.set("probability", probability)
 		}

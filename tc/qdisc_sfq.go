@@ -46,11 +46,7 @@ var sfq = discipline{
 				Help: "average length above which it drops or marks everything"},
 			{Name: "avpkt", Type: hierarchy.Bytes, Min: 1, Max: 1 << 20,
 				Help: "size of a usual packet, for working out ewma"},
-			redBurstParam, redEWMAParam, redProbabilityParam,
-			{Name: "ecn", Type: hierarchy.Flag, Max: 1,
-				Help: "mark packets that allow it and do not drop them"},
-			{Name: "harddrop", Type: hierarchy.Flag, Max: 1,
-				Help: "above max drop also what could be marked"},
+			redBurstParam, redEWMAParam, redProbabilityParam, redECNParam, redHardDropParam,
 		},
 		Verify: func(q hierarchy.Qdisc) error {
 			if v, ok := q.Get("divisor"); ok && bits.OnesCount64(v) != 1 {
@@ -88,9 +84,7 @@ var sfq = discipline{
 		if err != nil {
 			return nil, err
 		}
-		p.set("min", r.min)
-		p.set("max", r.max)
-		p.set("ewma", r.ewma)
+		r.set(&p)
 		p.set("probability", p.get("probability", redProbability))
 		p.set("ecn", p.get("ecn", 0))
 		p.set("harddrop", p.get("harddrop", 0))
@@ -132,27 +126,23 @@ var sfq = discipline{
 			return nil, errMalformed
 		}
 		u := func(i int) uint64 { return uint64(binary.NativeEndian.Uint32(o[4*i:])) }
-		out := []hierarchy.Setting{
-			{Name: "limit", Value: u(2)},
-			{Name: "perturb", Value: u(1) * uint64(time.Second)},
-			{Name: "quantum", Value: u(0)},
-			{Name: "flows", Value: u(4)},
-			{Name: "divisor", Value: u(3)},
-			{Name: "depth", Value: u(5)},
-			{Name: "headdrop", Value: u(6)},
-		}
+		p := settings{}
+		p.set("limit", u(2))
+		p.set("perturb", u(1)*uint64(time.Second))
+		p.set("quantum", u(0))
+		p.set("flows", u(4))
+		p.set("divisor", u(3))
+		p.set("depth", u(5))
+		p.set("headdrop", u(6))
 		r, err := decodeRED(o[28:])
 		if err != nil || r.min == 0 { // no RED
-			return out, err
+			return p.out, err
 		}
-		return append(out,
-			hierarchy.Setting{Name: "min", Value: r.min},
-			hierarchy.Setting{Name: "max", Value: r.max},
-			hierarchy.Setting{Name: "ewma", Value: r.ewma},
-			hierarchy.Setting{Name: "probability", Value: u(11)},
-			hierarchy.Setting{Name: "ecn", Value: r.flags & redECN},
-			hierarchy.Setting{Name: "harddrop", Value: r.flags & redHardDrop / redHardDrop},
-		), nil
+		r.set(&p)
+		p.set("probability", u(11))
+		p.set("ecn", r.flags&redECN)
+		p.set("harddrop", r.flags&redHardDrop/redHardDrop)
+		return p.out, nil
 	},
 	// sfq_qdisc_ops has no change operation.
 	inPlace: func(old, want hierarchy.Qdisc) bool { return false },

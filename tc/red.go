@@ -39,13 +39,21 @@ const (
 	redPacket = 1000
 )
 
-// redQueue are the settled thresholds of a queue: bytes, or packets where packet
+// redThresholds are what all of the family have settled: bytes, or packets.
+type redThresholds struct{ min, max, ewma uint64 }
+
+func (t redThresholds) set(p *settings) {
+	p.set("min", t.min)
+	p.set("max", t.max)
+	p.set("ewma", t.ewma)
+}
+
+// redQueue is a queue with settled thresholds, which count packets where packet
 // is 1.
 type redQueue struct {
-	min, max uint64
-	ewma     uint64
-	packet   uint64 // a packet of avpkt, as the thresholds count it
-	avpkt    uint64 // bytes
+	redThresholds
+	packet uint64 // a packet of avpkt, as the thresholds count it
+	avpkt  uint64 // bytes
 }
 
 // verifyRED checks the parameters of the family against each other. The limit is
@@ -93,9 +101,9 @@ func verifyRED(q hierarchy.Qdisc, limitName string, unit hierarchy.ParamType) er
 // counted says that they are packets, not bytes.
 func settleRED(q hierarchy.Qdisc, limitName string, usual, avpkt uint64, counted bool) (r redQueue, limit uint64, err error) {
 	r.avpkt, r.packet = avpkt, avpkt
-	bound := uint64(redMax)
+	bound, room := uint64(redMax), uint64(math.MaxUint32)
 	if counted {
-		r.packet, bound = 1, chokeLimit
+		r.packet, bound, room = 1, chokeLimit, chokeLimit
 	}
 	limit, hasLimit := q.Get(limitName)
 	least, hasMin := q.Get("min")
@@ -116,7 +124,7 @@ func settleRED(q hierarchy.Qdisc, limitName string, usual, avpkt uint64, counted
 		least = max(most/3, 1)
 	}
 	if !hasLimit {
-		limit = min(4*most, math.MaxUint32)
+		limit = min(4*most, room)
 	}
 	r.min, r.max = least, most
 	if least >= most {
@@ -148,6 +156,19 @@ func settleRED(q hierarchy.Qdisc, limitName string, usual, avpkt uint64, counted
 		r.ewma = longest
 	}
 	return r, limit, nil
+}
+
+// settleQueue settles what red and choke have alike, up to scell_log. avpkt is for
+// where nothing is said, as usual.
+func settleQueue(p *settings, s site, usual, avpkt uint64, counted bool) error {
+	r, limit, err := settleRED(p.q, "limit", usual, p.get("avpkt", avpkt), counted)
+	if err != nil {
+		return err
+	}
+	p.set("limit", limit)
+	r.set(p)
+	p.set("scell_log", p.get("scell_log", r.cell(hierarchy.Bandwidth(p.get("bandwidth", uint64(s.ceil))))))
+	return nil
 }
 
 // redEWMA is the smallest weight with which a burst gets through an empty queue
@@ -255,8 +276,16 @@ func (r *redQueue) encode(e *encoder, limit, probability, cell uint64, flags uin
 
 // redParms is struct tc_red_qopt as it is shown.
 type redParms struct {
-	limit, min, max   uint64
-	ewma, cell, flags uint64
+	redThresholds
+	limit, cell, flags uint64
+}
+
+// queue are the parameters that red and choke have alike, up to scell_log.
+func (r *redParms) queue() (p settings) {
+	p.set("limit", r.limit)
+	r.set(&p)
+	p.set("scell_log", r.cell)
+	return p
 }
 
 func decodeRED(b []byte) (p redParms, err error) {
@@ -264,7 +293,7 @@ func decodeRED(b []byte) (p redParms, err error) {
 		return p, errMalformed
 	}
 	u := func(i int) uint64 { return uint64(binary.NativeEndian.Uint32(b[i:])) }
-	return redParms{u(0), u(4), u(8), uint64(b[12]), uint64(b[14]), uint64(b[15])}, nil
+	return redParms{redThresholds{u(4), u(8), uint64(b[12])}, u(0), uint64(b[14]), uint64(b[15])}, nil
 }
 
 // redFraction is a probability as a fraction: of 2^32, as iproute2 has it.
@@ -276,7 +305,7 @@ func redOf(q hierarchy.Qdisc, counted bool) (r redQueue, err error) {
 	if err != nil {
 		return r, err
 	}
-	r = redQueue{min: v[0], max: v[1], ewma: v[2]}
+	r = redQueue{redThresholds: redThresholds{v[0], v[1], v[2]}}
 	if counted {
 		r.packet, r.avpkt = 1, redPacket
 	} else { // small enough for every ewma to have its burst
@@ -306,19 +335,39 @@ func redWords(q hierarchy.Qdisc, s hierarchy.Setting, counted bool) []string {
 
 // Parameters that the members of the family share.
 var (
-	redAvpkt = hierarchy.Param{Name: "avpkt", Type: hierarchy.Bytes, Min: 1, Max: 1 << 20,
-		Help: "size of a usual packet, for working out ewma and scell_log"}
 	redBurstParam = hierarchy.Param{Name: "burst", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32,
 		Help: "packets that an empty queue takes at once; another way to give ewma"}
-	redBandwidth = hierarchy.Param{Name: "bandwidth", Type: hierarchy.Rate, Min: 8, Max: uint64(hierarchy.MaxBandwidth),
-		Help: "rate at which an idle queue would be emptied; another way to give scell_log"}
 	redEWMAParam = hierarchy.Param{Name: "ewma", Type: hierarchy.Count, Min: 1, Max: 30,
 		Help: "the length now counts for 2 to the power of -ewma in the average"}
-	redCellParam = hierarchy.Param{Name: "scell_log", Type: hierarchy.Count, Max: 31,
-		Help: "the average of an idle queue fades within 362us times 2 to the power of scell_log"}
 	redProbabilityParam = hierarchy.Param{Name: "probability", Type: hierarchy.Percent, Min: 1, Max: hierarchy.Whole,
 		Help: "probability of a drop or mark when the average comes to max"}
+	redECNParam = hierarchy.Param{Name: "ecn", Type: hierarchy.Flag, Max: 1,
+		Help: "mark packets that allow it and do not drop them"}
+	redHardDropParam = hierarchy.Param{Name: "harddrop", Type: hierarchy.Flag, Max: 1,
+		Help: "above max drop also what could be marked"}
 )
+
+// redParams are the parameters that red and choke have alike, in a unit: limit and
+// most are the largest limit and the largest max.
+func redParams(unit hierarchy.ParamType, units string, limit, most uint64) []hierarchy.Param {
+	return []hierarchy.Param{
+		{Name: "limit", Type: unit, Min: 4, Max: limit,
+			Help: units + " that may wait, more than max"},
+		{Name: "min", Type: unit, Min: 1, Max: most,
+			Help: "average length below which nothing is dropped"},
+		{Name: "max", Type: unit, Min: 2, Max: most,
+			Help: "average length above which everything is dropped or marked"},
+		{Name: "avpkt", Type: hierarchy.Bytes, Min: 1, Max: 1 << 20,
+			Help: "size of a usual packet, for working out ewma and scell_log"},
+		redBurstParam,
+		{Name: "bandwidth", Type: hierarchy.Rate, Min: 8, Max: uint64(hierarchy.MaxBandwidth),
+			Help: "rate at which an idle queue would be emptied; another way to give scell_log"},
+		redEWMAParam,
+		{Name: "scell_log", Type: hierarchy.Count, Max: 31,
+			Help: "the average of an idle queue fades within 362us times 2 to the power of scell_log"},
+		redProbabilityParam, redECNParam,
+	}
+}
 
 // Attributes of red and choke in linux/pkt_sched.h.
 const (
@@ -330,8 +379,12 @@ const (
 	redMarkBlock
 )
 
-// encodeAttrs writes what red and choke have alike.
-func (r *redQueue) encodeAttrs(e *encoder, q hierarchy.Qdisc, flags uint8) error {
+// encodeREDAttrs writes what red and choke have alike.
+func encodeREDAttrs(e *encoder, q hierarchy.Qdisc, counted bool, flags uint8) error {
+	r, err := redOf(q, counted)
+	if err != nil {
+		return err
+	}
 	v, err := values(q, "limit", "scell_log")
 	if err != nil {
 		return err

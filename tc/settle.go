@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -145,7 +147,7 @@ type kernelKinds struct {
 }
 
 func (d *Device) kinds() *kernelKinds {
-	return &kernelKinds{ask: d.hasKind, known: map[*discipline]bool{}}
+	return &kernelKinds{ask: d.asker(), known: map[*discipline]bool{}}
 }
 
 func (k *kernelKinds) has(d *discipline) (bool, error) {
@@ -164,8 +166,9 @@ func (k *kernelKinds) has(d *discipline) (bool, error) {
 // loads modules, as using them would; see [Device.Settle] for how it is done
 // without CAP_NET_ADMIN.
 func (d *Device) LeafKinds() (have, lacking []string, err error) {
+	hasKind := d.asker()
 	for _, k := range disciplines {
-		has, err := d.hasKind(k)
+		has, err := hasKind(k)
 		switch {
 		case err != nil:
 			return nil, nil, err
@@ -181,12 +184,13 @@ func (d *Device) LeafKinds() (have, lacking []string, err error) {
 // Lacks says which of the given kinds of qdiscs this kernel has not: also those
 // that are no leaves, such as "htb" and "clsact". It asks as [Device.LeafKinds] does.
 func (d *Device) Lacks(kinds ...string) (lacking []string, err error) {
+	hasKind := d.asker()
 	for _, name := range kinds {
 		k := &discipline{Kind: hierarchy.Kind{Name: name}, module: "sch_" + name}
 		if name == clsactKind {
 			k.module = "sch_ingress" // which has both
 		}
-		has, err := d.hasKind(k)
+		has, err := hasKind(k)
 		if err != nil {
 			return nil, err
 		}
@@ -209,6 +213,23 @@ func HasBPF() (has, known bool) {
 	// Part of the kernel itself; what is in neither list cannot be loaded.
 	b, err := os.ReadFile("/proc/kallsyms")
 	return err == nil && strings.Contains(string(b), " cls_bpf_classify"), known
+}
+
+// asker is what asks the kernel for one kind after another. Where it does not answer,
+// the qdiscs that stand are read once for all of them.
+func (d *Device) asker() func(*discipline) (bool, error) {
+	standing := sync.OnceValues(d.c.standing)
+	return func(k *discipline) (bool, error) {
+		has, err := d.hasKind(k)
+		if !errors.Is(err, unix.EPERM) {
+			return has, err
+		}
+		if k.listed() {
+			return true, nil
+		}
+		kinds, err := standing()
+		return slices.Contains(kinds, k.Name), err
+	}
 }
 
 // hasKind asks the kernel for a kind. It orders a root qdisc of that kind with a
@@ -234,11 +255,6 @@ func (d *Device) hasKind(k *discipline) (bool, error) {
 		return true, nil
 	case unix.ENOENT:
 		return false, nil
-	case unix.EPERM:
-		if k.listed() {
-			return true, nil
-		}
-		return d.c.uses(k.Name)
 	}
 	if err == nil {
 		err = errors.New("the kernel took what it should have refused")
@@ -256,17 +272,18 @@ func (k *discipline) listed() bool {
 	return has
 }
 
-// uses says whether a qdisc of that kind stands on any interface of the namespace.
-// That shows a kind which is part of the kernel itself, also where the lists of its
-// modules are not at hand, as in a container. It needs no privileges.
-func (c *Conn) uses(kind string) (bool, error) {
-	found := false
-	err := c.dump(unix.RTM_GETQDISC, make([]byte, sizeofTcMsg), func(body []byte) error {
+// standing are the kinds of the qdiscs on all interfaces of the namespace. They show
+// what is part of the kernel itself, also where the lists of its modules are not at
+// hand, as in a container. It needs no privileges.
+func (c *Conn) standing() (kinds []string, err error) {
+	err = c.dump(unix.RTM_GETQDISC, make([]byte, sizeofTcMsg), func(body []byte) error {
 		q, err := decodeQdisc(body)
-		found = found || q.kind == kind
+		if !slices.Contains(kinds, q.kind) {
+			kinds = append(kinds, q.kind)
+		}
 		return err
 	})
-	return found, newOpError("read qdiscs", "", err)
+	return kinds, newOpError("read qdiscs", "", err)
 }
 
 // hasModule looks for a module among those in use and in the lists of the kernel's;

@@ -12,7 +12,8 @@ import (
 )
 
 // asked calls f with the loopback interface of a network namespace of its own, where
-// the kernel can be asked by trying. It needs CAP_SYS_ADMIN.
+// the kernel can be asked by trying: nothing changes but that modules are loaded. It
+// needs CAP_SYS_ADMIN, and asking CAP_NET_ADMIN.
 func asked(f func(*tc.Conn, *tc.Device) error) error {
 	ns, err := lab.NewNetNS()
 	if err != nil {
@@ -43,17 +44,13 @@ func classifier(w hierarchy.Way) string {
 }
 
 // missingClassifiers says, of "bpf" and "cgroup", what the kernel has not that they
-// need. It needs CAP_SYS_ADMIN and CAP_NET_ADMIN, and changes nothing but that
-// modules are loaded.
-func missingClassifiers() (map[string]string, error) {
+// need. The interface is one of asked's.
+func missingClassifiers(lo *tc.Device) (map[string]string, error) {
 	missing := map[string]string{}
-	err := asked(func(_ *tc.Conn, lo *tc.Device) error {
-		lacking, err := lo.LacksFilters("bpf", "cgroup")
-		for _, kind := range lacking {
-			missing[kind] = "classifier cls_" + kind
-		}
-		return err
-	})
+	lacking, err := lo.LacksFilters("bpf", "cgroup")
+	for _, kind := range lacking {
+		missing[kind] = "classifier cls_" + kind
+	}
 	if errors.Is(err, tc.ErrNotSupported) { // no clsact, where the program has its place
 		missing["bpf"], err = "qdisc clsact", nil
 	}
@@ -67,8 +64,11 @@ func (m *machine) lacks(w hierarchy.Way) error {
 		return nil
 	}
 	if m.missing == nil {
-		var err error
-		if m.missing, err = missingClassifiers(); err != nil && !errors.Is(err, unix.EPERM) {
+		err := asked(func(_ *tc.Conn, lo *tc.Device) (err error) {
+			m.missing, err = missingClassifiers(lo)
+			return err
+		})
+		if err != nil && !errors.Is(err, unix.EPERM) {
 			return err
 		}
 	}

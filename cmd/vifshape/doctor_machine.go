@@ -158,15 +158,16 @@ func (x *examination) classifiers(noClsact bool) error {
 	var lacks map[string]string
 	noIFB := false
 	if x.root() {
-		err := asked(func(c *tc.Conn, _ *tc.Device) error {
+		err := asked(func(c *tc.Conn, lo *tc.Device) error {
 			has, err := c.HasIFB()
+			if err != nil {
+				return err
+			}
 			noIFB = !has
+			lacks, err = missingClassifiers(lo)
 			return err
 		})
 		if err != nil {
-			return err
-		}
-		if lacks, err = missingClassifiers(); err != nil {
 			return err
 		}
 	}
