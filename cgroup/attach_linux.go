@@ -83,7 +83,7 @@ func (b *Binder) Attach(ctx context.Context, target string, pids []int, tree boo
 		return &a.got, b.wrap(err)
 	}
 	if a.got.Stay == "" {
-		err = a.describe(tagged(way))
+		err = a.describe(way.Tagged())
 	}
 	return &a.got, b.wrap(err)
 }
@@ -348,7 +348,7 @@ type carried struct {
 // possible: then stay says why.
 func (b *Binder) carrier(way hierarchy.Way, home string) (c carrier, stay string, err error) {
 	switch {
-	case tagged(way):
+	case way.Tagged():
 		return nil, "", nil
 	case way == hierarchy.WayNft:
 		return nil, "the rules of nf_tables go by the cgroup in which a socket was made", nil

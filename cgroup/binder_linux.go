@@ -164,7 +164,7 @@ func (b *Binder) Close() error {
 			errs = append(errs, t.close())
 		}
 	}
-	if b.v1 != nil && b.v1.mine && !tagged(b.last) {
+	if b.v1 != nil && b.v1.mine && !b.last.Tagged() {
 		others, err := b.cfg.Others()
 		if err == nil && len(others) == 0 {
 			err = b.v1.unmountNetCls()
@@ -194,11 +194,6 @@ func ways() []hierarchy.Way {
 	return []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
 }
 
-// tagged says whether a way goes by net_cls tags.
-func tagged(w hierarchy.Way) bool {
-	return w == hierarchy.WayNetCls || w == hierarchy.WayNetClsNft || w == hierarchy.WayClsCgroup
-}
-
 // program says whether a way has a BPF program on the hook.
 func program(w hierarchy.Way) bool { return w == hierarchy.WayBPF || w == hierarchy.WayNetCls }
 
@@ -212,7 +207,7 @@ func (b *Binder) choose() error {
 	var tried clauses
 	refused := false // tags, by whatever they are read
 	for _, w := range b.cfg.Ways {
-		if refused && tagged(w) {
+		if refused && w.Tagged() {
 			continue
 		}
 		err := b.alone(w)
@@ -234,7 +229,7 @@ func (b *Binder) choose() error {
 
 // alone refuses tags where another interface is bound by them.
 func (b *Binder) alone(w hierarchy.Way) error {
-	if !tagged(w) {
+	if !w.Tagged() {
 		return nil
 	}
 	others, err := b.cfg.Others()
@@ -275,7 +270,7 @@ func (b *Binder) settle() error {
 
 // tree is what settle or choose found.
 func (b *Binder) tree() *tree {
-	if tagged(b.at) {
+	if b.at.Tagged() {
 		return b.v1
 	}
 	return b.v2
@@ -324,7 +319,7 @@ func (b *Binder) hierarchy(w hierarchy.Way) (*tree, error) {
 
 // find is hierarchy without mounting: nil when net_cls is not mounted.
 func (b *Binder) find(w hierarchy.Way) (t *tree, err error) {
-	if !tagged(w) {
+	if !w.Tagged() {
 		if b.v2 == nil {
 			b.v2, err = findV2()
 		}
@@ -367,7 +362,7 @@ const weaker = "; weaker than with BPF: root may ask for another class by SO_PRI
 // basis says what a way stands on.
 func basis(w hierarchy.Way, t *tree) string {
 	switch {
-	case tagged(w):
+	case w.Tagged():
 		return by(w, "net_cls at "+t.where)
 	case t.whole:
 		return by(w, "cgroup v2 at "+t.where)
@@ -456,7 +451,7 @@ func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
 	default:
 		s.Hook.Version = version
 	}
-	if tagged(way) {
+	if way.Tagged() {
 		s.Bound, err = b.boundV1()
 	} else {
 		s.Bound, err = b.boundV2(b.on(way))
@@ -743,14 +738,14 @@ func (d *doing) unhook(was, next hierarchy.Way) error {
 		d.rules = newRuleset(hierarchy.WayNone)
 		errs = append(errs, d.tables().write(d.rules))
 	}
-	if tagged(was) && tagged(next) { // the tags stay, but for these
+	if was.Tagged() && next.Tagged() { // the tags stay, but for these
 		for _, path := range d.leaving {
 			if !d.skip[path] {
 				errs = append(errs, d.remove(nil, cgroupTarget+path))
 			}
 		}
 	}
-	if tagged(was) && !tagged(next) {
+	if was.Tagged() && !next.Tagged() {
 		t, err := d.hierarchy(was)
 		if err == nil {
 			err = t.untagAll(d.ours)
@@ -761,7 +756,7 @@ func (d *doing) unhook(was, next hierarchy.Way) error {
 }
 
 func (d *doing) bound(s hierarchy.Step, i int) (err error) {
-	if path, ok := strings.CutPrefix(s.Item().(*hierarchy.Bound).Target, cgroupTarget); ok && !tagged(d.way) {
+	if path, ok := strings.CutPrefix(s.Item().(*hierarchy.Bound).Target, cgroupTarget); ok && !d.way.Tagged() {
 		t, err := d.hierarchy(d.way)
 		if err == nil && s.Action == hierarchy.Delete {
 			err = d.unguard(t, path)
@@ -790,7 +785,7 @@ func (d *doing) bound(s hierarchy.Step, i int) (err error) {
 		return err
 	}
 	on := d.on(d.way)
-	if on == nil && !tagged(d.way) {
+	if on == nil && !d.way.Tagged() {
 		if s.Action == hierarchy.Delete {
 			return nil // gone with the classifier
 		}
@@ -819,7 +814,7 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 		return false, errors.New("it is no class of ours; minor number 0 would be HTB's unshaped queue")
 	}
 	path, isCgroup := strings.CutPrefix(b.Target, cgroupTarget)
-	if tagged(d.way) {
+	if d.way.Tagged() {
 		if !isCgroup {
 			return false, fmt.Errorf("net_cls knows cgroups only, neither users, interfaces nor cgroups that are gone: %w", ErrNotSupported)
 		}
@@ -873,7 +868,7 @@ func (d *doing) tag(path string, class hierarchy.ClassID) (changed bool, err err
 
 func (d *doing) remove(on bindings, target string) error {
 	path, isCgroup := strings.CutPrefix(target, cgroupTarget)
-	if tagged(d.way) {
+	if d.way.Tagged() {
 		err := d.v1.untag(path, d.skip)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // gone, and its tag with it

@@ -66,7 +66,7 @@ func (c *containers) targets(name string) (targets, missing []string, err error)
 
 // where says more of a container that was not found by its cgroup.
 func (c *containers) where() string {
-	if tagged(c.way) {
+	if c.way.Tagged() {
 		return ", or has no cgroup in the net_cls hierarchy"
 	}
 	return ""

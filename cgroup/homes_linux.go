@@ -82,7 +82,7 @@ func (b *Binder) BoundHome(p hierarchy.Path) (target string, class hierarchy.Cla
 	b.at = way
 	home := b.homePath(p)
 	target = cgroupTarget + home
-	if tagged(way) {
+	if way.Tagged() {
 		class, err = t.classid(home)
 	} else {
 		var id uint64

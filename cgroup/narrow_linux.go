@@ -172,7 +172,7 @@ func (b *Binder) unguard(t *tree, path string) error {
 // nothing when they may not.
 func (b *Binder) unguarded(path string) string {
 	switch {
-	case tagged(b.at):
+	case b.at.Tagged():
 		return "the branch is bound by cgroup v1, where no program can be attached"
 	case b.open(b.tree(), path):
 		return "the program against it is gone: apply the policy again"

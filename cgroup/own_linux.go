@@ -34,10 +34,10 @@ func Of(w hierarchy.Way, pid int) (target string, whole bool, err error) {
 		return "", false, err
 	}
 	magic, pick := int64(unix.CGROUP2_SUPER_MAGIC), isV2
-	if tagged(w) {
+	if w.Tagged() {
 		magic, pick = unix.CGROUP_SUPER_MAGIC, isNetCls
 	}
-	own, ok := ownLine(string(b), tagged(w))
+	own, ok := ownLine(string(b), w.Tagged())
 	if !ok {
 		return "", true, nil
 	}

@@ -72,7 +72,7 @@ func weak(w hierarchy.Way) (text []string) {
 	case hierarchy.WayClsCgroup:
 		text = append(text, "SO_PRIORITY: root may ask for another class, or for the queue that is not shaped")
 	}
-	if tagged(w) {
+	if w.Tagged() {
 		text = append(text,
 			"users: cannot be bound, only cgroups",
 			"several interfaces: a process has one tag for all, so one interface only can be bound",

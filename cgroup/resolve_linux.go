@@ -120,7 +120,7 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 	}
 	r.Again = in.again
 	r.settle()
-	if tagged(b.way) {
+	if b.way.Tagged() {
 		r.Bound = withoutInherited(r.Bound)
 	}
 	return &r.Resolution, nil
@@ -276,7 +276,7 @@ func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		if !tagged(b.way) {
+		if !b.way.Tagged() {
 			b.paths[id] = name
 		}
 		return []string{cgroupTarget + name}, nil, nil
@@ -316,7 +316,7 @@ func (b *Binder) unitTargets(x hierarchy.Binding, units map[string][]string) (ta
 	}
 	switch {
 	case len(targets)+len(missing) > 0:
-	case tagged(b.way):
+	case b.way.Tagged():
 		missing = []string{"no such cgroup in the net_cls hierarchy, which systemd leaves alone"}
 	case len(names) == 0:
 		missing = []string{fmt.Sprintf("no such %s is running (a user's own or a container's is named by cgroup:/PATH)", x.Kind)}
@@ -328,7 +328,7 @@ func (b *Binder) unitTargets(x hierarchy.Binding, units map[string][]string) (ta
 
 // user is the target of a user, or why there is none at present.
 func (b *Binder) user(name string) (target, reason string, err error) {
-	if tagged(b.way) {
+	if b.way.Tagged() {
 		return "", "", fmt.Errorf("users can be bound with cgroup v2 only, not with net_cls: %w", ErrNotSupported)
 	}
 	if uid, err := strconv.ParseUint(name, 10, 32); err == nil {

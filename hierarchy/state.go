@@ -46,6 +46,9 @@ const (
 	WayClsCgroup Way = "cls_cgroup"  // cgroup v1 classid, the kernel's cgroup classifier on the root qdisc
 )
 
+// Tagged says whether the way goes by the tags of net_cls.
+func (w Way) Tagged() bool { return w == WayNetCls || w == WayNetClsNft || w == WayClsCgroup }
+
 // Hook is the classifier on the interface.
 type Hook struct {
 	Way     Way    `json:"way"`

@@ -102,7 +102,7 @@ func (c *policyCheck) binding() hierarchy.Way {
 		f.Text = fmt.Sprintf("binding %q: no way of it works here", c.policy.Binding)
 		f.Follows = "the findings about binding say why"
 		c.say("", "binding", f)
-	case tags(way) && len(c.policy.Trees) > 1:
+	case way.Tagged() && len(c.policy.Trees) > 1:
 		f.Text = fmt.Sprintf("binding %s: one process has one net_cls tag for all interfaces, and the policy shapes %d", way, len(c.policy.Trees))
 		c.say("", "binding", f)
 	default:
@@ -236,7 +236,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way hierarchy.Way) 
 	if way == hierarchy.WayNone {
 		return nil
 	}
-	if tags(way) {
+	if way.Tagged() {
 		m := &machine{env: c.env, conn: c.conn, store: c.store}
 		others, err := m.tagged(t.Interface, d.Index)
 		if err != nil {

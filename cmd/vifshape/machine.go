@@ -117,15 +117,11 @@ func (m *machine) tagged(iface string, index uint32) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if tags(r.Way) && r.Index != index && !slices.Contains(all, n) {
+		if r.Way.Tagged() && r.Index != index && !slices.Contains(all, n) {
 			all = append(all, n)
 		}
 	}
 	return slices.DeleteFunc(all, func(n string) bool { return n == iface }), nil
-}
-
-func tags(w hierarchy.Way) bool {
-	return w == hierarchy.WayNetCls || w == hierarchy.WayNetClsNft || w == hierarchy.WayClsCgroup
 }
 
 // ways are those that a binding stands for, nil for auto and for none: all. With
@@ -282,7 +278,7 @@ func (m *machine) targets(ctx context.Context, file, binding string, parsing *pa
 				err = m.settle(ctx, file, binding, x)
 			}
 		}
-		if err == nil && tags(all[len(all)-1].want.Hook.Way) {
+		if err == nil && all[len(all)-1].want.Hook.Way.Tagged() {
 			m.tags = append(m.tags, t.Interface)
 		}
 		if err != nil {

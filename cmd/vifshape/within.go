@@ -112,7 +112,7 @@ func (m *machine) confined(ctx context.Context) (hierarchy.Path, error) {
 // those of the last apply and the homes. A binding without a target is only what
 // the environment says.
 func (m *machine) inside(x *shaped, way hierarchy.Way, all []hierarchy.Bound, blind bool) (hierarchy.Bound, error) {
-	if tags(way) {
+	if way.Tagged() {
 		way = hierarchy.WayNetCls
 	} else {
 		way = hierarchy.WayBPF
