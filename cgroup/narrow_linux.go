@@ -16,9 +16,10 @@ import (
 // interfaces bind has it twice, each under its interface's name, and loses one with
 // each binding.
 type narrow struct {
-	prog *ebpf.Program // nil until it is needed
-	ours map[ebpf.ProgramID]bool
-	off  error // why the kernel has no such thing, once that is known
+	prog    *ebpf.Program // nil until it is needed
+	ours    map[ebpf.ProgramID]bool
+	off     error            // why the kernel has no such thing, once that is known
+	refused map[string]error // why a cgroup, by its path, does not take it
 }
 
 // narrowName is the program's. The kernel keeps 15 letters; for a name as long as
@@ -98,10 +99,15 @@ func (b *Binder) findNarrow(fd int) (*ebpf.Program, error) {
 	return nil, nil
 }
 
+// vanishing says whether an error is that of a cgroup that is gone, which a
+// descriptor of it does not prevent (cgroup_v1v2_get_from_fd, kernel/cgroup/cgroup.c,
+// v6.12).
+func vanishing(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }
+
 // on calls a function with a descriptor of a cgroup. One that is gone is no error.
 func (t *tree) on(path string, fn func(fd int) error) error {
 	fd, err := unix.Open(t.root+path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT || err == unix.ENODEV {
+	if vanishing(err) {
 		return nil
 	}
 	if err != nil {
@@ -113,7 +119,7 @@ func (t *tree) on(path string, fn func(fd int) error) error {
 
 // open says whether the program is missing on a cgroup on which it could be.
 func (b *Binder) open(t *tree, path string) (open bool) {
-	if b.narrow.off != nil {
+	if b.narrow.off != nil || b.narrow.refused[path] != nil {
 		return false
 	}
 	err := t.on(path, func(fd int) error {
@@ -127,7 +133,7 @@ func (b *Binder) open(t *tree, path string) (open bool) {
 		open = b.narrow.load(b.narrowName()) == nil
 		return nil
 	})
-	if err != nil && b.narrow.off == nil {
+	if err != nil && !vanishing(err) && b.narrow.off == nil {
 		b.narrow.off = err // no such programs here, or nobody may ask for them
 	}
 	return open && err == nil
@@ -145,8 +151,11 @@ func (b *Binder) guard(t *tree, path string) error {
 		err := link.RawAttachProgram(link.RawAttachProgramOptions{
 			Target: fd, Program: b.narrow.prog, Attach: ebpf.AttachCGroupSetsockopt, Flags: unix.BPF_F_ALLOW_MULTI,
 		})
-		if err != nil {
-			b.narrow.off = err
+		if err != nil && !vanishing(err) {
+			if b.narrow.refused == nil {
+				b.narrow.refused = map[string]error{}
+			}
+			b.narrow.refused[path] = err
 			b.cfg.Warn(fmt.Sprintf("cgroup %s: root may send past the queues (PACKET_QDISC_BYPASS, AF_XDP): the program against it cannot be attached: %v", path, err))
 		}
 		return nil
@@ -176,6 +185,8 @@ func (b *Binder) unguarded(path string) string {
 		return "the branch is bound by cgroup v1, where no program can be attached"
 	case b.open(b.tree(), path):
 		return "the program against it is gone: apply the policy again"
+	case b.narrow.refused[path] != nil:
+		return fmt.Sprintf("the program against it cannot be attached: %v", b.narrow.refused[path])
 	case b.narrow.off != nil:
 		return fmt.Sprintf("no program can be attached to cgroups: %v", b.narrow.off)
 	}

@@ -8,10 +8,12 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -167,6 +169,54 @@ func TestKernelNarrow(t *testing.T) {
 				t.Errorf("programs without a binding: %q", g)
 			}
 		})
+	}
+}
+
+// TestKernelNarrowRefused: somebody else's program that suffers none below it keeps
+// the guard from the cgroups there, which is told, and from no others.
+func TestKernelNarrowRefused(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	foreign := sub(t, p.dir, "a")
+	below, other := sub(t, foreign, "b"), sub(t, p.dir, "c")
+	t.Cleanup(func() { removeAll(t, foreign) })
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSockopt, AttachType: ebpf.AttachCGroupSetsockopt, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer prog.Close()
+	d, err := os.Open(foreign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(d.Fd()), Program: prog, Attach: ebpf.AttachCGroupSetsockopt}); err != nil {
+		t.Fatal(err)
+	}
+	key, err := cgroup.NetNSKey(n.Near.FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	b, err := cgroup.NewBinder(cgroup.Config{
+		Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, NetNSFD: n.Near.FD(), NetNS: key, Ways: []hierarchy.Way{hierarchy.WayBPF},
+		Warn: func(s string) { told = append(told, s) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	apply(t, b, bound(p.target(below), red), bound(p.target(other), green))
+	if len(guards(t, below)) != 0 || len(guards(t, other)) != 1 {
+		t.Errorf("programs %q below the other one, %q elsewhere", guards(t, below), guards(t, other))
+	}
+	want := "cgroup " + strings.TrimPrefix(p.target(below), "cgroup:") + ": root may send past the queues"
+	if len(told) != 1 || !strings.HasPrefix(told[0], want) {
+		t.Errorf("told %q, want one that begins with %q", told, want)
 	}
 }
 
