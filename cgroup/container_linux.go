@@ -316,7 +316,9 @@ const (
 )
 
 // portsOf are the interfaces whose other ends are in the network namespaces of a
-// cgroup's processes.
+// cgroup's processes. A container that may make network namespaces (with user
+// namespaces anybody may) can hide its own: all its processes leave it, and its
+// sockets stay. Who cannot trust it so far binds its interface by name.
 func (c *containers) portsOf(dir string) (names []string, err error) {
 	t := c.tree()
 	c.cfg.Watch(t.root+dir+"/cgroup.events", nil)

@@ -156,11 +156,14 @@ type claim struct {
 // exactly is how exact a name is that is no pattern.
 const exactly = 1 << 30
 
-// exactness is how exactly a binding names a target. A container's interface may be
-// named for itself, and be another container's as well.
+// shared is how exactly a container names its interface, which may be named for
+// itself, and be another container's as well.
+const shared = exactly - 1
+
+// exactness is how exactly a binding names a target.
 func exactness(x hierarchy.Binding, target string) int {
 	if x.Kind == hierarchy.BindContainer && strings.HasPrefix(target, linkTarget) {
-		return exactly - 1
+		return shared
 	}
 	if p := hierarchy.Pattern(x.Name); !p.Exact() {
 		return p.Literals()
@@ -197,6 +200,14 @@ func (r *resolver) settle() {
 		first := all[0]
 		if len(all) == 1 {
 			r.Bound = append(r.Bound, hierarchy.Bound{Target: target, Class: first.branch.Class, Path: first.branch.Entry, From: first.from})
+			continue
+		}
+		if first.exact == shared { // containers of one network namespace, whose own cgroups are bound
+			for i, c := range all {
+				other := all[(i+1)%len(all)]
+				r.Pending = append(r.Pending, Pending{c.branch.Path, c.binding, fmt.Sprintf("what it sends from its own network namespace, by %s, goes to the rest: that is %q of %s, too",
+					strings.TrimPrefix(target, linkTarget), other.from, other.branch.Path)})
+			}
 			continue
 		}
 		for _, c := range all[1:] {
