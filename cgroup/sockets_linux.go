@@ -25,8 +25,17 @@ type iterator struct {
 	files, other *link.Iter
 }
 
-// newIterator takes Linux 5.11 and a kernel that describes its own types.
+// newIterator takes Linux 5.11 and a kernel that describes its own types. Its programs
+// know processes by the numbers that they have outside of all containers.
 func newIterator(s *set, home uint64) (_ *iterator, err error) {
+	const first = 0xeffffffc // PROC_PID_INIT_INO, include/linux/proc_ns.h, v6.12
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil {
+		return nil, fmt.Errorf("/proc/self/ns/pid: %w", err)
+	}
+	if st.Ino != first {
+		return nil, errors.New("processes have other numbers here than outside")
+	}
 	spec, err := loadSockets()
 	if err != nil {
 		return nil, err
