@@ -87,7 +87,7 @@ func outerBorders(root bool) []border {
 		put: func() error { return unix.Unshare(unix.CLONE_NEWCGROUP) },
 	}, {
 		name:  "private mounts",
-		opens: "root may move to another cgroup, change net_cls tags, and have the kernel start programs outside",
+		opens: "root may move to another cgroup, change net_cls tags, have the kernel start programs outside, and write to devices' registers",
 		can: func() error {
 			if err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{}); err == unix.ENOSYS {
 				return fmt.Errorf("it takes Linux 5.12: %w", ErrNotSupported)
@@ -160,10 +160,13 @@ func putUp(all []border, best bool, warn func(string)) error {
 // control files of cgroups, and also where nsdelegate guards them, because whoever
 // mounts cgroup v2 once more without it takes it away from all mounts
 // (apply_cgroup_root_flags, kernel/cgroup/cgroup.c, v6.12); pinned maps; debugging
-// files; configfs, where netconsole lies; and the kernel's settings, among which are
-// programs that it starts itself, outside (core_pattern, modprobe). All else is as
-// it was. No new mounts can be made in a Landlock domain, nor flags be changed
-// without CAP_SYS_ADMIN.
+// files; configfs, where netconsole lies; the kernel's NFS server, which sends by
+// sockets of its own; the kernel's settings, among which are programs that it starts
+// itself, outside (core_pattern, modprobe); and sysfs and /proc/bus, which give who
+// may open their files the registers of a network card, without a capability
+// (pci_mmap_resource, drivers/pci/pci-sysfs.c, and proc_bus_pci_write,
+// drivers/pci/proc.c, v6.12). All else is as it was. No new mounts can be made in a
+// Landlock domain, nor flags be changed without CAP_SYS_ADMIN.
 //
 // What is mounted later outside could be such a file system, too: root does not get
 // to see it. For users it is harmless, and they do: homes are mounted on demand.
@@ -183,12 +186,10 @@ func coverMounts(root bool) error {
 		return err
 	}
 	for _, m := range mounts {
-		file := wayOut(m)
-		if file == "" {
-			continue
-		}
-		if err := cover(m, file); err != nil {
-			return fmt.Errorf("make %s read-only: %w", filepath.Join(m.Mountpoint, file), err)
+		for _, file := range waysOut(m) {
+			if err := cover(m, file); err != nil {
+				return fmt.Errorf("make %s read-only: %w", filepath.Join(m.Mountpoint, file), err)
+			}
 		}
 	}
 	return nil
@@ -196,28 +197,26 @@ func coverMounts(root bool) error {
 
 func readOnly() *unix.MountAttr { return &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY} }
 
-// wayOut is what of a mount root without capabilities could leave its cgroup by:
-// nothing, a file in it, or "." for all.
-func wayOut(m *mountinfo.Info) string {
-	var file string
+// waysOut are what of a mount root without capabilities could leave its cgroup by:
+// files in it, or "." for all.
+func waysOut(m *mountinfo.Info) (files []string) {
 	switch m.FSType {
-	case "cgroup", "cgroup2", "bpf", "debugfs", "tracefs", "binfmt_misc", "configfs":
-		return "."
+	case "cgroup", "cgroup2", "bpf", "debugfs", "tracefs", "binfmt_misc", "configfs", "sysfs", "nfsd":
+		return []string{"."}
 	case "proc":
-		file = "/sys"
-	case "sysfs":
-		file = "/kernel/uevent_helper"
 	default:
-		return ""
+		return nil
 	}
-	below, inside := strings.CutPrefix(file, strings.TrimSuffix(m.Root, "/"))
-	switch {
-	case strings.HasPrefix(m.Root+"/", file+"/"):
-		return "."
-	case inside && below[0] == '/':
-		return below[1:]
+	for _, file := range []string{"/sys", "/bus"} {
+		below, inside := strings.CutPrefix(file, strings.TrimSuffix(m.Root, "/"))
+		switch {
+		case strings.HasPrefix(m.Root+"/", file+"/"):
+			return []string{"."}
+		case inside && below[0] == '/':
+			files = append(files, below[1:])
+		}
 	}
-	return ""
+	return files
 }
 
 // cover makes a file of a mount, or all of it, read-only, unless another mount hides

@@ -200,12 +200,12 @@ func (r *ready) user(name string) error {
 	return nil
 }
 
-// root says that the program runs as root.
+// root says that the program runs as root, or with a capability of its caller's.
 func (r *ready) root() bool {
 	if r.switches {
 		return r.uid == 0
 	}
-	return os.Geteuid() == 0
+	return !powerless()
 }
 
 // set gives the program a variable of the environment.

@@ -32,6 +32,13 @@ func denials(kept capSet) []denial {
 		{unix.SYS_MOVE_MOUNT, unix.ENOSYS},
 		{unix.SYS_MOUNT_SETATTR, unix.ENOSYS},
 	}
+	if !kept.has(unix.CAP_SYS_ADMIN) {
+		// A user is root of the user namespaces that it made, such as root of those of
+		// containers, and so of what belongs to them: their network, whose packets
+		// may be somebody else's by the time they are queued. Runtimes leave
+		// namespaces open to all, by mounts of them.
+		all = append(all, denial{unix.SYS_SETNS, unix.EPERM})
+	}
 	if !kept.has(unix.CAP_BPF) && !kept.has(unix.CAP_SYS_ADMIN) {
 		all = append(all, denial{unix.SYS_BPF, unix.EPERM}) // pinned maps are open to uid 0 without capabilities
 	}
