@@ -518,14 +518,16 @@ func (t *trial) find() error {
 	return err
 }
 
-// lacksLevel says why a level cannot be had, for an honest program.
+// lacksLevel says why a level cannot be had here, for an honest program. That it
+// fails otherwise is an error: what is promised was not tried.
 func (t *trial) lacksLevel(ctx context.Context, level escape.Level) (string, error) {
 	_, stderr, err := t.perform(ctx, "udp", level, escape.Root)
-	if err != nil && level == escape.Lock && stderr != "" {
-		why, _, _ := strings.Cut(strings.TrimPrefix(stderr, "vifshape: error: "), "\n")
-		return why, nil
+	_, why, lacks := strings.Cut(stderr, "vifshape: error: "+(&cgroup.LockError{}).Error())
+	if err == nil || !lacks {
+		return "", err
 	}
-	return "", err
+	why, _, _ = strings.Cut(why, "\n")
+	return why, nil
 }
 
 // perform makes an attempt and waits until all that it sent has left the queue.
