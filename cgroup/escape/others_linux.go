@@ -72,10 +72,13 @@ type outsider struct {
 }
 
 func (s *outsider) serve(c int) {
-	b := make([]byte, 16)
-	n, err := unix.Read(c, b)
+	b, given := make([]byte, 16), make([]byte, unix.CmsgSpace(4))
+	n, m, _, _, err := unix.Recvmsg(c, b, given, unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
 		return
+	}
+	if fd, err := descriptor(given[:m]); err == nil && fd >= 0 {
+		unix.Close(fd) // that it came is all that counts
 	}
 	var oob []byte
 	switch string(b[:n]) {
@@ -125,28 +128,9 @@ func newTerminal() (int, error) {
 	return fd, call("open /dev/pts", err)
 }
 
-// ask asks the outsider and returns the socket that comes with the answer, if any.
-func (s *stage) ask(what string) (int, error) {
-	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, call("socket AF_UNIX", err)
-	}
-	defer unix.Close(c)
-	if err := unix.Connect(c, &unix.SockaddrUnix{Name: s.Outsider.Name}); err != nil {
-		return -1, call("connect to the outsider", err)
-	}
-	if _, err := unix.Write(c, []byte(what)); err != nil {
-		return -1, call("write to the outsider", err)
-	}
-	b, oob := make([]byte, 256), make([]byte, unix.CmsgSpace(4))
-	n, m, _, _, err := unix.Recvmsg(c, b, oob, unix.MSG_CMSG_CLOEXEC)
-	if err != nil {
-		return -1, call("recvmsg", err)
-	}
-	if string(b[:n]) != "done" {
-		return -1, fmt.Errorf("the outsider: %s", b[:n])
-	}
-	all, err := unix.ParseSocketControlMessage(oob[:m])
+// descriptor is the one that came with a message, -1 for none.
+func descriptor(oob []byte) (int, error) {
+	all, err := unix.ParseSocketControlMessage(oob)
 	if err != nil || len(all) == 0 {
 		return -1, err
 	}
@@ -157,9 +141,39 @@ func (s *stage) ask(what string) (int, error) {
 	return fds[0], nil
 }
 
+// ask asks the outsider, gives it descriptors, and returns the one that comes with
+// the answer, -1 for none.
+func (s *stage) ask(what string, give ...int) (int, error) {
+	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, call("socket AF_UNIX", err)
+	}
+	defer unix.Close(c)
+	if err := unix.Connect(c, &unix.SockaddrUnix{Name: s.Outsider.Name}); err != nil {
+		return -1, call("connect to the outsider", err)
+	}
+	var rights []byte
+	if len(give) > 0 {
+		rights = unix.UnixRights(give...)
+	}
+	if err := unix.Sendmsg(c, []byte(what), rights, nil, 0); err != nil {
+		return -1, call("write to the outsider", err)
+	}
+	b, oob := make([]byte, 256), make([]byte, unix.CmsgSpace(4))
+	n, m, _, _, err := unix.Recvmsg(c, b, oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return -1, call("recvmsg", err)
+	}
+	if string(b[:n]) != "done" {
+		return -1, fmt.Errorf("the outsider: %s", b[:n])
+	}
+	return descriptor(oob[:m])
+}
+
 // What is known of other processes.
 const (
 	givenWhy  = "a socket keeps the class of where it was made"
+	lentWhy   = "a socket has the net_cls tag of whoever got it last"
 	equalWhy  = "processes of one user may do so to each other; level lock draws a border"
 	typedWhy  = "what is put into a terminal counts as typed there"
 	helperWhy = "whoever sends for somebody else sends in its own branch"
@@ -195,6 +209,23 @@ func others() []Attempt {
 			defer unix.Close(fd)
 			return s.flood(fd, s.addr(false), payload)
 		}, given),
+		a("lent-socket", "a connection that is passed to an outsider, and kept", func(s *stage) error {
+			return s.tcp(false, 0, nil, func(fd int) error {
+				if _, err := s.ask("keep", fd); err != nil {
+					return err
+				}
+				// answers have the rest of it sent, which no process does
+				for b := make([]byte, 1<<20); len(b) > 0; {
+					n, err := unix.Write(fd, b)
+					if err != nil {
+						return call("write", err)
+					}
+					b = b[n:]
+				}
+				s.Sent++
+				return nil
+			})
+		}, Hole{Ways: tagWays, Why: lentWhy, Impossible: true}),
 		a("accomplice", "an outsider that is asked to send", func(s *stage) error {
 			_, err := s.ask("send")
 			s.Sent += Packets
