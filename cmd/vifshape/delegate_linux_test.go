@@ -399,6 +399,31 @@ rate = "2mbit"
 	}
 }
 
+// TestDelegateTogether holds that a user may start more programs at once than the agent
+// takes requests.
+func TestDelegateTogether(t *testing.T) {
+	tctest.RequireRoot(t)
+	n := newNetwork(t)
+	n.public()
+	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
+	n.agent()
+	unlock, err := n.store.lock(t.Context(), "test") // the first waits for it, and they for that one
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*running
+	for range 2 * mostPeersOfUser {
+		all = append(all, n.as(alice, "run", "eth0/a", "--", "true"))
+	}
+	time.Sleep(500 * time.Millisecond)
+	unlock()
+	for _, r := range all {
+		if r := r.wait(); r.code != 0 {
+			t.Errorf("one of %d: %v", len(all), r)
+		}
+	}
+}
+
 // asUser runs f on a thread that is another user's to the agent; it has to connect
 // there itself.
 func asUser(t *testing.T, uid uint32, f func()) {
