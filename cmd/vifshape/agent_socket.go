@@ -306,7 +306,7 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 	if err != nil {
 		return err
 	}
-	if _, err := who.base(r, path); err != nil {
+	if err := who.enters(r, path); err != nil {
 		return err
 	}
 	x, home, err := m.open(ctx, path)
