@@ -90,11 +90,18 @@ func TestKernelLink(t *testing.T) {
 			want hierarchy.ClassID
 		}{{"local", local, green}, {"user", user, blue}, {"bound", behind, red}, {"not bound", beside, rest}} {
 			t.Run(fmt.Sprintf("%s IPv%d", tt.name, 4+2*i), func(t *testing.T) {
-				only(t, n.during(t, func() { tt.from.do("udp %s:9 50", host) }), tt.want, 50)
-				only(t, n.during(t, func() { tt.from.do("udp %s:9 50 %v", host, blue) }), tt.want, 50)
+				during := func(f func()) map[hierarchy.ClassID]uint64 {
+					got := n.during(t, f)
+					if got[blue] < 5 && tt.want != blue { // what the kernel says about groups is of its own user: root
+						delete(got, blue)
+					}
+					return got
+				}
+				only(t, during(func() { tt.from.do("udp %s:9 50", host) }), tt.want, 50)
+				only(t, during(func() { tt.from.do("udp %s:9 50 %v", host, blue) }), tt.want, 50)
 				port++
 				far.do("listen %d %s:%d", port, host, port)
-				got := n.during(t, func() {
+				got := during(func() {
 					tt.from.begin("tcp %s:%d 300000 %v", host, port, blue)
 					far.do("serve %d 1 0", port)
 					tt.from.end()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -256,7 +257,7 @@ func (s *set) bindCgroup(id uint64, b binding) error {
 	if err := s.configure(func(c *classifyVifConfig) { c.Levels |= levelBits(b.level) }); err != nil {
 		return err
 	}
-	return full(s.cgroups.Put(id, &classifyVifBinding{Class: uint32(b.class), Level: b.level}))
+	return put(s.cgroups, id, &classifyVifBinding{Class: uint32(b.class), Level: b.level})
 }
 
 func (s *set) unbindCgroup(id uint64) error { return gone(s.cgroups.Delete(id)) }
@@ -268,7 +269,7 @@ func (s *set) number(of numbered, n uint32) (class hierarchy.ClassID, bound bool
 }
 
 func (s *set) bindNumber(of numbered, n uint32, class hierarchy.ClassID) error {
-	return full(s.numbers[of].Put(n, uint32(class)))
+	return put(s.numbers[of], n, uint32(class))
 }
 
 func (s *set) unbindNumber(of numbered, n uint32) error { return gone(s.numbers[of].Delete(n)) }
@@ -287,6 +288,20 @@ func (s *set) each(cgroup func(uint64, binding) error, number func(numbered, uin
 		}
 	}
 	return nil
+}
+
+// put adds to a map, or changes what is in it. Since Linux 6.1 the kernel has a few
+// elements ready and makes more in an interrupt that it sends itself, on some
+// machines no sooner than with the next tick of the clock: until then there is no
+// memory (unit_alloc and irq_work_raise, kernel/bpf/memalloc.c, v6.1).
+func put(m *ebpf.Map, key, value any) error {
+	const tick = 10 * time.Millisecond
+	err := m.Put(key, value)
+	for try := 0; errors.Is(err, unix.ENOMEM) && try < 10; try++ {
+		time.Sleep(tick)
+		err = m.Put(key, value)
+	}
+	return full(err)
 }
 
 // full says in words what E2BIG means for a map.

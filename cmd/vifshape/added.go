@@ -227,31 +227,46 @@ type deniedError struct{ error }
 
 func (e deniedError) Unwrap() error { return e.error }
 
-// base is the branch at or above p up to which the petitioner may do what it wants:
-// the uppermost that is delegated to it, but none above the one that it runs in.
-func (w *petitioner) base(r *record, p hierarchy.Path) (hierarchy.Path, error) {
+// held refuses what lies outside of the branch that the petitioner runs in.
+func (w *petitioner) held(p hierarchy.Path) error {
 	if w.home != "" && !p.Below(w.home) {
-		return "", deniedError{fmt.Errorf("%s: process is in branch %s, from where programs go only to that branch and below", p, w.home)}
+		return deniedError{fmt.Errorf("%s: process is in branch %s, from where programs go only to that branch and below", p, w.home)}
 	}
-	base := hierarchy.Path("")
-	if w.uid == 0 { // nothing that root may not do without
-		base = p
+	return nil
+}
+
+// enters refuses a branch that the petitioner may not start programs in. Root may: the
+// cgroups' files are its own.
+func (w *petitioner) enters(r *record, p hierarchy.Path) error {
+	if w.uid == 0 {
+		return w.held(p)
+	}
+	_, _, err := w.base(r, p)
+	return err
+}
+
+// base is the branch at or above p up to which the petitioner may divide it: given, the
+// uppermost that is delegated to it, but none above the one that it runs in. Nothing is
+// delegated to root: one that comes here is one that may not do it by itself.
+func (w *petitioner) base(r *record, p hierarchy.Path) (base, given hierarchy.Path, err error) {
+	if err := w.held(p); err != nil {
+		return "", "", err
 	}
 	for _, d := range r.Delegated {
-		if !p.Below(d.Path) || base != "" && !base.Below(d.Path) {
+		if !p.Below(d.Path) || given != "" && !given.Below(d.Path) {
 			continue
 		}
 		if slices.ContainsFunc(d.To, func(to hierarchy.Delegate) bool { id, ok := uid(to); return ok && id == w.uid }) {
-			base = d.Path
+			given = d.Path
 		}
 	}
 	switch {
-	case base == "" || w.uid == hierarchy.OverflowUID:
-		return "", deniedError{fmt.Errorf("%s is not delegated to user %d", p, w.uid)}
-	case w.home.Below(base):
-		base = w.home
+	case given == "" || w.uid == hierarchy.OverflowUID:
+		return "", "", deniedError{fmt.Errorf("%s is not delegated to user %d", p, w.uid)}
+	case w.home.Below(given):
+		return w.home, given, nil
 	}
-	return base, nil
+	return given, given, nil
 }
 
 // amend changes the branches that were added to an interface. Change sets tree and
@@ -301,18 +316,19 @@ func (m *machine) add(ctx context.Context, a added, who *petitioner) error {
 		r := x.record
 		base := hierarchy.Path("")
 		if who != nil {
+			var given hierarchy.Path
 			var err error
-			if base, err = who.base(r, parent); err != nil {
+			if base, given, err = who.base(r, parent); err != nil {
 				return err
 			}
 			n := 0
 			for _, o := range r.Added {
-				if o.By != 0 && o.Path.Below(base) {
+				if o.By != 0 && o.Path.Below(given) {
 					n++
 				}
 			}
 			if n >= mostAdded {
-				return fmt.Errorf("%s: %s has %d branches that were added, and that is the most", a.Path, base, n)
+				return fmt.Errorf("%s: %s has %d branches that were added, and that is the most", a.Path, given, n)
 			}
 		}
 		if err := x.exists(parent); err != nil {
@@ -329,7 +345,11 @@ func (m *machine) add(ctx context.Context, a added, who *petitioner) error {
 			return fmt.Errorf("%s: %s", dropped[0].Path, dropped[0].why)
 		}
 		if who != nil {
-			if err := fits(tree, base, a.Path); err != nil {
+			before, _, _, err := extend(r.Spec, r.Interface, r.Added)
+			if err != nil {
+				return err
+			}
+			if err := fits(before, tree, base, a.Path); err != nil {
 				return err
 			}
 		}
@@ -338,9 +358,10 @@ func (m *machine) add(ctx context.Context, a added, who *petitioner) error {
 	})
 }
 
-// fits holds what a user added against what the policy says of base. That rates and
-// ceilings fit has been seen to: they do everywhere.
-func fits(t *hierarchy.Tree, base, path hierarchy.Path) error {
+// fits holds what a user added against what the policy says of base, and what it leaves
+// to the others, who may share what nobody was guaranteed. That rates and ceilings fit
+// has been seen to: they do everywhere.
+func fits(before, t *hierarchy.Tree, base, path hierarchy.Path) error {
 	of, b := t.Find(base), t.Find(path)
 	if b.Prio < of.Prio {
 		return fmt.Errorf("%s: prio %d comes before the prio %d of %s: write %d or more", path, b.Prio, of.Prio, base, of.Prio)
@@ -348,8 +369,13 @@ func fits(t *hierarchy.Tree, base, path hierarchy.Path) error {
 	if b.Rate < leastAdded {
 		return fmt.Errorf("%s: rate %v is below %v, which is the least for a branch that users add", path, b.Rate, leastAdded)
 	}
-	if rest := t.Find(path.Parent().Join(hierarchy.RestName)); rest != nil && rest.Rate < leastAdded {
-		return fmt.Errorf("%s: %v would be left for it, and users leave it %v at least", rest.Path, rest.Rate, leastAdded)
+	for o := range t.All() {
+		if !o.Leaf() || o.Rate >= leastAdded || !o.Path.Below(path.Parent()) {
+			continue
+		}
+		if was := before.Find(o.Path); was == nil || was.Rate > o.Rate {
+			return fmt.Errorf("%s: %v would be left for it, and users leave it %v at least", o.Path, o.Rate, leastAdded)
+		}
 	}
 	return nil
 }
@@ -371,7 +397,7 @@ func (m *machine) remove(ctx context.Context, path hierarchy.Path, who *petition
 	return m.amend(ctx, "remove", path, func(x *target) error {
 		r := x.record
 		if who != nil {
-			if _, err := who.base(r, path.Parent()); err != nil {
+			if _, _, err := who.base(r, path.Parent()); err != nil {
 				return err
 			}
 		}
@@ -382,12 +408,17 @@ func (m *machine) remove(ctx context.Context, path hierarchy.Path, who *petition
 			}
 			return fmt.Errorf("%s was not added, it is the policy's: change %s and apply it", path, r.policy())
 		}
-		if who != nil && who.uid != 0 && r.Added[i].By == 0 {
+		if who != nil && r.Added[i].By == 0 {
 			return deniedError{fmt.Errorf("%s was added by root", path)}
 		}
 		for _, o := range r.Added {
 			if o.Path != path && o.Path.Below(path) {
 				return fmt.Errorf("%s has branches below it: remove %s first", path, o.Path)
+			}
+		}
+		for _, b := range r.Bindings {
+			if b.Path == path { // at run time: the policy does not know the branch
+				return fmt.Errorf("%s: %v is bound to it: `vifshape unbind %s %v` takes it from there", path, b.Binding, path, b.Binding)
 			}
 		}
 		gone, err := x.binder.RemoveHome(path)

@@ -131,35 +131,110 @@ func TestBase(t *testing.T) {
 		{"eth0/ab", []hierarchy.Delegate{"uid:3", "no-such-user", "nobody"}},
 	}}
 	for _, x := range []struct {
-		who  petitioner
-		path hierarchy.Path
-		want hierarchy.Path // empty: denied
+		who         petitioner
+		path        hierarchy.Path
+		base, given hierarchy.Path // empty: denied
 	}{
-		{petitioner{1, ""}, "eth0/a", "eth0/a"},
-		{petitioner{1, ""}, "eth0/a/b/x", "eth0/a"},
-		{petitioner{2, ""}, "eth0/a/b/c/d/e", "eth0/a/b"},
-		{petitioner{2, ""}, "eth0/a/x", ""},
-		{petitioner{2, ""}, "eth0/a", ""},
-		{petitioner{1, ""}, "eth0/ab", ""},
-		{petitioner{3, ""}, "eth0/a", ""},
-		{petitioner{3, ""}, "eth0/ab", "eth0/ab"},
-		{petitioner{1, ""}, "eth0", ""},
-		{petitioner{1, ""}, "eth1/a", ""},
-		{petitioner{4, ""}, "eth0/a", ""},
-		{petitioner{hierarchy.OverflowUID, ""}, "eth0/ab", ""},
-		{petitioner{0, ""}, "eth0/rest", "eth0/rest"},
-		{petitioner{1, "eth0/a/b"}, "eth0/a/b/x", "eth0/a/b"},
-		{petitioner{1, "eth0/a/b"}, "eth0/a/x", ""},
-		{petitioner{1, "eth0/a/b"}, "eth0/a", ""},
-		{petitioner{1, "eth0/a/b"}, "eth0/a/bb", ""},
-		{petitioner{2, "eth0/a"}, "eth0/a/b/x", "eth0/a/b"},
-		{petitioner{2, "eth1/a"}, "eth0/a/b/x", ""},
-		{petitioner{0, "eth0/a"}, "eth0/ab", ""},
+		{petitioner{1, ""}, "eth0/a", "eth0/a", "eth0/a"},
+		{petitioner{1, ""}, "eth0/a/b/x", "eth0/a", "eth0/a"},
+		{petitioner{2, ""}, "eth0/a/b/c/d/e", "eth0/a/b", "eth0/a/b"},
+		{petitioner{2, ""}, "eth0/a/x", "", ""},
+		{petitioner{2, ""}, "eth0/a", "", ""},
+		{petitioner{1, ""}, "eth0/ab", "", ""},
+		{petitioner{3, ""}, "eth0/a", "", ""},
+		{petitioner{3, ""}, "eth0/ab", "eth0/ab", "eth0/ab"},
+		{petitioner{1, ""}, "eth0", "", ""},
+		{petitioner{1, ""}, "eth1/a", "", ""},
+		{petitioner{4, ""}, "eth0/a", "", ""},
+		{petitioner{hierarchy.OverflowUID, ""}, "eth0/ab", "", ""},
+		{petitioner{0, ""}, "eth0/rest", "", ""},
+		{petitioner{0, "eth0/a"}, "eth0/a/x", "", ""},
+		{petitioner{1, "eth0/a/b"}, "eth0/a/b/x", "eth0/a/b", "eth0/a"},
+		{petitioner{1, "eth0/a/b"}, "eth0/a/x", "", ""},
+		{petitioner{1, "eth0/a/b"}, "eth0/a", "", ""},
+		{petitioner{1, "eth0/a/b"}, "eth0/a/bb", "", ""},
+		{petitioner{2, "eth0/a"}, "eth0/a/b/x", "eth0/a/b", "eth0/a/b"},
+		{petitioner{2, "eth1/a"}, "eth0/a/b/x", "", ""},
+		{petitioner{0, "eth0/a"}, "eth0/ab", "", ""},
 	} {
-		got, err := x.who.base(r, x.path)
-		if got != x.want || (err == nil) != (x.want != "") {
-			t.Errorf("user %d in %q, to %s: %q, %v; not %q", x.who.uid, x.who.home, x.path, got, err, x.want)
+		base, given, err := x.who.base(r, x.path)
+		if base != x.base || given != x.given || (err == nil) != (x.base != "") {
+			t.Errorf("user %d in %q, to %s: %q of %q, %v; not %q of %q", x.who.uid, x.who.home, x.path, base, given, err, x.base, x.given)
 		}
+		// Root goes where it could put itself, were it not held.
+		may := x.base != "" || x.who.uid == 0 && x.path.Below(x.who.home) || x.who == petitioner{0, ""}
+		if err := x.who.enters(r, x.path); (err == nil) != may {
+			t.Errorf("user %d in %q enters %s: %v", x.who.uid, x.who.home, x.path, err)
+		}
+	}
+}
+
+// TestFits holds that what users add leaves nobody a rate that HTB would exceed.
+func TestFits(t *testing.T) {
+	const text = `version = 1
+[interface.eth0]
+rate = "100mbit"
+[interface.eth0.a]
+rate = "20mbit"
+prio = 4
+delegate = ["uid:1"]
+[interface.eth0.a.slow]
+rate = "8kbit"
+[interface.eth0.a.open]
+`
+	p, err := policy.Parse("policy.toml", strings.NewReader(text), tc.Kinds())
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := json.Marshal(p.Specs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	amount := func(s string) (a hierarchy.Amount) {
+		if err := a.UnmarshalText([]byte(s)); err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	tree := func(all ...added) *hierarchy.Tree {
+		got, _, _, err := extend(spec, "eth0", all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	for _, x := range []struct {
+		name string
+		all  []added // the last one is to be added
+		want string  // part of what is wrong, empty: nothing
+	}{
+		{"beside a slow one of the policy", []added{{Path: "eth0/a/x", Rate: amount("5mbit"), By: 1}}, ""},
+		{"below the least", []added{{Path: "eth0/a/x", Rate: amount("31kbit"), By: 1}}, "eth0/a/x: rate 31kbit is below 32kbit"},
+		{"the least", []added{{Path: "eth0/a/x", Rate: amount("32kbit"), By: 1}}, ""},
+		{"nothing for the policy's", []added{{Path: "eth0/a/x", Rate: amount("19.78mbit"), By: 1}}, "eth0/a/open: 12kbit would be left for it"},
+		{"nothing for the user's own", []added{
+			{Path: "eth0/a/y", Rate: amount("19mbit"), By: 1},
+			{Path: "eth0/a/y/1", By: 1}, {Path: "eth0/a/y/2", By: 1},
+			{Path: "eth0/a/y/x", Rate: amount("18.79mbit"), By: 1},
+		}, "eth0/a/y/1: 10kbit would be left for it"},
+		{"a share of a share", []added{
+			{Path: "eth0/a/y", By: 1},
+			{Path: "eth0/a/y/1", Rate: amount("1%"), By: 1},
+			{Path: "eth0/a/x", Rate: amount("18mbit"), By: 1},
+		}, "eth0/a/y/1: 6640bit would be left for it"},
+		{"a rest that comes with it", []added{
+			{Path: "eth0/a/y", Rate: amount("64kbit"), By: 1},
+			{Path: "eth0/a/y/1", Rate: amount("40kbit"), By: 1},
+		}, "eth0/a/y/rest: 24kbit would be left for it"},
+		{"before the others", []added{{Path: "eth0/a/x", Rate: amount("5mbit"), Prio: new(uint8), By: 1}}, "prio 0 comes before the prio 4"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			last := x.all[len(x.all)-1]
+			err := fits(tree(x.all[:len(x.all)-1]...), tree(x.all...), "eth0/a", last.Path)
+			if x.want == "" && err != nil || x.want != "" && (err == nil || !strings.Contains(err.Error(), x.want)) {
+				t.Errorf("not %q: %v", x.want, err)
+			}
+		})
 	}
 }
 

@@ -42,12 +42,18 @@ type agent struct {
 
 // watched is an interface with what its bindings depend on.
 type watched struct {
-	places  map[int][]func(string) bool // by watch: which entries matter
-	links   []func(string) bool         // which interfaces matter
-	said    string                      // the last error, so that it is said once
-	missing map[string]bool             // what was said of bindings, for the same
-	waiting int                         // bindings
-	again   bool                        // later will tell of it
+	whole   places          // of the last look that came to its end
+	part    places          // of one after it, that failed on its way
+	said    string          // the last error, so that it is said once
+	missing map[string]bool // what was said of bindings, for the same
+	waiting int             // bindings
+	again   bool            // later will tell of it
+}
+
+// places are those where a change matters to an interface's bindings.
+type places struct {
+	dirs  map[int][]func(string) bool // by watch: which entries
+	links []func(string) bool         // which interfaces
 }
 
 func (e *env) newAgent(ctx context.Context, level slog.Level) (*agent, error) {
@@ -130,12 +136,15 @@ func (a *agent) close() error {
 	return errors.Join(append(errs, a.m.Close())...)
 }
 
-// leave removes the agent's lock, and the run directory where nothing else is in it.
-// Who changes something just now does the latter.
+// leave removes the agent's files, unless they are another agent's by now, and the run
+// directory where nothing else is in it. Who changes something just now does the latter.
 func (a *agent) leave() error {
 	ctx, stop := context.WithTimeout(context.Background(), time.Second)
 	defer stop()
-	err := unlessGone(os.Remove(a.m.store.agentFile()))
+	var err error
+	if a.m.store.agentHeld(a.hold) {
+		err = errors.Join(unlessGone(os.Remove(a.m.store.agentSocketFile())), unlessGone(os.Remove(a.m.store.agentFile())))
+	}
 	err = errors.Join(err, a.hold.Close())
 	if unlock, lerr := a.m.store.lock(ctx, "agent"); lerr == nil {
 		unlock()
@@ -272,7 +281,7 @@ func (a *agent) noticed(ctx context.Context, all []notice) error {
 			}
 		case n.mask&unix.IN_IGNORED == 0: // else it went, which the directory above has told
 			for name, w := range a.interfaces {
-				if matters(w.places[n.wd], n.name) {
+				if matters(w.whole.dirs[n.wd], n.name) || matters(w.part.dirs[n.wd], n.name) {
 					a.mark(name, n.name)
 				}
 			}
@@ -325,20 +334,29 @@ func (a *agent) drop(name string) {
 	delete(a.interfaces, name)
 	delete(a.dirty, name)
 	delete(a.m.store.saved, name)
-	for wd := range w.places {
-		a.unwatch(wd)
-	}
+	a.unwatch(w.whole, w.part)
 	a.log.Info("not shaped any more", "interface", name)
 }
 
-// unwatch ends a watch that no interface needs.
-func (a *agent) unwatch(wd int) {
-	for _, w := range a.interfaces {
-		if w.places[wd] != nil {
-			return
+// unwatch ends the watches that no interface needs.
+func (a *agent) unwatch(all ...places) {
+	for _, p := range all {
+		for wd := range p.dirs {
+			if !a.needs(wd) {
+				a.dirs.remove(wd)
+			}
 		}
 	}
-	a.dirs.remove(wd)
+}
+
+// needs says whether any interface has use for a watch.
+func (a *agent) needs(wd int) bool {
+	for _, w := range a.interfaces {
+		if w.whole.dirs[wd] != nil || w.part.dirs[wd] != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // linked takes changes of interfaces in. None at all: some were missed.
@@ -362,7 +380,7 @@ func (a *agent) linked(all []tc.LinkEvent) {
 		}
 		names := append(strings.Fields(was), strings.Fields(is)...)
 		for name, w := range a.interfaces {
-			if slices.Contains(names, name) || slices.ContainsFunc(names, func(n string) bool { return matters(w.links, n) }) {
+			if slices.Contains(names, name) || slices.ContainsFunc(names, func(n string) bool { return matters(w.whole.links, n) || matters(w.part.links, n) }) {
 				a.mark(name, e.Link.Name)
 			}
 		}
@@ -423,19 +441,15 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 		a.interfaces[name] = w
 		a.log.Info("watches", "interface", name)
 	}
-	before := w.places
-	w.places, w.links = map[int][]func(string) bool{}, nil
-	a.m.watch = func(path string, m func(string) bool) { a.place(w, path, m) }
+	look := places{dirs: map[int][]func(string) bool{}}
+	a.m.watch = func(path string, m func(string) bool) { a.place(&look, path, m) }
 	done, err := a.m.rebind(ctx, name)
 	a.m.watch = nil
-	for wd, m := range before {
-		switch {
-		case err != nil: // it may not have come to all places
-			w.places[wd] = append(w.places[wd], m...)
-		case w.places[wd] == nil:
-			a.unwatch(wd)
-		}
-	}
+	whole, part := w.whole, w.part
+	if w.part = look; err == nil {
+		w.whole, w.part = look, places{}
+	} // else it may not have come to all places, and those of before count, too
+	a.unwatch(whole, part)
 	if done != nil {
 		a.report(name, w, done)
 	}
@@ -454,9 +468,9 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 }
 
 // place notes what the bindings of an interface depend on.
-func (a *agent) place(w *watched, path string, m func(string) bool) {
+func (a *agent) place(p *places, path string, m func(string) bool) {
 	if path == "" {
-		w.links = append(w.links, m)
+		p.links = append(p.links, m)
 		return
 	}
 	mask := uint32(unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ONLYDIR)
@@ -466,7 +480,7 @@ func (a *agent) place(w *watched, path string, m func(string) bool) {
 	wd, err := a.dirs.add(path, mask)
 	switch {
 	case err == nil:
-		w.places[wd] = append(w.places[wd], m)
+		p.dirs[wd] = append(p.dirs[wd], m)
 	case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR): // the directory above tells when it comes
 		fmt.Fprintf(a.stderr, "%v", err)
 	}

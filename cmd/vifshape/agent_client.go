@@ -63,11 +63,29 @@ func (s *store) agentSocketFile() string { return filepath.Join(s.dir, agentSock
 // agentPatience is longer than the agent may take: it waits for other writers itself.
 const agentPatience = 30 * time.Second
 
-// ask has the agent do something.
+// agentRetry is how long to wait before an agent that is busy is asked again.
+const agentRetry = 100 * time.Millisecond
+
+// ask has the agent do something. While it has too much to do, which it says at once
+// and has then begun nothing, it is asked again: many programs may be started together.
 func (m *machine) ask(ctx context.Context, q agentRequest) error {
 	q.Version = agentVersion
 	ctx, cancel := context.WithTimeout(ctx, agentPatience)
 	defer cancel()
+	for {
+		err := m.askOnce(ctx, q)
+		if busy := (*agentError)(nil); !errors.As(err, &busy) || busy.code != exitLocked {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(agentRetry):
+		}
+	}
+}
+
+func (m *machine) askOnce(ctx context.Context, q agentRequest) error {
 	c, err := new(net.Dialer).DialContext(ctx, "unix", m.store.agentSocketFile())
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return &agentError{exitPrivilege, fmt.Sprintf("%s: only root may do that by itself, and no agent runs that could do it for user %d", q.Path, os.Geteuid()),
@@ -91,6 +109,8 @@ func (m *machine) ask(ctx context.Context, q agentRequest) error {
 		err = json.Unmarshal(b, &r)
 	}
 	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fmt.Errorf("the agent did not answer within %v; it may still do it", agentPatience)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:

@@ -666,6 +666,66 @@ func TestKernelAgentTrouble(t *testing.T) {
 	n.ok("clear")
 }
 
+// TestAgentRemembers: what the agent waits for it does not forget over a look that
+// failed.
+func TestAgentRemembers(t *testing.T) {
+	tctest.RequireRoot(t)
+	n := newNetwork(t)
+	n.ok("apply", "--binding", "bpf", n.policy("policy.toml", fmt.Sprintf(agentPolicy, "link:late0")))
+	a := n.agent()
+	record := n.store.file("eth0")
+	good, err := os.ReadFile(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// In place, of which the agent hears nothing.
+	if err := os.WriteFile(record, []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	a.says("is damaged")
+	if err := os.WriteFile(record, good, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n.behind("late0")
+	n.bound(map[string]hierarchy.Path{"link:late0": "eth0/web"})
+}
+
+// TestAgentReplaced: an agent that another one has taken the place of ends, and leaves
+// that one what is its.
+func TestAgentReplaced(t *testing.T) {
+	tctest.RequireRoot(t)
+	needsPidfd(t)
+	n := newNetwork(t)
+	n.public()
+	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
+	first := n.agent()
+	if err := first.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(n.store.agentFile()); err != nil {
+		t.Fatal(err)
+	}
+	second := n.agent()
+	// Silent, it keeps neither of them from ending.
+	defer n.dial(t, alice).Close()
+	if code := first.end(syscall.SIGCONT); code != exitLocked || !strings.Contains(first.said(), "already running") {
+		t.Errorf("the first one ended with exit status %d", code)
+	}
+	if a := n.petition(t, alice, `{"version":1,"op":"add","path":"eth0/a/x"}`+"\n"); a.Code != exitOK {
+		t.Errorf("the second one: %+v", a)
+	}
+	if code := second.end(syscall.SIGTERM); code != 0 || strings.Contains(second.said(), "level=WARN") {
+		t.Errorf("the second one ended with exit status %d", code)
+	}
+	n.ok("clear")
+	if _, err := os.Stat(n.store.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the run directory is left: %v", err)
+	}
+}
+
 // TestAgentPrivileges: who may not change bindings is told at once. Guests lack
 // setpriv.
 func TestAgentPrivileges(t *testing.T) {

@@ -61,6 +61,7 @@ func (e *env) petitions(at *store) (*petitions, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.SetUnlinkOnClose(false)                     // it may be another agent's by then
 	if err := os.Chmod(file, 0o666); err != nil { // who asks is seen to
 		return nil, errors.Join(err, l.Close())
 	}
@@ -70,7 +71,7 @@ func (e *env) petitions(at *store) (*petitions, error) {
 	return s, nil
 }
 
-// close removes the socket. What was begun is done, or put back.
+// close ends it. The socket's file stays. What was begun is done, or put back.
 func (s *petitions) close() {
 	s.end()
 	s.listener.Close() // it fails only where it is closed already
@@ -200,7 +201,10 @@ func (s *petitions) answer(ctx context.Context, c *net.UnixConn, p *peer) error 
 	if err := c.SetReadDeadline(time.Now().Add(agentReadTime)); err != nil {
 		return err
 	}
+	// At the agent's end nobody is waited for.
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Now()) })
 	q, err := readRequest(c)
+	stop()
 	if err != nil {
 		return err
 	}
@@ -302,7 +306,7 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 	if err != nil {
 		return err
 	}
-	if _, err := who.base(r, path); err != nil {
+	if err := who.enters(r, path); err != nil {
 		return err
 	}
 	x, home, err := m.open(ctx, path)

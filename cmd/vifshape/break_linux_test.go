@@ -366,7 +366,7 @@ func TestKernelNobody(t *testing.T) {
 	before := n.state()
 	refused("apply", other)
 	refused("clear")
-	refused("run", "eth0/web/api", "--", "true")
+	refused("run", "--level", "tag", "eth0/web/api", "--", "true") // what lock lacks here is told besides
 	if d := cmp.Diff(before, n.state()); d != "" {
 		t.Errorf("the tree is another one (-want +got):\n%s", d)
 	}

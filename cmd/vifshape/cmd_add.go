@@ -35,8 +35,9 @@ them, by delegate = ["alice", "uid:1000"], where ` + "`vifshape agent`" + ` runs
 no sooner than the delegated branch (--prio), have 32kbit at least and leave as much to
 the rest, and there are 64 at most in a delegated branch.
 
-The next apply keeps what was added, as long as the policy has the branch above,
-still delegated if a user did it, and room; clear forgets it.
+The next apply keeps what was added, as long as the policy has the branch above, still
+delegated if a user did it. Where the policy has no room for it, apply says so and
+changes nothing. Clear forgets it.
 
   vifshape add eth0/web/ci --rate 5mbit --ceil 20mbit
 ` + addExitHelp,
@@ -76,8 +77,8 @@ func newRemoveCommand(e *env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove PATH",
 		Short: "Take away a branch that was added",
-		Long: `Remove takes away a branch that add made, when no processes live in it and there are
-no branches below it. Packets that wait in it are dropped. Users remove what users have
+		Long: `Remove takes away a branch that add made, when no processes live in it, nothing is bound
+to it and there are no branches below it. Packets that wait in it are dropped. Users remove what users have
 added below a branch that is delegated to them, where ` + "`vifshape agent`" + ` runs.
 ` + addExitHelp,
 		Args: args(1, 1, "the path of a branch"),

@@ -161,24 +161,47 @@ func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, ho
 
 // open is enter for whoever may be put there.
 func (m *machine) open(ctx context.Context, path hierarchy.Path) (x *shaped, home string, err error) {
-	if x, err = m.shaped(path.Interface(), ""); err != nil {
+	x, class, err := m.standing(path)
+	if err != nil {
 		return nil, "", err
+	}
+	home, now, err := x.binder.BoundHome(path)
+	if err == nil && now == class { // there is nothing to change, and nobody to wait for
+		return x, home, nil
+	}
+	if err := errors.Join(err, x.binder.Close()); err != nil {
+		return nil, "", err
+	}
+	unlock, err := m.store.lock(ctx, "run "+string(path))
+	if err != nil {
+		return nil, "", err
+	}
+	defer unlock()
+	// Who had the lock may have given the branch another class.
+	if x, class, err = m.standing(path); err != nil {
+		return nil, "", err
+	}
+	if home, err = x.home(ctx, path, class); err != nil {
+		return nil, "", errors.Join(err, x.binder.Close())
+	}
+	return x, home, nil
+}
+
+// standing finds a branch's interface and the class of the branch's own processes, and
+// holds that the kernel has both.
+func (m *machine) standing(path hierarchy.Path) (*shaped, hierarchy.ClassID, error) {
+	x, err := m.shaped(path.Interface(), "")
+	if err != nil {
+		return nil, 0, err
 	}
 	class, err := x.entry(path)
 	if err == nil {
 		err = x.stands(class)
 	}
-	now := class
-	if err == nil {
-		home, now, err = x.binder.BoundHome(path)
-	}
-	if err == nil && now != class { // else there is nothing to change, and nobody to wait for
-		home, err = m.home(ctx, x, path, class)
-	}
 	if err != nil {
-		return nil, "", errors.Join(err, x.binder.Close())
+		return nil, 0, errors.Join(err, x.binder.Close())
 	}
-	return x, home, nil
+	return x, class, nil
 }
 
 // stands says whether the kernel has what the record tells of: others may take
@@ -238,13 +261,9 @@ func (r *record) paths() []string {
 	return all
 }
 
-// home is the cgroup of a branch, made and bound if it is not yet.
-func (m *machine) home(ctx context.Context, x *shaped, path hierarchy.Path, class hierarchy.ClassID) (string, error) {
-	unlock, err := m.store.lock(ctx, "run "+string(path))
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
+// home is the cgroup of a branch, made and bound if it is not yet. The caller holds the
+// store's lock.
+func (x *shaped) home(ctx context.Context, path hierarchy.Path, class hierarchy.ClassID) (string, error) {
 	home, err := x.binder.Home(path)
 	if err != nil {
 		return "", err

@@ -107,6 +107,20 @@ func (n *network) sent() map[hierarchy.Path]uint64 {
 	return out
 }
 
+// petitionFrom is what the agent answers a user's program that runs in a branch.
+func (n *network) petitionFrom(path string, uid uint32, request string) (a agentReply) {
+	n.Helper()
+	c := n.command("run", path, "--", n.program(), n.store.agentSocketFile())
+	c.Env = append(tctest.Command(n, "petition").Env, branchVariable+"=")
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	c.Stdin = strings.NewReader(request + "\n")
+	r := n.start(c).wait()
+	if err := json.Unmarshal([]byte(r.stdout), &a); err != nil {
+		n.Fatalf("%v: %v", err, r)
+	}
+	return a
+}
+
 // TestKernelDelegate holds that a user starts programs in a branch that is delegated
 // to it, that these are held there, and that it divides the branch.
 func TestKernelDelegate(t *testing.T) {
@@ -171,16 +185,7 @@ func TestKernelDelegate(t *testing.T) {
 	refused(alice, exitError, "in branch eth0/a/x", "run", "eth0/a/x", "--", n.bin, "run", "eth0/a", "--", "true")
 	within := func(path, request string) agentReply {
 		t.Helper()
-		c := n.command("run", path, "--", n.program(), n.store.agentSocketFile())
-		c.Env = append(tctest.Command(t, "petition").Env, branchVariable+"=")
-		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: alice, Gid: alice}}
-		c.Stdin = strings.NewReader(request + "\n")
-		r := n.start(c).wait()
-		var answer agentReply
-		if err := json.Unmarshal([]byte(r.stdout), &answer); err != nil {
-			t.Fatalf("%v: %v", err, r)
-		}
-		return answer
+		return n.petitionFrom(path, alice, request)
 	}
 	for _, request := range []string{
 		`{"version":1,"op":"enter","path":"eth0/a"}`,
@@ -267,6 +272,21 @@ func TestDelegateNamespaces(t *testing.T) {
 			}
 		})
 	}
+	// Root, locked in, has not become one to whom the branch is delegated.
+	n.ok("add", "eth0/a/x/roots", "--rate", "1mbit")
+	before := n.state()
+	for _, request := range []string{
+		`{"version":1,"op":"add","path":"eth0/a/x/more","rate":"1mbit"}`,
+		`{"version":1,"op":"remove","path":"eth0/a/x/roots"}`,
+	} {
+		if a := n.petitionFrom("eth0/a/x", 0, request); a.Code != exitPrivilege || !strings.Contains(a.Error, "eth0/a/x is not delegated to user 0") {
+			t.Errorf("%s by root, locked in: %+v", request, a)
+		}
+	}
+	if d := cmp.Diff(before, n.state()); d != "" {
+		t.Errorf("root, locked in, has changed the tree (-want +got):\n%s", d)
+	}
+	n.ok("remove", "eth0/a/x/roots")
 	// A program that root has locked in goes on down by itself.
 	if r := n.run("run", "--user", "54321:54321", "eth0/a", "--", n.bin, "run", "eth0/a/x", "--", n.bin, "self"); r.code != 0 || !strings.Contains(r.stdout, "eth0/a/x ") {
 		t.Errorf("down: %v", r)
@@ -395,6 +415,31 @@ rate = "2mbit"
 	for _, p := range []hierarchy.Path{"eth0/a", "eth0/b", "eth0/c"} {
 		if got := mbit(p); got < 1.9 {
 			t.Errorf("%s sends %.2f mbit/s, below its rate of 2", p, got)
+		}
+	}
+}
+
+// TestDelegateTogether holds that a user may start more programs at once than the agent
+// takes requests.
+func TestDelegateTogether(t *testing.T) {
+	tctest.RequireRoot(t)
+	n := newNetwork(t)
+	n.public()
+	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
+	n.agent()
+	unlock, err := n.store.lock(t.Context(), "test") // the first waits for it, and they for that one
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*running
+	for range 2 * mostPeersOfUser {
+		all = append(all, n.as(alice, "run", "eth0/a", "--", "true"))
+	}
+	time.Sleep(500 * time.Millisecond)
+	unlock()
+	for _, r := range all {
+		if r := r.wait(); r.code != 0 {
+			t.Errorf("one of %d: %v", len(all), r)
 		}
 	}
 }
@@ -586,9 +631,16 @@ func TestDelegateMany(t *testing.T) {
 	if d := cmp.Diff(map[int]int{exitOK: 2, exitError: 4}, codes); d != "" {
 		t.Errorf("six who want 8mbit each of 20mbit (-want +got):\n%s", d)
 	}
+	record, err := n.store.load(n.Dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, won := record.IDs.Names(n.Dev), ""
 	for _, c := range n.state().Classes {
-		if strings.HasPrefix(string(c.Path), "eth0/a/race") && c.Rate != 8*hierarchy.Mbit {
-			t.Errorf("%s has %v", c.Path, c.Rate)
+		if path := string(names[c.ID]); strings.HasPrefix(path, "eth0/a/race") {
+			if won = path; c.Rate != 8*hierarchy.Mbit {
+				t.Errorf("%s has %v", path, c.Rate)
+			}
 		}
 	}
 	// Others' branches do not count.
@@ -601,13 +653,18 @@ func TestDelegateMany(t *testing.T) {
 	if full.Code != exitError || !strings.Contains(full.Error, "eth0/a has 64 branches that were added, and that is the most") {
 		t.Errorf("one more: %+v", full)
 	}
+	// Nor are there more to have from within one of them.
+	full = n.petitionFrom(won, alice, `{"version":1,"op":"add","path":"`+won+`/more","rate":"1mbit"}`)
+	if full.Code != exitError || !strings.Contains(full.Error, "eth0/a has 64 branches that were added, and that is the most") {
+		t.Errorf("one more, from within %s: %+v", won, full)
+	}
 	for _, path := range []string{"eth0/b/x", "eth0/b/mine/x"} {
 		if a := n.petition(t, mallory, `{"version":1,"op":"add","path":"`+path+`","rate":"1mbit"}`+"\n"); a.Code != exitOK {
 			t.Errorf("another user's %s: %+v", path, a)
 		}
 	}
 	// A writer that takes its time: they wait, and are told.
-	err := n.Near.Do(func() error {
+	err = n.Near.Do(func() error {
 		unlock, err := n.store.lock(t.Context(), "test")
 		if err != nil {
 			return err
@@ -724,6 +781,9 @@ func TestDelegateApply(t *testing.T) {
 	if a := n.petition(t, alice, `{"version":1,"op":"add","path":"eth0/a/x","rate":"5mbit"}`+"\n"); a.Code != exitOK {
 		t.Fatal(a)
 	}
+	n.ok("bind", "eth0/a/again", "user:54399")
+	n.fails(exitError, "eth0/a/again: user:54399 is bound to it: `vifshape unbind eth0/a/again user:54399` takes it from there", "remove", "eth0/a/again")
+	n.ok("unbind", "eth0/a/again", "user:54399")
 	// Withdrawn: the user's go, root's stay.
 	alone := n.policy("alone.toml", strings.Replace(delegatedPolicy, `delegate = ["uid:54321"]`, "", 1))
 	words := "warning: eth0/a/x, which was added at run time, goes: eth0/a is delegated to nobody any more"

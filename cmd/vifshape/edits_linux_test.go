@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -277,4 +279,41 @@ func (n *network) cgroupPath(name string) string {
 		n.Fatal(err)
 	}
 	return strings.TrimPrefix(dir, tctest.Cgroup2Mount(n))
+}
+
+// TestRunWaits holds that a program which waits for another writer starts in the class
+// that its branch has then.
+func TestRunWaits(t *testing.T) {
+	tctest.RequireRoot(t)
+	n := newNetwork(t)
+	const times = 6
+	text := "version = 1\n[interface.eth0]\nrate = \"100mbit\"\n"
+	for i := range times {
+		text += fmt.Sprintf("[interface.eth0.w%d]\nrate = \"5mbit\"\n", i)
+	}
+	n.ok("apply", n.policy("policy.toml", text))
+	want := map[string]hierarchy.Path{}
+	for i := range times {
+		branch := fmt.Sprintf("eth0/w%d", i)
+		var unlock func()
+		if err := n.Near.Do(func() (err error) {
+			unlock, err = n.store.lock(t.Context(), "test")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		// Which of the two is first is left to them.
+		add, run := n.start(n.command("add", branch+"/x", "--rate", "1mbit")), n.start(n.command("run", branch, "--", "true"))
+		time.Sleep(200 * time.Millisecond) // for both to come to the lock
+		unlock()
+		for _, r := range []*running{add, run} {
+			if r := r.wait(); r.code != 0 {
+				t.Fatalf("%s: %v", branch, r)
+			}
+		}
+		want["cgroup:/vifshape/"+n.store.netNS+"/"+branch] = hierarchy.Path(branch + "/rest")
+	}
+	if d := cmp.Diff(want, n.targets()); d != "" {
+		t.Errorf("the branches' programs are in (-want +got):\n%s", d)
+	}
 }
