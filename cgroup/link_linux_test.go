@@ -174,7 +174,11 @@ func TestKernelLinkBridged(t *testing.T) {
 	check := func(want map[string]hierarchy.ClassID) {
 		t.Helper()
 		for name, send := range sends {
-			if diff := cmp.Diff(counts{want[name]: 20}, n.during(t, send)); diff != "" {
+			got := n.during(t, send)
+			if got[rest] < 3 { // the port may have a word of its own
+				delete(got, rest)
+			}
+			if diff := cmp.Diff(counts{want[name]: 20}, got); diff != "" {
 				t.Errorf("%s: packets a class (-want +got):\n%s", name, diff)
 			}
 		}

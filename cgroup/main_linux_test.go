@@ -196,7 +196,19 @@ func (n *network) sent(t testing.TB) (packets uint64) {
 func (n *network) during(t testing.TB, fn func()) map[hierarchy.ClassID]uint64 {
 	t.Helper()
 	before := n.counts(t)
+	was := n.sent(t)
 	fn()
+	// What is forwarded may still be with the thread that does the kernel's soft
+	// interrupts, which gets its turn while this one sleeps.
+	deadline := time.Now().Add(500 * time.Millisecond)
+	for last := was; ; {
+		time.Sleep(5 * time.Millisecond)
+		now := n.sent(t)
+		if now == last && (now != was || time.Now().After(deadline)) {
+			break
+		}
+		last = now
+	}
 	gained := map[hierarchy.ClassID]uint64{}
 	for id, after := range n.counts(t) {
 		if after != before[id] {
