@@ -198,16 +198,16 @@ func others() []Attempt {
 		}
 	}
 	return []Attempt{
-		a("inherited-socket", "a socket that was open at the start", func(s *stage) error { return s.flood(3, s.addr(false), payload) },
+		a("inherited-socket", "a socket that was open at the start", func(s *stage) error { return s.flood(s.addr(false), payload)(3) },
 			Hole{Level: Tag, Ways: v2Ways, Why: givenWhy + "; level lock closes all but standard input and output"}),
-		a("inherited-stdin", "a socket as standard input", func(s *stage) error { return s.flood(0, s.addr(false), payload) }, given),
+		a("inherited-stdin", "a socket as standard input", func(s *stage) error { return s.flood(s.addr(false), payload)(0) }, given),
 		a("scm-rights", "a socket that an outsider passes", func(s *stage) error {
 			fd, err := s.ask("socket")
 			if err != nil {
 				return err
 			}
 			defer unix.Close(fd)
-			return s.flood(fd, s.addr(false), payload)
+			return s.flood(s.addr(false), payload)(fd)
 		}, given),
 		a("lent-socket", "a connection that is passed to an outsider, and kept", func(s *stage) error {
 			return s.tcp(false, 0, nil, func(fd int) error {
@@ -242,7 +242,7 @@ func others() []Attempt {
 				return call("pidfd_getfd", err)
 			}
 			defer unix.Close(fd)
-			return s.flood(fd, s.addr(false), payload)
+			return s.flood(s.addr(false), payload)(fd)
 		}, Hole{Level: Tag, Ways: v2Ways, Why: equalWhy}),
 		a("proc-fd", "an outsider's socket by /proc/PID/fd", func(s *stage) error {
 			fd, err := unix.Open(fmt.Sprintf("/proc/%d/fd/%d", s.Outsider.PID, s.Outsider.FD), unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -250,7 +250,7 @@ func others() []Attempt {
 				return call("open /proc/PID/fd", err)
 			}
 			defer unix.Close(fd)
-			return s.flood(fd, s.addr(false), payload)
+			return s.flood(s.addr(false), payload)(fd)
 		}),
 		a("process-vm-writev", "an outsider's memory, process_vm_writev", write(func(s *stage) error {
 			v := uint32(1)

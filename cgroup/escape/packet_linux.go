@@ -80,17 +80,7 @@ func pppoe(s *stage) error {
 }
 
 func (s *stage) packets(family, typ int, prepare func(int) error) error {
-	fd, err := s.socket(family, typ, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if prepare != nil {
-		if err := prepare(fd); err != nil {
-			return err
-		}
-	}
-	return s.frames(fd, family, typ)
+	return s.with(family, typ, 0, prepare, func(fd int) error { return s.frames(fd, family, typ) })
 }
 
 // frames sends through a packet socket.
@@ -102,7 +92,7 @@ func (s *stage) frames(fd, family, typ int) error {
 	if family == unix.AF_PACKET {
 		to := &unix.SockaddrLinklayer{Protocol: 0x0008, Ifindex: s.Index, Halen: 6} // ETH_P_IP
 		copy(to.Addr[:], s.FarMAC)
-		return s.flood(fd, to, b)
+		return s.flood(to, b)(fd)
 	}
 	// struct sockaddr_pkt of linux/if_packet.h: family, name, protocol
 	var to struct {

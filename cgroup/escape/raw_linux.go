@@ -35,16 +35,6 @@ func raw() []Attempt {
 }
 
 func (s *stage) rawSend(family, proto int, b []byte, prepare func(int) error) error {
-	fd, err := s.socket(family, unix.SOCK_RAW, proto)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if prepare != nil {
-		if err := prepare(fd); err != nil {
-			return err
-		}
-	}
 	to := s.addr(family == unix.AF_INET6)
 	switch a := to.(type) {
 	case *unix.SockaddrInet4:
@@ -52,7 +42,7 @@ func (s *stage) rawSend(family, proto int, b []byte, prepare func(int) error) er
 	case *unix.SockaddrInet6:
 		a.Port = 0
 	}
-	return s.flood(fd, to, b)
+	return s.with(family, unix.SOCK_RAW, proto, prepare, s.flood(to, b))
 }
 
 // udpHeader is a datagram without a checksum.

@@ -160,20 +160,17 @@ func spaces() []Attempt {
 		a("xdp-redirect", "frames that an XDP program redirects to the interface", xdpRedirect,
 			Hole{Level: Tag, User: Root, Why: pastWhy}),
 		a("igmp", "reports of multicast groups that it joins", func(s *stage) error {
-			fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			for i := range 10 {
-				err := unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP,
-					&unix.IPMreqn{Multiaddr: [4]byte{239, 9, 9, byte(i)}, Ifindex: int32(s.Index)})
-				if err != nil {
-					return call("setsockopt IP_ADD_MEMBERSHIP", err)
+			return s.udp(false, func(fd int) error {
+				for i := range 10 {
+					err := unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP,
+						&unix.IPMreqn{Multiaddr: [4]byte{239, 9, 9, byte(i)}, Ifindex: int32(s.Index)})
+					if err != nil {
+						return call("setsockopt IP_ADD_MEMBERSHIP", err)
+					}
 				}
-			}
-			time.Sleep(100 * time.Millisecond) // a timer sends the reports
-			return s.flood(fd, s.addr(false), payload)
+				time.Sleep(100 * time.Millisecond) // a timer sends the reports
+				return nil
+			})
 		}, Hole{Why: kernelWhy, Impossible: true}),
 	}
 	all[len(all)-1].Spoils = true // reports are repeated, and groups left, later
@@ -217,20 +214,8 @@ func (s *stage) stacked(l lab.Link) error {
 
 // broadcast sends to all on the network of escapeAddrs, which takes no neighbour.
 func (s *stage) broadcast(prepare func(int) error) error {
-	fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := option("SO_BROADCAST", unix.SOL_SOCKET, unix.SO_BROADCAST, 1)(fd); err != nil {
-		return err
-	}
-	if prepare != nil {
-		if err := prepare(fd); err != nil {
-			return err
-		}
-	}
-	return s.flood(fd, &unix.SockaddrInet4{Port: int(s.Port), Addr: [4]byte{10, 123, 0, 255}}, payload)
+	return s.with(unix.AF_INET, unix.SOCK_DGRAM, 0, option("SO_BROADCAST", unix.SOL_SOCKET, unix.SO_BROADCAST, 1), prepare,
+		s.flood(&unix.SockaddrInet4{Port: int(s.Port), Addr: [4]byte{10, 123, 0, 255}}, payload))
 }
 
 // forwarding lets this network namespace forward, until undo.

@@ -130,6 +130,33 @@ func (s *stage) socket(family, typ, proto int) (int, error) {
 	return fd, call(fmt.Sprintf("socket %s", family4(family)), err)
 }
 
+// with makes a socket, takes the steps with it until one fails, and closes it. A nil
+// step is none.
+func (s *stage) with(family, typ, proto int, steps ...func(fd int) error) error {
+	fd, err := s.socket(family, typ, proto)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, step := range steps {
+		if step == nil {
+			continue
+		}
+		if err := step(fd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inet is the family of a version of IP.
+func inet(v6 bool) int {
+	if v6 {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
 func family4(f int) string {
 	switch f {
 	case unix.AF_INET:
@@ -147,70 +174,49 @@ func family4(f int) string {
 }
 
 // flood sends to an address, nil for where the socket is connected to.
-func (s *stage) flood(fd int, to unix.Sockaddr, b []byte) error {
-	for range Packets {
-		if err := unix.Sendto(fd, b, 0, to); err != nil {
-			return call("sendto", err)
+func (s *stage) flood(to unix.Sockaddr, b []byte) func(fd int) error {
+	return func(fd int) error {
+		for range Packets {
+			if err := unix.Sendto(fd, b, 0, to); err != nil {
+				return call("sendto", err)
+			}
+			s.Sent++
 		}
-		s.Sent++
+		return nil
 	}
-	return nil
 }
 
 // udp sends datagrams after something was done to the socket.
 func (s *stage) udp(v6 bool, prepare func(fd int) error) error {
-	family := unix.AF_INET
-	if v6 {
-		family = unix.AF_INET6
-	}
-	fd, err := s.socket(family, unix.SOCK_DGRAM, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if prepare != nil {
-		if err := prepare(fd); err != nil {
-			return err
-		}
-	}
-	return s.flood(fd, s.addr(v6), payload)
+	return s.with(inet(v6), unix.SOCK_DGRAM, 0, prepare, s.flood(s.addr(v6), payload))
 }
 
 // plain sends as an honest program does.
 func (s *stage) plain() error { return s.udp(false, nil) }
 
-// tcp sends over a connection after something was done to the socket.
+// tcp sends over a connection after something was done to the socket, or does
+// something else with the connection.
 func (s *stage) tcp(v6 bool, proto int, prepare, connected func(fd int) error) error {
-	family := unix.AF_INET
-	if v6 {
-		family = unix.AF_INET6
-	}
-	fd, err := s.socket(family, unix.SOCK_STREAM, proto)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if prepare != nil {
-		if err := prepare(fd); err != nil {
-			return err
+	if connected == nil {
+		connected = func(fd int) error {
+			for range Packets {
+				if _, err := unix.Write(fd, payload); err != nil {
+					return call("write", err)
+				}
+			}
+			s.Sent++
+			return nil
 		}
 	}
-	// A packet that is sent for a closed connection has no socket any more.
-	s.Strays += 4
-	if err := unix.Connect(fd, s.addr(v6)); err != nil {
-		return call("connect", err)
-	}
-	s.Sent += 2 // of the handshake; how much of the data goes together is TCP's
-	if connected != nil {
-		return connected(fd)
-	}
-	for range Packets {
-		if _, err := unix.Write(fd, payload); err != nil {
-			return call("write", err)
+	return s.with(inet(v6), unix.SOCK_STREAM, proto, prepare, func(fd int) error {
+		// A packet that is sent for a closed connection has no socket any more.
+		s.Strays += 4
+		if err := unix.Connect(fd, s.addr(v6)); err != nil {
+			return call("connect", err)
 		}
-	}
-	s.Sent++
-	return nil
+		s.Sent += 2 // of the handshake; how much of the data goes together is TCP's
+		return nil
+	}, connected)
 }
 
 // option sets an option of a socket before anything is sent.

@@ -14,15 +14,9 @@ func traffic() []Attempt {
 		{Name: "udp", Family: family, Text: "UDP", do: (*stage).plain},
 		{Name: "udp6", Family: family, Text: "UDP over IPv6", do: func(s *stage) error { return s.udp(true, nil) }},
 		{Name: "udp-connected", Family: family, Text: "UDP, connected socket", do: func(s *stage) error {
-			fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			if err := unix.Connect(fd, s.addr(false)); err != nil {
-				return call("connect", err)
-			}
-			return s.flood(fd, nil, payload)
+			return s.with(unix.AF_INET, unix.SOCK_DGRAM, 0, func(fd int) error {
+				return call("connect", unix.Connect(fd, s.addr(false)))
+			}, s.flood(nil, payload))
 		}},
 		{Name: "tcp", Family: family, Text: "TCP", do: func(s *stage) error { return s.tcp(false, 0, nil, nil) }},
 		{Name: "tcp6", Family: family, Text: "TCP over IPv6", do: func(s *stage) error { return s.tcp(true, 0, nil, nil) }},
@@ -35,12 +29,7 @@ func traffic() []Attempt {
 		{Name: "sctp", Family: family, Text: "SCTP", do: func(s *stage) error { return s.handshake(unix.SOCK_STREAM, unix.IPPROTO_SCTP) }},
 		{Name: "dccp", Family: family, Text: "DCCP", do: func(s *stage) error { return s.handshake(unix.SOCK_DCCP, unix.IPPROTO_DCCP) }},
 		{Name: "udplite", Family: family, Text: "UDP-Lite", do: func(s *stage) error {
-			fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			return s.flood(fd, s.addr(false), payload)
+			return s.with(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE, s.flood(s.addr(false), payload))
 		}},
 		{Name: "sendmmsg", Family: family, Text: "UDP, sendmmsg", do: func(s *stage) error {
 			return s.udp(false, func(fd int) error {
@@ -67,32 +56,18 @@ func traffic() []Attempt {
 			})
 		}},
 		{Name: "udp-gso", Family: family, Text: "UDP, segmented by the kernel", do: func(s *stage) error {
-			fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			if err := option("UDP_SEGMENT", unix.IPPROTO_UDP, unix.UDP_SEGMENT, len(payload)/4)(fd); err != nil {
-				return err
-			}
-			return s.flood(fd, s.addr(false), payload)
+			return s.udp(false, option("UDP_SEGMENT", unix.IPPROTO_UDP, unix.UDP_SEGMENT, len(payload)/4))
 		}},
 		{Name: "zerocopy", Family: family, Text: "UDP, MSG_ZEROCOPY", do: func(s *stage) error {
-			fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			if err := option("SO_ZEROCOPY", unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1)(fd); err != nil {
-				return err
-			}
-			for range Packets {
-				if err := unix.Sendto(fd, payload, unix.MSG_ZEROCOPY, s.addr(false)); err != nil {
-					return call("sendto MSG_ZEROCOPY", err)
+			return s.with(unix.AF_INET, unix.SOCK_DGRAM, 0, option("SO_ZEROCOPY", unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1), func(fd int) error {
+				for range Packets {
+					if err := unix.Sendto(fd, payload, unix.MSG_ZEROCOPY, s.addr(false)); err != nil {
+						return call("sendto MSG_ZEROCOPY", err)
+					}
+					s.Sent++
 				}
-				s.Sent++
-			}
-			return nil
+				return nil
+			})
 		}},
 		{Name: "sendfile", Family: family, Text: "TCP, sendfile", do: func(s *stage) error {
 			return s.tcp(false, 0, nil, func(fd int) error {
@@ -127,74 +102,43 @@ func traffic() []Attempt {
 		{Name: "fragments", Family: family, Text: "UDP in fragments", do: func(s *stage) error { return s.fragments(false) }},
 		{Name: "fragments6", Family: family, Text: "UDP in fragments over IPv6", do: func(s *stage) error { return s.fragments(true) }},
 		{Name: "multicast", Family: family, Text: "UDP multicast", do: func(s *stage) error {
-			fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			err = unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(s.Index)})
-			if err != nil {
-				return call("setsockopt IP_MULTICAST_IF", err)
-			}
-			return s.flood(fd, &unix.SockaddrInet4{Port: int(s.Port), Addr: [4]byte{239, 1, 2, 3}}, payload)
+			return s.with(unix.AF_INET, unix.SOCK_DGRAM, 0, func(fd int) error {
+				m := &unix.IPMreqn{Ifindex: int32(s.Index)}
+				return call("setsockopt IP_MULTICAST_IF", unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, m))
+			}, s.flood(&unix.SockaddrInet4{Port: int(s.Port), Addr: [4]byte{239, 1, 2, 3}}, payload))
 		}},
 		{Name: "broadcast", Family: family, Text: "UDP broadcast", do: func(s *stage) error {
-			fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			if err := option("SO_BROADCAST", unix.SOL_SOCKET, unix.SO_BROADCAST, 1)(fd); err != nil {
-				return err
-			}
 			a := s.Near4.As4()
 			a[3] = 255
-			return s.flood(fd, &unix.SockaddrInet4{Port: int(s.Port), Addr: a}, payload)
+			return s.with(unix.AF_INET, unix.SOCK_DGRAM, 0, option("SO_BROADCAST", unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+				s.flood(&unix.SockaddrInet4{Port: int(s.Port), Addr: a}, payload))
 		}},
 		{Name: "ping", Family: family, Text: "ICMP echo, datagram socket", do: func(s *stage) error {
-			fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			return s.flood(fd, s.addr(false), []byte{8, 0, 0, 0, 0, 0, 0, 1})
+			return s.with(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP, s.flood(s.addr(false), []byte{8, 0, 0, 0, 0, 0, 0, 1}))
 		}},
 	}
 }
 
 // handshake opens a connection that the far end does not take.
 func (s *stage) handshake(typ, proto int) error {
-	fd, err := s.socket(unix.AF_INET, typ, proto)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
+	var prepare func(fd int) error
 	if proto == unix.IPPROTO_DCCP {
 		// linux/dccp.h: DCCP_SOCKOPT_SERVICE in SOL_DCCP
-		if err := option("DCCP_SOCKOPT_SERVICE", 269, 2, 1)(fd); err != nil {
-			return err
+		prepare = option("DCCP_SOCKOPT_SERVICE", 269, 2, 1)
+	}
+	return s.with(unix.AF_INET, typ, proto, prepare, func(fd int) error {
+		s.Strays += 2
+		if err := unix.Connect(fd, s.addr(false)); err != unix.ECONNREFUSED {
+			return call("connect", err)
 		}
-	}
-	s.Strays += 2
-	if err := unix.Connect(fd, s.addr(false)); err != unix.ECONNREFUSED {
-		return call("connect", err)
-	}
-	s.Sent++
-	return nil
+		s.Sent++
+		return nil
+	})
 }
 
 // fragments sends datagrams that are two packets each.
 func (s *stage) fragments(v6 bool) error {
-	family := unix.AF_INET
-	if v6 {
-		family = unix.AF_INET6
-	}
-	fd, err := s.socket(family, unix.SOCK_DGRAM, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	err = s.flood(fd, s.addr(v6), make([]byte, 2500))
+	err := s.with(inet(v6), unix.SOCK_DGRAM, 0, s.flood(s.addr(v6), make([]byte, 2500)))
 	s.Sent *= 2
 	return err
 }
