@@ -55,20 +55,9 @@ func (v state) docker(id, name string) {
 }
 
 // binderFor is a binder that finds containers' names in a directory.
-func (n *network) binderFor(t testing.TB, v state, way hierarchy.Way) *cgroup.Binder {
+func (n *network) binderFor(t testing.TB, v state) *cgroup.Binder {
 	t.Helper()
-	b, err := cgroup.NewBinder(cgroup.Config{
-		Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, NetNSFD: n.Near.FD(), Root: v.dir, Ways: []hierarchy.Way{way},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return b
+	return n.binderWith(t, cgroup.Config{Root: v.dir, Ways: []hierarchy.Way{hierarchy.WayBPF}})
 }
 
 // TestKernelContainer: a container behind a bridge, and one beside that which has the
@@ -78,7 +67,7 @@ func TestKernelContainer(t *testing.T) {
 	n := newNetwork(t)
 	d := n.docker(t, 3)
 	p, v := newPlace(t, hierarchy.WayBPF), newState(t)
-	b := n.binderFor(t, v, hierarchy.WayBPF)
+	b := n.binderFor(t, v)
 	targets := func(bind string) []string {
 		t.Helper()
 		r := resolve(t, b, tree(t, bind))
@@ -180,7 +169,7 @@ func TestKernelContainerShared(t *testing.T) {
 	n := newNetwork(t)
 	d := n.docker(t, 1)
 	p := newPlace(t, hierarchy.WayBPF)
-	b := n.binderFor(t, newState(t), hierarchy.WayBPF)
+	b := n.binderFor(t, newState(t))
 	one, two := number("1a"), number("2b")
 	dirs := []string{sub(t, p.dir, one), sub(t, p.dir, two)}
 	pod := d.container("vethpod", 11)
@@ -223,7 +212,7 @@ func TestKernelContainerAgain(t *testing.T) {
 	require(t, hierarchy.WayBPF)
 	n := newNetwork(t)
 	p, id := newPlace(t, hierarchy.WayBPF), number("1a")
-	b := n.binderFor(t, newState(t), hierarchy.WayBPF)
+	b := n.binderFor(t, newState(t))
 	dir := sub(t, p.dir, id)
 	r := resolve(t, b, tree(t, "container:"+id))
 	if r.Again != 0 {
@@ -334,7 +323,7 @@ func TestKernelContainerNames(t *testing.T) {
 					}
 				}
 			}
-			r := resolve(t, n.binderFor(t, v, hierarchy.WayBPF), tree(t, "container:"+tt.bind))
+			r := resolve(t, n.binderFor(t, v), tree(t, "container:"+tt.bind))
 			var got []string
 			for _, x := range r.Bound {
 				got = append(got, strings.TrimPrefix(x.Target, p.target(top)))
@@ -393,7 +382,7 @@ func TestKernelContainerHostile(t *testing.T) {
 			if err := tt.make(path); err != nil {
 				t.Fatal(err)
 			}
-			b := n.binderFor(t, v, hierarchy.WayBPF)
+			b := n.binderFor(t, v)
 			r := resolve(t, b, tree(t, "container:web"))
 			if len(r.Bound) != 1 || r.Bound[0].Target != p.target(dir) {
 				t.Errorf("the other one: %+v", r)

@@ -180,8 +180,9 @@ func TestKernelHomes(t *testing.T) {
 	}
 }
 
-// generation is what sockets hold their classes against.
-func (n *network) generation(t testing.TB) uint32 {
+// config is what the classifier on the hook was told (struct vif_config,
+// bpf/classify.bpf.c), and what puts it back changed.
+func (n *network) config(t testing.TB) (config []byte, put func()) {
 	t.Helper()
 	id, err := n.hook.EgressProgram()
 	if err != nil {
@@ -202,18 +203,28 @@ func (n *network) generation(t testing.TB) uint32 {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer m.Close()
+		t.Cleanup(func() { m.Close() })
 		if info, err := m.Info(); err != nil || info.Name != ".data.vif" {
 			continue
 		}
-		b, err := m.LookupBytes(uint32(0))
-		if err != nil {
+		if config, err = m.LookupBytes(uint32(0)); err != nil {
 			t.Fatal(err)
 		}
-		return binary.NativeEndian.Uint32(b[4:])
+		return config, func() {
+			if err := m.Put(uint32(0), config); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	t.Fatal("the program has no generation")
-	return 0
+	t.Fatal("the classifier has no configuration")
+	return nil, nil
+}
+
+// generation is what sockets hold their classes against.
+func (n *network) generation(t testing.TB) uint32 {
+	t.Helper()
+	config, _ := n.config(t)
+	return binary.NativeEndian.Uint32(config[4:])
 }
 
 // TestKernelBoundHome: a home that is bound is found so by anybody, and a new one

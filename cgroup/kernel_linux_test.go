@@ -401,40 +401,9 @@ func TestKernelUnderLoad(t *testing.T) {
 // older makes the classifier on the hook say that it is the first version's.
 func older(t testing.TB, n *network) {
 	t.Helper()
-	id, err := n.hook.EgressProgram()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	info, err := p.Info()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ids, _ := info.MapIDs()
-	for _, id := range ids {
-		m, err := ebpf.NewMapFromID(id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer m.Close()
-		if info, err := m.Info(); err != nil || info.Name != ".data.vif" {
-			continue
-		}
-		head, err := m.LookupBytes(uint32(0))
-		if err != nil {
-			t.Fatal(err)
-		}
-		binary.NativeEndian.PutUint32(head, 1)
-		if err := m.Put(uint32(0), head); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	t.Fatal("the classifier has no head")
+	config, put := n.config(t)
+	binary.NativeEndian.PutUint32(config, 1)
+	put()
 }
 
 // TestKernelWayUnderLoad: no packet is in a wrong class, in the rest or unshaped

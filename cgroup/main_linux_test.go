@@ -123,13 +123,18 @@ func (n *network) noReports(t testing.TB) {
 // binder makes a Binder for the near interface, for all ways or some.
 func (n *network) binder(t testing.TB, ways ...hierarchy.Way) *cgroup.Binder {
 	t.Helper()
+	return n.binderWith(t, cgroup.Config{Ways: ways})
+}
+
+// binderWith is one that is configured besides.
+func (n *network) binderWith(t testing.TB, c cgroup.Config) *cgroup.Binder {
+	t.Helper()
 	key, err := cgroup.NetNSKey(n.Near.FD())
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{
-		Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, NetNSFD: n.Near.FD(), NetNS: key, Ways: ways,
-	})
+	c.Hook, c.Interface, c.Index, c.NetNSFD, c.NetNS = n.hook, n.Dev, n.hook.Index, n.Near.FD(), key
+	b, err := cgroup.NewBinder(c)
 	if err != nil {
 		t.Fatal(err)
 	}

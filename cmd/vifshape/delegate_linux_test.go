@@ -56,6 +56,18 @@ rate = "5mbit"
 delegate = ["uid:54321"]
 `
 
+// newDelegated is a network where delegatedPolicy, in file, is in force and an agent
+// runs.
+func newDelegated(t *testing.T) (n *network, file string) {
+	t.Helper()
+	n = newNetwork(t)
+	n.public()
+	file = n.policy("policy.toml", delegatedPolicy)
+	n.ok("apply", file)
+	n.agent()
+	return n, file
+}
+
 // petitionProgram sends what comes on standard input to a socket and prints what is
 // answered: petition SOCKET.
 func petitionProgram(args []string) error {
@@ -228,11 +240,7 @@ func TestKernelDelegate(t *testing.T) {
 // TestDelegateNamespaces holds that namespaces make nobody another user, and hide
 // nobody's branch.
 func TestDelegateNamespaces(t *testing.T) {
-	tctest.RequireRoot(t)
-	n := newNetwork(t)
-	n.public()
-	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
-	n.agent()
+	n, _ := newDelegated(t)
 	n.ok("add", "eth0/a/x", "--rate", "5mbit")
 	enter := func(uid uint32, path string, command ...string) (agentReply, result) {
 		t.Helper()
@@ -296,10 +304,7 @@ func TestDelegateNamespaces(t *testing.T) {
 // TestKernelDelegateLosesNothing holds that a branch that its user divides, with a
 // program in it, loses none of its packets.
 func TestKernelDelegateLosesNothing(t *testing.T) {
-	n := newNetwork(t)
-	n.public()
-	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
-	n.agent()
+	n, _ := newDelegated(t)
 	const port = 6000
 	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), n.Far, port)
 	if err != nil {
@@ -422,11 +427,7 @@ rate = "2mbit"
 // TestDelegateTogether holds that a user may start more programs at once than the agent
 // takes requests.
 func TestDelegateTogether(t *testing.T) {
-	tctest.RequireRoot(t)
-	n := newNetwork(t)
-	n.public()
-	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
-	n.agent()
+	n, _ := newDelegated(t)
 	unlock, err := n.store.lock(t.Context(), "test") // the first waits for it, and they for that one
 	if err != nil {
 		t.Fatal(err)
@@ -515,12 +516,8 @@ func needsPidfd(t *testing.T) {
 // TestDelegateLimits holds that nobody gets more than is delegated, and that what is
 // refused changes nothing.
 func TestDelegateLimits(t *testing.T) {
-	tctest.RequireRoot(t)
 	needsPidfd(t)
-	n := newNetwork(t)
-	n.public()
-	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
-	n.agent()
+	n, _ := newDelegated(t)
 	n.ok("add", "eth0/a/roots", "--rate", "1mbit")
 	add := func(rest string) string { return `{"version":1,"op":"add",` + rest + "}\n" }
 	record := func() string {
@@ -608,12 +605,8 @@ func TestDelegateLimits(t *testing.T) {
 // TestDelegateMany holds that the number of branches that users add is bounded, and
 // that of several who want the same rate one gets it.
 func TestDelegateMany(t *testing.T) {
-	tctest.RequireRoot(t)
 	needsPidfd(t)
-	n := newNetwork(t)
-	n.public()
-	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
-	n.agent()
+	n, _ := newDelegated(t)
 	var mu sync.Mutex
 	var work sync.WaitGroup
 	codes := map[int]int{}
@@ -686,13 +679,8 @@ func TestDelegateMany(t *testing.T) {
 
 // TestDelegateHammer holds that users who ask without end keep nobody else out.
 func TestDelegateHammer(t *testing.T) {
-	tctest.RequireRoot(t)
 	needsPidfd(t)
-	n := newNetwork(t)
-	n.public()
-	file := n.policy("policy.toml", delegatedPolicy)
-	n.ok("apply", file)
-	n.agent()
+	n, file := newDelegated(t)
 	ctx, stop := context.WithCancel(t.Context())
 	var work sync.WaitGroup
 	var done atomic.Int32
@@ -722,13 +710,8 @@ func TestDelegateHammer(t *testing.T) {
 
 // TestDelegateApply holds what becomes of added branches with the next policy.
 func TestDelegateApply(t *testing.T) {
-	tctest.RequireRoot(t)
 	needsPidfd(t)
-	n := newNetwork(t)
-	n.public()
-	file := n.policy("policy.toml", delegatedPolicy)
-	n.ok("apply", file)
-	n.agent()
+	n, file := newDelegated(t)
 	for _, branch := range []string{`"eth0/a/x","rate":"5mbit"`, `"eth0/a/x/y","rate":"2mbit"`} {
 		if a := n.petition(t, alice, `{"version":1,"op":"add","path":`+branch+"}\n"); a.Code != exitOK {
 			t.Fatalf("%s: %+v", branch, a)
