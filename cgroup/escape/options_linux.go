@@ -78,21 +78,18 @@ func options() []Attempt {
 
 // control sends datagrams with a control message of the socket level.
 func (s *stage) control(typ int32, v uint32) error {
-	fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	oob := make([]byte, unix.CmsgSpace(4))
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&oob[0]))
 	h.Level, h.Type = unix.SOL_SOCKET, typ
 	h.SetLen(unix.CmsgLen(4))
 	binary.NativeEndian.PutUint32(oob[unix.CmsgLen(0):], v)
-	for range Packets {
-		if err := unix.Sendmsg(fd, payload, oob, s.addr(false), 0); err != nil {
-			return call("sendmsg", err)
+	return s.with(unix.AF_INET, unix.SOCK_DGRAM, 0, func(fd int) error {
+		for range Packets {
+			if err := unix.Sendmsg(fd, payload, oob, s.addr(false), 0); err != nil {
+				return call("sendmsg", err)
+			}
+			s.Sent++
 		}
-		s.Sent++
-	}
-	return nil
+		return nil
+	})
 }
