@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -181,30 +182,23 @@ var (
 // examine refuses processes that are not to be moved.
 func (a *attaching) examine(pid int) (AttachedProcess, error) {
 	p := AttachedProcess{PID: pid}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return p, errNoProcess
-	}
-	// the name in brackets may hold anything
-	text := string(stat)
-	open, shut := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
-	f := strings.Fields(text[shut+1:])
-	if open < 0 || shut < open || len(f) < 7 {
-		return p, fmt.Errorf("cannot be understood: %q", text)
-	}
-	p.Name = text[open+1 : shut]
-	const kernelThread = 0x00200000 // PF_KTHREAD, include/linux/sched.h
-	flags, err := strconv.ParseUint(f[6], 10, 32)
+	is, err := readProcess(pid)
 	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return p, errNoProcess
 	case err != nil:
 		return p, err
+	}
+	p.Name = is.name
+	const kernelThread = 0x00200000 // PF_KTHREAD
+	switch {
 	case pid == os.Getpid():
 		return p, errors.New("it is this program itself")
 	case pid == 1:
 		return p, errors.New("it is the first of all processes, and stays where it is: name a service of it")
-	case flags&kernelThread != 0:
+	case is.flags&kernelThread != 0:
 		return p, errors.New("it is a thread of the kernel, which cannot be moved")
-	case f[0] == "Z" || f[0] == "X":
+	case is.state == "Z" || is.state == "X":
 		return p, errEnded
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -233,14 +227,11 @@ func (t *tree) of(pid int) string {
 	if err != nil {
 		return ""
 	}
-	for line := range strings.Lines(string(b)) {
-		id, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
-		controllers, p, ok := strings.Cut(rest, ":")
-		if ok && (t.v2() && id == "0" || !t.v2() && slices.Contains(strings.Split(controllers, ","), "net_cls")) {
-			return path.Clean(p)
-		}
+	p, ok := ownLine(string(b), !t.v2())
+	if !ok {
+		return ""
 	}
-	return ""
+	return path.Clean(p)
 }
 
 // descendants lists what is below processes, parents first.
@@ -252,8 +243,8 @@ func descendants(of []AttachedProcess) ([]int, error) {
 	children := map[int][]int{}
 	for _, e := range entries {
 		if pid, err := strconv.Atoi(e.Name()); err == nil {
-			if above := parent(pid); above != 0 {
-				children[above] = append(children[above], pid)
+			if p, err := readProcess(pid); err == nil { // else it has ended
+				children[p.parent] = append(children[p.parent], pid)
 			}
 		}
 	}

@@ -416,22 +416,10 @@ func (c *containers) lookAgain(pid int) {
 
 // age is how long ago a process started; ok says whether it is there.
 func age(pid int) (age time.Duration, ok bool) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, false
-	}
-	const (
-		starttime = 22 - 3            // proc_pid_stat(5), counted behind the name
-		tick      = time.Second / 100 // USER_HZ
-	)
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(f) <= starttime {
-		return 0, false
-	}
-	start, err := strconv.ParseInt(f[starttime], 10, 64)
+	start, err := Started(pid)
 	var now unix.Timespec
 	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
 		return 0, false
 	}
-	return max(0, time.Duration(now.Nano())-time.Duration(start)*tick), true
+	return max(0, time.Duration(now.Nano())-start), true
 }

@@ -301,13 +301,8 @@ func put(m *ebpf.Map, key, value any) error {
 		time.Sleep(tick)
 		err = m.Put(key, value)
 	}
-	return full(err)
-}
-
-// full says in words what E2BIG means for a map.
-func full(err error) error {
 	if errors.Is(err, unix.E2BIG) {
-		return errors.New("65536 are bound already, which is as many as the classifier holds")
+		return fmt.Errorf("there are %d already, which is as many as the classifier holds", m.MaxEntries())
 	}
 	return err
 }

@@ -71,7 +71,7 @@ func (it *iterator) close() {
 
 func (it *iterator) carry(pids map[int]bool) (all []carried, _ []AttachFailure, err error) {
 	for pid := range pids {
-		if err := full(it.coll.Maps[socketsMapVifTasks].Put(uint32(pid), uint32(1))); err != nil {
+		if err := put(it.coll.Maps[socketsMapVifTasks], uint32(pid), uint32(1)); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -182,7 +182,7 @@ func (b *borrower) override(fd int) (changed bool, err error) {
 	if err != nil || v.Override == b.home {
 		return false, err
 	}
-	return true, b.set.sockets.Put(int32(fd), &classifyVifSocket{Override: b.home})
+	return true, put(b.set.sockets, int32(fd), &classifyVifSocket{Override: b.home})
 }
 
 // sockets are the inodes of a process' sockets by descriptor, none where it is gone

@@ -1,7 +1,6 @@
 package cgroup
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -171,10 +170,15 @@ func mountedIn(proc, prefix, note string, magic int64, pick func(*mountinfo.Info
 // again.
 func processes(self int) iter.Seq[int] {
 	return func(yield func(int) bool) {
-		for pid := self; pid > 0; pid = parent(pid) {
+		for pid := self; pid > 0; {
 			if !yield(pid) {
 				return
 			}
+			p, err := readProcess(pid)
+			if err != nil {
+				break
+			}
+			pid = p.parent
 		}
 		entries, err := os.ReadDir("/proc")
 		if err != nil {
@@ -186,24 +190,6 @@ func processes(self int) iter.Seq[int] {
 			}
 		}
 	}
-}
-
-// parent is the process that pid is a child of, 0 when that is not known.
-func parent(pid int) int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	// the name in brackets may hold anything
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(f) < 2 {
-		return 0
-	}
-	n, err := strconv.Atoi(f[1])
-	if err != nil {
-		return 0
-	}
-	return n
 }
 
 // detached mounts cgroup v2 without a place in any mount table.

@@ -412,7 +412,7 @@ func (p *peer) same(by time.Duration) error {
 	if err != nil {
 		return err
 	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
+	start, err := cgroup.Started(p.pid)
 	if err != nil {
 		return err
 	}
@@ -424,14 +424,7 @@ func (p *peer) same(by time.Duration) error {
 	if err != nil || euid != p.uid {
 		return another
 	}
-	// The name is in parentheses and may hold some itself. Field 22 is the start, in
-	// hundredths of a second.
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	var ticks int64
-	if len(f) > 19 {
-		_, err = fmt.Sscan(f[19], &ticks)
-	}
-	if err != nil || ticks == 0 || time.Duration(ticks)*10*time.Millisecond > by {
+	if start == 0 || start > by {
 		return another
 	}
 	return p.alive()
