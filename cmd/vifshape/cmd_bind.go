@@ -245,24 +245,15 @@ func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) erro
 		return err
 	}
 	defer m.Close()
-	ifaces := []string{path.Interface()}
-	if path == "" {
-		if ifaces, err = m.ours(); err != nil {
-			return err
-		}
-	}
 	out := bindingsJSON{Bindings: []*bindingView{}}
-	for _, i := range ifaces {
-		v, err := m.bindings(ctx, i, path)
-		if path == "" && e.noTree(i, err) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
+	err = m.each(path, func(iface string) error {
+		v, err := m.bindings(ctx, iface, path)
 		out.Bindings = append(out.Bindings, v...)
-	}
+		return err
+	})
 	switch {
+	case err != nil:
+		return err
 	case json:
 		return e.json(out)
 	case len(out.Bindings) == 0 && path == "":
@@ -277,22 +268,15 @@ func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) erro
 
 // bindings are those of one interface, or of one of its branches and all below.
 func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Path) ([]*bindingView, error) {
-	x, err := m.shaped(iface, "")
+	x, s, err := m.treeOf(ctx, iface)
 	if err != nil {
 		return nil, err
 	}
 	defer x.binder.Close()
-	if _, _, ok := x.record.IDs.Find(path); path != "" && !ok {
-		_, err := x.entry(path)
-		return nil, err
-	}
-	t := &target{shaped: x}
-	s, err := t.read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if !s.Root.Ours() {
-		return nil, fmt.Errorf("%s is %w", iface, errNotShaped)
+	if path != "" {
+		if err := x.exists(path); err != nil {
+			return nil, err
+		}
 	}
 	var list []*bindingView
 	views := map[string]*bindingView{}
@@ -309,7 +293,7 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 		}
 		return &bindingView{} // a branch's own cgroup
 	}
-	if t.blind != nil {
+	if x.blind != nil {
 		m.notef("%s: without privileges the bindings in force cannot be read; what they came to when they were last changed is shown", iface)
 		for _, b := range x.record.Bound {
 			v := at(b.From)

@@ -69,26 +69,23 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 		return err
 	}
 	defer m.Close()
-	ifaces, err := m.ours()
-	if err != nil {
-		return err
-	}
 	out := selfJSON{Branches: []*selfView{}}
 	var rests []string // of the interfaces on which it has no branch
 	var own []*own
-	for _, i := range ifaces {
-		x, err := m.own(ctx, i)
-		if e.noTree(i, err) {
-			continue
-		}
-		if err != nil {
+	err = m.each("", func(iface string) error {
+		x, err := m.own(ctx, iface)
+		switch {
+		case err != nil:
 			return err
+		case x == nil:
+			rests = append(rests, string(hierarchy.Path(iface).Join(hierarchy.RestName)))
+		default:
+			own = append(own, x)
 		}
-		if x == nil {
-			rests = append(rests, string(hierarchy.Path(i).Join(hierarchy.RestName)))
-			continue
-		}
-		own = append(own, x)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	if len(own) > 0 {
 		select {
@@ -149,24 +146,16 @@ type own struct {
 
 // own looks at an interface; nil where the process has no branch on it.
 func (m *machine) own(ctx context.Context, iface string) (*own, error) {
-	x, err := m.shaped(iface, "")
+	x, s, err := m.treeOf(ctx, iface)
 	if err != nil {
 		return nil, err
 	}
 	defer x.binder.Close()
-	t := &target{shaped: x}
-	s, err := t.read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if !s.Root.Ours() {
-		return nil, fmt.Errorf("%s is %w", iface, errNotShaped)
-	}
 	way := s.Hook.Way
-	if t.blind != nil {
+	if x.blind != nil {
 		way = x.record.Way
 	}
-	b, err := m.inside(x, way, x.named(s.Bound, t.blind != nil), t.blind != nil)
+	b, err := m.inside(x.shaped, way, x.named(s.Bound, x.blind != nil), x.blind != nil)
 	if err != nil || b.Class == 0 {
 		return nil, err
 	}

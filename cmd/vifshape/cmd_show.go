@@ -113,18 +113,9 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 		return err
 	}
 	defer m.Close()
-	ifaces := []string{path.Interface()}
-	if path == "" {
-		if ifaces, err = m.ours(); err != nil {
-			return err
-		}
-	}
 	out := showJSON{Interfaces: []*treeView{}}
-	for _, i := range ifaces {
-		v, err := m.view(ctx, i, o.sample)
-		if path == "" && e.noTree(i, err) {
-			continue
-		}
+	err = m.each(path, func(iface string) error {
+		v, err := m.view(ctx, iface, o.sample)
 		if err != nil {
 			return err
 		}
@@ -135,6 +126,10 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 			}
 		}
 		out.Interfaces = append(out.Interfaces, v)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	if len(out.Interfaces) == 0 {
 		e.notef("no interface is shaped by vifshape in this network namespace")
@@ -144,6 +139,24 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 	}
 	for _, v := range out.Interfaces {
 		if err := v.write(e.stdout, newKindTable(tc.Kinds())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// each looks at the interface of a path or, where that is empty, at all that have a
+// policy. Of those the user is told which have no tree.
+func (m *machine) each(path hierarchy.Path, look func(iface string) error) error {
+	if path != "" {
+		return look(path.Interface())
+	}
+	ifaces, err := m.ours()
+	if err != nil {
+		return err
+	}
+	for _, i := range ifaces {
+		if err := look(i); err != nil && !m.noTree(i, err) {
 			return err
 		}
 	}
@@ -168,32 +181,42 @@ func (e *env) noTree(iface string, err error) bool {
 // errNotShaped says that an interface has no tree of ours.
 var errNotShaped = errors.New("not shaped by vifshape")
 
+// treeOf reads an interface that has a tree of ours. The caller closes its binder.
+func (m *machine) treeOf(ctx context.Context, iface string) (*target, hierarchy.State, error) {
+	s, err := m.shaped(iface, "")
+	if err != nil {
+		return nil, hierarchy.State{}, err
+	}
+	x := &target{shaped: s}
+	is, err := x.read(ctx)
+	if err == nil && !is.Root.Ours() {
+		err = fmt.Errorf("%s is %w: its root qdisc is %s", iface, errNotShaped, rootText(is.Root))
+	}
+	if err != nil {
+		s.binder.Close()
+		return nil, is, err
+	}
+	return x, is, nil
+}
+
 // view reads one interface.
 func (m *machine) view(ctx context.Context, iface string, sample time.Duration) (*treeView, error) {
-	x, err := m.shaped(iface, "")
+	x, s, err := m.treeOf(ctx, iface)
 	if err != nil {
 		return nil, err
 	}
 	defer x.binder.Close()
-	t := &target{shaped: x}
-	s, err := t.read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if !s.Root.Ours() {
-		return nil, fmt.Errorf("%s is %w: its root qdisc is %s", iface, errNotShaped, rootText(s.Root))
-	}
 	v := &treeView{Interface: iface, Policy: x.record.Policy, Way: s.Hook.Way}
 	if v.Why, err = x.binder.Why(); errors.Is(err, cgroup.ErrNotPrivileged) {
 		v.Why = "cannot be read without privileges"
 	} else if err != nil {
 		return nil, err
 	}
-	if t.blind != nil {
+	if x.blind != nil {
 		m.notef("%s: without privileges the bindings in force cannot be read; those of the last apply are shown", iface)
 		s.Bound = nil
 	}
-	s.Bound = x.named(s.Bound, t.blind != nil)
+	s.Bound = x.named(s.Bound, x.blind != nil)
 	first, err := x.device.Stats()
 	if err != nil {
 		return nil, err
