@@ -124,7 +124,7 @@ func innerBorders(lost, kept capSet, ambient bool) []border {
 	}}
 }
 
-// missing lists what of the borders cannot be put up here.
+// unavailable lists what of the borders cannot be put up here.
 func unavailable(all []border) (missing []string, rest []border) {
 	for _, b := range all {
 		if err := b.can(); err != nil {
