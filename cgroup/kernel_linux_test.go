@@ -439,7 +439,7 @@ func TestKernelWayUnderLoad(t *testing.T) {
 			change(0)
 			x := n.start(t, n.Near, cgroups.dir)
 			x.do("join %s", tags.dir)
-			packets, got := n.whileSending(t, x, 100_000, len(tt.ways), change)
+			packets, got := n.whileSending(t, x, loaded(100_000), len(tt.ways), change)
 			if sum := got[red] + got[green]; sum != packets && !(tt.stops && sum < packets) || len(got) != 2 {
 				t.Errorf("packets a class: %v, want %d in %v and %v together and no other", got, packets, red, green)
 			}
