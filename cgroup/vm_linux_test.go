@@ -7,23 +7,36 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
-// TestVM repeats the tests on Linux 6.1, which has the kernel's own classifier for
-// net_cls, with each layout of cgroups, and on 6.12.
+const (
+	noNFT = "nf_tables"
+	noTCX = "TCX (Linux 6.6)"
+	noV2  = "a mounted cgroup v2 hierarchy"
+)
+
+// onV1 is what guests with cgroup v2 leave out.
+var onV1 = map[string]string{"^TestKernelNotMounted$": "it is for a machine with cgroup v1 alone"}
+
+// TestVM repeats the tests on Linux 6.1 and 6.12, which have the kernel's own classifier
+// for net_cls.
 func TestVM(t *testing.T) {
-	const noNFT, noTCX, noV2 = "nf_tables", "TCX (Linux 6.6)", "a mounted cgroup v2 hierarchy"
-	onV1 := map[string]string{"^TestKernelNotMounted$": "it is for a machine with cgroup v1 alone"}
-	onUML := map[string]string{"^TestKernelConfined$": "without BTF, the kernel refuses with other words"}
-	maps.Copy(onUML, onV1)
 	// net_prio is not in UML
 	onHybrid := map[string]string{"^TestKernelMountsNetCls$": "net_cls is mounted together with net_prio and cannot be alone elsewhere"}
 	maps.Copy(onHybrid, onV1)
+	vm.Matrix(t,
+		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Lacks: []string{noTCX}, Not: onV1},
+		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64"), Cgroup: vm.Hybrid, Not: onHybrid},
+	)
+}
+
+// TestVMLayouts repeats them with each layout of cgroups.
+func TestVMLayouts(t *testing.T) {
+	onUML := map[string]string{"^TestKernelConfined$": "without BTF, the kernel refuses with other words"}
+	maps.Copy(onUML, onV1)
 	vm.Matrix(t,
 		vm.Guest{Kernel: vm.UML(), Lacks: []string{noNFT, noTCX}, Not: onUML},
 		vm.Guest{Kernel: vm.UML(), Cgroup: vm.Hybrid, Lacks: []string{noNFT, noTCX}, Not: onUML},
 		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Lacks: []string{noNFT, noTCX, noV2}, Not: map[string]string{
 			"^TestKernelUnprivileged$": "the words it holds are those of a machine with cgroup v2",
 		}},
-		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Lacks: []string{noTCX}, Not: onV1},
-		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64"), Cgroup: vm.Hybrid, Not: onHybrid},
 	)
 }

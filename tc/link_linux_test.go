@@ -240,6 +240,7 @@ func TestKernelLinks(t *testing.T) {
 
 // User-mode Linux has nearly all kinds of interfaces, Debian's kernel the others.
 func TestVMLinks(t *testing.T) {
+	t.Parallel()
 	vm.Run(t, vm.UML(), vm.V2, "", "-test.run=^TestKernelLink")
 }
 

@@ -81,6 +81,7 @@ func (b *bench) lineTree(line hierarchy.Line, rate hierarchy.Bandwidth) *hierarc
 // counts alike. One packet more or less counted is a thousandth.
 func TestVirtualLine(t *testing.T) {
 	if !vm.Inside() {
+		t.Parallel()
 		vm.Run(t, vm.VirtualTime(), vm.V2, "", "-test.run=^TestVirtualLine$")
 		return
 	}
@@ -117,6 +118,7 @@ func TestVirtualLine(t *testing.T) {
 // remark's advice is taken. One large packet more or less counted is half a hundredth.
 func TestVirtualLineSegments(t *testing.T) {
 	if !vm.Inside() {
+		t.Parallel()
 		vm.Run(t, vm.VirtualTime(), vm.V2, "", "-test.run=^TestVirtualLineSegments$")
 		return
 	}
@@ -242,5 +244,6 @@ func TestKernelLineHeader(t *testing.T) {
 
 // User-mode Linux has the kinds of interfaces that the kernel at hand may lack.
 func TestVMLine(t *testing.T) {
+	t.Parallel()
 	vm.Run(t, vm.UML(), vm.V2, "", "-test.run=^TestKernelLine(Header)?$")
 }

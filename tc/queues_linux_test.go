@@ -15,6 +15,7 @@ import (
 // the queues that hold themselves short do, and all of them use the whole rate.
 func TestVirtualQueues(t *testing.T) {
 	if !vm.Inside() {
+		t.Parallel()
 		vm.Run(t, vm.VirtualTime(), vm.V2, "", "-test.run=^TestVirtualQueues$")
 		return
 	}

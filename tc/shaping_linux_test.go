@@ -35,6 +35,7 @@ func slow(t *testing.T, id hierarchy.ClassID, rate hierarchy.Bandwidth, kind str
 // measured is what the kernel does and nothing else.
 func TestVirtualShaping(t *testing.T) {
 	if !vm.Inside() {
+		t.Parallel()
 		vm.Run(t, vm.VirtualTime(), vm.V2, "", "-test.run=^TestVirtualShaping$")
 		return
 	}

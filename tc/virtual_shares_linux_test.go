@@ -14,6 +14,7 @@ import (
 
 // In virtual time what a tree does to its traffic is the same on every machine.
 func TestVMVirtualTime(t *testing.T) {
+	t.Parallel()
 	k := vm.VirtualTime()
 	tctest.Require(t, k.Ready(), fmt.Sprintf("kernel %v: go run ./tc/tctest/vm/vmrun -kernel %v", k, k))
 	for _, tests := range []string{"^TestVirtualShares$", "^TestVirtual(Latency|Rates)$"} {
