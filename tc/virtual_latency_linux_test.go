@@ -53,7 +53,7 @@ func TestVirtualLatency(t *testing.T) {
 	} {
 		f := newField(t)
 		f.batch = 2 * time.Millisecond // bfifo is short
-		tree, got := f.phase(fmt.Sprintf("100mbit\n  busy 10mbit ceil=10mbit qdisc=%s %s\n  calm 10mbit\n  rest 10mbit\n", row.kind, row.sender), 2*time.Second, 3*time.Second)
+		tree, got := f.phase(fmt.Sprintf("100mbit\n  busy 10mbit ceil=10mbit qdisc=%s %s\n  calm 10mbit\n  rest 10mbit\n", row.kind, row.sender), 2*time.Second, 3*time.Second, 1-row.least)
 		busy, calm := f.latency(tree, "eth0/busy"), f.latency(tree, "eth0/calm")
 		wire := float64(got[0].got) / float64(got[0].ideal)
 		fmt.Printf("%-12s %-10s %-10s %9v %9v %9v %6d %10.3f\n", "busy 10mbit", row.kind, row.sender,
@@ -99,7 +99,7 @@ func TestVirtualRates(t *testing.T) {
 		if row.window < time.Second {
 			settle = 8 * row.window // until TCP is up to it and the burst is used up
 		}
-		tree, got := f.phase(fmt.Sprintf("%s\n  rest 100%% %s\n", row.rate, row.sender), settle, row.window)
+		tree, got := f.phase(fmt.Sprintf("%s\n  rest 100%% %s\n", row.rate, row.sender), settle, row.window, row.bound)
 		off := got[0].off()
 		fmt.Printf("%9v %-8s %9.4f\n", tree.Root.Rate, row.sender, 1+off)
 		if math.Abs(off) > row.bound {

@@ -206,13 +206,8 @@ func TestVirtualShares(t *testing.T) {
 			settle = 2 * second
 		}
 		for i, text := range row.phases {
-			tree, got := f.phase(text, settle, window)
-			worst := share{}
-			for _, s := range got {
-				if math.Abs(s.off()) >= math.Abs(worst.off()) {
-					worst = s
-				}
-			}
+			tree, got := f.phase(text, settle, window, bound)
+			worst := worst(got)
 			name := row.name
 			if len(row.phases) > 1 {
 				name += fmt.Sprintf(", %d", i+1)
