@@ -272,34 +272,21 @@ func (s *scanner) multiline(quote byte) bool {
 
 // list reads an array. If at is not nil it gets the offset of every element.
 func (s *scanner) list(e int32, depth int, at *[]int) bool {
-	if depth++; depth > maxNesting {
-		s.deep = true
-		return s.fail(s.pos)
-	}
-	s.pos++
-	for {
-		s.space(true)
-		if s.accept(']') {
-			return true
-		}
+	return s.sequence(']', depth, func(depth int) bool {
 		if at != nil {
 			*at = append(*at, s.pos)
 		}
-		if !s.value(e, depth) {
-			return false
-		}
-		s.space(true)
-		if s.accept(']') {
-			return true
-		}
-		if !s.accept(',') {
-			return s.fail(s.pos)
-		}
-	}
+		return s.value(e, depth)
+	})
 }
 
 // inline reads an inline table.
 func (s *scanner) inline(e int32, depth int) bool {
+	return s.sequence('}', depth, func(depth int) bool { return s.pair(e, depth) })
+}
+
+// sequence reads elements with commas between them, up to the bracket that closes.
+func (s *scanner) sequence(closing byte, depth int, element func(depth int) bool) bool {
 	if depth++; depth > maxNesting {
 		s.deep = true
 		return s.fail(s.pos)
@@ -307,14 +294,14 @@ func (s *scanner) inline(e int32, depth int) bool {
 	s.pos++
 	for {
 		s.space(true)
-		if s.accept('}') {
+		if s.accept(closing) {
 			return true
 		}
-		if !s.pair(e, depth) {
+		if !element(depth) {
 			return false
 		}
 		s.space(true)
-		if s.accept('}') {
+		if s.accept(closing) {
 			return true
 		}
 		if !s.accept(',') {

@@ -210,12 +210,9 @@ EXIT STATUS
   2  wrong flags or arguments`,
 		Args: args(0, 1, "one path at most"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
-			var p hierarchy.Path
-			if len(a) == 1 {
-				var err error
-				if p, err = parsePath(a[0]); err != nil {
-					return err
-				}
+			p, err := optionalPath(a)
+			if err != nil {
+				return err
 			}
 			return e.bindings(c.Context(), p, json)
 		}),

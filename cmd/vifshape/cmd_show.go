@@ -44,12 +44,9 @@ EXIT STATUS
 			if c.Flags().Changed("sample") && o.sample <= 0 {
 				return usagef("--sample %v is no time to wait: write one like 1s", o.sample)
 			}
-			var p hierarchy.Path
-			if len(a) == 1 {
-				var err error
-				if p, err = parsePath(a[0]); err != nil {
-					return err
-				}
+			p, err := optionalPath(a)
+			if err != nil {
+				return err
 			}
 			return e.show(c.Context(), p, o)
 		}),

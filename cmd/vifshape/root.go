@@ -130,6 +130,14 @@ func parsePath(s string) (hierarchy.Path, error) {
 	return hierarchy.Path(s), nil
 }
 
+// optionalPath is [parsePath] of the only argument; empty where there is none.
+func optionalPath(a []string) (hierarchy.Path, error) {
+	if len(a) == 0 {
+		return "", nil
+	}
+	return parsePath(a[0])
+}
+
 // args checks the number of arguments and says what they are.
 func args(least, most int, what string) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
