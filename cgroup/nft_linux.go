@@ -274,28 +274,42 @@ func (n nfTables) write(next *ruleset) error {
 	if err := c.Flush(); err != nil {
 		return n.fail(err)
 	}
-	if err := n.stage(c, n.chain(), l, next, on); err != nil {
-		return err
+	batches := [][]nftables.TableFamily{bothFamilies}
+	if next.way == hierarchy.WayNft && on.output != chainOurs {
+		// Between the hooks is a packet that the first one let go without a class, and
+		// the second one would take for one that has got its class.
+		batches = [][]nftables.TableFamily{{nftables.TableFamilyINet}, {nftables.TableFamilyNetdev}}
 	}
-	if err := c.Flush(); err != nil {
-		return n.fail(err)
-	}
-	if next.way != hierarchy.WayNone {
-		if err := waitForReaders(); err != nil {
+	for _, families := range batches {
+		if err := n.stage(c, n.chain(), l, next, on, families); err != nil {
 			return err
+		}
+		if err := c.Flush(); err != nil {
+			return n.fail(err)
+		}
+		if next.way != hierarchy.WayNone {
+			if err := waitForReaders(); err != nil {
+				return err
+			}
 		}
 	}
 	return n.tidy(c, on)
 }
 
-// stage puts into the batch what leads from what is there to the layout.
-func (n nfTables) stage(c *nftables.Conn, chain string, l ruleLayout, next *ruleset, on looked) error {
+var bothFamilies = []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyNetdev}
+
+// stage puts into the batch what leads from what is there to the layout, in the tables
+// of some families.
+func (n nfTables) stage(c *nftables.Conn, chain string, l ruleLayout, next *ruleset, on looked, families []nftables.TableFamily) error {
 	output, egress := n.rules(l)
 	for _, x := range []struct {
 		family nftables.TableFamily
 		rules  [][]expr.Any
 		on     chainState
 	}{{nftables.TableFamilyINet, output, on.output}, {nftables.TableFamilyNetdev, egress, on.egress}} {
+		if !slices.Contains(families, x.family) {
+			continue
+		}
 		base := n.base(x.family, chain)
 		if x.rules != nil && !slices.Contains(on.asleep, x.family) { // a batch that wakes a table may add no chain
 			c.AddTable(base.Table)
@@ -454,7 +468,7 @@ func (n nfTables) try(w hierarchy.Way) error {
 		r.cgroups[1], r.users[0] = binding{restClass, 1}, restClass
 	}
 	l := ruleLayout{way: w, levels: r.levels(), users: len(r.users) > 0}
-	if err := n.stage(c, name, l, r, looked{asleep: on.asleep}); err != nil {
+	if err := n.stage(c, name, l, r, looked{asleep: on.asleep}, bothFamilies); err != nil {
 		return err
 	}
 	c.DelChain(&nftables.Chain{Name: name + "-no", Table: n.base(nftables.TableFamilyNetdev, "").Table})
