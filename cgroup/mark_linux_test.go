@@ -392,14 +392,7 @@ func TestKernelMarkForeign(t *testing.T) {
 			}
 			before := shown()
 			var warned []string
-			b, err := cgroup.NewBinder(cgroup.Config{
-				Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, NetNSFD: n.Near.FD(), Ways: []hierarchy.Way{hierarchy.WayBPF},
-				Warn: func(s string) { warned = append(warned, s) },
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer b.Close()
+			b := n.binderWith(t, cgroup.Config{Ways: []hierarchy.Way{hierarchy.WayBPF}, Warn: func(s string) { warned = append(warned, s) }})
 			apply(t, b, bound("link:veth1", red))
 			want := map[bool]hierarchy.ClassID{true: red, false: rest}[tt.warn == ""]
 			only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), want, 20)

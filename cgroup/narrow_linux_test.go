@@ -197,19 +197,8 @@ func TestKernelNarrowRefused(t *testing.T) {
 	if err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(d.Fd()), Program: prog, Attach: ebpf.AttachCGroupSetsockopt}); err != nil {
 		t.Fatal(err)
 	}
-	key, err := cgroup.NetNSKey(n.Near.FD())
-	if err != nil {
-		t.Fatal(err)
-	}
 	var told []string
-	b, err := cgroup.NewBinder(cgroup.Config{
-		Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, NetNSFD: n.Near.FD(), NetNS: key, Ways: []hierarchy.Way{hierarchy.WayBPF},
-		Warn: func(s string) { told = append(told, s) },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
+	b := n.binderWith(t, cgroup.Config{Ways: []hierarchy.Way{hierarchy.WayBPF}, Warn: func(s string) { told = append(told, s) }})
 	apply(t, b, bound(p.target(below), red), bound(p.target(other), green))
 	if len(guards(t, below)) != 0 || len(guards(t, other)) != 1 {
 		t.Errorf("programs %q below the other one, %q elsewhere", guards(t, below), guards(t, other))

@@ -124,15 +124,7 @@ func TestKernelClasses(t *testing.T) {
 // crowded is a Binder beside another that has its interface bound by tags.
 func (n *network) crowded(t *testing.T, way hierarchy.Way) *cgroup.Binder {
 	t.Helper()
-	b, err := cgroup.NewBinder(cgroup.Config{
-		Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, NetNSFD: n.Near.FD(), Ways: []hierarchy.Way{way},
-		Others: func() ([]string, error) { return []string{"eth1"}, nil },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { b.Close() })
-	return b
+	return n.binderWith(t, cgroup.Config{Ways: []hierarchy.Way{way}, Others: func() ([]string, error) { return []string{"eth1"}, nil }})
 }
 
 func (n *network) traffic(t *testing.T, p place) []traffic {

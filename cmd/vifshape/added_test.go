@@ -13,6 +13,32 @@ import (
 	"github.com/vifshape/vifshape/tc"
 )
 
+// specOf is what a record keeps of the only interface of a policy.
+func specOf(t *testing.T, text string) json.RawMessage {
+	t.Helper()
+	p, err := policy.Parse("policy.toml", strings.NewReader(text), tc.Kinds())
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := json.Marshal(p.Specs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec
+}
+
+// amounts reads amounts that are right.
+func amounts(t *testing.T) func(string) hierarchy.Amount {
+	return func(s string) hierarchy.Amount {
+		t.Helper()
+		a, err := hierarchy.ParseAmount(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+}
+
 // TestExtend holds what becomes of branches that are added to a policy.
 func TestExtend(t *testing.T) {
 	const text = `version = 1
@@ -31,13 +57,7 @@ rate = "10mbit"
 rate = "10mbit"
 bind = ["user:bob"]
 `
-	amount := func(s string) hierarchy.Amount {
-		a, err := hierarchy.ParseAmount(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return a
-	}
+	amount := amounts(t)
 	for _, x := range []struct {
 		name string
 		add  []added
@@ -85,14 +105,7 @@ eth0/leaf/rest: 20mbit of eth0/leaf's 20mbit are guaranteed to its branches, whi
 eth0/leaf/1/2/3/4/5/6/7: 7 is level 8 below the interface; HTB has 8, the interface's own among them`},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			p, err := policy.Parse("policy.toml", strings.NewReader(text), tc.Kinds())
-			if err != nil {
-				t.Fatal(err)
-			}
-			spec, err := json.Marshal(p.Specs[0])
-			if err != nil {
-				t.Fatal(err)
-			}
+			spec := specOf(t, text)
 			var got strings.Builder
 			tree, kept, dropped, err := extend(spec, "eth0", x.add)
 			if err != nil {
@@ -182,20 +195,8 @@ delegate = ["uid:1"]
 rate = "8kbit"
 [interface.eth0.a.open]
 `
-	p, err := policy.Parse("policy.toml", strings.NewReader(text), tc.Kinds())
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, err := json.Marshal(p.Specs[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	amount := func(s string) (a hierarchy.Amount) {
-		if err := a.UnmarshalText([]byte(s)); err != nil {
-			t.Fatal(err)
-		}
-		return a
-	}
+	spec := specOf(t, text)
+	amount := amounts(t)
 	tree := func(all ...added) *hierarchy.Tree {
 		got, _, _, err := extend(spec, "eth0", all)
 		if err != nil {
