@@ -232,6 +232,22 @@ func (w *watcher) end(sig os.Signal) int {
 	return w.wait().code
 }
 
+// freeze stops it until SIGCONT: the signal alone lets its threads go on for as long
+// as they take to see it.
+func (w *watcher) freeze() {
+	w.n.Helper()
+	if err := w.Process.Signal(syscall.SIGSTOP); err != nil {
+		w.n.Fatal(err)
+	}
+	w.n.until("all threads of the agent to stand still", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", w.Process.Pid))
+		return err == nil && len(threads) > 0 && !slices.ContainsFunc(threads, func(file string) bool {
+			stat, err := os.ReadFile(file)
+			return err == nil && !strings.Contains(string(stat), ") T ")
+		})
+	})
+}
+
 // targets are those that are bound now, as the kernel has them, with their branches.
 func (n *network) targets() map[string]hierarchy.Path {
 	n.Helper()
@@ -551,9 +567,7 @@ func TestKernelAgentTrouble(t *testing.T) {
 	n.bound(want)
 
 	t.Run("overflow", func(t *testing.T) {
-		if err := a.Process.Signal(syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		a.freeze()
 		b, err := os.ReadFile(queue)
 		if err != nil {
 			t.Fatal(err)
@@ -563,7 +577,7 @@ func TestKernelAgentTrouble(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Two names in turn: the same notice twice is kept once.
-		for i := range most/2 + 10 {
+		for i := range most {
 			for _, name := range []string{"x.json", "y.json"} {
 				file := filepath.Join(n.store.dir, name)
 				if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -702,16 +716,7 @@ func TestAgentReplaced(t *testing.T) {
 	n.public()
 	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
 	first := n.agent()
-	if err := first.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	n.until("all threads of the first agent to stand still", func() bool {
-		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", first.Process.Pid))
-		return err == nil && len(threads) > 0 && !slices.ContainsFunc(threads, func(file string) bool {
-			stat, err := os.ReadFile(file)
-			return err == nil && !strings.Contains(string(stat), ") T ")
-		})
-	})
+	first.freeze()
 	if err := os.Remove(n.store.agentFile()); err != nil {
 		t.Fatal(err)
 	}
