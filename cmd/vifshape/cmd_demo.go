@@ -58,9 +58,10 @@ ceil = "10mbit"         # what nothing is bound to never gets more
 const demoBefore, demoAfter = "30mbit", "40mbit"
 
 // demoSenders is who sends what into which leaf. The one for the rest is started
-// without run: nothing binds it.
+// without run: nothing binds it. Calls takes all that it is guaranteed, so that the
+// link alone lends: what two lend at once HTB shares less exactly (README.md).
 var demoSenders = []demoSender{
-	{Path: "eth0/office/calls", Protocol: "udp", Rate: 8 * hierarchy.Mbit, Port: 5001},
+	{Path: "eth0/office/calls", Protocol: "udp", Rate: 10 * hierarchy.Mbit, Port: 5001},
 	{Path: "eth0/office/work", Protocol: "tcp", Flows: 4, Port: 5002},
 	{Path: "eth0/guests/alice", Protocol: "tcp", Flows: 4, Port: 5003},
 	{Path: "eth0/guests/bob", Protocol: "udp", Rate: 90 * hierarchy.Mbit, Port: 5004},
