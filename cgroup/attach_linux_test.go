@@ -182,7 +182,7 @@ func pids(t testing.TB, dir string) []string {
 // empty waits until cgroups are.
 func empty(t testing.TB, dirs ...string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if !slices.ContainsFunc(dirs, func(dir string) bool { return len(pids(t, dir)) > 0 }) {
 			return
 		}

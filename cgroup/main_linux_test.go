@@ -205,14 +205,12 @@ func (n *network) during(t testing.TB, fn func()) map[hierarchy.ClassID]uint64 {
 	fn()
 	// What is forwarded may still be with the thread that does the kernel's soft
 	// interrupts, which gets its turn while this one sleeps.
-	deadline := time.Now().Add(500 * time.Millisecond)
-	for last := was; ; {
+	deadline := time.Now().Add(time.Second)
+	for last, same := was, 0; same < 3 || last == was && time.Now().Before(deadline); same++ {
 		time.Sleep(5 * time.Millisecond)
-		now := n.sent(t)
-		if now == last && (now != was || time.Now().After(deadline)) {
-			break
+		if now := n.sent(t); now != last {
+			last, same = now, 0
 		}
-		last = now
 	}
 	gained := map[hierarchy.ClassID]uint64{}
 	for id, after := range n.counts(t) {

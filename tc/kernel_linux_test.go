@@ -169,10 +169,10 @@ func (b *bench) send(p *lab.Pair, class hierarchy.ClassID, packets int) {
 	}
 }
 
-// eventually waits for a condition, two seconds at most.
+// eventually waits for a condition, a minute at most.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(2 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("did not come about: %s", what)
 		}

@@ -249,7 +249,7 @@ func TestVMLinks(t *testing.T) {
 // may differ at first.
 func compareWithIP(t *testing.T, n *lab.NetNS) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		got := links(t, n)
 		for i := range got {
@@ -375,7 +375,7 @@ func TestKernelLinkStates(t *testing.T) {
 		tt.do()
 		compareWithIP(t, n)
 		d := "never looked"
-		for deadline := time.Now().Add(5 * time.Second); d != "" && time.Now().Before(deadline); { // the kernel takes a while to say so
+		for deadline := time.Now().Add(time.Minute); d != "" && time.Now().Before(deadline); { // the kernel takes a while to say so
 			got := find(t, links(t, n), tt.want.Name)
 			d = cmp.Diff(tt.want, state{got.Name, got.AltNames, got.Up, got.Carrier, got.OperState, got.LowerName})
 		}

@@ -28,7 +28,7 @@ func TestVirtualQueues(t *testing.T) {
 	}{
 		{"pfifo_head_drop", "limit=100", 100 * ms, time.Second}, // does not
 		{"codel", "", 3 * ms, 25 * ms},
-		{"codel", `target="20ms"`, 20 * ms, 80 * ms},
+		{"codel", `target="20ms"`, 20 * ms, 120 * ms},
 		{"pie", "", ms, 25 * ms},
 		{"pie", `target="50ms"`, 20 * ms, 80 * ms},
 		{"fq_pie", "", 0, 10 * ms},

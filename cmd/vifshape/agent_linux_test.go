@@ -315,7 +315,7 @@ func systemSlice(t testing.TB) (dir string) {
 	}
 	t.Cleanup(func() {
 		// A process that has just ended is in its cgroup a little longer.
-		for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 			entries, err := os.ReadDir(dir)
 			for _, e := range entries {
 				if e.IsDir() {

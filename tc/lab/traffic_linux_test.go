@@ -35,7 +35,7 @@ func newSink(t testing.TB, n *lab.NetNS) *lab.Sink {
 // settled waits until a sink has read what is still in its sockets.
 func settled(t *testing.T, s *lab.Sink, packets uint64) lab.Count {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		c := s.Count(port)
 		if c.Packets >= packets || time.Now().After(deadline) {
