@@ -49,7 +49,7 @@ type Config struct {
 	Tools   []string      // programs of the host to copy with their libraries, unless missing
 	Without []string      // modules that the machine shall lack
 	Memory  int           // MiB; 0 is 512
-	Timeout time.Duration // for the whole machine; 0 is 10 minutes
+	Timeout time.Duration // for the whole machine; 0 is 20 minutes
 	Output  io.Writer     // of the program; nil: thrown away
 	Console io.Writer     // of the kernel; nil: shown only in an error
 }
@@ -68,7 +68,7 @@ func Boot(ctx context.Context, c Config) (status int, err error) {
 		c.Memory = 512
 	}
 	if c.Timeout == 0 {
-		c.Timeout = 10 * time.Minute
+		c.Timeout = 20 * time.Minute
 	}
 	if c.Output == nil {
 		c.Output = io.Discard
