@@ -1,6 +1,7 @@
 package tc_test
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -28,7 +29,7 @@ func TestVirtualQueues(t *testing.T) {
 	}{
 		{"pfifo_head_drop", "limit=100", 100 * ms, time.Second}, // does not
 		{"codel", "", 3 * ms, 25 * ms},
-		{"codel", `target="20ms"`, 20 * ms, 120 * ms},
+		{"codel", `target="20ms"`, 20 * ms, 80 * ms},
 		{"pie", "", ms, 25 * ms},
 		{"pie", `target="50ms"`, 20 * ms, 80 * ms},
 		{"fq_pie", "", 0, 10 * ms},
@@ -60,21 +61,26 @@ func TestVirtualQueues(t *testing.T) {
 				t.Fatal(err)
 			}
 			time.Sleep(5 * time.Second) // until they have settled
-			before := sink.Count(9)
-			l, err := lab.Measure(t.Context(), lab.Probe{NetNS: p.Near, To: netip.AddrPortFrom(p.Far4, 10), Count: 500, Interval: 10 * time.Millisecond, Control: into(id)})
-			if err != nil {
-				t.Fatal(err)
+			for _, wrong := range again(func(times int) (wrong []string) {
+				before := sink.Count(9)
+				l, err := lab.Measure(t.Context(), lab.Probe{NetNS: p.Near, To: netip.AddrPortFrom(p.Far4, 10), Count: 500 * times, Interval: 10 * time.Millisecond, Control: into(id)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				rate := sink.Count(9).WireRate(before)
+				t.Logf("median %v, 99 %% %v, %d of %d lost, %v", l.There.P50, l.There.P99, l.Lost, l.Sent, rate)
+				if l.There.P50 < tt.shortest || l.There.P50 > tt.longest {
+					wrong = append(wrong, fmt.Sprintf("median %v, want %v to %v", l.There.P50, tt.shortest, tt.longest))
+				}
+				if rate < 9500*hierarchy.Kbit {
+					wrong = append(wrong, fmt.Sprintf("the connections got %v", rate))
+				}
+				return wrong
+			}, func(wrong []string) bool { return len(wrong) > 0 }) {
+				t.Error(wrong)
 			}
-			rate := sink.Count(9).WireRate(before)
 			if err := load.Stop(); err != nil {
 				t.Error(err)
-			}
-			t.Logf("median %v, 99 %% %v, %d of %d lost, %v", l.There.P50, l.There.P99, l.Lost, l.Sent, rate)
-			if l.There.P50 < tt.shortest || l.There.P50 > tt.longest {
-				t.Errorf("median %v, want %v to %v", l.There.P50, tt.shortest, tt.longest)
-			}
-			if rate < 9500*hierarchy.Kbit {
-				t.Errorf("the connections got %v", rate)
 			}
 		})
 	}

@@ -259,9 +259,19 @@ func worst(all []share) (worst share) {
 	return worst
 }
 
+// again looks once more, four times as long, where a first look is off. What chance did
+// evens out; a fault does not.
+func again[T any](look func(times int) T, off func(T) bool) T {
+	got := look(1)
+	if off(got) {
+		got = look(4)
+	}
+	return got
+}
+
 // phase makes the tree what text says, and the traffic, lets it run for settle and
-// counts for the time of window. Where a share is further off than bound it counts once
-// more, for longer: how flows of TCP meet is chance, and evens out.
+// counts for the time of window, and [again] where a share is further off than bound: how
+// flows of TCP meet is chance.
 func (f *field) phase(text string, settle, window time.Duration, bound float64) (*hierarchy.Tree, []share) {
 	f.t.Helper()
 	spec, senders := plot(f.t, f.Name, text)
@@ -301,12 +311,12 @@ func (f *field) phase(text string, settle, window time.Duration, bound float64) 
 		}
 	}
 	time.Sleep(settle)
-	look := func(window time.Duration) (shares []share) {
+	return tree, again(func(times int) (shares []share) {
 		before := map[string]lab.Count{}
 		for _, s := range senders {
 			before[key(s)] = f.count(key(s))
 		}
-		time.Sleep(window)
+		time.Sleep(time.Duration(times) * window)
 		got := map[hierarchy.Path]hierarchy.Bandwidth{}
 		for _, s := range senders {
 			got[s.path] += f.count(key(s)).WireRate(before[key(s)])
@@ -317,12 +327,7 @@ func (f *field) phase(text string, settle, window time.Duration, bound float64) 
 			}
 		}
 		return shares
-	}
-	shares := look(window)
-	if math.Abs(worst(shares).off()) > bound {
-		shares = look(4 * window)
-	}
-	return tree, shares
+	}, func(shares []share) bool { return math.Abs(worst(shares).off()) > bound })
 }
 
 func (f *field) count(key string) lab.Count {

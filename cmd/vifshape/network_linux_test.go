@@ -382,8 +382,8 @@ func (s *stream) passed() (lost int) {
 		s.n.Fatal(err)
 	}
 	s.n.Logf("%d datagrams, %d lost, the longest silence was %v", sent, sent-received, s.silence)
-	longest := time.Second // a busy machine takes its time
-	if vm.Inside() {       // where a processor that is shared, or emulated, may stand still itself
+	longest := 200 * time.Millisecond
+	if vm.Inside() { // where a processor that is shared, or emulated, may stand still itself
 		longest = 5 * time.Second
 	}
 	if received == 0 || s.silence > longest {
