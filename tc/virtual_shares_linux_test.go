@@ -8,19 +8,16 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
 // In virtual time what a tree does to its traffic is the same on every machine.
 func TestVMVirtualTime(t *testing.T) {
 	t.Parallel()
-	k := vm.VirtualTime()
-	tctest.Require(t, k.Ready(), fmt.Sprintf("kernel %v: go run ./tc/tctest/vm/vmrun -kernel %v", k, k))
 	for _, tests := range []string{"^TestVirtualShares$", "^TestVirtual(Latency|Rates)$"} {
 		t.Run(tests, func(t *testing.T) {
 			t.Parallel()
-			vm.Run(t, k, vm.V2, "", "-test.run="+tests)
+			vm.Run(t, vm.VirtualTime(), vm.V2, "", "-test.run="+tests)
 		})
 	}
 }

@@ -166,7 +166,7 @@ func TestKernelDoctorInterface(t *testing.T) {
 			} else if s, text, _, _ := n.of(n.diagnose(dev), x.topic); s != "good" && x.pair == (lab.PairConfig{}) {
 				t.Errorf("before: %s: %s", s, text)
 			}
-			tctest.Output(t, n.Near, "sh", "-ec", x.make)
+			n.shell(x.make)
 			s, text, fix, _ := n.of(n.diagnose(dev), x.topic)
 			if s != "weaker" || !strings.Contains(text, x.text) {
 				t.Errorf("%s: %s; want weaker and %q", s, text, x.text)
@@ -177,7 +177,7 @@ func TestKernelDoctorInterface(t *testing.T) {
 			if len(fix) != 1 {
 				t.Fatalf("commands %q", fix)
 			}
-			tctest.Output(t, n.Near, "sh", "-ec", fix[0])
+			n.shell(fix[0])
 			if s, text, _, _ := n.of(n.diagnose("eth0"), x.topic); s != "good" {
 				t.Errorf("after %s: %s: %s", fix[0], s, text)
 			}
@@ -216,7 +216,7 @@ func TestKernelDoctorPackets(t *testing.T) {
 			if len(fix) == 0 || fix[0] != x.fix {
 				t.Fatalf("commands %q, want %s first", fix, x.fix)
 			}
-			tctest.Output(t, n.Near, "sh", "-ec", fix[0])
+			n.shell(fix[0])
 			d = n.diagnose("--policy", file)
 			if s, text, _, _ := d.find(t, "policy", "packets"); s == "weaker" {
 				t.Errorf("after %s: %s", fix[0], text)
@@ -244,7 +244,7 @@ func TestKernelDoctorMTU(t *testing.T) {
 			if x.fix == "" {
 				return
 			}
-			tctest.Output(t, n.Near, "sh", "-ec", fix[0])
+			n.shell(fix[0])
 			d = n.diagnose("--policy", file)
 			if s, text, _, _ := d.find(t, "policy", "mtu"); s != "" {
 				t.Errorf("after %s: %s: %s", fix[0], s, text)
@@ -313,7 +313,7 @@ func TestKernelDoctorVerdict(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			n := newNetwork(t)
 			tctest.Require(t, n.diagnose().OK, "a kernel on which trees can be bound")
-			tctest.Output(t, n.Near, "sh", "-ec", x.make)
+			n.shell(x.make)
 			file := n.policy("policy.toml", x.policy)
 			d := n.diagnose("--policy", file)
 			var stops []string

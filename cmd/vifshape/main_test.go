@@ -98,6 +98,7 @@ func scripts(t *testing.T, dir string, setup func(*testscript.Env) error) testsc
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", bin+string(filepath.ListSeparator)+e.Getenv("PATH"))
+			e.Values[testKey{}] = e.T()
 			if setup == nil {
 				return nil
 			}
@@ -110,7 +111,20 @@ func scripts(t *testing.T, dir string, setup func(*testscript.Env) error) testsc
 			}
 			return false, fmt.Errorf("no condition %q", cond)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitStatus},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitStatus, "needs": needs},
+	}
+}
+
+// testKey is under which a script finds its test.
+type testKey struct{}
+
+// needs skips a script where a program is not installed: needs tc ip.
+func needs(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: needs program...")
+	}
+	for _, p := range args {
+		tctest.RequireProgram(ts.Value(testKey{}).(testing.TB), p)
 	}
 }
 

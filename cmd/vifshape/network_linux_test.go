@@ -237,6 +237,15 @@ func (n *network) failed(r result, code int, words string) {
 	}
 }
 
+// shell runs commands of iproute2 in the near namespace.
+func (n *network) shell(script string) {
+	n.Helper()
+	for _, p := range []string{"tc", "ip"} {
+		tctest.RequireProgram(n, p)
+	}
+	tctest.Output(n, n.Near, "sh", "-ec", script)
+}
+
 // state is what the kernel has on the shaped interface, read by package tc.
 func (n *network) state() hierarchy.State {
 	n.Helper()

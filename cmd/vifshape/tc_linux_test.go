@@ -52,7 +52,7 @@ func TestKernelPlanTC(t *testing.T) {
 		t.Errorf("got\n%swant %s first", script, root)
 	}
 	ours.ok("apply", file)
-	tctest.Output(t, theirs.Near, "sh", "-ec", script)
+	theirs.shell(script)
 	ours.sameAsTC(ours.state(), theirs.state())
 	if a, b := rootOptions(ours), rootOptions(theirs); a != b {
 		t.Errorf("root options %q by vifshape, %q by tc", a, b)
@@ -63,7 +63,7 @@ func TestKernelPlanTC(t *testing.T) {
 		`kind = "bfifo", limit = "123456b"`, `kind = "pfifo", limit = 44`).Replace(everything))
 	script = ours.ok("plan", "--tc", file)
 	ours.ok("apply", file)
-	tctest.Output(t, theirs.Near, "sh", "-ec", script)
+	theirs.shell(script)
 	ours.sameAsTC(ours.state(), theirs.state())
 
 	// And an end of it all.
@@ -72,7 +72,7 @@ func TestKernelPlanTC(t *testing.T) {
 	if err := writeTC(&end, empty); err != nil {
 		t.Fatal(err)
 	}
-	tctest.Output(t, theirs.Near, "sh", "-ec", end.String())
+	theirs.shell(end.String())
 	theirs.clean()
 }
 

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -14,8 +12,8 @@ import (
 // TestVMWithout: where the kernel lacks what the best way of binding needs, apply and
 // doctor take the next that works, and say the same.
 func TestVMWithout(t *testing.T) {
-	tctest.Require(t, !vm.Inside(), "a machine that can boot another")
-	tctest.Require(t, !testing.Short(), "time to boot, and -short is given")
+	kernel := vm.Debian("linux-image-cloud-amd64")
+	vm.RequireKernel(t, kernel)
 	program := vm.Build(t, ".")
 	for _, tt := range []struct {
 		without string
@@ -28,13 +26,11 @@ func TestVMWithout(t *testing.T) {
 	} {
 		t.Run(tt.without, func(t *testing.T) {
 			var out strings.Builder
-			kernel := vm.Debian("linux-image-cloud-amd64")
 			status, err := vm.Boot(t.Context(), vm.Config{
 				Kernel: kernel, Program: program, Args: []string{"-test.v", "-test.run=^TestKernelDoctorFacts$"},
 				Env: []string{wayEnv + "=" + tt.way, "VIFSHAPE_NO_SKIP=1"}, Tools: []string{"tc", "ip"}, Without: strings.Split(tt.without, ","), Output: &out,
 				Timeout: 3 * time.Minute,
 			})
-			tctest.Require(t, !errors.Is(err, vm.ErrNoKernel), fmt.Sprintf("kernel %v (%v)", kernel, err))
 			if t.Log(out.String()); err != nil || status != 0 {
 				t.Errorf("status %d, %v", status, err)
 			}
@@ -44,3 +40,26 @@ func TestVMWithout(t *testing.T) {
 
 // wayEnv is the variable with the way that doctor has to name; unset: any.
 const wayEnv = "VIFSHAPE_TEST_WAY"
+
+// TestSkippedWithout: tests skip what is not installed.
+func TestSkippedWithout(t *testing.T) {
+	tctest.RequireRoot(t)
+	tctest.Require(t, !testing.Short(), "time, and -short is given")
+	for _, tt := range []struct{ without, test string }{
+		{"tc", "TestKernelPlanTC"},
+		{"tc", "TestKernelScript/foreign"},
+		{"ip", "TestKernelScript/rename"},
+		{"ip", "TestKernelDoctorInterface/bridge_of_containers"},
+		{"iperf3", "TestKernelRealPrograms"},
+		{"nginx", "TestKernelRealPrograms"},
+		{"curl", "TestKernelRealPrograms"},
+		{"gcc", "TestKernelOrdinaryPrograms"},
+		{"qemu-system-x86_64", "TestVMWithout"},
+	} {
+		reason := "program " + tt.without
+		if tt.test == "TestVMWithout" {
+			reason = "kernel linux-image-cloud-amd64"
+		}
+		tctest.SkippedWithout(t, []string{tt.without}, tt.test, reason)
+	}
+}

@@ -48,11 +48,10 @@ func NetNS(t testing.TB) *lab.NetNS {
 }
 
 // TC runs iproute2's tc with args in the namespace and returns what it prints,
-// for checks against an implementation that is not ours. It skips the test when
-// tc is not installed.
+// for checks against an implementation that is not ours.
 func TC(t testing.TB, n *lab.NetNS, args ...string) string {
 	t.Helper()
-	return Output(t, n, RequireProgram(t, "tc"), args...)
+	return Output(t, n, "tc", args...)
 }
 
 // TCJSON runs "tc -s -j" and decodes what it prints. tc prints qdiscs, filters
@@ -114,10 +113,10 @@ func TCClasses(t testing.TB, n *lab.NetNS, dev string) []TCClass {
 }
 
 // Output runs a program in the namespace and returns its standard output. The
-// test fails when the program does.
+// test fails when the program does, and is skipped when it is not installed.
 func Output(t testing.TB, n *lab.NetNS, program string, args ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd := exec.CommandContext(t.Context(), RequireProgram(t, program), args...)
 	var stdout, stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := n.Start(cmd)

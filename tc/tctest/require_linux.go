@@ -6,6 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,6 +65,39 @@ func RequireProgram(t testing.TB, name string) string {
 	p, err := exec.LookPath(name)
 	Require(t, err == nil, "program "+name)
 	return p
+}
+
+// SkippedWithout runs a test of the running binary, "TestX" or "TestX/sub", where
+// programs are not installed, and holds that it is skipped with a reason: a machine
+// without them has a green run, one that may not skip has not. env is added to the
+// environment.
+func SkippedWithout(t *testing.T, programs []string, test, reason string, env ...string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, from := range filepath.SplitList(os.Getenv("PATH")) {
+		files, _ := os.ReadDir(from) // a part of PATH need not be there
+		for _, f := range files {
+			if slices.Contains(programs, f.Name()) {
+				continue
+			}
+			if err := os.Symlink(filepath.Join(from, f.Name()), filepath.Join(dir, f.Name())); err != nil && !errors.Is(err, os.ErrExist) {
+				t.Fatal(err)
+			}
+		}
+	}
+	run := "-test.run=^" + strings.ReplaceAll(regexp.QuoteMeta(test), "/", "$/^") + "$"
+	for noSkip, end := range map[string]string{"": "SKIP", "1": "FAIL"} {
+		cmd := exec.CommandContext(t.Context(), self, "-test.v", run)
+		cmd.Env = append(os.Environ(), append(env, "PATH="+dir, "VIFSHAPE_SKIP_OK=", "VIFSHAPE_NO_SKIP="+noSkip)...)
+		out, err := cmd.CombinedOutput()
+		if (err != nil) != (end == "FAIL") || !strings.Contains(string(out), "--- "+end+": "+test+" ") || !strings.Contains(string(out), "needs "+reason) {
+			t.Errorf("%s without %q, VIFSHAPE_NO_SKIP=%q: not %s for %q (%v)\n%s", test, programs, noSkip, end, reason, err, out)
+		}
+	}
 }
 
 // RequireQdisc skips the test unless the kernel has a kind of queueing

@@ -8,7 +8,7 @@ dir=$1 pkg=$2 config=$3
 work=$(mktemp -d "$dir/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-apt-get -q download "$pkg" >&2
+apt-get -q -o Acquire::http::Timeout=20 -o Acquire::Retries=1 download "$pkg" >&2
 dpkg-deb --fsys-tarfile "$pkg"_*.deb | tar -x --wildcards "./usr/src/$pkg.tar.xz"
 # Of the largest drivers only Kconfig and Makefile are needed.
 tar -xf "usr/src/$pkg.tar.xz" --exclude='*/Documentation/*.rst' --exclude='*/drivers/gpu/drm/*.[ch]' \

@@ -11,11 +11,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 )
 
-// ErrNoKernel says that a kernel is neither installed nor cached and could not
-// be fetched or built.
+// ErrNoKernel says that a kernel cannot be booted here: what it runs on is not
+// installed, or it is neither installed nor cached and could not be fetched or
+// built.
 var ErrNoKernel = errors.New("no such kernel here")
 
 // Kernel is a kernel to boot. Make one with [UML], [VirtualTime] or [Debian].
@@ -23,6 +25,8 @@ type Kernel struct {
 	name   string
 	uml    bool
 	append string
+	boots  []string // programs that it takes to boot it
+	made   []string // programs that it takes to provide it
 	// provide puts the kernel's files below dir, laid out as in a package.
 	provide func(ctx context.Context, dir string) error
 }
@@ -34,7 +38,7 @@ func (k Kernel) String() string { return k.name }
 // up in a second. It has most queueing disciplines, cls_cgroup and both
 // versions of cgroups, but no BTF, no JIT and one processor.
 func UML() Kernel {
-	return Kernel{name: "uml", uml: true, provide: func(ctx context.Context, dir string) error {
+	return Kernel{name: "uml", uml: true, made: fetched, provide: func(ctx context.Context, dir string) error {
 		return unpack(ctx, dir, "user-mode-linux")
 	}}
 }
@@ -44,14 +48,23 @@ func UML() Kernel {
 // else the host computes. The first use builds it, which takes minutes and
 // needs gcc, make, flex, bison, bc and xz.
 func VirtualTime() Kernel {
-	return Kernel{name: "virtual-time", uml: true, append: "time-travel=inf-cpu", provide: build}
+	return Kernel{
+		name: "virtual-time", uml: true, append: "time-travel=inf-cpu",
+		made: append([]string{"gcc", "make", "flex", "bison", "bc"}, fetched...), provide: build,
+	}
 }
+
+// qemu is the emulator for kernels that are no program.
+const qemu = "qemu-system-x86_64"
+
+// fetched are the programs that it takes to fetch a package of Debian.
+var fetched = []string{"apt-get", "apt-cache", "dpkg-deb", "xz"}
 
 // Debian is the kernel of a Debian package such as "linux-image-cloud-amd64",
 // on an emulated processor: the real thing, but slow. It needs
 // qemu-system-x86_64.
 func Debian(pkg string) Kernel {
-	return Kernel{name: pkg, provide: func(ctx context.Context, dir string) error {
+	return Kernel{name: pkg, boots: []string{qemu}, made: fetched, provide: func(ctx context.Context, dir string) error {
 		return unpack(ctx, dir, pkg)
 	}}
 }
@@ -83,17 +96,13 @@ func (k Kernel) Fetch(ctx context.Context) error {
 	return err
 }
 
-// Ready says whether the kernel can be booted without fetching or building it.
-func (k Kernel) Ready() bool {
-	_, ok := k.look()
-	return ok
-}
-
 // look finds the kernel on the host or in the cache.
 func (k Kernel) look() (files, bool) {
 	dirs := []string{}
 	if k.name == UML().name {
-		dirs = append(dirs, "/")
+		if p, err := exec.LookPath("linux.uml"); err == nil {
+			dirs = append(dirs, filepath.Join(p, "../../.."))
+		}
 	}
 	if cache, err := cacheDir(); err == nil {
 		dirs = append(dirs, filepath.Join(cache, k.name))
@@ -106,20 +115,67 @@ func (k Kernel) look() (files, bool) {
 	return files{}, false
 }
 
-// find is look, but provides what is not there.
+// find is look, but provides what is not there. Nothing is fetched that could not
+// be booted.
 func (k Kernel) find(ctx context.Context) (files, error) {
+	f, err := k.provided(ctx)
+	if err != nil {
+		return files{}, fmt.Errorf("%w: %s: %w", ErrNoKernel, k.name, err)
+	}
+	return f, nil
+}
+
+func (k Kernel) provided(ctx context.Context) (files, error) {
+	if err := installed(k.boots); err != nil {
+		return files{}, err
+	}
 	if f, ok := k.look(); ok {
 		return f, nil
+	}
+	if err := installed(k.made); err != nil {
+		return files{}, err
 	}
 	cache, err := cacheDir()
 	if err != nil {
 		return files{}, err
 	}
 	dir := filepath.Join(cache, k.name)
+	unavailable.Lock()
+	defer unavailable.Unlock()
+	if err := unavailable.why[dir]; err != nil {
+		return files{}, err
+	}
+	if f, err := k.locate(dir); err == nil { // of another that asked at the same time
+		return f, nil
+	}
 	if err := k.fill(ctx, cache, dir); err != nil {
-		return files{}, fmt.Errorf("%w: %s: %w", ErrNoKernel, k.name, err)
+		if ctx.Err() == nil {
+			unavailable.why[dir] = err
+		}
+		return files{}, err
 	}
 	return k.locate(dir)
+}
+
+// unavailable remembers why a kernel could not be provided in a directory: the
+// next test would wait as long for the same answer.
+var unavailable = struct {
+	sync.Mutex
+	why map[string]error
+}{why: map[string]error{}}
+
+// installed says which of the programs are not.
+func installed(programs []string) error {
+	var missing []string
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("not installed: %s", strings.Join(missing, ", "))
+	}
+	return nil
 }
 
 // fill provides the kernel in a directory of its own that gets its name only
@@ -196,7 +252,8 @@ func unpack(ctx context.Context, dir, pkg string) error {
 			break
 		}
 	}
-	if _, err := command(ctx, dir, "apt-get", "-q", "download", pkg); err != nil {
+	// A network that swallows everything is no reason to wait for minutes.
+	if _, err := command(ctx, dir, "apt-get", "-q", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1", "download", pkg); err != nil {
 		return fmt.Errorf("%w (is the package list old? apt-get update)", err)
 	}
 	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))

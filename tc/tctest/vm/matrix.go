@@ -54,6 +54,7 @@ func Matrix(t *testing.T, guests ...Guest) {
 			t.Parallel()
 			places <- struct{}{}
 			defer func() { <-places }()
+			RequireKernel(t, g.Kernel)
 			g.run(t, program)
 		})
 	}

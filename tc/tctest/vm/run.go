@@ -37,8 +37,7 @@ var tools = []string{
 // with -short.
 func Run(t testing.TB, k Kernel, cgroup Layout, program string, args ...string) {
 	t.Helper()
-	tctest.Require(t, !Inside(), "a machine that can boot another")
-	tctest.Require(t, !testing.Short(), "time to boot, and -short is given")
+	RequireKernel(t, k)
 	if program == "" {
 		program = self(t)
 	}
@@ -49,6 +48,19 @@ func Run(t testing.TB, k Kernel, cgroup Layout, program string, args ...string) 
 	}
 	if strings.Contains(out, "no tests to run") {
 		t.Fatal("no test ran")
+	}
+}
+
+// RequireKernel skips the test unless the kernel can be booted, for which it is
+// fetched or built if need be.
+func RequireKernel(t testing.TB, k Kernel) {
+	t.Helper()
+	tctest.Require(t, !Inside(), "a machine that can boot another")
+	tctest.Require(t, !testing.Short(), "time to boot, and -short is given")
+	err := k.Fetch(t.Context())
+	tctest.Require(t, !errors.Is(err, ErrNoKernel), fmt.Sprintf("kernel %v (%v)", k, err))
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -67,7 +79,6 @@ func boot(t testing.TB, k Kernel, cgroup Layout, program, mayLack string, args [
 	status, err := Boot(t.Context(), Config{
 		Kernel: k, Cgroup: cgroup, Program: program, Args: args, Env: env, Dir: dir, Tools: tools, Output: &out,
 	})
-	tctest.Require(t, !errors.Is(err, ErrNoKernel), fmt.Sprintf("kernel %v (%v)", k, err))
 	if err == nil && status != 0 {
 		err = fmt.Errorf("exit status %d", status)
 	}

@@ -438,7 +438,7 @@ func (m *machine) memory() string {
 // on a busy host it may be late, and the kernel panics then. What the processor lacks,
 // and what the kernel leaves out, takes an emulated one a quarter of its time.
 func (m *machine) qemu(ctx context.Context) *exec.Cmd {
-	return exec.CommandContext(ctx, "qemu-system-x86_64",
+	return exec.CommandContext(ctx, qemu,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "qemu64,+cx16,+popcnt,+ssse3,+sse4.1,+sse4.2", "-smp", "1", "-m", strconv.Itoa(m.Memory),
 		"-kernel", m.kernel.image, "-initrd", m.initrd,

@@ -87,22 +87,14 @@ func look(args []string) report {
 }
 
 // config is a machine that runs a program of this test binary.
-func config(t *testing.T, program string) vm.Config {
+func config(t *testing.T, k vm.Kernel, program string) vm.Config {
 	t.Helper()
-	tctest.Require(t, !vm.Inside(), "a machine that can boot another")
-	tctest.Require(t, !testing.Short(), "time to boot, and -short is given")
-	return vm.Config{Kernel: vm.UML(), Program: vm.Build(t, "."), Env: []string{tctest.Program(program)}}
-}
-
-func boot(t *testing.T, c vm.Config) (int, error) {
-	t.Helper()
-	status, err := vm.Boot(t.Context(), c)
-	tctest.Require(t, !errors.Is(err, vm.ErrNoKernel), fmt.Sprintf("kernel %v (%v)", c.Kernel, err))
-	return status, err
+	vm.RequireKernel(t, k)
+	return vm.Config{Kernel: k, Program: vm.Build(t, "."), Env: []string{tctest.Program(program)}}
 }
 
 func TestVMLayouts(t *testing.T) {
-	base := config(t, "report")
+	base := config(t, vm.UML(), "report")
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "testdata"), 0o755); err != nil {
 		t.Fatal(err)
@@ -122,7 +114,7 @@ func TestVMLayouts(t *testing.T) {
 			c.Cgroup, c.Dir, c.Args, c.Tools = layout, dir, []string{"a", "b c"}, []string{"ls", "no-such-tool"}
 			c.Env = append(slices.Clone(c.Env), "VM_TEST=yes")
 			c.Output, c.Console = &out, &console
-			status, err := boot(t, c)
+			status, err := vm.Boot(t.Context(), c)
 			if status != 0 || err != nil {
 				t.Fatalf("status %d, %v\n%s%s", status, err, out.Bytes(), console.Bytes())
 			}
@@ -143,20 +135,20 @@ func TestVMLayouts(t *testing.T) {
 }
 
 func TestVMStatus(t *testing.T) {
-	if status, err := boot(t, config(t, "exit")); status != 3 || err != nil {
+	if status, err := vm.Boot(t.Context(), config(t, vm.UML(), "exit")); status != 3 || err != nil {
 		t.Errorf("status %d, %v", status, err)
 	}
 }
 
 // A machine that hangs is stopped, and nothing is left of it: TestMain looks.
 func TestVMStops(t *testing.T) {
-	c := config(t, "hang")
+	c := config(t, vm.UML(), "hang")
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
 	c.Timeout = 10 * time.Second
 	var out bytes.Buffer
 	c.Output = &out
-	if _, err := boot(t, c); err == nil || !strings.Contains(err.Error(), "the machine was stopped after 10s") {
+	if _, err := vm.Boot(t.Context(), c); err == nil || !strings.Contains(err.Error(), "the machine was stopped after 10s") {
 		t.Errorf("after the timeout: %v", err)
 	}
 	if out.String() != "hanging\n" {
@@ -180,9 +172,9 @@ func TestVMDies(t *testing.T) {
 		"eat":   {"its 128 MiB of memory were not enough", "Out of memory: Killed process"},
 	} {
 		t.Run(program, func(t *testing.T) {
-			c := config(t, program)
+			c := config(t, vm.UML(), program)
 			c.Memory = 128
-			_, err := boot(t, c)
+			_, err := vm.Boot(t.Context(), c)
 			for _, w := range words {
 				if err == nil || !strings.Contains(err.Error(), w) {
 					t.Errorf("not %q: %v", w, err)
@@ -195,7 +187,7 @@ func TestVMDies(t *testing.T) {
 // A host without room for the machine says so, and nothing is left.
 func TestVMNoRoom(t *testing.T) {
 	tctest.RequireRoot(t)
-	base := config(t, "exit")
+	base := config(t, vm.UML(), "exit")
 	for size, words := range map[string]string{
 		"1m":   "no space left on device",
 		"200m": "and the machine's memory takes 1048576: set TMPDIR to a larger place",
@@ -214,7 +206,7 @@ func TestVMNoRoom(t *testing.T) {
 			t.Setenv("GOTMPDIR", "/tmp")
 			c := base
 			c.Memory = 1 << 20 // more than /dev/shm has
-			if _, err := boot(t, c); err == nil || !strings.Contains(err.Error(), words) {
+			if _, err := vm.Boot(t.Context(), c); err == nil || !strings.Contains(err.Error(), words) {
 				t.Errorf("not %q: %v", words, err)
 			}
 			if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
@@ -227,7 +219,7 @@ func TestVMNoRoom(t *testing.T) {
 // A machine goes with the process that booted it, however that ends.
 func TestVMKilled(t *testing.T) {
 	tctest.RequireRoot(t)
-	c := config(t, "")
+	c := config(t, vm.UML(), "")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.Program)
@@ -288,9 +280,9 @@ func children(t *testing.T, parent int) (pids []int) {
 
 // An hour of virtual time is soon over.
 func TestVMVirtualTime(t *testing.T) {
-	c := config(t, "hang")
-	c.Kernel, c.Timeout = vm.VirtualTime(), time.Minute
-	if status, err := boot(t, c); status != 0 || err != nil {
+	c := config(t, vm.VirtualTime(), "hang")
+	c.Timeout = time.Minute
+	if status, err := vm.Boot(t.Context(), c); status != 0 || err != nil {
 		t.Errorf("status %d, %v", status, err)
 	}
 }
@@ -303,6 +295,31 @@ func TestVM(t *testing.T) {
 	)
 }
 
+// A kernel that cannot be booted here is not fetched either, and what wants it is
+// skipped.
+func TestSkippedWithout(t *testing.T) {
+	tctest.Require(t, !vm.Inside(), "a machine that can boot another")
+	tctest.Require(t, !testing.Short(), "time to boot, and -short is given")
+	for _, tt := range []struct {
+		without      []string
+		test, reason string
+	}{
+		{[]string{"qemu-system-x86_64"}, "TestVM/linux-image-cloud-amd64_v2", "kernel linux-image-cloud-amd64 (no such kernel here: linux-image-cloud-amd64: not installed: qemu-system-x86_64)"},
+		{[]string{"linux.uml", "apt-get"}, "TestVMStatus", "kernel uml (no such kernel here: uml: not installed: apt-get)"},
+		{[]string{"linux.uml", "dpkg-deb", "xz"}, "TestVMDies/panic", "kernel uml (no such kernel here: uml: not installed: dpkg-deb, xz)"},
+		{[]string{"flex", "bison"}, "TestVMVirtualTime", "kernel virtual-time (no such kernel here: virtual-time: not installed: flex, bison)"},
+	} {
+		cache := t.TempDir()
+		tctest.SkippedWithout(t, tt.without, tt.test, tt.reason, "VIFSHAPE_VM_CACHE="+cache)
+		if left, err := os.ReadDir(cache); err != nil || len(left) != 0 {
+			t.Errorf("without %q: fetched %v, %v", tt.without, left, err)
+		}
+	}
+	if os.Geteuid() == 0 {
+		tctest.SkippedWithout(t, []string{"linux.uml", "apt-get"}, "TestVMKilled", "kernel uml", "VIFSHAPE_VM_CACHE="+t.TempDir())
+	}
+}
+
 func TestVMRefuses(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
@@ -312,9 +329,11 @@ func TestVMRefuses(t *testing.T) {
 		t.Errorf("layout: %v", err)
 	}
 	t.Setenv("VIFSHAPE_VM_CACHE", t.TempDir())
-	t.Setenv("PATH", "") // no apt
-	if _, err := vm.Boot(t.Context(), vm.Config{Kernel: vm.Debian("linux-image-nosuch"), Program: self}); !errors.Is(err, vm.ErrNoKernel) {
-		t.Errorf("kernel: %v", err)
+	t.Setenv("PATH", "") // no qemu, and no apt
+	for _, k := range []vm.Kernel{vm.UML(), vm.Debian("linux-image-nosuch")} {
+		if _, err := vm.Boot(t.Context(), vm.Config{Kernel: k, Program: self}); !errors.Is(err, vm.ErrNoKernel) {
+			t.Errorf("kernel %v: %v", k, err)
+		}
 	}
 }
 
@@ -334,13 +353,13 @@ func TestNamed(t *testing.T) {
 // was told to lack.
 func TestVMModules(t *testing.T) {
 	vm.Run(t, vm.UML(), vm.V2, "", "-test.run=^TestKernelKinds$")
-	c := config(t, "")
+	c := config(t, vm.UML(), "")
 	c.Env = []string{"VIFSHAPE_NO_SKIP=1", "VIFSHAPE_SKIP_OK=root"}
 	c.Args = []string{"-test.v", "-test.run=^TestKernelKinds$"}
 	c.Without = []string{"sch_sfq", "bonding"}
 	var out bytes.Buffer
 	c.Output = &out
-	status, err := boot(t, c)
+	status, err := vm.Boot(t.Context(), c)
 	if err != nil || status != 1 {
 		t.Fatalf("status %d, %v\n%s", status, err, out.String())
 	}
