@@ -36,7 +36,8 @@ func (k Kernel) String() string { return k.name }
 
 // UML is user-mode Linux as Debian packages it: Linux as an ordinary process,
 // up in a second. It has most queueing disciplines, cls_cgroup and both
-// versions of cgroups, but no BTF, no JIT and one processor.
+// versions of cgroups, but no BTF, no JIT and one processor. On a processor with
+// AMX it takes gcc.
 func UML() Kernel {
 	return Kernel{name: "uml", uml: true, made: fetched, provide: func(ctx context.Context, dir string) error {
 		return unpack(ctx, dir, "user-mode-linux")
@@ -126,7 +127,11 @@ func (k Kernel) find(ctx context.Context) (files, error) {
 }
 
 func (k Kernel) provided(ctx context.Context) (files, error) {
-	if err := installed(k.boots); err != nil {
+	boots := k.boots
+	if k.uml && wide() {
+		boots = []string{"gcc"}
+	}
+	if err := installed(boots); err != nil {
 		return files{}, err
 	}
 	if f, ok := k.look(); ok {
@@ -155,6 +160,13 @@ func (k Kernel) provided(ctx context.Context) (files, error) {
 		return files{}, err
 	}
 	return k.locate(dir)
+}
+
+// wide says whether the processor has more registers than user-mode Linux knows;
+// xstate.c is for that.
+func wide() bool {
+	b, _ := os.ReadFile("/proc/cpuinfo") // that cannot be read: no
+	return strings.Contains(string(b), " amx_tile")
 }
 
 // unavailable remembers why a kernel could not be provided in a directory: the

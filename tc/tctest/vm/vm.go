@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -292,7 +293,9 @@ func (m *machine) start(ctx context.Context) (output *os.File, wait func() error
 	defer w.Close()
 	var cmd *exec.Cmd
 	if m.Kernel.uml {
-		cmd = m.uml(ctx)
+		if cmd, err = m.uml(ctx); err != nil {
+			return nil, nil, err
+		}
 		cmd.Stdout, cmd.ExtraFiles = console, []*os.File{w}
 	} else {
 		cmd = m.qemu(ctx)
@@ -379,7 +382,7 @@ func (m *machine) pin() (free func(), err error) {
 
 // uml is the command line of user-mode Linux. Its second serial line is
 // descriptor 3.
-func (m *machine) uml(ctx context.Context) *exec.Cmd {
+func (m *machine) uml(ctx context.Context) (*exec.Cmd, error) {
 	cmd := exec.CommandContext(ctx, m.kernel.image,
 		fmt.Sprintf("mem=%dM", m.Memory), "initrd="+m.initrd, "uml_dir="+m.dir, "umid=machine",
 		"con=null", "con0=null,fd:1", "console=tty0", "ssl=null", "ssl1=null,fd:3", "panic=-1", "quiet")
@@ -387,8 +390,21 @@ func (m *machine) uml(ctx context.Context) *exec.Cmd {
 		cmd.Args = append(cmd.Args, strings.Fields(m.Kernel.append)...)
 	}
 	cmd.Env = append(os.Environ(), "TMPDIR="+m.memory())
-	return cmd
+	if !wide() {
+		return cmd, nil
+	}
+	library := filepath.Join(m.dir, "xstate.so")
+	gcc := exec.CommandContext(ctx, "gcc", "-O1", "-shared", "-fPIC", "-o", library, "-x", "c", "-")
+	gcc.Stdin = strings.NewReader(xstate)
+	if out, err := gcc.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build what user-mode Linux takes on this processor: %w: %s", err, out)
+	}
+	cmd.Env = append(cmd.Env, "LD_PRELOAD="+library)
+	return cmd, nil
 }
+
+//go:embed xstate.c
+var xstate string
 
 // room says whether the memory file of user-mode Linux finds a place: it has
 // holes, and a disk that becomes full ends the machine without a word.
