@@ -116,6 +116,7 @@ func TestKernelEgress(t *testing.T) {
 
 // What others have at the hooks stays, and stays reachable.
 func TestKernelEgressForeign(t *testing.T) {
+	tctest.RequireProgram(t, "tc")
 	b, p := veth(t)
 	run := func(args string) { tctest.TC(t, p.Near, strings.Fields(args)...) }
 	prog := classify(t, hierarchy.ID(2))
@@ -167,6 +168,7 @@ func TestKernelEgressForeign(t *testing.T) {
 // TestKernelIngress: programs at the ingress of another interface, of two interfaces
 // that do not know of each other.
 func TestKernelIngress(t *testing.T) {
+	tctest.RequireProgram(t, "tc")
 	b, p := veth(t)
 	a, c := b.Device, open(t, p.Near, "lo").Device
 	const port = "port0"

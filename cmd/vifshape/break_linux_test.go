@@ -414,6 +414,7 @@ func (n *network) inMounts(script string, args ...string) result {
 
 // TestKernelMounts runs the program where file systems are not as usual.
 func TestKernelMounts(t *testing.T) {
+	tctest.RequireProgram(t, "tc")
 	n := newNetwork(t)
 	file := n.policy("policy.toml", smallPolicy)
 	const (

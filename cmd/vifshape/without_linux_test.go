@@ -45,21 +45,18 @@ const wayEnv = "VIFSHAPE_TEST_WAY"
 func TestSkippedWithout(t *testing.T) {
 	tctest.RequireRoot(t)
 	tctest.Require(t, !testing.Short(), "time, and -short is given")
-	for _, tt := range []struct{ without, test string }{
-		{"tc", "TestKernelPlanTC"},
-		{"tc", "TestKernelScript/foreign"},
-		{"ip", "TestKernelScript/rename"},
-		{"ip", "TestKernelDoctorInterface/bridge_of_containers"},
-		{"iperf3", "TestKernelRealPrograms"},
-		{"nginx", "TestKernelRealPrograms"},
-		{"curl", "TestKernelRealPrograms"},
-		{"gcc", "TestKernelOrdinaryPrograms"},
-		{"qemu-system-x86_64", "TestVMWithout"},
+	for _, tt := range []struct{ without, test, reason string }{
+		{"tc", "TestKernelPlanTC", "program tc"},
+		{"tc", "TestKernelScript/foreign", "program tc"},
+		{"tc", "TestKernelMounts", "program tc"},
+		{"ip", "TestKernelScript/ls", "program ip"},
+		{"ip", "TestKernelDoctorInterface/bridge_of_containers", "program "},
+		{"iperf3", "TestKernelRealPrograms", "program "},
+		{"nginx", "TestKernelRealPrograms", "program nginx"},
+		{"curl", "TestKernelRealPrograms", "program "},
+		{"gcc", "TestKernelOrdinaryPrograms", "program "},
+		{"qemu-system-x86_64", "TestVMWithout", "kernel linux-image-cloud-amd64 "},
 	} {
-		reason := "program " + tt.without
-		if tt.test == "TestVMWithout" {
-			reason = "kernel linux-image-cloud-amd64"
-		}
-		tctest.SkippedWithout(t, []string{tt.without}, tt.test, reason)
+		tctest.SkippedWithout(t, []string{tt.without}, tt.test, tt.reason)
 	}
 }
