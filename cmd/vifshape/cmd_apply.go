@@ -2,14 +2,17 @@ package main
 
 import (
 	"context"
+	"strings"
 
 	"github.com/spf13/cobra"
+
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
 type applyOptions struct {
 	binding string
 	verbose bool
+	all     bool
 }
 
 func newApplyCommand(e *env) *cobra.Command {
@@ -29,13 +32,19 @@ the kernel when the first apply puts a tree below an interface, when clear takes
 it away, and when a branch's queue is made anew because it becomes one of another
 kind; plan and apply warn of the last.
 
+Where interfaces of the policy are not there (a VPN that is down, a stick that is
+unplugged), the others are shaped, each that is missing is named, and the exit status
+is 6; where none is there it is 1. --all-or-nothing changes nothing unless all are
+there.
+
 Killed at any point, the interface goes on passing traffic, the next apply
 carries on, and clear takes away what there is.
-` + exitHelp,
+` + strings.Replace(exitHelp, "  130", "  6    done, but for interfaces of the policy that are not there\n  130", 1),
 		Args: args(1, 1, "one policy file"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.apply(c.Context(), a[0], o) }),
 	}
 	c.Flags().StringVar(&o.binding, "binding", "", bindingHelp)
+	c.Flags().BoolVar(&o.all, "all-or-nothing", false, allOrNothingHelp)
 	c.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "print what is changed")
 	return c
 }
@@ -60,6 +69,10 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return err
 	}
 	defer release(all)
+	if o.all && len(m.absent) > 0 {
+		return m.noneThere()
+	}
+	m.absentRemarks()
 	var plans []hierarchy.Plan
 	for _, x := range all {
 		if x.blind != nil {
@@ -76,7 +89,9 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return err
 	}
 	if o.verbose {
-		return e.writePlans(plans, planOptions{})
+		if err := m.writePlans(plans, planOptions{}); err != nil {
+			return err
+		}
 	}
-	return nil
+	return m.partial()
 }

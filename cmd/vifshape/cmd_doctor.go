@@ -44,7 +44,8 @@ EXIT STATUS
   1  it cannot; the findings "missing" marked with "!" say why
   2  wrong flags or arguments
   5  nothing was found that stands in the way, but not all could be tried: root
-     is needed, or root lacks a capability that a finding names`,
+     is needed, or root lacks a capability that a finding names
+  6  it can, but for interfaces of the policy that are not there`,
 		Args: args(0, -1, "names of interfaces"),
 		RunE: func(c *cobra.Command, a []string) error { return e.doctor(c.Context(), a, o) },
 	}
@@ -72,6 +73,9 @@ const (
 	groupInterface = "interface"
 )
 
+// topicAbsent is the topic of interfaces of a policy that are not there.
+const topicAbsent = "interface"
+
 // finding is one thing that doctor looked at. Its JSON form is stable.
 type finding struct {
 	Group     string         `json:"group"`
@@ -93,6 +97,9 @@ type finding struct {
 // stops says whether nothing can be applied because of it.
 func (f *finding) stops() bool { return f.Needed && f.State == missing }
 
+// absent says whether it is about an interface of the policy that is not there.
+func (f *finding) absent() bool { return f.Topic == topicAbsent && f.State == missing }
+
 // place is "policy.toml:7:3: ", as in the messages about a policy.
 func (f *finding) place() string {
 	if f.Line == 0 {
@@ -106,6 +113,7 @@ type verdict string
 
 const (
 	can     verdict = "can"
+	partial verdict = "partial" // but for interfaces that are not there
 	cannot  verdict = "cannot"
 	unclear verdict = "unclear"
 )
@@ -118,6 +126,8 @@ func judge(all []finding) verdict {
 			return cannot
 		case f.Needed && f.State == unknown:
 			v = unclear
+		case f.absent() && v == can:
+			v = partial
 		}
 	}
 	return v
@@ -164,6 +174,8 @@ func (e *env) doctor(ctx context.Context, interfaces []string, o doctorOptions) 
 		return codeError(exitError)
 	case v == unclear:
 		return codeError(exitPrivilege)
+	case v == partial:
+		return codeError(exitAbsent)
 	}
 	return nil
 }
@@ -199,6 +211,8 @@ func (e *env) writeFindings(all []finding, v verdict, policy string) {
 	switch v {
 	case can:
 		e.printf("%s can be applied here\n", what)
+	case partial:
+		e.printf("%s can be applied here, but for interfaces that are not there\n", what)
 	case cannot:
 		e.printf("%s cannot be applied here: see the findings marked with \"!\"\n", what)
 	default:

@@ -14,8 +14,8 @@ import (
 const bindingHelp = "how processes are bound: `auto`, bpf, nft or net_cls (default: the policy's word, else auto)"
 
 type planOptions struct {
-	binding          string
-	tc, json, detail bool
+	binding               string
+	tc, json, detail, all bool
 }
 
 func newPlanCommand(e *env) *cobra.Command {
@@ -26,13 +26,16 @@ func newPlanCommand(e *env) *cobra.Command {
 		Long: `Plan compares a policy with what the kernel has and prints what apply would do,
 in the order it would do it: + creates, ~ changes, - deletes. What stays as it is
 is not listed. It changes nothing and needs no privileges, but without them the
-bindings in force cannot be read, and it says so.
+bindings in force cannot be read, and it says so. Interfaces of the policy that are
+not there are named, and left out as apply leaves them out.
 
 EXIT STATUS
   0  with --detailed-exitcode: there is nothing to change; else: done
   1  an error
   2  with --detailed-exitcode: there is something to change; else: wrong usage
-  5  root is needed, or root lacks a capability that the message names`,
+  5  root is needed, or root lacks a capability that the message names
+  6  interfaces of the policy are not there, and left out; whether there are changes
+     or not`,
 		Args: args(1, 1, "one policy file"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.plan(c.Context(), a[0], o) }),
 	}
@@ -40,6 +43,7 @@ EXIT STATUS
 	f.StringVar(&o.binding, "binding", "", bindingHelp)
 	f.BoolVar(&o.tc, "tc", false, "print the equivalent tc commands")
 	f.BoolVar(&o.json, "json", false, "print JSON")
+	f.BoolVar(&o.all, "all-or-nothing", false, "fail unless every interface of the policy is there")
 	f.BoolVar(&o.detail, "detailed-exitcode", false, "exit with 2 when there are changes")
 	return c
 }
@@ -62,6 +66,10 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 		return err
 	}
 	defer release(all)
+	if o.all && len(m.absent) > 0 {
+		return m.noneThere()
+	}
+	m.absentRemarks()
 	if err := m.linkRemarks(all); err != nil {
 		return err
 	}
@@ -79,24 +87,28 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 			e.notef("%s: bindings are left out: without privileges they can be neither read nor tried", x.tree.Interface)
 		}
 	}
-	if err := e.writePlans(plans, o); err != nil {
+	if err := m.writePlans(plans, o); err != nil {
 		return err
 	}
-	if o.detail && !empty {
-		return codeError(2)
+	if err := m.partial(); err != nil || empty || !o.detail {
+		return err
 	}
-	return nil
+	return codeError(2)
 }
 
-func (e *env) writePlans(plans []hierarchy.Plan, o planOptions) error {
+func (m *machine) writePlans(plans []hierarchy.Plan, o planOptions) error {
 	kinds := newKindTable(tc.Kinds())
 	if o.json {
-		return e.json(planAsJSON(plans))
+		out := planAsJSON(plans)
+		for _, no := range m.absent {
+			out.Missing = append(out.Missing, no.Name)
+		}
+		return m.json(out)
 	}
 	for _, p := range plans {
-		write := func() error { return writePlan(e.stdout, p, kinds) }
+		write := func() error { return writePlan(m.stdout, p, kinds) }
 		if o.tc {
-			write = func() error { return writeTC(e.stdout, p) }
+			write = func() error { return writeTC(m.stdout, p) }
 		}
 		if err := write(); err != nil {
 			return err

@@ -38,7 +38,7 @@ func (n *network) diagnose(args ...string) diagnosis {
 	if err := json.Unmarshal([]byte(r.stdout), &d); err != nil {
 		n.Fatalf("%v: %v", err, r)
 	}
-	if want := map[string]int{"can": 0, "cannot": 1, "unclear": 5}[d.Verdict]; r.code != want || d.OK != (want == 0) {
+	if want := map[string]int{"can": 0, "cannot": 1, "unclear": 5, "partial": exitAbsent}[d.Verdict]; r.code != want || d.OK != (want == 0) {
 		n.Errorf("verdict %q: %v", d.Verdict, r)
 	}
 	return d
@@ -295,7 +295,9 @@ func TestKernelDoctorVerdict(t *testing.T) {
 	}
 	verdicts := []verdict{
 		{"right", "true", eth0, "", 0},
-		{"missing interface", "true", eth0 + "[interface.eth5]\nrate = \"1mbit\"\n", "interface", 4},
+		{"missing interface", "true", "version = 1\n[interface.eth5]\nrate = \"1mbit\"\n", "interface", 2},
+		{"another that is missing", "true", eth0 + "[interface.eth5]\nrate = \"1mbit\"\n", "", 0},
+		{"tags for one that is there", "true", strings.Replace(eth0, "\n", "\nbinding = \"net_cls\"\n", 1) + "[interface.eth5]\nrate = \"1mbit\"\n", "", 0},
 		{"foreign root", "tc qdisc add dev eth0 root handle 7: pfifo", eth0, "root qdisc", 2},
 		{"foreign root, replaced", "tc qdisc add dev eth0 root handle 7: pfifo", eth0 + "replace = true\n", "", 0},
 		{"ingress", "tc qdisc add dev eth0 ingress", eth0, "egress hook", 2},
@@ -333,7 +335,7 @@ func TestKernelDoctorVerdict(t *testing.T) {
 				t.Errorf("what stands in the way (-want +got):\n%s", d)
 			}
 			r := n.run("apply", file)
-			if (r.code == 0) != d.OK {
+			if (r.code == 0) != d.OK || (r.code == exitAbsent) != (d.Verdict == string(partial)) {
 				t.Errorf("verdict %s, and apply: %v", d.Verdict, r)
 			}
 			n.run("clear")

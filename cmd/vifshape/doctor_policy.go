@@ -44,21 +44,33 @@ func (x *examination) policy(file string) ([]string, error) {
 	if x.links, err = x.conn.Links(); err != nil {
 		return nil, err
 	}
-	var names []string
-	way := c.binding()
+	m := &machine{env: x.env, conn: x.conn, store: x.store}
+	devices := map[*hierarchy.Tree]*tc.Device{}
 	for _, t := range p.Trees {
-		d, err := x.conn.Device(t.Interface)
+		d, _, err := m.device(t.Interface)
 		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
-			f := finding{Topic: "interface", State: missing, Needed: true, Text: err.Error()}
-			c.say(hierarchy.Path(t.Interface), "", f)
-			continue
+			m.absent = append(m.absent, unlike(no, p))
+		} else if err != nil {
+			c.say(hierarchy.Path(t.Interface), "", finding{Topic: "name", State: missing, Needed: true, Text: err.Error()})
+		} else {
+			devices[t] = d
 		}
-		if err != nil {
-			return nil, err
+	}
+	for _, no := range m.absent {
+		f := finding{Topic: topicAbsent, State: missing, Needed: len(m.absent) == len(p.Trees), Text: no.Error()}
+		if !f.Needed {
+			f.Follows = "apply shapes the others, and nothing with --all-or-nothing; once it is there, apply again"
 		}
-		names = append(names, d.Name)
-		if err := c.tree(d, t, way); err != nil {
-			return nil, err
+		c.say(hierarchy.Path(no.Name), "", f)
+	}
+	var names []string
+	way := c.binding(len(devices))
+	for _, t := range p.Trees {
+		if d := devices[t]; d != nil {
+			names = append(names, d.Name)
+			if err := c.tree(d, t, way); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if err := c.twice(names); err != nil {
@@ -81,8 +93,8 @@ func (c *policyCheck) say(path hierarchy.Path, key string, f finding) {
 	c.add(f)
 }
 
-// binding finds the way that the policy is bound by.
-func (c *policyCheck) binding() hierarchy.Way {
+// binding finds the way that the policy is bound by, on so many interfaces.
+func (c *policyCheck) binding(interfaces int) hierarchy.Way {
 	f := finding{Topic: "binding", State: missing, Needed: true, Interface: ""}
 	if !c.root() {
 		f.State, f.Text = unknown, "ways of binding could not be tried without privileges"
@@ -102,8 +114,8 @@ func (c *policyCheck) binding() hierarchy.Way {
 		f.Text = fmt.Sprintf("binding %q: no way of it works here", c.policy.Binding)
 		f.Follows = "the findings about binding say why"
 		c.say("", "binding", f)
-	case way.Tagged() && len(c.policy.Trees) > 1:
-		f.Text = fmt.Sprintf("binding %s: one process has one net_cls tag for all interfaces, and the policy shapes %d", way, len(c.policy.Trees))
+	case way.Tagged() && interfaces > 1:
+		f.Text = fmt.Sprintf("binding %s: one process has one net_cls tag for all interfaces, and the policy shapes %d", way, interfaces)
 		c.say("", "binding", f)
 	default:
 		if len(weak) > 0 {

@@ -41,6 +41,11 @@ func (e *env) warnf(format string, args ...any) {
 	fmt.Fprintf(e.stderr, "vifshape: warning: "+format+"\n", args...)
 }
 
+// hintf writes a way on to stderr.
+func (e *env) hintf(format string, args ...any) {
+	fmt.Fprintf(e.stderr, "vifshape: hint: "+format+"\n", args...)
+}
+
 // notef writes a remark to stderr.
 func (e *env) notef(format string, args ...any) {
 	fmt.Fprintf(e.stderr, "vifshape: "+format+"\n", args...)

@@ -23,6 +23,7 @@ const (
 	exitPartly      = 3   // something was changed and could not be put back
 	exitLocked      = 4   // another vifshape is at work; agent: there is one already
 	exitPrivilege   = 5   // root, or a capability of root, is missing
+	exitAbsent      = 6   // done, but for interfaces of the policy that are not there
 	exitCannotRun   = 126 // run: the program is there and cannot be started
 	exitNotFound    = 127 // run: there is no such program
 	exitInterrupted = 130 // Ctrl-C or SIGTERM; what was begun was put back
@@ -122,7 +123,7 @@ func (e *env) report(err error) {
 		}
 		fmt.Fprintf(e.stderr, "vifshape: error: %s\n", text)
 		for _, h := range hints(err) {
-			fmt.Fprintf(e.stderr, "vifshape: hint: %s\n", h)
+			e.hintf("%s", h)
 		}
 	}
 }

@@ -25,6 +25,8 @@ type machine struct {
 	early map[string]hierarchy.State // see ahead
 	tags  []string                   // interfaces of the policy at hand that net_cls tags will bind
 
+	absent []*tc.ErrNoDevice // interfaces of the policy at hand that are not there
+
 	missing map[string]string // of classifiers, once the kernel was asked; see lacks
 
 	watch func(path string, matters func(name string) bool) // is told what bindings go by; may be nil
@@ -255,7 +257,8 @@ func absolute(file string) string {
 }
 
 // targets works out every interface of a policy before the first is changed. It
-// looks at the kernel while the policy is still being parsed.
+// looks at the kernel while the policy is still being parsed. Interfaces that are
+// not there are left out, and noted, unless none is.
 func (m *machine) targets(ctx context.Context, file, binding string, parsing *parsing) ([]*target, error) {
 	m.ahead(ctx)
 	p, err := parsing.wait(ctx)
@@ -268,6 +271,10 @@ func (m *machine) targets(ctx context.Context, file, binding string, parsing *pa
 	var all []*target
 	for i, t := range p.Trees {
 		s, err := m.shaped(t.Interface, binding)
+		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
+			m.absent = append(m.absent, unlike(no, p))
+			continue
+		}
 		if err == nil {
 			x := &target{shaped: s, tree: t}
 			all = append(all, x)
@@ -285,6 +292,9 @@ func (m *machine) targets(ctx context.Context, file, binding string, parsing *pa
 			release(all)
 			return nil, err
 		}
+	}
+	if len(all) == 0 {
+		return nil, m.noneThere()
 	}
 	return all, nil
 }

@@ -16,7 +16,7 @@ func (m *machine) device(iface string) (*tc.Device, *record, error) {
 	d, err := m.conn.Device(iface)
 	var no *tc.ErrNoDevice
 	if errors.As(err, &no) {
-		return nil, nil, m.called(err, iface)
+		return nil, nil, m.called(no, iface)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -29,12 +29,14 @@ func (m *machine) device(iface string) (*tc.Device, *record, error) {
 }
 
 // called says in place of the error that there is no such interface what it is
-// called now, where that is known.
-func (m *machine) called(no error, iface string) error {
+// called now, where that is known. What had a tree was meant, not one with a like
+// name.
+func (m *machine) called(no *tc.ErrNoDevice, iface string) error {
 	r, err := m.store.load(iface)
 	if err != nil || r.Policy == "" {
 		return no
 	}
+	no = &tc.ErrNoDevice{Name: no.Name}
 	links, err := m.conn.Links()
 	if err != nil {
 		return no

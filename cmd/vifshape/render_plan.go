@@ -13,6 +13,7 @@ import (
 // planJSON is the stable form of a plan.
 type planJSON struct {
 	Interfaces []interfacePlanJSON `json:"interfaces"`
+	Missing    []string            `json:"missing,omitempty"` // interfaces of the policy that are not there
 }
 
 type interfacePlanJSON struct {
