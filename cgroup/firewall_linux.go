@@ -31,7 +31,7 @@ func PriorityRules() ([]string, error) {
 	switch {
 	case errors.Is(err, unix.EPERM):
 		return nil, fmt.Errorf("look for firewall rules: %w", privileges(err, unix.CAP_NET_ADMIN))
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP): // no nf_tables in this kernel
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), noNetfilter(err): // no nf_tables in this kernel
 	case err != nil:
 		return nil, fmt.Errorf("look for firewall rules: %w", err)
 	}

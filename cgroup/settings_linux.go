@@ -37,9 +37,10 @@ type Settings struct {
 // ReadSettings reads them. It changes nothing.
 func ReadSettings() (Settings, error) {
 	var s Settings
+	var errs []error
 	b, err := os.ReadFile("/proc/sys/kernel/unprivileged_bpf_disabled")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return s, err
+		errs = append(errs, err)
 	}
 	s.Unprivileged = strings.TrimSpace(string(b))
 	_, err = os.Stat("/sys/kernel/btf/vmlinux")
@@ -48,17 +49,17 @@ func ReadSettings() (Settings, error) {
 	st, err := os.Lstat("/run/systemd/system")
 	s.Systemd = err == nil && st.IsDir()
 	if s.Compiled, err = compiled(); err != nil {
-		return s, err
+		errs = append(errs, err)
 	}
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
 	if err != nil {
-		return s, fmt.Errorf("read mounts: %w", err)
+		errs = append(errs, fmt.Errorf("read mounts: %w", err))
 	}
 	if len(mounts) > 0 {
 		s.Cgroup2, s.Options = mounts[0].Mountpoint, strings.Split(mounts[0].VFSOptions, ",")
 		s.Delegate = slices.Contains(s.Options, "nsdelegate")
 	}
-	return s, nil
+	return s, errors.Join(errs...)
 }
 
 // compiled looks at what becomes of the smallest program there is.

@@ -139,9 +139,7 @@ func (e *env) doctor(ctx context.Context, interfaces []string, o doctorOptions) 
 		return err
 	}
 	defer x.conn.Close()
-	if err := x.machine(); err != nil {
-		return err
-	}
+	x.machine()
 	if o.policy != "" {
 		named, err := x.policy(o.policy)
 		if err != nil {
@@ -151,9 +149,9 @@ func (e *env) doctor(ctx context.Context, interfaces []string, o doctorOptions) 
 			interfaces = named
 		}
 	}
-	if err := x.interfaces(ctx, interfaces, o.policy != ""); err != nil {
-		return err
-	}
+	x.try(finding{Group: groupInterface, Topic: "interfaces"}, func() error {
+		return x.interfaces(ctx, interfaces, o.policy != "")
+	})
 	v := judge(x.all)
 	if o.json {
 		err = e.json(struct {

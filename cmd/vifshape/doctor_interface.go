@@ -35,20 +35,22 @@ func (x *examination) interfaces(ctx context.Context, names []string, policy boo
 			x.add(finding{Group: groupInterface, Interface: n, Topic: "link", State: missing, Needed: true, Text: err.Error()})
 			continue
 		}
-		if err != nil {
+		x.try(finding{Group: groupInterface, Interface: n, Topic: "link"}, func() error {
+			if err == nil {
+				x.iface(ctx, d)
+			}
 			return err
-		}
-		if err := x.iface(ctx, d); err != nil && !errors.Is(err, tc.ErrGone) {
-			return err
-		}
+		})
 	}
 	return nil
 }
 
-func (x *examination) iface(ctx context.Context, d *tc.Device) error {
+// iface says how things stand with an interface. One that vanishes meanwhile says
+// nothing.
+func (x *examination) iface(ctx context.Context, d *tc.Device) {
 	i := slices.IndexFunc(x.links, func(l tc.Link) bool { return l.Index == int(d.Index) })
 	if i < 0 {
-		return nil // it came after the list was read
+		return // it came after the list was read
 	}
 	l := x.links[i]
 	x.hardware[l.Name] = l.Nature == tc.NaturePhysical
@@ -56,48 +58,62 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) error {
 		f.Group, f.Interface = groupInterface, l.Name
 		x.add(f)
 	}
+	try := func(topic string, look func() error) {
+		x.try(finding{Group: groupInterface, Interface: l.Name, Topic: topic}, func() error {
+			if err := look(); !errors.Is(err, tc.ErrGone) {
+				return err
+			}
+			return nil
+		})
+	}
 	say(x.link(l))
-	if f, err := x.queues(d, l); err != nil {
+	try("transmit queues", func() error {
+		f, err := x.queues(d, l)
+		if f.Topic != "" {
+			say(f)
+		}
 		return err
-	} else if f.Topic != "" {
-		say(f)
-	}
+	})
 	var s hierarchy.State
-	if err := d.Read(ctx, &s); err != nil && !errors.Is(err, tc.ErrForeign) {
+	try("root qdisc", func() error {
+		if err := d.Read(ctx, &s); err != nil && !errors.Is(err, tc.ErrForeign) {
+			return err
+		}
+		o, err := d.Others()
+		if err != nil {
+			return err
+		}
+		say(rootFinding(l, s, o))
+		for _, f := range x.hooks(l, o) {
+			say(f)
+		}
+		return nil
+	})
+	try("TCX programs", func() error {
+		tcx, err := cgroup.EgressTCX(d.Index)
+		if len(tcx) > 0 {
+			say(finding{Topic: "TCX programs", State: weaker, Text: "at egress: " + strings.Join(tcx, "; "), Names: tcx,
+				Follows: "they run before the classifier, which gets only packets for which all of them return TCX_NEXT"})
+		}
 		return err
-	}
-	o, err := d.Others()
-	if err != nil {
-		return err
-	}
-	say(rootFinding(l, s, o))
-	for _, f := range x.hooks(l, o) {
-		say(f)
-	}
-	tcx, err := cgroup.EgressTCX(d.Index)
-	if err != nil {
-		return err
-	}
-	if len(tcx) > 0 {
-		say(finding{Topic: "TCX programs", State: weaker, Text: "at egress: " + strings.Join(tcx, "; "), Names: tcx,
-			Follows: "they run before the classifier, which gets only packets for which all of them return TCX_NEXT"})
-	}
+	})
 	if x.store.netNS == "" { // managers name interfaces by their numbers in the initial namespace
 		for _, w := range owners("/", l.Index) {
 			say(finding{Topic: "manager", State: weaker, Text: fmt.Sprintf("%s: section %s of %s", w.name, w.section, w.file),
 				Follows: "it makes its own queues whenever it sets up the interface, in place of vifshape's: take the section out"})
 		}
 	}
-	off, err := d.Offloads()
-	if err != nil {
+	try("packets", func() error {
+		off, err := d.Offloads()
+		if err == nil {
+			root, slowest := rates(s)
+			say(x.packets(l, off, root, slowest))
+		}
 		return err
-	}
-	root, slowest := rates(s)
-	say(x.packets(l, off, root, slowest))
+	})
 	if f, ok := x.bridge(l); ok {
 		say(f)
 	}
-	return nil
 }
 
 // link says what an interface is.

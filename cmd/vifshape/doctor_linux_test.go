@@ -453,6 +453,47 @@ func TestKernelDoctorUnprivileged(t *testing.T) {
 	}
 }
 
+// TestKernelDoctorRefused: a check that fails is one line, and the others are made.
+func TestKernelDoctorRefused(t *testing.T) {
+	n := newNetwork(t)
+	file := n.policy("policy.toml", smallPolicy)
+	topics := func(d diagnosis) map[string]bool {
+		all := map[string]bool{}
+		for _, f := range d.Findings {
+			all[f.Group+" "+f.Topic] = true
+		}
+		return all
+	}
+	args := []string{"doctor", "--json", "--policy", file, n.Dev}
+	before := topics(n.diagnose(args[2:]...))
+	for _, tt := range []struct {
+		what, topic, state, text string
+		without                  []string // which may be missing
+	}{
+		{"nfnetlink", "binding firewall", "good", "no rule writes the priority of packets", nil},
+		{"firewall", "binding firewall", "unknown", "could not be looked at: look for firewall rules: ", nil},
+		{"namespaces", "queueing classifiers", "unknown", "could not be looked at: make a network namespace to ask the kernel in: ", []string{"queueing cls_bpf", "queueing cls_cgroup", "queueing ifb"}},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			r := n.start(tctest.Command(n, "refused", append([]string{tt.what}, args...)...)).wait()
+			var d diagnosis
+			if err := json.Unmarshal([]byte(r.stdout), &d); err != nil || r.stderr != "" {
+				t.Fatalf("%v: %v", err, r)
+			}
+			group, topic, _ := strings.Cut(tt.topic, " ")
+			if state, text, _, _ := d.find(t, group, topic); state != tt.state || !strings.HasPrefix(text, tt.text) {
+				t.Errorf("%s: %s: %s", tt.topic, state, text)
+			}
+			now := topics(d)
+			for x := range before {
+				if !now[x] && !slices.Contains(tt.without, x) {
+					t.Errorf("nothing is said of %s", x)
+				}
+			}
+		})
+	}
+}
+
 func TestOwners(t *testing.T) {
 	root := t.TempDir()
 	for name, text := range map[string]string{

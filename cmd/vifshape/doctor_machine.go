@@ -36,9 +36,6 @@ func (e *env) examine() (*examination, error) {
 	if x.remedies, err = newRemedies(); err != nil {
 		return nil, err
 	}
-	if x.settings, err = cgroup.ReadSettings(); err != nil {
-		return nil, err
-	}
 	if x.store, err = e.store(); err != nil {
 		return nil, err
 	}
@@ -48,8 +45,17 @@ func (e *env) examine() (*examination, error) {
 
 func (x *examination) root() bool { return x.report.Privileges == nil }
 
+// try looks at one thing. That it cannot be looked at is a finding as any other, and
+// ends nothing.
+func (x *examination) try(at finding, look func() error) {
+	if err := look(); err != nil {
+		at.State, at.Text = unknown, "could not be looked at: "+err.Error()
+		x.add(at)
+	}
+}
+
 // machine finds out what concerns every interface.
-func (x *examination) machine() error {
+func (x *examination) machine() {
 	f := finding{Group: groupMachine, Topic: "privileges", State: good, Needed: true, Text: "all that apply, run and clear need"}
 	if !x.root() {
 		f.State, f.Text = unknown, x.report.Privileges.Error()
@@ -60,16 +66,22 @@ func (x *examination) machine() error {
 	}
 	x.add(f)
 	x.add(finding{Group: groupMachine, Topic: "kernel", State: good, Text: fmt.Sprintf("Linux %s (%s)", x.release, runtime.GOARCH)})
-	if err := x.timers(); err != nil {
+	x.try(finding{Group: groupMachine, Topic: "timers"}, x.timers)
+	noClsact := false
+	x.try(finding{Group: groupQueueing, Topic: "htb", Needed: true}, func() (err error) {
+		noClsact, err = x.qdiscs()
 		return err
-	}
-	if err := x.queueing(); err != nil {
-		return err
-	}
+	})
+	x.try(finding{Group: groupQueueing, Topic: "leaf qdiscs", Needed: true}, x.leaves)
+	x.classifiers(noClsact)
 	x.bindings()
+	x.try(finding{Group: groupBinding, Topic: "settings"}, func() (err error) {
+		x.settings, err = cgroup.ReadSettings()
+		return err
+	})
 	x.cgroups()
 	x.bpf()
-	return x.firewall()
+	x.try(finding{Group: groupBinding, Topic: "firewall"}, x.firewall)
 }
 
 func (x *examination) timers() error {
@@ -94,17 +106,26 @@ func timerFinding(hz uint64) finding {
 	return f
 }
 
-// queueing asks for qdiscs, classifiers and interfaces of kind ifb.
-func (x *examination) queueing() error {
+// qdiscs asks for those that every tree takes.
+func (x *examination) qdiscs() (noClsact bool, err error) {
+	lo, err := x.conn.Device("lo")
+	if err != nil {
+		return false, err
+	}
+	lacking, err := lo.Lacks("htb", "clsact")
+	if err != nil {
+		return false, err
+	}
+	x.kind("htb", "sch_htb", true, slices.Contains(lacking, "htb"), "trees are made of it")
+	return slices.Contains(lacking, "clsact"), nil
+}
+
+// leaves asks for the qdiscs that leaves can have.
+func (x *examination) leaves() error {
 	lo, err := x.conn.Device("lo")
 	if err != nil {
 		return err
 	}
-	lacking, err := lo.Lacks("htb", "clsact")
-	if err != nil {
-		return err
-	}
-	x.kind("htb", "sch_htb", true, slices.Contains(lacking, "htb"), "trees are made of it")
 	have, lack, err := lo.LeafKinds()
 	if err != nil {
 		return err
@@ -130,7 +151,7 @@ func (x *examination) queueing() error {
 		x.unsure(&f)
 		x.add(f)
 	}
-	return x.classifiers(slices.Contains(lacking, "clsact"))
+	return nil
 }
 
 // kind adds a finding about a part of the kernel that is there or not.
@@ -153,23 +174,22 @@ func (x *examination) unsure(f *finding) {
 	}
 }
 
-// classifiers asks in a network namespace of its own, where filters can be tried.
-func (x *examination) classifiers(noClsact bool) error {
+// classifiers asks in a network namespace of its own, where filters and interfaces of
+// kind ifb can be tried.
+func (x *examination) classifiers(noClsact bool) {
 	var lacks map[string]string
-	noIFB := false
+	noIFB, tried := false, false
 	if x.root() {
-		err := asked(func(c *tc.Conn, lo *tc.Device) error {
-			has, err := c.HasIFB()
-			if err != nil {
-				return err
-			}
-			noIFB = !has
-			lacks, err = missingClassifiers(lo)
-			return err
+		x.try(finding{Group: groupQueueing, Topic: "classifiers", Needed: true}, func() error {
+			return asked(func(c *tc.Conn, lo *tc.Device) error {
+				has, err := c.HasIFB()
+				noIFB = err == nil && !has
+				var e error
+				lacks, e = missingClassifiers(lo)
+				tried = err == nil && e == nil
+				return errors.Join(err, e)
+			})
 		})
-		if err != nil {
-			return err
-		}
 	}
 	for _, w := range x.report.Ways {
 		if w.Err != nil {
@@ -183,23 +203,23 @@ func (x *examination) classifiers(noClsact bool) error {
 	}
 	program := classifier(x.way) == "bpf"
 	x.kind("clsact", "sch_ingress", program, noClsact, "the place of the program that classifies, for bindings bpf and net_cls")
-	if x.root() {
+	switch {
+	case tried:
 		if !noClsact {
 			x.kind("cls_bpf", "cls_bpf", program, lacks["bpf"] != "", "runs that program")
 			x.kind("cls_cgroup", "cls_cgroup", false, lacks["cgroup"] != "", "for binding cls_cgroup, where BPF is not to be had")
 		}
 		x.kind("ifb", "ifb", false, noIFB, "nothing needs it yet: shaping of received traffic will")
-		return nil
-	}
-	f := finding{Group: groupQueueing, Topic: "cls_bpf", State: good, Needed: program, Text: "runs that program"}
-	if has, known := tc.HasBPF(); !has {
-		f.State, f.Text = unknown, "not to be seen without privileges"
-		if known {
-			f.Text = "not in the lists of this kernel's modules"
+	case !x.root():
+		f := finding{Group: groupQueueing, Topic: "cls_bpf", State: good, Needed: program, Text: "runs that program"}
+		if has, known := tc.HasBPF(); !has {
+			f.State, f.Text = unknown, "not to be seen without privileges"
+			if known {
+				f.Text = "not in the lists of this kernel's modules"
+			}
 		}
+		x.add(f)
 	}
-	x.add(f)
-	return nil
 }
 
 // bindings says which ways there are to tell whose a packet is.

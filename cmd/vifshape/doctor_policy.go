@@ -41,9 +41,10 @@ func (x *examination) policy(file string) ([]string, error) {
 		return nil, err
 	}
 	c := &policyCheck{examination: x, file: file, policy: p}
-	if x.links, err = x.conn.Links(); err != nil {
-		return nil, err
-	}
+	c.try("", "interfaces", func() error {
+		x.links, err = x.conn.Links()
+		return err
+	})
 	m := &machine{env: x.env, conn: x.conn, store: x.store}
 	devices := map[*hierarchy.Tree]*tc.Device{}
 	for _, t := range p.Trees {
@@ -68,18 +69,22 @@ func (x *examination) policy(file string) ([]string, error) {
 	for _, t := range p.Trees {
 		if d := devices[t]; d != nil {
 			names = append(names, d.Name)
-			if err := c.tree(d, t, way); err != nil {
-				return nil, err
-			}
+			c.tree(d, t, way)
 		}
 	}
-	if err := c.twice(names); err != nil {
-		return nil, err
-	}
+	c.try("", "shaped twice", func() error { return c.twice(names) })
 	if c.found == 0 {
 		x.add(finding{Group: groupPolicy, Topic: "policy", State: good, Needed: true, File: file, Text: "nothing stands in its way"})
 	}
 	return names, nil
+}
+
+// try is [examination.try] for an interface of the policy, without which it is not
+// known whether the policy can be applied.
+func (c *policyCheck) try(path hierarchy.Path, topic string, look func() error) {
+	if err := look(); err != nil {
+		c.say(path, "", finding{Topic: topic, State: unknown, Needed: true, Text: strings.TrimPrefix(string(path)+": ", ": ") + "could not be looked at: " + err.Error()})
+	}
 }
 
 // say adds a finding about a key of the policy.
@@ -127,9 +132,30 @@ func (c *policyCheck) binding(interfaces int) hierarchy.Way {
 }
 
 // tree holds one interface of the policy against the one that is there.
-func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) error {
+func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) {
 	top := hierarchy.Path(t.Interface)
-	l := c.links[slices.IndexFunc(c.links, func(l tc.Link) bool { return l.Index == int(d.Index) })]
+	i := slices.IndexFunc(c.links, func(l tc.Link) bool { return l.Index == int(d.Index) })
+	if i < 0 {
+		return // it came after the list was read
+	}
+	l := c.links[i]
+	c.try(top, "root qdisc", func() error { return c.others(d, l, t, way) })
+	c.speed(l, t)
+	c.try(top, "packets", func() error { return c.large(d, l, t) })
+	if err := d.Settle(t); err != nil {
+		c.unsettled(t, err)
+	} else {
+		for _, r := range d.Remarks(t) {
+			c.say(top, "", finding{Topic: "remark", State: weaker, Text: r})
+		}
+	}
+	c.try(top, "binding", func() error { return c.bound(t, d, way) })
+}
+
+// others says what of others stands where the tree and its classifier have their
+// places.
+func (c *policyCheck) others(d *tc.Device, l tc.Link, t *hierarchy.Tree, way hierarchy.Way) error {
+	top := hierarchy.Path(t.Interface)
 	o, err := d.Others()
 	if err != nil {
 		return err
@@ -160,7 +186,12 @@ func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) e
 			}
 		}
 	}
-	c.speed(l, t)
+	return nil
+}
+
+// large says what the largest packets do to the tree.
+func (c *policyCheck) large(d *tc.Device, l tc.Link, t *hierarchy.Tree) error {
+	top := hierarchy.Path(t.Interface)
 	off, err := d.Offloads()
 	if err != nil {
 		return err
@@ -185,14 +216,7 @@ func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) e
 		f.Text = fmt.Sprintf("%s: packets of %s", t.Interface, f.Text)
 		c.say(top, "rate", f)
 	}
-	if err := d.Settle(t); err != nil {
-		c.unsettled(t, err)
-	} else {
-		for _, r := range d.Remarks(t) {
-			c.say(top, "", finding{Topic: "remark", State: weaker, Text: r})
-		}
-	}
-	return c.bound(t, d, way)
+	return nil
 }
 
 // speed says whether the line carries what the policy promises.
