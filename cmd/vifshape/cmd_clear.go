@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -177,7 +178,9 @@ func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		errs = append(errs, x.device.DetachEgress())
 	}
 	if before.Root.Ours() && x.record.Former.Kind != "" {
-		errs = append(errs, x.device.Restore(x.record.Former))
+		if err := x.device.Restore(x.record.Former); err != nil {
+			errs = append(errs, formerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
+		}
 	}
 	if was := x.record.was; was != "" {
 		errs = append(errs, m.removeHomes(was), m.store.remove(was))

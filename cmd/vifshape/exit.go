@@ -52,6 +52,11 @@ type partlyError struct{ error }
 
 func (e partlyError) Unwrap() error { return e.error }
 
+// formerError says that a tree was cleared and what was there before is not back.
+type formerError struct{ error }
+
+func (e formerError) Unwrap() error { return e.error }
+
 // foreignRootError says that somebody else's root qdisc stands where a tree
 // should. What else is foreign says itself what to do about it.
 type foreignRootError struct{ error }
@@ -134,6 +139,7 @@ func hints(err error) []string {
 	var usage usageError
 	var exec *cgroup.ExecError
 	var root foreignRootError
+	var former formerError
 	var lock *cgroup.LockError
 	var agent *agentError
 	var denied deniedError
@@ -152,6 +158,8 @@ func hints(err error) []string {
 	case errors.As(err, &lock):
 		return []string{"`vifshape run --level best` starts it with what this machine can hold, `--level tag` with the cgroup alone"}
 	case errors.As(err, &exec): // the program's own privileges are meant
+	case errors.As(err, &former):
+		return []string{"until what set it up does so again, the kernel's own queue is in its place"}
 	case partly(err):
 		return []string{"`vifshape plan` shows what differs from the policy, `vifshape clear` takes the whole tree away"}
 	case errors.As(err, &locked):
