@@ -31,6 +31,9 @@ func newHelpCommand(e *env) *cobra.Command {
 			}
 			about, rest, err := c.Root().Find(a)
 			if err != nil || len(rest) > 0 {
+				if near := nearCommand(about, a[len(a)-1]); near != "" {
+					return usagef("no command %q%s", strings.Join(a, " "), near)
+				}
 				return usagef("no command %q: `vifshape help` lists them", strings.Join(a, " "))
 			}
 			return about.Help()

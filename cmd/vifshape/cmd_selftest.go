@@ -71,7 +71,7 @@ EXIT STATUS
   2    wrong flags or arguments
   5    root is needed, or root lacks a capability that the message names
   130  interrupted; everything was removed`,
-		Args: args(0, 0, ""),
+		Args: noCommand,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(newEscapeCommand(e), newAttemptCommand(e), newOutsiderCommand(e))

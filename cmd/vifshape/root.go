@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/vifshape/vifshape/hierarchy"
 )
@@ -68,14 +69,14 @@ One TOML file describes the tree:
   vifshape help qdisc           which queues are there for the leaves?`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          noCommand,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return c.Help()
 		},
 	}
 	c.SetOut(e.stdout)
 	c.SetErr(e.stderr)
-	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	c.SetFlagErrorFunc(badFlag)
 	c.CompletionOptions.DisableDefaultCmd = true
 	c.Version = readVersion().String()
 	c.SetVersionTemplate("vifshape {{.Version}}\n")
@@ -90,6 +91,46 @@ One TOML file describes the tree:
 		wrapArgs(sub)
 	}
 	return c
+}
+
+// noCommand is for what has commands below it: whatever follows is meant as one.
+func noCommand(c *cobra.Command, a []string) error {
+	if len(a) == 0 {
+		return nil
+	}
+	return fmt.Errorf("unknown command %q for %q%s", a[0], c.CommandPath(), nearCommand(c, a[0]))
+}
+
+// nearCommand is the command of c that a word was most likely meant to be, as a
+// question, empty when none is close.
+func nearCommand(c *cobra.Command, word string) string {
+	var names []string
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() {
+			names = append(names, sub.Name())
+		}
+	}
+	return didYouMean(hierarchy.Nearest(word, names))
+}
+
+// didYouMean is the question for a name; empty: none.
+func didYouMean(name string) string {
+	if name == "" {
+		return ""
+	}
+	return fmt.Sprintf(": did you mean %s?", name)
+}
+
+// badFlag is the error of a flag, with the flag of c that was most likely meant.
+func badFlag(c *cobra.Command, err error) error {
+	if no := (*pflag.NotExistError)(nil); errors.As(err, &no) && len(no.GetSpecifiedName()) > 1 {
+		var names []string
+		c.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+		if near := hierarchy.Nearest(no.GetSpecifiedName(), names); near != "" {
+			err = fmt.Errorf("%w%s", err, didYouMean("--"+near))
+		}
+	}
+	return usageError{err}
 }
 
 // wrapArgs makes cobra's complaints about arguments usage errors.
