@@ -33,7 +33,7 @@ type Attachment struct {
 type AttachedProcess struct {
 	PID   int
 	Name  string // as the kernel has it, 15 bytes at most
-	From  string // its former cgroup
+	From  string // its former cgroup; several where its threads were in different ones
 	There bool   // it was in the branch already
 }
 
@@ -159,8 +159,12 @@ func (a *attaching) move(pids []int, tree bool) (moved int, err error) {
 		switch {
 		case err == nil:
 			a.got.Processes = append(a.got.Processes, p)
-			a.here[pid] = true
 			moved++
+			if err := a.keepsTags(pid); err != nil && !p.There {
+				a.got.Failed = append(a.got.Failed, AttachFailure{pid, err})
+			} else {
+				a.here[pid] = true
+			}
 		case errors.Is(err, ErrNotPrivileged):
 			return moved, err
 		case (errors.Is(err, errNoProcess) || errors.Is(err, errEnded) || errors.Is(err, unix.ESRCH)) && !slices.Contains(pids, pid):
@@ -198,8 +202,6 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 		return p, errors.New("it is the first of all processes, and stays where it is: name a service of it")
 	case is.flags&kernelThread != 0:
 		return p, errors.New("it is a thread of the kernel, which cannot be moved")
-	case is.state == "Z" || is.state == "X":
-		return p, errEnded
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -211,27 +213,42 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 			return p, fmt.Errorf("it is a thread of process %s: name that, threads move together", leader)
 		}
 	}
+	threads, err := living(pid) // of which the first may be none
+	if errors.Is(err, unix.ESRCH) {
+		return p, errEnded
+	}
+	if err != nil {
+		return p, err
+	}
 	// its own cgroup and not one below: that may be another branch's
-	procs, err := os.ReadFile(a.tree().root + a.home + "/cgroup.procs")
+	in, err := a.tree().threads(a.home)
 	if err != nil {
 		return p, errno(err)
 	}
-	p.There = slices.Contains(strings.Fields(string(procs)), strconv.Itoa(pid))
-	p.From = a.tree().of(pid)
+	p.There = true
+	var from []string
+	for _, t := range threads {
+		p.There = p.There && slices.Contains(in, strconv.Itoa(t.id))
+		if own, ok := ownLine(t.cgroups, !a.tree().v2()); ok && !slices.Contains(from, path.Clean(own)) {
+			from = append(from, path.Clean(own))
+		}
+	}
+	p.From = strings.Join(from, ", ")
 	return p, nil
 }
 
-// of is the cgroup of a process, empty where that cannot be told.
-func (t *tree) of(pid int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil {
-		return ""
+// keepsTags says why the open sockets of a process need not follow it in the hierarchy
+// of net_cls: kernels go by its first thread (update_classid_task,
+// net/core/netclassid_cgroup.c, v6.12; not yet in v6.1).
+func (a *attaching) keepsTags(pid int) error {
+	if a.tree().v2() {
+		return nil
 	}
-	p, ok := ownLine(string(b), !t.v2())
-	if !ok {
-		return ""
+	first, err := readProcess(pid)
+	if err != nil || !first.exits() { // or it has ended since, and its sockets with it
+		return nil
 	}
-	return path.Clean(p)
+	return errors.New("it is in the branch; but its first thread has ended, and so the sockets that it had open may keep their class, with net_cls")
 }
 
 // descendants lists what is below processes, parents first.

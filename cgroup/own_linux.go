@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -23,34 +24,71 @@ import (
 // made outside of it, as those are that [Binder.Exec] leaves to a program: there
 // the lists of processes tell. Whole says that nothing is hidden; if not, the
 // target starts at the root of what can be seen.
-func Own(w hierarchy.Way) (target string, whole bool, err error) { return Of(w, os.Getpid()) }
+func Own(w hierarchy.Way) (target string, whole bool, err error) {
+	all, whole, err := Of(w, os.Getpid())
+	switch {
+	case err != nil || len(all) == 0:
+		return "", whole, err
+	case len(all) > 1:
+		return "", whole, fmt.Errorf("the threads of this process are in different cgroups: %s", strings.Join(all, ", "))
+	}
+	return all[0], whole, nil
+}
 
-// Of is [Own] for another process, seen from the caller's cgroup namespace. A process
-// that has ended is in none, or in the root's; who asks holds it (pidfd) and looks
-// again afterwards whether it is there.
-func Of(w hierarchy.Way, pid int) (target string, whole bool, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+// Of is [Own] for another process, seen from the caller's cgroup namespace: the cgroups
+// of its living threads, which may differ, each of them once. Where none lives it is an
+// error. Who asks holds the process (pidfd) and looks again afterwards whether it is
+// there: its number may have been another's.
+func Of(w hierarchy.Way, pid int) (targets []string, whole bool, err error) {
+	threads, err := living(pid)
 	if err != nil {
-		return "", false, err
+		return nil, false, err
 	}
-	magic, pick := int64(unix.CGROUP2_SUPER_MAGIC), isV2
+	in := map[string]int{} // a thread of each cgroup
+	for _, t := range threads {
+		if own, ok := ownLine(t.cgroups, w.Tagged()); ok {
+			in[own] = t.id
+		}
+	}
+	whole = true
+	if len(in) == 0 {
+		return nil, whole, nil
+	}
+	v, err := newView(w)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, own := range slices.Sorted(maps.Keys(in)) {
+		target, all, err := v.locate(own, in[own])
+		if err != nil {
+			return nil, false, err
+		}
+		whole = whole && all
+		if !slices.Contains(targets, target) {
+			targets = append(targets, target)
+		}
+	}
+	return targets, whole, nil
+}
+
+// view is what the caller can see of a hierarchy.
+type view struct {
+	magic  int64
+	mounts []*mountinfo.Info // of the hierarchy, the one that reaches furthest up first
+	first  bool              // the caller is in no cgroup namespace
+}
+
+func newView(w hierarchy.Way) (*view, error) {
+	v := &view{magic: unix.CGROUP2_SUPER_MAGIC}
+	pick := isV2
 	if w.Tagged() {
-		magic, pick = unix.CGROUP_SUPER_MAGIC, isNetCls
+		v.magic, pick = unix.CGROUP_SUPER_MAGIC, isNetCls
 	}
-	own, ok := ownLine(string(b), w.Tagged())
-	if !ok {
-		return "", true, nil
+	var err error
+	if v.mounts, err = mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !pick(m), false }); err != nil {
+		return nil, err
 	}
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !pick(m), false })
-	if err != nil {
-		return "", false, err
-	}
-	first, err := inFirstCgroupNS()
-	if err != nil {
-		return "", false, err
-	}
-	// The mount that reaches furthest up.
-	slices.SortStableFunc(mounts, func(a, b *mountinfo.Info) int {
+	slices.SortStableFunc(v.mounts, func(a, b *mountinfo.Info) int {
 		upA, downA := above(a.Root)
 		upB, downB := above(b.Root)
 		if upA != upB {
@@ -58,23 +96,29 @@ func Of(w hierarchy.Way, pid int) (target string, whole bool, err error) {
 		}
 		return len(downA) - len(downB)
 	})
-	for _, m := range mounts {
+	v.first, err = inFirstCgroupNS()
+	return v, err
+}
+
+// locate is the target of the cgroup that a thread has as own in /proc.
+func (v *view) locate(own string, thread int) (target string, whole bool, err error) {
+	for _, m := range v.mounts {
 		var st unix.Statfs_t
-		if err := unix.Statfs(m.Mountpoint, &st); err != nil || int64(st.Type) != magic {
+		if err := unix.Statfs(m.Mountpoint, &st); err != nil || int64(st.Type) != v.magic {
 			continue // covered by another mount, or out of reach
 		}
 		t, err := openTree(m.Mountpoint, m.Mountpoint)
 		if err != nil {
 			return "", false, err
 		}
-		path, err := t.own(m.Root, own, pid)
+		path, err := t.own(m.Root, own, thread)
 		whole := t.whole
 		if err = errors.Join(err, t.close()); err != nil || path != "" {
 			return cgroupTarget + path, whole, err
 		}
 	}
 	if up, down := above(own); up == 0 { // no mount shows it
-		return cgroupTarget + down, first, nil
+		return cgroupTarget + down, v.first, nil
 	}
 	return cgroupTarget + "/", false, nil
 }
@@ -116,9 +160,9 @@ func above(path string) (up int, down string) {
 	return up, path
 }
 
-// own is the path in t of the cgroup that the process pid has as own
-// in /proc, where mountinfo has root for t; empty when it does not lie in t.
-func (t *tree) own(root, own string, pid int) (string, error) {
+// own is the path in t of the cgroup that a thread has as own in /proc, where
+// mountinfo has root for t; empty when it does not lie in t.
+func (t *tree) own(root, own string, thread int) (string, error) {
 	up, down := above(root)
 	out, in := above(own)
 	switch {
@@ -145,7 +189,7 @@ func (t *tree) own(root, own string, pid int) (string, error) {
 			return nil
 		}
 		if strings.HasSuffix(path, suffix) {
-			has, err := t.has(path, pid)
+			has, err := t.has(path, thread)
 			if err != nil {
 				return err
 			}
@@ -159,16 +203,27 @@ func (t *tree) own(root, own string, pid int) (string, error) {
 	return found, err
 }
 
-// has says whether the process is in the cgroup itself.
-func (t *tree) has(path string, pid int) (bool, error) {
-	b, err := os.ReadFile(t.root + path + "/cgroup.procs")
+// has says whether the thread is in the cgroup itself.
+func (t *tree) has(path string, thread int) (bool, error) {
+	in, err := t.threads(path)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, fs.ErrPermission):
-		return false, nil // gone, threaded, or somebody else's business
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, fs.ErrPermission):
+		return false, nil // gone, or somebody else's business
 	case err != nil:
 		return false, fmt.Errorf("cgroup %s: %w", path, err)
 	}
-	return slices.Contains(strings.Fields(string(b)), strconv.Itoa(pid)), nil
+	return slices.Contains(in, strconv.Itoa(thread)), nil
+}
+
+// threads are those in a cgroup itself. The list of processes goes by the first thread
+// of each, with v2.
+func (t *tree) threads(path string) ([]string, error) {
+	file := "/tasks"
+	if t.v2() {
+		file = "/cgroup.threads"
+	}
+	b, err := os.ReadFile(t.root + path + file)
+	return strings.Fields(string(b)), err
 }
 
 // ParseHome takes the target of a home (see [Binder.Home]) apart: the network

@@ -1,11 +1,15 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is what /proc/PID/stat says of one.
@@ -17,9 +21,12 @@ type process struct {
 	start  time.Duration
 }
 
-// readProcess reads it. An error of [os.ReadFile] says that there is none.
-func readProcess(pid int) (p process, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+// readProcess reads it. An error of [os.ReadFile] says that there is none. State and
+// flags are those of the first thread, which may end before the others do.
+func readProcess(pid int) (process, error) { return readStat(fmt.Sprintf("/proc/%d/stat", pid)) }
+
+func readStat(file string) (p process, err error) {
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return p, err
 	}
@@ -44,6 +51,70 @@ func readProcess(pid int) (p process, err error) {
 	p.start = time.Duration(ticks) * tick
 	return p, err
 }
+
+// exits says whether the thread is at its end, or beyond it: then it is in no cgroup
+// that means anything.
+func (p process) exits() bool {
+	const exiting = 0x4 // PF_EXITING
+	return p.flags&exiting != 0 || p.state == "Z" || p.state == "X"
+}
+
+// thread is a living thread of a process.
+type thread struct {
+	id      int
+	cgroups string // its /proc/PID/task/TID/cgroup
+}
+
+// living are the threads of a process that live. The files of the process itself tell
+// of the first one alone. Once that has ended they say that it is in the root with
+// cgroup v1, and where it ended with v2, while the others go on, and may be moved
+// (proc_cgroup_show and cgroup_migrate_add_task, kernel/cgroup/cgroup.c, v6.12).
+// Where none lives the error is ESRCH.
+func living(pid int) ([]thread, error) {
+	const most = 100 // lists, each of which names threads that the one before did not
+	dir := fmt.Sprintf("/proc/%d/task/", pid)
+	var all []thread
+	seen := map[int]bool{}
+	for range most {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !hasEnded(err) {
+			return nil, err
+		}
+		known := len(all)
+		for _, e := range entries {
+			id, err := strconv.Atoi(e.Name())
+			if err != nil || seen[id] {
+				continue
+			}
+			groups, err := os.ReadFile(dir + e.Name() + "/cgroup")
+			if hasEnded(err) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			// Only now: one that does not exit yet was in that cgroup.
+			is, err := readStat(dir + e.Name() + "/stat")
+			if err == nil && !is.exits() {
+				seen[id] = true
+				all = append(all, thread{id, string(groups)})
+			} else if err != nil && !hasEnded(err) {
+				return nil, err
+			}
+		}
+		switch {
+		case len(all) > known: // and they may have started others
+		case known == 0:
+			return nil, fmt.Errorf("process %d: %w", pid, unix.ESRCH)
+		default:
+			return all, nil
+		}
+	}
+	return nil, fmt.Errorf("process %d: its threads come and go faster than they can be looked at", pid)
+}
+
+// hasEnded says whether an error of reading in /proc is that what it was of has ended.
+func hasEnded(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
 
 // Started is when a process started, as the time since the machine's start
 // (CLOCK_BOOTTIME) and in hundredths of a second. It needs no privileges.

@@ -218,8 +218,8 @@ const (
 
 // petitioner is who asks for something through the agent.
 type petitioner struct {
-	uid  uint32
-	home hierarchy.Path // the branch that it runs in; empty: none
+	uid   uint32
+	homes []hierarchy.Path // the branches that it runs in: several where its threads are in different ones
 }
 
 // deniedError says that somebody asked for what is not delegated to them.
@@ -227,10 +227,12 @@ type deniedError struct{ error }
 
 func (e deniedError) Unwrap() error { return e.error }
 
-// held refuses what lies outside of the branch that the petitioner runs in.
+// held refuses what lies outside of a branch that the petitioner runs in.
 func (w *petitioner) held(p hierarchy.Path) error {
-	if w.home != "" && !p.Below(w.home) {
-		return deniedError{fmt.Errorf("%s: process is in branch %s, from where programs go only to that branch and below", p, w.home)}
+	for _, home := range w.homes {
+		if !p.Below(home) {
+			return deniedError{fmt.Errorf("%s: process is in branch %s, from where programs go only to that branch and below", p, home)}
+		}
 	}
 	return nil
 }
@@ -246,7 +248,7 @@ func (w *petitioner) enters(r *record, p hierarchy.Path) error {
 }
 
 // base is the branch at or above p up to which the petitioner may divide it: given, the
-// uppermost that is delegated to it, but none above the one that it runs in. Nothing is
+// uppermost that is delegated to it, but none above one that it runs in. Nothing is
 // delegated to root: one that comes here is one that may not do it by itself.
 func (w *petitioner) base(r *record, p hierarchy.Path) (base, given hierarchy.Path, err error) {
 	if err := w.held(p); err != nil {
@@ -263,10 +265,14 @@ func (w *petitioner) base(r *record, p hierarchy.Path) (base, given hierarchy.Pa
 	switch {
 	case given == "" || w.uid == hierarchy.OverflowUID:
 		return "", "", deniedError{fmt.Errorf("%s is not delegated to user %d", p, w.uid)}
-	case w.home.Below(given):
-		return w.home, given, nil
 	}
-	return given, given, nil
+	base = given
+	for _, home := range w.homes { // above p all of them, and so one above the other
+		if home.Below(base) {
+			base = home
+		}
+	}
+	return base, given, nil
 }
 
 // amend changes the branches that were added to an interface. Change sets tree and

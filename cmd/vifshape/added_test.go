@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -148,36 +149,43 @@ func TestBase(t *testing.T) {
 		path        hierarchy.Path
 		base, given hierarchy.Path // empty: denied
 	}{
-		{petitioner{1, ""}, "eth0/a", "eth0/a", "eth0/a"},
-		{petitioner{1, ""}, "eth0/a/b/x", "eth0/a", "eth0/a"},
-		{petitioner{2, ""}, "eth0/a/b/c/d/e", "eth0/a/b", "eth0/a/b"},
-		{petitioner{2, ""}, "eth0/a/x", "", ""},
-		{petitioner{2, ""}, "eth0/a", "", ""},
-		{petitioner{1, ""}, "eth0/ab", "", ""},
-		{petitioner{3, ""}, "eth0/a", "", ""},
-		{petitioner{3, ""}, "eth0/ab", "eth0/ab", "eth0/ab"},
-		{petitioner{1, ""}, "eth0", "", ""},
-		{petitioner{1, ""}, "eth1/a", "", ""},
-		{petitioner{4, ""}, "eth0/a", "", ""},
-		{petitioner{hierarchy.OverflowUID, ""}, "eth0/ab", "", ""},
-		{petitioner{0, ""}, "eth0/rest", "", ""},
-		{petitioner{0, "eth0/a"}, "eth0/a/x", "", ""},
-		{petitioner{1, "eth0/a/b"}, "eth0/a/b/x", "eth0/a/b", "eth0/a"},
-		{petitioner{1, "eth0/a/b"}, "eth0/a/x", "", ""},
-		{petitioner{1, "eth0/a/b"}, "eth0/a", "", ""},
-		{petitioner{1, "eth0/a/b"}, "eth0/a/bb", "", ""},
-		{petitioner{2, "eth0/a"}, "eth0/a/b/x", "eth0/a/b", "eth0/a/b"},
-		{petitioner{2, "eth1/a"}, "eth0/a/b/x", "", ""},
-		{petitioner{0, "eth0/a"}, "eth0/ab", "", ""},
+		{petitioner{1, nil}, "eth0/a", "eth0/a", "eth0/a"},
+		{petitioner{1, nil}, "eth0/a/b/x", "eth0/a", "eth0/a"},
+		{petitioner{2, nil}, "eth0/a/b/c/d/e", "eth0/a/b", "eth0/a/b"},
+		{petitioner{2, nil}, "eth0/a/x", "", ""},
+		{petitioner{2, nil}, "eth0/a", "", ""},
+		{petitioner{1, nil}, "eth0/ab", "", ""},
+		{petitioner{3, nil}, "eth0/a", "", ""},
+		{petitioner{3, nil}, "eth0/ab", "eth0/ab", "eth0/ab"},
+		{petitioner{1, nil}, "eth0", "", ""},
+		{petitioner{1, nil}, "eth1/a", "", ""},
+		{petitioner{4, nil}, "eth0/a", "", ""},
+		{petitioner{hierarchy.OverflowUID, nil}, "eth0/ab", "", ""},
+		{petitioner{0, nil}, "eth0/rest", "", ""},
+		{petitioner{0, []hierarchy.Path{"eth0/a"}}, "eth0/a/x", "", ""},
+		{petitioner{1, []hierarchy.Path{"eth0/a/b"}}, "eth0/a/b/x", "eth0/a/b", "eth0/a"},
+		{petitioner{1, []hierarchy.Path{"eth0/a/b"}}, "eth0/a/x", "", ""},
+		{petitioner{1, []hierarchy.Path{"eth0/a/b"}}, "eth0/a", "", ""},
+		{petitioner{1, []hierarchy.Path{"eth0/a/b"}}, "eth0/a/bb", "", ""},
+		{petitioner{2, []hierarchy.Path{"eth0/a"}}, "eth0/a/b/x", "eth0/a/b", "eth0/a/b"},
+		{petitioner{2, []hierarchy.Path{"eth1/a"}}, "eth0/a/b/x", "", ""},
+		{petitioner{0, []hierarchy.Path{"eth0/a"}}, "eth0/ab", "", ""},
+		// Threads, or the hierarchies of cgroups, are in different ones.
+		{petitioner{1, []hierarchy.Path{"eth0/a", "eth0/a/b"}}, "eth0/a/b/x", "eth0/a/b", "eth0/a"},
+		{petitioner{1, []hierarchy.Path{"eth0/a/b", "eth0/a"}}, "eth0/a/b/x", "eth0/a/b", "eth0/a"},
+		{petitioner{1, []hierarchy.Path{"eth0/a", "eth0/a/b"}}, "eth0/a/x", "", ""},
+		{petitioner{1, []hierarchy.Path{"eth0/a/b", "eth0/ab"}}, "eth0/a/b", "", ""},
+		{petitioner{0, []hierarchy.Path{"eth0/a", "eth0/ab"}}, "eth0/a/b", "", ""},
 	} {
 		base, given, err := x.who.base(r, x.path)
 		if base != x.base || given != x.given || (err == nil) != (x.base != "") {
-			t.Errorf("user %d in %q, to %s: %q of %q, %v; not %q of %q", x.who.uid, x.who.home, x.path, base, given, err, x.base, x.given)
+			t.Errorf("user %d in %v, to %s: %q of %q, %v; not %q of %q", x.who.uid, x.who.homes, x.path, base, given, err, x.base, x.given)
 		}
 		// Root goes where it could put itself, were it not held.
-		may := x.base != "" || x.who.uid == 0 && x.path.Below(x.who.home) || x.who == petitioner{0, ""}
+		held := slices.ContainsFunc(x.who.homes, func(home hierarchy.Path) bool { return !x.path.Below(home) })
+		may := x.base != "" || x.who.uid == 0 && !held
 		if err := x.who.enters(r, x.path); (err == nil) != may {
-			t.Errorf("user %d in %q enters %s: %v", x.who.uid, x.who.home, x.path, err)
+			t.Errorf("user %d in %v enters %s: %v", x.who.uid, x.who.homes, x.path, err)
 		}
 	}
 }

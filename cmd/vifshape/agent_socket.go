@@ -278,17 +278,10 @@ func (q *agentRequest) check() error {
 
 // grant does what a peer asks for, if it may have it.
 func (m *machine) grant(ctx context.Context, q agentRequest, p *peer) error {
-	if err := p.alive(); err != nil {
-		return err
-	}
-	home, err := m.homeOf(p.pid)
-	if err == nil {
-		err = p.alive() // and so it was this process that was looked at
-	}
+	who, err := m.petitioner(p)
 	if err != nil {
 		return err
 	}
-	who := &petitioner{p.uid, home}
 	switch q.Op {
 	case opEnter:
 		return m.enterPeer(ctx, q.Path, who, p)
@@ -298,6 +291,18 @@ func (m *machine) grant(ctx context.Context, q agentRequest, p *peer) error {
 		return m.remove(ctx, q.Path, who)
 	}
 	return usagef("the agent knows no %q", q.Op)
+}
+
+// petitioner is a peer with the branches that it is in now.
+func (m *machine) petitioner(p *peer) (*petitioner, error) {
+	if err := p.alive(); err != nil {
+		return nil, err
+	}
+	homes, err := m.homesOf(p.pid)
+	if err == nil {
+		err = p.alive() // and so it was this process that was looked at
+	}
+	return &petitioner{p.uid, homes}, err
 }
 
 // enterPeer puts a peer into the home of a branch.
@@ -314,7 +319,17 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 		return err
 	}
 	defer x.binder.Close()
-	if err := p.alive(); err != nil {
+	// Somebody may have put it into a branch since it was looked at. Who does so by
+	// vifshape waits.
+	unlock, err := m.store.lock(ctx, "run "+string(path))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if who, err = m.petitioner(p); err != nil {
+		return err
+	}
+	if err := who.enters(x.record, path); err != nil {
 		return err
 	}
 	// The kernel takes a number, not a descriptor. Were the peer to end, be waited for,
@@ -326,29 +341,31 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 	return p.alive()
 }
 
-// homeOf is the branch in whose home a process lives; empty: in none.
-func (m *machine) homeOf(pid int) (hierarchy.Path, error) {
-	at := hierarchy.Path("")
+// homesOf are the branches in whose homes the threads of a process live; none: it is
+// in no branch. A tag and a cgroup of version 2 may be those of different ones.
+func (m *machine) homesOf(pid int) ([]hierarchy.Path, error) {
+	var homes []hierarchy.Path
 	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
-		target, whole, err := cgroup.Of(way, pid)
+		targets, whole, err := cgroup.Of(way, pid)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if !whole {
-			return "", fmt.Errorf("the agent cannot see which branch process %d is in: it runs in a cgroup namespace of its own", pid)
+			return nil, fmt.Errorf("the agent cannot see which branch process %d is in: it runs in a cgroup namespace of its own", pid)
 		}
-		ns, home, ok := cgroup.ParseHome(target)
-		switch {
-		case !ok:
-		case ns != m.store.netNS:
-			return "", deniedError{fmt.Errorf("process %d is in branch %s of another network namespace", pid, home)}
-		default:
-			if home = m.deepest(home); at == "" || home.Below(at) {
-				at = home
+		for _, target := range targets {
+			ns, home, ok := cgroup.ParseHome(target)
+			switch {
+			case !ok:
+			case ns != m.store.netNS:
+				return nil, deniedError{fmt.Errorf("process %d is in branch %s of another network namespace", pid, home)}
+			default:
+				homes = append(homes, m.deepest(home))
 			}
 		}
 	}
-	return at, nil
+	slices.Sort(homes)
+	return slices.Compact(homes), nil
 }
 
 // peer is the process at the other end of a connection.

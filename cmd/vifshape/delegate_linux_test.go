@@ -83,6 +83,31 @@ func petitionProgram(args []string) error {
 	return err
 }
 
+// headlessProgram asks as petitionProgram does, once its first thread has ended, and
+// sends 20 datagrams then: headless SOCKET ADDRESS.
+func headlessProgram(args []string) error {
+	return tctest.Headless(func() error {
+		if err := petitionProgram(args[:1]); err != nil {
+			return err
+		}
+		to, err := net.ResolveUDPAddr("udp4", args[1])
+		if err != nil {
+			return err
+		}
+		c, err := net.ListenPacket("udp4", "")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for range 20 {
+			if _, err := c.WriteTo(make([]byte, 100), to); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // as is a command of another user, with the program that all can start.
 func (n *network) as(uid uint32, args ...string) *running {
 	n.Helper()
@@ -298,6 +323,64 @@ func TestDelegateNamespaces(t *testing.T) {
 	// A program that root has locked in goes on down by itself.
 	if r := n.run("run", "--user", "54321:54321", "eth0/a", "--", n.bin, "run", "eth0/a/x", "--", n.bin, "self"); r.code != 0 || !strings.Contains(r.stdout, "eth0/a/x ") {
 		t.Errorf("down: %v", r)
+	}
+}
+
+// TestKernelDelegateHeadless: a program whose first thread has ended is in the branch
+// that the others are in. The kernel shows the first one nowhere with cgroup v1, and
+// where it ended with v2.
+func TestKernelDelegateHeadless(t *testing.T) {
+	for _, way := range []string{"bpf", "net_cls"} {
+		t.Run(way, func(t *testing.T) {
+			tctest.RequireRoot(t)
+			if way == "bpf" {
+				tctest.Cgroup2Mount(t)
+			}
+			n := newNetwork(t)
+			n.public()
+			n.ok("apply", n.policy("policy.toml", "binding = \""+way+"\"\n"+delegatedPolicy))
+			n.agent()
+			// The agent knows alice's programs outside of all branches, and in one that is
+			// attached, which the first thread never was in.
+			for _, attached := range []bool{false, true} {
+				args := []string{"eth0/a"}
+				if attached {
+					args = []string{"eth0/b/mine"}
+				}
+				args = append([]string{"run", "--level", "tag"}, append(args, "--", n.program(), n.store.agentSocketFile(), netip.AddrPortFrom(n.Far4, 9).String())...)
+				c := n.command(args...)
+				c.Env = append(tctest.Command(t, "headless").Env, branchVariable+"=")
+				c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: alice, Gid: alice}}
+				in, err := c.StdinPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := n.start(c)
+				n.until("the end of its first thread", func() bool {
+					b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.Process.Pid))
+					return err == nil && strings.Contains(string(b), ") Z ")
+				})
+				if attached {
+					if a := n.run("attach", "eth0/a", fmt.Sprint(c.Process.Pid)); !strings.Contains(a.stdout, "1 process in eth0/a\n") {
+						t.Errorf("attach: %v", a)
+					}
+				}
+				var got result
+				sent := n.sentIn(func() {
+					_, err := io.WriteString(in, `{"version":1,"op":"enter","path":"eth0/b/mine"}`+"\n")
+					if err = errors.Join(err, in.Close()); err != nil {
+						t.Fatal(err)
+					}
+					got = r.wait()
+				})
+				if !strings.Contains(got.stdout, "eth0/b/mine: process is in branch eth0/a, ") {
+					t.Errorf("attached %t: %v", attached, got)
+				}
+				if sent["eth0/a"] != 20 || sent["eth0/b/mine"] != 0 {
+					t.Errorf("attached %t: packets a branch %v, want all in eth0/a", attached, sent)
+				}
+			}
+		})
 	}
 }
 

@@ -1,0 +1,177 @@
+package cgroup_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// headless is an actor whose first thread has ended, in a cgroup: DIR.
+func headless(args []string) error {
+	if err := os.WriteFile(args[0]+"/cgroup.procs", []byte("0"), 0); err != nil {
+		return err
+	}
+	return tctest.Headless(func() error { return act(nil) })
+}
+
+// startHeadless starts one in the near namespace.
+func (n *network) startHeadless(t testing.TB, dir string) *actor {
+	t.Helper()
+	a := &actor{t: t, cmd: tctest.Command(t, "headless", dir)}
+	to, err := a.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := a.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Near.Start(a.cmd); err != nil {
+		t.Fatal(err)
+	}
+	a.to, a.lines = to, bufio.NewScanner(from)
+	t.Cleanup(func() {
+		to.Close()
+		_ = a.cmd.Wait() // it is killed by now
+	})
+	return a
+}
+
+// TestKernelHeadless: where a process is, is where its living threads are. Its own
+// files tell of the first one, which may have ended: with cgroup v1 that one is
+// nowhere, with v2 it stays where it ended while the others are moved. Where what it
+// has open does not follow, attach says so.
+func TestKernelHeadless(t *testing.T) {
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			p := newPlace(t, way)
+			from, to := sub(t, p.dir, "from"), sub(t, p.dir, "to")
+			t.Cleanup(func() { empty(t, from, to) })
+			b := n.binder(t, way)
+			apply(t, b, bound(p.target(from), red), bound(p.target(to), green))
+			x := n.startHeadless(t, from)
+			addr := n.Far4.String() + ":9"
+			x.do("keep udp %s", addr)
+			in := func(dir string, class hierarchy.ClassID) {
+				t.Helper()
+				got, whole, err := cgroup.Of(way, x.pid())
+				if diff := cmp.Diff([]string{p.target(dir)}, got); diff != "" || !whole || err != nil {
+					t.Errorf("it is seen in (-want +got), whole %t, %v:\n%s", whole, err, diff)
+				}
+				only(t, n.during(t, func() { x.do("udp %s 5", addr) }), class, 5)
+			}
+			in(from, red)
+			a := n.attach(t, b, p.target(to), false, x.pid())
+			want := cgroup.AttachedProcess{PID: x.pid(), Name: "headless", From: strings.TrimPrefix(p.target(from), "cgroup:")}
+			if len(a.Processes) == 1 {
+				want.Name = a.Processes[0].Name // that of the test binary, cut
+			}
+			if diff := cmp.Diff([]cgroup.AttachedProcess{want}, a.Processes); diff != "" {
+				t.Errorf("attached (-want +got):\n%s", diff)
+			}
+			in(to, green)
+			got := n.during(t, func() { x.do("more udp %s 5", addr) })
+			told := len(a.Failed) == 1 && strings.Contains(a.Failed[0].Err.Error(), "sockets that it had open may keep their class")
+			if told == v2(way) || got[green] < 5 && (v2(way) || got[red] < 5) {
+				t.Errorf("packets of its open socket a class %v, and attach says %v", got, a.Failed)
+			}
+			want.There, want.From = true, strings.TrimPrefix(p.target(to), "cgroup:")
+			a = n.attach(t, b, p.target(to), false, x.pid())
+			if diff := cmp.Diff([]cgroup.AttachedProcess{want}, a.Processes); diff != "" {
+				t.Errorf("attached again (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestKernelOfThreads: threads of one process may be in different cgroups of version 1.
+func TestKernelOfThreads(t *testing.T) {
+	require(t, hierarchy.WayNetCls)
+	p := newPlace(t, hierarchy.WayNetCls)
+	one, two := sub(t, p.dir, "one"), sub(t, p.dir, "two")
+	t.Cleanup(func() { empty(t, one, two) })
+	x := tctest.Command(t, "threads", one, two)
+	to, err := x.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := x.StdoutPipe()
+	if err == nil {
+		err = x.Start()
+	}
+	if err == nil {
+		_, err = bufio.NewReader(from).ReadString('\n')
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Wait()
+	defer to.Close()
+	got, whole, err := cgroup.Of(hierarchy.WayNetCls, x.Process.Pid)
+	if diff := cmp.Diff([]string{p.target(one), p.target(two)}, got); diff != "" || !whole || err != nil {
+		t.Errorf("it is seen in (-want +got), whole %t, %v:\n%s", whole, err, diff)
+	}
+}
+
+// threads is a process of several threads, all in a cgroup but one, which is in
+// another: ONE TWO.
+func threads(args []string) error {
+	if err := os.WriteFile(args[0]+"/cgroup.procs", []byte("0"), 0); err != nil {
+		return err
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- os.WriteFile(args[1]+"/tasks", []byte(fmt.Sprint(unix.Gettid())), 0)
+		select {}
+	}()
+	if err := <-done; err != nil {
+		return err
+	}
+	_, _, err := cgroup.Own(hierarchy.WayNetCls)
+	if err == nil || !strings.Contains(err.Error(), "the threads of this process are in different cgroups: ") {
+		return fmt.Errorf("its own cgroup: %v", err)
+	}
+	fmt.Println("ready")
+	_, err = bufio.NewReader(os.Stdin).ReadByte()
+	if err != nil && err.Error() == "EOF" {
+		err = nil
+	}
+	return err
+}
+
+// TestOfEnded: of a process that has ended nothing is said.
+func TestOfEnded(t *testing.T) {
+	x := tctest.Command(t, "no-such-program")
+	x.Stderr = nil
+	if err := x.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Waitid(unix.P_PID, x.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil { // it stays a zombie
+		t.Fatal(err)
+	}
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		if got, _, err := cgroup.Of(way, x.Process.Pid); !errors.Is(err, unix.ESRCH) {
+			t.Errorf("%s: %q, %v; want %v", way, got, err, unix.ESRCH)
+		}
+	}
+	_ = x.Wait()
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+		if got, _, err := cgroup.Of(way, x.Process.Pid); !errors.Is(err, unix.ESRCH) {
+			t.Errorf("%s, waited for: %q, %v; want %v", way, got, err, unix.ESRCH)
+		}
+	}
+}
