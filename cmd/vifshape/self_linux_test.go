@@ -286,7 +286,7 @@ func TestKernelWithin(t *testing.T) {
 		name           string
 		branch, tricks string
 		to             string
-		at             string // the branch that the refusal names; empty: it works
+		at             string // the branch that the refusal names, or unknown; empty: it works
 	}{
 		{"from outside", "", "", api, ""},
 		{"claim alone", "", "claim=eth0/web/api", backup, ""},
@@ -310,6 +310,7 @@ func TestKernelWithin(t *testing.T) {
 		{"container with a forged claim", api, "namespace fresh claim=eth0/backup", backup, api},
 		{"container, deeper", api, "namespace deeper=x fresh claim=", backup, api},
 		{"container inside a cgroup of its own", api, "deeper=x namespace fresh claim=eth0/web", backup, web},
+		{"container inside a cgroup of its own without the claim", api, "deeper=x namespace fresh claim=", backup, "unknown"},
 		{"another network", api, "elsewhere", api, api},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -317,7 +318,11 @@ func TestKernelWithin(t *testing.T) {
 			r := n.placed(tt.branch, tricks, 0, "run", "--level", "tag", tt.to, "--", "cat", "/proc/self/cgroup")
 			if tt.at != "" {
 				n.failed(r, exitError, tt.to)
-				if want := "this process is in branch " + tt.at; !strings.Contains(r.stderr, want) {
+				want := "this process is in branch " + tt.at
+				if tt.at == "unknown" {
+					want = "and cannot tell: its cgroup namespace hides the cgroups above its own"
+				}
+				if !strings.Contains(r.stderr, want) {
 					t.Errorf("no %q: %v", want, r)
 				}
 				return

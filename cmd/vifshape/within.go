@@ -34,11 +34,15 @@ func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 		case ok:
 			at = m.deepest(home)
 		case !whole:
-			if at, err = m.confined(ctx); err != nil {
+			var hidden hierarchy.Path
+			if at, hidden, err = m.confined(ctx, way); err != nil {
 				return err
 			}
 			if at == "" {
 				at, from = hierarchy.Path(os.Getenv(branchVariable)), ", as "+branchVariable+" says"
+			}
+			if at == "" && hidden != "" {
+				return fmt.Errorf("%s: this process may be in branch %s, and cannot tell: its cgroup namespace hides the cgroups above its own: call vifshape from outside of it", to, hidden)
 			}
 		}
 		if at != "" && (of != "" || !to.Below(at)) {
@@ -79,11 +83,12 @@ func (m *machine) deepest(p hierarchy.Path) hierarchy.Path {
 }
 
 // confined is the branch that the root of this cgroup namespace is bound to, as
-// that of a program is that run has started. Empty: none, or it cannot be read.
-func (m *machine) confined(ctx context.Context) (hierarchy.Path, error) {
+// that of a program is that run has started. Empty: none, or it cannot be read. Hidden
+// is one that what lies above that root may be bound to, empty where nothing is.
+func (m *machine) confined(ctx context.Context, way hierarchy.Way) (at, hidden hierarchy.Path, err error) {
 	names, err := m.store.interfaces()
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	for _, n := range names {
 		x, err := m.shaped(n, "")
@@ -93,18 +98,27 @@ func (m *machine) confined(ctx context.Context) (hierarchy.Path, error) {
 		var s hierarchy.State
 		err = errors.Join(x.binder.Read(ctx, &s), x.binder.Close())
 		if errors.Is(err, cgroup.ErrNotPrivileged) {
-			return "", nil
+			return "", "", nil // and so it can put nobody anywhere
 		}
 		if err != nil {
-			return "", err
+			return "", "", err
+		}
+		if s.Hook.Way.Tagged() != way.Tagged() {
+			continue
+		}
+		if s.Hook.Way.Tagged() {
+			hidden = hierarchy.Path(n) // the tag of the root may be any
 		}
 		for _, b := range s.Bound {
-			if b.Target == "cgroup:/" {
-				return x.kernel.Names[b.Class], nil
+			switch {
+			case b.Target == "cgroup:/":
+				return x.kernel.Names[b.Class], "", nil
+			case strings.HasPrefix(b.Target, "cgroup-id:"):
+				hidden = x.kernel.Names[b.Class]
 			}
 		}
 	}
-	return "", nil
+	return "", hidden, nil
 }
 
 // inside is the binding that the calling process sends by on an interface, the
