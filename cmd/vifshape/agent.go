@@ -321,7 +321,7 @@ func (a *agent) wrote(name string) bool {
 	if mine == nil {
 		return false
 	}
-	now, err := os.Stat(a.m.store.file(name))
+	now, err := os.Lstat(a.m.store.file(name))
 	return err == nil && os.SameFile(now, mine) && now.ModTime().Equal(mine.ModTime())
 }
 
@@ -422,7 +422,7 @@ func (a *agent) work(ctx context.Context) error {
 	defer unlock()
 	for _, name := range slices.Sorted(maps.Keys(a.dirty)) {
 		delete(a.dirty, name)
-		if _, err := os.Stat(a.m.store.file(name)); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(a.m.store.file(name)); errors.Is(err, fs.ErrNotExist) {
 			a.drop(name)
 			continue
 		}

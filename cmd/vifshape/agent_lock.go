@@ -40,14 +40,14 @@ func (s *store) agentHeld(f *os.File) bool {
 	if err != nil {
 		return false
 	}
-	now, err := os.Stat(s.agentFile())
+	now, err := os.Lstat(s.agentFile())
 	return err == nil && os.SameFile(mine, now)
 }
 
 // agentRuns says whether there is an agent. The caller holds the lock of writers: to
 // ask is to hold the agent's for a moment.
 func (s *store) agentRuns() bool {
-	f, err := os.OpenFile(s.agentFile(), os.O_RDWR|syscall.O_CLOEXEC, 0)
+	f, err := openOwn(s.agentFile(), os.O_RDWR, 0)
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)
 	}

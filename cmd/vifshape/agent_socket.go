@@ -134,7 +134,7 @@ func (s *petitions) refresh() error {
 	now := make(map[string]os.FileInfo, len(names))
 	same := len(names) == len(s.records)
 	for _, n := range names {
-		st, err := os.Stat(s.store.file(n))
+		st, err := os.Lstat(s.store.file(n))
 		if err != nil {
 			continue // it has gone meanwhile
 		}

@@ -51,7 +51,7 @@ func (e *env) readPolicy(file string) (*policy.Policy, error) {
 	var r io.Reader = os.Stdin
 	name := "standard input"
 	if file != "-" {
-		f, err := os.Open(file)
+		f, err := openPolicy(file)
 		if err != nil {
 			return nil, err
 		}

@@ -75,12 +75,12 @@ func (s *store) file(iface string) string { return filepath.Join(s.dir, iface+re
 // record, not an error: the kernel is the truth.
 func (s *store) load(iface string) (*record, error) {
 	r := &record{Version: recordVersion, Interface: iface}
-	b, err := os.ReadFile(s.file(iface))
+	b, err := s.read(s.file(iface))
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the record of %s cannot be taken for one: %w", iface, err)
 	}
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("%s is damaged (%w): remove it, and apply the policy again", s.file(iface), err)
@@ -92,6 +92,37 @@ func (s *store) load(iface string) (*record, error) {
 		return nil, fmt.Errorf("%s was written by another version of vifshape (format %d, this one has %d): clear with that version, or remove the file", s.file(iface), r.Version, recordVersion)
 	}
 	return r, nil
+}
+
+// read reads a file of the directory, in which nobody but root may write.
+func (s *store) read(file string) ([]byte, error) {
+	if err := s.trusted(); err != nil {
+		return nil, err
+	}
+	b, err := readOwn(file, mostRecord)
+	if other := (*notFileError)(nil); errors.As(err, &other) {
+		err = fmt.Errorf("%w: remove it, and apply the policy again", err)
+	}
+	return b, err
+}
+
+// trusted refuses a run directory that others may write to, and one above which they
+// may put another.
+func (s *store) trusted() error {
+	dirs := []string{s.dir}
+	if s.netNS != "" {
+		dirs = append(dirs, filepath.Dir(s.dir))
+	}
+	for _, dir := range dirs {
+		st, err := os.Stat(dir)
+		if err != nil {
+			return err
+		}
+		if err := trusted(dir, st); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // check says what cannot be true in a record that was read.
@@ -183,7 +214,11 @@ func (s *store) homes() ([]string, error) { return s.list(homesSuffix) }
 func (s *store) note(iface string, there bool) error {
 	file := filepath.Join(s.dir, iface+homesSuffix)
 	if there {
-		return os.WriteFile(file, nil, 0o644)
+		f, err := openOwn(file, os.O_WRONLY|os.O_CREATE, 0o644)
+		if err != nil {
+			return err
+		}
+		return f.Close()
 	}
 	return unlessGone(os.Remove(file))
 }
@@ -259,10 +294,18 @@ func (s *store) tryLock(file, what string) (*os.File, error) {
 		if err := makeDir(s.dir); err != nil {
 			return nil, err
 		}
-		// Who may open it may lock it, and keep all others waiting.
-		f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600)
-		if errors.Is(err, fs.ErrNotExist) {
+		if err := s.trusted(); errors.Is(err, fs.ErrNotExist) {
 			continue // the directory was removed meanwhile
+		} else if err != nil {
+			return nil, err
+		}
+		// Who may open it may lock it, and keep all others waiting.
+		f, err := openOwn(file, os.O_RDWR|os.O_CREATE, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // so was it here
+		}
+		if other := (*notFileError)(nil); errors.As(err, &other) {
+			err = fmt.Errorf("%w, and no lock can be there: remove it", err)
 		}
 		if err != nil {
 			return nil, err
@@ -282,9 +325,10 @@ func (s *store) tryLock(file, what string) (*os.File, error) {
 		if err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
-		if now, err := os.Stat(file); err == nil && os.SameFile(mine, now) {
+		if now, err := os.Lstat(file); err == nil && os.SameFile(mine, now) {
 			who := fmt.Sprintf("vifshape %s%s%d)\n", what, holderPID, os.Getpid())
-			if err := errors.Join(f.Truncate(0), writeAt(f, who)); err != nil {
+			// There may be no room for it; it is only a name for a message.
+			if err := errors.Join(f.Truncate(0), writeAt(f, who)); err != nil && !full(err) {
 				return nil, errors.Join(err, f.Close())
 			}
 			return f, nil
@@ -315,7 +359,7 @@ func makeDir(dir string) error {
 // holder says who has the lock of a file; unknown is for one whose name is not in it,
 // or who was killed.
 func holder(file, unknown string) string {
-	b, _ := os.ReadFile(file) // only a name for the message
+	b, _ := readOwn(file, 4096) // only a name for the message
 	text := strings.TrimSpace(string(b))
 	pid := 0
 	if i := strings.LastIndex(text, holderPID); i >= 0 {
