@@ -70,6 +70,7 @@ func same(a, b hierarchy.State) bool { return hierarchy.Diff(a, b).Empty() }
 // interface that passes traffic, and a state from which the next apply and clear
 // go on.
 func TestKernelKill(t *testing.T) {
+	tctest.RequireProgram(t, "tc")
 	n := newNetwork(t)
 	leaves := 600
 	if vm.Inside() { // where an apply takes longer
