@@ -38,12 +38,13 @@ type unit struct {
 var bandwidthUnits = []unit{
 	{"tbit", uint64(Tbit)}, {"gbit", uint64(Gbit)}, {"mbit", uint64(Mbit)}, {"kbit", uint64(Kbit)}, {"bit", 1},
 	{"TB/s", 8e12}, {"GB/s", 8e9}, {"MB/s", 8e6}, {"kB/s", 8e3}, {"B/s", 8},
+	{"Tbit", uint64(Tbit)}, {"Gbit", uint64(Gbit)}, {"Mbit", uint64(Mbit)}, {"Kbit", uint64(Kbit)}, // as tc prints them
 	{"TiB/s", 8 << 40}, {"GiB/s", 8 << 30}, {"MiB/s", 8 << 20}, {"KiB/s", 8 << 10},
 }
 
 // ParseBandwidth reads "10mbit", "1.5gbit", "5MB/s" or "5MiB/s": a decimal
 // number and a unit, with or without a space between. bit, kbit, mbit, gbit and
-// tbit are bits per second; B/s, kB/s, MB/s, GB/s, TB/s bytes per second, all
+// tbit, also as tc prints them (Kbit), are bits per second; B/s, kB/s, MB/s, GB/s, TB/s bytes per second, all
 // powers of 1000; KiB/s, MiB/s, GiB/s, TiB/s bytes per second in powers of
 // 1024.
 //
@@ -53,7 +54,7 @@ var bandwidthUnits = []unit{
 // bit and anything above [MaxBandwidth] are refused. Zero is refused too.
 func ParseBandwidth(s string) (Bandwidth, error) {
 	v, err := parseQuantity(s, bandwidthUnits, "bit", bandwidthAdvice)
-	if err != nil {
+	if zero := strings.TrimSpace(s); err != nil && (zero == "" || strings.Trim(zero, "0") != "") {
 		return 0, err
 	}
 	if v == 0 {
@@ -100,6 +101,9 @@ func bandwidthAdvice(num, u string) string {
 		return fmt.Sprintf("a bandwidth needs a unit: write \"%sbit\" for bits or \"%sB/s\" for bytes a second", num, num)
 	case u == "":
 		return fmt.Sprintf("a bandwidth needs a unit: write \"%smbit\" for megabits or \"%sMB/s\" for megabytes a second", num, num)
+	case multiple(l, "bps") && strings.HasSuffix(u, "Bps"):
+		p := strings.TrimSuffix(l, "bps")
+		return fmt.Sprintf("%q means bytes a second to most people: write \"%s%sB/s\", or \"%s%sbit\" for bits", u, num, bytePrefix(p), num, p)
 	case multiple(l, "bps"):
 		p := strings.TrimSuffix(l, "bps")
 		return fmt.Sprintf("%q means bits to most people and bytes to tc: write \"%s%sbit\" for bits or \"%s%sB/s\" for bytes a second", u, num, p, num, bytePrefix(p))

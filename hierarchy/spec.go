@@ -230,6 +230,9 @@ func ParseBinding(s string) (Binding, error) {
 		}
 		return b, nil
 	}
+	if kind == "group" || kind == "gid" {
+		return Binding{}, fmt.Errorf("binding %q: groups cannot be bound: write a binding for each user, \"user:NAME\"", s)
+	}
 	return Binding{}, fmt.Errorf("binding %q is of unknown kind %q: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\", \"user:NAME\", \"link:INTERFACE\" or \"container:NAME\"", s, kind)
 }
 
@@ -269,6 +272,8 @@ func (b Binding) check(s string) error {
 				return fmt.Errorf("binding %q: %w", s, err)
 			}
 		}
+	case b.Kind == BindUser: // a pattern
+		return fmt.Errorf("binding %q: users cannot be named by a pattern: write a binding for each, %s", s, logins)
 	case !Pattern(b.Name).Exact():
 		return fmt.Errorf("binding %q: only cgroups, units and slices can be named by a pattern: write a binding for each %s", s, b.Kind)
 	}
@@ -279,8 +284,11 @@ func (b Binding) check(s string) error {
 // two bindings of the same user would not look it. 4294967295 is what the kernel
 // calls no user (INVALID_UID, include/linux/uidgid.h, v6.12).
 func (b Binding) checkUser(s string) error {
+	if first, last, ok := strings.Cut(b.Name, "-"); ok && number(first) && number(last) {
+		return fmt.Errorf("binding %q: a binding is to one user: write one for each, \"user:%s\" and so on, %s", s, first, logins)
+	}
 	digits := strings.TrimLeft(b.Name, "+-")
-	if digits == "" || strings.Trim(digits, "0123456789") != "" {
+	if !number(digits) {
 		if digits != b.Name {
 			return fmt.Errorf("binding %q: a user's name begins with no sign: write \"user:NAME\" or \"user:NUMBER\"", s)
 		}
@@ -295,6 +303,12 @@ func (b Binding) checkUser(s string) error {
 	}
 	return nil
 }
+
+// logins is how users are named together.
+const logins = `or "slice:user.slice" for all who log in, "slice:user-1*.slice" for those whose number begins with 1; for a share of its own each user takes a branch`
+
+// number says whether s consists of digits.
+func number(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 // containerName says whether a container can be called so: what docker, podman and
 // containerd take.

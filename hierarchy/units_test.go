@@ -92,7 +92,15 @@ func TestParseBandwidth(t *testing.T) {
 		{in: "5mB/s", err: `"5mB/s" is not understood: write "5MB/s"`},
 		{in: "5MiB", err: `"5MiB" is not understood: write "5MiB/s"`},
 		{in: "5B", err: `"5B" is not understood: write "5B/s"`},
-		{in: "10Mbit", err: `"10Mbit" is not understood: write "10mbit"`},
+		{in: "10Mbit", want: 10 * Mbit}, // as tc prints them
+		{in: "512Kbit", want: 512 * Kbit},
+		{in: "1.5Gbit", want: 1500 * Mbit},
+		{in: "2Tbit", want: 2 * Tbit},
+		{in: "10MBit", err: `"10MBit" is not understood: write "10mbit"`},
+		{in: "10MBps", err: `"10MBps" is not understood: "MBps" means bytes a second to most people: write "10MB/s", or "10mbit" for bits`},
+		{in: "10kBps", err: `"10kBps" is not understood: "kBps" means bytes a second to most people: write "10kB/s", or "10kbit" for bits`},
+		{in: "10Bps", err: `"10Bps" is not understood: "Bps" means bytes a second to most people: write "10B/s", or "10bit" for bits`},
+		{in: "0", err: `"0" is no bandwidth; the kernel cannot shape to nothing, the least is "8bit"`},
 		{in: "10MBIT", err: `"10MBIT" is not understood: write "10mbit"`},
 		{in: "10Mbit/s", err: `"10Mbit/s" is not understood: write "10mbit"`},
 		{in: "10mbits", err: `"10mbits" is not understood: write "10mbit"`},
@@ -277,6 +285,7 @@ func TestAmountOf(t *testing.T) {
 }
 
 func TestParseBinding(t *testing.T) {
+	const logins = `, or "slice:user.slice" for all who log in, "slice:user-1*.slice" for those whose number begins with 1; for a share of its own each user takes a branch`
 	long := "cgroup:/" + strings.Repeat("a", 4096)
 	path := `: a cgroup's path has no empty, "." or ".." part, no slash at its end, and is not the root, which the rest already stands for`
 	kinds := `: write "unit:NAME.service", "slice:NAME.slice", "cgroup:/PATH", "user:NAME", "link:INTERFACE" or "container:NAME"`
@@ -348,7 +357,10 @@ func TestParseBinding(t *testing.T) {
 		{in: "unit:a*", err: `binding "unit:a*": a unit's name has an ending: write "unit:a*.service"`},
 		{in: "slice:a*", err: `binding "slice:a*": a slice's name ends with .slice: write "slice:a*.slice"`},
 		{in: "link:veth*", err: `binding "link:veth*": only cgroups, units and slices can be named by a pattern: write a binding for each link`},
-		{in: "user:1?", err: `binding "user:1?": only cgroups, units and slices can be named by a pattern: write a binding for each user`},
+		{in: "user:1?", err: `binding "user:1?": users cannot be named by a pattern: write a binding for each` + logins},
+		{in: "user:1000-1999", err: `binding "user:1000-1999": a binding is to one user: write one for each, "user:1000" and so on` + logins},
+		{in: "user:a-1", want: Binding{BindUser, "a-1"}},
+		{in: "group:staff", err: `binding "group:staff": groups cannot be bound: write a binding for each user, "user:NAME"`},
 		{in: "slice:-.slice", err: `binding "slice:-.slice" names the root slice, which the rest already stands for`},
 	})
 	if got := BindKind(9).String(); got != "unknown" {

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -95,6 +96,7 @@ type reader struct {
 	qdiscs []*node
 	at     int  // entry being read
 	lost   bool // something that was meant as an interface is reported
+	partly bool // a part of the file is not there: only what is wrong by itself is reported
 
 	entries  map[string]int // by key, its parts joined by NUL; made by entry
 	list     int            // offset of the list that was last looked into
@@ -104,6 +106,9 @@ type reader struct {
 // read interprets the document, fills in the policy, and reports what is wrong.
 func (r *reader) read(doc map[string]any) {
 	if len(r.keys) == 0 {
+		if r.partly {
+			return
+		}
 		r.add(mistake{msg: "the policy is empty", hint: `write version = 1, and [interface.eth0] with rate = "..." below it`})
 		return
 	}
@@ -135,12 +140,16 @@ func (r *reader) read(doc map[string]any) {
 	}
 	for _, q := range r.qdiscs {
 		if q.branch.Qdisc.Kind == "" {
-			if _, ok := q.values["kind"]; !ok {
+			if _, ok := q.values["kind"]; !ok && !r.partly {
 				r.add(mistake{off: r.place(q), path: q.path, key: "qdisc", msg: "qdisc has no kind", hint: `write kind = "fq_codel"`})
 			}
 			q.branch.Qdisc = nil
 		}
 	}
+	if r.partly {
+		return
+	}
+	r.quoting()
 	if len(r.ifaces) == 0 && !r.lost {
 		r.add(mistake{msg: "the policy has no interface", hint: "write [interface.eth0] with the rate of the link below it"})
 	}
@@ -154,13 +163,47 @@ func (r *reader) read(doc map[string]any) {
 	}
 }
 
+// vlan is the name of a VLAN's interface by the one below it and a branch, if the
+// branch may be meant as one.
+func vlan(iface, branch string) string {
+	if id, err := strconv.ParseUint(branch, 10, 12); err != nil || id == 0 || branch[0] == '0' {
+		return ""
+	}
+	return iface + "." + branch
+}
+
+// quoting warns of names that are written as `ip link` prints them, and mean something
+// else here.
+func (r *reader) quoting() {
+	has := map[string]bool{}
+	for _, n := range r.ifaces {
+		has[n.iface.Interface] = true
+	}
+	for _, n := range r.ifaces {
+		name := n.iface.Interface
+		if before, link, ok := strings.Cut(name, "@"); ok && before != "" && linked.MatchString(link) {
+			r.add(mistake{off: r.place(n), path: n.path, warning: true, msg: fmt.Sprintf("`ip link` prints the name %s so", before), hint: fmt.Sprintf("leave out @%s: write [%s]", link, toml.Key{"interface", before})})
+		}
+		for _, b := range n.branch.Children {
+			if v := vlan(name, b.Name); v != "" && !has[v] && n.kids[b.Name] != nil {
+				r.add(mistake{off: r.place(n.kids[b.Name]), path: n.path.Join(b.Name), warning: true,
+					msg: fmt.Sprintf("%q is a branch of %s here", b.Name, name), hint: fmt.Sprintf("if the VLAN %s is meant, quote its name: [%s]", v, toml.Key{"interface", v})})
+			}
+		}
+	}
+}
+
+// linked is what `ip link` prints behind a name and @ where the other end is not to be
+// seen.
+var linked = regexp.MustCompile(`^(if[0-9]+|NONE)$`)
+
 // version checks the version first: the meaning of everything else depends on
 // it.
 func (r *reader) version(doc map[string]any) bool {
 	i := slices.IndexFunc(r.keys, func(k toml.Key) bool { return k[0] == "version" })
 	if i < 0 {
 		near := func(k toml.Key) bool { return hierarchy.Nearest(k[0], []string{"version"}) != "" }
-		if !slices.ContainsFunc(r.keys, near) { // otherwise that one is reported
+		if !slices.ContainsFunc(r.keys, near) && !r.partly { // otherwise that one is reported
 			r.add(mistake{msg: "version is missing", hint: "write version = 1 in the first line"})
 		}
 		return true
@@ -186,6 +229,12 @@ func (r *reader) version(doc map[string]any) bool {
 func (r *reader) key(n *node, key, msg, hint string) {
 	off, _ := r.index.part(r.at, n.depth, len(r.keys[r.at]))
 	r.add(mistake{off: off, path: n.path, key: key, msg: msg, hint: hint})
+}
+
+// warn is key for what is allowed.
+func (r *reader) warn(n *node, key, msg, hint string) {
+	r.key(n, key, msg, hint)
+	r.found[len(r.found)-1].warning = true
 }
 
 // value reports a mistake at the value of the entry being read, or at its key
@@ -282,6 +331,9 @@ func (r *reader) newBranch(n *node, name string) *node {
 		r.key(n, name, fmt.Sprintf("the name %q differs from the key %q only in case", name, lower), fmt.Sprintf("write %s if the key is meant; otherwise give the branch another name", lower))
 		return nil
 	}
+	if lower == hierarchy.RestName && name != lower {
+		r.warn(n, name, fmt.Sprintf("%q is a branch as any other, beside the %s that is always there", name, lower), fmt.Sprintf("write %s in lower case if what no binding claims is meant", header(n, lower)))
+	}
 	b := &hierarchy.BranchSpec{Name: name}
 	n.branch.Children = append(n.branch.Children, b)
 	return &node{level: levelBranch, path: n.path.Join(name), branch: b}
@@ -321,10 +373,10 @@ func (r *reader) unknown(n *node, name string) {
 		hint = `kind stands in a table called qdisc: qdisc = { kind = "fq_codel" }`
 	case n.level == levelBranch && lower == "limit":
 		hint = "ceil limits the bandwidth; the limit of a queue stands with its kind: qdisc = { kind = \"fq_codel\", limit = 1024 }"
-	case n.level == levelBranch && kind != "":
-		hint = fmt.Sprintf("%s is a parameter of queueing disciplines: qdisc = { kind = %q, %s = ... }", lower, kind, lower)
 	case slices.Contains(names, others[lower]):
 		hint = fmt.Sprintf("it is called %s here", others[lower])
+	case n.level == levelBranch && kind != "":
+		hint = fmt.Sprintf("%s is a parameter of queueing disciplines: qdisc = { kind = %q, %s = ... }", lower, kind, lower)
 	case hierarchy.Nearest(name, names) != "":
 		hint = fmt.Sprintf("did you mean %q?", hierarchy.Nearest(name, names))
 	case n.level == levelFile && (where(lower)|where(others[lower]))&(levelInterface|levelBranch) != 0:
@@ -487,12 +539,26 @@ func (r *reader) amount(n *node, key string, v any, to *hierarchy.Amount) {
 	}
 	a, err := hierarchy.ParseAmount(text)
 	if err != nil {
-		r.value(n, key, key+" "+err.Error(), "")
+		hint := ""
+		if zero := strings.TrimSpace(text); number(zero) && !number(strings.TrimLeft(zero, "0.")) {
+			switch {
+			case key == "ceil":
+				hint = "leave it out for no limit but the parent's"
+			case n.level == levelBranch:
+				hint = "leave it out for a share of what its siblings leave"
+			default:
+				hint = "write what the line carries"
+			}
+		}
+		r.value(n, key, key+" "+err.Error(), hint)
 		n.branch.Broken = true
 		return
 	}
 	*to = a
 }
+
+// number says whether s begins with a digit.
+func number(s string) bool { return s != "" && s[0] >= '0' && s[0] <= '9' }
 
 func (r *reader) size(n *node, key string, v any, usual string, to *hierarchy.Size) {
 	text, ok := literal(v)
@@ -598,6 +664,11 @@ func list[T any](r *reader, n *node, key string, v any, one, example string, par
 			msg = fmt.Sprintf("%s is %s, but must be a string such as %q", one, describe(x), example)
 		case err != nil:
 			msg = err.Error()
+		case r.escaped(r.element(r.at, i)):
+			r.add(mistake{off: r.element(r.at, i), path: n.path, key: key, value: true,
+				msg:  fmt.Sprintf("in double quotes a backslash begins an escape: this is %q", s),
+				hint: `put it in single quotes, as in 'unit:app-a\x2d1.scope', or write each backslash twice`})
+			continue
 		default:
 			all, at = append(all, t), append(at, i)
 			continue
@@ -608,6 +679,13 @@ func list[T any](r *reader, n *node, key string, v any, one, example string, par
 		at = nil
 	}
 	return all, at
+}
+
+// escaped says whether the string at off has an escape such as \x2d that TOML takes
+// for its own: systemd writes its names so.
+func (r *reader) escaped(off int) bool {
+	raw := r.index.value(off)
+	return strings.HasPrefix(raw, `"`) && strings.Contains(strings.ReplaceAll(raw, `\\`, ""), `\x`)
 }
 
 // element is where element i of the list of an entry stands.

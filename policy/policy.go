@@ -62,6 +62,7 @@ func Parse(name string, r io.Reader, kinds []hierarchy.Kind) (*Policy, error) {
 	switch {
 	case errors.As(err, &syntax):
 		rep.syntax(syntax)
+		rep.others(kinds)
 		return nil, rep.errs()
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", name, err)

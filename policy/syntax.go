@@ -2,11 +2,14 @@ package policy
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/vifshape/vifshape/hierarchy"
 )
 
 // syntax reports a mistake in the TOML itself. The decoder's message says what
@@ -78,6 +81,48 @@ func (r *report) syntax(pe toml.ParseError) {
 		m.msg = lower(strings.TrimSuffix(pe.Message, "."))
 	}
 	r.add(m)
+}
+
+// headers finds what may be one of a table.
+var headers = regexp.MustCompile(`(?m)^[ \t]*\[`)
+
+// others reports what is wrong by itself in the part of the file that is TOML: what
+// the line with the mistake says is left out, and all behind it where that is a header,
+// opens a string of several lines, or has no sense without it.
+func (r *report) others(kinds []hierarchy.Kind) {
+	x := r.index
+	off := r.found[len(r.found)-1].off
+	_, start, end := x.line(off)
+	// A list or string may have begun in a line before.
+	for _, e := range slices.Backward(x.entries) {
+		top := e.parent < 0 || x.entries[e.parent].val < 0
+		if int(e.key) > off || !top {
+			continue
+		}
+		if _, first, last := x.line(int(e.key)); e.val >= 0 && int(e.val)+len(x.value(int(e.val))) > last && first < start {
+			start = first
+		}
+		break
+	}
+	before, line := x.text[:start], x.text[start:end]
+	texts := []string{before}
+	if triple := line[min(off-start, len(line)):]; !headers.MatchString(line) && !strings.HasPrefix(triple, `"""`) && !strings.HasPrefix(triple, "'''") {
+		texts = []string{before + strings.Repeat(" ", len(line)) + x.text[end:], before}
+	}
+	defer func() { r.index = x }()
+	for _, text := range texts {
+		r.index = scan(text)
+		if r.index.stop >= 0 {
+			continue
+		}
+		doc, keys, err := decode(text, -1)
+		if err != nil || !r.index.agrees(keys) {
+			continue
+		}
+		rd := reader{report: r, keys: keys, kinds: kinds, policy: &Policy{}, partly: true}
+		rd.read(doc)
+		return
+	}
 }
 
 // lower is s with its first letter in lower case.
