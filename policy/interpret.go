@@ -163,31 +163,19 @@ func (r *reader) read(doc map[string]any) {
 	}
 }
 
-// vlan is the name of a VLAN's interface by the one below it and a branch, if the
-// branch may be meant as one.
-func vlan(iface, branch string) string {
-	if id, err := strconv.ParseUint(branch, 10, 12); err != nil || id == 0 || branch[0] == '0' {
-		return ""
-	}
-	return iface + "." + branch
-}
-
 // quoting warns of names that are written as `ip link` prints them, and mean something
 // else here.
 func (r *reader) quoting() {
-	has := map[string]bool{}
-	for _, n := range r.ifaces {
-		has[n.iface.Interface] = true
-	}
 	for _, n := range r.ifaces {
 		name := n.iface.Interface
 		if before, link, ok := strings.Cut(name, "@"); ok && before != "" && linked.MatchString(link) {
 			r.add(mistake{off: r.place(n), path: n.path, warning: true, msg: fmt.Sprintf("`ip link` prints the name %s so", before), hint: fmt.Sprintf("leave out @%s: write [%s]", link, toml.Key{"interface", before})})
 		}
 		for _, b := range n.branch.Children {
-			if v := vlan(name, b.Name); v != "" && !has[v] && n.kids[b.Name] != nil {
-				r.add(mistake{off: r.place(n.kids[b.Name]), path: n.path.Join(b.Name), warning: true,
-					msg: fmt.Sprintf("%q is a branch of %s here", b.Name, name), hint: fmt.Sprintf("if the VLAN %s is meant, quote its name: [%s]", v, toml.Key{"interface", v})})
+			// With its rate in place it may well be a branch: only the machine knows.
+			if v := name + "." + b.Name; n.branch.Rate == (hierarchy.Amount{}) && !n.branch.Broken && VLAN(v) && n.kids[b.Name] != nil {
+				msg, hint := unquoted(name, b.Name)
+				r.add(mistake{off: r.place(n.kids[b.Name]), path: n.path.Join(b.Name), warning: true, msg: msg, hint: hint})
 			}
 		}
 	}

@@ -14,6 +14,16 @@ import (
 // where that is not either, as with a rest that was added, of the one above it. An
 // empty path is the top of the file. Line 0: nothing of it is in the file.
 func (p *Policy) Place(path hierarchy.Path, key string) (line, column int) {
+	off := p.offset(path, key)
+	if off < 0 {
+		return 0, 0
+	}
+	n, start, _ := p.index.line(off)
+	return n, p.index.column(start, off)
+}
+
+// offset is the place as an offset, negative where nothing of it is in the file.
+func (p *Policy) offset(path hierarchy.Path, key string) int {
 	table := toml.Key{}
 	if path != "" {
 		table = append(toml.Key{"interface"}, strings.Split(string(path), "/")...)
@@ -31,8 +41,7 @@ func (p *Policy) Place(path hierarchy.Path, key string) (line, column int) {
 		if val := p.index.entries[i].val; val >= 0 {
 			off = int(val)
 		}
-		n, start, _ := p.index.line(off)
-		return n, p.index.column(start, off)
+		return off
 	}
-	return 0, 0
+	return -1
 }

@@ -30,6 +30,7 @@ type Policy struct {
 	// of the file.
 	Warnings []Error
 
+	file  string
 	index *index // for Place
 	keys  []toml.Key
 }
@@ -69,7 +70,7 @@ func Parse(name string, r io.Reader, kinds []hierarchy.Kind) (*Policy, error) {
 	case !rep.index.agrees(keys):
 		return nil, fmt.Errorf("%s: the TOML decoder and the position index disagree about this file; please report it as a fault of vifshape", name)
 	}
-	p := &Policy{Binding: "auto", index: rep.index, keys: keys}
+	p := &Policy{Binding: "auto", file: name, index: rep.index, keys: keys}
 	rd := reader{report: rep, keys: keys, kinds: kinds, policy: p}
 	rd.read(doc)
 	all := rep.errs()

@@ -135,7 +135,7 @@ func describe(p *policy.Policy) string {
 			b.WriteByte('\n')
 		}
 	}
-	b.WriteString(policy.Errors(p.Warnings).Render())
+	b.WriteString(policy.Errors(append(p.Warnings, p.Unquoted(policy.VLAN)...)).Render())
 	return b.String()
 }
 

@@ -5,6 +5,8 @@ package tc
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
+	"strings"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -119,6 +121,10 @@ func (c *Conn) nearest(name string) string {
 	names := make([]string, len(links))
 	for i, l := range links {
 		names[i] = l.Name
+	}
+	// Behind an @ `ip link` prints what an interface is linked to.
+	if before, _, ok := strings.Cut(name, "@"); ok && slices.Contains(names, before) {
+		return before
 	}
 	return hierarchy.Nearest(name, names)
 }

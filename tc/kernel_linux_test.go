@@ -625,6 +625,7 @@ func TestKernelNoDevice(t *testing.T) {
 	b := open(t, p.Near, "eth0")
 	for name, want := range map[string]string{
 		"eht0":                           "eht0: no such interface: did you mean eth0?",
+		"eth0@if7":                       "eth0@if7: no such interface: did you mean eth0?",
 		"wlp0s20f3":                      "wlp0s20f3: no such interface",
 		"a-name-that-is-longer-than-any": "a-name-that-is-longer-than-any: no such interface",
 		"":                               ": no such interface",

@@ -27,8 +27,12 @@ EXIT STATUS
 		Args: args(1, 1, "one policy file"),
 		RunE: func(_ *cobra.Command, a []string) error {
 			p, err := e.readPolicy(a[0])
-			if err != nil || !tree {
+			if err != nil {
 				return err
+			}
+			fmt.Fprint(e.stderr, p.Unquoted(policy.VLAN).Render())
+			if !tree {
+				return nil
 			}
 			return e.writeTree(p)
 		},

@@ -45,6 +45,9 @@ func (x *examination) policy(file string) ([]string, error) {
 		x.links, err = x.conn.Links()
 		return err
 	})
+	for _, w := range p.Unquoted(among(x.links)) {
+		c.say(w.Path, "", finding{Topic: "name", State: weaker, Text: fmt.Sprintf("%s: %s", w.Path, w.Msg), Follows: w.Hint})
+	}
 	m := &machine{env: x.env, conn: x.conn, store: x.store}
 	devices := map[*hierarchy.Tree]*tc.Device{}
 	for _, t := range p.Trees {

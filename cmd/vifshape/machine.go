@@ -25,7 +25,8 @@ type machine struct {
 	early map[string]hierarchy.State // see ahead
 	tags  []string                   // interfaces of the policy at hand that net_cls tags will bind
 
-	absent []*tc.ErrNoDevice // interfaces of the policy at hand that are not there
+	policy *policy.Policy    // at hand
+	absent []*tc.ErrNoDevice // interfaces of it that are not there
 
 	missing map[string]string // of classifiers, once the kernel was asked; see lacks
 
@@ -265,6 +266,7 @@ func (m *machine) targets(ctx context.Context, file, binding string, parsing *pa
 	if err != nil {
 		return nil, err
 	}
+	m.policy = p
 	if binding == "" {
 		binding = p.Binding
 	}

@@ -16,6 +16,7 @@ func (m *machine) linkRemarks(all []*target) error {
 	if err != nil {
 		return err
 	}
+	fmt.Fprint(m.stderr, m.policy.Unquoted(among(links)).Render())
 	var names []string
 	for _, x := range all {
 		names = append(names, x.tree.Interface)
@@ -38,6 +39,13 @@ func (m *machine) linkRemarks(all []*target) error {
 		m.warnf("%s", w)
 	}
 	return err
+}
+
+// among asks whether an interface is one of those.
+func among(links []tc.Link) func(string) bool {
+	return func(name string) bool {
+		return slices.ContainsFunc(links, func(l tc.Link) bool { return l.Name == name })
+	}
 }
 
 // overLine says of a rate that the line cannot carry what follows; it is empty
