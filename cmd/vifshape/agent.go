@@ -32,6 +32,7 @@ type agent struct {
 	link *tc.LinkMonitor
 
 	runDir     int                 // the watch of the run directory
+	lockDir    int                 // and of its locks
 	interfaces map[string]*watched // by name: those with a record
 	seen       map[int]string      // interfaces of the network namespace by index, in words
 	dirty      map[string]bool     // interfaces that have to be looked at
@@ -67,7 +68,7 @@ func (e *env) newAgent(ctx context.Context, level slog.Level) (*agent, error) {
 		}
 	}
 	a := &agent{
-		log: slog.New(slog.NewTextHandler(e.stderr, options)), runDir: -1,
+		log: slog.New(slog.NewTextHandler(e.stderr, options)), runDir: -1, lockDir: -1,
 		interfaces: map[string]*watched{}, seen: map[int]string{}, dirty: map[string]bool{}, later: make(chan string), ended: make(chan struct{}),
 	}
 	a.env = &env{stdout: e.stdout, stderr: &remarks{log: a.log, said: map[string]bool{}}, runDir: e.runDir}
@@ -100,18 +101,23 @@ func (a *agent) take(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	f, err := a.m.store.takeAgent()
-	if err != nil {
-		return err
+	if a.hold == nil || !a.m.store.agentHeld(a.hold) {
+		f, err := a.m.store.takeAgent()
+		if err != nil {
+			return err
+		}
+		if a.hold != nil {
+			a.hold.Close()
+		}
+		a.hold = f
 	}
-	if a.hold != nil {
-		a.hold.Close()
-	}
-	a.hold = f
 	if a.asks != nil {
 		a.asks.close()
 	}
 	if a.asks, err = a.petitions(a.m.store); err != nil {
+		return err
+	}
+	if a.lockDir, err = a.dirs.add(a.m.store.locks, unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
 		return err
 	}
 	a.runDir, err = a.dirs.add(a.m.store.dir, unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR)
@@ -275,7 +281,7 @@ func (a *agent) noticed(ctx context.Context, all []notice) error {
 		case n.lost():
 			a.log.Warn("changes of directories came faster than they could be read: all is read anew")
 			a.everything()
-		case n.wd == a.runDir:
+		case n.wd == a.runDir, n.wd == a.lockDir:
 			if err := a.recorded(ctx, n); err != nil {
 				return err
 			}
@@ -293,11 +299,11 @@ func (a *agent) noticed(ctx context.Context, all []notice) error {
 // recorded takes in what became of the run directory.
 func (a *agent) recorded(ctx context.Context, n notice) error {
 	gone := n.mask&(unix.IN_DELETE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0
-	if gone || filepath.Join(a.m.store.dir, n.name) == a.m.store.agentFile() {
+	if gone || n.name == filepath.Base(a.m.store.agentFile()) {
 		if !gone && a.m.store.agentHeld(a.hold) { // its own file, after one before it
 			return nil
 		}
-		a.log.Warn("somebody removed the run directory or the agent's lock in it: it is made anew", "directory", a.m.store.dir)
+		a.log.Warn("somebody removed the run directory or the agent's lock: it is made anew", "directory", a.m.store.dir)
 		if err := a.take(ctx); err != nil {
 			return err
 		}

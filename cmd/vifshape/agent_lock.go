@@ -5,15 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
 )
 
-// Files of the agent in the run directory.
-const (
-	agentLock   = "agent.lock" // locked as long as the agent lives, however it ends
-	agentSocket = "agent.sock"
-)
+// agentSocket is the agent's in the run directory.
+const agentSocket = "agent.sock"
 
 // runningError says that there is an agent already.
 type runningError struct{ holder string }
@@ -22,7 +18,8 @@ func (e *runningError) Error() string {
 	return fmt.Sprintf("%s is already running in this network namespace, and one watches all its interfaces", e.holder)
 }
 
-func (s *store) agentFile() string { return filepath.Join(s.dir, agentLock) }
+// agentFile is locked as long as the agent lives, however it ends.
+func (s *store) agentFile() string { return s.lockNamed("agent.lock") }
 
 // takeAgent makes the caller the agent, until the file is closed. The caller holds
 // the lock of writers.

@@ -227,7 +227,7 @@ func (e *env) vacate(n *lab.NetNS) error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(e.clear(context.Background(), nil), os.RemoveAll(s.dir))
+		return errors.Join(e.clear(context.Background(), nil), s.discard())
 	})
 }
 

@@ -64,12 +64,12 @@ func TestKernelScript(t *testing.T) {
 		if err := unix.Setns(pair.Near.FD(), unix.CLONE_NEWNET); err != nil {
 			return err
 		}
-		ns, err := cgroup.NetNSKey(-1)
+		s, err := (&env{runDir: defaultRunDir}).store()
 		if err != nil {
 			return err
 		}
 		e.Defer(func() { // a script that failed does not clear
-			b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: "eth0", NetNS: ns})
+			b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: "eth0", NetNS: s.netNS})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -81,7 +81,7 @@ func TestKernelScript(t *testing.T) {
 			}
 		})
 		e.Defer(func() {
-			if err := os.RemoveAll(filepath.Join(defaultRunDir, ns)); err != nil {
+			if err := s.discard(); err != nil {
 				t.Error(err)
 			}
 		})

@@ -46,7 +46,7 @@ func newNetwork(t testing.TB) *network {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(n.removeCgroups(), os.RemoveAll(n.store.dir)); err != nil {
+		if err := errors.Join(n.removeCgroups(), n.store.discard()); err != nil {
 			t.Error(err)
 		}
 	})

@@ -22,6 +22,7 @@ import (
 // and a lock. Everybody may read it, so that show works without privileges.
 type store struct {
 	dir   string
+	locks string // where locks are: a directory that programs at level lock do not see
 	netNS string // the namespace's name, empty for the initial one
 	wait  time.Duration
 	// saved are the files of the records that save has written, by interface; nil: it
@@ -66,7 +67,7 @@ func (e *env) store() (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{dir: filepath.Join(e.runDir, ns), netNS: ns, wait: lockWait}, nil
+	return &store{dir: filepath.Join(e.runDir, ns), locks: filepath.Join(e.runDir, "locks"), netNS: ns, wait: lockWait}, nil
 }
 
 func (s *store) file(iface string) string { return filepath.Join(s.dir, iface+recordSuffix) }
@@ -96,7 +97,7 @@ func (s *store) load(iface string) (*record, error) {
 
 // read reads a file of the directory, in which nobody but root may write.
 func (s *store) read(file string) ([]byte, error) {
-	if err := s.trusted(); err != nil {
+	if err := s.trusted(s.dir); err != nil {
 		return nil, err
 	}
 	b, err := readOwn(file, mostRecord)
@@ -106,14 +107,10 @@ func (s *store) read(file string) ([]byte, error) {
 	return b, err
 }
 
-// trusted refuses a run directory that others may write to, and one above which they
-// may put another.
-func (s *store) trusted() error {
-	dirs := []string{s.dir}
-	if s.netNS != "" {
-		dirs = append(dirs, filepath.Dir(s.dir))
-	}
-	for _, dir := range dirs {
+// trusted refuses a directory that others may write to, and a run directory where they
+// may put another in its place.
+func (s *store) trusted(dir string) error {
+	for _, dir := range slices.Compact([]string{dir, filepath.Dir(s.locks)}) {
 		st, err := os.Stat(dir)
 		if err != nil {
 			return err
@@ -263,6 +260,9 @@ func (s *store) lock(ctx context.Context, what string) (func(), error) {
 	deadline := time.Now().Add(s.wait)
 	for {
 		f, err := s.tryLock(s.lockFile(), what)
+		if errors.Is(err, syscall.EROFS) {
+			err = fmt.Errorf("%w, as it is for programs that vifshape keeps in a branch: call it from outside", err)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -284,25 +284,32 @@ func (s *store) lock(ctx context.Context, what string) (func(), error) {
 	}
 }
 
-func (s *store) lockFile() string { return filepath.Join(s.dir, "lock") }
+func (s *store) lockFile() string { return s.lockNamed("lock") }
+
+// lockNamed is a file to lock. The directory of all namespaces' locks is for good: who is
+// kept from it (see run) is kept from that one, and not from what is made in its place.
+func (s *store) lockNamed(name string) string {
+	if s.netNS != "" {
+		name = s.netNS + "." + name
+	}
+	return filepath.Join(s.locks, name)
+}
 
 // tryLock is a locked file with the holder's name in it, or nil where another one has
 // the lock. A file that was removed by its holder, see tidy, is no lock any more,
-// whoever gets hold of it.
+// whoever gets hold of it. With the lock there is the run directory.
 func (s *store) tryLock(file, what string) (*os.File, error) {
 	for {
-		if err := makeDir(s.dir); err != nil {
+		if err := makeDir(s.locks); err != nil {
 			return nil, err
 		}
-		if err := s.trusted(); errors.Is(err, fs.ErrNotExist) {
-			continue // the directory was removed meanwhile
-		} else if err != nil {
+		if err := s.trusted(s.locks); err != nil {
 			return nil, err
 		}
 		// Who may open it may lock it, and keep all others waiting.
 		f, err := openOwn(file, os.O_RDWR|os.O_CREATE, 0o600)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // so was it here
+			continue // somebody has removed the directory
 		}
 		if other := (*notFileError)(nil); errors.As(err, &other) {
 			err = fmt.Errorf("%w, and no lock can be there: remove it", err)
@@ -329,6 +336,9 @@ func (s *store) tryLock(file, what string) (*os.File, error) {
 			who := fmt.Sprintf("vifshape %s%s%d)\n", what, holderPID, os.Getpid())
 			// There may be no room for it; it is only a name for a message.
 			if err := errors.Join(f.Truncate(0), writeAt(f, who)); err != nil && !full(err) {
+				return nil, errors.Join(err, f.Close())
+			}
+			if err := errors.Join(makeDir(s.dir), s.trusted(s.dir)); err != nil {
 				return nil, errors.Join(err, f.Close())
 			}
 			return f, nil
@@ -374,28 +384,34 @@ func holder(file, unknown string) string {
 // holderPID is what stands in front of the process id in the lock file.
 const holderPID = " (process "
 
-// tidy removes what a writer that was killed left behind, and the directory with
-// its lock where there is nothing else. The caller holds the lock, and what cannot
+// tidy removes what a writer that was killed left behind, and the directory and its
+// lock where there is nothing else. The caller holds the lock, and what cannot
 // be removed does no harm.
 func (s *store) tidy() {
+	if !s.agentRuns() {
+		os.Remove(s.agentFile())
+		os.Remove(s.agentSocketFile())
+	}
 	ents, err := os.ReadDir(s.dir)
 	if err != nil {
 		return
 	}
 	left := 0
 	for _, e := range ents {
-		switch {
-		case e.Name() == "lock":
-		case strings.HasPrefix(e.Name(), ".record-"),
-			(e.Name() == agentLock || e.Name() == agentSocket) && !s.agentRuns():
+		if strings.HasPrefix(e.Name(), ".record-") {
 			os.Remove(filepath.Join(s.dir, e.Name()))
-		default:
+		} else {
 			left++
 		}
 	}
-	if left == 0 && os.Remove(s.lockFile()) == nil {
-		os.Remove(s.dir)
+	if left == 0 && os.Remove(s.dir) == nil { // the lock after it: then it is no lock any more
+		os.Remove(s.lockFile())
 	}
+}
+
+// discard removes all that is kept of a network namespace that goes.
+func (s *store) discard() error {
+	return errors.Join(os.RemoveAll(s.dir), unlessGone(os.Remove(s.lockFile())), unlessGone(os.Remove(s.agentFile())))
 }
 
 func writeAt(f *os.File, s string) error {

@@ -22,7 +22,7 @@ import (
 )
 
 func TestStore(t *testing.T) {
-	s := &store{dir: t.TempDir()}
+	s := &store{dir: t.TempDir(), locks: t.TempDir()}
 	r, err := s.load("eth0")
 	if err != nil || r.Policy != "" {
 		t.Fatalf("an interface without a record gave %+v, %v", r, err)
@@ -53,7 +53,7 @@ func TestStore(t *testing.T) {
 }
 
 func TestStoreDamaged(t *testing.T) {
-	s := &store{dir: t.TempDir()}
+	s := &store{dir: t.TempDir(), locks: t.TempDir()}
 	for content, want := range map[string]string{
 		`{"version":`:                         "is damaged",
 		`{"version": 99}`:                     "another version of vifshape (format 99, this one has 2)",
@@ -75,7 +75,7 @@ func TestStoreDamaged(t *testing.T) {
 }
 
 func TestLock(t *testing.T) {
-	s := &store{dir: t.TempDir(), wait: 50 * time.Millisecond}
+	s := &store{dir: t.TempDir(), locks: t.TempDir(), wait: 50 * time.Millisecond}
 	unlock, err := s.lock(t.Context(), "apply a.toml")
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +108,8 @@ func TestLock(t *testing.T) {
 func TestLockMode(t *testing.T) {
 	for _, umask := range []int{0, 0o077} {
 		t.Run(fmt.Sprintf("umask %03o", umask), func(t *testing.T) {
-			s := &store{dir: filepath.Join(t.TempDir(), "run", "ns-1"), wait: time.Minute}
+			run := filepath.Join(t.TempDir(), "run")
+			s := &store{dir: filepath.Join(run, "ns-1"), locks: filepath.Join(run, "locks"), wait: time.Minute}
 			before := syscall.Umask(umask)
 			defer syscall.Umask(before)
 			mode := func(file string) fs.FileMode {
@@ -164,7 +165,7 @@ func TestLockedByNobody(t *testing.T) {
 		fmt.Sprintf("vifshape apply a (process 1).toml (process %d)\n", os.Getpid()): "vifshape apply a (process 1).toml (process ",
 		fmt.Sprintf("vifshape apply \x1b[2J (process %d)\n", os.Getpid()):            `"vifshape apply \x1b[2J (process `,
 	} {
-		s := &store{dir: t.TempDir()}
+		s := &store{dir: t.TempDir(), locks: t.TempDir()}
 		if err := os.WriteFile(s.lockFile(), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -177,7 +178,7 @@ func TestLockedByNobody(t *testing.T) {
 // A record found under an earlier name goes when it is saved under the new one,
 // and its homes are remembered.
 func TestStoreRenamed(t *testing.T) {
-	s := &store{dir: t.TempDir()}
+	s := &store{dir: t.TempDir(), locks: t.TempDir()}
 	old := &record{
 		Version: recordVersion, Interface: "eth0", Index: 7, Policy: "/etc/p.toml",
 		IDs:   hierarchy.IDs{Minors: map[string]uint16{"eth0/web/": 16, "eth0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "eth0/x", Minor: 18}}},
@@ -226,7 +227,8 @@ func TestStoreRenamed(t *testing.T) {
 // The last writer removes the directory with its lock; of many that come and go
 // meanwhile no two ever hold the lock at once.
 func TestLockRemoved(t *testing.T) {
-	s := &store{dir: filepath.Join(t.TempDir(), "ns-1"), wait: time.Minute}
+	run := t.TempDir()
+	s := &store{dir: filepath.Join(run, "ns-1"), locks: filepath.Join(run, "locks"), netNS: "ns-1", wait: time.Minute}
 	var holders, most atomic.Int32
 	var wait sync.WaitGroup
 	for range 8 {
@@ -252,6 +254,10 @@ func TestLockRemoved(t *testing.T) {
 	}
 	if _, err := os.Stat(s.dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the directory is left: %v", err)
+	}
+	// but not that of the locks, which who must not see it would see if it were made anew
+	if ents, err := os.ReadDir(s.locks); err != nil || len(ents) != 0 {
+		t.Errorf("of locks there are %v, %v", ents, err)
 	}
 	unlock, err := s.lock(t.Context(), "test")
 	if err != nil {
