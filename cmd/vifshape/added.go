@@ -287,7 +287,7 @@ func (m *machine) amend(ctx context.Context, what string, path hierarchy.Path, c
 	if err != nil {
 		return err
 	}
-	x := &target{shaped: s}
+	x := &target{shaped: s, amends: true}
 	defer release([]*target{x})
 	r := s.record
 	if _, err := x.entry(hierarchy.Path(r.Interface).Join(hierarchy.RestName)); err != nil {

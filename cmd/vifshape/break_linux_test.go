@@ -413,6 +413,57 @@ func (n *network) inMounts(script string, args ...string) result {
 	return n.under([]string{"unshare", "--mount", "sh", "-c", script + `; exec "$@"`, "sh"}, args...)
 }
 
+// TestKernelFull holds that a run directory without room for a byte, or for a file,
+// keeps nobody from shaping an interface, and from taking the tree away, and that
+// what could not be written is said, and made up for.
+func TestKernelFull(t *testing.T) {
+	tctest.RequireProgram(t, "dd")
+	n := newNetwork(t)
+	file := n.policy("policy.toml", smallPolicy)
+	// The root, what is above the run directory, and that.
+	for name, mount := range map[string]string{"bytes": "size=64k", "files": "size=64k,nr_inodes=3"} {
+		t.Run(name, func(t *testing.T) {
+			script := `exec 3>&2 2>/dev/null
+mount -t tmpfs -o ` + mount + ` none /run && mkdir -p ` + n.store.dir + `
+dd if=/dev/zero of=/run/fill bs=4k
+code() { "$V" "$@" >&3 2>&3; echo "code $?" >&3; }
+V=` + n.bin + ` F=` + file + `
+code apply $F
+code plan --detailed-exitcode $F
+code add eth0/more
+rm -f /run/fill
+mount -o remount,nr_inodes=100 /run
+code plan --detailed-exitcode $F
+code apply $F
+code plan --detailed-exitcode $F
+dd if=/dev/zero of=/run/fill bs=4k
+exec 2>&3 "$@"`
+			r := n.under([]string{"unshare", "--mount", "sh", "-c", script, "sh"}, "clear")
+			if r.code != exitOK {
+				t.Errorf("clear: %v", r)
+			}
+			n.clean()
+			text := r.stderr
+			for _, want := range []string{
+				"error: eth0 is shaped as " + file + " says, but there is no room for the record of it (", "hint: make room in the run directory (`df " + n.store.dir + "`)", "code 3\n",
+				"eth0: the record of its tree is lost: apply writes it anew", "eth0: no changes\ncode 2\n",
+				"code 1\n",
+				"eth0: the record of its tree is lost: apply writes it anew", "eth0: no changes\ncode 2\n",
+				"code 0\neth0: no changes\ncode 0\n",
+			} {
+				_, rest, ok := strings.Cut(text, want)
+				if !ok {
+					t.Fatalf("no %q in\n%s\nof\n%s", want, text, r.stderr)
+				}
+				text = rest
+			}
+			if warns := strings.Contains(r.stderr, "warning: there is no room for a lock in "); warns != (name == "files") {
+				t.Errorf("of the lock:\n%s", r.stderr)
+			}
+		})
+	}
+}
+
 // TestKernelMounts runs the program where file systems are not as usual.
 func TestKernelMounts(t *testing.T) {
 	tctest.RequireProgram(t, "tc")

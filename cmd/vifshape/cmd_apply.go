@@ -59,7 +59,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return parsing.before(ctx, err)
 	}
 	defer m.Close()
-	unlock, err := m.store.lock(ctx, "apply "+file)
+	unlock, err := m.lock(ctx, "apply "+file)
 	if err != nil {
 		return parsing.before(ctx, err)
 	}

@@ -36,7 +36,7 @@ func (e *env) clear(ctx context.Context, ifaces []string) error {
 		return err
 	}
 	defer m.Close()
-	unlock, err := m.store.lock(ctx, "clear")
+	unlock, err := m.lock(ctx, "clear")
 	if err != nil {
 		return err
 	}

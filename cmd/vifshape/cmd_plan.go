@@ -77,7 +77,10 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	empty := true
 	for _, x := range all {
 		plans = append(plans, x.plan)
-		empty = empty && x.plan.Empty()
+		empty = empty && x.plan.Empty() && !x.unknown()
+		if x.unknown() {
+			m.notef("%s: the record of its tree is lost: apply writes it anew; what bind and add had made goes, and clear cannot put back the root qdisc from before", x.tree.Interface)
+		}
 		m.remarks(x)
 		m.addedRemarks(x, true)
 		for _, b := range x.kept {

@@ -104,7 +104,8 @@ func exitCode(err error) int {
 func partly(err error) bool {
 	var apply *hierarchy.ApplyError
 	var several partlyError
-	return errors.As(err, &several) || errors.As(err, &apply) && apply.Undo != nil
+	var unrecorded *unrecordedError
+	return errors.As(err, &several) || errors.As(err, &apply) && apply.Undo != nil || errors.As(err, &unrecorded)
 }
 
 func privilege(err error) bool {
@@ -145,6 +146,7 @@ func hints(err error) []string {
 	var denied deniedError
 	var unfit unfitError
 	var problem problemError
+	var room *noRoomError
 	switch {
 	case errors.As(err, &agent):
 		return agent.hints
@@ -157,6 +159,8 @@ func hints(err error) []string {
 		return []string{"delegate = [...] below a branch of the policy says whose it is; `vifshape show` lists them"}
 	case errors.As(err, &lock):
 		return []string{"`vifshape run --level best` starts it with what this machine can hold, `--level tag` with the cgroup alone"}
+	case errors.As(err, &room):
+		return []string{fmt.Sprintf("make room in the run directory (`df %s`), and do it again", room.dir)}
 	case errors.As(err, &exec): // the program's own privileges are meant
 	case errors.As(err, &former):
 		return []string{"until what set it up does so again, the kernel's own queue is in its place"}

@@ -108,5 +108,25 @@ func openPolicy(file string) (*os.File, error) {
 	return f, nil
 }
 
-// full says whether an error is that there is no room for a file.
-func full(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+// noRoomError says that the run directory is full.
+type noRoomError struct {
+	dir string
+	err error
+}
+
+func (e *noRoomError) Error() string { return e.err.Error() }
+func (e *noRoomError) Unwrap() error { return e.err }
+
+// full says whether an error is that the run directory is full.
+func full(err error) bool {
+	var no *noRoomError
+	return errors.As(err, &no)
+}
+
+// room makes that error of one of writing in the directory.
+func (s *store) room(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return &noRoomError{s.dir, err}
+	}
+	return err
+}

@@ -47,6 +47,17 @@ func (e *env) machine() (*machine, error) {
 
 func (m *machine) Close() error { return m.conn.Close() }
 
+// lock is that of the store. Where there is no room for its file nobody else has it
+// either, and trees are made and taken away nevertheless.
+func (m *machine) lock(ctx context.Context, what string) (func(), error) {
+	unlock, err := m.store.lock(ctx, what)
+	if full(err) {
+		m.warnf("there is no room for a lock in %s: two that change the interfaces at once will not see each other", m.store.dir)
+		return func() {}, nil
+	}
+	return unlock, err
+}
+
 // readPolicy parses a policy and prints its warnings. "-" is standard input.
 func (e *env) readPolicy(file string) (*policy.Policy, error) {
 	var r io.Reader = os.Stdin
@@ -157,7 +168,11 @@ type target struct {
 	added   []added          // branches beside the policy's, in tree
 	dropped []droppedBranch  // and those that have no place in it any more
 	blind   error            // why the bindings in force could not be read
+	amends  bool             // what is in force is changed by what stands in the record alone
 }
+
+// unknown says whether there is a tree whose record is lost.
+func (x *target) unknown() bool { return x.before.Root.Ours() && x.record.Policy == "" }
 
 // settle works out what has to be done on the tree's interface.
 func (m *machine) settle(ctx context.Context, file, binding string, x *target) error {
@@ -311,8 +326,13 @@ func release(all []*target) {
 // apply carries out the plans of all targets, or none: when one fails, those
 // before it are taken back as well.
 func (m *machine) apply(ctx context.Context, all []*target) error {
+	var unrecorded []error
 	for i, x := range all {
 		err := m.applyOne(ctx, x)
+		if no := (*unrecordedError)(nil); errors.As(err, &no) {
+			unrecorded = append(unrecorded, err)
+			continue
+		}
 		if err == nil {
 			continue
 		}
@@ -323,25 +343,46 @@ func (m *machine) apply(ctx context.Context, all []*target) error {
 		}
 		return err
 	}
-	return nil
+	return errors.Join(unrecorded...)
 }
 
+// unrecordedError says that an interface is as it should be, and that there is no room
+// for the record of it.
+type unrecordedError struct {
+	iface, policy string
+	err           error
+}
+
+func (e *unrecordedError) Error() string {
+	return fmt.Sprintf("%s is shaped as %s says, but there is no room for the record of it (%v): what bind and add make there, and the root qdisc from before, are not known to clear and the next apply", e.iface, e.policy, e.err)
+}
+
+func (e *unrecordedError) Unwrap() error { return e.err }
+
 // applyOne writes the record first, so that every class the kernel may have is
-// known by name even when the program is killed in the middle.
+// known by name even when the program is killed in the middle. Where there is no room
+// for it, a policy is applied nevertheless: names and classes follow from its paths,
+// and the next apply writes the record.
 func (m *machine) applyOne(ctx context.Context, x *target) error {
 	if err := x.leave(m); err != nil {
 		return err
 	}
-	if err := m.store.save(x.next); err != nil {
-		return err
+	unsaved := m.store.save(x.next)
+	if unsaved != nil && (!full(unsaved) || x.amends || x.before.Root.Foreign()) {
+		return fmt.Errorf("%s: its record cannot be written, and nothing was changed: %w", x.tree.Interface, unsaved)
 	}
 	err := x.kernel.Apply(ctx, x.before, x.want, x.plan)
 	var failed *hierarchy.ApplyError
 	switch {
+	case err == nil && unsaved != nil:
+		return &unrecordedError{x.tree.Interface, x.next.policy(), unsaved}
 	case errors.Is(err, tc.ErrGone):
 		// What was made on it went with it: there is nothing to go back to.
 		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.tree.Interface, tc.ErrGone)
 	case !errors.As(err, &failed) || failed.Undo != nil:
+		return err
+	}
+	if unsaved != nil {
 		return err
 	}
 	return errors.Join(err, m.restore(x))

@@ -163,7 +163,9 @@ func (r *record) check(iface string) error {
 
 // save replaces the record atomically. One that the interface had under another
 // name goes, and its homes are noted: processes may live in them.
-func (s *store) save(r *record) error {
+func (s *store) save(r *record) error { return s.room(s.replace(r)) }
+
+func (s *store) replace(r *record) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -213,7 +215,7 @@ func (s *store) note(iface string, there bool) error {
 	if there {
 		f, err := openOwn(file, os.O_WRONLY|os.O_CREATE, 0o644)
 		if err != nil {
-			return err
+			return s.room(err)
 		}
 		return f.Close()
 	}
@@ -301,7 +303,7 @@ func (s *store) lockNamed(name string) string {
 func (s *store) tryLock(file, what string) (*os.File, error) {
 	for {
 		if err := makeDir(s.locks); err != nil {
-			return nil, err
+			return nil, s.room(err)
 		}
 		if err := s.trusted(s.locks); err != nil {
 			return nil, err
@@ -315,7 +317,7 @@ func (s *store) tryLock(file, what string) (*os.File, error) {
 			err = fmt.Errorf("%w, and no lock can be there: remove it", err)
 		}
 		if err != nil {
-			return nil, err
+			return nil, s.room(err)
 		}
 		if err := f.Chmod(0o600); err != nil {
 			return nil, errors.Join(err, f.Close())
@@ -335,10 +337,14 @@ func (s *store) tryLock(file, what string) (*os.File, error) {
 		if now, err := os.Lstat(file); err == nil && os.SameFile(mine, now) {
 			who := fmt.Sprintf("vifshape %s%s%d)\n", what, holderPID, os.Getpid())
 			// There may be no room for it; it is only a name for a message.
-			if err := errors.Join(f.Truncate(0), writeAt(f, who)); err != nil && !full(err) {
+			if err := s.room(errors.Join(f.Truncate(0), writeAt(f, who))); err != nil && !full(err) {
 				return nil, errors.Join(err, f.Close())
 			}
-			if err := errors.Join(makeDir(s.dir), s.trusted(s.dir)); err != nil {
+			err := s.room(makeDir(s.dir))
+			if err == nil {
+				err = s.trusted(s.dir)
+			}
+			if err != nil && !full(err) { // nor for a record, and save says so
 				return nil, errors.Join(err, f.Close())
 			}
 			return f, nil
