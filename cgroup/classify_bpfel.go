@@ -28,23 +28,29 @@ type classifyVifConfig struct {
 }
 
 type classifyVifSocket struct {
-	_        structs.HostLayout
-	Cached   uint64
-	Override uint64
+	_          structs.HostLayout
+	Cached     uint64
+	Override   uint64
+	Cgroup     uint64
+	User       uint32
+	Generation uint32
+	Accepted   uint32
+	Unused     uint32
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	classifyMapVifCgroups    = "vif_cgroups"
-	classifyMapVifLinks      = "vif_links"
-	classifyMapVifSockets    = "vif_sockets"
-	classifyMapVifUsers      = "vif_users"
-	classifyProgVifEgress    = "vif_egress"
-	classifyProgVifEgressOld = "vif_egress_old"
-	classifyProgVifNetCls    = "vif_net_cls"
-	classifyVarVifConfig     = "vif_config"
+	classifyMapVifCgroups      = "vif_cgroups"
+	classifyMapVifLinks        = "vif_links"
+	classifyMapVifSockets      = "vif_sockets"
+	classifyMapVifUsers        = "vif_users"
+	classifyProgVifEgress      = "vif_egress"
+	classifyProgVifEgressOld   = "vif_egress_old"
+	classifyProgVifEgressPlain = "vif_egress_plain"
+	classifyProgVifNetCls      = "vif_net_cls"
+	classifyVarVifConfig       = "vif_config"
 )
 
 // loadClassify returns the embedded CollectionSpec for classify.
@@ -89,9 +95,10 @@ type classifySpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type classifyProgramSpecs struct {
-	VifEgress    *ebpf.ProgramSpec `ebpf:"vif_egress"`
-	VifEgressOld *ebpf.ProgramSpec `ebpf:"vif_egress_old"`
-	VifNetCls    *ebpf.ProgramSpec `ebpf:"vif_net_cls"`
+	VifEgress      *ebpf.ProgramSpec `ebpf:"vif_egress"`
+	VifEgressOld   *ebpf.ProgramSpec `ebpf:"vif_egress_old"`
+	VifEgressPlain *ebpf.ProgramSpec `ebpf:"vif_egress_plain"`
+	VifNetCls      *ebpf.ProgramSpec `ebpf:"vif_net_cls"`
 }
 
 // classifyMapSpecs contains maps before they are loaded into the kernel.
@@ -157,15 +164,17 @@ type classifyVariables struct {
 //
 // It can be passed to loadClassifyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type classifyPrograms struct {
-	VifEgress    *ebpf.Program `ebpf:"vif_egress"`
-	VifEgressOld *ebpf.Program `ebpf:"vif_egress_old"`
-	VifNetCls    *ebpf.Program `ebpf:"vif_net_cls"`
+	VifEgress      *ebpf.Program `ebpf:"vif_egress"`
+	VifEgressOld   *ebpf.Program `ebpf:"vif_egress_old"`
+	VifEgressPlain *ebpf.Program `ebpf:"vif_egress_plain"`
+	VifNetCls      *ebpf.Program `ebpf:"vif_net_cls"`
 }
 
 func (p *classifyPrograms) Close() error {
 	return _ClassifyClose(
 		p.VifEgress,
 		p.VifEgressOld,
+		p.VifEgressPlain,
 		p.VifNetCls,
 	)
 }

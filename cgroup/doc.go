@@ -26,7 +26,14 @@
 // What each does not hold is in its [WayReport].
 //
 // With cgroup v2 a socket belongs to the cgroup in which it was born, wherever
-// its process moves afterwards; with net_cls it follows the process. Below Linux
+// its process moves afterwards; with net_cls it follows the process. With bpf an
+// accepted TCP connection belongs to the bound process that serves it, whoever opened
+// the listener (systemd) or accepted it (inetd, sshd before it became the user): the
+// classifier sees who sends when a process has TCP send something new. What the
+// kernel sends before that, as the SYN-ACK, is of the listener's branch; so is all of
+// a connection through a tunnel that the shaped interface carries. Who is bound by
+// nothing changes nothing, so that a connection which is passed on stays in its
+// branch. This takes a kernel that describes its types (BTF). Below Linux
 // 5.15 a socket with a net_cls tag has no v2 cgroup for BPF
 // (commit 8520e224f547), so the two must not be mixed there.
 //

@@ -448,6 +448,48 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 			return "", err
 		}
 		return "", unix.Listen(s, 128)
+	case "accept": // NAME LISTENER
+		s, _, err := unix.Accept(kept[args[1]])
+		kept[args[0]] = s
+		return "", err
+	case "hand": // NAME COMMAND; ...: has a child that gets the socket as its first descriptor behind the standard ones, and gives it away
+		file := os.NewFile(uintptr(kept[args[0]]), "socket")
+		defer file.Close()
+		delete(kept, args[0])
+		cmd := exec.Command("/proc/self/exe")
+		commands := strings.Split(strings.Join(args[1:], " "), ";")
+		cmd.Stdin = strings.NewReader(strings.Join(commands, "\n") + "\n")
+		cmd.ExtraFiles = []*os.File{file}
+		out, err := cmd.Output()
+		if err == nil && strings.Count(string(out), "ok") != len(commands) {
+			err = errors.New(strings.ReplaceAll(strings.TrimSpace(string(out)), "\n", "; "))
+		}
+		return "", err
+	case "take": // NAME: the first descriptor behind the standard ones
+		kept[args[0]] = 3
+		return "", nil
+	case "write": // NAME BYTES
+		_, err := unix.Write(kept[args[0]], make([]byte, number(1)))
+		return "", err
+	case "writeFile": // NAME BYTES: without the process seeing them
+		f, err := os.Open("/proc/self/exe")
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		_, err = unix.Sendfile(kept[args[0]], int(f.Fd()), nil, number(1))
+		return "", err
+	case "finish": // NAME: up to the last ACK
+		c := kept[args[0]]
+		defer unix.Close(c)
+		err := unix.Shutdown(c, unix.SHUT_WR)
+		for buf := make([]byte, 1<<16); err == nil; {
+			var n int
+			if n, err = unix.Read(c, buf); n == 0 {
+				break
+			}
+		}
+		return "", errors.Join(err, closed(c))
 	case "serve": // NAME N BYTES: accepts N connections one after the other and answers each, up to the last ACK
 		for range number(1) {
 			c, _, err := unix.Accept(kept[args[0]])

@@ -36,7 +36,20 @@ type WayReport struct {
 func Probe() Report {
 	// the second is for attaching, the first for all else
 	r := Report{Privileges: lacking(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN), Layout: layout()}
-	r.add(hierarchy.WayBPF, func() (string, error) { return probeV2(hierarchy.WayBPF, tryLoad) })
+	serves := true
+	r.add(hierarchy.WayBPF, func() (string, error) {
+		return probeV2(hierarchy.WayBPF, func(w hierarchy.Way) error {
+			s, err := loadSet(w)
+			if err != nil {
+				return err
+			}
+			serves = s.serves
+			return s.close()
+		})
+	})
+	if !serves {
+		r.Ways[0].Weak = append(r.Ways[0].Weak, handed+" (the kernel does not describe its types, CONFIG_DEBUG_INFO_BTF)")
+	}
 	r.add(hierarchy.WayNft, func() (string, error) { return probeV2(hierarchy.WayNft, tryTables) })
 	r.add(hierarchy.WayNetCls, func() (string, error) { return probeNetCls(hierarchy.WayNetCls, tryLoad) })
 	r.add(hierarchy.WayNetClsNft, func() (string, error) { return probeNetCls(hierarchy.WayNetClsNft, tryTables) })
@@ -57,11 +70,15 @@ func (r *Report) add(w hierarchy.Way, probe func() (string, error)) {
 	r.Ways = append(r.Ways, WayReport{Way: w, Err: err, Text: text, Weak: weak(w)})
 }
 
+// handed is what a way does not hold that goes by where a socket was made.
+const handed = "sockets of somebody else: what a bound process sends by a listener, connection or socket that was opened outside goes where that is bound"
+
 // weak is measured: TestKernelClasses looks for each of these, and for no other.
 func weak(w hierarchy.Way) (text []string) {
 	switch w {
 	case hierarchy.WayNft:
 		text = append(text,
+			handed,
 			"packet sockets: what they send goes to the rest",
 			"answers to connections: what a listener sends before it accepts (SYN-ACK) goes to the rest",
 			"closed connections of users: what is still sent for a bound user once the program has closed it goes to the rest",

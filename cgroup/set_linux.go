@@ -16,9 +16,9 @@ import (
 
 // version counts the layouts of the maps and the meanings of the programs in
 // bpf/classify.bpf.c.
-const version = 3
+const version = 4
 
-const maxLevel = 31 // MAX_LEVEL in bpf/classify.bpf.c
+const maxLevel = 31 // MAX_LEVEL in bpf/bound.h
 
 // binding is what a cgroup is bound to. Level is its depth below the root, 0 where
 // that is not known.
@@ -53,6 +53,7 @@ type set struct {
 	way     hierarchy.Way
 	version uint32
 	id      uint32 // of the program
+	serves  bool   // it looks who serves accepted connections; not known of one that was found
 	prog    *ebpf.Program
 	config  *ebpf.Map
 	cgroups *ebpf.Map    // nil for net_cls, and so the others
@@ -95,7 +96,7 @@ func loadSet(w hierarchy.Way) (*set, error) {
 
 // loadFirst loads the first of the way's programs that the kernel takes.
 func loadFirst(w hierarchy.Way) (*set, error) {
-	progs := []string{classifyProgVifEgress, classifyProgVifEgressOld}
+	progs := []string{classifyProgVifEgress, classifyProgVifEgressPlain, classifyProgVifEgressOld}
 	if w == hierarchy.WayNetCls {
 		progs = []string{classifyProgVifNetCls}
 	}
@@ -138,7 +139,7 @@ func loadProgram(w hierarchy.Way, program string) (*set, error) {
 		return nil, err
 	}
 	defer c.Close()
-	s := &set{way: w, version: version, prog: c.DetachProgram(program)}
+	s := &set{way: w, version: version, serves: program == classifyProgVifEgress, prog: c.DetachProgram(program)}
 	for n := range c.Maps {
 		s.keep(n, c.DetachMap(n))
 	}

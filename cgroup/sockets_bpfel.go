@@ -14,9 +14,14 @@ import (
 )
 
 type socketsVifSocket struct {
-	_        structs.HostLayout
-	Cached   uint64
-	Override uint64
+	_          structs.HostLayout
+	Cached     uint64
+	Override   uint64
+	Cgroup     uint64
+	User       uint32
+	Generation uint32
+	Accepted   uint32
+	Unused     uint32
 }
 
 // Names of all BPF objects in the ELF.

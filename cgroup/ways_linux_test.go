@@ -20,9 +20,10 @@ import (
 // traffic is something that one process of a test sends.
 type traffic struct {
 	name string
-	dir  string     // its cgroup
-	ns   *lab.NetNS // where it is, nil: at the near end
-	user bool       // it is user 65534
+	dir  string         // its cgroup
+	ns   *lab.NetNS     // where it is, nil: at the near end
+	user bool           // it is user 65534
+	open func(x *actor) // before it sends what counts; may be nil
 	send func(x *actor)
 	want hierarchy.ClassID // where all of it belongs
 	n    uint64            // packets; 0: more than a few
@@ -101,6 +102,9 @@ func TestKernelClasses(t *testing.T) {
 							want, weak[name] = then, true
 						}
 					}
+					if tt.open != nil {
+						tt.open(x)
+					}
 					got := n.during(t, func() { tt.send(x) })
 					if tt.n == 0 {
 						if want != tt.want && got[want] > 0 {
@@ -140,6 +144,7 @@ func (n *network) traffic(t *testing.T, p place) []traffic {
 		others   = "other network namespaces"
 		listener = "answers to connections"
 		orphan   = "closed connections of users"
+		handed   = "sockets of somebody else"
 	)
 	do := func(format string, args ...any) func(*actor) {
 		return func(x *actor) { x.do(format, args...) }
@@ -201,6 +206,7 @@ func (n *network) traffic(t *testing.T, p place) []traffic {
 		for port, name := range map[int]string{7001: "client", 7003: "closed", 7004: "closer"} {
 			far.do("listen %s%d %s", name, i, at(port))
 		}
+		theirs := []string{n.Near4.String() + ":7005", "[" + n.Near6.String() + "]:7005"}[i]
 		all = append(all,
 			traffic{name: "tcp client over " + ip, dir: a, want: red, send: func(x *actor) {
 				far.begin("serve client%d 1 0", i)
@@ -217,6 +223,17 @@ func (n *network) traffic(t *testing.T, p place) []traffic {
 			}},
 			traffic{name: "resets over " + ip, dir: a, want: red, n: 3, send: func(x *actor) {
 				x.do("dial %s 1", at(7001)) // SYN, ACK, RST
+			}},
+			traffic{name: "connection of somebody else's listener over " + ip, dir: free, want: red, weak: weakly{handed: rest}, open: func(x *actor) {
+				x.do("listen s %s", theirs)
+				far.do("connect c %s", theirs)
+			}, send: func(x *actor) {
+				x.do("join %s", a)
+				x.do("accept c s")
+				far.begin("drain c")
+				x.do("write c 100000")
+				x.do("finish c")
+				far.end()
 			}},
 			traffic{name: "tcp listener over " + ip, dir: a, want: red, n: 100, weak: weakly{listener: rest}, send: func(x *actor) {
 				x.do("listen s %s", here)

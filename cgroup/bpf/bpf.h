@@ -2,8 +2,8 @@
 /*
  * The part of the kernel's BPF interface that the programs use, declared here
  * so that a compiler alone, without kernel or libbpf headers, makes the same
- * object everywhere. Layouts and numbers: include/uapi/linux/bpf.h, v5.2; what
- * only sockets.bpf.c uses, v5.11.
+ * object everywhere. Layouts and numbers: include/uapi/linux/bpf.h, v5.2; what goes
+ * with kernel.h, v5.11.
  */
 typedef unsigned char __u8;
 typedef unsigned short __u16;
@@ -23,12 +23,14 @@ typedef unsigned long long __u64;
 #define BPF_F_NO_PREALLOC (1u << 0)
 #define BPF_F_CLONE (1u << 9)
 #define BPF_SK_STORAGE_GET_F_CREATE 1ull
+#define BPF_HDR_START_NET 1
 #define TC_ACT_UNSPEC (-1)
 
 struct bpf_sock;
 struct file;
 struct seq_file;
 struct socket;
+struct task_struct;
 struct tcp_sock;
 
 /* Of the context only mark, priority, ingress_ifindex, ifindex, tc_index and sk are used; the rest keeps their places. */
@@ -55,10 +57,12 @@ static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
 static __u32 (*const bpf_get_cgroup_classid)(struct __sk_buff *skb) = (void *)17;
 static __u32 (*const bpf_get_socket_uid)(struct __sk_buff *skb) = (void *)47;
+static long (*const bpf_skb_load_bytes_relative)(struct __sk_buff *skb, __u32 at, void *to, __u32 len, __u32 from) = (void *)68;
 static __u64 (*const bpf_skb_ancestor_cgroup_id)(struct __sk_buff *skb, int level) = (void *)83;
 static struct bpf_sock *(*const bpf_sk_fullsock)(struct bpf_sock *sk) = (void *)95;
 static struct bpf_sock *(*const bpf_get_listener_sock)(struct bpf_sock *sk) = (void *)98;
 static void *(*const bpf_sk_storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)107;
 static long (*const bpf_seq_write)(struct seq_file *seq, const void *data, __u32 len) = (void *)127;
 static struct tcp_sock *(*const bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
+static struct task_struct *(*const bpf_get_current_task_btf)(void) = (void *)158;
 static struct socket *(*const bpf_sock_from_file)(struct file *file) = (void *)162;

@@ -11,10 +11,14 @@
  * is one set of maps for each interface.
  */
 #include "bpf.h"
+#include "kernel.h"
 #include "mark.h"
 #include "socket.h"
+#include "bound.h"
 
-#define MAX_LEVEL 31
+#define IPPROTO_TCP 6
+#define TCP_FIN 1
+#define PF_KTHREAD 0x00200000
 #define MAJOR 0x71fu /* hierarchy.Major */
 
 /*
@@ -27,28 +31,6 @@ struct vif_config {
 	__u32 version, generation, rest, levels;
 };
 volatile struct vif_config vif_config SEC(".data.vif") = {};
-
-struct vif_binding {
-	__u32 class, level;
-};
-
-/* Bound cgroups by the id that the kernel gives them. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u64);
-	__type(value, struct vif_binding);
-} vif_cgroups SEC(".maps");
-
-/* Bound users. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32);
-	__type(value, __u32);
-} vif_users SEC(".maps");
 
 /* Bound interfaces, by index, for what they bring in and this one sends on. */
 struct {
@@ -88,6 +70,93 @@ static __always_inline __u32 link(struct __sk_buff *skb, struct bpf_sock *any)
 	if (!any && (mark & VIF_MARK_MASK) == VIF_MARK)
 		class = brought((mark & VIF_MARK_INDEX) << 16 | (skb->tc_index & 0xffff));
 	return class ? class : brought(index);
+}
+
+/* The class that a socket has been given, 0 for none. */
+static __always_inline __u32 given(__u64 override)
+{
+	struct vif_binding *b;
+	__u32 user, *class;
+
+	if (override & VIF_USER) {
+		user = override;
+		class = bpf_map_lookup_elem(&vif_users, &user);
+		return class ? *class : 0;
+	}
+	b = bpf_map_lookup_elem(&vif_cgroups, &override);
+	return b ? b->class : 0;
+}
+
+static __always_inline __u32 big(const __u8 *b, int n)
+{
+	__u32 v = 0;
+
+	for (int i = 0; i < n; i++)
+		v = v << 8 | b[i];
+	return v;
+}
+
+/*
+ * Whether a packet is one that TCP is just about to send for the first time: what
+ * is next to be sent is what it holds, for that goes on when it is handed over
+ * (tcp_event_new_data_sent, net/ipv4/tcp_output.c, v6.12). One that waited on the
+ * way here, in the queue of an interface above for example, is not.
+ */
+static __always_inline int sending(struct __sk_buff *skb, struct tcp_sock *tcp)
+{
+	__u8 ip[20], th[14];
+	__u32 at = 40, len;
+
+	if (bpf_skb_load_bytes_relative(skb, 0, ip, sizeof(ip), BPF_HDR_START_NET))
+		return 0;
+	if (ip[0] >> 4 == 4 && ip[9] == IPPROTO_TCP) {
+		at = (ip[0] & 15) * 4;
+		len = big(ip + 2, 2) - at;
+	} else if (ip[0] >> 4 == 6 && ip[6] == IPPROTO_TCP) {
+		len = big(ip + 4, 2);
+	} else {
+		return 0;
+	}
+	if (bpf_skb_load_bytes_relative(skb, at, th, sizeof(th), BPF_HDR_START_NET))
+		return 0;
+	/* no length: it does not fit into its field */
+	return big(th + 4, 4) == tcp->snd_nxt && (th[13] & TCP_FIN || !len || len > (th[12] >> 4) * 4u);
+}
+
+/*
+ * An accepted connection goes by the process that serves it, whoever opened the
+ * listener or accepted it: systemd, inetd, a parent that forked, sshd before it
+ * became the user. TCP sends with the socket locked: either by a process, which is
+ * then the one that runs here, or by an interrupt, which leaves alone what a process
+ * has locked (tcp_v4_rcv and tcp_tsq_handler, net/ipv4, v6.12). A process that is
+ * bound by nothing changes nothing, so that a connection that is passed on does not
+ * get out of its branch; nor does the kernel, whose threads are root's.
+ */
+static __always_inline void served(struct __sk_buff *skb, struct bpf_sock *sk, struct vif_socket *s, __u32 generation)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct task_struct *task;
+	struct cgroup *at;
+	__u64 id, next;
+	__u32 user;
+
+	if (!tcp || !tcp->inet_conn.icsk_inet.sk.sk_lock.owned)
+		return;
+	task = bpf_get_current_task_btf();
+	at = task->cgroups->dfl_cgrp;
+	id = at->kn->id;
+	user = task->cred->fsuid.val;
+	if ((s->cgroup == id && s->user == user && s->generation == generation) ||
+	    task->flags & PF_KTHREAD || !sending(skb, tcp))
+		return;
+	next = bound(at, user);
+	if (next && next != s->override) {
+		s->override = next;
+		s->cached = 0;
+	}
+	s->cgroup = id;
+	s->user = user;
+	s->generation = generation;
 }
 
 /* The class of the deepest bound cgroup above the socket, 0 for none. */
@@ -134,7 +203,7 @@ static __always_inline __u32 user(struct __sk_buff *skb, struct bpf_sock *any)
  * that more than its user, whose number may be another's outside. One socket may
  * send through several interfaces, so what its interface says is not cached.
  */
-static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any, struct bpf_sock *full)
+static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any, struct bpf_sock *full, int types)
 {
 	__u32 generation = vif_config.generation, class = 0;
 	struct vif_socket *s = NULL;
@@ -142,8 +211,11 @@ static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any,
 	if (full) {
 		s = bpf_sk_storage_get(&vif_sockets, full, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (s) {
-			__u64 cached = *(volatile __u64 *)&s->cached;
+			__u64 cached;
 
+			if (types && s->accepted)
+				served(skb, full, s, generation);
+			cached = *(volatile __u64 *)&s->cached;
 			if (cached >> 32 == generation) {
 				skb->priority = cached;
 				return TC_ACT_UNSPEC;
@@ -160,14 +232,11 @@ static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any,
 
 		if (listener)
 			s = bpf_sk_storage_get(&vif_sockets, listener, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (s)
+			s->accepted = 1;
 	}
-	if (s && s->override) {
-		__u64 id = s->override;
-		struct vif_binding *b = bpf_map_lookup_elem(&vif_cgroups, &id);
-
-		if (b)
-			class = b->class;
-	}
+	if (s && s->override)
+		class = given(s->override);
 	if (!class)
 		class = cgroup(skb);
 	if (!class && skb->ingress_ifindex) {
@@ -184,21 +253,30 @@ static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any,
 	return TC_ACT_UNSPEC;
 }
 
-/* From 5.10 on the storage helper takes any socket and looks for itself whether it is a full one. */
 SEC("tc")
 int vif_egress(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 
-	return classify(skb, sk, sk);
+	return classify(skb, sk, sk, 1);
 }
 
+/* For a kernel that does not describe its types, or before 5.11: accepted connections stay with their listener. */
+SEC("tc")
+int vif_egress_plain(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	return classify(skb, sk, sk, 0);
+}
+
+/* Before 5.10 the storage helper does not take any socket and look for itself whether it is a full one. */
 SEC("tc")
 int vif_egress_old(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 
-	return classify(skb, sk, sk ? bpf_sk_fullsock(sk) : NULL);
+	return classify(skb, sk, sk ? bpf_sk_fullsock(sk) : NULL, 0);
 }
 
 /* The other way: the class id of the sender's net_cls cgroup, if it is one of ours. */

@@ -2,10 +2,10 @@
 
 /* SPDX-License-Identifier: MIT */
 /*
- * Gives the open sockets of processes the override of a cgroup, see socket.h. Reads
- * the kernel's own types, by the description that the kernel has of them (BTF).
+ * Gives the open sockets of processes the override of a cgroup, see socket.h.
  */
 #include "bpf.h"
+#include "kernel.h"
 #include "socket.h"
 
 #define AF_INET 2
@@ -14,66 +14,6 @@
 #define IPPROTO_MPTCP 262
 #define TCP_LISTEN 10
 #define MAX_QUEUE 4096 /* net.core.somaxconn as it comes */
-
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-struct kernfs_node {
-	__u64 id;
-};
-struct cgroup {
-	struct kernfs_node *kn;
-};
-struct sock_cgroup_data {
-	struct cgroup *cgroup; /* since 5.15 */
-};
-struct sock_common {
-	unsigned short skc_family;
-	volatile unsigned char skc_state;
-};
-struct sock {
-	struct sock_common __sk_common;
-	struct socket *sk_socket;
-	struct sock_cgroup_data sk_cgrp_data;
-	__u16 sk_protocol;
-};
-struct socket {
-	struct sock *sk;
-};
-struct inode {
-	unsigned long i_ino;
-};
-struct file {
-	struct inode *f_inode;
-};
-struct task_struct {
-	int tgid;
-};
-struct request_sock {
-	struct request_sock *dl_next;
-	struct sock *sk;
-};
-struct request_sock_queue {
-	struct request_sock *rskq_accept_head;
-};
-struct inet_connection_sock {
-	struct request_sock_queue icsk_accept_queue;
-};
-struct tcp_sock {
-	struct inet_connection_sock inet_conn;
-};
-struct bpf_iter_meta {
-	struct seq_file *seq;
-};
-struct bpf_iter__task_file {
-	struct bpf_iter_meta *meta;
-	struct task_struct *task;
-	__u32 fd;
-	struct file *file;
-};
-struct bpf_iter__tcp {
-	struct bpf_iter_meta *meta;
-	struct sock_common *sk_common;
-};
-#pragma clang attribute pop
 
 /* The classifier's own, put in place of this. */
 struct {

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What is bound on one interface, and to which class. Others than classify.bpf.c
+ * use its maps in place of their own.
+ */
+#define MAX_LEVEL 31
+
+struct vif_binding {
+	__u32 class, level;
+};
+
+/* Bound cgroups by the id that the kernel gives them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct vif_binding);
+} vif_cgroups SEC(".maps");
+
+/* Bound users. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} vif_users SEC(".maps");
+
+/* The override that stands for the deepest bound cgroup from one upwards, else for the user, 0 for neither. */
+static __always_inline __u64 bound(struct cgroup *cgroup, __u32 user)
+{
+	for (int l = 0; l < MAX_LEVEL && cgroup; l++) {
+		struct cgroup_subsys_state *above = cgroup->self.parent;
+		__u64 id = cgroup->kn->id;
+
+		if (bpf_map_lookup_elem(&vif_cgroups, &id))
+			return id;
+		cgroup = above ? above->cgroup : NULL;
+	}
+	return bpf_map_lookup_elem(&vif_users, &user) ? VIF_USER | user : 0;
+}

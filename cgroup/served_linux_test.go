@@ -1,0 +1,198 @@
+package cgroup_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// requireTypes skips where the kernel does not describe its types: there nobody sees
+// who sends.
+func requireTypes(t testing.TB) {
+	t.Helper()
+	require(t, hierarchy.WayBPF)
+	s, err := cgroup.ReadSettings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tctest.Require(t, s.BTF, "BTF")
+}
+
+// TestKernelServed: an accepted connection is of the branch of who serves it,
+// whoever opened the listener and accepted it, and is never released.
+func TestKernelServed(t *testing.T) {
+	requireTypes(t)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	free, a, to := sub(t, p.dir, "free"), sub(t, p.dir, "a"), sub(t, p.dir, "to")
+	below := sub(t, to, "x", "y")
+	b := n.binder(t, hierarchy.WayBPF)
+	apply(t, b, bound(p.target(a), red), bound(p.target(to), green), bound("uid:65534", blue))
+	via := []string{n.Near4.String(), "[" + n.Near6.String() + "]"}
+	port := 7300
+	tests := []struct {
+		name   string
+		opened string // the cgroup in which the listener is opened
+		serve  func(x *actor)
+		want   hierarchy.ClassID
+	}{
+		{"listener of somebody else", free, func(x *actor) {
+			x.do("join %s", to)
+			x.do("accept c l")
+			x.do("write c 100000")
+			x.do("finish c")
+		}, green},
+		{"in a cgroup below", free, func(x *actor) {
+			x.do("join %s", below)
+			x.do("accept c l")
+			x.do("write c 100000")
+			x.do("finish c")
+		}, green},
+		{"sendfile", free, func(x *actor) {
+			x.do("join %s", to)
+			x.do("accept c l")
+			x.do("writeFile c 100000")
+			x.do("finish c")
+		}, green},
+		{"nothing but its end", free, func(x *actor) {
+			x.do("join %s", to)
+			x.do("accept c l")
+			x.do("finish c")
+		}, green},
+		{"accepted by somebody else", free, func(x *actor) {
+			x.do("accept c l")
+			x.do("hand c join %s;take c;write c 100000;finish c", to)
+		}, green},
+		{"forked before it is accepted", free, func(x *actor) {
+			x.do("hand l join %s;take l;accept c l;write c 100000;finish c", to)
+		}, green},
+		{"of a user", free, func(x *actor) {
+			x.do("accept c l")
+			x.do("hand c nobody;take c;write c 100000;finish c")
+		}, blue},
+		{"of a user in a bound cgroup", free, func(x *actor) {
+			x.do("accept c l")
+			x.do("hand c join %s;nobody;take c;write c 100000;finish c", to)
+		}, green},
+		{"of a user, accepted in a bound cgroup", a, func(x *actor) {
+			x.do("accept c l")
+			x.do("hand c join %s;nobody;take c;write c 100000;finish c", free)
+		}, blue},
+		{"another branch", a, func(x *actor) {
+			x.do("accept c l")
+			x.do("hand c join %s;take c;write c 100000;finish c", to)
+		}, green},
+		{"nobody bound", free, func(x *actor) {
+			x.do("accept c l")
+			x.do("write c 100000")
+			x.do("finish c")
+		}, rest},
+		{"given to an outsider", a, func(x *actor) {
+			x.do("accept c l")
+			x.do("hand c join %s;take c;write c 100000;finish c", free)
+		}, red},
+		{"taken back by an outsider", free, func(x *actor) {
+			x.do("join %s", to)
+			x.do("accept c l")
+			x.do("write c 100000")
+			x.do("hand c join %s;take c;write c 100000;finish c", free)
+		}, green},
+	}
+	for i, addr := range via {
+		for _, tt := range tests {
+			t.Run(fmt.Sprintf("%s over %s", tt.name, []string{"IPv4", "IPv6"}[i]), func(t *testing.T) {
+				port++
+				at := fmt.Sprintf("%s:%d", addr, port)
+				x, far := n.start(t, n.Near, tt.opened), n.start(t, n.Far, "")
+				x.do("listen l %s", at)
+				n.answer(t, func() {
+					far.begin("fetch %s", at)
+					tt.serve(x)
+					far.end()
+				}, tt.want, map[string]hierarchy.ClassID{free: rest, a: red}[tt.opened])
+			})
+		}
+	}
+}
+
+// answer holds that all packets that answer to a connection are of one class, but for
+// the listener's own.
+func (n *network) answer(t *testing.T, fn func(), want, listener hierarchy.ClassID) {
+	t.Helper()
+	got := n.during(t, fn)
+	if want != listener && got[listener] == 1 { // SYN-ACK
+		delete(got, listener)
+	}
+	if got[want] == 0 || len(got) != 1 {
+		t.Errorf("packets a class %v, want all in %v but one in %v", got, want, listener)
+	}
+}
+
+// TestKernelServedRebound: what is served follows the bindings of who serves it, at
+// once, and goes back to its listener's when there are none.
+func TestKernelServedRebound(t *testing.T) {
+	requireTypes(t)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
+	deep := sub(t, to, "deep")
+	b := n.binder(t, hierarchy.WayBPF)
+	at := n.Near4.String() + ":7390"
+	apply(t, b, bound(p.target(to), green))
+	x, far := n.start(t, n.Near, free), n.start(t, n.Far, "")
+	x.do("listen l %s", at)
+	far.do("connect c %s", at)
+	x.do("join %s", deep)
+	x.do("accept c l")
+	for i, tt := range []struct {
+		bind []hierarchy.Bound
+		want hierarchy.ClassID
+	}{
+		{[]hierarchy.Bound{bound(p.target(to), green)}, green},
+		{[]hierarchy.Bound{bound(p.target(to), red)}, red},
+		{[]hierarchy.Bound{bound(p.target(to), red), bound(p.target(deep), blue)}, blue},
+		{[]hierarchy.Bound{bound(p.target(to), red)}, red},
+		{nil, rest},
+		{[]hierarchy.Bound{bound("uid:0", green)}, green},
+		{[]hierarchy.Bound{bound(p.target(to), blue), bound("uid:0", green)}, blue},
+	} {
+		apply(t, b, tt.bind...)
+		if got := n.during(t, func() { x.do("write c 100") }); got[tt.want] == 0 || len(got) != 1 {
+			t.Errorf("step %d: packets a class %v, want all in %v", i, got, tt.want)
+		}
+	}
+}
+
+// TestKernelServedAbove: connections through an interface above the shaped one, too.
+func TestKernelServedAbove(t *testing.T) {
+	requireTypes(t)
+	tctest.Require(t, tctest.HasLink(t, "macvlan"), "macvlan")
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
+	b := n.binder(t, hierarchy.WayBPF)
+	apply(t, b, bound(p.target(to), green))
+	for i, ns := range []*lab.NetNS{n.Near, n.Far} {
+		onlyIPv4(t, ns)
+		parent := n.Dev
+		if i > 0 {
+			parent = n.FarDev
+		}
+		addr := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(1 + i)}), 24)
+		if err := ns.AddLink(lab.Link{Name: "above", Kind: "macvlan", Parent: parent, Addrs: []netip.Prefix{addr}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const at = "198.51.100.1:7391"
+	x, far := n.start(t, n.Near, free), n.start(t, n.Far, "")
+	x.do("listen l %s", at)
+	far.do("connect c %s", at)
+	x.do("join %s", to)
+	x.do("accept c l")
+	only(t, n.during(t, func() { x.do("write c 100") }), green, 1)
+}
