@@ -314,7 +314,7 @@ func (a *attaching) carry() (old int, err error) {
 		}
 	}
 	for _, f := range failed {
-		if !slices.ContainsFunc(a.got.Failed, func(o AttachFailure) bool { return o.PID == f.PID }) {
+		if !slices.ContainsFunc(a.got.Failed, func(o AttachFailure) bool { return o.PID == f.PID && o.Err.Error() == f.Err.Error() }) {
 			a.got.Failed = append(a.got.Failed, f)
 		}
 	}

@@ -638,16 +638,26 @@ type doing struct {
 	leaving []string
 	// What happened to the set on the hook.
 	changed, removed bool
+	// held says that something is bound now that processes may belong to already.
+	held bool
 }
 
 // publish brings into force what was done, for open sockets too.
 func (d *doing) publish() error {
 	switch {
-	case !d.changed:
-		return nil
-	case d.rules.current(hierarchy.WayNft) && d.way == hierarchy.WayNft:
+	case d.rules.current(hierarchy.WayNft) && d.way == hierarchy.WayNft && d.changed:
 		return d.tables().write(d.rules)
 	case !d.set.current(hierarchy.WayBPF):
+		return nil
+	}
+	if d.held {
+		adopted, err := d.set.adopt(d.cfg.Warn)
+		if err != nil {
+			return err
+		}
+		d.changed = d.changed || adopted
+	}
+	if !d.changed {
 		return nil
 	}
 	if d.removed {
@@ -828,6 +838,7 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 		if err != nil || bound && class == b.Class {
 			return false, err
 		}
+		d.held = d.held || of == byUser && !bound
 		return true, on.bindNumber(of, n, b.Class)
 	}
 	var (
@@ -845,13 +856,15 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 	if isCgroup {
 		d.paths[id] = path
 	}
-	if was, bound, err := on.cgroup(id); err != nil || bound && was == next {
+	was, bound, err := on.cgroup(id)
+	if err != nil || bound && was == next {
 		return false, err
 	}
 	// a new cgroup has no sockets yet that could know another class; rules are to
 	// be written in any case
 	fresh := isCgroup && d.fresh[path] && d.way == hierarchy.WayBPF
 	delete(d.fresh, path)
+	d.held = d.held || isCgroup && !bound && d.v2.populated(path)
 	return !fresh, on.bindCgroup(id, next)
 }
 

@@ -377,6 +377,13 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 		s, err := open(args[1], unix.SOCK_DGRAM, 0, nil)
 		kept[args[0]] = s
 		return "", err
+	case "fill": // NAME INDEX: an IPv6 socket, until the kernel gives it no more memory for options
+		for i := 0; ; i++ {
+			m := unix.IPv6Mreq{Multiaddr: [16]byte{0xff, 0x15, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}, Interface: uint32(number(1))}
+			if err := unix.SetsockoptIPv6Mreq(kept[args[0]], unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &m); err != nil {
+				return err.Error(), nil
+			}
+		}
 	case "sink": // NAME ADDR: a socket that nobody reads
 		s, err := open(args[1], unix.SOCK_DGRAM, 0, nil)
 		kept[args[0]] = s

@@ -91,6 +91,7 @@ func weak(w hierarchy.Way) (text []string) {
 	}
 	if w.Tagged() {
 		text = append(text,
+			handed,
 			"users: cannot be bound, only cgroups",
 			"several interfaces: a process has one tag for all, so one interface only can be bound",
 		)

@@ -13,6 +13,12 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type socketsVifBinding struct {
+	_     structs.HostLayout
+	Class uint32
+	Level uint32
+}
+
 type socketsVifSocket struct {
 	_          structs.HostLayout
 	Cached     uint64
@@ -29,8 +35,10 @@ type socketsVifSocket struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	socketsMapVifBehind       = "vif_behind"
+	socketsMapVifCgroups      = "vif_cgroups"
 	socketsMapVifSockets      = "vif_sockets"
 	socketsMapVifTasks        = "vif_tasks"
+	socketsMapVifUsers        = "vif_users"
 	socketsProgVifBehindFiles = "vif_behind_files"
 	socketsProgVifFiles       = "vif_files"
 	socketsVarVifHome         = "vif_home"
@@ -87,8 +95,10 @@ type socketsProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketsMapSpecs struct {
 	VifBehind  *ebpf.MapSpec `ebpf:"vif_behind"`
+	VifCgroups *ebpf.MapSpec `ebpf:"vif_cgroups"`
 	VifSockets *ebpf.MapSpec `ebpf:"vif_sockets"`
 	VifTasks   *ebpf.MapSpec `ebpf:"vif_tasks"`
+	VifUsers   *ebpf.MapSpec `ebpf:"vif_users"`
 }
 
 // socketsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -119,15 +129,19 @@ func (o *socketsObjects) Close() error {
 // It can be passed to loadSocketsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketsMaps struct {
 	VifBehind  *ebpf.Map `ebpf:"vif_behind"`
+	VifCgroups *ebpf.Map `ebpf:"vif_cgroups"`
 	VifSockets *ebpf.Map `ebpf:"vif_sockets"`
 	VifTasks   *ebpf.Map `ebpf:"vif_tasks"`
+	VifUsers   *ebpf.Map `ebpf:"vif_users"`
 }
 
 func (m *socketsMaps) Close() error {
 	return _SocketsClose(
 		m.VifBehind,
+		m.VifCgroups,
 		m.VifSockets,
 		m.VifTasks,
+		m.VifUsers,
 	)
 }
 

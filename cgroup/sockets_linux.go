@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/netip"
 	"os"
 	"slices"
@@ -26,15 +27,11 @@ type iterator struct {
 }
 
 // newIterator takes Linux 5.11 and a kernel that describes its own types. Its programs
-// know processes by the numbers that they have outside of all containers.
+// know processes by the numbers that they have outside of all containers. Without a
+// home every process' sockets are given that process' own binding, which takes 5.15.
 func newIterator(s *set, home uint64) (_ *iterator, err error) {
-	const first = 0xeffffffc // PROC_PID_INIT_INO, include/linux/proc_ns.h, v6.12
-	var st unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil {
-		return nil, fmt.Errorf("/proc/self/ns/pid: %w", err)
-	}
-	if st.Ino != first {
-		return nil, errors.New("processes have other numbers here than outside")
+	if err := numbersHold(); home != 0 && err != nil {
+		return nil, err
 	}
 	spec, err := loadSockets()
 	if err != nil {
@@ -44,7 +41,9 @@ func newIterator(s *set, home uint64) (_ *iterator, err error) {
 		return nil, err
 	}
 	it := &iterator{}
-	it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{socketsMapVifSockets: s.sockets}})
+	it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
+		socketsMapVifSockets: s.sockets, socketsMapVifCgroups: s.cgroups, socketsMapVifUsers: s.numbers[byUser],
+	}})
 	if err != nil {
 		return nil, err
 	}
@@ -60,6 +59,19 @@ func newIterator(s *set, home uint64) (_ *iterator, err error) {
 	return it, err
 }
 
+// numbersHold refuses a process that has another number outside of its containers.
+func numbersHold() error {
+	const first = 0xeffffffc // PROC_PID_INIT_INO, include/linux/proc_ns.h, v6.12
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil {
+		return fmt.Errorf("/proc/self/ns/pid: %w", err)
+	}
+	if st.Ino != first {
+		return errors.New("processes have other numbers here than outside")
+	}
+	return nil
+}
+
 func (it *iterator) close() {
 	for _, l := range []*link.Iter{it.files, it.other} {
 		if l != nil {
@@ -69,7 +81,7 @@ func (it *iterator) close() {
 	it.coll.Close()
 }
 
-func (it *iterator) carry(pids map[int]bool) (all []carried, _ []AttachFailure, err error) {
+func (it *iterator) carry(pids map[int]bool) (all []carried, failed []AttachFailure, err error) {
 	for pid := range pids {
 		if err := put(it.coll.Maps[socketsMapVifTasks], uint32(pid), uint32(1)); err != nil {
 			return nil, nil, err
@@ -78,7 +90,7 @@ func (it *iterator) carry(pids map[int]bool) (all []carried, _ []AttachFailure, 
 	// an address may be another socket's by now
 	behind := it.coll.Maps[socketsMapVifBehind]
 	var stale []uint64
-	if err := each(behind, func(at uint64, _ uint32) error { stale = append(stale, at); return nil }); err != nil {
+	if err := each(behind, func(at, _ uint64) error { stale = append(stale, at); return nil }); err != nil {
 		return nil, nil, err
 	}
 	for _, at := range stale {
@@ -87,29 +99,74 @@ func (it *iterator) carry(pids map[int]bool) (all []carried, _ []AttachFailure, 
 		}
 	}
 	for _, l := range []*link.Iter{it.files, it.other} {
-		some, err := moved(l)
-		if all = append(all, some...); err != nil {
-			return all, nil, fmt.Errorf("go through open sockets: %w", err)
+		some, not, err := moved(l)
+		all, failed = append(all, some...), append(failed, not...)
+		if err != nil {
+			return all, failed, fmt.Errorf("go through open sockets: %w", err)
 		}
 	}
-	return all, nil, nil
+	return all, failed, nil
 }
 
 // moved runs a program and reads what it tells: struct vif_moved.
-func moved(l *link.Iter) ([]carried, error) {
+func moved(l *link.Iter) (all []carried, failed []AttachFailure, err error) {
 	r, err := l.Open()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer r.Close()
-	b, err := io.ReadAll(r)
-	var all []carried
+	b, err := io.ReadAll(patient{r})
 	for ; len(b) >= 16; b = b[16:] {
-		all = append(all, carried{
-			inode: binary.NativeEndian.Uint64(b), pid: int(binary.NativeEndian.Uint32(b[8:])), inside: binary.NativeEndian.Uint32(b[12:]) != 0,
-		})
+		const full = 1 // the others are more than the program looks at
+		inode, pid := binary.NativeEndian.Uint64(b), int(binary.NativeEndian.Uint32(b[8:]))
+		switch binary.NativeEndian.Uint16(b[14:]) {
+		case 0:
+			all = append(all, carried{inode: inode, pid: pid, inside: binary.NativeEndian.Uint16(b[12:]) != 0})
+		case full:
+			failed = append(failed, AttachFailure{pid, unmoved(inode, pid)})
+		default:
+			failed = append(failed, AttachFailure{pid, fmt.Errorf("%s: more connections wait there than can be looked at: some keep their class", socketName(inode, pid))})
+		}
 	}
-	return all, err
+	if err == nil && len(b) > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return all, failed, err
+}
+
+// unmoved is the error of a socket for whose override there is no memory: the kernel
+// counts it with the socket's other options (omem_charge, net/core/bpf_sk_storage.c,
+// v6.12).
+func unmoved(inode uint64, pid int) error {
+	return fmt.Errorf("%s keeps its class: it has no memory for options left (net.core.optmem_max)", socketName(inode, pid))
+}
+
+// patient reads on where a program has been through a million things without a word
+// (bpf_seq_read, kernel/bpf/bpf_iter.c, v6.12).
+type patient struct{ io.Reader }
+
+func (p patient) Read(b []byte) (n int, err error) {
+	for {
+		if n, err = p.Reader.Read(b); !errors.Is(err, unix.EAGAIN) {
+			return n, err
+		}
+	}
+}
+
+// adopt gives what bound processes hold and nothing binds, such as a socket that
+// systemd opened for them, their own binding, and says whether anything got it. What
+// their listeners accept later needs none of it: the classifier looks who serves it.
+func (s *set) adopt(warn func(string)) (changed bool, err error) {
+	it, err := newIterator(s, 0)
+	if err != nil {
+		return false, nil // [WayReport] says it
+	}
+	defer it.close()
+	all, failed, err := it.carry(nil)
+	for _, f := range failed {
+		warn(fmt.Sprintf("process %d: %v", f.PID, f.Err))
+	}
+	return len(all) > 0, err
 }
 
 // borrower carries by descriptors that it borrows from the processes. Connections
@@ -137,8 +194,8 @@ func (b *borrower) close() {}
 
 func (b *borrower) carry(pids map[int]bool) (all []carried, failed []AttachFailure, err error) {
 	for pid := range pids {
-		some, err := b.process(pid)
-		all = append(all, some...)
+		some, not, err := b.process(pid)
+		all, failed = append(all, some...), append(failed, not...)
 		if err != nil && !errors.Is(err, unix.ESRCH) {
 			failed = append(failed, AttachFailure{pid, fmt.Errorf("its open sockets keep their class: %w", err)})
 		}
@@ -146,10 +203,10 @@ func (b *borrower) carry(pids map[int]bool) (all []carried, failed []AttachFailu
 	return all, failed, nil
 }
 
-func (b *borrower) process(pid int) (all []carried, err error) {
+func (b *borrower) process(pid int) (all []carried, failed []AttachFailure, err error) {
 	process, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer unix.Close(process)
 	for fd, inode := range sockets(pid) {
@@ -158,18 +215,20 @@ func (b *borrower) process(pid int) (all []carried, err error) {
 			continue
 		}
 		if err != nil {
-			return all, err
+			return all, failed, err
 		}
 		changed, err := b.override(ours)
 		unix.Close(ours)
-		if err != nil {
-			return all, err
-		}
-		if changed {
+		switch {
+		case errors.Is(err, unix.ENOMEM):
+			failed = append(failed, AttachFailure{pid, unmoved(inode, pid)})
+		case err != nil:
+			return all, failed, err
+		case changed:
 			all = append(all, carried{inode: inode, pid: pid})
 		}
 	}
-	return all, nil
+	return all, failed, nil
 }
 
 func (b *borrower) override(fd int) (changed bool, err error) {
@@ -182,7 +241,8 @@ func (b *borrower) override(fd int) (changed bool, err error) {
 	if err != nil || v.Override == b.home {
 		return false, err
 	}
-	return true, put(b.set.sockets, int32(fd), &classifyVifSocket{Override: b.home})
+	v.Override, v.Cached = b.home, 0
+	return true, put(b.set.sockets, int32(fd), &v)
 }
 
 // sockets are the inodes of a process' sockets by descriptor, none where it is gone
@@ -240,16 +300,10 @@ func describe(found map[foundSocket]bool, here map[int]bool) ([]Socket, error) {
 			continue // it has ended
 		}
 		seen[ns] = true
-		for _, table := range []string{"tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet"} {
-			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
-			if err != nil {
-				continue // no IPv6, no packet sockets, or it has ended
-			}
-			for line := range strings.Lines(string(b)) {
-				if s, inode, ok := parseSocket(table, line); ok && owner[inode] != 0 {
-					s.PID = owner[inode]
-					known[inode] = s
-				}
+		for inode, s := range openSockets(pid) {
+			if owner[inode] != 0 {
+				s.PID = owner[inode]
+				known[inode] = s
 			}
 		}
 	}
@@ -266,6 +320,44 @@ func describe(found map[foundSocket]bool, here map[int]bool) ([]Socket, error) {
 		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Protocol, b.Protocol), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
 	})
 	return all, nil
+}
+
+// openSockets goes through the kernel's tables of a process' network namespace.
+func openSockets(pid int) iter.Seq2[uint64, Socket] {
+	return func(yield func(uint64, Socket) bool) {
+		for _, table := range []string{"tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet"} {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
+			if err != nil {
+				continue // no IPv6, no packet sockets, or it has ended
+			}
+			for line := range strings.Lines(string(b)) {
+				if s, inode, ok := parseSocket(table, line); ok && !yield(inode, s) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// socketName is what a socket of a process is called in an error.
+func socketName(inode uint64, pid int) string {
+	if inode == 0 {
+		return "a connection that waits to be accepted"
+	}
+	for i, s := range openSockets(pid) {
+		if i != inode {
+			continue
+		}
+		text := "its " + s.Protocol + " socket"
+		if s.Local.IsValid() {
+			text += " " + s.Local.String()
+		}
+		if s.Remote.IsValid() {
+			text += " to " + s.Remote.String()
+		}
+		return text
+	}
+	return fmt.Sprintf("its socket %d", inode) // which has no port
 }
 
 // sharers finds the processes not in here that have one of the sockets.

@@ -324,6 +324,15 @@ func (t *tree) walk(path string, fn func(path string) error) error {
 	})
 }
 
+// populated says whether a process is in a cgroup of version 2, or below it.
+func (t *tree) populated(path string) bool {
+	b, err := os.ReadFile(t.root + path + "/cgroup.events")
+	if errors.Is(err, fs.ErrNotExist) { // the root has no such file
+		return path == "/"
+	}
+	return err == nil && strings.Contains(string(b), "populated 1")
+}
+
 // members lists the processes of a cgroup and all below it.
 func (t *tree) members(path string) ([]int, error) {
 	var pids []int

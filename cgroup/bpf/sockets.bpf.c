@@ -2,11 +2,14 @@
 
 /* SPDX-License-Identifier: MIT */
 /*
- * Gives the open sockets of processes the override of a cgroup, see socket.h.
+ * Gives open sockets an override, see socket.h: those of some processes that of a
+ * cgroup, or all that bound processes have and that are bound by nothing that of
+ * their process.
  */
 #include "bpf.h"
 #include "kernel.h"
 #include "socket.h"
+#include "bound.h"
 
 #define AF_INET 2
 #define AF_INET6 10
@@ -32,43 +35,77 @@ struct {
 } vif_tasks SEC(".maps");
 
 /*
- * By their addresses: connections that wait to be accepted, and sockets of MPTCP,
- * whose connections are sockets of their own. No descriptor leads to either.
+ * By their addresses, with their override: connections that wait to be accepted, and
+ * sockets of MPTCP, whose connections are sockets of their own. No descriptor leads
+ * to either.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__type(key, __u64);
-	__type(value, __u32);
+	__type(value, __u64);
 } vif_behind SEC(".maps");
 
-volatile const __u64 vif_home = 0; /* the cgroup's id */
+volatile const __u64 vif_home = 0; /* the cgroup's id; 0: every process' own binding */
 
-/* What is told of a socket that got the override. */
+/* What is told of a socket that got the override, or should have got it. */
 struct vif_moved {
 	__u64 inode; /* 0: there is no file */
 	__u32 tgid;
-	__u32 inside; /* it was made in the cgroup */
+	__u16 inside; /* it was made in the cgroup */
+	__u16 failed; /* FULL, MANY */
 };
 
-/* Tells before it sets: what could not be told is visited again. */
-static __always_inline void override(struct seq_file *seq, void *sk, struct vif_moved *m)
-{
-	struct vif_socket *s = bpf_sk_storage_get(&vif_sockets, sk, NULL, m->inside ? 0 : BPF_SK_STORAGE_GET_F_CREATE);
+#define FULL 1 /* the socket has no memory left for it */
+#define MANY 2 /* more wait there than are looked at */
 
-	/* one that was made in the cgroup needs none, unless it has another */
-	if (!s || s->override == vif_home || (m->inside && !s->override))
-		return;
-	if (bpf_seq_write(seq, m, sizeof(*m)))
-		return;
-	s->override = vif_home;
-}
-
-static __always_inline __u32 inside(struct sock *sk)
+static __always_inline int inside(struct sock *sk)
 {
 	if (!__builtin_preserve_field_info(sk->sk_cgrp_data.cgroup, 2 /* BPF_FIELD_EXISTS */))
 		return 0;
 	return sk->sk_cgrp_data.cgroup->kn->id == vif_home;
+}
+
+/* Whether a socket is bound already, by itself or by an override. */
+static __always_inline int claimed(struct sock *sk, struct vif_socket *s)
+{
+	__u64 id;
+	__u32 user;
+
+	if (bound(sk->sk_cgrp_data.cgroup, sk->sk_uid.val))
+		return 1;
+	if (!s || !s->override)
+		return 0;
+	if (s->override & VIF_USER) {
+		user = s->override;
+		return !!bpf_map_lookup_elem(&vif_users, &user);
+	}
+	id = s->override;
+	return !!bpf_map_lookup_elem(&vif_cgroups, &id);
+}
+
+/* Tells before it sets: what could not be told is visited again. */
+static __always_inline void override(struct seq_file *seq, struct sock *sk, void *same, __u64 to, struct vif_moved *m)
+{
+	struct vif_socket *s = bpf_sk_storage_get(&vif_sockets, same, NULL, 0);
+
+	if (vif_home) {
+		/* one that was made in the cgroup needs none, unless it has another */
+		m->inside = inside(sk);
+		if (m->inside && (!s || !s->override))
+			return;
+	} else if (claimed(sk, s)) {
+		return;
+	}
+	if (s && s->override == to)
+		return;
+	if (!s) {
+		s = bpf_sk_storage_get(&vif_sockets, same, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!s)
+			m->failed = FULL;
+	}
+	if (!bpf_seq_write(seq, m, sizeof(*m)) && s)
+		s->override = to;
 }
 
 SEC("iter/task_file")
@@ -76,18 +113,17 @@ int vif_files(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
+	__u64 at, to = vif_home;
 	struct vif_moved m = {};
 	struct request_sock *req;
 	struct tcp_sock *tcp;
 	struct socket *so;
 	struct sock *sk;
-	__u32 one = 1;
-	__u64 at;
 
 	if (!task || !file)
 		return 0;
 	m.tgid = task->tgid;
-	if (!bpf_map_lookup_elem(&vif_tasks, &m.tgid))
+	if (to && !bpf_map_lookup_elem(&vif_tasks, &m.tgid))
 		return 0;
 	so = bpf_sock_from_file(file);
 	if (!so)
@@ -103,12 +139,18 @@ int vif_files(struct bpf_iter__task_file *ctx)
 	default: /* goes to no interface */
 		return 0;
 	}
+	if (!to)
+		to = bound(task->cgroups->dfl_cgrp, task->cred->fsuid.val);
+	if (!to)
+		return 0;
 	m.inode = file->f_inode->i_ino;
-	m.inside = inside(sk);
-	override(ctx->meta->seq, sk, &m);
+	override(ctx->meta->seq, sk, sk, to, &m);
+	m.inside = 0;
+	m.failed = MANY;
 	if (sk->sk_protocol == IPPROTO_MPTCP) {
 		at = (__u64)so;
-		bpf_map_update_elem(&vif_behind, &at, &one, 0);
+		if (bpf_map_update_elem(&vif_behind, &at, &to, 0))
+			bpf_seq_write(ctx->meta->seq, &m, sizeof(m));
 		return 0;
 	}
 	tcp = bpf_skc_to_tcp_sock(sk);
@@ -117,9 +159,12 @@ int vif_files(struct bpf_iter__task_file *ctx)
 	req = tcp->inet_conn.icsk_accept_queue.rskq_accept_head;
 	for (int i = 0; i < MAX_QUEUE && req; i++) {
 		at = (__u64)req->sk;
-		bpf_map_update_elem(&vif_behind, &at, &one, 0);
+		if (bpf_map_update_elem(&vif_behind, &at, &to, 0))
+			break;
 		req = req->dl_next;
 	}
+	if (req)
+		bpf_seq_write(ctx->meta->seq, &m, sizeof(m));
 	return 0;
 }
 
@@ -131,7 +176,7 @@ int vif_behind_files(struct bpf_iter__tcp *ctx)
 	struct vif_moved m = {};
 	struct tcp_sock *tcp;
 	struct sock *sk;
-	__u64 at;
+	__u64 at, *to;
 
 	if (!any)
 		return 0;
@@ -140,13 +185,15 @@ int vif_behind_files(struct bpf_iter__tcp *ctx)
 		return 0;
 	sk = (struct sock *)tcp;
 	at = (__u64)sk;
-	if (!bpf_map_lookup_elem(&vif_behind, &at)) {
+	to = bpf_map_lookup_elem(&vif_behind, &at);
+	if (!to) {
 		at = (__u64)sk->sk_socket;
-		if (!at || !bpf_map_lookup_elem(&vif_behind, &at))
+		if (!at)
 			return 0;
+		to = bpf_map_lookup_elem(&vif_behind, &at);
 	}
-	m.inside = inside(sk);
-	override(ctx->meta->seq, tcp, &m);
+	if (to)
+		override(ctx->meta->seq, sk, tcp, *to, &m);
 	return 0;
 }
 

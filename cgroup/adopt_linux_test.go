@@ -1,0 +1,136 @@
+package cgroup_test
+
+import (
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// TestKernelAdopt: what runs already when it is bound has its sockets carried along
+// that somebody else opened, and nothing else: neither what is bound by itself, nor
+// what a process has that is not bound.
+func TestKernelAdopt(t *testing.T) {
+	requireTypes(t)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	free, a, to := sub(t, p.dir, "free"), sub(t, p.dir, "a"), sub(t, p.dir, "to")
+	addr := n.Far4.String() + ":9"
+	at := n.Near4.String() + ":7400"
+	x, user, own, far := n.start(t, n.Near, free), n.start(t, n.Near, free), n.start(t, n.Near, a), n.start(t, n.Far, "")
+	for _, y := range []*actor{x, user, own} {
+		y.do("keep udp %s", addr)
+		y.do("more udp %s 1", addr)
+	}
+	x.do("keepPacket packet")
+	x.do("listen l %s", at)
+	far.do("connect waits %s", at)
+	x.do("join %s", to)
+	user.do("nobody")
+	own.do("join %s", to)
+	b := n.binder(t, hierarchy.WayBPF)
+	check := func(name string, want hierarchy.ClassID, send func()) {
+		t.Helper()
+		if got := n.during(t, send); got[want] == 0 || len(got) != 1 {
+			t.Errorf("%s: packets a class %v, want all in %v", name, got, want)
+		}
+	}
+	all := func(class, users, owns hierarchy.ClassID) {
+		t.Helper()
+		check("udp", class, func() { x.do("more udp %s 20", addr) })
+		check("packet", class, func() { x.do("morePacket packet %d 20", n.hook.Index) })
+		check("udp of a user", users, func() { user.do("more udp %s 20", addr) })
+		check("udp bound by itself", owns, func() { own.do("more udp %s 20", addr) })
+	}
+	apply(t, b, bound(p.target(a), red))
+	all(rest, rest, red)
+	err := n.Near.Do(func() error { // connections that wait are looked for where it is applied
+		apply(t, b, bound(p.target(a), red), bound(p.target(to), green), bound("uid:65534", blue))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all(green, blue, red)
+	check("a connection that waits", green, func() {
+		x.begin("serve l 1 0") // sends its end alone
+		far.do("drain waits")
+		x.end()
+	})
+	check("a connection from the SYN-ACK on", green, func() {
+		x.begin("serve l 1 100000")
+		far.do("fetch %s", at)
+		x.end()
+	})
+	apply(t, b, bound(p.target(a), green), bound(p.target(to), red), bound("uid:65534", red))
+	all(red, red, green)
+	// what is its own again once its process' branch is no more
+	apply(t, b, bound(p.target(a), green))
+	all(rest, rest, green)
+	check("another process", rest, func() { n.start(t, n.Near, free).do("udp %s 20", addr) })
+}
+
+// TestKernelAdoptByNew: a classifier that takes the place of another's carries over
+// what was handed to bound processes before it came.
+func TestKernelAdoptByNew(t *testing.T) {
+	requireTypes(t)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
+	x, addr := n.start(t, n.Near, free), n.Far4.String()+":9"
+	x.do("keep udp %s", addr)
+	x.do("join %s", to)
+	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayBPF} {
+		if way == hierarchy.WayNft && report(t, way).Err != nil {
+			continue // it has no nf_tables
+		}
+		apply(t, n.binder(t, way), bound(p.target(to), green))
+		want := green
+		if way == hierarchy.WayNft {
+			want = rest
+		}
+		only(t, n.during(t, func() { x.do("more udp %s 20", addr) }), want, 20)
+	}
+}
+
+// TestKernelAttachFull: a socket that has no memory left for its branch is named, and
+// so is it by who looks for sockets that were handed to somebody.
+func TestKernelAttachFull(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
+	var said []string
+	b := n.binderWith(t, cgroup.Config{Ways: []hierarchy.Way{hierarchy.WayBPF}, Warn: func(s string) { said = append(said, s) }})
+	x, addr, addr6 := n.start(t, n.Near, free), n.Far4.String()+":9", "["+n.Far6.String()+"]:9"
+	x.do("keep full %s", addr6)
+	if why := x.do("fill full %d", n.hook.Index); why != unix.ENOMEM.Error() && why != unix.ENOBUFS.Error() {
+		t.Fatal(why)
+	}
+	x.do("keep other %s", addr)
+	x.do("more full %s 1", addr6) // until then they have no port, and are in no table
+	x.do("more other %s 1", addr)
+	apply(t, b, bound(p.target(to), green))
+	a := n.attach(t, b, p.target(to), false, x.pid())
+	if len(a.Processes) != 1 || len(a.Sockets) != 1 || len(a.Failed) != 1 || a.Failed[0].PID != x.pid() {
+		t.Fatalf("attached %+v, want one process, one socket, and one that could not be", a)
+	}
+	if text := a.Failed[0].Err.Error(); !strings.Contains(text, "udp socket") || !strings.Contains(text, "optmem_max") {
+		t.Errorf("error %q, want the socket and why", text)
+	}
+	only(t, n.during(t, func() { x.do("more full %s 20", addr6) }), rest, 20)
+	only(t, n.during(t, func() { x.do("more other %s 20", addr) }), green, 20)
+	s, err := cgroup.ReadSettings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said = nil
+	apply(t, b)
+	apply(t, b, bound(p.target(to), green))
+	if s.BTF != (len(said) == 1 && strings.Contains(said[0], "optmem_max")) {
+		t.Errorf("warnings %q when it is bound", said)
+	}
+}
