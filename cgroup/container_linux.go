@@ -11,13 +11,9 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vifshape/vifshape/hierarchy"
 )
 
 // containers is what one Resolve knows of those that run: what it has looked at once
@@ -27,41 +23,27 @@ type containers struct {
 	cgroups map[string][]string // by id; nil until they were looked for
 	names   map[string][]named  // nil until they were read
 	unread  []error             // states of runtimes that could not be read
-	ports   []netLink           // nil until they were listed
-	again   time.Duration       // see [Resolution]
 }
 
 // named is a container that has a name.
 type named struct{ runtime, id string }
 
-// targets are the cgroup of a container and the interfaces that lead to its network
-// namespace, or why there is nothing at present.
-func (c *containers) targets(name string) (targets, missing []string, err error) {
+// target is the cgroup of a container, or why there is none at present.
+func (c *containers) target(name string) (target, missing string, err error) {
 	if err := c.look(); err != nil {
-		return nil, nil, err
+		return "", "", err
 	}
 	id, reason := c.id(name)
 	switch found := c.cgroups[id]; {
 	case reason != "":
-		return nil, []string{reason}, nil
+		return "", reason, nil
 	case len(found) == 0:
-		return nil, []string{"the container is not running" + c.where()}, nil
+		return "", "the container is not running" + c.where(), nil
 	case len(found) > 1:
-		return nil, []string{fmt.Sprintf("%d cgroups bear its id; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:"))}, nil
+		return "", fmt.Sprintf("%d cgroups bear its id; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:")), nil
 	default:
-		targets = []string{cgroupTarget + found[0]}
+		return cgroupTarget + found[0], "", nil
 	}
-	ports, err := c.portsOf(c.cgroups[id][0])
-	switch {
-	case err != nil || len(ports) == 0:
-	case c.way != hierarchy.WayBPF:
-		missing = []string{fmt.Sprintf("what it sends from its own network namespace, by %s, goes to the rest: %v", strings.Join(ports, " and "), errLinksByBPF)}
-	default:
-		for _, p := range ports {
-			targets = append(targets, linkTarget+p)
-		}
-	}
-	return targets, missing, err
 }
 
 // where says more of a container that was not found by its cgroup.
@@ -306,120 +288,4 @@ func readState(file string, most int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s is no file of at most %d bytes", file, most)
 	}
 	return io.ReadAll(io.LimitReader(f, most))
-}
-
-// Limits for what a container can make: processes that are asked for their network
-// namespace, and such namespaces.
-const (
-	mostProcesses  = 1024
-	mostNamespaces = 16
-)
-
-// portsOf are the interfaces whose other ends are in the network namespaces of a
-// cgroup's processes. A container that may make network namespaces (with user
-// namespaces anybody may) can hide its own: all its processes leave it, and its
-// sockets stay. Who cannot trust it so far binds its interface by name.
-func (c *containers) portsOf(dir string) (names []string, err error) {
-	t := c.tree()
-	c.cfg.Watch(t.root+dir+"/cgroup.events", nil)
-	c.cfg.Watch("", func(string) bool { return true })
-	home, err := c.homeNetNS()
-	if err != nil {
-		return nil, err
-	}
-	pids, err := t.members(dir)
-	if err != nil {
-		return nil, err
-	}
-	pids = pids[:min(len(pids), mostProcesses)]
-	seen := map[uint64]bool{}
-	for _, pid := range pids {
-		ports, ns, err := c.portsOfProcess(dir, pid, home, seen)
-		if err != nil {
-			return nil, err
-		}
-		names = append(names, ports...)
-		if seen[ns] = true; len(seen) == mostNamespaces {
-			break
-		}
-	}
-	// A runtime puts the first process into the cgroup before that enters its network
-	// namespace.
-	if seen[home] && len(pids) > 0 {
-		c.lookAgain(pids[0])
-	}
-	slices.Sort(names)
-	return slices.Compact(names), nil
-}
-
-// portsOfProcess are those of one process, unless its namespace is home or was seen.
-// The namespace is 0 where it cannot be told.
-func (c *containers) portsOfProcess(dir string, pid int, home uint64, seen map[uint64]bool) (names []string, ns uint64, err error) {
-	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net")
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return nil, 0, nil // it has ended
-	}
-	if err != nil {
-		return nil, 0, privileges(err, unix.CAP_SYS_PTRACE)
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, 0, err
-	}
-	if ns = st.Ino; ns == home || seen[ns] {
-		return nil, ns, nil
-	}
-	// the number may have become that of a process elsewhere
-	now, err := c.tree().members(dir)
-	if err != nil || !slices.Contains(now, pid) {
-		return nil, 0, err
-	}
-	if c.ports == nil {
-		if c.ports, err = c.listPorts(); err != nil {
-			return nil, ns, err
-		}
-	}
-	number, err := c.netNSNumber(f)
-	if err != nil || number < 0 {
-		return nil, ns, err
-	}
-	for _, l := range c.ports {
-		if l.peerNS == number {
-			names = append(names, l.name)
-		}
-	}
-	return names, ns, nil
-}
-
-// homeNetNS is the inode of the interface's network namespace.
-func (c *containers) homeNetNS() (uint64, error) {
-	var (
-		st  unix.Stat_t
-		err error
-	)
-	if c.cfg.NetNSFD == 0 {
-		err = unix.Stat("/proc/thread-self/ns/net", &st)
-	} else {
-		err = unix.Fstat(c.cfg.NetNSFD, &st)
-	}
-	return st.Ino, err
-}
-
-// lookAgain asks for another look while a process is young, later each time.
-func (c *containers) lookAgain(pid int) {
-	const young = 30 * time.Second
-	if age, ok := age(pid); ok && age < young {
-		c.again = max(c.again, 50*time.Millisecond+age/2)
-	}
-}
-
-// age is how long ago a process started; ok says whether it is there.
-func age(pid int) (age time.Duration, ok bool) {
-	start, err := Started(pid)
-	var now unix.Timespec
-	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
-		return 0, false
-	}
-	return max(0, time.Duration(now.Nano())-start), true
 }

@@ -161,51 +161,6 @@ func TestKernelContainer(t *testing.T) {
 	}
 }
 
-// TestKernelContainerShared: of containers in one network namespace, as those of a pod
-// are, that are bound to different branches, the interface is nobody's. That keeps
-// nothing else from being bound.
-func TestKernelContainerShared(t *testing.T) {
-	require(t, hierarchy.WayBPF)
-	n := newNetwork(t)
-	d := n.docker(t, 1)
-	p := newPlace(t, hierarchy.WayBPF)
-	b := n.binderFor(t, newState(t))
-	one, two := number("1a"), number("2b")
-	dirs := []string{sub(t, p.dir, one), sub(t, p.dir, two)}
-	pod := d.container("vethpod", 11)
-	for _, dir := range dirs {
-		n.start(t, pod, dir)
-	}
-	branches := []cgroup.Branch{
-		{Path: "eth0/a", Entry: "eth0/a", Class: red, Bind: []hierarchy.Binding{{Kind: hierarchy.BindContainer, Name: one}}},
-		{Path: "eth0/b", Entry: "eth0/b", Class: green, Bind: []hierarchy.Binding{{Kind: hierarchy.BindContainer, Name: two}}},
-	}
-	r, err := b.Resolve(branches)
-	if err != nil {
-		t.Fatal(err)
-	}
-	classes := map[string]hierarchy.ClassID{}
-	for _, x := range r.Bound {
-		classes[x.Target] = x.Class
-	}
-	if diff := cmp.Diff(map[string]hierarchy.ClassID{p.target(dirs[0]): red, p.target(dirs[1]): green}, classes); diff != "" {
-		t.Errorf("bound (-want +got):\n%s", diff)
-	}
-	const reason = "what it sends from its own network namespace, by vethpod, goes to the rest: that is %q of %s, too"
-	want := []cgroup.Pending{
-		{Path: "eth0/a", Binding: branches[0].Bind[0], Reason: fmt.Sprintf(reason, "container:"+two, "eth0/b")},
-		{Path: "eth0/b", Binding: branches[1].Bind[0], Reason: fmt.Sprintf(reason, "container:"+one, "eth0/a")},
-	}
-	if diff := cmp.Diff(want, r.Pending); diff != "" || len(r.Refused) != 0 {
-		t.Errorf("pending (-want +got):\n%s, refused %v", diff, r.Refused)
-	}
-	// both in one branch: it is that one's
-	branches[0].Bind = append(branches[0].Bind, branches[1].Bind[0])
-	if r, err = b.Resolve(branches[:1]); err != nil || len(r.Bound) != 3 || len(r.Pending) != 0 {
-		t.Errorf("in one branch: %+v, %v", r, err)
-	}
-}
-
 // TestKernelContainerAgain: a process that has just begun may still enter a network
 // namespace, of which nobody tells.
 func TestKernelContainerAgain(t *testing.T) {
@@ -214,6 +169,7 @@ func TestKernelContainerAgain(t *testing.T) {
 	p, id := newPlace(t, hierarchy.WayBPF), number("1a")
 	b := n.binderFor(t, newState(t))
 	dir := sub(t, p.dir, id)
+	veth(t, n.Near, "veth0", tctest.NetNS(t), "eth0")
 	r := resolve(t, b, tree(t, "container:"+id))
 	if r.Again != 0 {
 		t.Errorf("look again in %v at a container without processes", r.Again)

@@ -57,11 +57,17 @@
 // choose a branch: of what is forwarded there and leaves by it, index and mark are as
 // root of that namespace likes.
 //
-// A container is its cgroup and, where it has a network namespace of its own, the
-// near ends of the veth and netkit pairs that lead into that. It is found by what
-// the runtimes keep on disk and call their cgroups; none of them is asked. One that
-// is reached otherwise, by macvlan for example, has its cgroup alone. Containers of
-// one network namespace, as those of a pod, have their interface in common.
+// With a cgroup, however it is named, the near ends are bound of the veth and netkit
+// pairs that lead to the network namespaces of the processes in it and below it: a slice
+// of pods has their interfaces. One interface carries all that a namespace sends, so it
+// is of the branch to which the oldest process there is bound: who enters later, from a
+// session or by nsenter, takes nothing along. What is not held so, [Resolution] has in
+// Outside: of other branches in the namespace, with another way than bpf, or where
+// another namespace lies between. What leaves by an interface upon the shaped one
+// (macvlan) has its socket, and needs none of this.
+//
+// A container is its cgroup. It is found by what the runtimes keep on disk and call
+// their cgroups; none of them is asked.
 //
 // # State
 //

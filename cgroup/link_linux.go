@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -47,6 +48,8 @@ type netLink struct {
 	master uint32 // index of the bridge, bond or other interface that it belongs to, 0: none
 	kind   string // "veth", "bridge" ...
 	peerNS int32  // number of the network namespace of its other end, -1: none but this
+	up     bool
+	local  bool // it is the loopback interface
 }
 
 // getLink asks the kernel for the interface that has an index or, where that is 0,
@@ -87,21 +90,25 @@ func (b *Binder) ask(typ netlink.HeaderType, flags netlink.HeaderFlags, body []b
 
 // listPorts lists the interfaces whose other ends are in other network namespaces.
 func (b *Binder) listPorts() ([]netLink, error) {
+	all, err := b.listLinks()
+	return slices.DeleteFunc(all, func(l netLink) bool { return l.peerNS < 0 || l.kind != "veth" && l.kind != "netkit" }), err
+}
+
+// listLinks lists the interfaces of the network namespace.
+func (b *Binder) listLinks() ([]netLink, error) {
 	answers, err := b.ask(unix.RTM_GETLINK, netlink.Dump, make([]byte, unix.SizeofIfInfomsg))
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	ports := []netLink{}
+	var all []netLink
 	for _, m := range answers {
 		l, err := decodeLink(m.Data)
 		if err != nil {
 			return nil, err
 		}
-		if l.peerNS >= 0 && (l.kind == "veth" || l.kind == "netkit") {
-			ports = append(ports, l)
-		}
+		all = append(all, l)
 	}
-	return ports, nil
+	return all, nil
 }
 
 // netNSNumber is the number by which the interface's network namespace knows
@@ -140,7 +147,8 @@ func decodeLink(b []byte) (netLink, error) {
 	if len(b) < unix.SizeofIfInfomsg {
 		return netLink{}, errors.New("look for interfaces: the kernel's answer is too short")
 	}
-	l := netLink{index: binary.NativeEndian.Uint32(b[4:]), peerNS: -1}
+	flags := binary.NativeEndian.Uint32(b[8:])
+	l := netLink{index: binary.NativeEndian.Uint32(b[4:]), peerNS: -1, up: flags&unix.IFF_UP != 0, local: flags&unix.IFF_LOOPBACK != 0}
 	ad, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
 	if err != nil {
 		return netLink{}, err

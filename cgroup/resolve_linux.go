@@ -52,6 +52,27 @@ type Refused struct {
 	Err     error             // says all of that
 }
 
+// Outside is what a binding in force does not hold: processes in other network
+// namespaces, whose packets have no socket here. See the package's documentation.
+type Outside struct {
+	Path    hierarchy.Path    // the branch
+	Binding hierarchy.Binding // the zero Binding for the cgroup that run has made
+	PIDs    []int             // of the processes, none where no one knows
+	Reason  string
+}
+
+// String says how many there are, and why.
+func (o Outside) String() string {
+	switch n := len(o.PIDs); n {
+	case 0:
+		return o.Reason
+	case 1:
+		return "1 process is in another network namespace: " + o.Reason
+	default:
+		return fmt.Sprintf("%d processes are in another network namespace: %s", n, o.Reason)
+	}
+}
+
 // Resolution is what bindings come to on this machine.
 type Resolution struct {
 	// Bound holds what is to be in force. Class and Path are those of a branch's
@@ -59,8 +80,9 @@ type Resolution struct {
 	Bound   []hierarchy.Bound
 	Pending []Pending
 	Refused []Refused
-	// Again is when to look again although Config.Watch will be told of nothing: a
-	// container has begun and is not in its network namespace yet. 0: never.
+	Outside []Outside
+	// Again is when to look again although Config.Watch will be told of nothing: the
+	// first process of a cgroup may enter a network namespace yet. 0: never.
 	Again time.Duration
 }
 
@@ -79,6 +101,9 @@ func (r *Resolution) Err() error {
 // what two bindings name equally exactly, and then neither gets it. An error says
 // that the machine could not be read.
 //
+// With a cgroup the interfaces are bound that lead to the network namespaces of its
+// processes; what that does not reach is in Outside.
+//
 // A unit or slice is one of the system's manager. Those of users' managers and of
 // containers, who choose the names of theirs, are bound by their cgroups. No
 // pattern stands for the homes of branches and what lies above and below them.
@@ -90,7 +115,7 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 	if err != nil {
 		return nil, b.wrap(err)
 	}
-	r := resolver{claims: map[string][]claim{}}
+	r := resolver{claims: map[string][]claim{}, won: map[string]*claim{}}
 	in := &containers{Binder: b}
 	at := map[hierarchy.Path]*Branch{}
 	for i := range branches {
@@ -105,7 +130,7 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 				r.Pending = append(r.Pending, Pending{br.Path, x, reason})
 			}
 			for _, t := range targets {
-				r.claim(t, claim{branch: br, binding: x, from: x.String(), exact: exactness(x, t)})
+				r.claim(t, claim{branch: br, binding: x, from: x.String(), exact: exactness(x)})
 			}
 		}
 	}
@@ -118,8 +143,10 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 			r.claim(cgroupTarget+b.homePath(p), claim{branch: br, from: "run", exact: exactly})
 		}
 	}
-	r.Again = in.again
 	r.settle()
+	if err := b.reach(&r); err != nil {
+		return nil, b.wrap(err)
+	}
 	if b.way.Tagged() {
 		r.Bound = withoutInherited(r.Bound)
 	}
@@ -147,6 +174,7 @@ func (b *Binder) Keep() error {
 
 // claim is a binding that names a target.
 type claim struct {
+	target  string
 	branch  *Branch
 	binding hierarchy.Binding
 	from    string
@@ -156,15 +184,8 @@ type claim struct {
 // exactly is how exact a name is that is no pattern.
 const exactly = 1 << 30
 
-// shared is how exactly a container names its interface, which may be named for
-// itself, and be another container's as well.
-const shared = exactly - 1
-
-// exactness is how exactly a binding names a target.
-func exactness(x hierarchy.Binding, target string) int {
-	if x.Kind == hierarchy.BindContainer && strings.HasPrefix(target, linkTarget) {
-		return shared
-	}
+// exactness is how exactly a binding names its targets.
+func exactness(x hierarchy.Binding) int {
 	if p := hierarchy.Pattern(x.Name); !p.Exact() {
 		return p.Literals()
 	}
@@ -175,9 +196,11 @@ type resolver struct {
 	Resolution
 	order  []string           // targets, as they were claimed
 	claims map[string][]claim // the most exact ones, of different branches
+	won    map[string]*claim  // by target
 }
 
 func (r *resolver) claim(target string, c claim) {
+	c.target = target
 	was := r.claims[target]
 	switch {
 	case was == nil:
@@ -199,15 +222,7 @@ func (r *resolver) settle() {
 		all := r.claims[target]
 		first := all[0]
 		if len(all) == 1 {
-			r.Bound = append(r.Bound, hierarchy.Bound{Target: target, Class: first.branch.Class, Path: first.branch.Entry, From: first.from})
-			continue
-		}
-		if first.exact == shared { // containers of one network namespace, whose own cgroups are bound
-			for i, c := range all {
-				other := all[(i+1)%len(all)]
-				r.Pending = append(r.Pending, Pending{c.branch.Path, c.binding, fmt.Sprintf("what it sends from its own network namespace, by %s, goes to the rest: that is %q of %s, too",
-					strings.TrimPrefix(target, linkTarget), other.from, other.branch.Path)})
-			}
+			r.bind(target, &all[0])
 			continue
 		}
 		for _, c := range all[1:] {
@@ -223,6 +238,11 @@ func (r *resolver) settle() {
 			r.Refused = append(r.Refused, Refused{Path: c.branch.Path, Binding: c.binding, With: first.binding, Err: err})
 		}
 	}
+}
+
+func (r *resolver) bind(target string, c *claim) {
+	r.won[target] = c
+	r.Bound = append(r.Bound, hierarchy.Bound{Target: target, Class: c.branch.Class, Path: c.branch.Entry, From: c.from})
 }
 
 // withoutInherited leaves out what has the same class as the nearest binding
@@ -262,7 +282,7 @@ func (b *Binder) targets(x hierarchy.Binding, units map[string][]string, in *con
 	case hierarchy.BindUser:
 		return one(b.user(x.Name))
 	case hierarchy.BindContainer:
-		return in.targets(x.Name)
+		return one(in.target(x.Name))
 	case hierarchy.BindLink:
 		b.cfg.Watch("", func(name string) bool { return name == x.Name })
 		return one(b.resolveLink(x.Name))

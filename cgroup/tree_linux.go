@@ -337,26 +337,34 @@ func (t *tree) populated(path string) bool {
 func (t *tree) members(path string) ([]int, error) {
 	var pids []int
 	err := t.walk(path, func(p string) error {
-		b, err := os.ReadFile(t.root + p + "/cgroup.procs")
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
-			return nil // gone, or a threaded cgroup, whose processes are listed above it
-		}
-		if err != nil {
-			return err
-		}
-		for _, f := range strings.Fields(string(b)) {
-			n, err := strconv.Atoi(f)
-			if err != nil {
-				return fmt.Errorf("cgroup %s: %q in cgroup.procs", p, f)
-			}
-			if n != 0 { // 0: a process of another pid namespace
-				pids = append(pids, n)
-			}
-		}
-		return nil
+		own, err := t.procs(p)
+		pids = append(pids, own...)
+		return err
 	})
 	slices.Sort(pids)
 	return slices.Compact(pids), err
+}
+
+// procs lists the processes of a cgroup itself, in no order.
+func (t *tree) procs(path string) ([]int, error) {
+	b, err := os.ReadFile(t.root + path + "/cgroup.procs")
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil // gone, or a threaded cgroup, whose processes are listed above it
+	}
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, f := range strings.Fields(string(b)) {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return nil, fmt.Errorf("cgroup %s: %q in cgroup.procs", path, f)
+		}
+		if n != 0 { // 0: a process of another pid namespace
+			pids = append(pids, n)
+		}
+	}
+	return pids, nil
 }
 
 // errno strips the path that package os puts around a system call's error.

@@ -399,10 +399,10 @@ func (a *agent) mark(name, because string) {
 	a.log.Debug("changed", "interface", name, "by", because)
 }
 
-// words tell what bindings may go by: the names of an interface, and whose port it
-// is. A name has no space in it (dev_valid_name, net/core/dev.c, v6.12).
+// words tell what bindings may go by: the names of an interface, whose port it is, and
+// in which network namespace its other end is. A name has no space in it (dev_valid_name, net/core/dev.c, v6.12).
 func words(l tc.Link) string {
-	return fmt.Sprintf("%s master/%d", strings.Join(append([]string{l.Name}, l.AltNames...), " "), l.Master)
+	return fmt.Sprintf("%s master/%d netns/%d", strings.Join(append([]string{l.Name}, l.AltNames...), " "), l.Master, l.LowerNetNS)
 }
 
 // matters says whether an entry is one of those that were asked for; a nil function
@@ -511,7 +511,7 @@ func (a *agent) report(name string, w *watched, r *rebound) {
 		}
 	}
 	missing := map[string]bool{}
-	say := func(path hierarchy.Path, b hierarchy.Binding, level slog.Level, text string) {
+	say := func(path hierarchy.Path, b string, level slog.Level, text string) {
 		key := fmt.Sprintf("%s %s %s", path, b, text)
 		missing[key] = true
 		if !w.missing[key] {
@@ -519,10 +519,13 @@ func (a *agent) report(name string, w *watched, r *rebound) {
 		}
 	}
 	for _, p := range r.pending {
-		say(p.Path, p.Binding, slog.LevelInfo, "waits: "+p.Reason)
+		say(p.Path, p.Binding.String(), slog.LevelInfo, "waits: "+p.Reason)
+	}
+	for _, o := range r.outside {
+		say(o.Path, bindingText(o.Binding), slog.LevelWarn, "does not hold all of it: "+o.String())
 	}
 	for _, x := range r.refused {
-		say(x.Path, x.Binding, slog.LevelWarn, x.Err.Error())
+		say(x.Path, bindingText(x.Binding), slog.LevelWarn, x.Err.Error())
 	}
 	w.missing, w.waiting = missing, len(r.pending)
 	if r.again > 0 && !w.again {

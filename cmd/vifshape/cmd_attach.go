@@ -29,6 +29,10 @@ Attach looks again until it finds nothing new, so that a process may fork and
 connect meanwhile. It prints what it moved. Not found are processes whose parent
 has ended already, and sockets that are on their way from one process to another.
 
+What a process in another network namespace sends is forwarded here without its
+socket. With it the interface is bound that leads there, if there is one and nobody
+was there before; else attach says why not.
+
 With binding nft open sockets keep their class; attach says so. A service of
 systemd is no part of its unit's cgroup any more: where the unit as a whole is
 meant, bind it in the policy.
@@ -40,7 +44,8 @@ EXIT STATUS
   0    done
   1    an error; nothing was moved
   2    wrong flags or arguments
-  3    some of the processes are in the branch, and some are not
+  3    some of the processes are in the branch, and some are not, or the packets of
+       some are not
   4    another vifshape is changing this network namespace
   5    root is needed, or root lacks a capability that the message names
   130  interrupted; what was moved stays there`,
@@ -87,15 +92,24 @@ func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree 
 	}
 	defer unlock()
 	got, err := x.binder.Attach(ctx, home, pids, tree)
+	var outside []cgroup.Outside
+	if got != nil && len(got.Processes) > 0 && err == nil {
+		var r *rebound // for those that are in another network namespace
+		if r, err = m.rebind(ctx, path.Interface()); r != nil {
+			outside = slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool {
+				return !slices.ContainsFunc(got.Processes, func(p cgroup.AttachedProcess) bool { return slices.Contains(o.PIDs, p.PID) })
+			})
+		}
+	}
 	if got != nil {
-		e.attached(path, got)
+		e.attached(path, got, outside)
 	}
 	switch {
 	case err != nil && got != nil && len(got.Processes) > 0:
 		return fmt.Errorf("%w; what was moved stays in %s", err, path)
 	case err != nil:
 		return err
-	case len(got.Failed) > 0 && len(got.Processes) > 0:
+	case len(got.Failed)+len(outside) > 0 && len(got.Processes) > 0:
 		return codeError(exitPartly)
 	case len(got.Failed) > 0:
 		return codeError(exitError)
@@ -104,7 +118,7 @@ func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree 
 }
 
 // attached prints what was done, and what was not.
-func (e *env) attached(path hierarchy.Path, a *cgroup.Attachment) {
+func (e *env) attached(path hierarchy.Path, a *cgroup.Attachment, outside []cgroup.Outside) {
 	e.printf("%s in %s\n", number(len(a.Processes), "process", "processes"), path)
 	for _, p := range a.Processes {
 		switch {
@@ -143,6 +157,9 @@ func (e *env) attached(path hierarchy.Path, a *cgroup.Attachment) {
 	}
 	for _, f := range a.Failed {
 		fmt.Fprintf(e.stderr, "vifshape: error: process %d: %v\n", f.PID, f.Err)
+	}
+	for _, o := range outside {
+		fmt.Fprintf(e.stderr, "vifshape: error: %s: %s\n", path, printable(o.String()))
 	}
 }
 

@@ -117,6 +117,7 @@ func (e *env) changeBindings(ctx context.Context, what string, a []string, chang
 		e.notef("%s", s)
 	}
 	m.waiting(slices.DeleteFunc(r.pending, func(p cgroup.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
+	m.unheld(slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
 	return nil
 }
 
@@ -234,6 +235,7 @@ type bindingView struct {
 	Bound     []string          `json:"bound"`             // targets that it is in force for
 	Waits     []string          `json:"pending,omitempty"` // reasons why it is in force for nothing, or not for all
 	Refused   []string          `json:"refused,omitempty"` // why it cannot be
+	Outside   []string          `json:"outside,omitempty"` // what of that which it names it does not hold
 }
 
 func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) error {
@@ -318,12 +320,16 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 		if is[b.Target] == b.Class {
 			v.Bound = append(v.Bound, b.Target)
 		} else {
-			v.Waits = append(v.Waits, b.Target+" is there and not bound: start vifshape agent, or apply the policy again")
+			v.Waits = append(v.Waits, notBound(b.Target))
 		}
 	}
 	for _, p := range r.Pending {
 		v := at(p.Binding.String())
 		v.Waits = append(v.Waits, p.Reason)
+	}
+	for _, o := range r.Outside {
+		v := at(o.Binding.String())
+		v.Outside = append(v.Outside, o.String())
 	}
 	for _, f := range r.Refused {
 		for _, b := range []hierarchy.Binding{f.Binding, f.With} {
@@ -332,6 +338,11 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 		}
 	}
 	return list, nil
+}
+
+// notBound says that a target could be bound and is not.
+func notBound(target string) string {
+	return target + " is there and not bound: start vifshape agent, or apply the policy again"
 }
 
 // write prints the bindings as a table, one line for each thing that they name.
@@ -343,7 +354,7 @@ func (b bindingsJSON) write(e *env) error {
 		for _, s := range v.Bound {
 			lines = append(lines, targetText(s))
 		}
-		for _, s := range slices.Concat(v.Waits, v.Refused) {
+		for _, s := range slices.Concat(v.Waits, v.Refused, v.Outside) {
 			lines = append(lines, "- "+printable(s))
 		}
 		if len(lines) == 0 {

@@ -126,6 +126,7 @@ func (m *machine) remarks(x *target) {
 		m.notef("%s: %v, bound at run time, goes: the policy has no branch for it any more", b.Path, b.Binding)
 	}
 	m.waiting(x.pending)
+	m.unheld(x.outside)
 	if f := x.next.Former; f.Kind != "" && x.before.Root.Foreign() {
 		back := "`vifshape clear` puts it back"
 		if f.Partial {
@@ -168,6 +169,21 @@ func (m *machine) waiting(all []cgroup.Pending) {
 	for _, w := range all {
 		m.notef("%s: %v is not bound yet: %s; once it is there, vifshape agent binds it at once, else the next apply", w.Path, w.Binding, w.Reason)
 	}
+}
+
+// unheld says which bindings do not hold all processes of what they name.
+func (m *machine) unheld(all []cgroup.Outside) {
+	for _, o := range all {
+		m.warnf("%s: %s does not hold all of it: %s", o.Path, bindingText(o.Binding), printable(o.String()))
+	}
+}
+
+// bindingText is a binding, or words for that of a branch's own cgroup.
+func bindingText(b hierarchy.Binding) string {
+	if b == (hierarchy.Binding{}) {
+		return "its own cgroup"
+	}
+	return b.String()
 }
 
 func checkBinding(s string) error {

@@ -83,7 +83,8 @@ type branchView struct {
 	Sending   *hierarchy.Bandwidth `json:"sending,omitempty"` // with --sample
 	Bound     []boundView          `json:"bound,omitempty"`
 	Delegate  []hierarchy.Delegate `json:"delegate,omitempty"`
-	Added     *addedView           `json:"added,omitempty"` // at run time, not in the policy
+	Added     *addedView           `json:"added,omitempty"`    // at run time, not in the policy
+	NotHeld   []string             `json:"not_held,omitempty"` // processes that are bound, and why they do not hold
 }
 
 // addedView is who added a branch.
@@ -249,8 +250,42 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 		}
 		v.Branches = append(v.Branches, b)
 	}
+	unheld, err := x.unheld(s)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range v.Branches {
+		b.NotHeld = unheld[b.ID]
+	}
 	v.order(x.record.Order)
 	return v, nil
+}
+
+// unheld is what the bindings to each class do not hold, as far as it can be read.
+func (x *target) unheld(is hierarchy.State) (map[hierarchy.ClassID][]string, error) {
+	if is.Hook.Way == hierarchy.WayNone || x.blind != nil || x.keep() != nil {
+		return nil, nil
+	}
+	r, err := x.binder.Resolve(x.record.branches())
+	if err != nil {
+		return nil, err
+	}
+	all := map[hierarchy.ClassID][]string{}
+	for _, o := range r.Outside {
+		if _, class, ok := x.record.leaf(o.Path); ok {
+			all[class] = append(all[class], bindingText(o.Binding)+": "+o.String())
+		}
+	}
+	in := map[string]hierarchy.ClassID{}
+	for _, b := range is.Bound {
+		in[b.Target] = b.Class
+	}
+	for _, b := range r.Bound {
+		if in[b.Target] != b.Class {
+			all[b.Class] = append(all[b.Class], b.From+": "+notBound(b.Target))
+		}
+	}
+	return all, nil
 }
 
 // newBranchView is a class with its counters; l is nil for an inner one.
@@ -464,6 +499,9 @@ func (v *treeView) write(w io.Writer, kinds kindTable) error {
 	for _, b := range v.Branches {
 		for _, x := range b.Bound {
 			fmt.Fprintf(w, "  %s: %s\n", b.Path, x)
+		}
+		for _, text := range b.NotHeld {
+			fmt.Fprintf(w, "  %s: not held: %s\n", b.Path, printable(text))
 		}
 		b.writeDelegation(w)
 	}

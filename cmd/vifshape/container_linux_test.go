@@ -4,11 +4,14 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,6 +61,60 @@ func containerProgram(args []string) error {
 	return in.Err()
 }
 
+// container is a process of containerProgram.
+type container struct {
+	*exec.Cmd
+	t     testing.TB
+	in    io.WriteCloser
+	lines *bufio.Scanner
+}
+
+// container starts one, in the near namespace.
+func (n *network) container(inner *lab.NetNS, dir string) *container {
+	n.Helper()
+	c := &container{Cmd: tctest.Command(n, "container", dir, netip.AddrPortFrom(n.Far4, 9).String()), t: n}
+	c.ExtraFiles = []*os.File{os.NewFile(uintptr(dup(n, inner.FD())), "netns")}
+	var err error
+	if c.in, err = c.StdinPipe(); err != nil {
+		n.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		n.Fatal(err)
+	}
+	if err := n.Near.Start(c.Cmd); err != nil {
+		n.Fatal(err)
+	}
+	c.ExtraFiles[0].Close()
+	c.lines = bufio.NewScanner(out)
+	return c
+}
+
+// step has it take a step, none for the first answer, and waits until it did.
+func (c *container) step(s string) {
+	c.t.Helper()
+	if s != "" {
+		if _, err := fmt.Fprintln(c.in, s); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	if !c.lines.Scan() {
+		c.t.Fatalf("the container has ended: %v", c.lines.Err())
+	}
+}
+
+// end ends it; a second time is none.
+func (c *container) end() {
+	c.t.Helper()
+	if c.ProcessState != nil {
+		return
+	}
+	c.in.Close()
+	if err := c.Wait(); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 // TestKernelAgentContainer: a container behind a bridge, whose network namespace is
 // ready before its cgroup is, as with Kubernetes. Its process enters that last, of
 // which nobody tells the agent.
@@ -91,37 +148,12 @@ func TestKernelAgentContainer(t *testing.T) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		c := tctest.Command(t, "container", dir, netip.AddrPortFrom(n.Far4, 9).String())
-		c.ExtraFiles = []*os.File{os.NewFile(uintptr(dup(t, inner.FD())), "netns")}
-		in, err := c.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := c.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := n.Near.Start(c); err != nil {
-			t.Fatal(err)
-		}
-		c.ExtraFiles[0].Close()
-		lines := bufio.NewScanner(out)
-		step := func(s string) {
-			t.Helper()
-			if s != "" {
-				if _, err := fmt.Fprintln(in, s); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if !lines.Scan() {
-				t.Fatalf("the container has ended: %v", lines.Err())
-			}
-		}
-		step("")
+		c := n.container(inner, dir)
+		c.step("")
 		n.bound(map[string]hierarchy.Path{n.target(dir): "eth0/web"})
-		step("enter")
+		c.step("enter")
 		n.bound(map[string]hierarchy.Path{n.target(dir): "eth0/web", "link:" + port: "eth0/web"})
-		if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/web": 20}, n.sentIn(func() { step("send") })); diff != "" {
+		if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/web": 20}, n.sentIn(func() { c.step("send") })); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
 		if i == 1 { // what is on its port goes with the rest
@@ -131,10 +163,7 @@ func TestKernelAgentContainer(t *testing.T) {
 				t.Errorf("left behind: %s", out)
 			}
 		}
-		in.Close()
-		if err := c.Wait(); err != nil {
-			t.Fatal(err)
-		}
+		c.end()
 		if err := errors.Join(n.Near.DeleteLink(port), unix.Rmdir(dir)); err != nil {
 			t.Fatal(err)
 		}
@@ -145,6 +174,124 @@ func TestKernelAgentContainer(t *testing.T) {
 	if code := a.end(syscall.SIGTERM); code != 0 {
 		t.Errorf("SIGTERM: exit status %d", code)
 	}
+	n.clean()
+}
+
+// TestKernelAgentPods: pods that come while the agent runs, several levels below a bound
+// slice. Their processes enter their network namespaces late, and one of these gets its
+// interface last of all.
+func TestKernelAgentPods(t *testing.T) {
+	n := newNetwork(t)
+	base := tctest.Cgroup(t)
+	if err := n.Near.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) }); err != nil {
+		t.Fatal(err)
+	}
+	n.ok("apply", n.policy("policy.toml", fmt.Sprintf(agentPolicy, n.target(base))))
+	a := n.agent()
+	want := map[string]hierarchy.Path{n.target(base): "eth0/web"}
+	n.bound(want)
+	pods := map[string]*container{}
+	for i, port := range []string{"veth0", "veth1", "veth2"} {
+		inner := tctest.NetNS(t)
+		gateway, pod := netip.AddrFrom4([4]byte{198, 19, byte(i), 1}), netip.AddrFrom4([4]byte{198, 19, byte(i), 2})
+		connect := func() {
+			err := lab.AddVeth(n.Near, lab.Link{Name: port, Addrs: []netip.Prefix{netip.PrefixFrom(gateway, 24)}},
+				inner, lab.Link{Name: "eth0", Addrs: []netip.Prefix{netip.PrefixFrom(pod, 24)}})
+			if err == nil {
+				err = inner.AddRoute(netip.PrefixFrom(n.Far4, 24), gateway, "eth0")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		dir := filepath.Join(base, fmt.Sprintf("burstable/pod%d/c", i))
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if i != 1 {
+			connect()
+		}
+		c := n.container(inner, dir)
+		c.step("")
+		c.step("enter")
+		if i == 1 {
+			connect()
+		}
+		want["link:"+port] = "eth0/web"
+		n.bound(want)
+		if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/web": 20}, n.sentIn(func() { c.step("send") })); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", port, diff)
+		}
+		pods[port] = c
+	}
+	if out := n.ok("bindings"); !strings.Contains(out, "link:veth2") {
+		t.Errorf("bindings: %s", out)
+	}
+	if out := n.ok("show"); !strings.Contains(out, fmt.Sprintf("eth0/web: %s (link:veth1)", n.target(base))) || strings.Contains(out, "not held") {
+		t.Errorf("show: %s", out)
+	}
+	// One goes, and its interface stays.
+	pods["veth0"].end()
+	delete(want, "link:veth0")
+	n.bound(want)
+	for _, c := range pods {
+		c.end()
+	}
+	n.bound(map[string]hierarchy.Path{n.target(base): "eth0/web"})
+	n.ok("clear")
+	if code := a.end(syscall.SIGTERM); code != 0 {
+		t.Errorf("SIGTERM: exit status %d", code)
+	}
+	n.clean()
+}
+
+// TestKernelAttachSpaces: a process in another network namespace is attached with the
+// interface that leads there, and where there is none for it, that is an error.
+func TestKernelAttachSpaces(t *testing.T) {
+	n := newNetwork(t)
+	base := tctest.Cgroup(t)
+	if err := n.Near.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) }); err != nil {
+		t.Fatal(err)
+	}
+	inner := tctest.NetNS(t)
+	gateway, pod := netip.MustParsePrefix("198.19.3.1/24"), netip.MustParsePrefix("198.19.3.2/24")
+	err := lab.AddVeth(n.Near, lab.Link{Name: "veth1", Addrs: []netip.Prefix{gateway}}, inner, lab.Link{Name: "eth0", Addrs: []netip.Prefix{pod}})
+	if err == nil {
+		err = inner.AddRoute(netip.PrefixFrom(n.Far4, 24), gateway.Addr(), "eth0")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.ok("apply", n.policy("policy.toml", fmt.Sprintf(agentPolicy, "user:65534")))
+	first, second := n.container(inner, base), n.container(inner, base)
+	for _, c := range []*container{first, second} {
+		c.step("")
+		c.step("enter")
+	}
+	pid := func(c *container) string { return strconv.Itoa(c.Process.Pid) }
+	r := n.run("attach", "eth0/web", pid(second))
+	said := fmt.Sprintf("vifshape: error: eth0/web: 1 process is in another network namespace: packets from there come by veth1 and go to the rest: process %s was there before, and is bound to nothing", pid(first))
+	if r.code != 3 || !strings.Contains(r.stderr, said) || !strings.Contains(r.stdout, "1 process in eth0/web") {
+		t.Errorf("beside one that was there before: %v", r)
+	}
+	for _, command := range []string{"show", "doctor"} {
+		if out := n.ok(command); !strings.Contains(out, "not held: its own cgroup: 1 process is in another network namespace: packets from there come by veth1") {
+			t.Errorf("%s: %s", command, out)
+		}
+	}
+	n.ok("attach", "eth0/batch", pid(first))
+	if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/batch": 20}, n.sentIn(func() { first.step("send") })); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	r = n.run("attach", "eth0/web", pid(second))
+	if said = "packets from there come by veth1 and go to eth0/batch: process " + pid(first) + " of that was there before"; r.code != 3 || !strings.Contains(r.stderr, said) {
+		t.Errorf("beside one of another branch: %v", r)
+	}
+	n.ok("attach", "eth0/batch", pid(second))
+	for _, c := range []*container{first, second} {
+		c.end()
+	}
+	n.ok("clear")
 	n.clean()
 }
 

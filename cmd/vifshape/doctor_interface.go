@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -89,6 +90,16 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		}
 		return nil
 	})
+	try("held", func() error {
+		if !s.Root.Ours() {
+			return nil
+		}
+		all, err := x.unheld(ctx, l.Name)
+		for _, f := range all {
+			say(f)
+		}
+		return err
+	})
 	try("TCX programs", func() error {
 		tcx, err := cgroup.EgressTCX(d.Index)
 		if len(tcx) > 0 {
@@ -114,6 +125,26 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 	if f, ok := x.bridge(l); ok {
 		say(f)
 	}
+}
+
+// unheld says what the bindings in force do not hold, as far as they can be read.
+func (x *examination) unheld(ctx context.Context, iface string) (all []finding, err error) {
+	m := &machine{env: x.env, conn: x.conn, store: x.store}
+	t, s, err := m.treeOf(ctx, iface)
+	if err != nil {
+		return nil, err
+	}
+	defer t.binder.Close()
+	unheld, err := t.unheld(s)
+	if err != nil {
+		return nil, err
+	}
+	for _, class := range slices.Sorted(maps.Keys(unheld)) {
+		for _, text := range unheld[class] {
+			all = append(all, finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: not held: %s", name(t.kernel.Names[class], class), printable(text))})
+		}
+	}
+	return all, nil
 }
 
 // link says what an interface is.

@@ -312,6 +312,9 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way hierarchy.Way) 
 		c.say(p.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %v is not there: %s", p.Path, p.Binding, p.Reason),
 			Follows: "once it is there, vifshape agent binds it at once, else the next apply"})
 	}
+	for _, o := range r.Outside {
+		c.say(o.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %s does not hold all of it: %s", o.Path, bindingText(o.Binding), printable(o.String()))})
+	}
 	for _, x := range r.Bound {
 		uid, err := b.Escape(x.Target)
 		if err != nil {

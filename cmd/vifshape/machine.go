@@ -162,6 +162,7 @@ type target struct {
 	want    hierarchy.State
 	plan    hierarchy.Plan
 	pending []cgroup.Pending // bindings that name what is not there yet
+	outside []cgroup.Outside // bindings that do not hold all of what they name
 	kept    []boundSpec      // bindings made at run time, that stay
 	lost    []boundSpec      // and those that go with their branches
 	spec    json.RawMessage  // what the policy says of the interface
@@ -259,7 +260,7 @@ func (x *target) bind() (err error) {
 	if err != nil {
 		return err
 	}
-	x.want.Bound, x.pending = r.Bound, r.Pending
+	x.want.Bound, x.pending, x.outside = r.Bound, r.Pending, r.Outside
 	x.next.came(r)
 	return nil
 }

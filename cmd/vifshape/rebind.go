@@ -17,7 +17,8 @@ type rebound struct {
 	done    []hierarchy.Step // what was changed
 	pending []cgroup.Pending
 	refused []cgroup.Refused // bindings that cannot be in force; the others are
-	again   time.Duration    // see cgroup.Resolution
+	outside []cgroup.Outside
+	again   time.Duration // see cgroup.Resolution
 }
 
 // rebind brings the bindings in force into line with the interface's record and
@@ -56,7 +57,7 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 	if err != nil {
 		return nil, err
 	}
-	out := &rebound{pending: r.Pending, refused: r.Refused, again: r.Again}
+	out := &rebound{pending: r.Pending, refused: r.Refused, outside: r.Outside, again: r.Again}
 	for _, f := range r.Refused {
 		if slices.Contains(fresh, f.Binding) || slices.Contains(fresh, f.With) {
 			return out, f.Err

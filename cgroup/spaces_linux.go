@@ -1,0 +1,468 @@
+package cgroup
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Limits for what can be made below a bound cgroup by who is in it: cgroups, the
+// processes of one, and the network namespaces of those.
+const (
+	mostCgroups    = 4096
+	mostProcesses  = 8192
+	mostNamespaces = 16
+)
+
+// spaces is what one Resolve finds of the network namespaces of bound processes.
+type spaces struct {
+	*Binder
+	*resolver
+	home    uint64 // the interface's own
+	ports   []netLink
+	members map[int]*member
+	by      map[uint64][]*member // by namespace, but those in home
+	first   []int                // of each cgroup whose first process is in home
+}
+
+// member is a process of a network namespace.
+type member struct {
+	pid int
+	dir string // its cgroup
+	by  *claim // what that is bound by, nil: nothing
+	ns  uint64 // 0: it has ended, or it cannot be told
+}
+
+// reach binds, for the cgroups that are bound, the interfaces whose other ends are in
+// the network namespaces of their processes: what these send is forwarded here, and
+// has no socket any more. Of processes for which there is none it tells.
+//
+// One interface carries what all in a namespace send. It is of the branch that the
+// oldest process there is bound to, as the first of a pod is: who enters a namespace
+// later does not take its interface along. Where the oldest is bound to nothing, the
+// oldest container counts that is bound and began there: of a pod one may be named. Who
+// is older than all in a namespace and enters it needs the rights to it, as root has.
+//
+// A container that may make network namespaces (with user namespaces anybody may) can
+// hide its own: all its processes leave it, and its sockets stay. Who cannot trust it
+// so far binds its interface by name.
+func (b *Binder) reach(r *resolver) (err error) {
+	s := &spaces{Binder: b, resolver: r, members: map[int]*member{}, by: map[uint64][]*member{}}
+	if s.home, err = b.homeNetNS(); err != nil {
+		return err
+	}
+	if err = s.walk(); err != nil || len(s.members) == 0 {
+		return err
+	}
+	if err = s.locate(); err != nil {
+		return err
+	}
+	if b.way == hierarchy.WayBPF {
+		if s.ports, err = b.listPorts(); err != nil {
+			return err
+		}
+		if len(s.ports) > 0 {
+			s.lookAgain()
+		}
+		if err = s.visitors(); err != nil {
+			return err
+		}
+	}
+	spaces := slices.SortedFunc(maps.Keys(s.by), func(x, y uint64) int { return cmp.Compare(s.by[x][0].pid, s.by[y][0].pid) })
+	for _, ns := range spaces {
+		if err = s.space(ns); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tell notes why processes are not held.
+func (s *spaces) tell(by *claim, reason string, pids ...int) {
+	i := slices.IndexFunc(s.Outside, func(o Outside) bool {
+		return o.Path == by.branch.Path && o.Binding == by.binding && o.Reason == reason
+	})
+	if i < 0 {
+		s.Outside = append(s.Outside, Outside{by.branch.Path, by.binding, pids, reason})
+		return
+	}
+	s.Outside[i].PIDs = append(s.Outside[i].PIDs, pids...)
+}
+
+// walk finds the processes of all that is bound. What lies deep comes last, so that
+// who makes many cgroups below its own is the one who is left out.
+func (s *spaces) walk() error {
+	type place struct {
+		dir string
+		by  *claim
+	}
+	t := s.tree()
+	var queue []place
+	for _, target := range s.order {
+		dir, ok := strings.CutPrefix(target, cgroupTarget)
+		if by := s.won[target]; ok && by != nil && s.above(dir) == nil {
+			queue = append(queue, place{dir, by})
+		}
+	}
+	if len(queue) > 0 && s.way == hierarchy.WayBPF {
+		s.cfg.Watch("", func(string) bool { return true })
+	}
+	for i := 0; i < len(queue); i++ {
+		at := queue[i]
+		if i == mostCgroups {
+			for _, x := range queue[i:] {
+				s.tell(x.by, fmt.Sprintf("there are more than %d bound cgroups, and the processes of the others are not looked for in other network namespaces", mostCgroups))
+			}
+			break
+		}
+		if s.way == hierarchy.WayBPF {
+			s.cfg.Watch(t.root+at.dir, func(string) bool { return true })
+			s.cfg.Watch(t.root+at.dir+"/cgroup.events", nil)
+		}
+		pids, err := t.procs(at.dir)
+		if err != nil {
+			return err
+		}
+		if len(pids) > mostProcesses {
+			s.tell(at.by, fmt.Sprintf("of %d processes in %q only %d are looked for in other network namespaces", len(pids), at.dir, mostProcesses))
+			pids = pids[:mostProcesses]
+		}
+		for _, pid := range pids {
+			s.members[pid] = &member{pid: pid, dir: at.dir, by: at.by}
+		}
+		children, err := t.below(at.dir)
+		if err != nil {
+			return err
+		}
+		for _, name := range children {
+			next := place{at.dir + "/" + name, at.by}
+			if by := s.won[cgroupTarget+next.dir]; by != nil {
+				next.by = by
+			}
+			queue = append(queue, next)
+		}
+	}
+	return nil
+}
+
+// above is what binds a cgroup above another, nil for nothing.
+func (s *spaces) above(dir string) *claim {
+	for dir = path.Dir(dir); dir != "/"; dir = path.Dir(dir) {
+		if by := s.won[cgroupTarget+dir]; by != nil {
+			return by
+		}
+	}
+	return nil
+}
+
+// below is children, for the many that have none: a directory has as many links as
+// there are others in it, and two (kernfs_refresh_inode, fs/kernfs/inode.c, v6.12).
+func (t *tree) below(dir string) ([]string, error) {
+	var st unix.Stat_t
+	if unix.Stat(t.root+dir+"/", &st) == nil && st.Nlink == 2 {
+		return nil, nil
+	}
+	return t.children(dir)
+}
+
+// locate finds out in which network namespaces the processes are.
+func (s *spaces) locate() error {
+	unseen := map[*claim]int{}
+	var refused error
+	firsts := map[string]*member{}
+	for _, pid := range slices.Sorted(maps.Keys(s.members)) {
+		m := s.members[pid]
+		var err error
+		if m.ns, err = netNSOf(pid); err != nil {
+			unseen[m.by]++
+			refused = err
+			continue
+		}
+		if m.ns == 0 {
+			continue
+		}
+		if firsts[m.dir] == nil {
+			firsts[m.dir] = m
+		}
+		if m.ns != s.home {
+			s.by[m.ns] = append(s.by[m.ns], m)
+		}
+	}
+	for by, n := range unseen {
+		s.tell(by, fmt.Sprintf("of %d of its processes it cannot be told in which network namespace they are: %v", n, privileges(refused, unix.CAP_SYS_PTRACE)))
+	}
+	for _, m := range firsts {
+		if m.ns == s.home {
+			s.first = append(s.first, m.pid)
+		}
+	}
+	return s.few()
+}
+
+// few leaves out the namespaces of a cgroup that has too many.
+func (s *spaces) few() error {
+	of := map[string]int{}
+	for _, ns := range slices.Sorted(maps.Keys(s.by)) {
+		seen := map[string]bool{}
+		for _, m := range s.by[ns] {
+			seen[m.dir] = true
+		}
+		for dir := range seen {
+			of[dir]++
+		}
+		s.by[ns] = slices.DeleteFunc(s.by[ns], func(m *member) bool {
+			if of[m.dir] <= mostNamespaces {
+				return false
+			}
+			s.tell(m.by, fmt.Sprintf("there are processes of more than %d others in %q, and packets from the others go to the rest", mostNamespaces, m.dir), m.pid)
+			return true
+		})
+		if len(s.by[ns]) == 0 {
+			delete(s.by, ns)
+		}
+	}
+	return nil
+}
+
+// netNSOf is the network namespace of a process, 0 where it has ended.
+func netNSOf(pid int) (inode uint64, err error) {
+	var buf [64]byte
+	n, err := unix.Readlink("/proc/"+strconv.Itoa(pid)+"/ns/net", buf[:])
+	if err == unix.ENOENT || err == unix.ESRCH {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	text, ok := strings.CutPrefix(string(buf[:n]), "net:[")
+	if !ok || !strings.HasSuffix(text, "]") {
+		return 0, fmt.Errorf("network namespace of process %d: %q", pid, buf[:n])
+	}
+	return strconv.ParseUint(text[:len(text)-1], 10, 64)
+}
+
+// visitors adds to the namespaces the processes in them that are not bound.
+func (s *spaces) visitors() error {
+	if len(s.by) == 0 || len(s.ports) == 0 {
+		return nil
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || s.members[pid] != nil {
+			continue
+		}
+		// One that is not ours to look at may be older than those in a namespace. It is
+		// no way to keep the interface from them.
+		if ns, err := netNSOf(pid); err == nil && s.by[ns] != nil {
+			s.by[ns] = append(s.by[ns], &member{pid: pid, ns: ns})
+		}
+	}
+	return nil
+}
+
+// space binds the interfaces that lead to a network namespace.
+func (s *spaces) space(ns uint64) error {
+	if s.way != hierarchy.WayBPF {
+		s.all(ns, nil, fmt.Sprintf("packets from there go to the rest: %v", errLinksByBPF))
+		return nil
+	}
+	f, err := s.open(ns)
+	if f == nil || err != nil {
+		return err // they have ended
+	}
+	defer f.Close()
+	number, err := s.netNSNumber(f)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, p := range s.ports {
+		if number >= 0 && p.peerNS == number && p.name != s.cfg.Interface {
+			names = append(names, p.name)
+		}
+	}
+	if len(names) == 0 {
+		if reason := s.inside(f); reason != "" {
+			s.all(ns, nil, reason)
+		}
+		return nil
+	}
+	owner, reason := s.owner(ns)
+	by := "packets from there come by " + strings.Join(names, " and ") + " and "
+	if owner == nil {
+		s.all(ns, nil, by+reason)
+		return nil
+	}
+	s.all(ns, owner.by.branch, fmt.Sprintf("%sgo to %s: process %d of that was there before", by, owner.by.branch.Path, owner.pid))
+	for _, name := range names {
+		if s.claims[linkTarget+name] == nil { // else it is named for itself
+			s.bind(linkTarget+name, owner.by)
+		}
+	}
+	return nil
+}
+
+// all tells of a namespace's processes that are not the branch's.
+func (s *spaces) all(ns uint64, but *Branch, reason string) {
+	for _, m := range s.by[ns] {
+		if m.by != nil && m.by.branch != but {
+			s.tell(m.by, reason, m.pid)
+		}
+	}
+}
+
+// open holds a namespace, nil where its processes have gone. The number of one may
+// have become that of a process elsewhere.
+func (s *spaces) open(ns uint64) (*os.File, error) {
+	for _, m := range s.by[ns] {
+		if m.by == nil {
+			continue
+		}
+		f, err := os.Open("/proc/" + strconv.Itoa(m.pid) + "/ns/net")
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		var st unix.Stat_t
+		err = unix.Fstat(int(f.Fd()), &st)
+		var now []int
+		if err == nil && st.Ino == ns {
+			now, err = s.tree().procs(m.dir)
+		}
+		if err == nil && slices.Contains(now, m.pid) {
+			return f, nil
+		}
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// owner is whose a namespace's interface is, nil for nobody's, and why.
+func (s *spaces) owner(ns uint64) (*member, string) {
+	all := s.by[ns]
+	if !slices.ContainsFunc(all, func(m *member) bool { return m.by == nil || m.by.branch != all[0].by.branch }) {
+		return all[0], ""
+	}
+	first := oldest(all)
+	if first.by != nil {
+		return first, ""
+	}
+	began := slices.DeleteFunc(slices.Clone(all), func(m *member) bool { return m.by == nil || !s.began(m.by, ns) })
+	if len(began) == 0 {
+		return nil, fmt.Sprintf("go to the rest: process %d was there before, and is bound to nothing; link: binds an interface by its name", first.pid)
+	}
+	return oldest(began), ""
+}
+
+// oldest is the one that was started first.
+func oldest(all []*member) *member {
+	var (
+		first *member
+		began time.Duration
+	)
+	for _, m := range all {
+		start, err := Started(m.pid)
+		if err == nil && (first == nil || start < began || start == began && m.pid < first.pid) {
+			first, began = m, start
+		}
+	}
+	return cmp.Or(first, all[0])
+}
+
+// began says whether a claim is that of a container whose first process is in a
+// namespace.
+func (s *spaces) began(by *claim, ns uint64) bool {
+	var of []*member
+	for _, m := range s.members {
+		if m.by == by && m.ns != 0 {
+			of = append(of, m)
+		}
+	}
+	if len(of) == 0 || oldest(of).ns != ns {
+		return false
+	}
+	_, is := containerID(path.Base(by.target))
+	return is
+}
+
+// inside says what becomes of what is sent from a namespace to which no interface
+// here leads, nothing where that is nothing: it has no interface that is up, or its
+// packets leave by others with their sockets, as by macvlan.
+func (s *spaces) inside(ns *os.File) string {
+	in := *s.Binder
+	in.cfg.NetNSFD = int(ns.Fd())
+	links, err := in.listLinks()
+	if err != nil {
+		return fmt.Sprintf("where packets from there go cannot be told: %v", privileges(err, unix.CAP_SYS_ADMIN))
+	}
+	for _, l := range links {
+		switch {
+		case !l.up || l.local:
+		case l.kind == "tun":
+			return fmt.Sprintf("packets from there are sent on by the program behind %s, such as slirp4netns or pasta, and go where that is bound", l.name)
+		case l.kind == "veth" || l.kind == "netkit":
+			return fmt.Sprintf("packets from there leave by %s, to which nothing leads here but through other namespaces or the shaped interface: they go where the interface is bound by which they come, else to the rest", l.name)
+		}
+	}
+	return ""
+}
+
+// homeNetNS is the inode of the interface's network namespace.
+func (b *Binder) homeNetNS() (uint64, error) {
+	var (
+		st  unix.Stat_t
+		err error
+	)
+	if b.cfg.NetNSFD == 0 {
+		err = unix.Stat("/proc/thread-self/ns/net", &st)
+	} else {
+		err = unix.Fstat(b.cfg.NetNSFD, &st)
+	}
+	return st.Ino, err
+}
+
+// lookAgain asks for another look while the first process of a cgroup is young, later
+// each time: a runtime puts that into the cgroup before it enters its network
+// namespace.
+func (s *spaces) lookAgain() {
+	const young = 30 * time.Second
+	for _, pid := range s.first {
+		if age, ok := age(pid); ok && age < young {
+			again := 50*time.Millisecond + age/2
+			if s.Again == 0 || again < s.Again {
+				s.Again = again
+			}
+		}
+	}
+}
+
+// age is how long ago a process started; ok says whether it is there.
+func age(pid int) (age time.Duration, ok bool) {
+	start, err := Started(pid)
+	var now unix.Timespec
+	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return 0, false
+	}
+	return max(0, time.Duration(now.Nano())-start), true
+}
