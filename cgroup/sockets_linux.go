@@ -255,18 +255,24 @@ func sockets(pid int) map[int]uint64 {
 	}
 	all := map[int]uint64{}
 	for _, e := range entries {
-		shown, err := os.Readlink(dir + "/" + e.Name())
-		if err != nil {
-			continue
-		}
-		n, ok := strings.CutPrefix(shown, "socket:[")
-		inode, err := strconv.ParseUint(strings.TrimSuffix(n, "]"), 10, 64)
-		fd, err2 := strconv.Atoi(e.Name())
-		if ok && err == nil && err2 == nil {
+		inode, ok := socketAt(dir + "/" + e.Name())
+		fd, err := strconv.Atoi(e.Name())
+		if ok && err == nil {
 			all[fd] = inode
 		}
 	}
 	return all
+}
+
+// socketAt is the inode of the socket that a descriptor in /proc is, ok whether it is one.
+func socketAt(file string) (inode uint64, ok bool) {
+	shown, err := os.Readlink(file)
+	if err != nil {
+		return 0, false
+	}
+	n, ok := strings.CutPrefix(shown, "socket:[")
+	inode, err = strconv.ParseUint(strings.TrimSuffix(n, "]"), 10, 64)
+	return inode, ok && err == nil
 }
 
 // Socket is an open socket of a process.

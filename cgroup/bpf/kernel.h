@@ -49,14 +49,15 @@ struct sock {
 	__u16 sk_protocol;
 	kuid_t sk_uid;
 };
-struct socket {
-	struct sock *sk;
-};
 struct inode {
 	unsigned long i_ino;
 };
 struct file {
 	struct inode *f_inode;
+};
+struct socket {
+	struct file *file;
+	struct sock *sk;
 };
 struct request_sock {
 	struct request_sock *dl_next;

@@ -1,0 +1,337 @@
+package cgroup
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// ProcessSockets is what a process has open that can send by the interface.
+type ProcessSockets struct {
+	// Sockets are by their inodes' numbers, with the class of what each sends by the
+	// interface; class 0 where that cannot be told. Those that have no port yet, and
+	// have not sent, are left out.
+	Sockets map[uint64]hierarchy.ClassID
+	// Elsewhere says that the process lives in another network namespace: what it sends
+	// is forwarded here, if it comes here at all, and has lost its socket by then.
+	Elsewhere bool
+	Err       error // why its descriptors cannot be read; nil where it has ended
+}
+
+// Census says where what processes have open belongs: by the classifier that is on
+// the interface, as it decides for the next packet. It changes nothing. Needs what
+// [Binder.Do] needs, and to read the processes' descriptors (CAP_SYS_PTRACE).
+func (b *Binder) Census(pids []int) (map[int]ProcessSockets, error) {
+	all, err := b.census(pids)
+	return all, b.wrap(err)
+}
+
+func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
+	way, err := b.inForce()
+	if err != nil || way == hierarchy.WayNone || len(pids) == 0 {
+		return nil, err
+	}
+	home, err := b.homeNetNS()
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[int]ProcessSockets, len(pids))
+	wanted := map[uint64]hierarchy.ClassID{}
+	for _, pid := range pids {
+		p, err := heldSockets(pid, home)
+		if err != nil {
+			return nil, err
+		}
+		for inode := range p.Sockets {
+			wanted[inode] = 0
+		}
+		all[pid] = p
+	}
+	sockets := map[uint64]diagSocket{}
+	if len(wanted) > 0 {
+		d, err := b.decider(way)
+		if err != nil {
+			return nil, err
+		}
+		err = diagnose(b.cfg.NetNSFD, func(s diagSocket) {
+			if _, ok := wanted[s.inode]; ok {
+				sockets[s.inode] = s
+			}
+		})
+		if err == nil && way == hierarchy.WayBPF {
+			d.known, d.all, err = b.known(pids, sockets)
+		}
+		if err != nil {
+			return nil, err
+		}
+		for inode, s := range sockets {
+			if wanted[inode], err = d.class(s); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, p := range all {
+		for inode := range p.Sockets {
+			p.Sockets[inode] = wanted[inode]
+			if _, here := sockets[inode]; !here {
+				delete(p.Sockets, inode) // another network namespace's, or it goes to no interface
+			}
+		}
+	}
+	return all, nil
+}
+
+// heldSockets are all sockets of a process, of any kind and network namespace. One
+// that has ended has none.
+func heldSockets(pid int, home uint64) (p ProcessSockets, err error) {
+	var ns unix.Stat_t
+	proc := fmt.Sprintf("/proc/%d", pid)
+	err = unix.Stat(proc+"/ns/net", &ns)
+	var entries []string
+	if err == nil {
+		p.Elsewhere = ns.Ino != home
+		var dir *os.File
+		if dir, err = os.Open(proc + "/fd"); err == nil {
+			entries, err = dir.Readdirnames(-1)
+			dir.Close()
+		}
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
+		return p, nil
+	case errors.Is(err, fs.ErrPermission):
+		p.Err = privileges(errno(err), unix.CAP_SYS_PTRACE)
+		return p, nil
+	case err != nil:
+		return p, err
+	}
+	p.Sockets = make(map[uint64]hierarchy.ClassID)
+	for _, e := range entries {
+		if inode, ok := socketAt(proc + "/fd/" + e); ok {
+			p.Sockets[inode] = 0
+		}
+	}
+	return p, nil
+}
+
+// known is what the classifier knows of sockets, by their inodes; all says that it
+// knows nothing of those that are missing.
+func (b *Binder) known(pids []int, of map[uint64]diagSocket) (known map[uint64]classifyVifSocket, all bool, err error) {
+	if known, err = b.set.known(); err == nil {
+		return known, true, nil
+	}
+	known, err = b.set.borrowKnown(pids, of)
+	return known, false, err
+}
+
+// known goes through the map itself, which takes Linux 5.9 and a kernel that describes
+// its own types. The number of sockets that have sent by the interface is what it costs.
+func (s *set) known() (map[uint64]classifyVifSocket, error) {
+	spec, err := loadKnown()
+	if err != nil {
+		return nil, err
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
+	it, err := link.AttachIter(link.IterOptions{Program: coll.Programs[knownProgVifKnown], Map: s.sockets})
+	if err != nil {
+		return nil, err
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	buf, err := io.ReadAll(patient{r})
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[uint64]classifyVifSocket, len(buf)/24)
+	for ; len(buf) >= 24; buf = buf[24:] { // struct vif_known
+		known[binary.NativeEndian.Uint64(buf)] = classifyVifSocket{
+			Cached: binary.NativeEndian.Uint64(buf[8:]), Override: binary.NativeEndian.Uint64(buf[16:]),
+		}
+	}
+	return known, nil
+}
+
+// borrowKnown asks the map by descriptors that it borrows from the processes (Linux
+// 5.6). Whoever receives one gives the socket his own tag of net_cls (__receive_sock,
+// net/core/scm.c, v6.12), so one that has another is left alone.
+func (s *set) borrowKnown(pids []int, of map[uint64]diagSocket) (map[uint64]classifyVifSocket, error) {
+	tags, err := findNetCls()
+	if err != nil {
+		return nil, err
+	}
+	own := hierarchy.ClassID(0)
+	if tags != nil {
+		defer tags.close()
+		mine, _, err := Own(hierarchy.WayNetCls)
+		if err == nil {
+			own, err = tags.classid(strings.TrimPrefix(mine, cgroupTarget))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	known := map[uint64]classifyVifSocket{}
+	for _, pid := range pids {
+		process, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // it has ended, or the kernel has no such thing
+		}
+		for fd, inode := range sockets(pid) {
+			x, wanted := of[inode]
+			if _, done := known[inode]; done || !wanted || tags != nil && (x.packet || x.tag != own) {
+				continue
+			}
+			ours, err := unix.PidfdGetfd(process, fd, 0)
+			if err != nil {
+				continue // closed meanwhile, or out of reach
+			}
+			var v classifyVifSocket
+			var st unix.Stat_t
+			if gone(s.sockets.Lookup(int32(ours), &v)) == nil && unix.Fstat(ours, &st) == nil && st.Ino == inode {
+				known[inode] = v
+			}
+			unix.Close(ours)
+		}
+		unix.Close(process)
+	}
+	return known, nil
+}
+
+// decider finds the class of a socket as the classifier does: vif_egress and
+// vif_net_cls in bpf/classify.bpf.c, or the rules of nf_tables.
+type decider struct {
+	way  hierarchy.Way
+	tree *tree
+	ours func(hierarchy.ClassID) bool
+	// With bpf, what the classifier knows of sockets, see [Binder.known].
+	known map[uint64]classifyVifSocket
+	all   bool
+	// Of the classifier, as it is now.
+	generation uint32
+	bound      map[uint64]hierarchy.ClassID // cgroups by id
+	users      map[uint32]hierarchy.ClassID
+	inside     map[uint64]hierarchy.ClassID // what was found out: the class of a cgroup, by its id; 0: of none
+}
+
+func (b *Binder) decider(way hierarchy.Way) (*decider, error) {
+	d := &decider{
+		way: way, ours: b.ours, all: true, bound: map[uint64]hierarchy.ClassID{}, users: map[uint32]hierarchy.ClassID{},
+		inside: map[uint64]hierarchy.ClassID{},
+	}
+	if way.Tagged() {
+		return d, nil
+	}
+	on := b.on(way)
+	if on == nil {
+		return nil, errors.New("it is another version's: apply the policy again")
+	}
+	var err error
+	if d.tree, err = b.hierarchy(way); err != nil {
+		return nil, err
+	}
+	if way == hierarchy.WayBPF {
+		var c classifyVifConfig
+		if err := b.set.config.Lookup(uint32(0), &c); err != nil {
+			return nil, err
+		}
+		d.generation = c.Generation
+	}
+	return d, on.each(func(id uint64, v binding) error {
+		d.bound[id] = v.class
+		return nil
+	}, func(of numbered, n uint32, class hierarchy.ClassID) error {
+		if of == byUser {
+			d.users[n] = class
+		}
+		return nil
+	})
+}
+
+// class is 0 where it cannot be told.
+func (d *decider) class(s diagSocket) (hierarchy.ClassID, error) {
+	known, is := d.known[s.inode]
+	switch {
+	case d.way.Tagged() && s.packet:
+		return 0, nil
+	case d.way.Tagged() && !d.ours(s.tag):
+		return restClass, nil
+	case d.way.Tagged():
+		return s.tag, nil
+	case d.way == hierarchy.WayNft && s.packet:
+		return restClass, nil
+	case uint32(known.Cached>>32) == d.generation && is:
+		return hierarchy.ClassID(uint32(known.Cached)), nil
+	}
+	if class := d.override(known.Override); class != 0 {
+		return class, nil
+	}
+	if s.cgroup == 0 || !is && !d.all {
+		return 0, nil
+	}
+	class, err := d.cgroup(s.cgroup)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if class == 0 && err == nil {
+		class = d.users[s.uid]
+	}
+	if class == 0 && err == nil {
+		class = restClass
+	}
+	return class, err
+}
+
+const userOverride = 1 << 63 // VIF_USER in bpf/socket.h
+
+// override is the class that a socket has of its own, 0 for none.
+func (d *decider) override(id uint64) hierarchy.ClassID {
+	if id&userOverride != 0 {
+		return d.users[uint32(id)]
+	}
+	return d.bound[id]
+}
+
+// cgroup is the class of the deepest bound cgroup above a socket of one, 0 for none.
+// Of a cgroup that is gone, and is not bound itself, nobody but the kernel knows what was
+// above it: that is fs.ErrNotExist.
+func (d *decider) cgroup(id uint64) (hierarchy.ClassID, error) {
+	if class, ok := d.bound[id]; ok {
+		return class, nil
+	}
+	if class, ok := d.inside[id]; ok {
+		return class, nil
+	}
+	p, err := d.tree.path(id)
+	if err != nil {
+		return 0, err
+	}
+	class := hierarchy.ClassID(0)
+	for p = path.Dir(p); p != "/" && class == 0; p = path.Dir(p) { // nothing binds the root
+		above, _, err := d.tree.id(p)
+		if err != nil {
+			return 0, err
+		}
+		class = d.bound[above]
+	}
+	d.inside[id] = class
+	return class, nil
+}

@@ -1,0 +1,144 @@
+package cgroup
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// diagSocket is what the kernel tells of a socket that has a file.
+type diagSocket struct {
+	inode  uint64
+	packet bool // a packet socket, of which neither user nor cgroup is told
+	uid    uint32
+	cgroup uint64 // of version 2, in which it was made; 0: not told (before Linux 5.9)
+	// tag is that of net_cls. Where it is 0 the kernel puts SO_PRIORITY in its place,
+	// and without CAP_NET_ADMIN it tells neither (inet_diag_msg_attrs_fill,
+	// net/ipv4/inet_diag.c, v6.12).
+	tag hierarchy.ClassID
+}
+
+// diagProtocols are the kinds of sockets that send by an interface, but for packet sockets.
+var diagProtocols = []struct {
+	family   uint8
+	protocol uint16
+}{
+	{unix.AF_INET, unix.IPPROTO_TCP}, {unix.AF_INET6, unix.IPPROTO_TCP},
+	{unix.AF_INET, unix.IPPROTO_UDP}, {unix.AF_INET6, unix.IPPROTO_UDP},
+	{unix.AF_INET, unix.IPPROTO_UDPLITE}, {unix.AF_INET6, unix.IPPROTO_UDPLITE},
+	{unix.AF_INET, unix.IPPROTO_RAW}, {unix.AF_INET6, unix.IPPROTO_RAW},
+	{unix.AF_INET, unix.IPPROTO_SCTP}, {unix.AF_INET6, unix.IPPROTO_SCTP},
+	{unix.AF_INET, unix.IPPROTO_MPTCP}, {unix.AF_INET6, unix.IPPROTO_MPTCP},
+}
+
+// What of include/uapi/linux/{inet,sock}_diag.h, v6.12, package unix lacks.
+const (
+	sockDiagByFamily = 20
+
+	inetDiagReqProtocol             = 3 // INET_DIAG_REQ_PROTOCOL
+	inetDiagReqLen, inetDiagMsgLen  = 56, 72
+	inetDiagTclass                  = 6 // which asks for the class id
+	inetDiagClassID, inetDiagCgroup = 17, 21
+)
+
+// diagnose calls a function for every open socket of a network namespace (0: the
+// caller's) that may send by an interface. Not among them are those that have no port
+// yet, and so have not sent.
+func diagnose(netNS int, fn func(diagSocket)) error {
+	c, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, &netlink.Config{NetNS: netNS})
+	if err != nil {
+		return fmt.Errorf("list sockets: %w", err)
+	}
+	defer c.Close()
+	for _, p := range diagProtocols {
+		msg, err := diagRequest(p.family, p.protocol)
+		if err != nil {
+			return err
+		}
+		answers, err := c.Execute(netlink.Message{
+			Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request | netlink.Dump}, Data: msg,
+		})
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+			continue // it has no such sockets, or cannot list them
+		}
+		if err != nil {
+			return fmt.Errorf("list sockets: %w", err)
+		}
+		for _, m := range answers {
+			s, err := decodeDiag(m.Data)
+			if err != nil {
+				return err
+			}
+			if s.inode != 0 {
+				fn(s)
+			}
+		}
+	}
+	return packetSockets(netNS, fn)
+}
+
+// packetSockets reads what every kernel has, where not every one has a module to list them.
+func packetSockets(netNS int, fn func(diagSocket)) (err error) {
+	var table []byte
+	read := func() error {
+		table, err = os.ReadFile("/proc/thread-self/net/packet")
+		return err
+	}
+	if netNS == 0 {
+		err = read()
+	} else {
+		err = inNetNS(netNS, read)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // there are none
+	}
+	for line := range strings.Lines(string(table)) {
+		if _, inode, ok := parseSocket("packet", line); ok {
+			fn(diagSocket{packet: true, inode: inode})
+		}
+	}
+	return err
+}
+
+// diagRequest is a struct inet_diag_req_v2 and what is asked for besides.
+func diagRequest(family uint8, protocol uint16) ([]byte, error) {
+	msg := make([]byte, inetDiagReqLen)
+	msg[0], msg[1], msg[2] = family, uint8(protocol), 1<<(inetDiagTclass-1)
+	// neither those in TIME_WAIT nor requests for connections have files
+	binary.NativeEndian.PutUint32(msg[4:], ^uint32(1<<unix.BPF_TCP_TIME_WAIT|1<<unix.BPF_TCP_NEW_SYN_RECV))
+	ae := netlink.NewAttributeEncoder()
+	if protocol > 0xff {
+		ae.Uint32(inetDiagReqProtocol, uint32(protocol))
+	}
+	attrs, err := ae.Encode()
+	return append(msg, attrs...), err
+}
+
+// decodeDiag reads a struct inet_diag_msg and what follows it.
+func decodeDiag(b []byte) (s diagSocket, err error) {
+	if len(b) < inetDiagMsgLen {
+		return s, errors.New("list sockets: the kernel's answer is too short")
+	}
+	s.uid, s.inode = binary.NativeEndian.Uint32(b[64:]), uint64(binary.NativeEndian.Uint32(b[68:]))
+	ad, err := netlink.NewAttributeDecoder(b[inetDiagMsgLen:])
+	if err != nil {
+		return s, err
+	}
+	for ad.Next() {
+		switch ad.Type() {
+		case inetDiagClassID:
+			s.tag = hierarchy.ClassID(ad.Uint32())
+		case inetDiagCgroup:
+			s.cgroup = ad.Uint64()
+		}
+	}
+	return s, ad.Err()
+}
