@@ -88,6 +88,9 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 	if err := m.apply(ctx, all); err != nil {
 		return err
 	}
+	for _, x := range all {
+		m.strayed(ctx, x.shaped, x.plan.Steps)
+	}
 	if o.verbose {
 		if err := m.writePlans(plans, planOptions{}); err != nil {
 			return err

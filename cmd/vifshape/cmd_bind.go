@@ -118,6 +118,7 @@ func (e *env) changeBindings(ctx context.Context, what string, a []string, chang
 	}
 	m.waiting(slices.DeleteFunc(r.pending, func(p cgroup.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
 	m.unheld(slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
+	m.strayed(ctx, x, r.done)
 	return nil
 }
 
@@ -201,8 +202,8 @@ func newBindingsCommand(e *env) *cobra.Command {
 		Use:   "bindings [PATH]",
 		Short: "List what is bound to branches, and what is still waited for",
 		Long: `Bindings lists the bindings of all branches, or of those from PATH down: those of
-the policy and those that bind has made, each with what it is in force for, or why
-not. It needs no privileges; without them it cannot read the bindings in force, and
+the policy and those that bind has made, each with what it is in force for, how far
+that holds what is open, as show says it, or why it is not. It needs no privileges; without them it cannot read the bindings in force, and
 prints what they were when they were last changed.
 
 EXIT STATUS
@@ -233,6 +234,7 @@ type bindingView struct {
 	Binding   hierarchy.Binding `json:"binding"`
 	AtRuntime bool              `json:"at_runtime"`        // by bind, not in the policy
 	Bound     []string          `json:"bound"`             // targets that it is in force for
+	Held      []boundView       `json:"held,omitempty"`    // how far it holds, for each of them
 	Waits     []string          `json:"pending,omitempty"` // reasons why it is in force for nothing, or not for all
 	Refused   []string          `json:"refused,omitempty"` // why it cannot be
 	Outside   []string          `json:"outside,omitempty"` // what of that which it names it does not hold
@@ -311,6 +313,10 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 	if err != nil {
 		return nil, err
 	}
+	held, err := x.heldBy(s.Bound)
+	if err != nil {
+		return nil, err
+	}
 	is := make(map[string]hierarchy.ClassID, len(s.Bound))
 	for _, b := range s.Bound {
 		is[b.Target] = b.Class
@@ -319,6 +325,7 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 		v := at(b.From)
 		if is[b.Target] == b.Class {
 			v.Bound = append(v.Bound, b.Target)
+			v.Held = append(v.Held, held[b.Target])
 		} else {
 			v.Waits = append(v.Waits, notBound(b.Target))
 		}
@@ -351,8 +358,8 @@ func (b bindingsJSON) write(e *env) error {
 	fmt.Fprintln(t, "BRANCH\tBINDING\tMADE\tIN FORCE FOR")
 	for _, v := range b.Bindings {
 		var lines []string
-		for _, s := range v.Bound {
-			lines = append(lines, targetText(s))
+		for i, s := range v.Bound {
+			lines = append(lines, v.inForce(i, s)...)
 		}
 		for _, s := range slices.Concat(v.Waits, v.Refused, v.Outside) {
 			lines = append(lines, "- "+printable(s))

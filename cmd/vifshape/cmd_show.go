@@ -35,6 +35,14 @@ and whose traffic it carries. With --sample it looks twice and also prints what
 each branch is sending. It needs no privileges; without them it cannot read the
 bindings in force, and prints those of the policy.
 
+A binding says how many processes it names, and how many of the sockets that they
+have open carry the branch: what these send by the interface is the branch's. The
+others are listed with the branch whose they are. Such a socket was opened before its
+process came here, or by somebody else who handed it on; attach carries it over. Not
+counted is what has no address yet, and has not sent. A process in another network
+namespace has its sockets there: what is forwarded for it is the branch's where its
+interface is bound. vifshape prove tries it out.
+
 EXIT STATUS
   0  done
   1  an error, or there is no such branch
@@ -103,6 +111,7 @@ type boundView struct {
 	From      string    `json:"from"`
 	AtRuntime bool      `json:"at_runtime,omitempty"` // by bind, not in the policy
 	Processes []process `json:"processes,omitempty"`
+	heldView
 }
 
 func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) error {
@@ -407,7 +416,7 @@ func (x *shaped) bound(all []hierarchy.Bound) (map[hierarchy.ClassID][]boundView
 		}
 		out[b.Class] = append(out[b.Class], v)
 	}
-	return out, nil
+	return out, x.holds(out)
 }
 
 // held is the processes that each target holds: a process in several of them
@@ -498,7 +507,10 @@ func (v *treeView) write(w io.Writer, kinds kindTable) error {
 	}
 	for _, b := range v.Branches {
 		for _, x := range b.Bound {
-			fmt.Fprintf(w, "  %s: %s\n", b.Path, x)
+			fmt.Fprintf(w, "  %s: %s\n", b.Path, &x)
+			for _, line := range x.reasons() {
+				fmt.Fprintf(w, "    %s\n", line)
+			}
 		}
 		for _, text := range b.NotHeld {
 			fmt.Fprintf(w, "  %s: not held: %s\n", b.Path, printable(text))
@@ -522,8 +534,8 @@ func (b *branchView) writeDelegation(w io.Writer) {
 	}
 }
 
-// String says what is bound and which processes that is.
-func (b boundView) String() string {
+// name says what is bound.
+func (b *boundView) name() string {
 	s := printable(b.From)
 	switch {
 	case s == "":
@@ -531,20 +543,20 @@ func (b boundView) String() string {
 	case b.Target != "" && b.Target != b.From:
 		s += " (" + targetText(b.Target) + ")"
 	}
+	return s
+}
+
+// String says what is bound, which processes that is, and how far it holds them.
+func (b *boundView) String() string {
+	s := b.name()
 	if b.AtRuntime {
 		s += ", at run time"
 	}
-	const most = 6
-	for i, p := range b.Processes {
-		switch {
-		case i == 0:
-			s += ": "
-		case i == most:
-			return fmt.Sprintf("%s and %d more", s, len(b.Processes)-most)
-		default:
-			s += ", "
-		}
-		s += fmt.Sprintf("%s[%d]", printable(p.Name), p.PID)
+	if held := b.summary(); held != "" {
+		s += ": " + held
+	}
+	if len(b.Processes) > 0 {
+		s += ": " + processNames(b.Processes)
 	}
 	return s
 }

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// heldView is how far a binding holds the processes that it names: whose packets are
+// the branch's is decided socket by socket.
+type heldView struct {
+	Sockets   *int        `json:"sockets,omitempty"` // open ones that can send by the interface; absent: it cannot be told
+	Carried   *int        `json:"carried,omitempty"` // those whose packets are the branch's
+	Elsewhere []strayView `json:"elsewhere,omitempty"`
+	Untold    int         `json:"untold,omitempty"`      // sockets of which the kernel does not tell
+	Other     []process   `json:"other_netns,omitempty"` // processes in another network namespace
+	Unread    []process   `json:"unread,omitempty"`      // processes whose sockets cannot be read
+}
+
+// strayView is sockets whose packets are another branch's.
+type strayView struct {
+	Branch    hierarchy.Path `json:"branch"`
+	Sockets   int            `json:"sockets"`
+	Processes []process      `json:"processes"`
+}
+
+// holds fills in how far the bindings of each class hold. Where that may not be read
+// it stays out.
+func (x *shaped) holds(bound map[hierarchy.ClassID][]boundView) error {
+	var pids []int
+	for _, list := range bound {
+		for _, v := range list {
+			for _, p := range v.Processes {
+				pids = append(pids, p.PID)
+			}
+		}
+	}
+	all, err := x.binder.Census(pids)
+	if errors.Is(err, cgroup.ErrNotPrivileged) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for class, list := range bound {
+		for i := range list {
+			if strings.HasPrefix(list[i].Target, "cgroup:") || strings.HasPrefix(list[i].Target, "uid:") {
+				list[i].heldView = x.holding(class, list[i].Processes, all)
+			}
+		}
+	}
+	return nil
+}
+
+// holding sorts the sockets of the processes that are bound to a class.
+func (x *shaped) holding(class hierarchy.ClassID, of []process, all map[int]cgroup.ProcessSockets) (v heldView) {
+	seen := map[uint64]bool{}
+	carried, stray := 0, map[hierarchy.Path]*strayView{}
+	for _, p := range of {
+		s := all[p.PID]
+		if s.Elsewhere {
+			v.Other = append(v.Other, p)
+		}
+		if s.Err != nil {
+			v.Unread = append(v.Unread, p)
+		}
+		strays := map[hierarchy.Path]bool{}
+		for inode, is := range s.Sockets {
+			again := seen[inode]
+			seen[inode] = true
+			switch {
+			case is == class && !again:
+				carried++
+			case is == class, is == 0 && again:
+			case is == 0:
+				v.Untold++
+			default:
+				at := x.branchOf(is)
+				if stray[at] == nil {
+					stray[at] = &strayView{Branch: at}
+				}
+				if !again {
+					stray[at].Sockets++
+				}
+				strays[at] = true
+			}
+		}
+		for at := range strays {
+			stray[at].Processes = append(stray[at].Processes, p)
+		}
+	}
+	for _, at := range slices.Sorted(maps.Keys(stray)) {
+		v.Elsewhere = append(v.Elsewhere, *stray[at])
+	}
+	if len(v.Unread) == 0 || len(seen) > 0 {
+		total := len(seen)
+		v.Sockets, v.Carried = &total, &carried
+	}
+	return v
+}
+
+// branchOf is the branch that a class is of. HTB puts what has a class that it does
+// not have into the rest.
+func (x *shaped) branchOf(class hierarchy.ClassID) hierarchy.Path {
+	return hierarchy.Path(cmp.Or(string(x.kernel.Names[class]), string(hierarchy.Path(x.record.Interface).Join(hierarchy.RestName))))
+}
+
+// summary says in a few words how far a binding holds; empty for what names no processes.
+func (b *boundView) summary() string {
+	if !strings.HasPrefix(b.Target, "cgroup:") && !strings.HasPrefix(b.Target, "uid:") {
+		return ""
+	}
+	if len(b.Processes) == 0 {
+		return "no process"
+	}
+	s := number(len(b.Processes), "process", "processes")
+	if b.Sockets == nil {
+		return s
+	}
+	switch total, carried := *b.Sockets, *b.Carried; {
+	case total == 0 && len(b.Other) == len(b.Processes):
+		return s
+	case total == 0:
+		return s + ", no open socket"
+	case carried == total:
+		return s + ", " + number(total, "socket that carries it", "sockets that carry it")
+	case total == 1:
+		return s + ", 1 socket that does not carry it"
+	case carried == 1:
+		return fmt.Sprintf("%s, 1 of %d sockets carries it", s, total)
+	case carried == 0:
+		return fmt.Sprintf("%s, none of %d sockets carries it", s, total)
+	default:
+		return fmt.Sprintf("%s, %d of %d sockets carry it", s, carried, total)
+	}
+}
+
+// reasons says, a line each, what a binding does not hold.
+func (v *heldView) reasons() (lines []string) {
+	for _, e := range v.Elsewhere {
+		lines = append(lines, fmt.Sprintf("%s in %s: %s", number(e.Sockets, "socket", "sockets"), e.Branch, processNames(e.Processes)))
+	}
+	if v.Untold > 0 {
+		lines = append(lines, number(v.Untold, "socket of which the kernel does not tell where it belongs", "sockets of which the kernel does not tell where they belong"))
+	}
+	if len(v.Other) > 0 {
+		lines = append(lines, fmt.Sprintf("%s in another network namespace, of which this binding holds nothing that is forwarded: %s",
+			number(len(v.Other), "process", "processes"), processNames(v.Other)))
+	}
+	if len(v.Unread) > 0 {
+		lines = append(lines, fmt.Sprintf("the sockets of %s cannot be read: %s", number(len(v.Unread), "process", "processes"), processNames(v.Unread)))
+	}
+	return lines
+}
+
+// processNames lists processes, the first few.
+func processNames(all []process) string {
+	const most = 6
+	var s string
+	for i, p := range all {
+		switch {
+		case i == most:
+			return fmt.Sprintf("%s and %d more", s, len(all)-most)
+		case i > 0:
+			s += ", "
+		}
+		s += fmt.Sprintf("%s[%d]", printable(p.Name), p.PID)
+	}
+	return s
+}
+
+// heldBy is how far bindings hold, by target.
+func (x *shaped) heldBy(all []hierarchy.Bound) (map[string]boundView, error) {
+	bound, err := x.bound(all)
+	if err != nil {
+		return nil, err
+	}
+	held := map[string]boundView{}
+	for _, list := range bound {
+		for _, v := range list {
+			held[v.Target] = v
+		}
+	}
+	return held, nil
+}
+
+// inForce says of a target that a binding is in force for how far that holds.
+func (v *bindingView) inForce(i int, target string) (lines []string) {
+	s := targetText(target)
+	if i >= len(v.Held) {
+		return []string{s}
+	}
+	h := v.Held[i]
+	if held := h.summary(); held != "" {
+		s += ": " + held
+	}
+	lines = append(lines, s)
+	for _, r := range h.reasons() {
+		lines = append(lines, "  "+r)
+	}
+	return lines
+}
+
+// strayed warns of sockets that new bindings do not hold, because they were open
+// before. What was done is done, whether that can be told or not.
+func (m *machine) strayed(ctx context.Context, x *shaped, steps []hierarchy.Step) {
+	var fresh []hierarchy.Bound
+	for _, s := range steps {
+		if b, ok := s.New.(*hierarchy.Bound); ok && b != nil {
+			if was, _ := s.Old.(*hierarchy.Bound); was == nil || was.Class != b.Class {
+				fresh = append(fresh, *b)
+			}
+		}
+	}
+	if len(fresh) == 0 {
+		return
+	}
+	// all bindings: what another one names more exactly is not theirs
+	var s hierarchy.State
+	err := x.binder.Read(ctx, &s)
+	var held map[string]boundView
+	if err == nil {
+		held, err = x.heldBy(s.Bound)
+	}
+	if err != nil {
+		m.warnf("whether it holds what is open already cannot be told: %v", err)
+		return
+	}
+	for _, b := range fresh {
+		v := held[b.Target]
+		v.From = b.From
+		m.stays(x.branchOf(b.Class), v.name(), v.heldView, s.Hook.Way)
+	}
+}
+
+// stays warns of open sockets that a branch does not have.
+func (e *env) stays(in hierarchy.Path, what string, v heldView, way hierarchy.Way) {
+	var where, pids []string
+	n := 0
+	for _, s := range v.Elsewhere {
+		n += s.Sockets
+		where = append(where, fmt.Sprintf("%s: %s", s.Branch, processNames(s.Processes)))
+		for _, p := range s.Processes {
+			pids = append(pids, strconv.Itoa(p.PID))
+		}
+	}
+	if n == 0 {
+		return
+	}
+	of := number(*v.Sockets, "open socket stays", "open sockets stay")
+	e.warnf("%s: %s: %d of %s in %s; what is opened from now on is held", in, what, n, of, strings.Join(where, ", in "))
+	if way == hierarchy.WayBPF {
+		slices.Sort(pids)
+		e.hintf("`vifshape attach %s %s` carries open connections over", in, strings.Join(slices.Compact(pids), " "))
+	}
+}
