@@ -459,6 +459,8 @@ func actOne(verb string, args []string, kept map[string]int) (string, error) {
 		s, _, err := unix.Accept(kept[args[1]])
 		kept[args[0]] = s
 		return "", err
+	case "prompt": // NAME: does not wait for more to send
+		return "", unix.SetsockoptInt(kept[args[0]], unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	case "hand": // NAME COMMAND; ...: has a child that gets the socket as its first descriptor behind the standard ones, and gives it away
 		file := os.NewFile(uintptr(kept[args[0]]), "socket")
 		defer file.Close()
