@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -113,4 +114,53 @@ func TestLinkMonitorMissed(t *testing.T) {
 	}
 	m.must(n.AddLink(lab.Link{Name: "last", Kind: "bridge"}))
 	m.next("last", "index true master false gone false")
+}
+
+// TestKernelLossMonitor: an interface that loses something is told of, and none that
+// gains it.
+func TestKernelLossMonitor(t *testing.T) {
+	n := tctest.NetNS(t)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(lab.AddVeth(n, lab.Link{Name: "a0"}, n, lab.Link{Name: "b0"}))
+	c, err := tc.Open(tc.Config{NetNS: n.FD()})
+	must(err)
+	defer c.Close()
+	m, err := tc.MonitorLosses(tc.Config{NetNS: n.FD()})
+	must(err)
+	defer m.Close()
+	a, err := c.Device("a0")
+	must(err)
+	b, err := c.Device("b0")
+	must(err)
+	root := &hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}
+	class := &hierarchy.Class{ID: hierarchy.ID(1), Parent: hierarchy.ID(0), Rate: hierarchy.Mbit, Ceil: hierarchy.Mbit, Burst: hierarchy.KiB * 16, CBurst: hierarchy.KiB * 16, Quantum: 1500}
+	spare := *class
+	spare.ID = hierarchy.ID(3)
+	do := func(d *tc.Device, steps ...hierarchy.Step) {
+		t.Helper()
+		_, err := d.Do(t.Context(), steps)
+		must(err)
+	}
+	next := func(want uint32) {
+		t.Helper()
+		got, err := m.Receive()
+		must(err)
+		if diff := cmp.Diff([]int{int(want)}, got); diff != "" {
+			t.Fatalf("(-want +got)\n%s", diff)
+		}
+	}
+	for _, d := range []*tc.Device{a, b} {
+		do(d, hierarchy.Step{Action: hierarchy.Create, New: root}, hierarchy.Step{Action: hierarchy.Create, New: class}, hierarchy.Step{Action: hierarchy.Create, New: &spare})
+	}
+	do(b, hierarchy.Step{Action: hierarchy.Delete, Old: &spare})
+	next(b.Index)
+	do(a, hierarchy.Step{Action: hierarchy.Delete, Old: root})
+	next(a.Index)
+	do(b, hierarchy.Step{Action: hierarchy.Delete, Old: root})
+	next(b.Index)
 }
