@@ -30,6 +30,7 @@ type agent struct {
 	asks *petitions
 	dirs *inotify
 	link *tc.LinkMonitor
+	loss *tc.LossMonitor
 
 	runDir     int                 // the watch of the run directory
 	lockDir    int                 // and of its locks
@@ -39,6 +40,7 @@ type agent struct {
 	ended      chan struct{}       // closed when it ends
 	later      chan string         // interfaces that have to be looked at again by then
 	ready      bool                // all was looked at once
+	repair     bool                // what is lost is put back
 }
 
 // watched is an interface with what its bindings depend on.
@@ -49,6 +51,8 @@ type watched struct {
 	missing map[string]bool // what was said of bindings, for the same
 	waiting int             // bindings
 	again   bool            // later will tell of it
+	whether bool            // all that the record tells of is there has to be seen, not bindings alone
+	repairs repairs
 }
 
 // places are those where a change matters to an interface's bindings.
@@ -88,6 +92,9 @@ func (a *agent) open(ctx context.Context) (err error) {
 		return err
 	}
 	if a.link, err = tc.MonitorLinks(tc.Config{}); err != nil {
+		return err
+	}
+	if a.loss, err = tc.MonitorLosses(tc.Config{}); err != nil {
 		return err
 	}
 	return a.take(ctx)
@@ -136,6 +143,9 @@ func (a *agent) close() error {
 	if a.link != nil {
 		errs = append(errs, a.link.Close())
 	}
+	if a.loss != nil {
+		errs = append(errs, a.loss.Close())
+	}
 	if a.dirs != nil {
 		errs = append(errs, a.dirs.close())
 	}
@@ -160,10 +170,11 @@ func (a *agent) leave() error {
 
 // serve is the agent's life. Its end by ctx is no error.
 func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
-	notices, links, failed := make(chan []notice), make(chan []tc.LinkEvent), make(chan error, 2)
+	notices, links, losses, failed := make(chan []notice), make(chan []tc.LinkEvent), make(chan []int), make(chan error, 3)
 	defer close(a.ended)
 	go forward(a.ended, notices, failed, a.dirs.read)
-	go forward(a.ended, links, failed, a.readLinks)
+	go forward(a.ended, links, failed, unlessMissed(a.link.Receive))
+	go forward(a.ended, losses, failed, unlessMissed(a.loss.Receive))
 
 	a.everything()
 	if err := a.work(ctx); err != nil {
@@ -198,6 +209,8 @@ func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 			err = a.noticed(ctx, all)
 		case all := <-links:
 			a.linked(all)
+		case all := <-losses:
+			a.lost(all)
 		case name := <-a.later:
 			if w := a.interfaces[name]; w != nil {
 				w.again, a.dirty[name] = false, true
@@ -232,13 +245,15 @@ func forward[T any](ended <-chan struct{}, to chan<- []T, failed chan<- error, r
 	}
 }
 
-// readLinks is the next changes of interfaces; none at all when some were missed.
-func (a *agent) readLinks() ([]tc.LinkEvent, error) {
-	all, err := a.link.Receive()
-	if errors.Is(err, tc.ErrMissed) {
-		return nil, nil
+// unlessMissed is what receive returns; none at all when something was missed.
+func unlessMissed[T any](receive func() ([]T, error)) func() ([]T, error) {
+	return func() ([]T, error) {
+		all, err := receive()
+		if errors.Is(err, tc.ErrMissed) {
+			return nil, nil
+		}
+		return all, err
 	}
-	return all, err
 }
 
 // everything marks all interfaces.
@@ -255,6 +270,9 @@ func (a *agent) everything() {
 	}
 	for _, name := range names {
 		a.dirty[name] = true
+		if w := a.interfaces[name]; w != nil {
+			w.whether = true
+		}
 	}
 	if links, err := a.m.conn.Links(); err != nil {
 		a.log.Error("interfaces cannot be listed", "error", err)
@@ -393,9 +411,26 @@ func (a *agent) linked(all []tc.LinkEvent) {
 	}
 }
 
+// lost takes in which interfaces have lost something of their queues. None at all:
+// some were missed.
+func (a *agent) lost(all []int) {
+	if len(all) == 0 {
+		a.log.Warn("changes of queues came faster than they could be read: all is read anew")
+		a.everything()
+	}
+	for _, index := range all {
+		if names := strings.Fields(a.seen[index]); len(names) > 0 && a.interfaces[names[0]] != nil {
+			a.mark(names[0], "a loss")
+		}
+	}
+}
+
 // mark has an interface looked at.
 func (a *agent) mark(name, because string) {
 	a.dirty[name] = true
+	if w := a.interfaces[name]; w != nil && (because == name+recordSuffix || because == "a loss" || because == name) {
+		w.whether = true
+	}
 	a.log.Debug("changed", "interface", name, "by", because)
 }
 
@@ -443,13 +478,13 @@ func (a *agent) work(ctx context.Context) error {
 func (a *agent) rebind(ctx context.Context, name string) error {
 	w := a.interfaces[name]
 	if w == nil {
-		w = &watched{}
+		w = &watched{whether: true}
 		a.interfaces[name] = w
 		a.log.Info("watches", "interface", name)
 	}
 	look := places{dirs: map[int][]func(string) bool{}}
 	a.m.watch = func(path string, m func(string) bool) { a.place(&look, path, m) }
-	done, err := a.m.rebind(ctx, name)
+	done, err := a.look(ctx, name, w)
 	a.m.watch = nil
 	whole, part := w.whole, w.part
 	if w.part = look; err == nil {
@@ -464,7 +499,11 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 		said = err.Error()
 	}
 	if said != "" && said != w.said {
-		a.log.Warn(said)
+		if do := hints(err); len(do) > 0 {
+			a.log.Warn(said, "do", do[0])
+		} else {
+			a.log.Warn(said)
+		}
 	}
 	w.said = said
 	if !a.ready && privilege(err) {
@@ -472,6 +511,87 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 	}
 	return nil
 }
+
+// look brings the bindings of an interface up to date. Where it may be that something
+// of it is lost that is said besides, and put back where that is wanted.
+func (a *agent) look(ctx context.Context, name string, w *watched) (*rebound, error) {
+	if !w.whether {
+		return a.m.rebind(ctx, name)
+	}
+	lost := a.m.intact(ctx, name)
+	if a.repair && errors.As(lost, new(*lostError)) {
+		lost = a.putBack(ctx, name, w, lost)
+	}
+	if lost != nil && !errors.As(lost, new(*lostError)) {
+		return nil, lost // and so it is not known what to bind
+	}
+	w.whether = lost != nil
+	done, err := a.m.rebind(ctx, name)
+	if lost != nil && (err == nil || errors.As(err, new(*lostError))) {
+		err = lost
+	}
+	return done, err
+}
+
+// putBack makes a tree again that was lost, unless that has just been done: somebody may
+// take it away again and again. What it returns is what is lost still.
+func (a *agent) putBack(ctx context.Context, name string, w *watched, lost error) error {
+	if wait := w.repairs.wait(time.Now()); wait > 0 {
+		a.again(name, w, wait)
+		return fmt.Errorf("%w; it was put back %s, and will be again in %v", lost, number(w.repairs.count, "time", "times"), w.repairs.delay())
+	}
+	w.repairs.done(time.Now())
+	if err := a.m.again(ctx, name); err != nil {
+		a.again(name, w, w.repairs.wait(time.Now()))
+		return fmt.Errorf("%w; it cannot be put back: %w", lost, err)
+	}
+	a.log.Warn("put back what was lost", "interface", name, "lost", strings.Join(lost.(*lostError).what, "; "))
+	return nil
+}
+
+// again has an interface looked at after a time.
+func (a *agent) again(name string, w *watched, after time.Duration) {
+	if w.again {
+		return
+	}
+	w.again = true
+	time.AfterFunc(after, func() {
+		select {
+		case a.later <- name:
+		case <-a.ended:
+		}
+	})
+}
+
+// repairs are those of one interface. Each waits twice as long as the one before it,
+// until there was none for a while.
+type repairs struct {
+	count int
+	last  time.Time
+}
+
+const (
+	firstPause  = time.Second
+	longestWait = 10 * time.Minute
+)
+
+// delay is the least time between the last one and the next.
+func (r *repairs) delay() time.Duration {
+	if r.count == 0 {
+		return 0
+	}
+	return min(firstPause<<min(r.count-1, 30), longestWait)
+}
+
+// wait is how much of it is left.
+func (r *repairs) wait(now time.Time) time.Duration {
+	if now.Sub(r.last) >= 2*longestWait {
+		r.count = 0
+	}
+	return max(0, r.delay()-now.Sub(r.last))
+}
+
+func (r *repairs) done(now time.Time) { r.count, r.last = r.count+1, now }
 
 // place notes what the bindings of an interface depend on.
 func (a *agent) place(p *places, path string, m func(string) bool) {
@@ -528,14 +648,8 @@ func (a *agent) report(name string, w *watched, r *rebound) {
 		say(x.Path, bindingText(x.Binding), slog.LevelWarn, x.Err.Error())
 	}
 	w.missing, w.waiting = missing, len(r.pending)
-	if r.again > 0 && !w.again {
-		w.again = true
-		time.AfterFunc(r.again, func() {
-			select {
-			case a.later <- name:
-			case <-a.ended:
-			}
-		})
+	if r.again > 0 {
+		a.again(name, w, r.again)
 	}
 }
 

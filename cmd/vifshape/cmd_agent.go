@@ -13,7 +13,7 @@ import (
 )
 
 func newAgentCommand(e *env) *cobra.Command {
-	level := slog.LevelInfo
+	level, repair := slog.LevelInfo, false
 	c := &cobra.Command{
 		Use:   "agent",
 		Short: "Wait for what bindings name, and bind it when it appears",
@@ -27,8 +27,14 @@ branch has, and what they ask for takes turns with what others change.
 
 It looks at nothing in between: the kernel tells it of new cgroups in the few
 directories where a binding can find one, of interfaces, and of what apply, bind,
-unbind and clear have changed. By itself it changes bindings alone, never a branch;
-where an interface was made anew it says that the policy has to be applied again.
+unbind and clear have changed. By itself it changes bindings alone, never a branch.
+
+When somebody else takes a tree, one of its classes or its classifier away, or an
+interface is made anew, it says at once what is gone and what to type. With --repair
+it puts that back, as the last apply had it, whatever the file says by now. Where that
+is taken away again and again it waits longer each time, up to ten minutes. It does
+not take the place of what somebody else has put there, unless the policy says
+replace = true.
 
 One agent works for one network namespace. It may be ended at any time, also by
 force, and leaves everything in place. It logs to standard error, and tells systemd
@@ -48,14 +54,15 @@ EXIT STATUS
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, os.Interrupt)
 			defer stop()
-			return e.agent(ctx, level)
+			return e.agent(ctx, level, repair)
 		},
 	}
 	c.Flags().TextVar(&level, "log-level", slog.LevelInfo, "log from `LEVEL` on: debug, info, warn or error")
+	c.Flags().BoolVar(&repair, "repair", false, "put back what others take away of a tree")
 	return c
 }
 
-func (e *env) agent(ctx context.Context, level slog.Level) error {
+func (e *env) agent(ctx context.Context, level slog.Level, repair bool) error {
 	again := make(chan os.Signal, 1)
 	signal.Notify(again, syscall.SIGHUP)
 	defer signal.Stop(again)
@@ -64,5 +71,6 @@ func (e *env) agent(ctx context.Context, level slog.Level) error {
 	if err != nil {
 		return err
 	}
+	a.repair = repair
 	return errors.Join(a.serve(ctx, again), a.close())
 }

@@ -253,10 +253,12 @@ func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) erro
 		return err
 	})
 	switch {
-	case err != nil:
+	case err != nil && !onlyLost(err):
 		return err
 	case json:
-		return e.json(out)
+		return errors.Join(e.json(out), err)
+	case err != nil && len(out.Bindings) == 0:
+		return err
 	case len(out.Bindings) == 0 && path == "":
 		e.notef("nothing is bound in this network namespace")
 		return nil
@@ -264,7 +266,7 @@ func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) erro
 		e.notef("nothing is bound to %s", path)
 		return nil
 	}
-	return out.write(e)
+	return errors.Join(out.write(e), err)
 }
 
 // bindings are those of one interface, or of one of its branches and all below.
@@ -305,6 +307,9 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 			}
 		}
 		return list, nil
+	}
+	if bare, err := x.bare(); err != nil || bare {
+		return nil, errors.Join(err, x.losses(s))
 	}
 	if err := x.keep(); err != nil {
 		return nil, err

@@ -45,6 +45,7 @@ type linkView struct {
 	tc.Link
 	Shaper   string            `json:"shaped_by"` // "vifshape", the kind of a foreign root qdisc, or ""
 	Branches []hierarchy.Class `json:"branches,omitempty"`
+	Lost     []string          `json:"lost,omitempty"` // what the kernel has not that the last apply made
 
 	above []*linkView // what lies on it
 }
@@ -99,6 +100,10 @@ func (m *machine) linkView(ctx context.Context, l tc.Link, root hierarchy.Root) 
 		v.Shaper = fmt.Sprintf("%s %v", root.Kind, root.Handle)
 	}
 	if !root.Ours() {
+		// A record that cannot be read is reported by who needs it.
+		if r, err := m.record(l.Name, uint32(l.Index)); err == nil && r.Policy != "" {
+			v.Lost = r.treeLost(root).what
+		}
 		return v, nil
 	}
 	d, err := m.conn.Device(l.Name)
@@ -115,6 +120,17 @@ func (m *machine) linkView(ctx context.Context, l tc.Link, root hierarchy.Root) 
 	}
 	v.Shaper = "vifshape"
 	v.Branches = ordered(s.Classes, r)
+	x, err := m.shaped(l.Name, "")
+	if err != nil {
+		return nil, err
+	}
+	defer x.binder.Close()
+	lost := (*lostError)(nil)
+	if err := x.losses(s); errors.As(err, &lost) {
+		v.Lost = lost.what
+	} else if err != nil {
+		return nil, err
+	}
 	return v, nil
 }
 
@@ -168,6 +184,9 @@ func (v *linkView) write(t io.Writer, first, rest string) {
 	}
 	if v.Shaper != "" {
 		shaper = v.Shaper
+	}
+	if len(v.Lost) > 0 {
+		shaper = strings.TrimPrefix(shaper+": ", "-: ") + strings.Join(v.Lost, "; ")
 	}
 	fmt.Fprintf(t, "%s%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", first, printable(v.Name), kindText(v.Link), stateText(v.Link), speed, viaText(v.Link), v.MTU, v.TxQueues, v.Qdisc, shaper)
 	line := ""

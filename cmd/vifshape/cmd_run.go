@@ -204,26 +204,25 @@ func (m *machine) standing(path hierarchy.Path) (*shaped, hierarchy.ClassID, err
 	return x, class, nil
 }
 
-// stands says whether the kernel has what the record tells of: others may take
-// a tree away, and an interface that is made anew has none. A program that was
-// started then would go past every limit.
+// stands says whether the kernel has what the record tells of. A program that was
+// started without it would go past every limit.
 func (x *shaped) stands(class hierarchy.ClassID) error {
-	missing := "the tree"
 	has, err := x.device.HasClass(class)
-	if has {
-		missing = "the classifier"
-		var program uint32
-		if program, err = x.device.EgressProgram(); err == nil && program == 0 {
-			has, err = x.device.CgroupFilter()
-			if err == nil && !has {
-				has, err = x.binder.HasClassifier()
-			}
-		}
+	if err == nil && has {
+		has, err = x.bare()
+		has = !has
 	}
 	if err != nil || has {
 		return err
 	}
-	return fmt.Errorf("%s is not shaped (%s is gone): apply %s again", x.record.Interface, missing, x.record.policy())
+	s, err := x.queues(context.Background())
+	if err == nil {
+		err = x.losses(s)
+	}
+	if err == nil {
+		err = fmt.Errorf("%s: class %v is gone: apply %s again", x.record.Interface, class, x.record.policy())
+	}
+	return err
 }
 
 // entry is the class that a branch's own processes belong to.

@@ -84,7 +84,8 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 		}
 		return nil
 	})
-	if err != nil {
+	lost := err
+	if err != nil && !onlyLost(err) {
 		return err
 	}
 	if len(own) > 0 {
@@ -109,8 +110,8 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 	} else if len(out.Branches) > 0 {
 		err = out.write(e)
 	}
-	if err != nil || len(out.Branches) > 0 {
-		return err
+	if err != nil || lost != nil || len(out.Branches) > 0 {
+		return errors.Join(err, lost)
 	}
 	return m.outside(rests)
 }
@@ -156,13 +157,22 @@ func (m *machine) own(ctx context.Context, iface string) (*own, error) {
 		way = x.record.Way
 	}
 	b, err := m.inside(x.shaped, way, x.named(s.Bound, x.blind != nil), x.blind != nil)
-	if err != nil || b.Class == 0 {
+	if err != nil {
 		return nil, err
+	}
+	there := slices.ContainsFunc(s.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
+	if bare, err := x.bare(); !there || err == nil && bare { // else no binding is lost, or it cannot be told
+		if err := x.losses(s); err != nil {
+			return nil, err
+		}
+	}
+	if b.Class == 0 {
+		return nil, nil
 	}
 	o := &own{device: x.device, way: way, bound: b, record: x.record}
 	i := slices.IndexFunc(s.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
 	if i < 0 {
-		return nil, fmt.Errorf("%s is not shaped (its class %v is gone): apply %s again", b.Path, b.Class, x.record.policy())
+		return nil, fmt.Errorf("%s: its class %v is gone: apply %s again", b.Path, b.Class, x.record.policy())
 	}
 	o.class = s.Classes[i]
 	if i := slices.IndexFunc(s.Leaves, func(l hierarchy.Leaf) bool { return l.Class == b.Class }); i >= 0 {

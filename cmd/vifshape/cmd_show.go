@@ -45,7 +45,8 @@ interface is bound. vifshape prove tries it out.
 
 EXIT STATUS
   0  done
-  1  an error, or there is no such branch
+  1  an error, there is no such branch, or the kernel has not all that the last
+     apply made: others may take a tree away
   2  wrong flags or arguments`,
 		Args: args(0, 1, "one path at most"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
@@ -75,6 +76,7 @@ type treeView struct {
 	Policy    string        `json:"policy,omitempty"`
 	Way       hierarchy.Way `json:"binding"`
 	Why       string        `json:"binding_why,omitempty"`
+	Lost      []string      `json:"lost,omitempty"` // what the kernel has not that the last apply made
 	Branches  []*branchView `json:"branches"`
 }
 
@@ -123,37 +125,40 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 	out := showJSON{Interfaces: []*treeView{}}
 	err = m.each(path, func(iface string) error {
 		v, err := m.view(ctx, iface, o.sample)
-		if err != nil {
+		if v == nil {
 			return err
 		}
-		if path != "" {
+		if path != "" && len(v.Branches) > 0 {
 			v.Branches = slices.DeleteFunc(v.Branches, func(b *branchView) bool { return !b.Path.Below(path) })
 			if len(v.Branches) == 0 {
 				return fmt.Errorf("there is no branch %s", path)
 			}
 		}
 		out.Interfaces = append(out.Interfaces, v)
-		return nil
+		return err
 	})
-	if err != nil {
+	if err != nil && !onlyLost(err) {
 		return err
 	}
 	if len(out.Interfaces) == 0 {
 		e.notef("no interface is shaped by vifshape in this network namespace")
 	}
 	if o.json {
-		return e.json(out)
+		return errors.Join(e.json(out), err)
 	}
 	for _, v := range out.Interfaces {
+		if len(v.Branches) == 0 {
+			continue // its tree is lost, which is said as the error
+		}
 		if err := v.write(e.stdout, newKindTable(tc.Kinds())); err != nil {
 			return err
 		}
 	}
-	return nil
+	return err
 }
 
 // each looks at the interface of a path or, where that is empty, at all that have a
-// policy. Of those the user is told which have no tree.
+// policy. Of those the user is told which are not there, and what they have lost.
 func (m *machine) each(path hierarchy.Path, look func(iface string) error) error {
 	if path != "" {
 		return look(path.Interface())
@@ -162,31 +167,30 @@ func (m *machine) each(path hierarchy.Path, look func(iface string) error) error
 	if err != nil {
 		return err
 	}
+	var lost error
 	for _, i := range ifaces {
-		if err := look(i); err != nil && !m.noTree(i, err) {
+		err := look(i)
+		switch {
+		case onlyLost(err):
+			m.report(err)
+			lost = codeError(exitError)
+		case err != nil && !m.noTree(i, err):
 			return err
 		}
 	}
-	return nil
+	return lost
 }
 
-// noTree says whether err is only that an interface with a policy has no tree, and
+// noTree says whether err is only that an interface with a policy is not there, and
 // tells the user.
 func (e *env) noTree(iface string, err error) bool {
 	var gone *tc.ErrNoDevice
-	switch {
-	case errors.As(err, &gone):
-		e.notef("%s has a policy and is not there now", iface)
-	case errors.Is(err, errNotShaped):
-		e.notef("%s has a policy and no tree: apply the policy again, or `vifshape clear %s` forgets it", iface, iface)
-	default:
+	if !errors.As(err, &gone) {
 		return false
 	}
+	e.notef("%s has a policy and is not there now", iface)
 	return true
 }
-
-// errNotShaped says that an interface has no tree of ours.
-var errNotShaped = errors.New("not shaped by vifshape")
 
 // treeOf reads an interface that has a tree of ours. The caller closes its binder.
 func (m *machine) treeOf(ctx context.Context, iface string) (*target, hierarchy.State, error) {
@@ -196,8 +200,11 @@ func (m *machine) treeOf(ctx context.Context, iface string) (*target, hierarchy.
 	}
 	x := &target{shaped: s}
 	is, err := x.read(ctx)
+	if err == nil && !is.Root.Ours() && s.record.Policy != "" {
+		err = s.record.treeLost(is.Root)
+	}
 	if err == nil && !is.Root.Ours() {
-		err = fmt.Errorf("%s is %w: its root qdisc is %s", iface, errNotShaped, rootText(is.Root))
+		err = fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, rootText(is.Root))
 	}
 	if err != nil {
 		s.binder.Close()
@@ -209,6 +216,9 @@ func (m *machine) treeOf(ctx context.Context, iface string) (*target, hierarchy.
 // view reads one interface.
 func (m *machine) view(ctx context.Context, iface string, sample time.Duration) (*treeView, error) {
 	x, s, err := m.treeOf(ctx, iface)
+	if lost := (*lostError)(nil); errors.As(err, &lost) {
+		return &treeView{Interface: iface, Policy: lost.policy, Lost: lost.what, Branches: []*branchView{}}, err
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +277,15 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 		b.NotHeld = unheld[b.ID]
 	}
 	v.order(x.record.Order)
-	return v, nil
+	return v, v.loses(x.losses(s))
+}
+
+// loses notes what is lost, which err says.
+func (v *treeView) loses(err error) error {
+	if lost := (*lostError)(nil); errors.As(err, &lost) {
+		v.Lost = lost.what
+	}
+	return err
 }
 
 // unheld is what the bindings to each class do not hold, as far as it can be read.
@@ -470,6 +488,8 @@ func (v *treeView) bound() string {
 		return fmt.Sprintf("%s (%s)", v.Way, v.Why)
 	case v.Why != "":
 		return "a classifier that " + v.Why
+	case len(v.Lost) > 0:
+		return "nothing (" + v.Lost[0] + ")"
 	}
 	return "nothing"
 }

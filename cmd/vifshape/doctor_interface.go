@@ -90,6 +90,14 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		}
 		return nil
 	})
+	m := &machine{env: x.env, conn: x.conn, store: x.store}
+	if lost := (*lostError)(nil); errors.As(m.intact(ctx, l.Name), &lost) { // other errors are other findings
+		f := finding{Topic: "tree", State: missing, Text: strings.Join(lost.what, "; "), Follows: "it limits nothing that is not there"}
+		if lost.policy != "-" {
+			f.Fix = []string{"vifshape apply " + quoted(lost.policy)}
+		}
+		say(f)
+	}
 	try("held", func() error {
 		if !s.Root.Ours() {
 			return nil

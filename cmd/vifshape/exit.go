@@ -147,7 +147,10 @@ func hints(err error) []string {
 	var unfit unfitError
 	var problem problemError
 	var room *noRoomError
+	var way interface{ remedy() string }
 	switch {
+	case errors.As(err, &way):
+		return []string{way.remedy()}
 	case errors.As(err, &agent):
 		return agent.hints
 	case errors.As(err, &unfit):

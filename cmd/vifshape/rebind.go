@@ -91,6 +91,27 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 	return out, err
 }
 
+// again makes an interface what its record says, by the way of apply. The caller holds
+// the store's lock.
+func (m *machine) again(ctx context.Context, iface string) error {
+	s, err := m.shaped(iface, "")
+	if err != nil {
+		return err
+	}
+	x := &target{shaped: s, spec: s.record.Spec}
+	defer release([]*target{x})
+	if x.tree, x.added, x.dropped, err = extend(x.spec, iface, s.record.Added); err != nil {
+		return err
+	}
+	if err := m.settle(ctx, s.record.Policy, s.record.Binding, x); err != nil {
+		return err
+	}
+	if x.blind != nil {
+		return x.blind
+	}
+	return m.apply(ctx, []*target{x})
+}
+
 // keep chooses the way of the classifier that the interface has.
 func (x *shaped) keep() error {
 	err := x.binder.Keep()
