@@ -18,21 +18,6 @@ type env struct {
 	runDir         string
 }
 
-// checkedWriter remembers the first error: results that did not arrive are none,
-// whoever of those who printed them looked at the error.
-type checkedWriter struct {
-	w   io.Writer
-	err error
-}
-
-func (c *checkedWriter) Write(b []byte) (int, error) {
-	n, err := c.w.Write(b)
-	if c.err == nil {
-		c.err = err
-	}
-	return n, err
-}
-
 // printf writes to stdout: results.
 func (e *env) printf(format string, args ...any) { fmt.Fprintf(e.stdout, format, args...) }
 

@@ -23,8 +23,8 @@ func run(ctx context.Context, args []string, e *env) int {
 	// A command lives for milliseconds and its policy may have ten thousand
 	// branches: collecting garbage meanwhile costs more than it frees.
 	debug.SetGCPercent(800)
-	out := &checkedWriter{w: e.stdout}
-	e.stdout = out
+	out := &terminal{w: e.stdout}
+	e.stdout, e.stderr = out, &terminal{w: e.stderr}
 	root := newRootCommand(e)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
