@@ -660,10 +660,13 @@ func TestKernelAgentTrouble(t *testing.T) {
 		n.bound(want)
 	})
 	t.Run("interface", func(t *testing.T) {
+		if err := lab.AddVeth(n.Near, lab.Link{Name: "eth1"}, n.Far, lab.Link{Name: "far1"}); err != nil {
+			t.Fatal(err)
+		}
 		if err := n.Near.DeleteLink(n.Dev); err != nil {
 			t.Fatal(err)
 		}
-		a.says("no such interface")
+		a.says(`eth0: no such interface"`) // and not that eth1 may be meant
 		near := lab.Link{Name: n.Dev, Addrs: []netip.Prefix{netip.PrefixFrom(n.Near4, 24)}}
 		far := lab.Link{Name: n.FarDev, Addrs: []netip.Prefix{netip.PrefixFrom(n.Far4, 24)}}
 		if err := lab.AddVeth(n.Near, near, n.Far, far); err != nil {
