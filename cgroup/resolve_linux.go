@@ -130,7 +130,7 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 				r.Pending = append(r.Pending, Pending{br.Path, x, reason})
 			}
 			for _, t := range targets {
-				r.claim(t, claim{branch: br, binding: x, from: x.String(), exact: exactness(x)})
+				r.claim(t, claim{branch: br, binding: x, from: x.String(), exact: exactness(x, t)})
 			}
 		}
 	}
@@ -184,12 +184,33 @@ type claim struct {
 // exactly is how exact a name is that is no pattern.
 const exactly = 1 << 30
 
-// exactness is how exactly a binding names its targets.
-func exactness(x hierarchy.Binding) int {
-	if p := hierarchy.Pattern(x.Name); !p.Exact() {
-		return p.Literals()
+// implied is how exactly a service names its socket unit, which may be bound for itself.
+const implied = exactly - 1
+
+// exactness is how exactly a binding names a target.
+func exactness(x hierarchy.Binding, target string) int {
+	name := hierarchy.Pattern(x.Name)
+	if socket := socketUnit(name); socket != "" && strings.HasSuffix(target, ".socket") {
+		if name = socket; name.Exact() {
+			return implied
+		}
+	}
+	if !name.Exact() {
+		return name.Literals()
 	}
 	return exactly
+}
+
+// socketUnit is the unit that opens the sockets of a service, nothing where the name
+// is none of a service: they are made in the socket unit's cgroup, which stays while
+// the service comes and goes (socket_address_listen_in_cgroup, src/core/socket.c,
+// systemd 252).
+func socketUnit(service hierarchy.Pattern) hierarchy.Pattern {
+	stem, ok := strings.CutSuffix(string(service), ".service")
+	if !ok {
+		return ""
+	}
+	return hierarchy.Pattern(stem + ".socket")
 }
 
 type resolver struct {
@@ -329,13 +350,7 @@ func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
 func (b *Binder) unitTargets(x hierarchy.Binding, units map[string][]string) (targets, missing []string, err error) {
 	names := []string{x.Name}
 	if p := hierarchy.Pattern(x.Name); !p.Exact() {
-		names = nil
-		for name, found := range units {
-			if len(found) > 0 && p.Match(name) && strings.HasSuffix(name, ".slice") == (x.Kind == hierarchy.BindSlice) {
-				names = append(names, name)
-			}
-		}
-		slices.Sort(names)
+		names = running(p, x.Kind, units)
 	}
 	for _, name := range names {
 		switch found := units[name]; {
@@ -354,7 +369,23 @@ func (b *Binder) unitTargets(x hierarchy.Binding, units map[string][]string) (ta
 	default:
 		missing = []string{fmt.Sprintf("the %s is not running (a user's own or a container's is named by cgroup:/PATH)", x.Kind)}
 	}
+	for _, name := range running(socketUnit(hierarchy.Pattern(x.Name)), x.Kind, units) {
+		if found := units[name]; len(found) == 1 {
+			targets = append(targets, cgroupTarget+found[0])
+		}
+	}
 	return targets, missing, nil
+}
+
+// running are the names among units that a pattern stands for, in order.
+func running(p hierarchy.Pattern, kind hierarchy.BindKind, units map[string][]string) (names []string) {
+	for name, found := range units {
+		if len(found) > 0 && p.Match(name) && strings.HasSuffix(name, ".slice") == (kind == hierarchy.BindSlice) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // user is the target of a user, or why there is none at present.
@@ -431,12 +462,17 @@ func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 	var patterns []hierarchy.Pattern
 	for _, br := range branches {
 		for _, x := range br.Bind {
-			switch p := hierarchy.Pattern(x.Name); {
-			case x.Kind != hierarchy.BindUnit && x.Kind != hierarchy.BindSlice:
-			case p.Exact():
-				units[x.Name] = nil
-			default:
-				patterns = append(patterns, p)
+			if x.Kind != hierarchy.BindUnit && x.Kind != hierarchy.BindSlice {
+				continue
+			}
+			for _, p := range []hierarchy.Pattern{hierarchy.Pattern(x.Name), socketUnit(hierarchy.Pattern(x.Name))} {
+				switch {
+				case p == "":
+				case p.Exact():
+					units[string(p)] = nil
+				default:
+					patterns = append(patterns, p)
+				}
 			}
 		}
 	}

@@ -26,7 +26,7 @@ func TestKernelPatterns(t *testing.T) {
 	top := strings.ReplaceAll(tctest.Name(), "-", "")
 	slice := sub(t, p.mount, top+".slice")
 	t.Cleanup(func() { removeAll(t, slice) })
-	for _, name := range []string{"w@1.service", "w@2.service", "w.socket"} {
+	for _, name := range []string{"w@1.service", "w@2.service", "w.socket", "s1.service", "s1.socket", "s2.socket"} {
 		sub(t, slice, top+name)
 	}
 	inner := sub(t, slice, top+"-in.slice")
@@ -77,6 +77,17 @@ func TestKernelPatterns(t *testing.T) {
 			pending: []string{"eth0/web 2 cgroups bear the name; write one of them: " + p.target(inner) + "/" + top + "w@2.service, " + unit("w@2.service")}},
 		{name: "units of any kind", bind: bind{"eth0/web": {"unit:" + top + "w*.s[eo]*t"}},
 			want: []string{"eth0/web " + unit("w.socket")}},
+		{name: "a service and its socket", bind: bind{"eth0/web": {"unit:" + top + "s1.service"}},
+			want: []string{"eth0/web " + unit("s1.service"), "eth0/web " + unit("s1.socket")}},
+		{name: "a service that waits for its socket", bind: bind{"eth0/web": {"unit:" + top + "s2.service"}},
+			want:    []string{"eth0/web " + unit("s2.socket")},
+			pending: []string{"eth0/web the unit is not running (a user's own or a container's is named by cgroup:/PATH)"}},
+		{name: "services and their sockets", bind: bind{"eth0/web": {"unit:" + top + "s*.service"}},
+			want: []string{"eth0/web " + unit("s1.service"), "eth0/web " + unit("s1.socket"), "eth0/web " + unit("s2.socket")}},
+		{name: "a service before services", bind: bind{"eth0/web": {"unit:" + top + "s*.service"}, "eth0/api": {"unit:" + top + "s1.service"}},
+			want: []string{"eth0/api " + unit("s1.service"), "eth0/api " + unit("s1.socket"), "eth0/web " + unit("s2.socket")}},
+		{name: "a socket by its name", bind: bind{"eth0/api": {"unit:" + top + "s1.service"}, "eth0/web": {"unit:" + top + "s1.socket"}},
+			want: []string{"eth0/api " + unit("s1.service"), "eth0/web " + unit("s1.socket")}},
 		{name: "no such unit", bind: bind{"eth0/web": {"unit:" + top + "x*.service"}},
 			pending: []string{"eth0/web no such unit is running (a user's own or a container's is named by cgroup:/PATH)"}},
 		{name: "slices", bind: bind{"eth0/web": {"slice:" + top + "*.slice"}},

@@ -15,7 +15,7 @@ import (
 )
 
 const specHelp = `A SPEC is what stands in bind in a policy:
-  unit:NAME.service   a unit of systemd's system manager
+  unit:NAME.service   a unit of systemd's system manager; a service with its .socket
   slice:NAME.slice    a slice of it
   cgroup:/PATH        a cgroup, from the root of its hierarchy
   user:NAME           a user, by name or number: what no cgroup's binding claims
