@@ -1,9 +1,17 @@
 package cgroup_test
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -195,4 +203,86 @@ func TestKernelServedAbove(t *testing.T) {
 	x.do("join %s", to)
 	x.do("accept c l")
 	only(t, n.during(t, func() { x.do("write c 100") }), green, 1)
+}
+
+// TestSSH: what a bound user fetches through root's sshd is of the user's branch.
+func TestSSH(t *testing.T) {
+	requireTypes(t)
+	sftp, keygen := tctest.RequireProgram(t, "sftp"), tctest.RequireProgram(t, "ssh-keygen")
+	const sshd = "/usr/sbin/sshd"
+	_, err := os.Stat(sshd)
+	tctest.Require(t, err == nil, "program sshd")
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	apply(t, n.binder(t, hierarchy.WayBPF), bound("uid:65534", green))
+
+	dir := t.TempDir()
+	for at := dir; at != "/"; at = filepath.Dir(at) { // for nobody
+		st, err := os.Stat(at)
+		if err == nil && st.Mode()&0o5 != 0o5 {
+			err = os.Chmod(at, st.Mode()|0o5)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, key := range []string{"host", "user"} {
+		if out, err := exec.Command(keygen, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, key)).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	const size = 3_000_000
+	if err := os.WriteFile(filepath.Join(dir, "file"), make([]byte, size), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Sprintf("ListenAddress %s:7600\nHostKey %s/host\nAuthorizedKeysFile %[2]s/user.pub\nStrictModes no\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\nForceCommand internal-sftp\n", n.Near4, dir)
+	if err := os.WriteFile(filepath.Join(dir, "config"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir("/run/sshd", 0o755); err == nil { // where it locks itself up
+		defer os.Remove("/run/sshd")
+	} else if !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
+	server := exec.Command(sshd, "-D", "-e", "-f", filepath.Join(dir, "config"))
+	var log strings.Builder
+	server.Stderr = &log
+	if err := n.Near.Start(server); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+		if t.Failed() {
+			t.Log(log.String())
+		}
+	}()
+	if err := os.WriteFile(filepath.Join(sub(t, p.dir, "free"), "cgroup.procs"), []byte(strconv.Itoa(server.Process.Pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	got := n.during(t, func() {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+			c := exec.Command(sftp, "-q", "-i", filepath.Join(dir, "user"), "-P", "7600", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no",
+				"-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-F", "none", "nobody@"+n.Near4.String()+":"+dir+"/file", dir+"/fetched")
+			var out strings.Builder
+			c.Stdout, c.Stderr = &out, &out
+			err := n.Far.Start(c)
+			if err == nil {
+				err = c.Wait()
+			}
+			if err == nil {
+				return
+			}
+			if !strings.Contains(out.String(), "Connection refused") || time.Now().After(deadline) { // else it does not listen yet
+				t.Fatalf("sftp: %v: %s", err, out.String())
+			}
+		}
+	})
+	if st, err := os.Stat(filepath.Join(dir, "fetched")); err != nil || st.Size() != size {
+		t.Fatalf("fetched: %v", err)
+	}
+	// what comes before it knows the user is root's
+	if got[green] < size/1500 || got[rest] > 100 || len(got) > 2 {
+		t.Errorf("packets a class %v, want %d and more in %v and only those of the login in %v", got, size/1500, green, rest)
+	}
 }
