@@ -27,6 +27,7 @@ func dropped() []capability {
 		{unix.CAP_SYS_MODULE, "it can load code into the kernel, and so do anything"},
 		{unix.CAP_SYS_RAWIO, "it can write to the kernel's memory and to devices' registers, and so do anything"},
 		{unix.CAP_SYS_BOOT, "it can boot another kernel, and so do anything"},
+		{unix.CAP_SYS_TTY_CONFIG, "it can have the console's keys type commands"}, // vt_do_kdgkb_ioctl, drivers/tty/vt/keyboard.c, v6.12
 	}
 }
 

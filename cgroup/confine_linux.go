@@ -70,7 +70,7 @@ type border struct {
 // borders before the user changes, which need privileges. root says that the
 // program may write what is root's. Without privileges none is needed: what they keep
 // root from is closed to all others.
-func outerBorders(root bool) []border {
+func outerBorders(root bool, readOnly, hidden string) []border {
 	if !root && powerless() {
 		return nil
 	}
@@ -87,14 +87,14 @@ func outerBorders(root bool) []border {
 		put: func() error { return unix.Unshare(unix.CLONE_NEWCGROUP) },
 	}, {
 		name:  "private mounts",
-		opens: "root may move to another cgroup, change net_cls tags, have the kernel start programs outside, and write to devices' registers",
+		opens: "root may move to another cgroup, change net_cls tags and vifshape's records, have the kernel start programs outside, and write to devices' registers",
 		can: func() error {
 			if err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{}); err == unix.ENOSYS {
 				return fmt.Errorf("it takes Linux 5.12: %w", ErrNotSupported)
 			}
-			return lacking(unix.CAP_SYS_ADMIN)
+			return lacking(unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT)
 		},
-		put: func() error { return coverMounts(root) },
+		put: func() error { return coverMounts(root, readOnly, hidden) },
 	}}
 }
 
@@ -170,29 +170,52 @@ func putUp(all []border, best bool, warn func(string)) error {
 //
 // What is mounted later outside could be such a file system, too: root does not get
 // to see it. For users it is harmless, and they do: homes are mounted on demand.
-func coverMounts(root bool) error {
+//
+// The directory readOnly is what other programs go by, and hidden what they lock: a
+// lock takes no more than a descriptor for reading.
+func coverMounts(root bool, readOnly, hidden string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return err
 	}
+	k, err := openKept(readOnly, hidden)
+	if err != nil {
+		return err
+	}
+	var mounts []*mountinfo.Info
+	err = onTop(func() (err error) {
+		mounts, err = coverAll(root)
+		if err != nil {
+			return err
+		}
+		return k.put()
+	})
+	if err != nil {
+		return err
+	}
+	return among(mounts)
+}
+
+// coverAll does so with the mounts of the calling thread's namespace, and returns them.
+func coverAll(root bool) ([]*mountinfo.Info, error) {
 	propagation := uintptr(unix.MS_SLAVE)
 	if root {
 		propagation = unix.MS_PRIVATE
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|propagation, ""); err != nil {
-		return fmt.Errorf("keep mounts from showing outside: %w", err)
+		return nil, fmt.Errorf("keep mounts from showing outside: %w", err)
 	}
 	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, m := range mounts {
 		for _, file := range waysOut(m) {
 			if err := cover(m, file); err != nil {
-				return fmt.Errorf("make %s read-only: %w", filepath.Join(m.Mountpoint, file), err)
+				return nil, fmt.Errorf("make %s read-only: %w", filepath.Join(m.Mountpoint, file), err)
 			}
 		}
 	}
-	return nil
+	return mounts, nil
 }
 
 func readOnly() *unix.MountAttr { return &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY} }
@@ -200,11 +223,10 @@ func readOnly() *unix.MountAttr { return &unix.MountAttr{Attr_set: unix.MOUNT_AT
 // waysOut are what of a mount root without capabilities could leave its cgroup by:
 // files in it, or "." for all.
 func waysOut(m *mountinfo.Info) (files []string) {
-	switch m.FSType {
-	case "cgroup", "cgroup2", "bpf", "debugfs", "tracefs", "binfmt_misc", "configfs", "sysfs", "nfsd":
+	if _, ok := controls[m.FSType]; ok {
 		return []string{"."}
-	case "proc":
-	default:
+	}
+	if m.FSType != "proc" {
 		return nil
 	}
 	for _, file := range []string{"/sys", "/bus"} {
@@ -312,8 +334,14 @@ func (r *ready) lock(c Command, warn func(string)) (*lock, error) {
 		}
 	}
 	l := &lock{best: c.Level == LevelBest}
+	for _, h := range handedOut() {
+		if !l.best {
+			return nil, h
+		}
+		warn("not held: " + h.Error())
+	}
 	r.keeps = kept != 0 && r.switches && r.uid != 0
-	missing, outer := unavailable(outerBorders(r.root() || kept != 0))
+	missing, outer := unavailable(outerBorders(r.root() || kept != 0, c.ReadOnly, c.Hidden))
 	more, inner := unavailable(innerBorders(lost, kept, r.keeps))
 	missing = append(missing, more...)
 	if len(missing) > 0 && !l.best {

@@ -31,6 +31,9 @@ type Command struct {
 	// KeepCaps names capabilities, as in capabilities(7), that LevelLock and
 	// LevelBest leave to the program. What each opens is told to Config.Warn.
 	KeepCaps []string
+	// ReadOnly is a directory that LevelLock and LevelBest let no program change, root's
+	// neither, and Hidden one in which it finds nothing; empty: none.
+	ReadOnly, Hidden string
 }
 
 // ExecError says that a program could not be started. Err is

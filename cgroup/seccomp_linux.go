@@ -22,6 +22,8 @@ func denials(kept capSet) []denial {
 	all := []denial{
 		{unix.SYS_CLONE3, unix.ENOSYS},         // CLONE_INTO_CGROUP; C libraries go back to clone
 		{unix.SYS_IO_URING_SETUP, unix.ENOSYS}, // makes sockets that no filter sees
+		{unix.SYS_IO_URING_ENTER, unix.ENOSYS}, // of a ring that was handed in
+		{unix.SYS_IO_URING_REGISTER, unix.ENOSYS},
 		// With these a mount can be had, by a user namespace, that is in no mount
 		// table and so in no Landlock domain's reach.
 		{unix.SYS_FSOPEN, unix.ENOSYS},
@@ -38,6 +40,9 @@ func denials(kept capSet) []denial {
 		// may be somebody else's by the time they are queued. Runtimes leave
 		// namespaces open to all, by mounts of them.
 		all = append(all, denial{unix.SYS_SETNS, unix.EPERM})
+		// From a file that was opened outside, such as standard input, it leads to
+		// the directories and so to the mounts there.
+		all = append(all, denial{unix.SYS_OPEN_BY_HANDLE_AT, unix.EPERM})
 	}
 	if !kept.has(unix.CAP_BPF) && !kept.has(unix.CAP_SYS_ADMIN) {
 		all = append(all, denial{unix.SYS_BPF, unix.EPERM}) // pinned maps are open to uid 0 without capabilities
@@ -49,12 +54,18 @@ func denials(kept capSet) []denial {
 const sysOpenTreeAttr = 467
 
 // refusedControls are the requests of ioctl that the filter refuses: by what they
-// put into a terminal, the shell that reads it next would be told what to start.
-func refusedControls() []denial {
-	return []denial{
+// put into a terminal, the shell that reads it next would be told what to start; and a
+// tun or tap device that belongs to nobody is anybody's who opens /dev/net/tun
+// (tun_not_capable, drivers/net/tun.c, v6.12): what is written into it is forwarded.
+func refusedControls(kept capSet) []denial {
+	all := []denial{
 		{unix.TIOCSTI, unix.EIO}, // as kernels say that have it switched off
 		{tioclinux, unix.EPERM},  // as 6.7 and later say
 	}
+	if !kept.has(unix.CAP_NET_ADMIN) {
+		all = append(all, denial{unix.TUNSETIFF, unix.EPERM})
+	}
+	return all
 }
 
 const tioclinux = 0x541c // TIOCLINUX, include/uapi/asm-generic/ioctls.h, v6.1
@@ -129,7 +140,7 @@ func filter(arch uint32, kept capSet) []unix.SockFilter {
 	}
 	allow := ret(unix.SECCOMP_RET_ALLOW)
 	ioctl := []unix.SockFilter{load(dataArg1)} // the lower half, as the kernel takes it
-	for _, d := range refusedControls() {
+	for _, d := range refusedControls(kept) {
 		ioctl = append(ioctl, if0(d.nr, d.errno)...)
 	}
 	p = append(p, jump(unix.BPF_JEQ, unix.SYS_IOCTL, 0, uint8(len(ioctl)+1)))

@@ -3,6 +3,7 @@ package escape
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"syscall"
 
@@ -45,7 +46,23 @@ type Attempt struct {
 	Text   string // what it does, a few words
 	Holes  []Hole // where it is known to succeed
 	Spoils bool   // the network is of no more use when it was not refused
+	ready  func(*Place) (*os.File, func(), error)
 	do     func(*stage) error
+}
+
+// Ready makes what an attempt needs from before, as root, outside of the branch and in its
+// network namespace: stdin is the program's standard input, nil for one that tells nothing,
+// and undo takes away what was made.
+func (a *Attempt) Ready(p *Place) (stdin *os.File, undo func(), err error) {
+	undo = func() {}
+	if a.ready == nil {
+		return nil, undo, nil
+	}
+	stdin, done, err := a.ready(p)
+	if done != nil {
+		undo = done
+	}
+	return stdin, undo, err
 }
 
 // Hole is where an attempt is known to get out.
@@ -71,7 +88,7 @@ func (a *Attempt) Hole(c Case) *Hole {
 
 // Attempts are all, family by family.
 func Attempts() []Attempt {
-	return slices.Concat(traffic(), options(), raw(), packet(), groups(), spaces(), others(), processes(), tree())
+	return slices.Concat(traffic(), options(), raw(), packet(), groups(), spaces(), others(), before(), processes(), tree(), state())
 }
 
 // Find is the attempt of that name, nil when there is none.

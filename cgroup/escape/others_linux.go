@@ -302,5 +302,40 @@ func others() []Attempt {
 			s.Sent += Packets
 			return err
 		}, Hole{Level: Tag, Why: typedWhy}),
+		a("console-keys", "a command on a function key of the console (KDSKBSENT), that somebody presses", func(s *stage) error {
+			fd, err := unix.Open("/dev/tty0", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EIO) {
+				return missing("there is no console with keys")
+			}
+			if err != nil {
+				return call("open /dev/tty0", err)
+			}
+			defer unix.Close(fd)
+			var key [513]byte // struct kbsentry, include/uapi/linux/kd.h
+			for _, x := range []struct {
+				name    string
+				request uintptr
+			}{{"KDGKBSENT", 0x4b48}, {"KDSKBSENT", 0x4b49}} { // it stays as it is
+				if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), x.request, uintptr(unsafe.Pointer(&key[0]))); e != 0 {
+					return call("ioctl "+x.name, e)
+				}
+			}
+			_, err = s.ask("send")
+			s.Sent += Packets
+			return err
+		}, Hole{Level: Tag, User: Root, Why: typedWhy}),
+		a("uinput", "a keyboard of its own, at which somebody sits", func(s *stage) error {
+			fd, err := unix.Open("/dev/uinput", unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
+				return missing("there is no /dev/uinput")
+			}
+			if err != nil {
+				return call("open /dev/uinput", err)
+			}
+			unix.Close(fd) // no key is pressed on this machine
+			_, err = s.ask("send")
+			s.Sent += Packets
+			return err
+		}, Hole{User: Root, Why: "what a device types counts as typed by whoever sits there"}),
 	}
 }

@@ -82,6 +82,12 @@ func processes() []Attempt {
 			})
 		}),
 		a("int80", "a 32-bit program, SO_PRIORITY", int80),
+		a("subordinate-user", "another user's number, by a user namespace (newuidmap)", func(s *stage) error {
+			if s.part == "" {
+				return s.subordinate("subordinate-user")
+			}
+			return s.plain()
+		}),
 		a("setuid", "become root, SO_PRIORITY", func(s *stage) error {
 			if err := syscall.Setuid(0); err != nil {
 				return call("setuid 0", err)

@@ -2,9 +2,11 @@ package escape
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 	"unsafe"
 
@@ -102,28 +104,12 @@ func spaces() []Attempt {
 			return n.Do(s.plain)
 		}, forwarded),
 		a("tun", "packets written into a tun device", func(s *stage) error {
-			f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-			if os.IsNotExist(err) {
-				return missing("there is no /dev/net/tun")
-			}
+			f, err := tunDevice("esc0")
 			if err != nil {
-				return call("open /dev/net/tun", err)
+				return err
 			}
 			defer f.Close()
-			r, err := unix.NewIfreq("esc0")
-			if err != nil {
-				return err
-			}
-			r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-			if err := unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, r); err != nil {
-				return call("ioctl TUNSETIFF", err)
-			}
-			near, err := lab.OpenNetNS("/proc/thread-self/ns/net")
-			if err != nil {
-				return err
-			}
-			defer near.Close()
-			if err := near.SetUp("esc0"); err != nil {
+			if err := up("esc0"); err != nil {
 				return call("bring the tun device up", err)
 			}
 			forget, err := forwarding()
@@ -131,15 +117,16 @@ func spaces() []Attempt {
 				return err
 			}
 			defer forget()
-			b := s.ipPacket(netip.MustParseAddr("10.123.0.9"))
-			for range Packets {
-				if _, err := f.Write(b); err != nil {
-					return call("write to the tun device", err)
-				}
-				s.Sent++
-			}
-			return nil
+			return s.write(f)
 		}, forwarded),
+		a("tun-persistent", "packets written into a tun device that is there and nobody's", func(s *stage) error {
+			f, err := tunDevice(persistentTun)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return s.write(f)
+		}, Hole{Level: Tag, Why: forwardWhy}),
 		a("tunnel", "IP in IP", func(s *stage) error {
 			near, err := lab.OpenNetNS("/proc/thread-self/ns/net")
 			if err != nil {
@@ -174,10 +161,32 @@ func spaces() []Attempt {
 		}, Hole{Why: kernelWhy, Impossible: true}),
 	}
 	all[len(all)-1].Spoils = true // reports are repeated, and groups left, later
+	all[slices.IndexFunc(all, func(a Attempt) bool { return a.Name == "tun-persistent" })].ready = persistent
 	return all
 }
 
 var escapeAddrs = []netip.Prefix{netip.MustParsePrefix("10.123.0.1/24")}
+
+// up brings an interface of this network namespace up.
+func up(name string) error {
+	near, err := lab.OpenNetNS("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	return errors.Join(near.SetUp(name), near.Close())
+}
+
+// write writes packets into a tun device.
+func (s *stage) write(f *os.File) error {
+	b := s.ipPacket(netip.MustParseAddr("10.123.0.9"))
+	for range Packets {
+		if _, err := f.Write(b); err != nil {
+			return call("write to the tun device", err)
+		}
+		s.Sent++
+	}
+	return nil
+}
 
 // link makes an interface; a kind that the kernel lacks is not tried.
 func (s *stage) link(n *lab.NetNS, l lab.Link) error {

@@ -35,6 +35,8 @@ type Place struct {
 	OtherDirs []string // and of the other branch, in the same order
 	Handles   []Handle // of the files of OtherDirs through which processes move
 
+	Record, Lock string // files that vifshape keeps: of the interface, and to lock
+
 	Program  uint32 // id of the classifier's program, 0: none
 	Outsider Served
 	Suid     string // a copy of the program that is root's for all who start it; empty: none

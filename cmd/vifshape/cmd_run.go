@@ -36,16 +36,19 @@ LOGNAME are the user's; PATH, SHELL and all else stay as they are.
 LEVELS
   lock  The program cannot leave the branch, root neither. It gets a cgroup
         namespace and mounts of its own, in which cgroups, pinned BPF objects,
-        sysfs, debugfs, tracefs, configfs, binfmt_misc, nfsd, /proc/sys and
-        /proc/bus are read-only, and in which root does not see what is mounted
-        later; a Landlock domain; and a filter of system calls. It loses the
-        capabilities NET_ADMIN, NET_RAW, SYS_ADMIN, BPF, PERFMON, SYS_PTRACE,
-        SYS_MODULE, SYS_RAWIO and SYS_BOOT, and all open files but the standard
-        ones. What does not work in it: sudo and other programs with the
-        set-user-id bit, mounts, containers of its own, entering other
+        sysfs, debugfs, tracefs, configfs, binfmt_misc, nfsd, /proc/sys,
+        /proc/bus and what vifshape keeps in /run/vifshape are read-only, and in
+        which root does not see what is mounted later; a Landlock domain; and a
+        filter of system calls. It loses the capabilities NET_ADMIN, NET_RAW,
+        SYS_ADMIN, BPF, PERFMON, SYS_PTRACE, SYS_MODULE, SYS_RAWIO, SYS_BOOT and
+        SYS_TTY_CONFIG, and all open files but the standard ones, which may be
+        files, pipes, sockets, terminals and devices, and neither a directory nor
+        one of the files above. What does not work in it: sudo and other programs
+        with the set-user-id bit, mounts, containers of its own, entering other
         namespaces (nsenter), settings in /sys, 32-bit programs, packet
-        captures, io_uring, PPPoE, putting input into a terminal (TIOCSTI),
-        looking into processes outside. ping works for the groups in the setting
+        captures, io_uring, PPPoE, tun and tap devices, putting input into a
+        terminal (TIOCSTI), files by handle (open_by_handle_at), looking into
+        processes outside. ping works for the groups in the setting
         net.ipv4.ping_group_range. Where the kernel lacks something of this, run
         starts nothing and says what is missing.
   best  As lock, as far as the kernel goes; run says what is not held.
@@ -58,9 +61,13 @@ cannot become root. It leaves the cgroup of the user's session, and with it what
 limits root has set there for memory and tasks.
 
 At no level run can help against an accomplice outside: a cron job, ssh to the
-machine itself, a proxy, files that others execute, a descriptor that is passed
-in on purpose, or a device that sends without the kernel's queues (RDMA, vfio,
-uio, USB) or has the kernel send (/dev/nvme-fabrics).
+machine itself, a proxy; files that others execute or go by, such as root's
+crontab, the policy, and the kernel's helpers modprobe and request-key; a
+descriptor that is passed in on purpose; a device that sends without the kernel's
+queues (RDMA, vfio, uio, USB), has the kernel send (/dev/nvme-fabrics), or types
+for whoever sits there (uinput, uhid, /dev/input); or a tunnel of the kernel that
+takes a program's socket into a network namespace of its own (GTP, OpenVPN), where
+the kernel has such.
 
   vifshape run eth0/backup -- rsync -a /home backup:/home
   vifshape run --user alice --cwd /srv/api eth0/web/api -- ./server
@@ -142,6 +149,10 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) 
 		return err
 	}
 	defer x.binder.Close()
+	if err := makeDir(m.store.locks); err != nil {
+		return err
+	}
+	cmd.ReadOnly, cmd.Hidden = m.runDir, m.store.locks
 	return x.binder.Exec(home, cmd)
 }
 

@@ -252,7 +252,9 @@ type trial struct {
 	place    escape.Place
 	outsider map[escape.User]*outsider
 	dirs     []string // of both branches, to kill what is left
-	planned  string   // what plan said before anything was tried: nothing, as a rule
+	store    *store
+	stored   map[string]string // what is in the run directory
+	planned  string            // what plan said before anything was tried: nothing, as a rule
 	spoilt   bool
 }
 
@@ -362,6 +364,9 @@ func (t *trial) make(ctx context.Context) (err error) {
 	if _, _, err := t.perform(ctx, "udp", escape.Tag, escape.Root); err != nil {
 		return err
 	}
+	if t.stored, err = t.keeps(); err != nil {
+		return err
+	}
 	t.planned, err = t.plan(ctx)
 	return err
 }
@@ -391,10 +396,11 @@ func (t *trial) listen() error {
 // apply is vifshape apply, and finds out what attempts need to know. It is called
 // inside the near namespace.
 func (t *trial) apply(ctx context.Context) error {
-	s, err := t.store()
+	s, err := t.env.store()
 	if err != nil {
 		return err
 	}
+	t.store = s
 	t.file = filepath.Join(s.dir, "selftest.toml")
 	if err := errors.Join(makeDir(s.dir), os.WriteFile(t.file, []byte(selftestPolicy), 0o644)); err != nil {
 		return err
@@ -430,6 +436,7 @@ func (t *trial) apply(ctx context.Context) error {
 		Dev:  t.pair.Dev, Index: i.Index, NearMAC: i.HardwareAddr, FarMAC: t.place.FarMAC,
 		Near4: t.pair.Near4, Far4: t.pair.Far4, Near6: t.pair.Near6, Far6: t.pair.Far6, Port: selftestPort,
 		Own: t.class[selftestMine], Other: t.class[selftestOther], Root: hierarchy.ID(0),
+		Record: s.file(t.pair.Dev), Lock: s.lockFile(),
 	}
 	return nil
 }
@@ -538,11 +545,25 @@ func (t *trial) perform(ctx context.Context, name string, level escape.Level, us
 	if err != nil {
 		return nil, "", err
 	}
+	var stdin *os.File
+	var undo func()
+	if err := t.pair.Near.Do(func() (err error) {
+		stdin, undo, err = escape.Find(name).Ready(&p)
+		return err
+	}); err != nil {
+		return nil, "", err
+	}
+	defer func() { _ = t.pair.Near.Do(func() error { undo(); return nil }) }() // nothing else fails
+	if stdin == nil {
+		stdin = t.open
+	} else {
+		defer stdin.Close()
+	}
 	limit, cancel := context.WithTimeout(ctx, selftestPatience)
 	defer cancel()
 	c := t.program(limit, selftestMine, level, user, "attempt", name, string(b))
 	var out, errs strings.Builder
-	c.Stdin, c.Stdout, c.Stderr = t.open, &out, &errs
+	c.Stdin, c.Stdout, c.Stderr = stdin, &out, &errs
 	c.ExtraFiles = []*os.File{t.open}
 	err = t.pair.Near.Start(c)
 	if err == nil {
@@ -552,6 +573,10 @@ func (t *trial) perform(ctx context.Context, name string, level escape.Level, us
 		return nil, "", ctx.Err()
 	}
 	stderr := strings.TrimSpace(errs.String())
+	if why, ok := strings.CutPrefix(stderr, "vifshape: error: standard input "); ok && err != nil && out.Len() == 0 {
+		why, _, _ = strings.Cut(why, "\n")
+		return &escape.Outcome{Call: "run", Err: "run: standard input " + why}, stderr, nil
+	}
 	if err != nil {
 		return nil, stderr, fmt.Errorf("%w: %s", err, stderr)
 	}
@@ -660,8 +685,31 @@ func (t *trial) read() (n escape.Counts, waiting bool, err error) {
 	return n, waiting, nil
 }
 
-// changed says what of the tree is not as it was applied.
+// changed says what of the tree, or of what vifshape keeps, is not as it was applied.
 func (t *trial) changed(ctx context.Context) (string, error) {
+	stored, err := t.keeps()
+	if err != nil {
+		return "", err
+	}
+	for name, what := range stored {
+		if what != t.stored[name] {
+			// it may be one that nobody comes to the end of
+			return "the run directory was changed: " + name, unlessGone(os.Remove(filepath.Join(t.store.dir, name)))
+		}
+	}
+	if len(stored) < len(t.stored) {
+		return "the run directory was changed", nil
+	}
+	f, err := t.store.tryLock(t.store.lockFile(), "selftest")
+	if err != nil {
+		return "", err
+	}
+	if f == nil {
+		return "the lock of all writers is held", nil
+	}
+	if err := f.Close(); err != nil {
+		return "", err
+	}
 	now, err := t.plan(ctx)
 	if errors.As(err, new(foreignRootError)) {
 		return "the tree was replaced", nil
@@ -670,6 +718,27 @@ func (t *trial) changed(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return "the tree was changed: " + now, nil
+}
+
+// keeps is what is in the run directory, by name.
+func (t *trial) keeps() (map[string]string, error) {
+	ents, err := os.ReadDir(t.store.dir)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]string{}
+	for _, e := range ents {
+		if !e.Type().IsRegular() {
+			all[e.Name()] = e.Type().String()
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(t.store.dir, e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		all[e.Name()] = e.Type().String() + string(b)
+	}
+	return all, nil
 }
 
 // plan is what vifshape plan says, in one line.

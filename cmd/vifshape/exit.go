@@ -142,6 +142,7 @@ func hints(err error) []string {
 	var root foreignRootError
 	var former formerError
 	var lock *cgroup.LockError
+	var handed *cgroup.HandedError
 	var agent *agentError
 	var denied deniedError
 	var unfit unfitError
@@ -164,6 +165,8 @@ func hints(err error) []string {
 		return []string{"`vifshape run --level best` starts it with what this machine can hold, `--level tag` with the cgroup alone"}
 	case errors.As(err, &room):
 		return []string{fmt.Sprintf("make room in the run directory (`df %s`), and do it again", room.dir)}
+	case errors.As(err, &handed):
+		return []string{"hand over what is in it by a pipe, as in `cat FILE | vifshape run ...` and `vifshape run ... | tee FILE`"}
 	case errors.As(err, &exec): // the program's own privileges are meant
 	case errors.As(err, &former):
 		return []string{"until what set it up does so again, the kernel's own queue is in its place"}

@@ -21,9 +21,9 @@ import (
 var (
 	inGuest = []string{
 		"udp6", "tcp", "so-priority-class", "packet-raw", "packet-bypass", "pppoe", "cgroup-procs", "cgroup-clone3",
-		"macvlan", "inherited-stdin", "pidfd-getfd", "qdisc-delete", "map-rewrite", "nft-flush",
+		"macvlan", "tun-persistent", "inherited-stdin", "pidfd-getfd", "qdisc-delete", "map-rewrite", "nft-flush",
 	}
-	familiesInGuest = []string{"packet sockets", "cgroups", "other processes"}
+	familiesInGuest = []string{"packet sockets", "cgroups", "other processes", "what was there before", "vifshape's own files"}
 )
 
 // guestAttempts are the arguments of the self-test in a guest: root, held as firmly

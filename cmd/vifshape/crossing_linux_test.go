@@ -1,0 +1,207 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// TestKernelLockStandard: what is a way out is not passed as a standard descriptor, and
+// what programs are given every day is.
+func TestKernelLockStandard(t *testing.T) {
+	n := newLocked(t)
+	control := filepath.Join(n.cgroups(), "eth0/web/api/cgroup.procs")
+	plain := filepath.Join(n.dir, "plain")
+	if err := os.WriteFile(plain, []byte("plain\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(n.dir, "fifo"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := os.NewFile(uintptr(pair[0]), "socket")
+	defer socket.Close()
+	defer unix.Close(pair[1])
+	events, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	anonymous := os.NewFile(uintptr(events), "inotify")
+	defer anonymous.Close()
+	open := func(path string, flags int) *os.File {
+		t.Helper()
+		f, err := os.OpenFile(path, flags, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	for _, tt := range []struct {
+		name string
+		file *os.File
+		why  string // "": it is passed
+	}{
+		{"directory", open("/", os.O_RDONLY), "is a directory"},
+		{"path", open(plain, unix.O_PATH), "was opened as a path alone"},
+		{"cgroup", open(control, os.O_RDONLY), "is a control file of the kernel (cgroup"},
+		{"cgroup for writing", open(control, os.O_WRONLY), "is a control file of the kernel (cgroup"},
+		{"sysfs", open("/sys/kernel/uevent_seqnum", os.O_RDONLY), "is a control file of the kernel (sysfs)"},
+		{"setting", open("/proc/sys/kernel/core_pattern", os.O_RDONLY), "is a control file of the kernel (proc)"},
+		{"anonymous", anonymous, "is neither a file, a device, a pipe nor a socket"},
+		{"report of proc", open("/proc/self/status", os.O_RDONLY), ""},
+		{"file", open(plain, os.O_RDWR), ""},
+		{"FIFO", open(filepath.Join(n.dir, "fifo"), os.O_RDWR), ""},
+		{"device", open(os.DevNull, os.O_RDWR), ""},
+		{"socket", socket, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, as := range []string{"input", "output", "error"} {
+				c := n.command("run", "eth0/web/api", "--", "true")
+				switch as {
+				case "input":
+					c.Stdin = tt.file
+				case "output":
+					c.Stdout = tt.file
+				}
+				r := &running{Cmd: c, n: n}
+				if c.Stderr = &r.stderr; as == "error" {
+					c.Stderr = tt.file
+				}
+				if err := n.Near.Start(c); err != nil {
+					t.Fatal(err)
+				}
+				got := r.wait()
+				if (got.code != 0) != (tt.why != "") || as != "error" && tt.why != "" && !strings.Contains(got.stderr, "error: standard "+as+" "+tt.why) {
+					t.Errorf("standard %s: want %q: %v", as, tt.why, got)
+				}
+			}
+		})
+	}
+	best := n.command("run", "--level", "best", "eth0/web/api", "--", "true")
+	best.Stdin = open("/", os.O_RDONLY)
+	if r := n.start(best).wait(); r.code != 0 || !strings.Contains(r.stderr, "not held: standard input is a directory") {
+		t.Errorf("best: %v", r)
+	}
+	tag := n.command("run", "--level", "tag", "eth0/web/api", "--", "true")
+	tag.Stdin = open("/", os.O_RDONLY)
+	if r := n.start(tag).wait(); r.code != 0 || r.stderr != "" {
+		t.Errorf("tag: %v", r)
+	}
+}
+
+// TestKernelLockMounts: what lies outside of a chroot is covered too, for root gets there,
+// and who stands on others' mounts is not locked in.
+func TestKernelLockMounts(t *testing.T) {
+	n := newLocked(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	control := filepath.Join(n.cgroups(), "eth0/web/api/cgroup.procs")
+	dir := t.TempDir()
+	in := []string{"unshare", "--mount", "sh", "-c", `mount --rbind / $0 && exec chroot $0 "$@"`, dir}
+	climb := []string{"--env", tctest.Program("climb"), "eth0/web/api", "--", self, control}
+	if r := n.under(in, append([]string{"run", "--level", "tag"}, climb...)...); r.code != 0 {
+		t.Fatalf("the cgroup alone: %v", r)
+	}
+	r := n.under(in, append([]string{"run"}, climb...)...)
+	if r.code == 0 || !strings.Contains(r.stderr, unix.EROFS.Error()) {
+		t.Errorf("out of a chroot: %v", r)
+	}
+	// as before, it is the root and the working directory of the program
+	got := n.under(in, "run", "--cwd", "/tmp", "eth0/web/api", "--", "sh", "-c", "pwd; ls -di /. /proc")
+	want := n.run("run", "--level", "tag", "--cwd", "/tmp", "eth0/web/api", "--", "sh", "-c", "pwd; ls -di /. /proc")
+	if got.code != 0 || got.stdout != want.stdout {
+		t.Errorf("in the chroot: %v, outside of it: %v", got, want)
+	}
+	n.failed(n.start(tctest.Command(n, "astray", "run", "eth0/web/api", "--", "true")).wait(), exitError,
+		"the working directory lies on no mount of this mount namespace")
+}
+
+// climb is the program that leaves a chroot, and opens a file for writing: FILE.
+func climb(args []string) error {
+	dir, err := os.MkdirTemp("", "climb")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(dir)
+	if err := unix.Chroot(dir); err != nil {
+		return err
+	}
+	for range 20 {
+		if err := unix.Chdir(".."); err != nil {
+			return err
+		}
+	}
+	fd, err := unix.Open(strings.TrimPrefix(args[0], "/"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: args[0], Err: err}
+	}
+	return unix.Close(fd)
+}
+
+// astray is the program that becomes vifshape in a mount namespace of its own, with the
+// working directory outside of it.
+func astray(args []string) error {
+	runtime.LockOSThread()
+	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Unshare(unix.CLONE_NEWNS)
+	}
+	if err == nil {
+		err = unix.Fchdir(fd)
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Exec("/proc/self/exe", append([]string{"vifshape"}, args...), os.Environ())
+}
+
+// TestKernelLockState: programs that are locked in read what vifshape keeps, and ask the
+// agent; they change none of it, put nothing in its place, and find nothing to lock.
+func TestKernelLockState(t *testing.T) {
+	n := newNetwork(t)
+	n.public()
+	tctest.Require(t, lockable(), "Landlock")
+	sh := tctest.RequireProgram(t, "sh")
+	file := n.policy("policy.toml", delegatedPolicy)
+	n.ok("apply", file)
+	for _, tt := range []struct{ name, script, want string }{
+		{"record", `echo >$0/eth0.json`, "Read-only file system"},
+		{"another", `mkfifo $0/eth1.json`, "Read-only file system"},
+		{"lock", `ls $(dirname $0)/locks/* || exit 1`, "No such file or directory"},
+		{"lock, by its other path", `cd $(dirname $0); ls locks/* || exit 1`, "No such file or directory"},
+		{"moved", `mv $0 $0-moved`, "Read-only file system"},
+		{"all moved", `mv $(dirname $0) $(dirname $0)-moved`, "Device or resource busy"},
+		{"all moved, from above", `mv -T $(dirname $(dirname $0)) /moved`, "busy"},
+	} {
+		for _, cwd := range []string{"/", n.store.dir, filepath.Dir(n.store.dir), filepath.Dir(filepath.Dir(n.store.dir))} {
+			r := n.run("run", "--cwd", cwd, "eth0/a", "--", sh, "-c", tt.script, n.store.dir)
+			if r.code == 0 || !strings.Contains(r.stderr, tt.want) {
+				t.Errorf("%s from %s: %v", tt.name, cwd, r)
+			}
+		}
+	}
+	if out := n.ok("run", "eth0/a", "--", n.bin, "self"); !strings.Contains(out, "eth0/a") {
+		t.Errorf("self: %s", out)
+	}
+	n.fails(exitError, "call it from outside", "run", "eth0/a", "--", n.bin, "apply", file)
+	agent := n.agent()
+	defer agent.end(unix.SIGTERM)
+	for range 2 {
+		r := n.run("run", "--user", "54321:54321", "eth0/a", "--", n.bin, "run", "eth0/a", "--", "echo", "asked")
+		if r.code != 0 || r.stdout != "asked\n" {
+			t.Errorf("the agent: %v", r)
+		}
+	}
+}
