@@ -334,6 +334,9 @@ func (r *ready) lock(c Command, warn func(string)) (*lock, error) {
 		}
 	}
 	l := &lock{best: c.Level == LevelBest}
+	if err := r.fits(c.Args[0], warn); err != nil {
+		return nil, err
+	}
 	for _, h := range handedOut() {
 		if !l.best {
 			return nil, h

@@ -49,8 +49,10 @@ LEVELS
         captures, io_uring, PPPoE, tun and tap devices, putting input into a
         terminal (TIOCSTI), files by handle (open_by_handle_at), looking into
         processes outside. ping works for the groups in the setting
-        net.ipv4.ping_group_range. Where the kernel lacks something of this, run
-        starts nothing and says what is missing.
+        net.ipv4.ping_group_range. Flatpak, Steam and whatever else makes its
+        sandbox by bubblewrap need level tag: mounts are refused in a Landlock
+        domain, in a user namespace too. Where the kernel lacks something of this,
+        run starts nothing and says what is missing.
   best  As lock, as far as the kernel goes; run says what is not held.
   tag   The cgroup alone. It holds honest programs and all users but root.
 

@@ -205,3 +205,76 @@ func TestKernelLockState(t *testing.T) {
 		}
 	}
 }
+
+// TestKernelLockUnfit: what would fail in its middle is told at the start, by name.
+func TestKernelLockUnfit(t *testing.T) {
+	n := newLocked(t)
+	n.open(n.dir)
+	sh := tctest.RequireProgram(t, "sh")
+	echo := tctest.RequireProgram(t, "echo")
+	dir := filepath.Join(n.dir, "var/flatpak/exports/bin")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	link := func(name string) string {
+		t.Helper()
+		if err := os.Symlink(echo, filepath.Join(n.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Join(n.dir, name)
+	}
+	write := func(name, content string, mode os.FileMode) string {
+		t.Helper()
+		file := filepath.Join(n.dir, name)
+		if err := os.WriteFile(file, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(file, mode|0o755); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	script := "#!" + sh + "\necho started\n"
+	suid := write("suid", script, os.ModeSetuid)
+	for _, tt := range []struct {
+		args []string
+		told string
+	}{
+		{[]string{link("bwrap")}, "bwrap makes sandboxes of namespaces and mounts (bubblewrap)"},
+		{[]string{link("flatpak")}, "flatpak makes sandboxes"},
+		{[]string{write("var/flatpak/exports/bin/org.example.App", script, 0)}, "org.example.App makes sandboxes"},
+		{[]string{"--user", "65534:65534", suid}, "suid has the set-user-id bit, which does not count at levels lock and best: it runs as user 65534; level tag lets it become user 0"},
+		{[]string{suid}, ""},
+		{[]string{"--level", "tag", "--user", "65534:65534", suid}, ""},
+		{[]string{write("plain", script, 0)}, ""},
+	} {
+		args := append([]string{"run"}, tt.args[:len(tt.args)-1]...)
+		r := n.run(append(args, "eth0/web/api", "--", tt.args[len(tt.args)-1])...)
+		if r.code != 0 || !strings.Contains(r.stderr, tt.told) || tt.told == "" && r.stderr != "" {
+			t.Errorf("%v: want %q: %v", tt.args, tt.told, r)
+		}
+	}
+	machine, ok := map[string]byte{"amd64": 3, "arm64": 40}[runtime.GOARCH]
+	tctest.Require(t, ok, "a processor with a 32-bit mode")
+	elf := write("elf32", "\x7fELF\x01\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00"+string([]byte{machine, 0}), 0)
+	n.fails(exitCannotRun, "elf32: it is a 32-bit program", "run", "eth0/web/api", "--", elf)
+	// one for another processor is its interpreter's
+	other := write("other", "\x7fELF\x01\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x08\x00", 0)
+	n.fails(exitCannotRun, "other: exec format error", "run", "eth0/web/api", "--", other)
+}
+
+// TestKernelLockMountsRefused: what bubblewrap does first is refused to all, in a user
+// namespace too, and not at level tag; the words of run about it are true.
+func TestKernelLockMountsRefused(t *testing.T) {
+	n := newLocked(t)
+	unshare := tctest.RequireProgram(t, "unshare")
+	for _, user := range []string{"0:0", "65534:65534"} {
+		for level, want := range map[string]bool{"lock": false, "tag": true} {
+			r := n.run("run", "--level", level, "--user", user, "eth0/web/api", "--",
+				unshare, "--user", "--map-root-user", "--mount", "--propagation", "unchanged", "mount", "-t", "tmpfs", "none", "/tmp")
+			if (r.code == 0) != want || !want && !strings.Contains(r.stderr, "permission denied") {
+				t.Errorf("user %s at level %s mounts: %v, want %v", user, level, r, want)
+			}
+		}
+	}
+}

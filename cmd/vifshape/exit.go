@@ -93,7 +93,7 @@ func exitCode(err error) int {
 		return exitLocked
 	case errors.As(err, &exec) && exec.NotFound():
 		return exitNotFound
-	case errors.As(err, &exec):
+	case errors.As(err, &exec), errors.As(err, new(*cgroup.UnfitError)):
 		return exitCannotRun
 	case privilege(err):
 		return exitPrivilege
@@ -165,6 +165,8 @@ func hints(err error) []string {
 		return []string{"`vifshape run --level best` starts it with what this machine can hold, `--level tag` with the cgroup alone"}
 	case errors.As(err, &room):
 		return []string{fmt.Sprintf("make room in the run directory (`df %s`), and do it again", room.dir)}
+	case errors.As(err, new(*cgroup.UnfitError)):
+		return []string{"`vifshape run --level tag` starts it, with the cgroup alone"}
 	case errors.As(err, &handed):
 		return []string{"hand over what is in it by a pipe, as in `cat FILE | vifshape run ...` and `vifshape run ... | tee FILE`"}
 	case errors.As(err, &exec): // the program's own privileges are meant
