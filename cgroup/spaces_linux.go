@@ -31,6 +31,7 @@ type spaces struct {
 	*Binder
 	*resolver
 	home    uint64 // the interface's own
+	proc    *os.File
 	ports   []netLink
 	members map[int]*member
 	by      map[uint64][]*member // by namespace, but those in home
@@ -60,6 +61,10 @@ type member struct {
 // so far binds its interface by name.
 func (b *Binder) reach(r *resolver) (err error) {
 	s := &spaces{Binder: b, resolver: r, members: map[int]*member{}, by: map[uint64][]*member{}}
+	if s.proc, err = os.Open("/proc"); err != nil {
+		return err
+	}
+	defer s.proc.Close()
 	if s.home, err = b.homeNetNS(); err != nil {
 		return err
 	}
@@ -185,7 +190,7 @@ func (s *spaces) locate() error {
 	for _, pid := range slices.Sorted(maps.Keys(s.members)) {
 		m := s.members[pid]
 		var err error
-		if m.ns, err = netNSOf(pid); err != nil {
+		if m.ns, err = s.netNSOf(pid); err != nil {
 			unseen[m.by]++
 			refused = err
 			continue
@@ -237,9 +242,9 @@ func (s *spaces) few() error {
 }
 
 // netNSOf is the network namespace of a process, 0 where it has ended.
-func netNSOf(pid int) (inode uint64, err error) {
+func (s *spaces) netNSOf(pid int) (inode uint64, err error) {
 	var buf [64]byte
-	n, err := unix.Readlink("/proc/"+strconv.Itoa(pid)+"/ns/net", buf[:])
+	n, err := unix.Readlinkat(int(s.proc.Fd()), strconv.Itoa(pid)+"/ns/net", buf[:])
 	if err == unix.ENOENT || err == unix.ESRCH {
 		return 0, nil
 	}
@@ -258,18 +263,18 @@ func (s *spaces) visitors() error {
 	if len(s.by) == 0 || len(s.ports) == 0 {
 		return nil
 	}
-	entries, err := os.ReadDir("/proc")
+	names, err := s.proc.Readdirnames(-1)
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
 		if err != nil || s.members[pid] != nil {
 			continue
 		}
 		// One that is not ours to look at may be older than those in a namespace. It is
 		// no way to keep the interface from them.
-		if ns, err := netNSOf(pid); err == nil && s.by[ns] != nil {
+		if ns, err := s.netNSOf(pid); err == nil && s.by[ns] != nil {
 			s.by[ns] = append(s.by[ns], &member{pid: pid, ns: ns})
 		}
 	}
