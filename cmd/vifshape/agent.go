@@ -50,7 +50,8 @@ type watched struct {
 	said    string          // the last error, so that it is said once
 	missing map[string]bool // what was said of bindings, for the same
 	waiting int             // bindings
-	again   bool            // later will tell of it
+	again   *time.Timer     // until later tells of it, nil: it does not
+	due     time.Time       // when that is
 	whether bool            // all that the record tells of is there has to be seen, not bindings alone
 	repairs repairs
 }
@@ -213,7 +214,7 @@ func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 			a.lost(all)
 		case name := <-a.later:
 			if w := a.interfaces[name]; w != nil {
-				w.again, a.dirty[name] = false, true
+				a.dirty[name] = true
 			}
 		}
 		if err == nil && len(a.dirty) > 0 {
@@ -482,6 +483,7 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 		a.interfaces[name] = w
 		a.log.Info("watches", "interface", name)
 	}
+	w.rest()
 	look := places{dirs: map[int][]func(string) bool{}}
 	a.m.watch = func(path string, m func(string) bool) { a.place(&look, path, m) }
 	done, err := a.look(ctx, name, w)
@@ -549,18 +551,28 @@ func (a *agent) putBack(ctx context.Context, name string, w *watched, lost error
 	return nil
 }
 
-// again has an interface looked at after a time.
+// again has an interface looked at after a time, if it is not before.
 func (a *agent) again(name string, w *watched, after time.Duration) {
-	if w.again {
+	due := time.Now().Add(after)
+	if w.again != nil && !due.Before(w.due) {
 		return
 	}
-	w.again = true
-	time.AfterFunc(after, func() {
+	w.rest()
+	w.due = due
+	w.again = time.AfterFunc(after, func() {
 		select {
 		case a.later <- name:
 		case <-a.ended:
 		}
 	})
+}
+
+// rest ends the waiting for another look.
+func (w *watched) rest() {
+	if w.again != nil {
+		w.again.Stop()
+		w.again = nil
+	}
 }
 
 // repairs are those of one interface. Each waits twice as long as the one before it,

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // readUnit parses examples/vifshape-agent.service: the settings by their sections.
@@ -95,5 +96,24 @@ func TestAgentUnit(t *testing.T) {
 		if strings.Contains(line, filepath.Base(copied)) {
 			t.Errorf("systemd-analyze: %s (%v)", line, err)
 		}
+	}
+}
+
+// TestAgentAgain: it looks again at the first time that the last look asked for.
+func TestAgentAgain(t *testing.T) {
+	a := &agent{later: make(chan string), ended: make(chan struct{})}
+	defer close(a.ended)
+	w := &watched{}
+	a.again("eth0", w, time.Hour)
+	w.rest() // a look begins
+	a.report("eth0", w, &rebound{again: time.Millisecond})
+	a.again("eth0", w, time.Hour)
+	if name := <-a.later; name != "eth0" {
+		t.Errorf("looks at %q", name)
+	}
+	w.rest()
+	a.report("eth0", w, &rebound{})
+	if w.again != nil {
+		t.Error("it looks again although nothing asks for it")
 	}
 }

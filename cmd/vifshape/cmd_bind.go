@@ -21,6 +21,8 @@ const specHelp = `A SPEC is what stands in bind in a policy:
   user:NAME           a user, by name or number: what no cgroup's binding claims
   link:INTERFACE      what an interface brings in and this one sends on
   container:NAME      a container, by name or id
+With a cgroup, what its processes send from other network namespaces is bound by the
+interfaces that lead there, as far as these are theirs.
 Names of units and slices, and each part of a cgroup's path, may be patterns of
 * ? [a-c] [^a-c], as in 'unit:worker@*.service'. What is below a cgroup comes with
 it. Where several name one cgroup, the exact name counts, else the pattern with more
