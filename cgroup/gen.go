@@ -6,3 +6,4 @@ package cgroup
 //go:generate go tool bpf2go -tags linux -go-package cgroup narrow bpf/narrow.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror
 //go:generate go tool bpf2go -tags linux -go-package cgroup mark bpf/mark.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror
 //go:generate go tool bpf2go -tags linux -go-package cgroup known bpf/known.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror
+//go:generate go tool bpf2go -tags linux -go-package cgroup prove bpf/prove.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror

@@ -47,6 +47,7 @@ type netLink struct {
 	name   string
 	master uint32 // index of the bridge, bond or other interface that it belongs to, 0: none
 	kind   string // "veth", "bridge" ...
+	peer   uint32 // index of its other end, or of what it lies on, 0: none
 	peerNS int32  // number of the network namespace of its other end, -1: none but this
 	up     bool
 	local  bool // it is the loopback interface
@@ -159,6 +160,8 @@ func decodeLink(b []byte) (netLink, error) {
 			l.name = ad.String()
 		case unix.IFLA_MASTER:
 			l.master = ad.Uint32()
+		case unix.IFLA_LINK:
+			l.peer = ad.Uint32()
 		case unix.IFLA_LINK_NETNSID:
 			l.peerNS = ad.Int32()
 		case unix.IFLA_LINKINFO:

@@ -26,7 +26,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "limited": limited, "confined": confined, "run": run, "measure": measure, "hidden": hidden, "mounts": mounts, "unruly": unruly, "narrowed": narrowed, "headless": headless, "threads": threads})
+	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "limited": limited, "confined": confined, "run": run, "measure": measure, "hidden": hidden, "mounts": mounts, "unruly": unruly, "narrowed": narrowed, "headless": headless, "threads": threads, "sender": sender})
 }
 
 // Leaf classes of the tree that every test has.

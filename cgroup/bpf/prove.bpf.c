@@ -1,0 +1,73 @@
+//go:build ignore
+
+/* SPDX-License-Identifier: MIT */
+/*
+ * Counts, at a packet socket that sees what leaves an interface, the packets of one
+ * run of prove by the class that they have, and keeps none of them.
+ */
+#include "bpf.h"
+
+#define PACKET_OUTGOING 4
+/* as they are in a packet */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define ETH_P_IP 0x0008u
+#define ETH_P_IPV6 0xdd86u
+#else
+#define ETH_P_IP 0x0800u
+#define ETH_P_IPV6 0x86ddu
+#endif
+#define IPV4_UDP 28 /* bytes of both headers; prove sends without options */
+#define IPV6_UDP 48
+#define BPF_HDR_START_NET 1
+#define BPF_NOEXIST 1
+
+static long (*const bpf_skb_load_bytes_relative)(const void *skb, __u32 off, void *to, __u32 len, __u32 start) = (void *)68;
+
+/* What a packet of prove carries. */
+struct vif_probe {
+	__u64 run;
+	__u32 way, zero;
+};
+
+struct vif_landed {
+	__u32 way, class;
+};
+
+volatile const __u64 vif_run = 0;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct vif_landed);
+	__type(value, __u64);
+} vif_counts SEC(".maps");
+
+SEC("socket")
+int vif_tap(struct __sk_buff *skb)
+{
+	struct vif_landed at = {};
+	struct vif_probe p = {};
+	__u64 none = 0, *n;
+	__u32 off;
+
+	if (skb->pkt_type != PACKET_OUTGOING)
+		return 0;
+	if (skb->protocol == ETH_P_IP)
+		off = IPV4_UDP;
+	else if (skb->protocol == ETH_P_IPV6)
+		off = IPV6_UDP;
+	else
+		return 0;
+	if (bpf_skb_load_bytes_relative(skb, off, &p, sizeof(p), BPF_HDR_START_NET) || p.run != vif_run)
+		return 0;
+	at.way = p.way;
+	at.class = skb->priority;
+	bpf_map_update_elem(&vif_counts, &at, &none, BPF_NOEXIST);
+	n = bpf_map_lookup_elem(&vif_counts, &at);
+	if (n)
+		__sync_fetch_and_add(n, 1);
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";

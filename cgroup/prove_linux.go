@@ -1,0 +1,558 @@
+package cgroup
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Proof is what came of the packets that were sent through one way into a class.
+type Proof struct {
+	Bound hierarchy.Bound // no target: nothing that is bound, the rest
+	Sent  int             // packets
+	// Landed is how many of them left the interface, by the class that they had.
+	Landed map[hierarchy.ClassID]int
+	// AtLeast says that others' packets were among them, and Landed is how many are
+	// certain: classes were counted, not these packets alone.
+	AtLeast bool
+	Err     error // why nothing was sent, or not all
+}
+
+// ProveConfig is what [Binder.Prove] works with.
+type ProveConfig struct {
+	Packets int // through each way
+	// Sender is a process that runs [Sender], not yet started.
+	Sender func() *exec.Cmd
+	// Counters are the packets that each leaf class has sent so far. They are asked
+	// where the packets themselves cannot be looked at.
+	Counters func() (map[hierarchy.ClassID]uint64, error)
+}
+
+// Prove sends packets through each of the ways in and says where they landed: from
+// within bound cgroups, as bound users, from the other ends of bound interfaces, and
+// where there is no target from nothing that is bound. They are datagrams of 16 bytes
+// to groups that nobody is in, and go no further than the next link; what comes in by
+// an interface is to be forwarded to an address of nobody's and goes one step on.
+//
+// Within a cgroup that is a cgroup of its own below it, for a moment, so that no
+// process of somebody else's has a stranger beside it; those that a run left behind
+// that was killed are removed by the next. The process that sends ends with this one.
+//
+// Counted is what a packet socket on the interface sees, behind all queues. Where the
+// kernel loads no program for it, or packets do not have their class, the counters of
+// classes are read until nobody else sends. Writers of the interface must be excluded.
+// Needs what [Binder.Do] needs.
+func (b *Binder) Prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfig) ([]Proof, error) {
+	all, err := b.prove(ctx, in, cfg)
+	return all, b.wrap(err)
+}
+
+func (b *Binder) prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfig) (_ []Proof, err error) {
+	way, err := b.inForce()
+	if err != nil {
+		return nil, err
+	}
+	if way == hierarchy.WayNone {
+		return nil, errors.New("there is none on the interface")
+	}
+	t, err := b.find(way)
+	if err != nil {
+		return nil, err
+	}
+	if t == nil {
+		return nil, errors.New("net_cls is not mounted any more")
+	}
+	p := &proving{Binder: b, with: cfg, way: way, tree: t, run: random()}
+	if way != hierarchy.WayClsCgroup {
+		if p.tap, err = b.newTap(p.run); err != nil && cfg.Counters == nil {
+			return nil, err
+		}
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
+	if err := p.sweep(); err != nil {
+		return nil, err
+	}
+	all := make([]Proof, len(in))
+	for i, bound := range in {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		all[i] = Proof{Bound: bound, Landed: map[hierarchy.ClassID]int{}}
+		if p.tap != nil {
+			all[i].Sent, all[i].Err = p.send(ctx, bound, uint32(i))
+		} else if err := p.counted(ctx, &all[i], uint32(i)); err != nil {
+			return nil, err
+		}
+	}
+	if p.tap != nil {
+		err = p.tap.count(ctx, all)
+	}
+	return all, err
+}
+
+// patience is for a sender that does not answer, and for packets that wait in queues.
+const patience = 5 * time.Second
+
+// proving is one call of Prove.
+type proving struct {
+	*Binder
+	with   ProveConfig
+	way    hierarchy.Way
+	tree   *tree
+	run    uint64 // that the packets carry
+	tap    *tap   // nil: classes are counted
+	sender *sender
+	made   []string // cgroups
+}
+
+func random() uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return binary.NativeEndian.Uint64(b[:])
+}
+
+// proveName starts the names of cgroups that are there for a moment. No interface's or
+// branch's home is called so, see [escape].
+const proveName = "_prove-"
+
+// sweep removes what a run left behind that was killed.
+func (p *proving) sweep() error {
+	return p.tree.walk("/", func(at string) error {
+		if strings.HasPrefix(path.Base(at), proveName) {
+			_ = unix.Rmdir(p.tree.root + at) // whatever else bears the name is not empty, or somebody's again
+			return fs.SkipDir
+		}
+		return nil
+	})
+}
+
+func (p *proving) close() error {
+	var errs []error
+	if p.sender != nil {
+		errs = append(errs, p.sender.end())
+	}
+	for _, at := range slices.Backward(p.made) {
+		if err := removeSoon(p.tree.root + at); err != nil {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", at, err))
+		}
+	}
+	unix.Rmdir(p.tree.root + homeRoot) // where it is empty
+	if p.tap != nil {
+		errs = append(errs, p.tap.close())
+	}
+	return errors.Join(errs...)
+}
+
+// removeSoon removes a cgroup that a process is leaving.
+func removeSoon(dir string) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		switch err := unix.Rmdir(dir); {
+		case err == nil, err == unix.ENOENT, err == unix.ENODEV:
+			return nil
+		case err != unix.EBUSY || time.Now().After(deadline):
+			return err
+		}
+	}
+}
+
+// send sends through one way in.
+func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sent int, err error) {
+	o := order{Index: p.cfg.Index, Run: p.run, Way: way, N: p.with.Packets}
+	if name, ok := strings.CutPrefix(in.Target, linkTarget); ok {
+		return p.sendFrom(name, o)
+	}
+	below, isCgroup := strings.CutPrefix(in.Target, cgroupTarget)
+	switch uid, isUser := strings.CutPrefix(in.Target, uidTarget); {
+	case isCgroup:
+	case isUser:
+		n, err := strconv.ParseUint(uid, 10, 32)
+		if err != nil {
+			return 0, err
+		}
+		o.User, below = uint32(n), homeRoot
+	case in.Target == "":
+		below = homeRoot
+		if o.User, err = p.nobody(); err != nil {
+			return 0, err
+		}
+	default:
+		return 0, errors.New("it is gone")
+	}
+	at := path.Join(below, proveName+strconv.Itoa(os.Getpid()))
+	if !slices.Contains(p.made, at) {
+		if _, _, err := p.tree.id(below); isCgroup && err != nil {
+			return 0, errors.New("it is gone")
+		}
+		p.made = append(p.made, at)
+		if err := p.tree.make(at); err != nil {
+			return 0, fmt.Errorf("make a cgroup in it: %w", privileges(errno(err), unix.CAP_DAC_OVERRIDE))
+		}
+	}
+	if p.sender == nil {
+		if p.sender, err = p.start(); err != nil {
+			return 0, err
+		}
+	}
+	if err := p.tree.join(at, p.sender.cmd.Process.Pid); err != nil {
+		return 0, fmt.Errorf("put a process into it: %w", errno(err))
+	}
+	sent, err, lost := p.sender.carryOut(ctx, o)
+	if lost {
+		p.sender = nil
+	}
+	return sent, err
+}
+
+// nobody is a user who is not bound.
+func (p *proving) nobody() (uid uint32, err error) {
+	on := p.on(p.way)
+	for uid = 0; on != nil && err == nil; uid++ {
+		_, bound, err := on.number(byUser, uid)
+		if err != nil || !bound {
+			return uid, err
+		}
+	}
+	return uid, err
+}
+
+// sender is a process that sends.
+type sender struct {
+	cmd     *exec.Cmd
+	to      io.WriteCloser
+	answers chan answer
+}
+
+type answer struct {
+	sent int
+	text string
+	err  error
+}
+
+func (p *proving) start() (*sender, error) {
+	s := &sender{cmd: p.with.Sender(), answers: make(chan answer)}
+	to, err := s.cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	from, err := s.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	start := s.cmd.Start
+	if fd := p.cfg.NetNSFD; fd != 0 {
+		start = func() error { return inNetNS(fd, s.cmd.Start) }
+	}
+	if err := start(); err != nil {
+		return nil, fmt.Errorf("start a process that sends: %w", err)
+	}
+	s.to = to
+	go func() {
+		defer close(s.answers)
+		for r := bufio.NewReader(from); ; {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				return
+			}
+			var a answer
+			n, text, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+			a.sent, a.err = strconv.Atoi(n)
+			a.text = text
+			s.answers <- a
+		}
+	}()
+	return s, nil
+}
+
+// carryOut has an order carried out; lost says that the sender is no more.
+func (s *sender) carryOut(ctx context.Context, o order) (sent int, err error, lost bool) {
+	b, err := json.Marshal(o)
+	if err == nil {
+		_, err = s.to.Write(append(b, '\n'))
+	}
+	if err != nil {
+		return 0, errors.Join(err, s.end()), true
+	}
+	select {
+	case a, ok := <-s.answers:
+		switch {
+		case !ok:
+			return 0, errors.Join(errors.New("the process that sends ended in it"), s.end()), true
+		case a.err == nil && a.text != "":
+			a.err = errors.New(a.text)
+		}
+		return a.sent, a.err, false
+	case <-time.After(patience):
+		err = errors.New("a process in it gets no turn: is it frozen?")
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	s.cmd.Process.Kill()
+	return 0, errors.Join(err, s.end()), true
+}
+
+// end waits for the sender to end, which it does when there are no more orders.
+func (s *sender) end() error {
+	s.to.Close()
+	for range s.answers {
+	}
+	if err := s.cmd.Wait(); err != nil && s.cmd.ProcessState == nil {
+		return err
+	}
+	return nil
+}
+
+// sendFrom sends from the other end of an interface.
+func (p *proving) sendFrom(name string, o order) (sent int, err error) {
+	l, err := p.getLink(0, name)
+	if err != nil {
+		return 0, err
+	}
+	if l.peerNS < 0 || l.kind != "veth" && l.kind != "netkit" {
+		return 0, errors.New("its packets come from outside of this machine, or from this network namespace: nothing can be sent there")
+	}
+	to, err := p.destination()
+	if err != nil {
+		return 0, err
+	}
+	ns, err := p.findNetNS(l.peerNS)
+	if err != nil {
+		return 0, err
+	}
+	defer ns.Close()
+	o.Index = l.peer
+	err = inNetNS(int(ns.Fd()), func() error {
+		sent, err = o.forwarded(to)
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("send from its other end: %w", err)
+	}
+	return sent, err
+}
+
+// findNetNS opens the network namespace that the interface's own knows by a number: by
+// a process in it, or where tools keep them by name.
+func (p *proving) findNetNS(number int32) (*os.File, error) {
+	files, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	for _, dir := range []string{"/run/netns/*", "/run/docker/netns/*"} {
+		named, _ := filepath.Glob(dir)
+		files = append(files, named...)
+	}
+	seen := map[uint64]bool{}
+	for _, file := range files {
+		var st unix.Stat_t
+		if unix.Stat(file, &st) != nil || seen[st.Ino] {
+			continue
+		}
+		seen[st.Ino] = true
+		f, err := os.Open(file)
+		if err != nil {
+			continue
+		}
+		var now unix.Stat_t
+		if n, err := p.netNSNumber(f); err == nil && n == number && unix.Fstat(int(f.Fd()), &now) == nil && now.Ino == st.Ino {
+			return f, nil
+		}
+		f.Close()
+	}
+	return nil, errors.New("no process is in the network namespace of its other end, and it has no name: nobody can enter it")
+}
+
+// destination is what this machine sends on by the interface: nobody's address where
+// the route to that leads there, else a neighbour.
+func (p *proving) destination() (netip.Addr, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.Bytes(unix.RTA_DST, proveNobody.AsSlice())
+	attrs, err := ae.Encode()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	msg := make([]byte, unix.SizeofRtMsg)
+	msg[0], msg[1] = unix.AF_INET, 32
+	answers, err := p.ask(unix.RTM_GETROUTE, 0, append(msg, attrs...))
+	if err == nil && len(answers) == 1 && attribute(answers[0].Data, unix.SizeofRtMsg, unix.RTA_OIF, p.cfg.Index) {
+		return proveNobody, nil
+	}
+	msg = make([]byte, unix.SizeofNdMsg)
+	msg[0] = unix.AF_INET
+	answers, err = p.ask(unix.RTM_GETNEIGH, netlink.Dump, msg)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("list neighbours: %w", err)
+	}
+	const known = unix.NUD_PERMANENT | unix.NUD_REACHABLE | unix.NUD_STALE | unix.NUD_DELAY | unix.NUD_PROBE
+	for _, m := range answers {
+		if len(m.Data) < unix.SizeofNdMsg || binary.NativeEndian.Uint32(m.Data[4:]) != p.cfg.Index || binary.NativeEndian.Uint16(m.Data[8:])&known == 0 {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofNdMsg:])
+		if err != nil {
+			return netip.Addr{}, err
+		}
+		for ad.Next() {
+			if a, ok := netip.AddrFromSlice(ad.Bytes()); ad.Type() == unix.NDA_DST && ok {
+				return a, nil
+			}
+		}
+	}
+	return netip.Addr{}, errors.New("no address is known that this machine forwards to by the interface: there is no route to the world, and no neighbour")
+}
+
+// attribute says whether a message has the value for an attribute.
+func attribute(b []byte, header int, of uint16, is uint32) bool {
+	if len(b) < header {
+		return false
+	}
+	ad, err := netlink.NewAttributeDecoder(b[header:])
+	for err == nil && ad.Next() {
+		if ad.Type() == of {
+			return ad.Uint32() == is
+		}
+	}
+	return false
+}
+
+// counted sends through one way in and goes by the counters of classes: by a moment in
+// which nobody else sends, else by that in which the least was sent besides.
+func (p *proving) counted(ctx context.Context, x *Proof, way uint32) error {
+	const tries = 20
+	best := -1
+	for range tries {
+		before, err := p.with.Counters()
+		if err != nil {
+			return err
+		}
+		sent, err := p.send(ctx, x.Bound, way)
+		if x.Err = err; sent == 0 {
+			return ctx.Err()
+		}
+		var gained map[hierarchy.ClassID]int
+		total := 0
+		for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+			after, err := p.with.Counters()
+			if err != nil {
+				return err
+			}
+			gained, total = map[hierarchy.ClassID]int{}, 0
+			for c, n := range after {
+				if n > before[c] {
+					gained[c] = int(n - before[c])
+					total += gained[c]
+				}
+			}
+			if total >= sent || time.Now().After(deadline) || ctx.Err() != nil {
+				break
+			}
+		}
+		if total <= sent { // nobody else
+			x.Sent, x.Landed, x.AtLeast = sent, gained, false
+			return ctx.Err()
+		}
+		// All packets of one socket have one class. So many at least are in it.
+		if others := total - gained[x.Bound.Class]; best < 0 || others < best {
+			best = others
+			x.Sent, x.AtLeast = sent, true
+			x.Landed = map[hierarchy.ClassID]int{x.Bound.Class: max(0, sent-others)}
+		}
+	}
+	if x.Landed[x.Bound.Class] == 0 {
+		x.Landed = map[hierarchy.ClassID]int{}
+		x.Err = errors.New("others send too much to tell these packets apart by the counters of classes")
+	}
+	return ctx.Err()
+}
+
+// tap is a packet socket on the interface that counts by the program of bpf/prove.bpf.c.
+type tap struct {
+	fd   int
+	coll *ebpf.Collection
+}
+
+func (b *Binder) newTap(run uint64) (_ *tap, err error) {
+	spec, err := loadProve()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables[proveVarVifRun].Set(run); err != nil {
+		return nil, err
+	}
+	t := &tap{fd: -1}
+	if t.coll, err = ebpf.NewCollection(spec); err != nil {
+		return nil, fmt.Errorf("load the program that counts: %w", privileges(err, unix.CAP_BPF))
+	}
+	open := func() (err error) {
+		// no protocol: nothing arrives before it is bound
+		if t.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		if err := unix.SetsockoptInt(t.fd, unix.SOL_SOCKET, unix.SO_ATTACH_BPF, t.coll.Programs[proveProgVifTap].FD()); err != nil {
+			return err
+		}
+		return unix.Bind(t.fd, &unix.SockaddrLinklayer{Ifindex: int(b.cfg.Index), Protocol: networkOrder(unix.ETH_P_ALL)})
+	}
+	if b.cfg.NetNSFD == 0 {
+		err = open()
+	} else {
+		err = inNetNS(b.cfg.NetNSFD, open)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("look at what leaves the interface: %w", privileges(err, unix.CAP_NET_RAW)), t.close())
+	}
+	return t, nil
+}
+
+func networkOrder(n uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))
+}
+
+func (t *tap) close() error {
+	t.coll.Close()
+	if t.fd < 0 {
+		return nil
+	}
+	return unix.Close(t.fd)
+}
+
+// count waits until all that was sent has left the interface, or no more does.
+func (t *tap) count(ctx context.Context, all []Proof) error {
+	for deadline, last := time.Now().Add(patience), 0; ; time.Sleep(time.Millisecond) {
+		left, landed := 0, 0
+		for i := range all {
+			clear(all[i].Landed)
+			left += all[i].Sent
+		}
+		err := each(t.coll.Maps[proveMapVifCounts], func(at proveVifLanded, n uint64) error {
+			if int(at.Way) < len(all) {
+				all[at.Way].Landed[hierarchy.ClassID(at.Class)] = int(n)
+				landed += int(n)
+			}
+			return nil
+		})
+		if landed > last {
+			last, deadline = landed, time.Now().Add(patience)
+		}
+		if err != nil || landed >= left || ctx.Err() != nil || time.Now().After(deadline) {
+			return errors.Join(err, ctx.Err())
+		}
+	}
+}

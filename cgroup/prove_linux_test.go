@@ -1,0 +1,191 @@
+package cgroup_test
+
+import (
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// sender is the program of the process that Prove sends by.
+func sender([]string) error { return cgroup.Sender(os.Stdin, os.Stdout) }
+
+// prove proves ways into classes, with ten packets each.
+func (n *network) prove(t *testing.T, b *cgroup.Binder, in ...hierarchy.Bound) []cgroup.Proof {
+	t.Helper()
+	all, err := b.Prove(t.Context(), in, cgroup.ProveConfig{
+		Packets: 10,
+		Sender:  func() *exec.Cmd { return tctest.Command(t, "sender") },
+		Counters: func() (map[hierarchy.ClassID]uint64, error) {
+			stats, err := n.hook.Stats()
+			m := map[hierarchy.ClassID]uint64{}
+			for _, c := range stats {
+				if c.Class != hierarchy.ID(hierarchy.RootMinor) {
+					m[c.Class] = c.Packets
+				}
+			}
+			return m, err
+		},
+	})
+	if err != nil || len(all) != len(in) {
+		t.Fatalf("%d proofs of %d ways in: %v", len(all), len(in), err)
+	}
+	return all
+}
+
+// landed holds that a proof's packets all have one class.
+func landed(t *testing.T, p cgroup.Proof, class hierarchy.ClassID) {
+	t.Helper()
+	if diff := cmp.Diff(map[hierarchy.ClassID]int{class: 10}, p.Landed); diff != "" || p.Sent != 10 || p.Err != nil || p.AtLeast {
+		t.Errorf("%s: sent %d, error %v, at least %v, packets a class (-want +got):\n%s", p.Bound.Target, p.Sent, p.Err, p.AtLeast, diff)
+	}
+}
+
+// left are cgroups below a directory that Prove made.
+func left(t *testing.T, dir string) (all []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(p string, e os.DirEntry, err error) error {
+		if err == nil && strings.HasPrefix(filepath.Base(p), "_prove-") {
+			all = append(all, p)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// TestKernelProve: packets go through each way in and are counted where they land,
+// also where that is not what was said; nothing stays behind, of a run that was killed
+// either, and the class counters say the same.
+func TestKernelProve(t *testing.T) {
+	for _, way := range ways(t) {
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newNetwork(t)
+			if way == hierarchy.WayClsCgroup {
+				requireCgroupFilter(t, n)
+			}
+			p := newPlace(t, way)
+			a, deep := sub(t, p.dir, "a"), sub(t, p.dir, "a", "deep")
+			sub(t, a, "_prove-1")
+			b := n.binder(t, way)
+			in := []hierarchy.Bound{bound(p.target(a), red), bound(p.target(deep), blue)}
+			if v2(way) {
+				in = append(in, bound("uid:4714", green))
+			}
+			apply(t, b, in...)
+			in = append(in, hierarchy.Bound{Class: rest})
+			var got []cgroup.Proof
+			gained := n.during(t, func() { got = n.prove(t, b, in...) })
+			want := counts{}
+			for i, x := range in {
+				landed(t, got[i], x.Class)
+				want[x.Class] = 10
+			}
+			if diff := cmp.Diff(want, gained); diff != "" {
+				t.Errorf("packets a class (-want +got):\n%s", diff)
+			}
+			if l := left(t, p.dir); len(l) != 0 {
+				t.Errorf("left behind: %v", l)
+			}
+
+			lie := n.prove(t, b, bound(p.target(a), green), bound(p.target(sub(t, p.dir, "free")), green))
+			landed(t, lie[0], red)
+			landed(t, lie[1], rest)
+			if v2(way) {
+				return
+			}
+			if got := n.prove(t, b, bound("cgroup:/no/such", red)); got[0].Sent != 0 || got[0].Err == nil {
+				t.Errorf("of a cgroup that is not there: %+v", got)
+			}
+		})
+	}
+}
+
+// TestKernelProveCgroups: a cgroup whose processes must be further down, one that takes
+// no process, one that is frozen, and one that is gone.
+func TestKernelProveCgroups(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	inner, threaded, frozen, gone := sub(t, p.dir, "inner"), sub(t, p.dir, "t", "threaded"), sub(t, p.dir, "frozen"), sub(t, p.dir, "gone")
+	write := func(file, text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	controllers, err := os.ReadFile(inner + "/cgroup.controllers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range strings.Fields(string(controllers)) {
+		write(inner+"/cgroup.subtree_control", "+"+c)
+	}
+	write(threaded+"/cgroup.type", "threaded")
+	t.Cleanup(func() { // its processes are its parent's, which nobody reads here
+		if err := os.Remove(threaded); err != nil {
+			t.Error(err)
+		}
+	})
+	write(frozen+"/cgroup.freeze", "1")
+	b := n.binder(t, hierarchy.WayBPF)
+	apply(t, b, bound(p.target(inner), red), bound(p.target(threaded), green), bound(p.target(frozen), blue), bound(p.target(gone), blue))
+	in := []hierarchy.Bound{bound(p.target(threaded), green), bound(p.target(frozen), blue), bound(p.target(gone), blue), bound(p.target(inner), red)}
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	got := n.prove(t, b, in...)
+	for i, why := range []string{"put a process into it: ", "is it frozen?", "it is gone"} {
+		if got[i].Sent != 0 || got[i].Err == nil || !strings.Contains(got[i].Err.Error(), why) {
+			t.Errorf("%s: sent %d, error %v, want %q", in[i].Target, got[i].Sent, got[i].Err, why)
+		}
+	}
+	landed(t, got[3], red)
+	if l := left(t, p.dir); len(l) != 0 {
+		t.Errorf("left behind: %v", l)
+	}
+}
+
+// TestKernelProveLink: what a bound interface brings in is sent at its other end, in
+// another network namespace, and forwarded to a neighbour or the world.
+func TestKernelProveLink(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	inner := n.routed(t, "veth1", 1)
+	b := n.binder(t, hierarchy.WayBPF)
+	in := bound("link:veth1", red)
+	apply(t, b, in)
+	refused := func(in hierarchy.Bound, why string) {
+		t.Helper()
+		if got := n.prove(t, b, in)[0]; got.Sent != 0 || got.Err == nil || !strings.Contains(got.Err.Error(), why) {
+			t.Errorf("%s: sent %d, error %v, want %q", in.Target, got.Sent, got.Err, why)
+		}
+	}
+	n.start(t, n.Near, "").do("udp %s:9 1", n.Far4) // which makes it a neighbour
+	refused(in, "nobody can enter it")
+	refused(bound("link:lo", red), "from outside of this machine")
+	refused(bound("link:veth7", red), "no such interface")
+	n.start(t, inner, "")
+	landed(t, n.prove(t, b, in)[0], red)
+	world := netip.MustParsePrefix("0.0.0.0/0")
+	if err := n.Near.AddRoute(world, n.Far4, n.Dev); err != nil {
+		t.Fatal(err)
+	}
+	if err := inner.AddRoute(world, netip.MustParseAddr("198.19.1.1"), "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	landed(t, n.prove(t, b, in)[0], red)
+	apply(t, b)
+	landed(t, n.prove(t, b, in)[0], rest)
+}
