@@ -408,6 +408,40 @@ func (b *Binder) user(name string) (target, reason string, err error) {
 	return uidTarget + u.Uid, "", nil
 }
 
+// Subordinates are the numbers beside its own that a user may give its processes, in a
+// user namespace by newuidmap, as "100000-165535": those of /etc/subuid. Target is that of
+// the user's binding, which does not hold them; any other target has none.
+func Subordinates(target string) ([]string, error) {
+	uid, ok := strings.CutPrefix(target, uidTarget)
+	if !ok {
+		return nil, nil
+	}
+	b, err := os.ReadFile("/etc/subuid")
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return nil, err
+	}
+	name := uid
+	if u, err := user.LookupId(uid); err == nil { // a number may be nobody's
+		name = u.Username
+	}
+	var all []string
+	for line := range strings.Lines(string(b)) {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		if len(f) != 3 || f[0] != name && f[0] != uid {
+			continue
+		}
+		first, errFirst := strconv.ParseUint(f[1], 10, 32)
+		count, errCount := strconv.ParseUint(f[2], 10, 32)
+		if errFirst == nil && errCount == nil && count > 0 {
+			all = append(all, fmt.Sprintf("%d-%d", first, first+count-1))
+		}
+	}
+	return all, nil
+}
+
 // glob lists the cgroups that a path stands for whose parts may be patterns. It
 // reads no more directories than these take, and tells watch of each before.
 func (t *tree) glob(pattern string, watch func(string, func(string) bool)) ([]string, error) {

@@ -18,7 +18,8 @@ const specHelp = `A SPEC is what stands in bind in a policy:
   unit:NAME.service   a unit of systemd's system manager; a service with its .socket
   slice:NAME.slice    a slice of it
   cgroup:/PATH        a cgroup, from the root of its hierarchy
-  user:NAME           a user, by name or number: what no cgroup's binding claims
+  user:NAME           a user, by name or number: what no cgroup's binding claims, and
+                      not its subordinate numbers (subuid), as in rootless containers
   link:INTERFACE      what an interface brings in and this one sends on
   container:NAME      a container, by name or id
 With a cgroup, what its processes send from other network namespaces is bound by the

@@ -391,6 +391,30 @@ func TestKernelDoctorDelegated(t *testing.T) {
 	}
 }
 
+// TestKernelDoctorSubordinate: who has further numbers is named, and where they are bound.
+func TestKernelDoctorSubordinate(t *testing.T) {
+	n := newNetwork(t)
+	tctest.Require(t, n.diagnose().OK, "a kernel on which trees can be bound")
+	subuid := n.policy("subuid", "root:100000:65536\n\n4242:300000:10\n4242:400000:1\n#\n4243:x:1\n")
+	file := n.policy("policy.toml", "version = 1\n[interface.eth0]\nrate = \"1mbit\"\n[interface.eth0.a]\nbind = [\"user:4242\", \"user:4243\"]\n[interface.eth0.b]\nbind = [\"user:root\"]\n")
+	tctest.RequireProgram(t, "unshare")
+	_, err := os.Stat("/etc/subuid")
+	tctest.Require(t, err == nil, "a file /etc/subuid")
+	r := n.inMounts("mount --bind "+subuid+" /etc/subuid", "doctor", "--policy", file, "eth0")
+	for _, want := range []string{
+		"eth0/a: user:4242 does not hold what the user starts under its other numbers, 300000-300009, 400000-400000 of /etc/subuid",
+		"bind cgroup:/user.slice/user-4242.slice as well",
+		"eth0/b: user:root does not hold what the user starts under its other numbers, 100000-165535",
+	} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("no %q in %v", want, r)
+		}
+	}
+	if r.code != 0 || strings.Contains(r.stdout, "user:4243") {
+		t.Errorf("who has none: %v", r)
+	}
+}
+
 // TestKernelDoctorTwice: a VLAN and what it lies on are not to be shaped both.
 func TestKernelDoctorTwice(t *testing.T) {
 	tctest.RequireLink(t, "vlan")

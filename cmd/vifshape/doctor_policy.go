@@ -324,6 +324,15 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way hierarchy.Way) 
 			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: user %d may move processes out of %s", x.Path, uid, printable(x.Target)),
 				Follows: "it was delegated to that user: bind the cgroup that was, above it"})
 		}
+		more, err := cgroup.Subordinates(x.Target)
+		if err != nil {
+			return err
+		}
+		if len(more) > 0 {
+			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker,
+				Text:    fmt.Sprintf("%s: %s does not hold what the user starts under its other numbers, %s of /etc/subuid, as in rootless containers", x.Path, x.From, strings.Join(more, ", ")),
+				Follows: fmt.Sprintf("they have the user's cgroup: bind cgroup:/user.slice/user-%s.slice as well", strings.TrimPrefix(x.Target, "uid:"))})
+		}
 	}
 	return nil
 }
