@@ -187,7 +187,7 @@ func coverMounts(root bool, readOnly, hidden string) error {
 		if err != nil {
 			return err
 		}
-		return k.put()
+		return k.put(mounts)
 	})
 	if err != nil {
 		return err

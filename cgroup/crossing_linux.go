@@ -2,10 +2,12 @@ package cgroup
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -78,12 +80,12 @@ func handedOut() []*HandedError {
 func leadsOut(fd int) string {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	var st unix.Stat_t
-	var fs unix.Statfs_t
+	var on unix.Statfs_t
 	if err == nil {
 		err = unix.Fstat(fd, &st)
 	}
 	if err == nil {
-		err = unix.Fstatfs(fd, &fs)
+		err = unix.Fstatfs(fd, &on)
 	}
 	if err == unix.EBADF {
 		return ""
@@ -102,12 +104,12 @@ func leadsOut(fd int) string {
 		return "was opened as a path alone (O_PATH)"
 	}
 	for name, magic := range controls {
-		if int64(fs.Type) == magic {
+		if int64(on.Type) == magic {
 			return fmt.Sprintf("is a control file of the kernel (%s)", name)
 		}
 	}
 	// settings, devices' registers, other programs' memory
-	if fs.Type == unix.PROC_SUPER_MAGIC && st.Mode&0o222 != 0 {
+	if on.Type == unix.PROC_SUPER_MAGIC && st.Mode&0o222 != 0 {
 		return "is a control file of the kernel (proc)"
 	}
 	return ""
@@ -176,35 +178,86 @@ func openKept(readOnly, hidden string) (k kept, err error) {
 	return k, nil
 }
 
-// put hides the one and makes the other read-only. What is mounted cannot be moved away:
-// where a directory above could be, another one could be put in its place, so that all of
-// them are mounted.
-func (k kept) put() error {
-	if k.hidden >= 0 {
-		flags := uintptr(unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
-		if err := unix.Mount("none", descriptorPath(k.hidden), "ramfs", flags, ""); err != nil {
-			return fmt.Errorf("hide a directory: %w", err)
-		}
-	}
-	if k.readOnly < 0 {
-		return nil
-	}
-	path, err := os.Readlink(descriptorPath(k.readOnly))
+// put hides the one and makes the other read-only, wherever they are seen. What is mounted
+// cannot be moved away: where a directory above could be, another one could be put in its
+// place, so that all of them are mounted.
+func (k kept) put(mounts []*mountinfo.Info) error {
+	hidden, err := seenAt(k.hidden, mounts)
 	if err != nil {
 		return err
 	}
-	for at := path; at == path || !mountPoint(at); at = filepath.Dir(at) {
-		if err := unix.Mount(at, at, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-			return fmt.Errorf("mount %s: %w", at, err)
+	for _, at := range hidden {
+		flags := uintptr(unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
+		if err := unix.Mount("none", at, "ramfs", flags, ""); err != nil {
+			return fmt.Errorf("hide %s: %w", at, err)
 		}
-		if at != path {
-			continue
+	}
+	all, err := seenAt(k.readOnly, mounts)
+	if err != nil {
+		return err
+	}
+	for _, at := range all {
+		err := unix.Mount(at, at, "", unix.MS_BIND|unix.MS_REC, "")
+		if err == nil {
+			err = unix.MountSetattr(unix.AT_FDCWD, at, unix.AT_RECURSIVE, readOnly())
 		}
-		if err := unix.MountSetattr(unix.AT_FDCWD, at, unix.AT_RECURSIVE, readOnly()); err != nil {
+		if err != nil {
 			return fmt.Errorf("make %s read-only: %w", at, err)
 		}
 	}
+	for _, at := range all {
+		for up := filepath.Dir(at); !mountPoint(up); up = filepath.Dir(up) {
+			if err := unix.Mount(up, up, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+				return fmt.Errorf("mount %s: %w", up, err)
+			}
+		}
+	}
 	return nil
+}
+
+// seenAt are the paths at which the directory of a descriptor is seen: that file system, or
+// a part of it, may be mounted at several places.
+func seenAt(fd int, mounts []*mountinfo.Info) ([]string, error) {
+	if fd < 0 {
+		return nil, nil
+	}
+	path, err := os.Readlink(descriptorPath(fd))
+	if err != nil {
+		return nil, err
+	}
+	id, err := mountID(path)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(mounts, func(m *mountinfo.Info) bool { return uint64(m.ID) == id })
+	if i < 0 {
+		return nil, fmt.Errorf("%s lies on no mount of this mount namespace", path)
+	}
+	own := mounts[i]
+	inside := filepath.Join(own.Root, strings.TrimPrefix(path, own.Mountpoint))
+	var all []string
+	for _, m := range mounts {
+		below, ok := strings.CutPrefix(inside, strings.TrimSuffix(m.Root, "/"))
+		if m.Major != own.Major || m.Minor != own.Minor || !ok || below != "" && below[0] != '/' {
+			continue
+		}
+		at := filepath.Join(m.Mountpoint, below)
+		switch id, err := mountID(at); {
+		case err == unix.ENOENT || err == unix.ENOTDIR || err == nil && id != uint64(m.ID): // hidden by another mount
+		case err != nil:
+			return nil, &fs.PathError{Op: "stat", Path: at, Err: err}
+		default:
+			all = append(all, at)
+		}
+	}
+	return all, nil
+}
+
+// mountID is the number of the mount that a path leads to.
+func mountID(path string) (uint64, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID, &st)
+	return st.Mnt_id, err
 }
 
 // mountPoint says whether something is mounted at a path, or nothing can be.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -189,6 +190,18 @@ func TestKernelLockState(t *testing.T) {
 			r := n.run("run", "--cwd", cwd, "eth0/a", "--", sh, "-c", tt.script, n.store.dir)
 			if r.code == 0 || !strings.Contains(r.stderr, tt.want) {
 				t.Errorf("%s from %s: %v", tt.name, cwd, r)
+			}
+		}
+	}
+	// the same directory by another mount of its file system, or of a part of it
+	for _, what := range []string{"/", "/run", filepath.Dir(n.store.dir)} {
+		at := t.TempDir()
+		script := fmt.Sprintf("mount --rbind %s %s; exec \"$@\"", what, at)
+		there := filepath.Join(at, strings.TrimPrefix(n.store.dir, what))
+		for cmd, want := range map[string]string{`echo >$0/x.json`: "Read-only file system", `ls $(dirname $0)/locks/* || exit 1`: "No such file or directory"} {
+			r := n.under([]string{"unshare", "--mount", sh, "-c", script, sh}, "run", "eth0/a", "--", sh, "-c", cmd, there)
+			if r.code == 0 || !strings.Contains(r.stderr, want) {
+				t.Errorf("%s with %s mounted at another place: %v", cmd, what, r)
 			}
 		}
 	}
