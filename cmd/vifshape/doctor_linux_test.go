@@ -391,8 +391,9 @@ func TestKernelDoctorDelegated(t *testing.T) {
 	}
 }
 
-// TestKernelDoctorSubordinate: who has further numbers is named, and where they are bound.
-func TestKernelDoctorSubordinate(t *testing.T) {
+// TestDoctorSubordinate: who has further numbers is named, and where they are bound.
+func TestDoctorSubordinate(t *testing.T) {
+	tctest.RequireRoot(t)
 	n := newNetwork(t)
 	tctest.Require(t, n.diagnose().OK, "a kernel on which trees can be bound")
 	subuid := n.policy("subuid", "root:100000:65536\n\n4242:300000:10\n4242:400000:1\n#\n4243:x:1\n")

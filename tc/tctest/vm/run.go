@@ -21,7 +21,7 @@ func Inside() bool { return os.Getenv("VIFSHAPE_VM") != "" }
 
 // tools are the programs of the host that tests use in a machine.
 var tools = []string{
-	"tc", "ip", "sh", "awk", "basename", "bash", "cat", "chmod", "cp", "cut", "date", "dd", "dirname", "echo", "env", "false", "find", "grep", "head", "id",
+	"tc", "ip", "sh", "awk", "basename", "bash", "cat", "chmod", "chroot", "cp", "cut", "date", "dd", "dirname", "echo", "env", "false", "find", "grep", "head", "id",
 	"kill", "ln", "ls", "mkdir", "mkfifo", "mount", "mv", "nsenter", "pgrep", "ps", "readlink", "rm", "rmdir", "sed", "seq", "setpriv", "sleep", "sort",
 	"stat", "tail", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname", "uniq", "unshare", "wc", "xargs",
 }
