@@ -337,6 +337,7 @@ func TestKernelDelegateHeadless(t *testing.T) {
 				tctest.Cgroup2Mount(t)
 			}
 			n := newNetwork(t)
+			defer n.run("clear") // the homes of net_cls, too
 			n.public()
 			n.ok("apply", n.policy("policy.toml", "binding = \""+way+"\"\n"+delegatedPolicy))
 			n.agent()
