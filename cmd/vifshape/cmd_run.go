@@ -276,6 +276,13 @@ func (r *record) paths() []string {
 // home is the cgroup of a branch, made and bound if it is not yet. The caller holds the
 // store's lock.
 func (x *shaped) home(ctx context.Context, path hierarchy.Path, class hierarchy.ClassID) (string, error) {
+	_, was, err := x.binder.BoundHome(path)
+	if err == nil && was != 0 {
+		err = x.misnamedHome(path, was)
+	}
+	if err != nil {
+		return "", err
+	}
 	home, err := x.binder.Home(path)
 	if err != nil {
 		return "", err

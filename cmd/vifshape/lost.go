@@ -31,6 +31,20 @@ func (e *lostError) remedy() string {
 	return "`vifshape apply " + printable(e.policy) + "` puts it back"
 }
 
+// contradictionError says that the record of an interface and the kernel cannot both
+// be right about which branch is which class.
+type contradictionError struct {
+	iface, policy, why string
+}
+
+func (e *contradictionError) Error() string {
+	return fmt.Sprintf("the record of %s contradicts the kernel, and nothing is done by it: %s", e.iface, e.why)
+}
+
+func (e *contradictionError) remedy() string {
+	return (&lostError{policy: e.policy}).remedy() + " in order; nobody else than vifshape should write to the run directory"
+}
+
 // treeLost is the loss of everything.
 func (r *record) treeLost(is hierarchy.Root) *lostError {
 	return &lostError{r.Interface, []string{"the tree is gone, its root qdisc is " + rootText(is)}, r.Policy}
@@ -111,7 +125,7 @@ func (x *shaped) queues(ctx context.Context) (hierarchy.State, error) {
 	return s, err
 }
 
-// intact holds the record against the kernel: what is lost.
+// intact holds the record against the kernel: what is lost, and what cannot be.
 func (m *machine) intact(ctx context.Context, iface string) error {
 	x, err := m.shaped(iface, "")
 	if err != nil {
@@ -120,9 +134,56 @@ func (m *machine) intact(ctx context.Context, iface string) error {
 	defer x.binder.Close()
 	s, err := x.queues(ctx)
 	if err == nil {
+		err = x.misplaced(s)
+	}
+	if err == nil {
 		err = x.losses(s)
 	}
 	return err
+}
+
+// misplaced is the error of classes that do not lie below the branches that they
+// should be below.
+func (x *shaped) misplaced(s hierarchy.State) error {
+	r := x.record
+	if !s.Root.Ours() {
+		return nil
+	}
+	parent := make(map[hierarchy.ClassID]hierarchy.ClassID, len(s.Classes))
+	for _, c := range s.Classes {
+		parent[c.ID] = c.Parent
+	}
+	for _, p := range r.Order {
+		id, _, ok := r.IDs.Find(p)
+		above, _, has := r.IDs.Find(p.Parent())
+		if is, there := parent[id]; ok && has && there && is != above {
+			return &contradictionError{r.Interface, r.Policy, fmt.Sprintf("%s is class %v there, which in the kernel is not below %v of %s", p, id, above, p.Parent())}
+		}
+	}
+	return nil
+}
+
+// misnamed is the error of a binding that the kernel holds for the home of a branch,
+// with another branch's class.
+func (m *machine) misnamed(x *shaped, bound []hierarchy.Bound) error {
+	for _, b := range bound {
+		ns, p, ok := cgroup.ParseHome(b.Target)
+		if !ok || ns != m.store.netNS || p.Interface() != x.record.Interface {
+			continue
+		}
+		if err := x.misnamedHome(p, b.Class); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *shaped) misnamedHome(p hierarchy.Path, is hierarchy.ClassID) error {
+	r := x.record
+	if _, class, ok := r.leaf(p); ok && class != is {
+		return &contradictionError{r.Interface, r.Policy, fmt.Sprintf("the programs of %s are in class %v, and it says %v", p, is, class)}
+	}
+	return nil
 }
 
 // onlyLost says whether err is that something is lost, which keeps nobody from looking

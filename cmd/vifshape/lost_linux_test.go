@@ -1,12 +1,18 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -123,5 +129,124 @@ func TestRepairs(t *testing.T) {
 	}
 	if got := r.wait(now.Add(2 * longestWait)); got != 0 {
 		t.Errorf("waits %v though it stood for a while", got)
+	}
+}
+
+// boundClasses are the classes of what is bound, as the kernel has them, whatever a
+// record says.
+func (n *network) boundClasses() map[string]hierarchy.ClassID {
+	n.Helper()
+	all := map[string]hierarchy.ClassID{}
+	n.device(func(d *tc.Device) error {
+		return n.Near.Do(func() error {
+			b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: n.Dev, Index: d.Index, NetNS: n.store.netNS})
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			var s hierarchy.State
+			err = b.Read(n.Context(), &s)
+			for _, b := range s.Bound {
+				all[b.Target] = b.Class
+			}
+			return err
+		})
+	})
+	return all
+}
+
+// TestKernelAgentForged: a record that somebody has written anew is not obeyed where the
+// kernel knows better, and said to be wrong.
+func TestKernelAgentForged(t *testing.T) {
+	tctest.RequireRoot(t)
+	n := newNetwork(t)
+	file := n.policy("policy.toml", lostPolicy)
+	n.ok("apply", file)
+	a := n.agent()
+	n.ok("run", "--level", "tag", "eth0/a", "--", n.bin, "version") // from now on the kernel knows its class
+	n.until("the home", func() bool { return len(n.targets()) == 2 })
+	real, err := os.ReadFile(n.store.file(n.Dev))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(content []byte) {
+		t.Helper()
+		forged := filepath.Join(n.store.dir, ".forged")
+		if err := os.WriteFile(forged, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(forged, n.store.file(n.Dev)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, classes := n.targets(), n.boundClasses()
+	swap := func(r *record) {
+		m := r.IDs.Minors
+		m["eth0/a"], m["eth0/b"] = m["eth0/b"], m["eth0/a"]
+	}
+	for _, x := range []struct {
+		name  string
+		forge func(*record)
+		want  string
+	}{
+		{"ids", swap, `eth0.json is damaged`},
+		{"ids and bindings", func(r *record) {
+			swap(r)
+			for i := range r.Bound {
+				if _, class, ok := r.leaf(r.Bound[i].Path); ok && r.Bound[i].Target != "" {
+					r.Bound[i].Class = class
+				}
+			}
+		}, "the record of eth0 contradicts the kernel, and nothing is done by it: the programs of eth0/a are in class "},
+		{"a tree", func(r *record) {
+			r.IDs.Minors["eth0/a/b"] = r.IDs.Minors["eth0/b"]
+			delete(r.IDs.Minors, "eth0/b")
+			r.IDs.Minors["eth0/a/"] = r.IDs.Minors["eth0/a"]
+			delete(r.IDs.Minors, "eth0/a")
+			r.Order, r.Bound, r.Bindings = []hierarchy.Path{"eth0", "eth0/a", "eth0/a/b", "eth0/rest"}, nil, nil
+		}, "the record of eth0 contradicts the kernel, and nothing is done by it: eth0/a/b is class "},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			var r record
+			if err := json.Unmarshal(real, &r); err != nil {
+				t.Fatal(err)
+			}
+			x.forge(&r)
+			content, err := json.Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(content)
+			a.says(x.want)
+			if diff := cmp.Diff(classes, n.boundClasses()); diff != "" {
+				t.Errorf("bound (-want +got)\n%s", diff)
+			}
+			if n.run("run", "--level", "tag", "eth0/a", "--", n.bin, "version").code == 0 {
+				t.Error("run goes by it")
+			}
+			write(real)
+			n.ok("apply", file)
+			n.bound(before)
+		})
+	}
+	for _, x := range impostors(t) {
+		t.Run(x.name, func(t *testing.T) {
+			if err := os.Remove(n.store.file(n.Dev)); err != nil {
+				t.Fatal(err)
+			}
+			a.says("not shaped any more")
+			if err := x.make(filepath.Join(n.store.dir, ".forged")); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(filepath.Join(n.store.dir, ".forged"), n.store.file(n.Dev)); err != nil {
+				t.Fatal(err)
+			}
+			a.says(x.want)
+			if err := os.RemoveAll(n.store.file(n.Dev)); err != nil {
+				t.Fatal(err)
+			}
+			n.ok("apply", file)
+			n.bound(before)
+		})
 	}
 }

@@ -50,6 +50,9 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 	k := x.kernel
 	k.Queue = unread{} // the classes stay
 	before, err := k.Read(ctx)
+	if err == nil {
+		err = m.misnamed(x, before.Bound)
+	}
 	if err != nil {
 		return nil, err
 	}

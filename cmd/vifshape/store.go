@@ -143,6 +143,9 @@ func (r *record) check(iface string) error {
 	}
 	for _, b := range r.Bound {
 		paths = append(paths, b.Path)
+		if _, class, ok := r.leaf(b.Path); ok && b.Target != "" && b.Class != class {
+			return fmt.Errorf("%q is class %v in one place and %v in another", b.Path, class, b.Class)
+		}
 	}
 	for _, b := range r.Bindings {
 		paths = append(paths, b.Path)
