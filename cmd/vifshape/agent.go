@@ -540,7 +540,7 @@ func (a *agent) look(ctx context.Context, name string, w *watched) (*rebound, er
 func (a *agent) putBack(ctx context.Context, name string, w *watched, lost error) error {
 	if wait := w.repairs.wait(time.Now()); wait > 0 {
 		a.again(name, w, wait)
-		return fmt.Errorf("%w; it was put back %s, and will be again in %v", lost, number(w.repairs.count, "time", "times"), w.repairs.delay())
+		return fmt.Errorf("%w; after %s to put it back the next is in %v", lost, number(w.repairs.count, "try", "tries"), w.repairs.delay())
 	}
 	w.repairs.done(time.Now())
 	if err := a.m.again(ctx, name); err != nil {

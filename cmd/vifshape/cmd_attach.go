@@ -33,7 +33,8 @@ What a process in another network namespace sends is forwarded here without its
 socket. With it the interface is bound that leads there, if there is one and nobody
 was there before; else attach says why not.
 
-With binding nft open sockets keep their class; attach says so. A service of
+With binding nft open sockets keep their class; with net_cls those of a process
+whose first thread has ended may. Attach says so. A service of
 systemd is no part of its unit's cgroup any more: where the unit as a whole is
 meant, bind it in the policy.
 

@@ -32,7 +32,8 @@ not there are named, and left out as apply leaves them out.
 EXIT STATUS
   0  with --detailed-exitcode: there is nothing to change; else: done
   1  an error
-  2  with --detailed-exitcode: there is something to change; else: wrong usage
+  2  with --detailed-exitcode: there is something to change, or the record of the
+     tree is lost; else: wrong usage
   5  root is needed, or root lacks a capability that the message names
   6  interfaces of the policy are not there, and left out; whether there are changes
      or not`,
