@@ -36,6 +36,7 @@ type spaces struct {
 	members map[int]*member
 	by      map[uint64][]*member // by namespace, but those in home
 	first   []int                // of each cgroup whose first process is in home
+	held    map[uint64]*Branch   // whose the interfaces of a namespace are
 }
 
 // member is a process of a network namespace.
@@ -60,7 +61,7 @@ type member struct {
 // hide its own: all its processes leave it, and its sockets stay. Who cannot trust it
 // so far binds its interface by name.
 func (b *Binder) reach(r *resolver) (err error) {
-	s := &spaces{Binder: b, resolver: r, members: map[int]*member{}, by: map[uint64][]*member{}}
+	s := &spaces{Binder: b, resolver: r, members: map[int]*member{}, by: map[uint64][]*member{}, held: map[uint64]*Branch{}}
 	if s.proc, err = os.Open("/proc"); err != nil {
 		return err
 	}
@@ -86,8 +87,18 @@ func (b *Binder) reach(r *resolver) (err error) {
 		}
 	}
 	spaces := slices.SortedFunc(maps.Keys(s.by), func(x, y uint64) int { return cmp.Compare(s.by[x][0].pid, s.by[y][0].pid) })
+	var others []uint64
 	for _, ns := range spaces {
-		if err = s.space(ns); err != nil {
+		leads, err := s.space(ns)
+		if err != nil {
+			return err
+		}
+		if !leads {
+			others = append(others, ns)
+		}
+	}
+	for _, ns := range others {
+		if err = s.other(ns); err != nil {
 			return err
 		}
 	}
@@ -281,20 +292,21 @@ func (s *spaces) visitors() error {
 	return nil
 }
 
-// space binds the interfaces that lead to a network namespace.
-func (s *spaces) space(ns uint64) error {
+// space binds the interfaces that lead to a network namespace, and says whether there
+// are any.
+func (s *spaces) space(ns uint64) (leads bool, err error) {
 	if s.way != hierarchy.WayBPF {
 		s.all(ns, nil, fmt.Sprintf("packets from there go to the rest: %v", errLinksByBPF))
-		return nil
+		return true, nil
 	}
 	f, err := s.open(ns)
 	if f == nil || err != nil {
-		return err // they have ended
+		return true, err // they have ended
 	}
 	defer f.Close()
 	number, err := s.netNSNumber(f)
 	if err != nil {
-		return err
+		return true, err
 	}
 	var names []string
 	for _, p := range s.ports {
@@ -303,24 +315,22 @@ func (s *spaces) space(ns uint64) error {
 		}
 	}
 	if len(names) == 0 {
-		if reason := s.inside(f); reason != "" {
-			s.all(ns, nil, reason)
-		}
-		return nil
+		return false, nil
 	}
 	owner, reason := s.owner(ns)
 	by := "packets from there come by " + strings.Join(names, " and ") + " and "
 	if owner == nil {
 		s.all(ns, nil, by+reason)
-		return nil
+		return true, nil
 	}
 	s.all(ns, owner.by.branch, fmt.Sprintf("%sgo to %s: process %d of that was there before", by, owner.by.branch.Path, owner.pid))
 	for _, name := range names {
 		if s.claims[linkTarget+name] == nil { // else it is named for itself
 			s.bind(linkTarget+name, owner.by)
+			s.held[ns] = owner.by.branch
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // all tells of a namespace's processes that are not the branch's.
@@ -411,26 +421,60 @@ func (s *spaces) began(by *claim, ns uint64) bool {
 	return is
 }
 
-// inside says what becomes of what is sent from a namespace to which no interface
-// here leads, nothing where that is nothing: it has no interface that is up, or its
-// packets leave by others with their sockets, as by macvlan.
-func (s *spaces) inside(ns *os.File) string {
+// other tells what becomes of what is sent from a namespace to which no interface here
+// leads. That is nothing where it has no interface that is up, or where packets leave by
+// others with their sockets, as by macvlan; or they come by another namespace.
+func (s *spaces) other(ns uint64) error {
+	f, err := s.open(ns)
+	if f == nil || err != nil {
+		return err
+	}
+	defer f.Close()
 	in := *s.Binder
-	in.cfg.NetNSFD = int(ns.Fd())
+	in.cfg.NetNSFD = int(f.Fd())
 	links, err := in.listLinks()
 	if err != nil {
-		return fmt.Sprintf("where packets from there go cannot be told: %v", privileges(err, unix.CAP_SYS_ADMIN))
+		s.all(ns, nil, fmt.Sprintf("where packets from there go cannot be told: %v", privileges(err, unix.CAP_SYS_ADMIN)))
+		return nil
 	}
 	for _, l := range links {
 		switch {
 		case !l.up || l.local:
 		case l.kind == "tun":
-			return fmt.Sprintf("packets from there are sent on by the program behind %s, such as slirp4netns or pasta, and go where that is bound", l.name)
+			s.all(ns, nil, fmt.Sprintf("packets from there are sent on by the program behind %s, such as slirp4netns or pasta, and go where that is bound", l.name))
+			return nil
 		case l.kind == "veth" || l.kind == "netkit":
-			return fmt.Sprintf("packets from there leave by %s, to which nothing leads here but through other namespaces or the shaped interface: they go where the interface is bound by which they come, else to the rest", l.name)
+			if s.held[ns], err = s.between(&in, l); err != nil {
+				return err
+			}
+			s.all(ns, s.held[ns], fmt.Sprintf("packets from there leave by %s, to which nothing leads here but through other namespaces or the shaped interface: they go where the interface is bound by which they come, else to the rest", l.name))
+			return nil
 		}
 	}
-	return ""
+	return nil
+}
+
+// between is whose the namespace is to which an interface leads in another, nil where
+// that is not known.
+func (s *spaces) between(in *Binder, l netLink) (*Branch, error) {
+	for ns, branch := range s.held {
+		f, err := s.open(ns)
+		if err != nil {
+			return nil, err
+		}
+		if f == nil {
+			continue
+		}
+		number, err := in.netNSNumber(f)
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+		if number >= 0 && number == l.peerNS {
+			return branch, nil
+		}
+	}
+	return nil, nil
 }
 
 // homeNetNS is the inode of the interface's network namespace.

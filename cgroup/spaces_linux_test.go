@@ -287,6 +287,37 @@ func TestKernelSpacesUpon(t *testing.T) {
 	}
 }
 
+// TestKernelSpacesNested: of what comes from a namespace behind that of a container, as
+// from a container in it, is said nothing where all are of one branch.
+func TestKernelSpacesNested(t *testing.T) {
+	require(t, hierarchy.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, hierarchy.WayBPF)
+	outer := n.routed(t, "veth1", 1)
+	inner := tctest.NetNS(t)
+	veth(t, outer, "veth2", inner, "eth0")
+	n.start(t, outer, sub(t, p.dir, "pod"))
+	nested := n.start(t, inner, sub(t, p.dir, "pod", "docker", number("1a"))).cmd.Process.Pid
+	b := n.binderFor(t, newState(t))
+	if r := resolve(t, b, tree(t, p.target(sub(t, p.dir, "pod")))); len(r.Outside) != 0 || len(r.Bound) != 2 {
+		t.Errorf("in one branch: %+v", r)
+	}
+	bind := func(s string) []hierarchy.Binding {
+		spec, err := hierarchy.ParseBinding(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []hierarchy.Binding{spec}
+	}
+	r, err := b.Resolve([]cgroup.Branch{
+		{Path: "eth0/a", Entry: "eth0/a", Class: red, Bind: bind(p.target(sub(t, p.dir, "pod")))},
+		{Path: "eth0/b", Entry: "eth0/b", Class: green, Bind: bind(p.target(sub(t, p.dir, "pod", "docker")))},
+	})
+	if err != nil || len(r.Outside) != 1 || r.Outside[0].Path != "eth0/b" || !slices.Equal(r.Outside[0].PIDs, []int{nested}) {
+		t.Errorf("in two: %+v, %v", r, err)
+	}
+}
+
 // TestKernelSpacesMany: who makes many network namespaces keeps none of the others from
 // being found, and it is said.
 func TestKernelSpacesMany(t *testing.T) {
