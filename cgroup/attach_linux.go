@@ -367,7 +367,7 @@ func (b *Binder) carrier(way hierarchy.Way, home string) (c carrier, stay string
 	if err != nil {
 		return nil, "", err
 	}
-	c, err = newIterator(b.set, id)
+	c, err = newIterator(b.set, id, b.types)
 	if err == nil {
 		return c, "", nil
 	}

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cilium/ebpf/btf"
+
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -106,6 +108,7 @@ type Binder struct {
 	narrow narrow
 	marker marker
 	hidden map[string]bool // interfaces that should be marked and cannot be
+	types  *btf.Cache      // of the kernel
 	last   hierarchy.Way   // on the interface, when this Binder last looked or changed it
 }
 
@@ -145,7 +148,7 @@ func NewBinder(cfg Config) (*Binder, error) {
 	if cfg.Watch == nil {
 		cfg.Watch = func(string, func(string) bool) {}
 	}
-	return &Binder{cfg: cfg, paths: map[uint64]string{}, fresh: map[string]bool{}}, nil
+	return &Binder{cfg: cfg, paths: map[uint64]string{}, fresh: map[string]bool{}, types: btf.NewCache()}, nil
 }
 
 // Close lets go of descriptors. What is on the hook stays. A net_cls hierarchy that
@@ -171,7 +174,7 @@ func (b *Binder) Close() error {
 		}
 		errs = append(errs, err)
 	}
-	*b = Binder{cfg: b.cfg, paths: b.paths, fresh: b.fresh, warned: b.warned}
+	*b = Binder{cfg: b.cfg, paths: b.paths, fresh: b.fresh, warned: b.warned, types: btf.NewCache()}
 	return errors.Join(errs...)
 }
 
@@ -409,7 +412,7 @@ func (b *Binder) take(w hierarchy.Way) (*set, error) {
 	if b.spare != nil && b.spare.way == w {
 		return b.spare, nil
 	}
-	s, err := loadSet(w)
+	s, err := loadSet(w, b.types)
 	if err != nil {
 		return nil, err
 	}
@@ -651,7 +654,7 @@ func (d *doing) publish() error {
 		return nil
 	}
 	if d.held {
-		adopted, err := d.set.adopt(d.cfg.Warn)
+		adopted, err := d.set.adopt(d.types, d.cfg.Warn)
 		if err != nil {
 			return err
 		}
@@ -710,6 +713,11 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 			return err
 		}
 		d.bindAhead(on, ahead)
+		if d.held && was.Way != hierarchy.WayNone { // so that what they have been given is not lost for a moment
+			if _, err := on.adopt(d.types, d.cfg.Warn); err != nil {
+				return err
+			}
+		}
 	}
 	if err := d.cfg.Hook.AttachEgress(on.prog.FD(), name(on.way)); err != nil {
 		return err

@@ -39,7 +39,7 @@ func Probe() Report {
 	serves := true
 	r.add(hierarchy.WayBPF, func() (string, error) {
 		return probeV2(hierarchy.WayBPF, func(w hierarchy.Way) error {
-			s, err := loadSet(w)
+			s, err := loadSet(w, nil)
 			if err != nil {
 				return err
 			}
@@ -139,7 +139,7 @@ func probeNetCls(w hierarchy.Way, try func(hierarchy.Way) error) (string, error)
 func tryTables(w hierarchy.Way) error { return nfTables{iface: "lo", index: 1}.try(w) }
 
 func tryLoad(w hierarchy.Way) error {
-	s, err := loadSet(w)
+	s, err := loadSet(w, nil)
 	if err != nil {
 		return err
 	}

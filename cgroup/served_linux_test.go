@@ -286,3 +286,61 @@ func TestSSH(t *testing.T) {
 		t.Errorf("packets a class %v, want %d and more in %v and only those of the login in %v", got, size/1500, green, rest)
 	}
 }
+
+// TestKernelServedUnderLoad: no packet of a connection that is served leaves the
+// branches while bindings change and the classifier is replaced.
+func TestKernelServedUnderLoad(t *testing.T) {
+	requireTypes(t)
+	for _, tt := range []struct {
+		name string
+		flip func(t *testing.T, n *network, b *cgroup.Binder, target string, i int)
+	}{
+		{"bindings", flipBinding},
+		{"classifier of an older version", func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
+			older(t, n)
+			if err := b.Close(); err != nil { // it knows better
+				t.Fatal(err)
+			}
+			flipBinding(t, n, b, target, i)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNetwork(t)
+			p := newPlace(t, hierarchy.WayBPF)
+			a := sub(t, p.dir, "a")
+			b := n.binder(t, hierarchy.WayBPF)
+			apply(t, b, bound(p.target(a), red))
+			at := n.Near4.String() + ":7392"
+			x, far := n.start(t, n.Near, sub(t, p.dir, "free")), n.start(t, n.Far, "")
+			x.do("listen l %s", at)
+			far.do("connect c %s", at)
+			x.do("join %s", a)
+			x.do("accept c l")
+			x.do("write c 100")
+			far.begin("drain c")
+			changes := 0
+			got := n.during(t, func() {
+				done := make(chan struct{})
+				x.begin("write c %d", 500*loaded(200_000))
+				go func() { x.end(); close(done) }()
+				for sending := true; sending || changes < 5; {
+					select {
+					case <-done:
+						sending = false
+					default:
+					}
+					changes++
+					tt.flip(t, n, b, p.target(a), changes)
+				}
+				x.do("finish c")
+				far.end()
+			})
+			t.Logf("%d changes, packets a class: %v", changes, got)
+			delete(got, red)
+			delete(got, green)
+			if len(got) != 0 {
+				t.Errorf("packets a class %v besides those in %v and %v", got, red, green)
+			}
+		})
+	}
+}

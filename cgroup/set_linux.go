@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -70,9 +71,10 @@ func name(w hierarchy.Way) string {
 }
 
 // loadSet makes a new set in the kernel, with nothing bound and not yet on any
-// hook.
-func loadSet(w hierarchy.Way) (*set, error) {
-	s, err := loadFirst(w)
+// hook. The kernel's types are read once for all that share them: it takes longer
+// than all the rest.
+func loadSet(w hierarchy.Way, types *btf.Cache) (*set, error) {
+	s, err := loadFirst(w, types)
 	if !errors.Is(err, unix.EPERM) || errors.Is(err, ErrNotPrivileged) {
 		return s, err
 	}
@@ -82,7 +84,7 @@ func loadSet(w hierarchy.Way) (*set, error) {
 		if err := unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &lifted, &limit); err != nil {
 			return nil, fmt.Errorf("load the classifier: raise the limit of locked memory: %w", privileges(err, unix.CAP_SYS_RESOURCE))
 		}
-		s, err = loadFirst(w)
+		s, err = loadFirst(w, types)
 		// what Exec starts must not inherit it
 		if e := unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &limit, nil); e != nil && err == nil {
 			return nil, errors.Join(fmt.Errorf("put the limit of locked memory back: %w", e), s.close())
@@ -95,14 +97,14 @@ func loadSet(w hierarchy.Way) (*set, error) {
 }
 
 // loadFirst loads the first of the way's programs that the kernel takes.
-func loadFirst(w hierarchy.Way) (*set, error) {
+func loadFirst(w hierarchy.Way, types *btf.Cache) (*set, error) {
 	progs := []string{classifyProgVifEgress, classifyProgVifEgressPlain, classifyProgVifEgressOld}
 	if w == hierarchy.WayNetCls {
 		progs = []string{classifyProgVifNetCls}
 	}
 	var errs clauses
 	for _, p := range progs {
-		s, err := loadProgram(w, p)
+		s, err := loadProgram(w, p, types)
 		if err == nil {
 			return s, nil
 		}
@@ -118,7 +120,7 @@ func loadFirst(w hierarchy.Way) (*set, error) {
 	return nil, fmt.Errorf("load the classifier (Linux 5.3 or later with BPF): %w: %w", ErrNotSupported, errs)
 }
 
-func loadProgram(w hierarchy.Way, program string) (*set, error) {
+func loadProgram(w hierarchy.Way, program string, types *btf.Cache) (*set, error) {
 	spec, err := loadClassify()
 	if err != nil {
 		return nil, err
@@ -134,7 +136,7 @@ func loadProgram(w hierarchy.Way, program string) (*set, error) {
 			delete(spec.Maps, n)
 		}
 	}
-	c, err := ebpf.NewCollection(spec)
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types})
 	if err != nil {
 		return nil, err
 	}

@@ -34,12 +34,19 @@ func priority(t *testing.T, p *ebpf.Program) hierarchy.ClassID {
 	return hierarchy.ClassID(binary.NativeEndian.Uint32(out[at:]))
 }
 
-// TestKernelPrograms runs both forms of the classifier without a network.
+// TestKernelPrograms runs all forms of the classifier without a network.
 func TestKernelPrograms(t *testing.T) {
 	tctest.RequireRoot(t)
-	for _, name := range []string{classifyProgVifEgress, classifyProgVifEgressOld} {
+	for _, name := range []string{classifyProgVifEgress, classifyProgVifEgressPlain, classifyProgVifEgressOld} {
 		t.Run(name, func(t *testing.T) {
-			s, err := loadProgram(hierarchy.WayBPF, name)
+			if name == classifyProgVifEgress {
+				s, err := ReadSettings()
+				if err != nil {
+					t.Fatal(err)
+				}
+				tctest.Require(t, s.BTF, "BTF")
+			}
+			s, err := loadProgram(hierarchy.WayBPF, name, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -62,7 +69,7 @@ func TestKernelPrograms(t *testing.T) {
 // cache would match.
 func TestKernelGeneration(t *testing.T) {
 	tctest.RequireRoot(t)
-	s, err := loadSet(hierarchy.WayBPF)
+	s, err := loadSet(hierarchy.WayBPF, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +89,7 @@ func TestKernelGeneration(t *testing.T) {
 // TestKernelLevels: only levels at which something is bound are looked at.
 func TestKernelLevels(t *testing.T) {
 	tctest.RequireRoot(t)
-	s, err := loadSet(hierarchy.WayBPF)
+	s, err := loadSet(hierarchy.WayBPF, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

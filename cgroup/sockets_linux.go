@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +30,7 @@ type iterator struct {
 // newIterator takes Linux 5.11 and a kernel that describes its own types. Its programs
 // know processes by the numbers that they have outside of all containers. Without a
 // home every process' sockets are given that process' own binding, which takes 5.15.
-func newIterator(s *set, home uint64) (_ *iterator, err error) {
+func newIterator(s *set, home uint64, types *btf.Cache) (_ *iterator, err error) {
 	if err := numbersHold(); home != 0 && err != nil {
 		return nil, err
 	}
@@ -41,7 +42,7 @@ func newIterator(s *set, home uint64) (_ *iterator, err error) {
 		return nil, err
 	}
 	it := &iterator{}
-	it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
+	it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types, MapReplacements: map[string]*ebpf.Map{
 		socketsMapVifSockets: s.sockets, socketsMapVifCgroups: s.cgroups, socketsMapVifUsers: s.numbers[byUser],
 	}})
 	if err != nil {
@@ -156,8 +157,8 @@ func (p patient) Read(b []byte) (n int, err error) {
 // adopt gives what bound processes hold and nothing binds, such as a socket that
 // systemd opened for them, their own binding, and says whether anything got it. What
 // their listeners accept later needs none of it: the classifier looks who serves it.
-func (s *set) adopt(warn func(string)) (changed bool, err error) {
-	it, err := newIterator(s, 0)
+func (s *set) adopt(types *btf.Cache, warn func(string)) (changed bool, err error) {
+	it, err := newIterator(s, 0, types)
 	if err != nil {
 		return false, nil // [WayReport] says it
 	}
