@@ -1,7 +1,7 @@
 package main
 
 import (
-	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -20,13 +20,16 @@ func unlike(no *tc.ErrNoDevice, p *policy.Policy) *tc.ErrNoDevice {
 	return no
 }
 
-// noneThere is the error of interfaces that are not there.
-func (m *machine) noneThere() error {
-	var errs []error
+// notThere is the error of interfaces that are not there.
+func (m *machine) notThere() (err error) {
 	for _, no := range m.absent {
-		errs = append(errs, no)
+		if err == nil {
+			err = no
+		} else {
+			err = fmt.Errorf("%w; %w", err, no)
+		}
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // absentRemarks says which interfaces of the policy are left out.
@@ -34,8 +37,13 @@ func (m *machine) absentRemarks() {
 	for _, no := range m.absent {
 		m.warnf("%v; what the policy says of it is left out", no)
 	}
-	if len(m.absent) > 0 {
-		m.hintf("apply again once it is there; with --all-or-nothing nothing is changed unless all are there")
+	switch len(m.absent) {
+	case 0:
+		return
+	case 1:
+		m.hintf("apply again once it is there; with --all-or-nothing nothing is changed without it")
+	default:
+		m.hintf("apply again once they are there; with --all-or-nothing nothing is changed without them")
 	}
 }
 

@@ -70,7 +70,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 	}
 	defer release(all)
 	if o.all && len(m.absent) > 0 {
-		return m.noneThere()
+		return m.notThere()
 	}
 	m.absentRemarks()
 	var plans []hierarchy.Plan

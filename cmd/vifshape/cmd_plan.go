@@ -68,7 +68,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	}
 	defer release(all)
 	if o.all && len(m.absent) > 0 {
-		return m.noneThere()
+		return m.notThere()
 	}
 	m.absentRemarks()
 	if err := m.linkRemarks(all); err != nil {

@@ -312,7 +312,7 @@ func (m *machine) targets(ctx context.Context, file, binding string, parsing *pa
 		}
 	}
 	if len(all) == 0 {
-		return nil, m.noneThere()
+		return nil, m.notThere()
 	}
 	return all, nil
 }
