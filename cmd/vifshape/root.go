@@ -83,7 +83,7 @@ One TOML file describes the tree:
 	c.SetHelpCommand(newHelpCommand(e))
 	c.AddCommand(
 		newCheckCommand(e), newPlanCommand(e), newApplyCommand(e), newShowCommand(e), newLsCommand(e),
-		newRunCommand(e), newAttachCommand(e), newSelfCommand(e), newBindCommand(e), newUnbindCommand(e), newBindingsCommand(e), newAddCommand(e), newRemoveCommand(e), newClearCommand(e), newDoctorCommand(e), newDemoCommand(e), newSelftestCommand(e),
+		newRunCommand(e), newAttachCommand(e), newSelfCommand(e), newBindCommand(e), newUnbindCommand(e), newBindingsCommand(e), newProveCommand(e), newAddCommand(e), newRemoveCommand(e), newClearCommand(e), newDoctorCommand(e), newDemoCommand(e), newSelftestCommand(e),
 		newAgentCommand(e), newVersionCommand(e), newCompletionCommand(e), newManCommand(e),
 	)
 	wrapArgs(c)
