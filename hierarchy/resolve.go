@@ -226,8 +226,8 @@ func (r *resolver) burst(p Path, key string, size Size, of string, rate Bandwidt
 	// Both products fit: sizes have 32 bits, and rates end at MaxBandwidth.
 	if most := Size(uint64(rate) * secs / 8); size > most {
 		r.add(p, key, fmt.Sprintf("%s %v takes %ds at %s %v; the kernel holds at most %ds", key, size, uint64(size)*8/uint64(rate), of, rate, secs), fmt.Sprintf("write at most %v", most))
-	} else if size < 1600 {
-		r.warn(p, key, fmt.Sprintf("%s %v is less than a full packet: the branch will stay below its %s", key, size, of))
+	} else if uint64(size)*8*10_000 < uint64(rate) { // as tc's default from 128mbit on
+		r.warn(p, key, fmt.Sprintf("%s %v is sent in less than 100µs at %s %v, and timers may be later than that: the branch will stay below its %[3]s", key, size, of, rate))
 	}
 }
 

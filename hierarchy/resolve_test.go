@@ -297,9 +297,10 @@ func TestResolveProblems(t *testing.T) {
 			"eth0/a burst: burst 2740001b takes 274s at rate 80kbit; the kernel holds at most 274s | write at most 2740kb",
 			"eth0/a cburst: cburst 3mb takes 300s at ceil 80kbit; the kernel holds at most 274s | write at most 2740kb"}},
 		{"burst at the limit of the ticks", eth0(rate("100mbit"), branch("a", rate("80kbit"), bursts(2_740_000, 0))), nil},
-		{"burst of less than a packet", eth0(rate("100mbit"), branch("a", bursts(1500, 1500))), []string{
-			"eth0/a burst: warning: burst 1500b is less than a full packet: the branch will stay below its rate",
-			"eth0/a cburst: warning: cburst 1500b is less than a full packet: the branch will stay below its ceil"}},
+		{"burst of less than a timer's lateness", eth0(rate("100mbit"), branch("a", rate("20mbit"), bursts(249, 1249))), []string{
+			"eth0/a burst: warning: burst 249b is sent in less than 100µs at rate 20mbit, and timers may be later than that: the branch will stay below its rate",
+			"eth0/a cburst: warning: cburst 1249b is sent in less than 100µs at ceil 100mbit, and timers may be later than that: the branch will stay below its ceil"}},
+		{"burst of less than a packet", eth0(rate("100mbit"), branch("a", rate("64kbit"), ceil("64kbit"), bursts(80, 80))), nil},
 
 		// Bindings.
 		{"bound twice", eth0(rate("100mbit"), branch("a", bind("user:a", "user:b")), branch("b", bind("unit:x.service", "user:b"))), []string{

@@ -98,7 +98,7 @@ func TestEncodeClass(t *testing.T) {
 			if want.Quantum == 0 {
 				want.Quantum = innerQuantum
 			}
-			if err := settleClass(&want, 1, 0); err != nil {
+			if err := settleClass(&want, 0); err != nil {
 				t.Fatal(err)
 			}
 			if d := cmp.Diff(want, got); d != "" {

@@ -3,6 +3,8 @@
 package tc
 
 import (
+	"errors"
+	"fmt"
 	"math"
 	"math/bits"
 	"time"
@@ -16,13 +18,16 @@ import (
 // sends it as one.
 
 const (
-	// burstTime of a branch's rate may be sent at once, and burstFrames at least:
-	// HTB is woken by timers, serves whole packets, and forgets what a branch saves
-	// up beyond its burst while others have their turn. Below a few packets slow
-	// branches get less than their share; a larger burst is what fills the queues
-	// behind this interface when a branch wakes up.
-	burstTime   = 10 * time.Millisecond
-	burstFrames = 8
+	// burstTime of a branch's rate may be sent at once, and of its ceil: so over any
+	// tenth of a second it sends no more than a tenth above, and the last packet, for
+	// which HTB goes into debt. That holds for slow branches too, and does them no
+	// harm: the next packet comes when the debt is paid. The burst is for the lateness
+	// of timers.
+	burstTime = 10 * time.Millisecond
+	// A branch that borrows up to a ceil of its own below the line's gets
+	// 1/cappedBonus of the largest packet more of cburst, which lets it make use
+	// of its turn: see crowded.
+	cappedBonus = 4
 	// A leaf's quantum is what its rate sends in a certain time, the same for
 	// all leaves of an interface: a power of two between these. One that
 	// borrows sends its quantum in a row while the others that borrow wait, so
@@ -30,6 +35,7 @@ const (
 	// before and are not delayed. The longer it is, the longer the pauses of a
 	// branch that lives on what it borrows, and the longer it takes until shares
 	// are what they should be.
+	crowdedRound  = 1 << 23 * time.Nanosecond // about 8 ms: see crowded
 	shortestRound = 1 << 25 * time.Nanosecond // about 34 ms
 	usualRound    = 1 << 27 * time.Nanosecond // about 134 ms
 	longestRound  = 1 << 29 * time.Nanosecond // about 0.5 s
@@ -49,11 +55,66 @@ const (
 	queueFrames = 16
 )
 
-// defaultBurst is the burst for a rate: burstTime of it, at slow rates
-// burstFrames, but no more than the kernel can count. It does for burst and
-// rate, and for cburst and ceil.
-func defaultBurst(rate hierarchy.Bandwidth, mtu hierarchy.Size) hierarchy.Size {
-	return min(max(bytesIn(uint64(burstTime), rate), burstFrames*mtu), tickBytes(math.MaxUint32, rate))
+// burst is the burst for a rate, and the cburst for a ceil: burstTime of it and
+// more bytes, but no more than the kernel can count.
+func burst(rate hierarchy.Bandwidth, more hierarchy.Size) hierarchy.Size {
+	return min(max(bytesIn(uint64(burstTime), rate)+more, 1), tickBytes(math.MaxUint32, rate))
+}
+
+// capped says whether a class borrows up to a ceil that is below the line's. A turn
+// of any other needs no cburst: it does not get more than the ceil in it.
+func capped(c *hierarchy.Class, line hierarchy.Bandwidth) bool {
+	return c.Rate < c.Ceil && c.Ceil < line
+}
+
+// shape chooses the quanta and bursts of a tree where it has none, and rounds its
+// rates and bursts to what the kernel keeps.
+func shape(t *hierarchy.Tree, mtu, packet hierarchy.Size) error {
+	slowest := t.Root.Rate
+	for b := range t.All() {
+		if b.Leaf() {
+			slowest = min(slowest, b.Rate)
+		}
+	}
+	more := packet / cappedBonus
+	round := quantumTime(slowest, mtu, packet)
+	for round > crowdedRound && crowded(t, more, round) {
+		round /= 2
+	}
+	quanta(t.Root, 0, false, mtu, round)
+	var errs []error
+	for b := range t.All() {
+		m := hierarchy.Size(0)
+		if capped(&b.Class, t.Root.Ceil) {
+			m = more
+		}
+		if err := settleClass(&b.Class, m); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", b.Path, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// crowded says whether quanta of the given time are too large for the cburst of a
+// branch with a ceil of its own. In its turn such a branch is served at the speed of
+// the line, the others that borrow wait, and what is above its ceil comes from
+// cburst. When that is used up the turn ends, the quantum is not (htb_class_mode and
+// htb_dequeue_tree, net/sched/sch_htb.c, v6.12), and what the branch saves up
+// beyond cburst until it is served again is lost to it. A cburst that held every
+// turn would hold the ceil no longer: that of a fast branch beside a very slow one,
+// for whose sake quanta are large, would be half a second of it. So turns are
+// made shorter, and the slowest may then borrow more than its share.
+func crowded(t *hierarchy.Tree, more hierarchy.Size, round time.Duration) bool {
+	for b := range t.All() {
+		if !capped(&b.Class, t.Root.Ceil) {
+			continue
+		}
+		turn := scale(uint64(bytesIn(uint64(round), b.Rate)), uint64(t.Root.Ceil-b.Ceil), uint64(t.Root.Ceil))
+		if hierarchy.Size(turn) > burst(b.Ceil, more) {
+			return true
+		}
+	}
+	return false
 }
 
 // quantumTime is the time that the quanta below an interface are proportional

@@ -99,7 +99,7 @@ var tbf = discipline{
 		}
 		// What is within the burst is not segmented (tbf_enqueue,
 		// net/sched/sch_tbf.c, v6.12), so a few of the largest fit.
-		burst, err := size("burst", rate, max(defaultBurst(rate, s.mtu), 4*s.packet))
+		burst, err := size("burst", rate, max(burst(rate, 0), 8*s.mtu, 4*s.packet))
 		if err != nil {
 			return nil, err
 		}

@@ -48,23 +48,11 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 	if err != nil {
 		refuse(t.Root, err)
 	}
-	slowest := t.Root.Rate
-	for b := range t.All() {
-		if b.Leaf() {
-			slowest = min(slowest, b.Rate)
-		}
+	if err := shape(t, mtu, packet); err != nil {
+		errs = append(errs, err)
 	}
-	round := quantumTime(slowest, mtu, packet)
-	quanta(t.Root, 0, false, mtu, round)
 	for b := range t.All() {
 		b.Link = link
-		turn := hierarchy.Size(0)
-		if b != t.Root {
-			turn = bytesIn(uint64(round), b.Rate)
-		}
-		if err := settleClass(&b.Class, mtu, turn); err != nil {
-			refuse(b, err)
-		}
 		if !b.Leaf() {
 			b.Quantum, b.Prio = 0, 0
 			continue
@@ -117,17 +105,15 @@ func (d *Device) Remarks(t *hierarchy.Tree) []string {
 		d.Name, float64(sent-counted)/float64(counted)*100)}
 }
 
-// settleClass rounds a class and fills its bursts. A class that borrows may send
-// turn at once: with a smaller cburst it would end its turn too early, and forget
-// what it saves up while others have theirs. That does not make the bursts of the
-// interface any larger, which has a cburst of its own.
-func settleClass(c *hierarchy.Class, mtu, turn hierarchy.Size) error {
+// settleClass rounds a class and fills its bursts, cburst with more bytes than its
+// ceil asks for.
+func settleClass(c *hierarchy.Class, more hierarchy.Size) error {
 	c.Rate, c.Ceil = c.Rate.Kernel(), c.Ceil.Kernel()
 	if c.Burst == 0 {
-		c.Burst = defaultBurst(c.Rate, mtu)
+		c.Burst = burst(c.Rate, 0)
 	}
 	if c.CBurst == 0 {
-		c.CBurst = max(defaultBurst(c.Ceil, mtu), turn)
+		c.CBurst = burst(c.Ceil, more)
 	}
 	var err, cerr error
 	if c.Burst, err = roundTicks(c.Burst, c.Rate); err != nil {

@@ -5,8 +5,10 @@ package tc
 import (
 	"math"
 	"math/big"
+	"math/bits"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -131,14 +133,14 @@ func TestDefaults(t *testing.T) {
 		s    site
 		want result
 	}{
-		{"slow", site{1 * hierarchy.Mbit, 1 * hierarchy.Mbit, 1514, 65536, 250}, result{12112, 89760, 32, 4 << 20, "18.168ms"}},
+		{"slow", site{1 * hierarchy.Mbit, 1 * hierarchy.Mbit, 1514, 65536, 250}, result{1250, 89760, 32, 4 << 20, "18.168ms"}},
 		{"medium", site{10 * hierarchy.Mbit, 10 * hierarchy.Mbit, 1514, 65536, 250}, result{12500, 89760, 32, 4 << 20, "5ms"}},
 		{"fast", site{10 * hierarchy.Gbit, 10 * hierarchy.Gbit, 1514, 65536, 250}, result{12500000, 8750000, 1000, 32 << 20, "5ms"}},
 		{"may borrow", site{10 * hierarchy.Mbit, 100 * hierarchy.Mbit, 1514, 1514, 250}, result{12500, 87500, 57, 12500000, "5ms"}},
-		{"slower than anything", site{8, 8, 1514, 65536, 250}, result{274, 89760, 32, 4 << 20, "1m0s"}},
+		{"slower than anything", site{8, 8, 1514, 65536, 250}, result{1, 89760, 32, 4 << 20, "1m0s"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got := result{defaultBurst(tt.s.rate, tt.s.mtu), queueBytes(tt.s), queuePackets(tt.s), queueMemory(tt.s), codelTarget(tt.s).String()}
+			got := result{burst(tt.s.rate, 0), queueBytes(tt.s), queuePackets(tt.s), queueMemory(tt.s), codelTarget(tt.s).String()}
 			if d := cmp.Diff(tt.want, got); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}
@@ -181,5 +183,63 @@ func TestQuanta(t *testing.T) {
 				t.Errorf("(-want +got)\n%s", d)
 			}
 		})
+	}
+}
+
+// Whatever a branch has beside it, a tenth of a second of its ceil is that, a tenth
+// more and a part of the largest packet; what HTB goes into debt for comes to it. Its
+// turn fits in it all the same.
+func TestBursts(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	amount := func(below hierarchy.Bandwidth) hierarchy.Bandwidth {
+		return 8 * (1 + hierarchy.Bandwidth(r.Uint64N(1<<r.IntN(bits.Len64(uint64(below)))))/8) // whole bytes
+	}
+	var grow func(b *hierarchy.Branch, level int)
+	grow = func(b *hierarchy.Branch, level int) {
+		left := b.Rate
+		for range r.IntN(5) {
+			if level == 8 || left < 16 {
+				return
+			}
+			c := &hierarchy.Branch{Class: hierarchy.Class{Rate: amount(left / 2), Ceil: b.Ceil}}
+			left -= c.Rate
+			switch r.IntN(3) {
+			case 0:
+				c.Ceil = c.Rate
+			case 1:
+				c.Ceil = max(c.Rate, amount(b.Ceil))
+			}
+			b.Children = append(b.Children, c)
+			grow(c, level+1)
+		}
+	}
+	for range 20_000 {
+		line := amount(hierarchy.Tbit)
+		tree := hierarchy.Tree{Root: &hierarchy.Branch{Class: hierarchy.Class{Rate: line, Ceil: line}}}
+		grow(tree.Root, 1)
+		mtu := hierarchy.Size(1514)
+		packet := []hierarchy.Size{1514, 3028, 64 << 10, 512 << 10}[r.IntN(4)]
+		if err := shape(&tree, mtu, packet); err != nil {
+			t.Fatal(err)
+		}
+		for b := range tree.All() {
+			of := func(rate hierarchy.Bandwidth, d time.Duration) hierarchy.Size { // rounded up, with the kernel's ticks
+				return bytesIn(uint64(d+tick), rate) + 2
+			}
+			more := hierarchy.Size(0)
+			if b.Rate < b.Ceil && b.Ceil < tree.Root.Ceil {
+				more = packet / 4
+			}
+			if b.Burst > of(b.Rate, 10*time.Millisecond) || b.CBurst > of(b.Ceil, 10*time.Millisecond)+more {
+				t.Fatalf("rate %v, ceil %v of %v, packets of %v: burst %v, cburst %v", b.Rate, b.Ceil, line, packet, b.Burst, b.CBurst)
+			}
+			if !b.Leaf() || b.Quantum <= mtu+mtu/lateBonus || b.Rate >= b.Ceil || b.Ceil >= tree.Root.Ceil {
+				continue
+			}
+			// A leaf below branches that lend in turns has an eighth more.
+			if turn := float64(b.Quantum) / (1 + 1.0/lateBonus) * (1 - float64(b.Ceil)/float64(tree.Root.Ceil)); turn > float64(b.CBurst)+1 {
+				t.Fatalf("rate %v, ceil %v of %v, packets of %v: a turn of %.0f, cburst %v", b.Rate, b.Ceil, line, packet, turn, b.CBurst)
+			}
+		}
 	}
 }

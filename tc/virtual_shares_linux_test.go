@@ -14,7 +14,7 @@ import (
 // In virtual time what a tree does to its traffic is the same on every machine.
 func TestVMVirtualTime(t *testing.T) {
 	t.Parallel()
-	for _, tests := range []string{"^TestVirtualShares$", "^TestVirtual(Latency|Rates)$"} {
+	for _, tests := range []string{"^TestVirtualShares$", "^TestVirtual(Latency|Rates|Ceilings)$"} {
 		t.Run(tests, func(t *testing.T) {
 			t.Parallel()
 			vm.Run(t, vm.VirtualTime(), vm.V2, "", "-test.run="+tests)
@@ -147,6 +147,11 @@ func TestVirtualShares(t *testing.T) {
 		{settle: 20 * second, window: 60 * second, bound: 0.06, why: missed, name: "a slow capped leaf", phases: []string{"10mbit\n  a 100kbit ceil=150kbit tcp\n  b 50% tcp\n  rest 10% tcp\n"}},
 		{bound: 0.15, why: large, name: "a slow leaf", phases: []string{"10mbit\n  a 100kbit ceil=200kbit tcp\n  b 50% tcp\n  rest 10% tcp\n"}},
 		{bound: 0.06, why: missed, name: "ceilings at three levels", phases: []string{"10mbit\n  a 20% ceil=50%\n    x 50% ceil=60%\n      u 50% ceil=40% udp\n      v 50% udp\n    y 50% udp\n  rest 10% ceil=20% udp\n"}},
+		// A ceiling beside a slow branch, for whose sake turns are long.
+		{bound: 0.05, why: large, name: "a cap beside a very slow leaf", window: 6 * second, phases: []string{all("tcp/4", "100mbit\n  a 10% ceil=20% D\n  b 16kbit\n  c 50% D\n  rest 1% D\n")}},
+		{name: "a cap beside a very slow leaf", window: 6 * second, phases: []string{all("udp", "100mbit\n  a 10% ceil=60% D\n  b 16kbit\n  c 50% D\n  rest 1% D\n")}},
+		{bound: 0.08, why: missed, name: "a high cap beside a slow leaf", window: 6 * second, phases: []string{all("tcp/4", "100mbit\n  a 40% ceil=60% D\n  b 1% D\n  c 20% D\n  rest 1% D\n")}},
+		{bound: 0.08, why: missed, name: "a high cap beside a slow leaf", window: 4 * second, phases: []string{all("udp", "1gbit\n  a 40% ceil=60% D\n  b 1% D\n  c 20% D\n  rest 1% D\n")}},
 		// Depth.
 		{name: "four levels", phases: []string{chain("10mbit", 4, "tcp")}},
 		{bound: 0.08, why: turns, name: "eight levels", phases: []string{chain("10mbit", 8, "udp")}},
