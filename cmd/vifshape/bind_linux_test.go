@@ -210,11 +210,14 @@ func TestKernelBindAtomic(t *testing.T) {
 		return all
 	}
 	before, state := bindings(), n.state()
+	empty := func(target string) []boundView { // nobody is in it
+		return []boundView{{Target: target, heldView: heldView{Sockets: new(int), Carried: new(int)}}}
+	}
 	want := bindingsJSON{Bindings: []*bindingView{
-		{Path: "eth0/base", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at}, Bound: []string{"cgroup:" + at}},
-		{Path: "eth0/web", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at + "/a*"}, AtRuntime: true, Bound: []string{"cgroup:" + at + "/a"}},
+		{Path: "eth0/base", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at}, Bound: []string{"cgroup:" + at}, Held: empty("cgroup:" + at)},
+		{Path: "eth0/web", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at + "/a*"}, AtRuntime: true, Bound: []string{"cgroup:" + at + "/a"}, Held: empty("cgroup:" + at + "/a")},
 	}}
-	if diff := cmp.Diff(want, before); diff != "" {
+	if diff := cmp.Diff(want, before, cmp.AllowUnexported(boundView{})); diff != "" {
 		t.Errorf("bindings (-want +got):\n%s", diff)
 	}
 	n.fails(exitError, "and just as exactly", "bind", "eth0/db", "cgroup:"+at+"/b", "cgroup:"+at+"/*a")
@@ -223,7 +226,7 @@ func TestKernelBindAtomic(t *testing.T) {
 	c := n.command("bind", "eth0/db", "cgroup:"+at+"/b")
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	n.failed(n.start(c).wait(), exitPrivilege, "")
-	if diff := cmp.Diff(before, bindings()); diff != "" {
+	if diff := cmp.Diff(before, bindings(), cmp.AllowUnexported(boundView{})); diff != "" {
 		t.Errorf("bindings after what was refused (-before +after):\n%s", diff)
 	}
 	if diff := cmp.Diff(state, n.state()); diff != "" {
@@ -242,7 +245,7 @@ func TestKernelBindAtomic(t *testing.T) {
 		t.Errorf("a cgroup that appeared:\n%s", out)
 	}
 	n.ok("bind", "eth0/web", "cgroup:"+at+"/b")
-	if out := n.ok("bindings", "eth0/web"); strings.Contains(out, "not bound") || !strings.Contains(out, at+"/a2\n") {
+	if out := n.ok("bindings", "eth0/web"); strings.Contains(out, "not bound") || !strings.Contains(out, at+"/a2: no process\n") {
 		t.Errorf("a cgroup that appeared, after a bind:\n%s", out)
 	}
 }
