@@ -195,6 +195,12 @@ func (b *borrower) close() {}
 
 func (b *borrower) carry(pids map[int]bool) (all []carried, failed []AttachFailure, err error) {
 	for pid := range pids {
+		if first, err := readProcess(pid); err == nil && first.exits() {
+			if _, err := living(pid); err == nil {
+				failed = append(failed, AttachFailure{pid, errors.New("its first thread has ended, by which alone this kernel lets its open sockets be reached: they keep their class")})
+			}
+			continue
+		}
 		some, not, err := b.process(pid)
 		all, failed = append(all, some...), append(failed, not...)
 		if err != nil && !errors.Is(err, unix.ESRCH) {
