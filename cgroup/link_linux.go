@@ -86,7 +86,22 @@ func (b *Binder) ask(typ netlink.HeaderType, flags netlink.HeaderFlags, body []b
 		return nil, err
 	}
 	defer c.Close()
-	return c.Execute(netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | flags}, Data: body})
+	return whole(func() ([]netlink.Message, error) {
+		return c.Execute(netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | flags}, Data: body})
+	})
+}
+
+// whole asks again where what is listed was changed meanwhile: such a list may lack
+// what was there all the time (nl_dump_check_consistent, include/net/netlink.h, v6.12).
+func whole(ask func() ([]netlink.Message, error)) ([]netlink.Message, error) {
+	const most = 100
+	for range most {
+		answers, err := ask()
+		if err != nil || !slices.ContainsFunc(answers, func(m netlink.Message) bool { return m.Header.Flags&netlink.DumpInterrupted != 0 }) {
+			return answers, err
+		}
+	}
+	return nil, errors.New("it changes faster than it can be read")
 }
 
 // listPorts lists the interfaces whose other ends are in other network namespaces.

@@ -75,7 +75,7 @@ func (r *nfReader) get(what int, f nftables.TableFamily, all bool, attrs func(*n
 	if all {
 		m.Header.Flags |= netlink.Dump
 	}
-	answers, err := r.c.Execute(m)
+	answers, err := whole(func() ([]netlink.Message, error) { return r.c.Execute(m) })
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINVAL), // EINVAL: no such subsystem (nfnetlink_rcv_msg)
 		errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT):

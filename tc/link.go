@@ -4,9 +4,11 @@ package tc
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -151,9 +153,21 @@ func getLinks(c *netlink.Conn, flags netlink.HeaderFlags, index uint32, ask func
 	binary.NativeEndian.PutUint32(e.b[4:], index)
 	e.attr32(unix.IFLA_EXT_MASK, rtextSkipStats)
 	ask(&e)
-	msgs, err := c.Execute(message(unix.RTM_GETLINK, flags, e.b))
-	if err != nil {
-		return nil, err
+	const most = 100
+	var msgs []netlink.Message
+	for try := 0; ; try++ {
+		var err error
+		if msgs, err = c.Execute(message(unix.RTM_GETLINK, flags, e.b)); err != nil {
+			return nil, err
+		}
+		// a list that was changed meanwhile may lack what was there all the time
+		// (nl_dump_check_consistent, include/net/netlink.h, v6.12)
+		if !slices.ContainsFunc(msgs, func(m netlink.Message) bool { return m.Header.Flags&netlink.DumpInterrupted != 0 }) {
+			break
+		}
+		if try == most {
+			return nil, errors.New("interfaces come and go faster than they can be read")
+		}
 	}
 	var links []Link
 	for _, m := range msgs {

@@ -185,6 +185,26 @@ func TestReadLinkAsks(t *testing.T) {
 	}
 }
 
+// TestReadLinksAgain: a list that was changed while it was read is read again, and
+// not for ever.
+func TestReadLinksAgain(t *testing.T) {
+	for _, interrupted := range []int{0, 3, 1000} {
+		asked := 0
+		c := nltest.Dial(func(req []netlink.Message) ([]netlink.Message, error) {
+			h := netlink.Header{Type: unix.RTM_NEWLINK, Flags: netlink.Multi, Sequence: req[0].Header.Sequence, PID: req[0].Header.PID}
+			if asked++; asked <= interrupted {
+				h.Flags |= netlink.DumpInterrupted
+			}
+			return nltest.Multipart([]netlink.Message{{Header: h, Data: linkMessage()}, {Header: h, Data: linkMessage()}, {Header: h, Data: make([]byte, 4)}})
+		})
+		links, err := readLinks(c)
+		if (err != nil) != (interrupted == 1000) || err == nil && (len(links) != 2 || asked != interrupted+1) {
+			t.Errorf("%d times interrupted: %d links by %d lists, %v", interrupted, len(links), asked, err)
+		}
+		c.Close()
+	}
+}
+
 func FuzzDecodeLink(f *testing.F) {
 	f.Add(linkMessage())
 	f.Add(vxlanMessage(4))
