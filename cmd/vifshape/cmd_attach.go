@@ -33,8 +33,10 @@ What a process in another network namespace sends is forwarded here without its
 socket. With it the interface is bound that leads there, if there is one and nobody
 was there before; else attach says why not.
 
-With binding nft open sockets keep their class; with net_cls those of a process
-whose first thread has ended may. Attach says so. A service of
+A socket that cannot be given the branch, as one whose options take all the memory
+that the kernel allows, is named, and the exit status is 3. With binding nft open
+sockets keep their class; with net_cls those of a process whose first thread has
+ended may. Attach says so. A service of
 systemd is no part of its unit's cgroup any more: where the unit as a whole is
 meant, bind it in the policy.
 
@@ -45,8 +47,8 @@ EXIT STATUS
   0    done
   1    an error; nothing was moved
   2    wrong flags or arguments
-  3    some of the processes are in the branch, and some are not, or the packets of
-       some are not
+  3    some of the processes are in the branch and some are not, or not all their
+       sockets, or not the packets of some
   4    another vifshape is changing this network namespace
   5    root is needed, or root lacks a capability that the message names
   130  interrupted; what was moved stays there`,
