@@ -111,7 +111,7 @@ func (p Plan) Empty() bool { return len(p.Steps) == 0 }
 //
 // The order of steps: the root qdisc; classes that stand in the way of others
 // (see clear); classes that shrink, children first; new classes and those that
-// grow, parents first; leaf queues; the classifier; bindings; and at last the
+// grow, parents first, and of the new ones the rest as early as can be; leaf queues; the classifier; bindings; and at last the
 // classes that go, children first. Taking everything away is the reverse, and one
 // message for the whole tree.
 func Diff(old, want State) Plan {
@@ -222,9 +222,24 @@ func (p *Plan) classes(old, want []Class) (last []Step) {
 			last = append(last, Step{Action: Delete, Old: &old[i]})
 		}
 	}
+	restFirst(rest)
 	slices.Reverse(shrink)
 	p.Steps = append(append(p.Steps, shrink...), rest...)
 	return last
+}
+
+// restFirst moves the step for a new class that carries what no binding claims to the
+// front, behind that for its parent. The root qdisc has nowhere to put such packets
+// before.
+func restFirst(steps []Step) {
+	at := slices.IndexFunc(steps, func(s Step) bool { return s.Action == Create && s.New.(*Class).ID == ID(RestMinor) })
+	if at < 0 {
+		return
+	}
+	rest := steps[at]
+	up := slices.IndexFunc(steps, func(s Step) bool { return s.New.(*Class).ID == rest.New.(*Class).Parent })
+	copy(steps[up+2:], steps[up+1:at])
+	steps[up+1] = rest
 }
 
 // same compares all but the name.

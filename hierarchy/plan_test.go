@@ -384,12 +384,12 @@ func TestDiff(t *testing.T) {
 				s.Classes[i].Path = ""
 			}
 		}), one, nil},
-		{"from nothing", none, one, []string{"+ root qdisc htb 71f:", "+ " + class("eth0"), "+ " + class("eth0/a"), "+ " + class("eth0/b"), "+ " + class("eth0/rest"),
+		{"from nothing", none, one, []string{"+ root qdisc htb 71f:", "+ " + class("eth0"), "+ " + class("eth0/rest"), "+ " + class("eth0/a"), "+ " + class("eth0/b"),
 			"+ " + leaf("eth0/a"), "+ " + leaf("eth0/b"), "+ " + leaf("eth0/rest"), "+ classifier bpf", "+ " + bound("eth0/a")}},
 		{"to nothing: one step for the tree", one, none, []string{"- " + bound("eth0/a"), "- classifier bpf", "- root qdisc htb 71f:"}},
 		{"shrink before growth, then the binding", one, other, []string{"~ " + class("eth0/a"), "~ " + class("eth0/b"), "~ " + bound("eth0/b")}},
 		{"a class goes after its binding", one, fewer, []string{"- " + bound("eth0/a"), "- " + class("eth0/a")}},
-		{"over a foreign qdisc", foreign, with(fewer, func(s *State) { s.Hook = Hook{} }), []string{"~ root qdisc htb 71f:", "+ " + class("eth0"), "+ " + class("eth0/b"), "+ " + class("eth0/rest"),
+		{"over a foreign qdisc", foreign, with(fewer, func(s *State) { s.Hook = Hook{} }), []string{"~ root qdisc htb 71f:", "+ " + class("eth0"), "+ " + class("eth0/rest"), "+ " + class("eth0/b"),
 			"+ " + leaf("eth0/b"), "+ " + leaf("eth0/rest")}},
 		{"a foreign qdisc is left alone", foreign, none, nil},
 		{"a leaf's queue", one, with(one, func(s *State) { s.Leaves = slices.Clone(s.Leaves); s.Leaves[0].Qdisc.Kind = "sfq" }), []string{"~ qdisc sfq of eth0/a (" + id("eth0/a").String() + ")"}},

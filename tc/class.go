@@ -21,10 +21,11 @@ const (
 	tcaStab         = 8
 	tcaIngressBlock = 13
 
-	tcaHTBParms  = 1
-	tcaHTBInit   = 2
-	tcaHTBRate64 = 6
-	tcaHTBCeil64 = 7
+	tcaHTBParms      = 1
+	tcaHTBInit       = 2
+	tcaHTBDirectQlen = 5
+	tcaHTBRate64     = 6
+	tcaHTBCeil64     = 7
 )
 
 // Link layers of linux/pkt_sched.h. With none given the kernel looks for the

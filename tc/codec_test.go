@@ -108,6 +108,16 @@ func TestEncodeClass(t *testing.T) {
 	}
 }
 
+// tc qdisc add dev IF root handle 71f: htb default 2 r2q 10 direct_qlen 0
+func TestEncodeRoot(t *testing.T) {
+	flags := netlink.Create | netlink.Excl
+	golden(t, encodeRoot(5, flags), flags, `00000000 05000000 00001f07 ffffffff 00000000
+		 08000100 68746200
+		 24000280 18000200
+		 03000000 0a000000 02000000 00000000 00000000
+		 08000500 00000000`)
+}
+
 func TestEncodeClassRefused(t *testing.T) {
 	ok := hierarchy.Class{ID: hierarchy.ID(0x10), Parent: hierarchy.ID(1), Rate: hierarchy.Mbit, Ceil: hierarchy.Mbit}
 	for _, tt := range []struct {

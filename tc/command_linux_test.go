@@ -30,8 +30,8 @@ func TestCommands(t *testing.T) {
 		step hierarchy.Step
 		want []string
 	}{
-		{"root", hierarchy.Step{Action: hierarchy.Create, New: root}, []string{"tc qdisc add dev eth0 root handle 71f: htb default 2 r2q 10 direct_qlen 1000"}},
-		{"root in the place of another", hierarchy.Step{Action: hierarchy.Change, Old: &hierarchy.Root{Kind: "tbf", Handle: 7 << 16}, New: root}, []string{"tc qdisc replace dev eth0 root handle 71f: htb default 2 r2q 10 direct_qlen 1000"}},
+		{"root", hierarchy.Step{Action: hierarchy.Create, New: root}, []string{"tc qdisc add dev eth0 root handle 71f: htb default 2 r2q 10 direct_qlen 0"}},
+		{"root in the place of another", hierarchy.Step{Action: hierarchy.Change, Old: &hierarchy.Root{Kind: "tbf", Handle: 7 << 16}, New: root}, []string{"tc qdisc replace dev eth0 root handle 71f: htb default 2 r2q 10 direct_qlen 0"}},
 		{"no root", hierarchy.Step{Action: hierarchy.Delete, Old: root}, []string{"tc qdisc delete dev eth0 root handle 71f: htb"}},
 		{"interface's class", hierarchy.Step{Action: hierarchy.Create, New: top}, []string{"tc class add dev eth0 root classid 71f:1 htb rate 1mbit ceil 1mbit burst 1600b cburst 1600b quantum 65536 prio 0 overhead 44 mpu 64 linklayer atm # eth0"}},
 		{"class", hierarchy.Step{Action: hierarchy.Change, Old: web, New: web}, []string{"tc class change dev eth0 parent 71f:1 classid 71f:10 htb rate 1mbit ceil 1mbit burst 1600b cburst 1600b quantum 3000 prio 3 # eth0/web"}},

@@ -26,8 +26,8 @@ type Config struct {
 // Conn is a connection to the traffic control of one network namespace. It is
 // not for use by several goroutines at once.
 type Conn struct {
-	nl   *netlink.Conn // classes, leaf qdiscs, dumps, statistics
-	tc   *gotc.Tc      // root qdiscs, hooks and filters; it has a socket of its own
+	nl   *netlink.Conn // qdiscs, classes, dumps, statistics
+	tc   *gotc.Tc      // hooks and filters; it has a socket of its own
 	warn func(string)
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"time"
 
-	gotc "github.com/florianl/go-tc"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -29,11 +28,11 @@ const (
 // comes with its quantum.
 const r2q = 10
 
-// directQueue is the number of packets that may wait unshaped while HTB stands
-// and its default class does not yet. The kernel would take the length of the
-// device's own queue, which is 0 for many tunnels and bridges and would mean
-// that every packet is dropped (htb_enqueue, net/sched/sch_htb.c, v6.12).
-const directQueue = 1000
+// directQueue is the number of packets that may pass HTB unshaped: none. What has no
+// class, while the tree is made or because somebody took the rest away, is dropped
+// (htb_enqueue, net/sched/sch_htb.c, v6.12), and so is what root's SO_PRIORITY sends to
+// the qdisc's own id before the classifier is in place.
+const directQueue = 0
 
 // Do carries out steps on the root qdisc, classes and leaf qdiscs, in order, and
 // returns how many took effect before the one that failed. Steps go to the
@@ -67,10 +66,7 @@ func (d *Device) Do(ctx context.Context, steps []hierarchy.Step) (int, error) {
 // doSome carries out the first steps, as many as go together.
 func (d *Device) doSome(ctx context.Context, steps []hierarchy.Step) (int, error) {
 	if _, ok := steps[0].Item().(*hierarchy.Root); ok {
-		if err := d.doRoot(steps[0]); err != nil {
-			return 0, err
-		}
-		return 1, nil
+		return d.doRoot(steps)
 	}
 	if steps[0].Action == hierarchy.Delete {
 		n := 1
@@ -85,14 +81,15 @@ func (d *Device) doSome(ctx context.Context, steps []hierarchy.Step) (int, error
 	return d.doBatch(steps)
 }
 
-// doBatch makes and changes as many classes and leaf qdiscs as fit in a batch.
+// doBatch makes and changes as many classes and leaf qdiscs as fit in a batch. The
+// first step may be the root qdisc's.
 func (d *Device) doBatch(steps []hierarchy.Step) (int, error) {
 	var msgs []netlink.Message
 	var of []int // the step that a message belongs to
 	n := 0
 	var bad error
 	for n < len(steps) && len(msgs) < batchSize && steps[n].Action != hierarchy.Delete {
-		if _, ok := steps[n].Item().(*hierarchy.Root); ok {
+		if _, ok := steps[n].Item().(*hierarchy.Root); ok && n > 0 {
 			break
 		}
 		m, err := d.encode(steps[n])
@@ -124,6 +121,11 @@ func (d *Device) encode(s hierarchy.Step) ([]netlink.Message, error) {
 		flags = 0
 	}
 	switch item := s.New.(type) {
+	case *hierarchy.Root:
+		if s.Action == hierarchy.Change { // from another one
+			flags = netlink.Create | netlink.Replace
+		}
+		return []netlink.Message{encodeRoot(d.Index, flags)}, nil
 	case *hierarchy.Class:
 		m, err := encodeClass(d.Index, flags, item)
 		return []netlink.Message{m}, err
@@ -249,46 +251,69 @@ func (d *Device) drain(ctx context.Context, classes map[hierarchy.ClassID]hierar
 	}
 }
 
-// doRoot makes or deletes the root qdisc.
-func (d *Device) doRoot(s hierarchy.Step) error {
+// doRoot makes or deletes the root qdisc. With it goes as much of the tree as fits in
+// a batch: the class for what no binding claims is among the first, and the kernel works
+// through a batch whatever becomes of us, so that the interface never stands there
+// without it.
+func (d *Device) doRoot(steps []hierarchy.Step) (int, error) {
+	s := steps[0]
 	if s.Action == hierarchy.Delete {
+		err := error(nil)
 		if d.former != nil && !d.former.Partial {
-			return d.Restore(*d.former)
+			err = d.Restore(*d.former)
+		} else {
+			err = d.stepError(s, d.deleteRoot())
 		}
-		return d.stepError(s, d.c.tc.Qdisc().Delete(d.htb()))
+		if err != nil {
+			return 0, err
+		}
+		return 1, nil
 	}
 	found, _, err := d.qdiscs()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	root := found.root()
-	qdisc := d.c.tc.Qdisc()
 	if !root.Foreign() {
-		return d.stepError(s, qdisc.Add(d.htb()))
+		return d.doBatch(steps)
 	}
 	if old, ok := s.Old.(*hierarchy.Root); !ok || *old != root {
-		return fmt.Errorf("%s: root qdisc %s %v is %w: set replace = true for the interface, or remove it with \"tc qdisc del dev %s root\"",
+		return 0, fmt.Errorf("%s: root qdisc %s %v is %w: set replace = true for the interface, or remove it with \"tc qdisc del dev %s root\"",
 			d.Name, root.Kind, root.Handle, ErrForeign, d.Name)
 	}
 	former, err := d.describe(found)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if err := qdisc.Replace(d.htb()); err != nil {
-		return d.stepError(s, err)
+	n, err := d.doBatch(steps)
+	if n > 0 {
+		d.former = former
 	}
-	d.former = former
-	return nil
+	return n, err
 }
 
-// htb is our root qdisc for go-tc.
-func (d *Device) htb() *gotc.Object {
-	direct := uint32(directQueue)
-	return &gotc.Object{
-		Msg: gotc.Msg{Family: unix.AF_UNSPEC, Ifindex: d.Index, Handle: uint32(hierarchy.ID(0)), Parent: gotc.HandleRoot},
-		Attribute: gotc.Attribute{Kind: "htb", Htb: &gotc.Htb{
-			Init:       &gotc.HtbGlob{Version: 3, Rate2Quantum: r2q, Defcls: hierarchy.RestMinor},
-			DirectQlen: &direct,
-		}},
-	}
+// encodeRoot is the message that makes our root qdisc.
+func encodeRoot(index uint32, flags netlink.HeaderFlags) netlink.Message {
+	e := encoder{make([]byte, 0, 96)}
+	e.tcMsg(tcMsg{index: index, handle: uint32(hierarchy.ID(0)), parent: rootParent})
+	e.attrString(tcaKind, "htb")
+	e.nest(tcaOptions, func() {
+		e.attr(tcaHTBInit, func() { // struct tc_htb_glob of linux/pkt_sched.h
+			e.uint32(3) // version
+			e.uint32(r2q)
+			e.uint32(hierarchy.RestMinor)
+			e.uint32(0) // debug
+			e.uint32(0) // direct_pkts: the kernel's to say
+		})
+		e.attr32(tcaHTBDirectQlen, directQueue)
+	})
+	return message(unix.RTM_NEWQDISC, flags, e.b)
+}
+
+// deleteRoot takes our root qdisc away, and all below it.
+func (d *Device) deleteRoot() error {
+	e := encoder{make([]byte, 0, sizeofTcMsg)}
+	e.tcMsg(tcMsg{index: d.Index, handle: uint32(hierarchy.ID(0)), parent: rootParent})
+	_, err := d.c.send([]netlink.Message{message(unix.RTM_DELQDISC, 0, e.b)})
+	return err
 }

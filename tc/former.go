@@ -78,7 +78,7 @@ func (d *Device) Restore(f Former) error {
 	case f.Kind == "" && !root.Ours():
 		return nil
 	case f.Kind == "":
-		return d.fail("delete root qdisc", d.c.tc.Qdisc().Delete(d.htb()))
+		return d.fail("delete root qdisc", d.deleteRoot())
 	}
 	e := encoder{}
 	e.tcMsg(tcMsg{index: d.Index, handle: uint32(f.Handle), parent: rootParent})

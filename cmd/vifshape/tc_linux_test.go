@@ -47,7 +47,7 @@ func TestKernelPlanTC(t *testing.T) {
 	ours, theirs := newNetwork(t), newNetwork(t)
 	file := ours.policy("policy.toml", everything)
 	script := ours.ok("plan", "--tc", file)
-	const root = "tc qdisc add dev eth0 root handle 71f: htb default 2 r2q 10 direct_qlen 1000\n"
+	const root = "tc qdisc add dev eth0 root handle 71f: htb default 2 r2q 10 direct_qlen 0\n"
 	if !strings.HasPrefix(script, root) {
 		t.Errorf("got\n%swant %s first", script, root)
 	}

@@ -1,0 +1,89 @@
+package tc_test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// unshaped is the number of packets that passed the root qdisc without a class.
+func (b *bench) unshaped() int {
+	b.t.Helper()
+	type qdisc struct {
+		Kind    string `json:"kind"`
+		Options struct {
+			Direct int `json:"direct_packets_stat"`
+		} `json:"options"`
+	}
+	for _, q := range tctest.TCJSON[qdisc](b.t, b.net, "qdisc", "show", "dev", b.Name, "root") {
+		if q.Kind == "htb" {
+			return q.Options.Direct
+		}
+	}
+	b.t.Fatal("no htb at the root")
+	return 0
+}
+
+// TestKernelFirstApply holds that no packet passes unshaped while a tree is made,
+// whatever root's SO_PRIORITY says, nor afterwards.
+func TestKernelFirstApply(t *testing.T) {
+	b, p := veth(t)
+	var leaves []*hierarchy.BranchSpec
+	for i := range 300 { // more than go with the root qdisc
+		leaves = append(leaves, branch(fmt.Sprint("b", i), hierarchy.Mbit))
+	}
+	tree := b.tree(hierarchy.Gbit, leaves...)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var sources []*lab.Source
+	for _, class := range []hierarchy.ClassID{0, hierarchy.ID(0), tree.Root.ID, tree.Root.Children[7].ID} {
+		s, err := lab.Start(ctx, lab.Traffic{
+			NetNS: p.Near, Protocol: "udp", To: netip.AddrPortFrom(p.Far4, 9), Size: 64, Rate: 20 * hierarchy.Mbit, Control: into(class),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sources = append(sources, s)
+	}
+	for range 20 {
+		b.apply(tree)
+		if n := b.unshaped(); n != 0 {
+			t.Errorf("%d packets passed unshaped", n)
+		}
+		b.do(hierarchy.Diff(b.read(), hierarchy.State{Interface: b.Name}).Steps...)
+	}
+	for _, s := range sources {
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestKernelNoClass holds that what has no class is dropped, where a hand took the
+// rest away too.
+func TestKernelNoClass(t *testing.T) {
+	b, p := veth(t)
+	tree := b.tree(hierarchy.Gbit)
+	b.apply(tree)
+	arrive := func(want int) {
+		t.Helper()
+		far := newCounter(t, p.Far, 9, 958)
+		defer unix.Close(far.fd)
+		b.send(p, hierarchy.ID(0), 3)
+		b.send(p, 0, 4)
+		if got := int(far.count(t).Packets); got != want {
+			t.Errorf("%d packets arrived, not %d", got, want)
+		}
+	}
+	arrive(4)
+	tctest.TC(t, b.net, "class", "delete", "dev", b.Name, "classid", hierarchy.ID(hierarchy.RestMinor).String())
+	tctest.TC(t, b.net, "class", "delete", "dev", b.Name, "classid", tree.Root.ID.String())
+	arrive(0)
+}
