@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -86,4 +87,30 @@ func TestKernelNoClass(t *testing.T) {
 	tctest.TC(t, b.net, "class", "delete", "dev", b.Name, "classid", hierarchy.ID(hierarchy.RestMinor).String())
 	tctest.TC(t, b.net, "class", "delete", "dev", b.Name, "classid", tree.Root.ID.String())
 	arrive(0)
+}
+
+// TestKernelLongWait holds that a queue that may hold packets up for long is remarked on.
+func TestKernelLongWait(t *testing.T) {
+	b, p := veth(t)
+	tree := func(ceil hierarchy.Bandwidth, params ...string) *hierarchy.Tree {
+		x := leaf("x", ceil, "bfifo", params...)
+		x.Ceil = hierarchy.Absolute(ceil)
+		rest := leaf(hierarchy.RestName, hierarchy.Mbit, "bfifo")
+		return b.tree(hierarchy.Gbit, x, rest)
+	}
+	check := func(tree *hierarchy.Tree, want string) {
+		t.Helper()
+		if got := strings.Join(b.Remarks(tree), "\n"); got != want {
+			t.Errorf("remarks\n%s\nwant\n%s", got, want)
+		}
+	}
+	check(tree(10*hierarchy.Mbit), "")
+	check(tree(3*hierarchy.Mbit), "")
+	check(tree(75*hierarchy.Kbit), `eth0/x: packets may wait 9.57s there at ceil 75kbit; "ip link set dev eth0 gso_max_segs 1" before the next apply makes it 2.75s, qdisc = { kind = "bfifo", limit = "3028b" } for it then 320ms`)
+	check(tree(2*hierarchy.Mbit), `eth0/x: packets may wait 360ms there at ceil 2mbit; "ip link set dev eth0 gso_max_segs 1" before the next apply makes it 100ms`)
+	tctest.Output(t, p.Near, "ip", "link", "set", "dev", p.Dev, "gso_max_segs", "1")
+	b = open(t, p.Near, p.Dev)
+	check(tree(75*hierarchy.Kbit), `eth0/x: packets may wait 2.75s there at ceil 75kbit; qdisc = { kind = "bfifo", limit = "3028b" } for it then 320ms`)
+	check(tree(75*hierarchy.Kbit, `limit="3028b"`), "")
+	check(tree(hierarchy.Mbit), "")
 }

@@ -5,11 +5,13 @@ package tc
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -90,20 +92,97 @@ func clock() (hz uint64, err error) {
 // (qdisc_pkt_len_init, net/core/dev.c, v6.12), but what the line adds is added once.
 // Where packets of the MTU could so take a hundredth more than their rate, that is
 // remarked on.
+//
+// So is a leaf in which packets may wait for longer than [longWait] at its ceil, where
+// the queue is as it comes: for a packet of the largest size, or for a full queue
+// that only counts bytes or packets.
 func (d *Device) Remarks(t *hierarchy.Tree) []string {
+	return slices.DeleteFunc([]string{d.segmented(t), d.waiting(t)}, func(s string) bool { return s == "" })
+}
+
+func (d *Device) segmented(t *hierarchy.Tree) string {
 	frame := d.mtu - ethernetHeader + d.header
 	parts := d.packet / frame
 	if parts < 2 {
-		return nil
+		return ""
 	}
 	link := t.Root.Link
 	counted, sent := link.Bytes(parts*frame), parts*link.Bytes(frame)
 	if sent*100 < counted*101 {
-		return nil
+		return ""
 	}
-	return []string{fmt.Sprintf("%s: packets that are segmented behind the queue get the line's overhead once, not for each part: large transfers may take up to %.1f %% more of the line than their rate; \"ip link set dev %[1]s gso_max_segs 1\" ends that for what this machine sends, \"ethtool -K DEV gro off\" for what it forwards from DEV",
-		d.Name, float64(sent-counted)/float64(counted)*100)}
+	return fmt.Sprintf("%s: packets that are segmented behind the queue get the line's overhead once, not for each part: large transfers may take up to %.1f %% more of the line than their rate; \"ip link set dev %[1]s gso_max_segs 1\" ends that for what this machine sends, \"ethtool -K DEV gro off\" for what it forwards from DEV",
+		d.Name, float64(sent-counted)/float64(counted)*100)
 }
+
+// longWait is what packets should not have to wait for in a branch.
+const longWait = 250 * time.Millisecond
+
+func (d *Device) waiting(t *hierarchy.Tree) string {
+	mtu, packet := d.mtu, d.packet
+	if t.MTU != 0 {
+		mtu, packet = t.MTU, t.MTU
+	}
+	var worst *hierarchy.Branch
+	longest, also := time.Duration(0), -1
+	for b := range t.All() {
+		if !b.Leaf() {
+			continue
+		}
+		wait := sendTime(max(fullQueue(b, mtu, packet), packet), b.Ceil)
+		if wait > longWait {
+			also++
+		}
+		if wait > longest {
+			worst, longest = b, wait
+		}
+	}
+	if longest <= longWait {
+		return ""
+	}
+	name := string(worst.Path)
+	if also > 0 {
+		name += fmt.Sprintf(" (and %d more)", also)
+	}
+	text := fmt.Sprintf("%s: packets may wait %v there at ceil %v", name, roundWait(longest), worst.Ceil)
+	fix, size := []string{}, max(fullQueue(worst, mtu, packet), packet)
+	if packet > mtu {
+		size = mtu
+		if worst.Qdisc.Kind == bfifo.Name && fullQueue(worst, mtu, packet) > 0 {
+			size = queueBytes(site{rate: worst.Rate, ceil: worst.Ceil, mtu: mtu, packet: mtu})
+		}
+		fix = append(fix, fmt.Sprintf("\"ip link set dev %s gso_max_segs 1\" before the next apply makes it %v", d.Name, roundWait(sendTime(size, worst.Ceil))))
+	}
+	if worst.Qdisc.Kind == bfifo.Name && sendTime(size, worst.Ceil) > longWait {
+		limit := max(bytesIn(uint64(longWait), worst.Ceil), 2*mtu)
+		fix = append(fix, fmt.Sprintf("qdisc = { kind = \"bfifo\", limit = \"%db\" } for it then %v", limit, roundWait(sendTime(limit, worst.Ceil))))
+	}
+	if len(fix) == 0 {
+		return text
+	}
+	return text + "; " + strings.Join(fix, ", ")
+}
+
+// fullQueue is what waits in the leaf's queue when it is full, if that is one which
+// counts bytes or packets only and has the limit that it gets when nothing is said.
+func fullQueue(b *hierarchy.Branch, mtu, packet hierarchy.Size) hierarchy.Size {
+	s := site{rate: b.Rate, ceil: b.Ceil, mtu: mtu, packet: packet}
+	limit, _ := b.Qdisc.Get("limit")
+	switch {
+	case b.Qdisc.Kind == bfifo.Name && limit == uint64(queueBytes(s)):
+		return queueBytes(s)
+	case b.Qdisc.Kind == sfq.Name && limit == queuePackets(s):
+		return hierarchy.Size(limit) * mtu
+	}
+	return 0
+}
+
+// sendTime is how long size takes at rate.
+func sendTime(size hierarchy.Size, rate hierarchy.Bandwidth) time.Duration {
+	return time.Duration(min(scale(uint64(size), nsPerSecond, bytesPerSecond(rate)), math.MaxInt64))
+}
+
+func roundWait(d time.Duration) time.Duration { return d.Round(10 * time.Millisecond) }
 
 // settleClass rounds a class and fills its bursts, cburst with more bytes than its
 // ceil asks for.
