@@ -85,9 +85,11 @@ func (b *Binder) prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfi
 	}
 	p := &proving{Binder: b, with: cfg, way: way, tree: t, run: random()}
 	if way != hierarchy.WayClsCgroup {
-		if p.tap, err = b.newTap(p.run); err != nil && cfg.Counters == nil {
+		tap, err := b.newTap(p.run)
+		if err != nil && cfg.Counters == nil {
 			return nil, err
 		}
+		p.tap = tap
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.sweep(); err != nil {
@@ -226,14 +228,19 @@ func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sen
 
 // nobody is a user who is not bound.
 func (p *proving) nobody() (uid uint32, err error) {
+	if p.way.Tagged() { // users are not
+		return 0, nil
+	}
 	on := p.on(p.way)
-	for uid = 0; on != nil && err == nil; uid++ {
-		_, bound, err := on.number(byUser, uid)
-		if err != nil || !bound {
+	if on == nil {
+		return 0, errors.New("it is another version's: apply the policy again")
+	}
+	for {
+		if _, bound, err := on.number(byUser, uid); err != nil || !bound {
 			return uid, err
 		}
+		uid++
 	}
-	return uid, err
 }
 
 // sender is a process that sends.

@@ -262,7 +262,11 @@ func sockets(pid int) map[int]uint64 {
 	}
 	all := map[int]uint64{}
 	for _, e := range entries {
-		inode, ok := socketAt(dir + "/" + e.Name())
+		shown, err := os.Readlink(dir + "/" + e.Name())
+		if err != nil {
+			continue
+		}
+		inode, ok := socketLink(shown)
 		fd, err := strconv.Atoi(e.Name())
 		if ok && err == nil {
 			all[fd] = inode
@@ -271,15 +275,14 @@ func sockets(pid int) map[int]uint64 {
 	return all
 }
 
-// socketAt is the inode of the socket that a descriptor in /proc is, ok whether it is one.
-func socketAt(file string) (inode uint64, ok bool) {
-	shown, err := os.Readlink(file)
-	if err != nil {
+// socketLink is the inode of the socket that a descriptor in /proc leads to.
+func socketLink(shown string) (inode uint64, ok bool) {
+	n, ok := strings.CutPrefix(shown, "socket:[")
+	if !ok {
 		return 0, false
 	}
-	n, ok := strings.CutPrefix(shown, "socket:[")
-	inode, err = strconv.ParseUint(strings.TrimSuffix(n, "]"), 10, 64)
-	return inode, ok && err == nil
+	inode, err := strconv.ParseUint(strings.TrimSuffix(n, "]"), 10, 64)
+	return inode, err == nil
 }
 
 // Socket is an open socket of a process.

@@ -106,6 +106,9 @@ func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree 
 	}
 	if got != nil {
 		e.attached(path, got, outside)
+		if got.Stay == "" {
+			m.leftBehind(x, path, got)
+		}
 	}
 	switch {
 	case err != nil && got != nil && len(got.Processes) > 0:

@@ -95,7 +95,8 @@ type proofView struct {
 	Landed  []landedView   `json:"landed"`
 	AtLeast bool           `json:"at_least,omitempty"` // there were others' packets among them
 	Verdict string         `json:"verdict"`
-	Why     string         `json:"why,omitempty"` // why not all was sent
+	Why     string         `json:"why,omitempty"`         // why not all was sent
+	Other   []process      `json:"other_netns,omitempty"` // processes behind it that send from another network namespace, not tried
 }
 
 // landedView is how many packets left in a branch.
@@ -169,11 +170,15 @@ func (m *machine) prove(ctx context.Context, iface string, path hierarchy.Path) 
 	if err := m.sends(iface); err != nil {
 		return nil, err
 	}
+	held, err := x.heldBy(s.Bound)
+	if err != nil {
+		return nil, err
+	}
 	var in []hierarchy.Bound
 	var all []proofView
 	for _, b := range append(x.named(s.Bound, false), hierarchy.Bound{Class: hierarchy.ID(hierarchy.RestMinor), From: "rest"}) {
 		rest := b.Target == "" && b.From == "rest"
-		v := proofView{Branch: x.branchOf(b.Class), From: b.From, Target: b.Target, Landed: []landedView{}, Verdict: proofNotTried}
+		v := proofView{Branch: x.branchOf(b.Class), From: b.From, Target: b.Target, Landed: []landedView{}, Verdict: proofNotTried, Other: held[b.Target].Other}
 		switch {
 		case path != "" && !v.Branch.Below(path):
 			continue
@@ -295,6 +300,9 @@ func (v proofView) String() string {
 	s += ": " + strings.Join(where, ", ")
 	if v.Why != "" {
 		s += " (" + printable(v.Why) + ")"
+	}
+	if len(v.Other) > 0 {
+		s += fmt.Sprintf(" (not tried: %s in another network namespace)", number(len(v.Other), "process", "processes"))
 	}
 	return s + ": " + map[string]string{proofHolds: "holds", proofLeaks: "DOES NOT HOLD", proofUnseen: "not proven"}[v.Verdict]
 }

@@ -262,3 +262,19 @@ func (e *env) stays(in hierarchy.Path, what string, v heldView, way hierarchy.Wa
 		e.hintf("`vifshape attach %s %s` carries open connections over", in, strings.Join(slices.Compact(pids), " "))
 	}
 }
+
+// leftBehind warns of sockets of attached processes that attach could not carry over,
+// though the kernel did not say so.
+func (m *machine) leftBehind(x *shaped, path hierarchy.Path, got *cgroup.Attachment) {
+	_, class, _ := x.record.leaf(path)
+	v := boundView{Target: "cgroup:"}
+	for _, p := range got.Processes {
+		v.Processes = append(v.Processes, process{p.PID, p.Name})
+	}
+	one := map[hierarchy.ClassID][]boundView{class: {v}}
+	if err := x.holds(one); err != nil {
+		m.warnf("whether it holds what was open cannot be told: %v", err)
+		return
+	}
+	m.stays(path, "attached", one[class][0].heldView, hierarchy.WayNone)
+}
