@@ -42,7 +42,7 @@ func TestVMLayouts(t *testing.T) {
 	onHybrid["^TestKernelScript$/^netcls$"] = "it mounts net_cls, which is mounted there"
 	onV1 := maps.Clone(onUML)
 	onV1["^TestKernelEscape$"] = elsewhere
-	for _, script := range []string{"apply", "gonegroup", "netcls"} {
+	for _, script := range []string{"apply", "gonegroup", "held", "netcls", "prove"} {
 		onV1["^TestKernelScript$/^"+script+"$"] = "its words are those of a machine with cgroup v2"
 	}
 	vm.Matrix(t,
