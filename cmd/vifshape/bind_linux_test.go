@@ -210,12 +210,12 @@ func TestKernelBindAtomic(t *testing.T) {
 		return all
 	}
 	before, state := bindings(), n.state()
-	empty := func(target string) []boundView { // nobody is in it
-		return []boundView{{Target: target, heldView: heldView{Sockets: new(int), Carried: new(int)}}}
-	}
+	nothing := heldView{Sockets: new(int), Carried: new(int)}
 	want := bindingsJSON{Bindings: []*bindingView{
-		{Path: "eth0/base", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at}, Bound: []string{"cgroup:" + at}, Held: empty("cgroup:" + at)},
-		{Path: "eth0/web", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at + "/a*"}, AtRuntime: true, Bound: []string{"cgroup:" + at + "/a"}, Held: empty("cgroup:" + at + "/a")},
+		{Path: "eth0/base", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at}, Bound: []string{"cgroup:" + at},
+			Held: []boundView{{Target: "cgroup:" + at, From: "cgroup:" + at, heldView: nothing}}},
+		{Path: "eth0/web", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at + "/a*"}, AtRuntime: true, Bound: []string{"cgroup:" + at + "/a"},
+			Held: []boundView{{Target: "cgroup:" + at + "/a", From: "cgroup:" + at + "/a*", AtRuntime: true, heldView: nothing}}},
 	}}
 	if diff := cmp.Diff(want, before, cmp.AllowUnexported(boundView{})); diff != "" {
 		t.Errorf("bindings (-want +got):\n%s", diff)

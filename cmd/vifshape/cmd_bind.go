@@ -333,7 +333,9 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 		v := at(b.From)
 		if is[b.Target] == b.Class {
 			v.Bound = append(v.Bound, b.Target)
-			v.Held = append(v.Held, held[b.Target])
+			h := held[b.Target]
+			h.From, h.AtRuntime = b.From, v.AtRuntime
+			v.Held = append(v.Held, h)
 		} else {
 			v.Waits = append(v.Waits, notBound(b.Target))
 		}
