@@ -18,10 +18,7 @@
 #endif
 #define IPV4_UDP 28 /* bytes of both headers; prove sends without options */
 #define IPV6_UDP 48
-#define BPF_HDR_START_NET 1
 #define BPF_NOEXIST 1
-
-static long (*const bpf_skb_load_bytes_relative)(const void *skb, __u32 off, void *to, __u32 len, __u32 start) = (void *)68;
 
 /* What a packet of prove carries. */
 struct vif_probe {
