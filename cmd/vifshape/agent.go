@@ -315,14 +315,15 @@ func (a *agent) noticed(ctx context.Context, all []notice) error {
 	return nil
 }
 
-// recorded takes in what became of the run directory.
+// recorded takes in what became of the run directory. A directory that is removed goes
+// no sooner than the agent's socket in it, which the agent holds.
 func (a *agent) recorded(ctx context.Context, n notice) error {
 	gone := n.mask&(unix.IN_DELETE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0
-	if gone || n.name == filepath.Base(a.m.store.agentFile()) {
-		if !gone && a.m.store.agentHeld(a.hold) { // its own file, after one before it
+	if gone || n.name == filepath.Base(a.m.store.agentFile()) || n.name == agentSocket {
+		if !gone && a.m.store.agentHeld(a.hold) && a.m.store.reachable() { // its own, after one before it
 			return nil
 		}
-		a.log.Warn("somebody removed the run directory or the agent's lock: it is made anew", "directory", a.m.store.dir)
+		a.log.Warn("somebody removed the run directory, or the agent's lock or socket: it is made anew", "directory", a.m.store.dir)
 		if err := a.take(ctx); err != nil {
 			return err
 		}

@@ -41,6 +41,12 @@ func (s *store) agentHeld(f *os.File) bool {
 	return err == nil && os.SameFile(mine, now)
 }
 
+// reachable says whether the agent's socket is there.
+func (s *store) reachable() bool {
+	_, err := os.Lstat(s.agentSocketFile())
+	return err == nil
+}
+
 // agentRuns says whether there is an agent. The caller holds the lock of writers: to
 // ask is to hold the agent's for a moment.
 func (s *store) agentRuns() bool {
