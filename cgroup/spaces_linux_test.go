@@ -53,10 +53,18 @@ func TestKernelSpaces(t *testing.T) {
 			}
 			for _, host := range addrs {
 				t.Run(fmt.Sprintf("%s %s to %s", strings.TrimPrefix(bind, p.target(p.dir)), name, host), func(t *testing.T) {
-					only(t, n.during(t, func() { pod.do("udp %s:9 50", host) }), red, 50)
+					// What the kernel asks its neighbours is the rest's.
+					during := func(fn func()) counts {
+						got := n.during(t, fn)
+						if strings.HasPrefix(host, "[") && got[rest] <= 2 {
+							delete(got, rest)
+						}
+						return got
+					}
+					only(t, during(func() { pod.do("udp %s:9 50", host) }), red, 50)
 					port++
 					far.do("listen %d %s:%d", port, host, port)
-					only(t, n.during(t, func() {
+					only(t, during(func() {
 						pod.begin("tcp %s:%d 300000", host, port)
 						far.do("serve %d 1 0", port)
 						pod.end()

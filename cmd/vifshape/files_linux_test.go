@@ -64,14 +64,18 @@ func impostors(t *testing.T) []impostor {
 func TestImpostors(t *testing.T) {
 	for _, x := range impostors(t) {
 		t.Run(x.name, func(t *testing.T) {
-			s := &store{dir: t.TempDir(), wait: 10 * time.Millisecond}
-			for what, try := range map[string]func() error{
-				"eth0.json":  func() error { _, err := s.load("eth0"); return err },
-				"eth0.homes": func() error { return s.note("eth0", true) },
-				"lock":       func() error { _, err := s.lock(t.Context(), "test"); return err },
-				"agent.lock": func() error { _, err := s.takeAgent(); return err },
+			dir := t.TempDir()
+			s := &store{dir: dir, locks: filepath.Join(dir, "locks"), wait: 10 * time.Millisecond}
+			if err := os.Mkdir(s.locks, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for file, try := range map[string]func() error{
+				s.file("eth0"):                           func() error { _, err := s.load("eth0"); return err },
+				filepath.Join(s.dir, "eth0"+homesSuffix): func() error { return s.note("eth0", true) },
+				s.lockFile():                             func() error { _, err := s.lock(t.Context(), "test"); return err },
+				s.agentFile():                            func() error { _, err := s.takeAgent(); return err },
 			} {
-				file := filepath.Join(s.dir, what)
+				what := filepath.Base(file)
 				if err := x.make(file); err != nil {
 					t.Fatal(err)
 				}
@@ -93,6 +97,7 @@ func TestImpostors(t *testing.T) {
 	}
 	t.Run("endless", func(t *testing.T) {
 		s := &store{dir: t.TempDir()}
+		s.locks = filepath.Join(s.dir, "locks")
 		if err := os.WriteFile(s.file("eth0"), nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -104,11 +109,14 @@ func TestImpostors(t *testing.T) {
 		}
 	})
 	t.Run("directory", func(t *testing.T) {
-		s := &store{dir: filepath.Join(t.TempDir(), "ns-1"), netNS: "ns-1", wait: time.Millisecond}
-		if err := os.Mkdir(s.dir, 0o755); err != nil {
-			t.Fatal(err)
+		run := t.TempDir()
+		s := &store{dir: filepath.Join(run, "ns-1"), locks: filepath.Join(run, "locks"), netNS: "ns-1", wait: time.Millisecond}
+		for _, dir := range []string{s.dir, s.locks} {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
 		}
-		for _, dir := range []string{s.dir, filepath.Dir(s.dir)} {
+		for _, dir := range []string{s.dir, run} {
 			if err := os.Chmod(dir, 0o777); err != nil {
 				t.Fatal(err)
 			}

@@ -108,6 +108,9 @@ func scripts(t *testing.T, dir string, setup func(*testscript.Env) error) testsc
 			switch cond {
 			case "root":
 				return os.Geteuid() == 0, nil
+			case "types": // the kernel describes them
+				_, err := os.Stat("/sys/kernel/btf/vmlinux")
+				return err == nil, nil
 			}
 			return false, fmt.Errorf("no condition %q", cond)
 		},
