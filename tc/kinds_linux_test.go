@@ -338,6 +338,7 @@ func TestKernelKindTraffic(t *testing.T) {
 		b, c := open(t, p.Near, p.Dev), cases[0]
 		x := leaf("x", 10*hierarchy.Mbit, c.kind, c.params...)
 		x.Ceil = hierarchy.Absolute(10 * hierarchy.Mbit)
+		x.CBurst = 80_000 // so that some pass before the rest waits: choke keeps few of one flow
 		tree := b.tree(100*hierarchy.Mbit, x)
 		b.apply(tree)
 		sink, err := lab.NewSink(t.Context(), p.Far, 9)

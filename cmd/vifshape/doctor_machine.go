@@ -324,7 +324,7 @@ func (x *examination) bpf() {
 	x.add(f)
 	text := "the kernel describes its types"
 	if !x.settings.BTF {
-		text = "the kernel does not describe its types; nothing in this version needs it"
+		text = "the kernel does not describe its types: see what bpf is weaker in, and open sockets of processes are reached by their descriptors alone"
 	}
 	x.add(finding{Group: groupBinding, Topic: "BTF", State: good, Text: text})
 }

@@ -50,7 +50,7 @@ func run() error {
 		{"devpts", "/dev/pts", ""},
 		{"tmpfs", "/dev/shm", ""},
 		{"tmpfs", "/tmp", "mode=1777"},
-		{"tmpfs", "/run", ""},
+		{"tmpfs", "/run", "mode=755"},
 		{"bpf", "/sys/fs/bpf", ""},
 	} {
 		errs = append(errs, mount(m.kind, m.at, m.data))
