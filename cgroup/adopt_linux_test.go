@@ -8,6 +8,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // TestKernelAdopt: what runs already when it is bound has its sockets carried along
@@ -16,7 +17,7 @@ import (
 func TestKernelAdopt(t *testing.T) {
 	requireTypes(t)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	free, a, to := sub(t, p.dir, "free"), sub(t, p.dir, "a"), sub(t, p.dir, "to")
 	addr := n.Far4.String() + ":9"
 	at := n.Near4.String() + ":7400"
@@ -31,7 +32,7 @@ func TestKernelAdopt(t *testing.T) {
 	x.do("join %s", to)
 	user.do("nobody")
 	own.do("join %s", to)
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	check := func(name string, want hierarchy.ClassID, send func()) {
 		t.Helper()
 		if got := n.during(t, send); got[want] == 0 || len(got) != 1 {
@@ -78,18 +79,18 @@ func TestKernelAdopt(t *testing.T) {
 func TestKernelAdoptByNew(t *testing.T) {
 	requireTypes(t)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
 	x, addr := n.start(t, n.Near, free), n.Far4.String()+":9"
 	x.do("keep udp %s", addr)
 	x.do("join %s", to)
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayBPF} {
-		if way == hierarchy.WayNft && report(t, way).Err != nil {
+	for _, way := range []bind.Way{bind.WayBPF, bind.WayNft, bind.WayBPF} {
+		if way == bind.WayNft && report(t, way).Err != nil {
 			continue // it has no nf_tables
 		}
 		apply(t, n.binder(t, way), bound(p.target(to), green))
 		want := green
-		if way == hierarchy.WayNft {
+		if way == bind.WayNft {
 			want = rest
 		}
 		only(t, n.during(t, func() { x.do("more udp %s 20", addr) }), want, 20)
@@ -99,12 +100,12 @@ func TestKernelAdoptByNew(t *testing.T) {
 // TestKernelAttachFull: a socket that has no memory left for its branch is named, and
 // so is it by who looks for sockets that were handed to somebody.
 func TestKernelAttachFull(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
 	var said []string
-	b := n.binderWith(t, cgroup.Config{Ways: []hierarchy.Way{hierarchy.WayBPF}, Warn: func(s string) { said = append(said, s) }})
+	b := n.binderWith(t, cgroup.Config{Ways: []bind.Way{bind.WayBPF}, Warn: func(s string) { said = append(said, s) }})
 	x, addr, addr6 := n.start(t, n.Near, free), n.Far4.String()+":9", "["+n.Far6.String()+"]:9"
 	x.do("keep full %s", addr6)
 	if why := x.do("fill full %d", n.hook.Index); why != unix.ENOMEM.Error() && why != unix.ENOBUFS.Error() {

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Attachment is what [Binder.Attach] did.
@@ -354,13 +354,13 @@ type carried struct {
 
 // carrier is the best that this kernel has, nil where none is needed or none is
 // possible: then stay says why.
-func (b *Binder) carrier(way hierarchy.Way, home string) (c carrier, stay string, err error) {
+func (b *Binder) carrier(way bind.Way, home string) (c carrier, stay string, err error) {
 	switch {
 	case way.Tagged():
 		return nil, "", nil
-	case way == hierarchy.WayNft:
+	case way == bind.WayNft:
 		return nil, "the rules of nf_tables go by the cgroup in which a socket was made", nil
-	case !b.set.current(hierarchy.WayBPF):
+	case !b.set.current(bind.WayBPF):
 		return nil, "", errors.New("it is another version's: apply the policy again")
 	}
 	id, _, err := b.tree().id(home)

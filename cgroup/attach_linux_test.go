@@ -13,6 +13,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -35,11 +36,11 @@ func (a *actor) pid() int { return a.cmd.Process.Pid }
 // is accepted from its listeners and what waits there; so it does when the branch's
 // class changes, until the branch is bound no more.
 func TestKernelAttach(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound(p.target(to), green), bound(p.target(free), red))
 	x, far := n.start(t, n.Near, free), n.start(t, n.Far, "")
 	addr, near := n.Far4.String()+":9", n.Near4.String()
@@ -108,12 +109,12 @@ func TestKernelAttach(t *testing.T) {
 // two branches, and once it is attached all are in its branch: its children's, and
 // those of sockets that were open before.
 func TestKernelAttachUnderLoad(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	dirs := []string{sub(t, p.dir, "from"), sub(t, p.dir, "to")}
 	classes := []hierarchy.ClassID{red, green}
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound(p.target(dirs[0]), red), bound(p.target(dirs[1]), green))
 	x := n.start(t, n.Near, dirs[0])
 	x.do("swarm %s:9", n.Far4)
@@ -211,16 +212,16 @@ func TestKernelAttachTree(t *testing.T) {
 				if len(a.Processes) != processes || len(a.Failed) != 0 {
 					t.Errorf("attached %+v, want %d processes", a, processes)
 				}
-				if (a.Stay != "") != (way == hierarchy.WayNft) {
+				if (a.Stay != "") != (way == bind.WayNft) {
 					t.Errorf("sockets stay: %q", a.Stay)
 				}
-				if way != hierarchy.WayNft && (len(a.Sockets) != 1 || (len(a.Sockets[0].Shared) > 0) != shared) {
+				if way != bind.WayNft && (len(a.Sockets) != 1 || (len(a.Sockets[0].Shared) > 0) != shared) {
 					t.Errorf("sockets %+v, want one, shared: %v", a.Sockets, shared)
 				}
 				only(t, n.during(t, func() { x.do("more s %s 20", addr) }), class, 20)
 			}
 			after := green
-			if way == hierarchy.WayNft {
+			if way == bind.WayNft {
 				after = red
 			}
 			check(n.attach(t, b, p.target(to), false, x.pid()), 1, true, after)
@@ -233,11 +234,11 @@ func TestKernelAttachTree(t *testing.T) {
 // TestKernelAttachRefused: what cannot be moved is said, with a way on, and all else
 // is moved.
 func TestKernelAttachRefused(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	to := sub(t, p.dir, "to")
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound(p.target(to), green))
 	x := n.start(t, n.Near, "")
 	ended := tctest.Command(t, "actor") // it is told nothing
@@ -292,11 +293,11 @@ func TestKernelAttachRefused(t *testing.T) {
 // TestKernelAttachUser: connections of a bound user follow the user's binding, and
 // that of the branch where they are attached to while they are.
 func TestKernelAttachUser(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	to := sub(t, p.dir, "to")
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	x, addr := n.start(t, n.Near, sub(t, p.dir, "free")), n.Far4.String()+":9"
 	x.do("nobody")
 	x.do("keep s %s", addr)

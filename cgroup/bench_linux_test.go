@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -62,9 +63,9 @@ func BenchmarkProgram(b *testing.B) {
 	for _, depth := range []int{1, 8, 31} {
 		b.Run(fmt.Sprintf("depth=%d", depth), func(b *testing.B) {
 			n := newNetwork(b)
-			p := newPlace(b, hierarchy.WayBPF)
+			p := newPlace(b, bind.WayBPF)
 			dir := sub(b, p.dir, slices.Repeat([]string{"d"}, depth-1)...)
-			bind := n.binder(b, hierarchy.WayBPF)
+			bind := n.binder(b, bind.WayBPF)
 			apply(b, bind, bound(p.target(dir), red))
 			id, err := n.hook.EgressProgram()
 			if err != nil {
@@ -95,8 +96,8 @@ func BenchmarkPath(b *testing.B) {
 	for _, bindings := range []int{1, 100, 10_000} {
 		b.Run(fmt.Sprintf("bindings=%d", bindings), func(b *testing.B) {
 			n := newNetwork(b)
-			p := newPlace(b, hierarchy.WayBPF)
-			bind := n.binder(b, hierarchy.WayBPF)
+			p := newPlace(b, bind.WayBPF)
+			bind := n.binder(b, bind.WayBPF)
 			all := []hierarchy.Bound{bound(p.target(p.dir), red)}
 			for i := range bindings - 1 { // of cgroups that are gone, which cost as much
 				all = append(all, bound(fmt.Sprintf("cgroup-id:%d", uint64(1<<40)+uint64(i)), green))
@@ -113,8 +114,8 @@ func BenchmarkPath(b *testing.B) {
 // connection that another process' listener had, with the classifier over HTB alone.
 func BenchmarkServed(b *testing.B) {
 	n := newNetwork(b)
-	p := newPlace(b, hierarchy.WayBPF)
-	apply(b, n.binder(b, hierarchy.WayBPF), bound(p.target(p.dir), red))
+	p := newPlace(b, bind.WayBPF)
+	apply(b, n.binder(b, bind.WayBPF), bound(p.target(p.dir), red))
 	at := n.Near4.String() + ":7500"
 	far, near := n.start(b, n.Far, ""), n.start(b, n.Near, "")
 	near.do("listen l %s", at)

@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Hook is where a classifier sits on one network interface.
@@ -57,7 +58,7 @@ type Config struct {
 	NetNS string
 	// Ways are the ways to try, in this order: the first that works is taken.
 	// None: all, best first.
-	Ways []hierarchy.Way
+	Ways []bind.Way
 	// RunDir is where net_cls is mounted when it has to be and no better place
 	// offers itself; empty: /run/vifshape.
 	RunDir string
@@ -74,7 +75,7 @@ type Config struct {
 	// Lacks says why the interface cannot have the classifier of a way; nil when it
 	// can, or is not known to lack it. It is asked before a way is chosen that is not
 	// on the interface yet. May be nil: nothing is known.
-	Lacks func(hierarchy.Way) error
+	Lacks func(bind.Way) error
 	// Warn is told what happened besides, such as a file system that was mounted,
 	// and of other programs that may keep packets from the classifier. May be nil.
 	Warn func(string)
@@ -92,9 +93,9 @@ type Config struct {
 // of the same interface must exclude each other.
 type Binder struct {
 	cfg    Config
-	way    hierarchy.Way // that is wanted, none until it is chosen
-	before clauses       // why the ways before it were not chosen
-	at     hierarchy.Way // in whose hierarchy cgroups are looked for, none until it is known
+	way    bind.Way // that is wanted, none until it is chosen
+	before clauses  // why the ways before it were not chosen
+	at     bind.Way // in whose hierarchy cgroups are looked for, none until it is known
 	v2, v1 *tree
 	set    *set              // on the hook
 	spare  *set              // not on the hook yet
@@ -109,7 +110,7 @@ type Binder struct {
 	marker marker
 	hidden map[string]bool // interfaces that should be marked and cannot be
 	types  *btf.Cache      // of the kernel
-	last   hierarchy.Way   // on the interface, when this Binder last looked or changed it
+	last   bind.Way        // on the interface, when this Binder last looked or changed it
 }
 
 // NewBinder makes a Binder. Nothing is read or changed yet.
@@ -140,7 +141,7 @@ func NewBinder(cfg Config) (*Binder, error) {
 		cfg.Others = func() ([]string, error) { return nil, nil }
 	}
 	if cfg.Lacks == nil {
-		cfg.Lacks = func(hierarchy.Way) error { return nil }
+		cfg.Lacks = func(bind.Way) error { return nil }
 	}
 	if cfg.Warn == nil {
 		cfg.Warn = func(string) {}
@@ -193,18 +194,18 @@ func (b *Binder) Hook() (hierarchy.Hook, error) {
 	return hierarchy.Hook{Way: b.way, Version: version}, nil
 }
 
-func ways() []hierarchy.Way {
-	return []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
+func ways() []bind.Way {
+	return []bind.Way{bind.WayBPF, bind.WayNft, bind.WayNetCls, bind.WayNetClsNft, bind.WayClsCgroup}
 }
 
 // program says whether a way has a BPF program on the hook.
-func program(w hierarchy.Way) bool { return w == hierarchy.WayBPF || w == hierarchy.WayNetCls }
+func program(w bind.Way) bool { return w == bind.WayBPF || w == bind.WayNetCls }
 
 // tables says whether a way has rules in nf_tables.
-func tables(w hierarchy.Way) bool { return w == hierarchy.WayNft || w == hierarchy.WayNetClsNft }
+func tables(w bind.Way) bool { return w == bind.WayNft || w == bind.WayNetClsNft }
 
 func (b *Binder) choose() error {
-	if b.way != hierarchy.WayNone {
+	if b.way != bind.WayNone {
 		return nil
 	}
 	var tried clauses
@@ -231,7 +232,7 @@ func (b *Binder) choose() error {
 }
 
 // alone refuses tags where another interface is bound by them.
-func (b *Binder) alone(w hierarchy.Way) error {
+func (b *Binder) alone(w bind.Way) error {
 	if !w.Tagged() {
 		return nil
 	}
@@ -246,7 +247,7 @@ func (b *Binder) alone(w hierarchy.Way) error {
 // that of the way chosen, else of the classifier on the interface, else of the way
 // that would be chosen. Where nothing may be read, it is the first that is there.
 func (b *Binder) settle() error {
-	if b.at != hierarchy.WayNone {
+	if b.at != bind.WayNone {
 		return nil
 	}
 	way, err := b.inForce()
@@ -261,7 +262,7 @@ func (b *Binder) settle() error {
 	if err != nil {
 		return b.wrap(err)
 	}
-	if way == hierarchy.WayNone {
+	if way == bind.WayNone {
 		return b.choose()
 	}
 	if _, err := b.hierarchy(way); err != nil {
@@ -280,11 +281,11 @@ func (b *Binder) tree() *tree {
 }
 
 // prepare finds, and where needed makes, what a way stands on.
-func (b *Binder) prepare(w hierarchy.Way) error {
+func (b *Binder) prepare(w bind.Way) error {
 	if _, err := b.hierarchy(w); err != nil {
 		return err
 	}
-	if w == hierarchy.WayClsCgroup {
+	if w == bind.WayClsCgroup {
 		return b.cfg.Lacks(w)
 	}
 	if err := b.refresh(); err != nil {
@@ -309,7 +310,7 @@ func (b *Binder) tables() nfTables { return nfTables{b.cfg.NetNSFD, b.cfg.Interf
 
 // hierarchy is the one in which a way's cgroups lie. One for net_cls is mounted
 // when there is none.
-func (b *Binder) hierarchy(w hierarchy.Way) (*tree, error) {
+func (b *Binder) hierarchy(w bind.Way) (*tree, error) {
 	t, err := b.find(w)
 	if t == nil && err == nil {
 		if b.v1, err = mountNetCls(b.cfg.RunDir); err == nil {
@@ -321,12 +322,12 @@ func (b *Binder) hierarchy(w hierarchy.Way) (*tree, error) {
 }
 
 // find is hierarchy without mounting: nil when net_cls is not mounted.
-func (b *Binder) find(w hierarchy.Way) (t *tree, err error) {
+func (b *Binder) find(w bind.Way) (t *tree, err error) {
 	if !w.Tagged() {
 		if b.v2 == nil {
 			b.v2, err = findV2()
 		}
-		if err == nil && w == hierarchy.WayNft {
+		if err == nil && w == bind.WayNft {
 			err = levelsKnown(b.v2)
 		}
 		return b.v2, err
@@ -342,7 +343,7 @@ func (b *Binder) find(w hierarchy.Way) (t *tree, err error) {
 // warns as [Binder.Hook] does.
 func (b *Binder) Why() (string, error) {
 	way, err := b.inForce()
-	if way == hierarchy.WayNone || err != nil {
+	if way == bind.WayNone || err != nil {
 		return "", b.wrap(err)
 	}
 	if program(way) {
@@ -363,7 +364,7 @@ func (b *Binder) Why() (string, error) {
 const weaker = "; weaker than with BPF: root may ask for another class by SO_PRIORITY"
 
 // basis says what a way stands on.
-func basis(w hierarchy.Way, t *tree) string {
+func basis(w bind.Way, t *tree) string {
 	switch {
 	case w.Tagged():
 		return by(w, "net_cls at "+t.where)
@@ -374,9 +375,9 @@ func basis(w hierarchy.Way, t *tree) string {
 }
 
 // by adds to what a way stands on what it works with, where that is not BPF.
-func by(w hierarchy.Way, text string) string {
+func by(w bind.Way, text string) string {
 	switch {
-	case w == hierarchy.WayClsCgroup:
+	case w == bind.WayClsCgroup:
 		text += weaker
 	case tables(w):
 		text += ", by nf_tables"
@@ -408,7 +409,7 @@ func (b *Binder) refresh() error {
 }
 
 // take is the set that goes onto the hook next.
-func (b *Binder) take(w hierarchy.Way) (*set, error) {
+func (b *Binder) take(w bind.Way) (*set, error) {
 	if b.spare != nil && b.spare.way == w {
 		return b.spare, nil
 	}
@@ -424,7 +425,7 @@ func (b *Binder) take(w hierarchy.Way) (*set, error) {
 }
 
 // takeDraft is the rules that come into force next.
-func (b *Binder) takeDraft(w hierarchy.Way) *ruleset {
+func (b *Binder) takeDraft(w bind.Way) *ruleset {
 	if b.draft == nil || b.draft.way != w {
 		b.draft = newRuleset(w)
 	}
@@ -442,11 +443,11 @@ func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
 	}
 	s.Hook, s.Bound = hierarchy.Hook{Way: way}, nil
 	switch {
-	case way == hierarchy.WayNone:
+	case way == bind.WayNone:
 		return nil
 	case program(way):
 		s.Hook.Version = b.set.version
-		if b.rules.way != hierarchy.WayNone {
+		if b.rules.way != bind.WayNone {
 			s.Hook.Version = 0 // they were left behind when the way was changed: they go when it is put in order
 		}
 	case tables(way):
@@ -464,17 +465,17 @@ func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
 }
 
 // inForce is the way of the classifier that is on the interface.
-func (b *Binder) inForce() (way hierarchy.Way, err error) {
+func (b *Binder) inForce() (way bind.Way, err error) {
 	defer func() { b.last = way }()
 	if err := b.refresh(); err != nil {
-		return hierarchy.WayNone, err
+		return bind.WayNone, err
 	}
 	if b.set != nil {
 		return b.set.way, nil // which has the last word
 	}
 	on, err := b.cfg.Hook.CgroupFilter()
-	if on && b.rules.way == hierarchy.WayNone { // it is not asked where rules have written a class
-		return hierarchy.WayClsCgroup, err
+	if on && b.rules.way == bind.WayNone { // it is not asked where rules have written a class
+		return bind.WayClsCgroup, err
 	}
 	return b.rules.way, err
 }
@@ -482,12 +483,12 @@ func (b *Binder) inForce() (way hierarchy.Way, err error) {
 // HasClassifier says whether the interface has one, of any way.
 func (b *Binder) HasClassifier() (bool, error) {
 	way, err := b.inForce()
-	return way != hierarchy.WayNone, b.wrap(err)
+	return way != bind.WayNone, b.wrap(err)
 }
 
 // on is what holds the bindings of a way that is in force as this version makes it,
 // else nil.
-func (b *Binder) on(w hierarchy.Way) bindings {
+func (b *Binder) on(w bind.Way) bindings {
 	switch {
 	case b.set.current(w):
 		return b.set
@@ -518,7 +519,7 @@ func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
 	if on == nil {
 		return nil, nil
 	}
-	t, err := b.hierarchy(hierarchy.WayBPF)
+	t, err := b.hierarchy(bind.WayBPF)
 	if err != nil {
 		return nil, err
 	}
@@ -561,7 +562,7 @@ func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
 }
 
 func (b *Binder) boundV1() ([]hierarchy.Bound, error) {
-	t, err := b.find(hierarchy.WayNetCls) // reading mounts nothing
+	t, err := b.find(bind.WayNetCls) // reading mounts nothing
 	if t == nil {
 		return nil, err
 	}
@@ -586,7 +587,7 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 	if err != nil {
 		return 0, b.wrap(err)
 	}
-	if way == hierarchy.WayNone {
+	if way == bind.WayNone {
 		if err := b.choose(); err != nil {
 			return 0, err
 		}
@@ -634,7 +635,7 @@ func hook(i hierarchy.Item) hierarchy.Hook {
 // doing is one call of Do.
 type doing struct {
 	*Binder
-	way    hierarchy.Way   // that bindings are for at this point
+	way    bind.Way        // that bindings are for at this point
 	skip   map[string]bool // cgroups with a binding of their own among the steps
 	leaves int             // the last step that changes the way
 	// leaving are the cgroups whose bindings go with the former way.
@@ -648,9 +649,9 @@ type doing struct {
 // publish brings into force what was done, for open sockets too.
 func (d *doing) publish() error {
 	switch {
-	case d.rules.current(hierarchy.WayNft) && d.way == hierarchy.WayNft && d.changed:
+	case d.rules.current(bind.WayNft) && d.way == bind.WayNft && d.changed:
 		return d.tables().write(d.rules)
-	case !d.set.current(hierarchy.WayBPF):
+	case !d.set.current(bind.WayBPF):
 		return nil
 	}
 	if d.held {
@@ -672,7 +673,7 @@ func (d *doing) publish() error {
 }
 
 func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
-	if next.Way == hierarchy.WayNone {
+	if next.Way == bind.WayNone {
 		return d.unhook(was.Way, next.Way)
 	}
 	on := d.former
@@ -686,7 +687,7 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 		return err
 	}
 	d.way = next.Way
-	if next.Way == hierarchy.WayClsCgroup {
+	if next.Way == bind.WayClsCgroup {
 		d.bindAhead(nil, ahead)
 		err := d.cfg.Hook.AttachCgroupFilter()
 		if err != nil && len(d.before) > 0 { // only here it turned out that the last way is none
@@ -713,7 +714,7 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 			return err
 		}
 		d.bindAhead(on, ahead)
-		if d.held && was.Way != hierarchy.WayNone { // so that what they have been given is not lost for a moment
+		if d.held && was.Way != bind.WayNone { // so that what they have been given is not lost for a moment
 			if _, err := on.adopt(d.types, d.cfg.Warn); err != nil {
 				return err
 			}
@@ -744,16 +745,16 @@ func (d *doing) bindAhead(on bindings, steps []hierarchy.Step) {
 }
 
 // unhook removes what a way had and the next one does not replace.
-func (d *doing) unhook(was, next hierarchy.Way) error {
+func (d *doing) unhook(was, next bind.Way) error {
 	var errs []error
-	if was == hierarchy.WayClsCgroup && next != was {
+	if was == bind.WayClsCgroup && next != was {
 		errs = append(errs, d.cfg.Hook.DetachCgroupFilter())
 	}
 	if program(was) && !program(next) {
 		errs = append(errs, d.cfg.Hook.DetachEgress(), d.refresh())
 	}
-	if !tables(next) && d.rules != nil && d.rules.way != hierarchy.WayNone {
-		d.rules = newRuleset(hierarchy.WayNone)
+	if !tables(next) && d.rules != nil && d.rules.way != bind.WayNone {
+		d.rules = newRuleset(bind.WayNone)
 		errs = append(errs, d.tables().write(d.rules))
 	}
 	if was.Tagged() && next.Tagged() { // the tags stay, but for these
@@ -788,7 +789,7 @@ func (d *doing) bound(s hierarchy.Step, i int) (err error) {
 	if name, ok := strings.CutPrefix(s.Item().(*hierarchy.Bound).Target, linkTarget); ok {
 		if s.Action == hierarchy.Delete {
 			err = d.unmark(name)
-		} else if d.way == hierarchy.WayBPF {
+		} else if d.way == bind.WayBPF {
 			err = d.mark(name)
 		}
 		if err != nil {
@@ -807,7 +808,7 @@ func (d *doing) bound(s hierarchy.Step, i int) (err error) {
 		if s.Action == hierarchy.Delete {
 			return nil // gone with the classifier
 		}
-		if d.way == hierarchy.WayNft {
+		if d.way == bind.WayNft {
 			on = d.takeDraft(d.way)
 		} else if on, err = d.take(d.way); err != nil {
 			return err
@@ -870,7 +871,7 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 	}
 	// a new cgroup has no sockets yet that could know another class; rules are to
 	// be written in any case
-	fresh := isCgroup && d.fresh[path] && d.way == hierarchy.WayBPF
+	fresh := isCgroup && d.fresh[path] && d.way == bind.WayBPF
 	delete(d.fresh, path)
 	d.held = d.held || isCgroup && !bound && d.v2.populated(path)
 	return !fresh, on.bindCgroup(id, next)

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -16,7 +16,7 @@ import (
 // for it is named, and what is known of a socket otherwise stays.
 func TestKernelBorrow(t *testing.T) {
 	tctest.RequireRoot(t)
-	s, err := loadSet(hierarchy.WayBPF, nil)
+	s, err := loadSet(bind.WayBPF, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

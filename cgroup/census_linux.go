@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // ProcessSockets is what a process has open that can send by the interface.
@@ -39,7 +40,7 @@ func (b *Binder) Census(pids []int) (map[int]ProcessSockets, error) {
 
 func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
 	way, err := b.inForce()
-	if err != nil || way == hierarchy.WayNone || len(pids) == 0 {
+	if err != nil || way == bind.WayNone || len(pids) == 0 {
 		return nil, err
 	}
 	home, err := b.homeNetNS()
@@ -69,7 +70,7 @@ func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
 				sockets[s.inode] = s
 			}
 		})
-		if err == nil && way == hierarchy.WayBPF {
+		if err == nil && way == bind.WayBPF {
 			d.known, d.all, err = b.known(pids, sockets)
 		}
 		if err != nil {
@@ -193,7 +194,7 @@ func (s *set) borrowKnown(pids []int, of map[uint64]diagSocket) (map[uint64]clas
 	own := hierarchy.ClassID(0)
 	if tags != nil {
 		defer tags.close()
-		mine, _, err := Own(hierarchy.WayNetCls)
+		mine, _, err := Own(bind.WayNetCls)
 		if err == nil {
 			own, err = tags.classid(strings.TrimPrefix(mine, cgroupTarget))
 		}
@@ -231,7 +232,7 @@ func (s *set) borrowKnown(pids []int, of map[uint64]diagSocket) (map[uint64]clas
 // decider finds the class of a socket as the classifier does: vif_egress and
 // vif_net_cls in bpf/classify.bpf.c, or the rules of nf_tables.
 type decider struct {
-	way  hierarchy.Way
+	way  bind.Way
 	tree *tree
 	ours func(hierarchy.ClassID) bool
 	// With bpf, what the classifier knows of sockets, see [Binder.known].
@@ -244,7 +245,7 @@ type decider struct {
 	inside     map[uint64]hierarchy.ClassID // what was found out: the class of a cgroup, by its id; 0: of none
 }
 
-func (b *Binder) decider(way hierarchy.Way) (*decider, error) {
+func (b *Binder) decider(way bind.Way) (*decider, error) {
 	d := &decider{
 		way: way, ours: b.ours, all: true, bound: map[uint64]hierarchy.ClassID{}, users: map[uint32]hierarchy.ClassID{},
 		inside: map[uint64]hierarchy.ClassID{},
@@ -260,7 +261,7 @@ func (b *Binder) decider(way hierarchy.Way) (*decider, error) {
 	if d.tree, err = b.hierarchy(way); err != nil {
 		return nil, err
 	}
-	if way == hierarchy.WayBPF {
+	if way == bind.WayBPF {
 		var c classifyVifConfig
 		if err := b.set.config.Lookup(uint32(0), &c); err != nil {
 			return nil, err
@@ -288,7 +289,7 @@ func (d *decider) class(s diagSocket) (hierarchy.ClassID, error) {
 		return restClass, nil
 	case d.way.Tagged():
 		return s.tag, nil
-	case d.way == hierarchy.WayNft && s.packet:
+	case d.way == bind.WayNft && s.packet:
 		return restClass, nil
 	case uint32(known.Cached>>32) == d.generation && is:
 		return hierarchy.ClassID(uint32(known.Cached)), nil

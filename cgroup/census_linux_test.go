@@ -7,6 +7,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
@@ -36,7 +37,7 @@ func TestKernelCensus(t *testing.T) {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
-			if way == hierarchy.WayClsCgroup && !hasCgroupFilter(t, n) {
+			if way == bind.WayClsCgroup && !hasCgroupFilter(t, n) {
 				return
 			}
 			p := newPlace(t, way)
@@ -94,11 +95,11 @@ func TestKernelCensus(t *testing.T) {
 // TestKernelCensusAttached: a socket that was carried over has the branch's class,
 // and so has what is accepted from a listener that was.
 func TestKernelCensusAttached(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound(p.target(to), green))
 	x, far := n.start(t, n.Near, free), n.start(t, n.Far, "")
 	near, addr := n.Near4.String(), n.Far4.String()+":9"
@@ -132,7 +133,7 @@ func TestKernelCensusElsewhere(t *testing.T) {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
-			if way == hierarchy.WayClsCgroup && !hasCgroupFilter(t, n) {
+			if way == bind.WayClsCgroup && !hasCgroupFilter(t, n) {
 				return
 			}
 			p := newPlace(t, way)
@@ -148,7 +149,7 @@ func TestKernelCensusElsewhere(t *testing.T) {
 			x := n.start(t, n.Near, a)
 			x.do("keepPacket s")
 			x.do("morePacket s %d 1", n.hook.Index)
-			want := map[hierarchy.Way]hierarchy.ClassID{hierarchy.WayBPF: red, hierarchy.WayNft: rest}[way] // with tags nobody tells
+			want := map[bind.Way]hierarchy.ClassID{bind.WayBPF: red, bind.WayNft: rest}[way] // with tags nobody tells
 			got, all := census(t, b, x)
 			// Nor is it told without the kernel's types, where borrowing would change a tag.
 			if settings, err := cgroup.ReadSettings(); err != nil || !settings.BTF && got[0] == 1 {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -57,16 +58,16 @@ func (v state) docker(id, name string) {
 // binderFor is a binder that finds containers' names in a directory.
 func (n *network) binderFor(t testing.TB, v state) *cgroup.Binder {
 	t.Helper()
-	return n.binderWith(t, cgroup.Config{Root: v.dir, Ways: []hierarchy.Way{hierarchy.WayBPF}})
+	return n.binderWith(t, cgroup.Config{Root: v.dir, Ways: []bind.Way{bind.WayBPF}})
 }
 
 // TestKernelContainer: a container behind a bridge, and one beside that which has the
 // interface's own network namespace, as docker makes them.
 func TestKernelContainer(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
 	d := n.docker(t, 3)
-	p, v := newPlace(t, hierarchy.WayBPF), newState(t)
+	p, v := newPlace(t, bind.WayBPF), newState(t)
 	b := n.binderFor(t, v)
 	targets := func(bind string) []string {
 		t.Helper()
@@ -147,8 +148,8 @@ func TestKernelContainer(t *testing.T) {
 	r := resolve(t, b, &hierarchy.Tree{Interface: "eth0", Root: &hierarchy.Branch{
 		Class: hierarchy.Class{Path: "eth0", ID: hierarchy.ID(hierarchy.RootMinor)},
 		Children: []*hierarchy.Branch{
-			{Class: hierarchy.Class{Path: "eth0/a", ID: red}, Bind: []hierarchy.Binding{{Kind: hierarchy.BindContainer, Name: "web"}}},
-			{Class: hierarchy.Class{Path: "eth0/b", ID: green}, Bind: []hierarchy.Binding{{Kind: hierarchy.BindLink, Name: "vethagain"}}},
+			{Class: hierarchy.Class{Path: "eth0/a", ID: red}, Bind: []bind.Binding{{Kind: bind.Container, Name: "web"}}},
+			{Class: hierarchy.Class{Path: "eth0/b", ID: green}, Bind: []bind.Binding{{Kind: bind.Link, Name: "vethagain"}}},
 			{Class: hierarchy.Class{Path: "eth0/rest", ID: rest}},
 		},
 	}})
@@ -164,9 +165,9 @@ func TestKernelContainer(t *testing.T) {
 // TestKernelContainerAgain: a process that has just begun may still enter a network
 // namespace, of which nobody tells.
 func TestKernelContainerAgain(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p, id := newPlace(t, hierarchy.WayBPF), number("1a")
+	p, id := newPlace(t, bind.WayBPF), number("1a")
 	b := n.binderFor(t, newState(t))
 	dir := sub(t, p.dir, id)
 	veth(t, n.Near, "veth0", tctest.NetNS(t), "eth0")
@@ -193,9 +194,9 @@ func TestKernelContainerAgain(t *testing.T) {
 
 // TestKernelContainerNames: what counts as a container's cgroup, and as its name.
 func TestKernelContainerNames(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	a, a2, c := number("aaaaaaaaaaaa1"), number("aaaaaaaaaaaa2"), number("c")
 	const notRunning = "pending: the container is not running"
 	for _, tt := range []struct {
@@ -301,9 +302,9 @@ func TestKernelContainerNames(t *testing.T) {
 // TestKernelContainerHostile: whatever lies where a runtime keeps its state, the
 // others' containers are found, and what could not be read is said.
 func TestKernelContainerHostile(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p, id, bad := newPlace(t, hierarchy.WayBPF), number("1a"), number("bad")
+	p, id, bad := newPlace(t, bind.WayBPF), number("1a"), number("bad")
 	dir := sub(t, p.dir, "docker", id)
 	file := "var/lib/docker/containers/" + bad + "/config.v2.json"
 	for _, tt := range []struct {

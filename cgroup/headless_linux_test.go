@@ -14,6 +14,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -53,7 +54,7 @@ func (n *network) startHeadless(t testing.TB, dir string) *actor {
 // nowhere, with v2 it stays where it ended while the others are moved. Where what it
 // has open does not follow, attach says so.
 func TestKernelHeadless(t *testing.T) {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
@@ -99,8 +100,8 @@ func TestKernelHeadless(t *testing.T) {
 
 // TestKernelOfThreads: threads of one process may be in different cgroups of version 1.
 func TestKernelOfThreads(t *testing.T) {
-	require(t, hierarchy.WayNetCls)
-	p := newPlace(t, hierarchy.WayNetCls)
+	require(t, bind.WayNetCls)
+	p := newPlace(t, bind.WayNetCls)
 	one, two := sub(t, p.dir, "one"), sub(t, p.dir, "two")
 	t.Cleanup(func() { empty(t, one, two) })
 	x := tctest.Command(t, "threads", one, two)
@@ -120,7 +121,7 @@ func TestKernelOfThreads(t *testing.T) {
 	}
 	defer x.Wait()
 	defer to.Close()
-	got, whole, err := cgroup.Of(hierarchy.WayNetCls, x.Process.Pid)
+	got, whole, err := cgroup.Of(bind.WayNetCls, x.Process.Pid)
 	if diff := cmp.Diff([]string{p.target(one), p.target(two)}, got); diff != "" || !whole || err != nil {
 		t.Errorf("it is seen in (-want +got), whole %t, %v:\n%s", whole, err, diff)
 	}
@@ -141,7 +142,7 @@ func threads(args []string) error {
 	if err := <-done; err != nil {
 		return err
 	}
-	_, _, err := cgroup.Own(hierarchy.WayNetCls)
+	_, _, err := cgroup.Own(bind.WayNetCls)
 	if err == nil || !strings.Contains(err.Error(), "the threads of this process are in different cgroups: ") {
 		return fmt.Errorf("its own cgroup: %v", err)
 	}
@@ -163,13 +164,13 @@ func TestOfEnded(t *testing.T) {
 	if err := unix.Waitid(unix.P_PID, x.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil { // it stays a zombie
 		t.Fatal(err)
 	}
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		if got, _, err := cgroup.Of(way, x.Process.Pid); !errors.Is(err, unix.ESRCH) {
 			t.Errorf("%s: %q, %v; want %v", way, got, err, unix.ESRCH)
 		}
 	}
 	_ = x.Wait()
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		if got, _, err := cgroup.Of(way, x.Process.Pid); !errors.Is(err, unix.ESRCH) {
 			t.Errorf("%s, waited for: %q, %v; want %v", way, got, err, unix.ESRCH)
 		}

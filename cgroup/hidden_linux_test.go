@@ -16,6 +16,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
@@ -113,7 +114,7 @@ func hidden(args []string) error {
 // and returns what it found.
 func (n *network) runHidden(t *testing.T, how, dir string, flags uintptr) string {
 	t.Helper()
-	apply(t, n.binder(t, hierarchy.WayBPF))
+	apply(t, n.binder(t, bind.WayBPF))
 	key, err := cgroup.NetNSKey(n.Near.FD())
 	if err != nil {
 		t.Fatal(err)
@@ -143,9 +144,9 @@ func TestKernelHidden(t *testing.T) {
 		{"container", unix.CLONE_NEWNS | unix.CLONE_NEWPID, "a private mount of our own, below the root of a cgroup namespace"},
 	} {
 		t.Run(tt.how, func(t *testing.T) {
-			require(t, hierarchy.WayBPF)
+			require(t, bind.WayBPF)
 			n := newNetwork(t)
-			p := newPlace(t, hierarchy.WayBPF)
+			p := newPlace(t, bind.WayBPF)
 			if got := n.runHidden(t, tt.how, p.dir, tt.flags); !strings.Contains(got, tt.want) {
 				t.Errorf("found %q, want %q", got, tt.want)
 			}
@@ -159,7 +160,7 @@ func TestKernelNotMounted(t *testing.T) {
 	if !vm.Inside() {
 		return
 	}
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	if mountsV2(t) {
 		t.Fatal("the machine mounts cgroup v2")
 	}
@@ -243,16 +244,16 @@ func mounts(args []string) error {
 		return err
 	}
 	b, err := cgroup.NewBinder(cgroup.Config{
-		Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayNetCls}, RunDir: args[1], Warn: func(s string) { fmt.Println(s) },
+		Hook: blind{}, Interface: "eth0", Ways: []bind.Way{bind.WayNetCls}, RunDir: args[1], Warn: func(s string) { fmt.Println(s) },
 	})
 	if err != nil {
 		return err
 	}
-	fmt.Println(basis(hierarchy.WayNetCls))
+	fmt.Println(basis(bind.WayNetCls))
 	if _, err := b.Hook(); err != nil {
 		return err
 	}
-	fmt.Println(basis(hierarchy.WayNetCls))
+	fmt.Println(basis(bind.WayNetCls))
 	if args[2] != "" {
 		// somebody else's cgroup in it
 		all, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Source != "vifshape", false })
@@ -268,12 +269,12 @@ func mounts(args []string) error {
 	if err := b.Close(); err != nil {
 		return err
 	}
-	fmt.Println(basis(hierarchy.WayNetCls))
+	fmt.Println(basis(bind.WayNetCls))
 	return nil
 }
 
 // basis is what a way stands on here.
-func basis(way hierarchy.Way) string {
+func basis(way bind.Way) string {
 	for _, w := range cgroup.Probe().Ways {
 		if w.Way == way {
 			return w.Text
@@ -285,7 +286,7 @@ func basis(way hierarchy.Way) string {
 // TestKernelMountsNetCls: it is mounted when it has to be, and goes again when
 // nothing is in it.
 func TestKernelMountsNetCls(t *testing.T) {
-	require(t, hierarchy.WayNetCls)
+	require(t, bind.WayNetCls)
 	dir := t.TempDir()
 	const before = "net_cls, which will be mounted when it is used\n"
 	for _, tt := range []struct{ name, how, at, cgroup string }{

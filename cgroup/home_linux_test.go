@@ -21,6 +21,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -70,7 +71,7 @@ func (bare) AttachCgroupFilter() error { return errors.New("no cls_cgroup") }
 
 // run is the program that starts another: WAY TARGET USER PROGRAM [ARGUMENT ...].
 func run(args []string) error {
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "lo", Index: 1, Ways: []hierarchy.Way{hierarchy.Way(args[0])}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "lo", Index: 1, Ways: []bind.Way{bind.Way(args[0])}})
 	if err != nil {
 		return err
 	}
@@ -85,7 +86,7 @@ func run(args []string) error {
 
 // tree is eth0 with web (red when it is a leaf) and its children, as a policy
 // would make it.
-func tree(t testing.TB, bind ...string) *hierarchy.Tree {
+func tree(t testing.TB, names ...string) *hierarchy.Tree {
 	t.Helper()
 	leaf := func(p hierarchy.Path, id hierarchy.ClassID) *hierarchy.Branch {
 		return &hierarchy.Branch{Class: hierarchy.Class{Path: p, ID: id}}
@@ -93,8 +94,8 @@ func tree(t testing.TB, bind ...string) *hierarchy.Tree {
 	web := &hierarchy.Branch{Class: hierarchy.Class{Path: "eth0/web", ID: hierarchy.ID(0x11)}, Children: []*hierarchy.Branch{
 		leaf("eth0/web/api", green), leaf("eth0/web/rest", red),
 	}}
-	for _, s := range bind {
-		b, err := hierarchy.ParseBinding(s)
+	for _, s := range names {
+		b, err := bind.Parse(s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -247,7 +248,7 @@ func TestKernelBoundHome(t *testing.T) {
 			apply(t, b)
 			is(b, "/eth0/web", 0)
 			before := uint32(0)
-			if way == hierarchy.WayBPF {
+			if way == bind.WayBPF {
 				before = n.generation(t)
 			}
 			bind := func(class hierarchy.ClassID, more uint32) {
@@ -262,7 +263,7 @@ func TestKernelBoundHome(t *testing.T) {
 				}
 				is(b, "/eth0/web", class)
 				is(n.binder(t), "/eth0/web", class)
-				if way != hierarchy.WayBPF {
+				if way != bind.WayBPF {
 					return
 				}
 				if got := n.generation(t) - before; got != more {
@@ -281,9 +282,9 @@ func TestKernelBoundHome(t *testing.T) {
 }
 
 func TestKernelResolve(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	unit, manager := tctest.Name()+".service", "user@"+tctest.Name()+".service"
 	top := strings.ReplaceAll(tctest.Name(), "-", "") // a dash would be a level
 	at := func(names ...string) string { return sub(t, p.mount, names...) }
@@ -305,7 +306,7 @@ func TestKernelResolve(t *testing.T) {
 		sub(t, above, unit)
 		sub(t, above, template)
 	}
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 
 	for _, tt := range []struct {
 		bind            string
@@ -345,7 +346,7 @@ func TestKernelResolve(t *testing.T) {
 
 	t.Run("one cgroup twice", func(t *testing.T) {
 		tr := tree(t, "unit:"+unit)
-		tr.Find("eth0/web/api").Bind = []hierarchy.Binding{{Kind: hierarchy.BindCgroup, Name: strings.TrimPrefix(mine, p.mount)}}
+		tr.Find("eth0/web/api").Bind = []bind.Binding{{Kind: bind.Cgroup, Name: strings.TrimPrefix(mine, p.mount)}}
 		r, err := b.Resolve(cgroup.Branches(tr))
 		if err == nil {
 			err = r.Err()
@@ -355,9 +356,9 @@ func TestKernelResolve(t *testing.T) {
 		}
 	})
 	t.Run("users by net_cls", func(t *testing.T) {
-		require(t, hierarchy.WayNetCls)
-		newPlace(t, hierarchy.WayNetCls)
-		r, err := n.binder(t, hierarchy.WayNetCls).Resolve(cgroup.Branches(tree(t, "user:root")))
+		require(t, bind.WayNetCls)
+		newPlace(t, bind.WayNetCls)
+		r, err := n.binder(t, bind.WayNetCls).Resolve(cgroup.Branches(tree(t, "user:root")))
 		if err == nil {
 			err = r.Err()
 		}
@@ -426,7 +427,7 @@ func unprivileged([]string) error {
 	if err := unix.Capset(&h, &none[0]); err != nil {
 		return err
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayBPF}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []bind.Way{bind.WayBPF}})
 	if err != nil {
 		return err
 	}
@@ -436,7 +437,7 @@ func unprivileged([]string) error {
 	fmt.Println(errors.Is(report.Ways[0].Err, cgroup.ErrNotPrivileged))
 	var s hierarchy.State
 	fmt.Println(b.Read(context.Background(), &s))
-	for _, ways := range [][]hierarchy.Way{nil, {hierarchy.WayNetCls, hierarchy.WayClsCgroup}} {
+	for _, ways := range [][]bind.Way{nil, {bind.WayNetCls, bind.WayClsCgroup}} {
 		b, err := cgroup.NewBinder(cgroup.Config{Hook: bare{}, Interface: "eth0", Ways: ways})
 		if err != nil {
 			return err
@@ -453,7 +454,7 @@ func unprivileged([]string) error {
 
 // confined says what a Binder says to root of a user namespace.
 func confined([]string) error {
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayBPF}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []bind.Way{bind.WayBPF}})
 	if err != nil {
 		return err
 	}
@@ -465,7 +466,7 @@ func confined([]string) error {
 // TestKernelConfined: root of a user namespace has all capabilities, and they do
 // not help.
 func TestKernelConfined(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	tctest.Cgroup2Mount(t)
 	cmd := tctest.Command(t, "confined")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -501,7 +502,7 @@ func limited([]string) error {
 	if err := unix.Capset(&h, &d[0]); err != nil {
 		return err
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayBPF}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []bind.Way{bind.WayBPF}})
 	if err != nil {
 		return err
 	}
@@ -511,16 +512,16 @@ func limited([]string) error {
 
 // TestKernelLimited: from 5.11 on the limit of locked memory does not matter.
 func TestKernelLimited(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	if out, err := tctest.Command(t, "limited").Output(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 }
 
 func TestKernelUnprivileged(t *testing.T) {
-	require(t, hierarchy.WayBPF)
-	require(t, hierarchy.WayNetCls)
-	newPlace(t, hierarchy.WayNetCls)
+	require(t, bind.WayBPF)
+	require(t, bind.WayNetCls)
+	newPlace(t, bind.WayNetCls)
 	out, err := tctest.Command(t, "unprivileged").Output()
 	if err != nil {
 		t.Fatal(err)

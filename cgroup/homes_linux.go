@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // homeRoot is the cgroup above all homes.
@@ -72,7 +73,7 @@ func (b *Binder) Home(p hierarchy.Path) (target string, err error) {
 func (b *Binder) BoundHome(p hierarchy.Path) (target string, class hierarchy.ClassID, err error) {
 	way, err := b.inForce()
 	on := b.on(way)
-	if err != nil || way == hierarchy.WayNone || way != hierarchy.WayClsCgroup && on == nil {
+	if err != nil || way == bind.WayNone || way != bind.WayClsCgroup && on == nil {
 		return "", 0, b.wrap(err)
 	}
 	t, err := b.find(way)
@@ -130,7 +131,7 @@ func (b *Binder) homesIn(t *tree) (homes []hierarchy.Path, err error) {
 // The homes of a network namespace that went without this stay behind, empty:
 // nothing tells cheaply that no descriptor or socket holds a namespace any more.
 func (b *Binder) RemoveHomes() (kept []hierarchy.Path, err error) {
-	for _, w := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, w := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		t, err := b.find(w)
 		if errors.Is(err, ErrNoCgroup2) || t == nil && err == nil {
 			continue
@@ -144,7 +145,7 @@ func (b *Binder) RemoveHomes() (kept []hierarchy.Path, err error) {
 		}
 		kept = append(kept, in...)
 	}
-	return kept, b.wrap(nfTables{netNS: b.cfg.NetNSFD}.write(newRuleset(hierarchy.WayNone)))
+	return kept, b.wrap(nfTables{netNS: b.cfg.NetNSFD}.write(newRuleset(bind.WayNone)))
 }
 
 func (b *Binder) removeHomesIn(t *tree) (kept []hierarchy.Path, err error) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
@@ -28,7 +29,7 @@ type place struct {
 }
 
 // newPlace makes a cgroup where the way looks for it.
-func newPlace(t testing.TB, way hierarchy.Way) place {
+func newPlace(t testing.TB, way bind.Way) place {
 	t.Helper()
 	if v2(way) {
 		return place{tctest.Cgroup2Mount(t), tctest.Cgroup(t)}
@@ -38,12 +39,12 @@ func newPlace(t testing.TB, way hierarchy.Way) place {
 }
 
 // v2 says whether a way goes by cgroup v2.
-func v2(w hierarchy.Way) bool { return w == hierarchy.WayBPF || w == hierarchy.WayNft }
+func v2(w bind.Way) bool { return w == bind.WayBPF || w == bind.WayNft }
 
 func (p place) target(dir string) string { return "cgroup:" + strings.TrimPrefix(dir, p.mount) }
 
 // require skips the test where the kernel lacks the way.
-func require(t testing.TB, way hierarchy.Way) {
+func require(t testing.TB, way bind.Way) {
 	t.Helper()
 	tctest.RequireRoot(t)
 	err := report(t, way).Err
@@ -52,9 +53,9 @@ func require(t testing.TB, way hierarchy.Way) {
 
 // ways are those to test here: not cgroup v2 in one of the guests, with v1 alone,
 // where TestKernelNotMounted goes on.
-func ways(t testing.TB) []hierarchy.Way {
+func ways(t testing.TB) []bind.Way {
 	t.Helper()
-	all := []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
+	all := []bind.Way{bind.WayBPF, bind.WayNft, bind.WayNetCls, bind.WayNetClsNft, bind.WayClsCgroup}
 	if vm.Inside() && !mountsV2(t) {
 		return slices.DeleteFunc(all, v2)
 	}
@@ -62,7 +63,7 @@ func ways(t testing.TB) []hierarchy.Way {
 }
 
 // report is what is known of a way here.
-func report(t testing.TB, way hierarchy.Way) cgroup.WayReport {
+func report(t testing.TB, way bind.Way) cgroup.WayReport {
 	t.Helper()
 	for _, w := range cgroup.Probe().Ways {
 		if w.Way == way {
@@ -84,9 +85,9 @@ func mountsV2(t testing.TB) bool {
 }
 
 // exact are those of ways that overwrite whatever a socket asks for.
-func exact(t testing.TB) []hierarchy.Way {
+func exact(t testing.TB) []bind.Way {
 	t.Helper()
-	return slices.DeleteFunc(ways(t), func(w hierarchy.Way) bool { return w == hierarchy.WayClsCgroup })
+	return slices.DeleteFunc(ways(t), func(w bind.Way) bool { return w == bind.WayClsCgroup })
 }
 
 // apply goes from what is there to the given bindings.
@@ -273,7 +274,7 @@ func stateOnly(s hierarchy.State) hierarchy.State {
 // TestKernelGone: the binding of a removed cgroup shows under its number and can
 // be taken away.
 func TestKernelGone(t *testing.T) {
-	for _, way := range slices.DeleteFunc(exact(t), func(w hierarchy.Way) bool { return !v2(w) }) {
+	for _, way := range slices.DeleteFunc(exact(t), func(w bind.Way) bool { return !v2(w) }) {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
@@ -362,15 +363,15 @@ func (n *network) whileSending(t *testing.T, x *actor, some, least int, change f
 func TestKernelUnderLoad(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		way  hierarchy.Way
+		way  bind.Way
 		flip func(t *testing.T, n *network, b *cgroup.Binder, target string, i int)
 	}{
-		{"bindings", hierarchy.WayBPF, flipBinding},
-		{"net_cls tags", hierarchy.WayNetCls, flipBinding},
-		{"sets of nf_tables", hierarchy.WayNft, flipBinding},
-		{"all of nf_tables", hierarchy.WayNft, flipHook},
-		{"net_cls tags with nf_tables", hierarchy.WayNetClsNft, flipBinding},
-		{"classifier of an older version", hierarchy.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
+		{"bindings", bind.WayBPF, flipBinding},
+		{"net_cls tags", bind.WayNetCls, flipBinding},
+		{"sets of nf_tables", bind.WayNft, flipBinding},
+		{"all of nf_tables", bind.WayNft, flipHook},
+		{"net_cls tags with nf_tables", bind.WayNetClsNft, flipBinding},
+		{"classifier of an older version", bind.WayBPF, func(t *testing.T, n *network, b *cgroup.Binder, target string, i int) {
 			older(t, n)
 			if err := b.Close(); err != nil { // it knows better
 				t.Fatal(err)
@@ -380,7 +381,7 @@ func TestKernelUnderLoad(t *testing.T) {
 			}
 			flipBinding(t, n, b, target, i)
 		}},
-		{"classifier", hierarchy.WayBPF, flipHook},
+		{"classifier", bind.WayBPF, flipHook},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			require(t, tt.way)
@@ -413,13 +414,13 @@ func older(t testing.TB, n *network) {
 func TestKernelWayUnderLoad(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		ways  []hierarchy.Way
+		ways  []bind.Way
 		stops bool
 	}{
-		{"programs", []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls}, false},
-		{"rules", []hierarchy.Way{hierarchy.WayNft, hierarchy.WayNetClsNft}, false},
-		{"programs and rules", []hierarchy.Way{
-			hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayBPF, hierarchy.WayNetClsNft, hierarchy.WayNetCls, hierarchy.WayNft,
+		{"programs", []bind.Way{bind.WayBPF, bind.WayNetCls}, false},
+		{"rules", []bind.Way{bind.WayNft, bind.WayNetClsNft}, false},
+		{"programs and rules", []bind.Way{
+			bind.WayBPF, bind.WayNft, bind.WayNetCls, bind.WayNetClsNft, bind.WayBPF, bind.WayNetClsNft, bind.WayNetCls, bind.WayNft,
 		}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -427,7 +428,7 @@ func TestKernelWayUnderLoad(t *testing.T) {
 				require(t, w)
 			}
 			n := newNetwork(t)
-			tags, cgroups := newPlace(t, hierarchy.WayNetCls), newPlace(t, hierarchy.WayBPF)
+			tags, cgroups := newPlace(t, bind.WayNetCls), newPlace(t, bind.WayBPF)
 			change := func(i int) {
 				way := tt.ways[i%len(tt.ways)]
 				bind := bound(tags.target(tags.dir), green)
@@ -476,40 +477,40 @@ func TestKernelOrder(t *testing.T) {
 
 // TestKernelChangeOfWay goes from net_cls to BPF and back.
 func TestKernelChangeOfWay(t *testing.T) {
-	require(t, hierarchy.WayBPF)
-	require(t, hierarchy.WayNetCls)
+	require(t, bind.WayBPF)
+	require(t, bind.WayNetCls)
 	n := newNetwork(t)
-	v1, v2 := newPlace(t, hierarchy.WayNetCls), newPlace(t, hierarchy.WayBPF)
+	v1, v2 := newPlace(t, bind.WayNetCls), newPlace(t, bind.WayBPF)
 	a1, a2 := sub(t, v1.dir, "a"), sub(t, v2.dir, "a")
 	x := n.start(t, n.Near, a1)
 	x.do("join %s", a2)
 	addr := n.Far4.String() + ":9"
 	for _, tt := range []struct {
-		way   hierarchy.Way
+		way   bind.Way
 		bound hierarchy.Bound
 		want  hierarchy.ClassID
 	}{
-		{hierarchy.WayNetCls, bound(v1.target(a1), red), red},
-		{hierarchy.WayBPF, bound(v2.target(a2), green), green},
-		{hierarchy.WayNetCls, bound(v1.target(a1), blue), blue},
+		{bind.WayNetCls, bound(v1.target(a1), red), red},
+		{bind.WayBPF, bound(v2.target(a2), green), green},
+		{bind.WayNetCls, bound(v1.target(a1), blue), blue},
 	} {
 		b := n.binder(t, tt.way)
 		apply(t, b, tt.bound)
 		only(t, n.during(t, func() { x.do("udp %s 20", addr) }), tt.want, 20)
 	}
 	converge(t, n.binder(t), hierarchy.State{Interface: "eth0"})
-	if got := read(t, n.binder(t, hierarchy.WayNetCls)); got.Hook.Way != hierarchy.WayNone || len(got.Bound) != 0 {
+	if got := read(t, n.binder(t, bind.WayNetCls)); got.Hook.Way != bind.WayNone || len(got.Bound) != 0 {
 		t.Errorf("state after clearing: %+v", got)
 	}
 }
 
 // TestKernelRefused: what would send packets past the shaper, or can never work.
 func TestKernelRefused(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	deep := sub(t, p.dir, slices.Repeat([]string{"d"}, 32)...)
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	apply(t, b)
 	for _, tt := range []struct {
 		name string
@@ -537,9 +538,9 @@ func TestKernelRefused(t *testing.T) {
 // TestKernelForeignProgram: a program in our place that is not this version's is
 // replaced, and comes back when an apply is undone.
 func TestKernelForeignProgram(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	empty, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
 	})
@@ -554,9 +555,9 @@ func TestKernelForeignProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	old := read(t, b)
-	if want := (hierarchy.Hook{Way: hierarchy.WayBPF}); old.Hook != want || len(old.Bound) != 0 {
+	if want := (hierarchy.Hook{Way: bind.WayBPF}); old.Hook != want || len(old.Bound) != 0 {
 		t.Errorf("state with it on the hook: %+v", old)
 	}
 	apply(t, b, bound(p.target(p.dir), red))
@@ -571,9 +572,9 @@ func TestKernelForeignProgram(t *testing.T) {
 // TestKernelTCX: a program that runs before the classifier, and may keep packets
 // from it, is pointed out once.
 func TestKernelTCX(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	verdict, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "pass_all", Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
 	})
@@ -636,8 +637,8 @@ func TestKernelTCX(t *testing.T) {
 
 // TestKernelOthers: where another interface is bound by tags, no second one is.
 func TestKernelOthers(t *testing.T) {
-	require(t, hierarchy.WayNetCls)
-	newPlace(t, hierarchy.WayNetCls)
+	require(t, bind.WayNetCls)
+	newPlace(t, bind.WayNetCls)
 	unread := errors.New("records cannot be read")
 	for _, tt := range []struct {
 		name   string
@@ -651,7 +652,7 @@ func TestKernelOthers(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b, err := cgroup.NewBinder(cgroup.Config{
-				Hook: blind{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayNetCls},
+				Hook: blind{}, Interface: "eth0", Ways: []bind.Way{bind.WayNetCls},
 				Others: func() ([]string, error) { return tt.others, tt.err },
 			})
 			if err != nil {
@@ -669,13 +670,13 @@ func TestKernelOthers(t *testing.T) {
 // TestKernelTwoInterfaces: with net_cls each interface sees its own tags only and
 // does not take another's over.
 func TestKernelTwoInterfaces(t *testing.T) {
-	require(t, hierarchy.WayNetCls)
+	require(t, bind.WayNetCls)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayNetCls)
+	p := newPlace(t, bind.WayNetCls)
 	a, c := sub(t, p.dir, "a"), sub(t, p.dir, "c")
 	binder := func(mine hierarchy.ClassID) *cgroup.Binder {
 		b, err := cgroup.NewBinder(cgroup.Config{
-			Hook: n.hook, Interface: n.Dev, Ways: []hierarchy.Way{hierarchy.WayNetCls},
+			Hook: n.hook, Interface: n.Dev, Ways: []bind.Way{bind.WayNetCls},
 			Classes: func(id hierarchy.ClassID) bool { return id == mine },
 		})
 		if err != nil {

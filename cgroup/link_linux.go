@@ -11,7 +11,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 var errLinksByBPF = fmt.Errorf("interfaces can be bound with BPF only, not with nf_tables or net_cls: %w", ErrNotSupported)
@@ -28,7 +28,7 @@ func (noLink) Is(target error) bool { return target == fs.ErrNotExist }
 // resolveLink is the target of a bound interface, or why there is none at present.
 func (b *Binder) resolveLink(name string) (target, reason string, err error) {
 	switch {
-	case b.way != hierarchy.WayBPF:
+	case b.way != bind.WayBPF:
 		return "", "", errLinksByBPF
 	case name == b.cfg.Interface:
 		return "", "", errors.New("it is the shaped interface itself: what comes in by it and leaves by it again is the rest's")

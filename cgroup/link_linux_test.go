@@ -16,6 +16,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -68,12 +69,12 @@ func (n *network) routed(t testing.TB, name string, subnet byte) *lab.NetNS {
 // sender asks for, and what another brings in is the rest's. Who sends from here
 // is none of its business.
 func TestKernelLink(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	a, free := sub(t, p.dir, "a"), sub(t, p.dir, "free")
 	one, other := n.routed(t, "veth1", 1), n.routed(t, "veth2", 2)
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound(p.target(a), green), bound("link:veth1", red), bound("uid:0", blue))
 
 	far := n.start(t, n.Far, "")
@@ -136,11 +137,11 @@ func TestKernelLink(t *testing.T) {
 // TestKernelLinkBridged: a packet from behind a bridge still has its socket. Its
 // cgroup says more than its interface, and that more than its user.
 func TestKernelLinkBridged(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	tctest.RequireLink(t, "bridge")
 	n := newNetwork(t)
 	onlyIPv4(t, n.Near)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	a, free := sub(t, p.dir, "a"), sub(t, p.dir, "free")
 	inner := tctest.NetNS(t)
 	onlyIPv4(t, inner)
@@ -161,7 +162,7 @@ func TestKernelLinkBridged(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	bind := []hierarchy.Bound{bound(p.target(a), green), bound("uid:0", blue)}
 	apply(t, b, bind...)
 	inA, inFree := n.start(t, inner, a), n.start(t, inner, free)
@@ -285,9 +286,9 @@ func forwarding(t testing.TB, c *netlink.Conn, port string) {
 // TestKernelLinkResolve: an interface that is not there is waited for, and what
 // can never work is refused.
 func TestKernelLinkResolve(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	r := resolve(t, b, tree(t, "link:veth1"))
 	if len(r.Bound) != 0 || len(r.Pending) != 1 || r.Pending[0].Reason != "no such interface" {
 		t.Errorf("missing interface: %+v", r)
@@ -308,7 +309,7 @@ func TestKernelLinkResolve(t *testing.T) {
 		}
 	}
 	refused(b, "link:"+n.Dev, "the shaped interface itself")
-	for _, way := range []hierarchy.Way{hierarchy.WayNft, hierarchy.WayNetCls} {
+	for _, way := range []bind.Way{bind.WayNft, bind.WayNetCls} {
 		if _, err := n.binder(t, way).Hook(); err != nil {
 			continue // not here
 		}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -121,7 +122,7 @@ func (n *network) noReports(t testing.TB) {
 }
 
 // binder makes a Binder for the near interface, for all ways or some.
-func (n *network) binder(t testing.TB, ways ...hierarchy.Way) *cgroup.Binder {
+func (n *network) binder(t testing.TB, ways ...bind.Way) *cgroup.Binder {
 	t.Helper()
 	return n.binderWith(t, cgroup.Config{Ways: ways})
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -171,13 +172,13 @@ func (d *docker) othersMark(bit uint32) {
 // packets are routed, also behind masquerade and netfilter's hooks in the bridge.
 // Nobody who is not bound gets there by a mark.
 func TestKernelMark(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
 	d := n.docker(t, 3)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	a, free := sub(t, p.dir, "a"), sub(t, p.dir, "free")
 	one, two := d.container("veth1", 11), d.container("veth2", 12)
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	bind := []hierarchy.Bound{bound("link:veth1", red), bound(p.target(a), green)}
 	apply(t, b, bind...)
 	mark, port1 := 0x71000000, hardware(t, n.Near, "veth1").Index
@@ -335,7 +336,7 @@ func marks(t testing.TB, mark, index int) *ebpf.Program {
 // TestKernelMarkLate: an interface that becomes a port only after it was bound, and
 // one that is made anew.
 func TestKernelMarkLate(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
 	d := n.docker(t, 3)
 	inner := tctest.NetNS(t)
@@ -344,7 +345,7 @@ func TestKernelMarkLate(t *testing.T) {
 	if err := lab.AddVeth(n.Near, lab.Link{Name: "veth1"}, inner, in); err != nil {
 		t.Fatal(err)
 	}
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound("link:veth1", red))
 	if on, err := n.hook.HasIngress("veth1"); on || err != nil {
 		t.Errorf("program on an interface that is no port: %v, %v", on, err)
@@ -369,7 +370,7 @@ func TestKernelMarkLate(t *testing.T) {
 // TestKernelMarkForeign: what others have at a port's ingress stays and goes on, and
 // where there is no place the binding holds all the same, as far as it can.
 func TestKernelMarkForeign(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	for _, tt := range []struct {
 		name string
 		set  []string
@@ -392,7 +393,7 @@ func TestKernelMarkForeign(t *testing.T) {
 			}
 			before := shown()
 			var warned []string
-			b := n.binderWith(t, cgroup.Config{Ways: []hierarchy.Way{hierarchy.WayBPF}, Warn: func(s string) { warned = append(warned, s) }})
+			b := n.binderWith(t, cgroup.Config{Ways: []bind.Way{bind.WayBPF}, Warn: func(s string) { warned = append(warned, s) }})
 			apply(t, b, bound("link:veth1", red))
 			want := map[bool]hierarchy.ClassID{true: red, false: rest}[tt.warn == ""]
 			only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), want, 20)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -175,9 +176,9 @@ func TestKernelNarrow(t *testing.T) {
 // TestKernelNarrowRefused: somebody else's program that suffers none below it keeps
 // the guard from the cgroups there, which is told, and from no others.
 func TestKernelNarrowRefused(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	foreign := sub(t, p.dir, "a")
 	below, other := sub(t, foreign, "b"), sub(t, p.dir, "c")
 	t.Cleanup(func() { removeAll(t, foreign) })
@@ -198,7 +199,7 @@ func TestKernelNarrowRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	var told []string
-	b := n.binderWith(t, cgroup.Config{Ways: []hierarchy.Way{hierarchy.WayBPF}, Warn: func(s string) { told = append(told, s) }})
+	b := n.binderWith(t, cgroup.Config{Ways: []bind.Way{bind.WayBPF}, Warn: func(s string) { told = append(told, s) }})
 	apply(t, b, bound(p.target(below), red), bound(p.target(other), green))
 	if len(guards(t, below)) != 0 || len(guards(t, other)) != 1 {
 		t.Errorf("programs %q below the other one, %q elsewhere", guards(t, below), guards(t, other))
@@ -212,14 +213,14 @@ func TestKernelNarrowRefused(t *testing.T) {
 // BenchmarkSetsockopt is what the program costs a process of a bound cgroup for
 // each option that it sets.
 func BenchmarkSetsockopt(b *testing.B) {
-	require(b, hierarchy.WayBPF)
+	require(b, bind.WayBPF)
 	for _, tt := range []string{"without", "with"} {
 		b.Run(tt, func(b *testing.B) {
 			n := newNetwork(b)
-			p := newPlace(b, hierarchy.WayBPF)
+			p := newPlace(b, bind.WayBPF)
 			dir := sub(b, p.dir, "a")
 			b.Cleanup(func() { remove(b, dir) })
-			binder := n.binder(b, hierarchy.WayBPF)
+			binder := n.binder(b, bind.WayBPF)
 			apply(b, binder, bound(p.target(dir), red))
 			if tt == "without" {
 				detach(b, dir)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // nfTable is the name of our tables, one in each of two families:
@@ -65,17 +66,17 @@ type nfTables struct {
 
 // ruleset is what the tables say of one interface.
 type ruleset struct {
-	way     hierarchy.Way // none: nothing
-	version uint32        // 0: something of it is not as this package writes it
+	way     bind.Way // none: nothing
+	version uint32   // 0: something of it is not as this package writes it
 	cgroups map[uint64]binding
 	users   map[uint32]hierarchy.ClassID
 }
 
-func newRuleset(w hierarchy.Way) *ruleset {
+func newRuleset(w bind.Way) *ruleset {
 	return &ruleset{way: w, version: version, cgroups: map[uint64]binding{}, users: map[uint32]hierarchy.ClassID{}}
 }
 
-func (r *ruleset) current(w hierarchy.Way) bool {
+func (r *ruleset) current(w bind.Way) bool {
 	return r != nil && r.way == w && r.version == version
 }
 
@@ -146,7 +147,7 @@ func (r *ruleset) levels() []uint32 {
 
 // ruleLayout is what the rules of a chain depend on.
 type ruleLayout struct {
-	way        hierarchy.Way
+	way        bind.Way
 	generation uint32
 	levels     []uint32
 	users      bool
@@ -182,7 +183,7 @@ func toRest() []expr.Any {
 func (n nfTables) rules(l ruleLayout) (output, egress [][]expr.Any) {
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
 	switch l.way {
-	case hierarchy.WayNft:
+	case bind.WayNft:
 		output = [][]expr.Any{
 			{
 				&expr.Meta{Key: expr.MetaKeyOIF, Register: reg1},
@@ -216,7 +217,7 @@ func (n nfTables) rules(l ruleLayout) (output, egress [][]expr.Any) {
 			{&expr.Meta{Key: expr.MetaKeyRTCLASSID, Register: reg1}, accept},
 			toRest(),
 		}
-	case hierarchy.WayNetClsNft:
+	case bind.WayNetClsNft:
 		egress = [][]expr.Any{
 			toRest(),
 			{
@@ -260,7 +261,7 @@ func (n nfTables) conn() (*nftables.Conn, error) {
 // come with the new rules, and the old ones go when nobody can be in them any more.
 func (n nfTables) write(next *ruleset) error {
 	on, err := n.look()
-	if err != nil || next.way == hierarchy.WayNone && len(on.indexes) == 0 {
+	if err != nil || next.way == bind.WayNone && len(on.indexes) == 0 {
 		return err
 	}
 	l := ruleLayout{way: next.way, generation: on.generation + 1, levels: next.levels(), users: len(next.users) > 0}
@@ -275,7 +276,7 @@ func (n nfTables) write(next *ruleset) error {
 		return n.fail(err)
 	}
 	batches := [][]nftables.TableFamily{bothFamilies}
-	if next.way == hierarchy.WayNft && on.output != chainOurs {
+	if next.way == bind.WayNft && on.output != chainOurs {
 		// Between the hooks is a packet that the first one let go without a class, and
 		// the second one would take for one that has got its class.
 		batches = [][]nftables.TableFamily{{nftables.TableFamilyINet}, {nftables.TableFamilyNetdev}}
@@ -287,7 +288,7 @@ func (n nfTables) write(next *ruleset) error {
 		if err := c.Flush(); err != nil {
 			return n.fail(err)
 		}
-		if next.way != hierarchy.WayNone {
+		if next.way != bind.WayNone {
 			if err := waitForReaders(); err != nil {
 				return err
 			}
@@ -448,7 +449,7 @@ func (n nfTables) gone(indexes []uint32) (gone map[uint32]bool, err error) {
 
 // try finds out whether the kernel takes the rules of a way. It changes nothing:
 // the batch ends with what cannot be done, and then nothing of it is.
-func (n nfTables) try(w hierarchy.Way) error {
+func (n nfTables) try(w bind.Way) error {
 	c, err := n.conn()
 	if err != nil {
 		return n.lacks(err)
@@ -464,7 +465,7 @@ func (n nfTables) try(w hierarchy.Way) error {
 	}
 	const name = "probe"
 	r := newRuleset(w)
-	if w == hierarchy.WayNft {
+	if w == bind.WayNft {
 		r.cgroups[1], r.users[0] = binding{restClass, 1}, restClass
 	}
 	l := ruleLayout{way: w, levels: r.levels(), users: len(r.users) > 0}

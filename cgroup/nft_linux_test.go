@@ -20,6 +20,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -98,7 +99,7 @@ func sleep(t testing.TB, ns *lab.NetNS, f nftables.TableFamily) {
 // TestKernelForeignRules: whatever others do to our rules shows as a difference and
 // is mended, and what is theirs stays, in whichever table it is.
 func TestKernelForeignRules(t *testing.T) {
-	for _, way := range []hierarchy.Way{hierarchy.WayNft, hierarchy.WayNetClsNft} {
+	for _, way := range []bind.Way{bind.WayNft, bind.WayNetClsNft} {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
@@ -213,19 +214,19 @@ func TestKernelForeignRules(t *testing.T) {
 // TestKernelTablesGo: clearing leaves no table of ours, and neither does a change to
 // another way.
 func TestKernelTablesGo(t *testing.T) {
-	for _, way := range []hierarchy.Way{hierarchy.WayNft, hierarchy.WayNetClsNft} {
+	for _, way := range []bind.Way{bind.WayNft, bind.WayNetClsNft} {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
-			require(t, hierarchy.WayNetCls)
+			require(t, bind.WayNetCls)
 			n := newNetwork(t)
-			p, q := newPlace(t, way), newPlace(t, hierarchy.WayNetCls)
+			p, q := newPlace(t, way), newPlace(t, bind.WayNetCls)
 			c := nft(t, n.Near)
 			for _, to := range []struct {
 				name string
 				do   func()
 			}{
 				{"clearing", func() { converge(t, n.binder(t), hierarchy.State{Interface: "eth0"}) }},
-				{"another way", func() { apply(t, n.binder(t, hierarchy.WayNetCls), bound(q.target(q.dir), blue)) }},
+				{"another way", func() { apply(t, n.binder(t, bind.WayNetCls), bound(q.target(q.dir), blue)) }},
 			} {
 				b := n.binder(t, way)
 				apply(t, b, bound(p.target(p.dir), red))
@@ -246,10 +247,10 @@ func TestKernelTablesGo(t *testing.T) {
 // TestKernelProbeLeavesNothing: neither trying the ways nor choosing one makes
 // anything.
 func TestKernelProbeLeavesNothing(t *testing.T) {
-	require(t, hierarchy.WayNft)
+	require(t, bind.WayNft)
 	n := newNetwork(t)
-	newPlace(t, hierarchy.WayNft)
-	for _, way := range []hierarchy.Way{hierarchy.WayNft, hierarchy.WayNetClsNft} {
+	newPlace(t, bind.WayNft)
+	for _, way := range []bind.Way{bind.WayNft, bind.WayNetClsNft} {
 		if _, err := n.binder(t, way).Hook(); err != nil {
 			t.Error(err)
 		}
@@ -267,9 +268,9 @@ func TestKernelProbeLeavesNothing(t *testing.T) {
 // same cgroup. A third is not touched, and what one leaves when it goes is cleaned
 // up by the next change of the other.
 func TestKernelTwoTrees(t *testing.T) {
-	require(t, hierarchy.WayNft)
+	require(t, bind.WayNft)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayNft)
+	p := newPlace(t, bind.WayNft)
 	a := sub(t, p.dir, "a")
 	conn, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
 	if err != nil {
@@ -295,9 +296,9 @@ func TestKernelTwoTrees(t *testing.T) {
 	}
 	two, to2 := second("eth1", 7)
 	three, to3 := second("eth2", 8)
-	first := n.binder(t, hierarchy.WayNft)
+	first := n.binder(t, bind.WayNft)
 	apply(t, first, bound(p.target(a), red))
-	apply(t, two.binder(t, hierarchy.WayNft), bound(p.target(a), blue), bound("uid:0", green))
+	apply(t, two.binder(t, bind.WayNft), bound(p.target(a), blue), bound("uid:0", green))
 	if diff := cmp.Diff([]hierarchy.Bound{bound(p.target(a), red)}, read(t, first).Bound); diff != "" {
 		t.Errorf("bindings of the first (-want +got):\n%s", diff)
 	}
@@ -336,10 +337,10 @@ func TestKernelTwoTrees(t *testing.T) {
 // TestKernelManyRules: thousands of bindings at several levels are one transaction,
 // and are read back as they are.
 func TestKernelManyRules(t *testing.T) {
-	require(t, hierarchy.WayNft)
+	require(t, bind.WayNft)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayNft)
-	var bind []hierarchy.Bound
+	p := newPlace(t, bind.WayNft)
+	var all []hierarchy.Bound
 	for i := range 1500 {
 		dir := filepath.Join(p.dir, fmt.Sprintf("g%d", i/500), fmt.Sprint(i))
 		if i%500 == 0 {
@@ -348,15 +349,15 @@ func TestKernelManyRules(t *testing.T) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		bind = append(bind, bound(p.target(dir), []hierarchy.ClassID{red, green, blue}[i%3]))
+		all = append(all, bound(p.target(dir), []hierarchy.ClassID{red, green, blue}[i%3]))
 	}
 	for uid := range 3000 {
-		bind = append(bind, bound(fmt.Sprintf("uid:%d", 100_000+uid), blue))
+		all = append(all, bound(fmt.Sprintf("uid:%d", 100_000+uid), blue))
 	}
-	bind = append(bind, bound(p.target(p.dir), green))
-	b := n.binder(t, hierarchy.WayNft)
-	apply(t, b, bind...)
-	apply(t, b, bind[1:]...)
+	all = append(all, bound(p.target(p.dir), green))
+	b := n.binder(t, bind.WayNft)
+	apply(t, b, all...)
+	apply(t, b, all[1:]...)
 	x := n.start(t, n.Near, filepath.Join(p.dir, "g2", "1400"))
 	only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), blue, 20)
 	y := n.start(t, n.Near, filepath.Join(p.dir, "g0", "0"))
@@ -366,7 +367,7 @@ func TestKernelManyRules(t *testing.T) {
 // TestKernelRulesLimited: without privileges the rules can neither be read nor
 // tried, and that is what is said.
 func TestKernelRulesLimited(t *testing.T) {
-	require(t, hierarchy.WayNft)
+	require(t, bind.WayNft)
 	n := newNetwork(t)
 	cmd := tctest.Command(t, "unruly")
 	cmd.Stdout = os.Stderr
@@ -383,7 +384,7 @@ func unruly([]string) error {
 	if err := unix.Setuid(65534); err != nil {
 		return err
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: bare{}, Interface: "eth0", Index: 2, Ways: []hierarchy.Way{hierarchy.WayNft}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: bare{}, Interface: "eth0", Index: 2, Ways: []bind.Way{bind.WayNft}})
 	if err != nil {
 		return err
 	}
@@ -396,14 +397,14 @@ func unruly([]string) error {
 
 // TestKernelRulesRead: what is read is whole while others change the tables.
 func TestKernelRulesRead(t *testing.T) {
-	require(t, hierarchy.WayNft)
+	require(t, bind.WayNft)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayNft)
+	p := newPlace(t, bind.WayNft)
 	want := []hierarchy.Bound{bound(p.target(p.dir), red)}
 	for uid := range 300 {
 		want = append(want, bound(fmt.Sprintf("uid:%d", 1000+uid), blue))
 	}
-	b := n.binder(t, hierarchy.WayNft)
+	b := n.binder(t, bind.WayNft)
 	apply(t, b, want...)
 	stop, stopped := make(chan struct{}), make(chan error, 1)
 	go func() {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // The library's readers leave out expressions that they do not know, such as
@@ -280,11 +281,11 @@ func (n nfTables) parseSet(name string) (generation, level uint32, ok bool) {
 // read is what the tables say of the interface.
 func (n nfTables) read() (*ruleset, error) {
 	if n.index == 0 {
-		return newRuleset(hierarchy.WayNone), nil
+		return newRuleset(bind.WayNone), nil
 	}
 	r, err := n.reader()
 	if noNetfilter(err) {
-		return newRuleset(hierarchy.WayNone), nil
+		return newRuleset(bind.WayNone), nil
 	}
 	if err != nil {
 		return nil, err
@@ -333,16 +334,16 @@ func (r *nfReader) read() (*ruleset, error) {
 	out, in := state[nftables.TableFamilyINet], state[nftables.TableFamilyNetdev]
 	switch {
 	case out == chainNone && in == chainNone:
-		return newRuleset(hierarchy.WayNone), nil
+		return newRuleset(bind.WayNone), nil
 	case out == chainNone:
-		l.way = hierarchy.WayNetClsNft
+		l.way = bind.WayNetClsNft
 	default:
-		l.way = hierarchy.WayNft
+		l.way = bind.WayNft
 	}
 	s := newRuleset(l.way)
 	output, egress := n.rules(l)
 	if !r.same(rules[nftables.TableFamilyINet], output) || !r.same(rules[nftables.TableFamilyNetdev], egress) ||
-		in != chainOurs || out == chainOther || l.way == hierarchy.WayNft && out != chainOurs ||
+		in != chainOurs || out == chainOther || l.way == bind.WayNft && out != chainOurs ||
 		!slices.IsSortedFunc(l.levels, func(a, b uint32) int { return int(b) - int(a) }) {
 		s.version = 0
 		return s, nil

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Own finds the cgroup of the calling process in the hierarchy that a way goes by,
@@ -24,7 +25,7 @@ import (
 // made outside of it, as those are that [Binder.Exec] leaves to a program: there
 // the lists of processes tell. Whole says that nothing is hidden; if not, the
 // target starts at the root of what can be seen.
-func Own(w hierarchy.Way) (target string, whole bool, err error) {
+func Own(w bind.Way) (target string, whole bool, err error) {
 	all, whole, err := Of(w, os.Getpid())
 	switch {
 	case err != nil || len(all) == 0:
@@ -39,7 +40,7 @@ func Own(w hierarchy.Way) (target string, whole bool, err error) {
 // of its living threads, which may differ, each of them once. Where none lives it is an
 // error. Who asks holds the process (pidfd) and looks again afterwards whether it is
 // there: its number may have been another's.
-func Of(w hierarchy.Way, pid int) (targets []string, whole bool, err error) {
+func Of(w bind.Way, pid int) (targets []string, whole bool, err error) {
 	threads, err := living(pid)
 	if err != nil {
 		return nil, false, err
@@ -78,7 +79,7 @@ type view struct {
 	first  bool              // the caller is in no cgroup namespace
 }
 
-func newView(w hierarchy.Way) (*view, error) {
+func newView(w bind.Way) (*view, error) {
 	v := &view{magic: unix.CGROUP2_SUPER_MAGIC}
 	pick := isV2
 	if w.Tagged() {

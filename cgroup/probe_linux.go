@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Report is what [Probe] found.
@@ -20,7 +20,7 @@ type Report struct {
 
 // WayReport is one way of a [Report].
 type WayReport struct {
-	Way  hierarchy.Way
+	Way  bind.Way
 	Err  error  // why it cannot be used; nil when it can
 	Text string // what it stands on here
 	// Weak is what it does not hold that bpf does, each a few words, a colon, and
@@ -37,8 +37,8 @@ func Probe() Report {
 	// the second is for attaching, the first for all else
 	r := Report{Privileges: lacking(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN), Layout: layout()}
 	serves := true
-	r.add(hierarchy.WayBPF, func() (string, error) {
-		return probeV2(hierarchy.WayBPF, func(w hierarchy.Way) error {
+	r.add(bind.WayBPF, func() (string, error) {
+		return probeV2(bind.WayBPF, func(w bind.Way) error {
 			s, err := loadSet(w, nil)
 			if err != nil {
 				return err
@@ -50,11 +50,11 @@ func Probe() Report {
 	if !serves {
 		r.Ways[0].Weak = append(r.Ways[0].Weak, handed+" (the kernel does not describe its types, CONFIG_DEBUG_INFO_BTF)")
 	}
-	r.add(hierarchy.WayNft, func() (string, error) { return probeV2(hierarchy.WayNft, tryTables) })
-	r.add(hierarchy.WayNetCls, func() (string, error) { return probeNetCls(hierarchy.WayNetCls, tryLoad) })
-	r.add(hierarchy.WayNetClsNft, func() (string, error) { return probeNetCls(hierarchy.WayNetClsNft, tryTables) })
-	r.add(hierarchy.WayClsCgroup, func() (string, error) {
-		return probeNetCls(hierarchy.WayClsCgroup, func(hierarchy.Way) error { return nil })
+	r.add(bind.WayNft, func() (string, error) { return probeV2(bind.WayNft, tryTables) })
+	r.add(bind.WayNetCls, func() (string, error) { return probeNetCls(bind.WayNetCls, tryLoad) })
+	r.add(bind.WayNetClsNft, func() (string, error) { return probeNetCls(bind.WayNetClsNft, tryTables) })
+	r.add(bind.WayClsCgroup, func() (string, error) {
+		return probeNetCls(bind.WayClsCgroup, func(bind.Way) error { return nil })
 	})
 	if before(5, 15) {
 		r.Notes = append(r.Notes, "below Linux 5.15 a process with a net_cls tag has no cgroup v2 for BPF: do not use both")
@@ -62,7 +62,7 @@ func Probe() Report {
 	return r
 }
 
-func (r *Report) add(w hierarchy.Way, probe func() (string, error)) {
+func (r *Report) add(w bind.Way, probe func() (string, error)) {
 	text, err := probe()
 	if err == nil { // what was not tried would fail: attaching, mounting, finding maps again
 		err = r.Privileges
@@ -74,9 +74,9 @@ func (r *Report) add(w hierarchy.Way, probe func() (string, error)) {
 const handed = "sockets of somebody else: what a bound process sends by a listener, connection or socket that was opened outside goes where that is bound"
 
 // weak is measured: TestKernelClasses looks for each of these, and for no other.
-func weak(w hierarchy.Way) (text []string) {
+func weak(w bind.Way) (text []string) {
 	switch w {
-	case hierarchy.WayNft:
+	case bind.WayNft:
 		text = append(text,
 			handed,
 			"packet sockets: what they send goes to the rest",
@@ -84,9 +84,9 @@ func weak(w hierarchy.Way) (text []string) {
 			"closed connections of users: what is still sent for a bound user once the program has closed it goes to the rest",
 			"interfaces above: what comes through a VLAN, bridge, bond, macvlan or tunnel above the interface goes to the rest, or where root asks by SO_PRIORITY",
 		)
-	case hierarchy.WayNetClsNft:
+	case bind.WayNetClsNft:
 		text = append(text, "other network namespaces: what processes in them send goes to the rest")
-	case hierarchy.WayClsCgroup:
+	case bind.WayClsCgroup:
 		text = append(text, "SO_PRIORITY: root may ask for another class, or for the queue that is not shaped")
 	}
 	if w.Tagged() {
@@ -99,13 +99,13 @@ func weak(w hierarchy.Way) (text []string) {
 	return text
 }
 
-func probeV2(w hierarchy.Way, try func(hierarchy.Way) error) (string, error) {
+func probeV2(w bind.Way, try func(bind.Way) error) (string, error) {
 	t, err := findV2()
 	if err != nil {
 		return "", err
 	}
 	defer t.close()
-	if w == hierarchy.WayNft {
+	if w == bind.WayNft {
 		err = levelsKnown(t)
 	}
 	if err == nil {
@@ -114,7 +114,7 @@ func probeV2(w hierarchy.Way, try func(hierarchy.Way) error) (string, error) {
 	return basis(w, t), err
 }
 
-func probeNetCls(w hierarchy.Way, try func(hierarchy.Way) error) (string, error) {
+func probeNetCls(w bind.Way, try func(bind.Way) error) (string, error) {
 	t, err := findNetCls()
 	if err != nil {
 		return "", err
@@ -136,9 +136,9 @@ func probeNetCls(w hierarchy.Way, try func(hierarchy.Way) error) (string, error)
 }
 
 // tryTables tries the rules of a way, for the loopback interface.
-func tryTables(w hierarchy.Way) error { return nfTables{iface: "lo", index: 1}.try(w) }
+func tryTables(w bind.Way) error { return nfTables{iface: "lo", index: 1}.try(w) }
 
-func tryLoad(w hierarchy.Way) error {
+func tryLoad(w bind.Way) error {
 	s, err := loadSet(w, nil)
 	if err != nil {
 		return err

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Proof is what came of the packets that were sent through one way into a class.
@@ -73,7 +74,7 @@ func (b *Binder) prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfi
 	if err != nil {
 		return nil, err
 	}
-	if way == hierarchy.WayNone {
+	if way == bind.WayNone {
 		return nil, errors.New("there is none on the interface")
 	}
 	t, err := b.find(way)
@@ -84,7 +85,7 @@ func (b *Binder) prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfi
 		return nil, errors.New("net_cls is not mounted any more")
 	}
 	p := &proving{Binder: b, with: cfg, way: way, tree: t, run: random()}
-	if way != hierarchy.WayClsCgroup {
+	if way != bind.WayClsCgroup {
 		tap, err := b.newTap(p.run)
 		if err != nil && cfg.Counters == nil {
 			return nil, err
@@ -120,7 +121,7 @@ const patience = 5 * time.Second
 type proving struct {
 	*Binder
 	with   ProveConfig
-	way    hierarchy.Way
+	way    bind.Way
 	tree   *tree
 	run    uint64 // that the packets carry
 	tap    *tap   // nil: classes are counted

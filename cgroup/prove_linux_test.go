@@ -12,6 +12,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -72,7 +73,7 @@ func TestKernelProve(t *testing.T) {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
-			if way == hierarchy.WayClsCgroup && !hasCgroupFilter(t, n) {
+			if way == bind.WayClsCgroup && !hasCgroupFilter(t, n) {
 				return
 			}
 			p := newPlace(t, way)
@@ -115,9 +116,9 @@ func TestKernelProve(t *testing.T) {
 // TestKernelProveCgroups: a cgroup whose processes must be further down, one that takes
 // no process, one that is frozen, and one that is gone.
 func TestKernelProveCgroups(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	inner, threaded, frozen, gone := sub(t, p.dir, "inner"), sub(t, p.dir, "t", "threaded"), sub(t, p.dir, "frozen"), sub(t, p.dir, "gone")
 	write := func(file, text string) {
 		t.Helper()
@@ -139,7 +140,7 @@ func TestKernelProveCgroups(t *testing.T) {
 		}
 	})
 	write(frozen+"/cgroup.freeze", "1")
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound(p.target(inner), red), bound(p.target(threaded), green), bound(p.target(frozen), blue), bound(p.target(gone), blue))
 	in := []hierarchy.Bound{bound(p.target(threaded), green), bound(p.target(frozen), blue), bound(p.target(gone), blue), bound(p.target(inner), red)}
 	if err := os.Remove(gone); err != nil {
@@ -160,10 +161,10 @@ func TestKernelProveCgroups(t *testing.T) {
 // TestKernelProveLink: what a bound interface brings in is sent at its other end, in
 // another network namespace, and forwarded to a neighbour or the world.
 func TestKernelProveLink(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
 	inner := n.routed(t, "veth1", 1)
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	in := bound("link:veth1", red)
 	apply(t, b, in)
 	refused := func(in hierarchy.Bound, why string) {

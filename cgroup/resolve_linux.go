@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Branch is a branch with what is bound to it.
@@ -22,7 +23,7 @@ type Branch struct {
 	Path  hierarchy.Path
 	Entry hierarchy.Path    // the leaf that the branch's own processes use
 	Class hierarchy.ClassID // of that leaf
-	Bind  []hierarchy.Binding
+	Bind  []bind.Binding
 }
 
 // Branches are those of a tree that processes can be in.
@@ -39,25 +40,25 @@ func Branches(t *hierarchy.Tree) []Branch {
 // Pending is a binding whose cgroup, user or interface is not there (yet).
 type Pending struct {
 	Path    hierarchy.Path // the branch
-	Binding hierarchy.Binding
+	Binding bind.Binding
 	Reason  string
 }
 
 // Refused is a binding that cannot be in force, such as one that names a cgroup
 // which another one names just as exactly.
 type Refused struct {
-	Path    hierarchy.Path    // the branch
-	Binding hierarchy.Binding // the zero Binding for the cgroup that run has made
-	With    hierarchy.Binding // the other one; the zero Binding where it is for itself
-	Err     error             // says all of that
+	Path    hierarchy.Path // the branch
+	Binding bind.Binding   // the zero Binding for the cgroup that run has made
+	With    bind.Binding   // the other one; the zero Binding where it is for itself
+	Err     error          // says all of that
 }
 
 // Outside is what a binding in force does not hold: processes in other network
 // namespaces, whose packets have no socket here. See the package's documentation.
 type Outside struct {
-	Path    hierarchy.Path    // the branch
-	Binding hierarchy.Binding // the zero Binding for the cgroup that run has made
-	PIDs    []int             // of the processes, none where no one knows
+	Path    hierarchy.Path // the branch
+	Binding bind.Binding   // the zero Binding for the cgroup that run has made
+	PIDs    []int          // of the processes, none where no one knows
 	Reason  string
 }
 
@@ -159,9 +160,9 @@ func (b *Binder) Keep() error {
 	way, err := b.inForce()
 	switch {
 	case err != nil:
-	case way == hierarchy.WayNone:
+	case way == bind.WayNone:
 		err = errors.New("there is none on the interface")
-	case way != hierarchy.WayClsCgroup && b.on(way) == nil:
+	case way != bind.WayClsCgroup && b.on(way) == nil:
 		err = errors.New("the one on the interface is another version's")
 	default:
 		_, err = b.hierarchy(way)
@@ -176,7 +177,7 @@ func (b *Binder) Keep() error {
 type claim struct {
 	target  string
 	branch  *Branch
-	binding hierarchy.Binding
+	binding bind.Binding
 	from    string
 	exact   int // the higher, the more exactly
 }
@@ -188,8 +189,8 @@ const exactly = 1 << 30
 const implied = exactly - 1
 
 // exactness is how exactly a binding names a target.
-func exactness(x hierarchy.Binding, target string) int {
-	name := hierarchy.Pattern(x.Name)
+func exactness(x bind.Binding, target string) int {
+	name := bind.Pattern(x.Name)
 	if socket := socketUnit(name); socket != "" && strings.HasSuffix(target, ".socket") {
 		if name = socket; name.Exact() {
 			return implied
@@ -205,12 +206,12 @@ func exactness(x hierarchy.Binding, target string) int {
 // is none of a service: they are made in the socket unit's cgroup, which stays while
 // the service comes and goes (socket_address_listen_in_cgroup, src/core/socket.c,
 // systemd 252).
-func socketUnit(service hierarchy.Pattern) hierarchy.Pattern {
+func socketUnit(service bind.Pattern) bind.Pattern {
 	stem, ok := strings.CutSuffix(string(service), ".service")
 	if !ok {
 		return ""
 	}
-	return hierarchy.Pattern(stem + ".socket")
+	return bind.Pattern(stem + ".socket")
 }
 
 type resolver struct {
@@ -237,7 +238,7 @@ func (r *resolver) claim(target string, c claim) {
 // settle gives each target to who claims it, and says of what several do only the
 // first of the same bindings.
 func (r *resolver) settle() {
-	type pair struct{ a, b hierarchy.Binding }
+	type pair struct{ a, b bind.Binding }
 	said := map[pair]bool{}
 	for _, target := range r.order {
 		all := r.claims[target]
@@ -285,7 +286,7 @@ func withoutInherited(all []hierarchy.Bound) []hierarchy.Bound {
 
 // targets are what a binding names, and reasons why there is nothing at present,
 // or not all.
-func (b *Binder) targets(x hierarchy.Binding, units map[string][]string, in *containers) (targets, missing []string, err error) {
+func (b *Binder) targets(x bind.Binding, units map[string][]string, in *containers) (targets, missing []string, err error) {
 	one := func(target, reason string, err error) ([]string, []string, error) {
 		switch {
 		case err != nil:
@@ -296,15 +297,15 @@ func (b *Binder) targets(x hierarchy.Binding, units map[string][]string, in *con
 		return []string{target}, nil, nil
 	}
 	switch x.Kind {
-	case hierarchy.BindCgroup:
+	case bind.Cgroup:
 		return b.cgroups(x.Name)
-	case hierarchy.BindUnit, hierarchy.BindSlice:
+	case bind.Unit, bind.Slice:
 		return b.unitTargets(x, units)
-	case hierarchy.BindUser:
+	case bind.User:
 		return one(b.user(x.Name))
-	case hierarchy.BindContainer:
+	case bind.Container:
 		return one(in.target(x.Name))
-	case hierarchy.BindLink:
+	case bind.Link:
 		b.cfg.Watch("", func(name string) bool { return name == x.Name })
 		return one(b.resolveLink(x.Name))
 	}
@@ -314,7 +315,7 @@ func (b *Binder) targets(x hierarchy.Binding, units map[string][]string, in *con
 // cgroups are those that a path stands for.
 func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
 	t := b.tree()
-	if hierarchy.Pattern(name).Exact() {
+	if bind.Pattern(name).Exact() {
 		for i := range name {
 			if name[i] == '/' {
 				part, _, _ := strings.Cut(name[i+1:], "/")
@@ -347,9 +348,9 @@ func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
 }
 
 // unitTargets are the cgroups of the units or slices that a binding stands for.
-func (b *Binder) unitTargets(x hierarchy.Binding, units map[string][]string) (targets, missing []string, err error) {
+func (b *Binder) unitTargets(x bind.Binding, units map[string][]string) (targets, missing []string, err error) {
 	names := []string{x.Name}
-	if p := hierarchy.Pattern(x.Name); !p.Exact() {
+	if p := bind.Pattern(x.Name); !p.Exact() {
 		names = running(p, x.Kind, units)
 	}
 	for _, name := range names {
@@ -369,7 +370,7 @@ func (b *Binder) unitTargets(x hierarchy.Binding, units map[string][]string) (ta
 	default:
 		missing = []string{fmt.Sprintf("the %s is not running (a user's own or a container's is named by cgroup:/PATH)", x.Kind)}
 	}
-	for _, name := range running(socketUnit(hierarchy.Pattern(x.Name)), x.Kind, units) {
+	for _, name := range running(socketUnit(bind.Pattern(x.Name)), x.Kind, units) {
 		if found := units[name]; len(found) == 1 {
 			targets = append(targets, cgroupTarget+found[0])
 		}
@@ -378,9 +379,9 @@ func (b *Binder) unitTargets(x hierarchy.Binding, units map[string][]string) (ta
 }
 
 // running are the names among units that a pattern stands for, in order.
-func running(p hierarchy.Pattern, kind hierarchy.BindKind, units map[string][]string) (names []string) {
+func running(p bind.Pattern, kind bind.Kind, units map[string][]string) (names []string) {
 	for name, found := range units {
-		if len(found) > 0 && p.Match(name) && strings.HasSuffix(name, ".slice") == (kind == hierarchy.BindSlice) {
+		if len(found) > 0 && p.Match(name) && strings.HasSuffix(name, ".slice") == (kind == bind.Slice) {
 			names = append(names, name)
 		}
 	}
@@ -447,7 +448,7 @@ func Subordinates(target string) ([]string, error) {
 func (t *tree) glob(pattern string, watch func(string, func(string) bool)) ([]string, error) {
 	found := []string{""}
 	for part := range strings.SplitSeq(strings.TrimPrefix(pattern, "/"), "/") {
-		p := hierarchy.Pattern(part)
+		p := bind.Pattern(part)
 		var next []string
 		for _, dir := range found {
 			watch(t.root+dir, p.Match)
@@ -493,13 +494,13 @@ func (t *tree) children(path string) (names []string, err error) {
 // manager and a container make of what was delegated to them claims nothing here.
 func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 	units := map[string][]string{}
-	var patterns []hierarchy.Pattern
+	var patterns []bind.Pattern
 	for _, br := range branches {
 		for _, x := range br.Bind {
-			if x.Kind != hierarchy.BindUnit && x.Kind != hierarchy.BindSlice {
+			if x.Kind != bind.Unit && x.Kind != bind.Slice {
 				continue
 			}
-			for _, p := range []hierarchy.Pattern{hierarchy.Pattern(x.Name), socketUnit(hierarchy.Pattern(x.Name))} {
+			for _, p := range []bind.Pattern{bind.Pattern(x.Name), socketUnit(bind.Pattern(x.Name))} {
 				switch {
 				case p == "":
 				case p.Exact():
@@ -515,7 +516,7 @@ func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 	}
 	wanted := func(name string) bool {
 		_, exact := units[name]
-		return exact || slices.ContainsFunc(patterns, func(p hierarchy.Pattern) bool { return p.Match(name) })
+		return exact || slices.ContainsFunc(patterns, func(p bind.Pattern) bool { return p.Match(name) })
 	}
 	t := b.tree()
 	matters := func(name string) bool {

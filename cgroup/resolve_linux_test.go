@@ -9,15 +9,16 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 // TestKernelPatterns: a pattern is bound to all that it matches; of several that
 // match one cgroup the most exact counts, and where there is none of them, none.
 func TestKernelPatterns(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	for _, name := range []string{"a-1", "a-2", "b-1", `x\x2dy`} {
 		sub(t, p.dir, name, "inner")
 	}
@@ -32,7 +33,7 @@ func TestKernelPatterns(t *testing.T) {
 	inner := sub(t, slice, top+"-in.slice")
 	sub(t, inner, top+"w@3.service", top+"w@4.service") // below a unit: its own
 	sub(t, inner, top+"w@2.service")                    // there twice
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	if _, err := b.Home("eth0/web"); err != nil {
 		t.Fatal(err)
 	}
@@ -40,61 +41,61 @@ func TestKernelPatterns(t *testing.T) {
 	home := "/vifshape"
 	unit := func(name string) string { return p.target(slice) + "/" + top + name }
 
-	type bind map[hierarchy.Path][]string
+	type words map[hierarchy.Path][]string
 	for _, tt := range []struct {
 		name    string
-		bind    bind
+		bind    words
 		want    []string // PATH TARGET, without the cgroup of the branch itself
 		pending []string
 		refused []string // the first words of what is said
 	}{
-		{name: "one part", bind: bind{"eth0/web": {dir + "/a-*"}},
+		{name: "one part", bind: words{"eth0/web": {dir + "/a-*"}},
 			want: []string{"eth0/web " + dir + "/a-1", "eth0/web " + dir + "/a-2"}},
-		{name: "several parts", bind: bind{"eth0/web": {dir + "/[ab]-1/in?er"}},
+		{name: "several parts", bind: words{"eth0/web": {dir + "/[ab]-1/in?er"}},
 			want: []string{"eth0/web " + dir + "/a-1/inner", "eth0/web " + dir + "/b-1/inner"}},
-		{name: "a name behind a pattern", bind: bind{"eth0/web": {dir + "/*-2/inner", dir + "/*-2/none"}},
+		{name: "a name behind a pattern", bind: words{"eth0/web": {dir + "/*-2/inner", dir + "/*-2/none"}},
 			want: []string{"eth0/web " + dir + "/a-2/inner"}, pending: []string{"eth0/web no such cgroups below " + p.mount}},
-		{name: "backslash", bind: bind{"eth0/web": {dir + `/x\x2d*`}},
+		{name: "backslash", bind: words{"eth0/web": {dir + `/x\x2d*`}},
 			want: []string{`eth0/web ` + dir + `/x\x2dy`}},
-		{name: "nothing yet", bind: bind{"eth0/web": {dir + "/none*", "cgroup:/no/such/*"}},
+		{name: "nothing yet", bind: words{"eth0/web": {dir + "/none*", "cgroup:/no/such/*"}},
 			pending: []string{"eth0/web no such cgroups below " + p.mount, "eth0/web no such cgroups below " + p.mount}},
-		{name: "exact before pattern", bind: bind{"eth0/api": {dir + "/a-*"}, "eth0/web": {dir + "/a-1"}},
+		{name: "exact before pattern", bind: words{"eth0/api": {dir + "/a-*"}, "eth0/web": {dir + "/a-1"}},
 			want: []string{"eth0/api " + dir + "/a-2", "eth0/web " + dir + "/a-1"}},
-		{name: "longer before shorter", bind: bind{"eth0/api": {dir + "/*"}, "eth0/web": {dir + "/a*"}},
+		{name: "longer before shorter", bind: words{"eth0/api": {dir + "/*"}, "eth0/web": {dir + "/a*"}},
 			want: []string{"eth0/api " + dir + "/b-1", `eth0/api ` + dir + `/x\x2dy`, "eth0/web " + dir + "/a-1", "eth0/web " + dir + "/a-2"}},
-		{name: "as long", bind: bind{"eth0/api": {dir + "/a*"}, "eth0/web": {dir + "/*1"}},
+		{name: "as long", bind: words{"eth0/api": {dir + "/a*"}, "eth0/web": {dir + "/*1"}},
 			want: []string{"eth0/api " + dir + "/a-2", "eth0/web " + dir + "/b-1"},
 			refused: []string{`eth0/web: binding "` + dir + `/*1" names ` + dir + `/a-1, which "` + dir + `/a*" of eth0/api names already, and just as exactly: bind ` +
 				dir + `/a-1 by its name, or write more of the name in one of the two`}},
-		{name: "as long, and a more exact one", bind: bind{"eth0/api": {dir + "/a*", dir + "/a-1"}, "eth0/web": {dir + "/*1"}},
+		{name: "as long, and a more exact one", bind: words{"eth0/api": {dir + "/a*", dir + "/a-1"}, "eth0/web": {dir + "/*1"}},
 			want: []string{"eth0/api " + dir + "/a-1", "eth0/api " + dir + "/a-2", "eth0/web " + dir + "/b-1"}},
-		{name: "as long, to one branch", bind: bind{"eth0/web": {dir + "/a*", dir + "/*1"}},
+		{name: "as long, to one branch", bind: words{"eth0/web": {dir + "/a*", dir + "/*1"}},
 			want: []string{"eth0/web " + dir + "/a-1", "eth0/web " + dir + "/a-2", "eth0/web " + dir + "/b-1"}},
-		{name: "one name twice", bind: bind{"eth0/api": {dir + "/a-1"}, "eth0/web": {"unit:" + top + "w@1.service", unit("w@1.service")}},
+		{name: "one name twice", bind: words{"eth0/api": {dir + "/a-1"}, "eth0/web": {"unit:" + top + "w@1.service", unit("w@1.service")}},
 			want: []string{"eth0/api " + dir + "/a-1", "eth0/web " + unit("w@1.service")}},
-		{name: "units", bind: bind{"eth0/web": {"unit:" + top + "w@*.service"}, "eth0/api": {"unit:" + top + "w@1.service"}},
+		{name: "units", bind: words{"eth0/web": {"unit:" + top + "w@*.service"}, "eth0/api": {"unit:" + top + "w@1.service"}},
 			want:    []string{"eth0/api " + unit("w@1.service"), "eth0/web " + p.target(inner) + "/" + top + "w@3.service"},
 			pending: []string{"eth0/web 2 cgroups bear the name; write one of them: " + p.target(inner) + "/" + top + "w@2.service, " + unit("w@2.service")}},
-		{name: "units of any kind", bind: bind{"eth0/web": {"unit:" + top + "w*.s[eo]*t"}},
+		{name: "units of any kind", bind: words{"eth0/web": {"unit:" + top + "w*.s[eo]*t"}},
 			want: []string{"eth0/web " + unit("w.socket")}},
-		{name: "a service and its socket", bind: bind{"eth0/web": {"unit:" + top + "s1.service"}},
+		{name: "a service and its socket", bind: words{"eth0/web": {"unit:" + top + "s1.service"}},
 			want: []string{"eth0/web " + unit("s1.service"), "eth0/web " + unit("s1.socket")}},
-		{name: "a service that waits for its socket", bind: bind{"eth0/web": {"unit:" + top + "s2.service"}},
+		{name: "a service that waits for its socket", bind: words{"eth0/web": {"unit:" + top + "s2.service"}},
 			want:    []string{"eth0/web " + unit("s2.socket")},
 			pending: []string{"eth0/web the unit is not running (a user's own or a container's is named by cgroup:/PATH)"}},
-		{name: "services and their sockets", bind: bind{"eth0/web": {"unit:" + top + "s*.service"}},
+		{name: "services and their sockets", bind: words{"eth0/web": {"unit:" + top + "s*.service"}},
 			want: []string{"eth0/web " + unit("s1.service"), "eth0/web " + unit("s1.socket"), "eth0/web " + unit("s2.socket")}},
-		{name: "a service before services", bind: bind{"eth0/web": {"unit:" + top + "s*.service"}, "eth0/api": {"unit:" + top + "s1.service"}},
+		{name: "a service before services", bind: words{"eth0/web": {"unit:" + top + "s*.service"}, "eth0/api": {"unit:" + top + "s1.service"}},
 			want: []string{"eth0/api " + unit("s1.service"), "eth0/api " + unit("s1.socket"), "eth0/web " + unit("s2.socket")}},
-		{name: "a socket by its name", bind: bind{"eth0/api": {"unit:" + top + "s1.service"}, "eth0/web": {"unit:" + top + "s1.socket"}},
+		{name: "a socket by its name", bind: words{"eth0/api": {"unit:" + top + "s1.service"}, "eth0/web": {"unit:" + top + "s1.socket"}},
 			want: []string{"eth0/api " + unit("s1.service"), "eth0/web " + unit("s1.socket")}},
-		{name: "no such unit", bind: bind{"eth0/web": {"unit:" + top + "x*.service"}},
+		{name: "no such unit", bind: words{"eth0/web": {"unit:" + top + "x*.service"}},
 			pending: []string{"eth0/web no such unit is running (a user's own or a container's is named by cgroup:/PATH)"}},
-		{name: "slices", bind: bind{"eth0/web": {"slice:" + top + "*.slice"}},
+		{name: "slices", bind: words{"eth0/web": {"slice:" + top + "*.slice"}},
 			want: []string{"eth0/web " + p.target(slice), "eth0/web " + p.target(inner)}},
-		{name: "a unit and a cgroup", bind: bind{"eth0/web": {"unit:" + top + "w@1.s*"}, "eth0/api": {p.target(slice) + "/" + top + "w@1.*"}},
+		{name: "a unit and a cgroup", bind: words{"eth0/web": {"unit:" + top + "w@1.s*"}, "eth0/api": {p.target(slice) + "/" + top + "w@1.*"}},
 			want: []string{"eth0/api " + unit("w@1.service")}},
-		{name: "not the homes of branches", bind: bind{"eth0/web": {"cgroup:/vifshap?", "cgroup:/vifshape/*", "cgroup:/*/eth0"}},
+		{name: "not the homes of branches", bind: words{"eth0/web": {"cgroup:/vifshap?", "cgroup:/vifshape/*", "cgroup:/*/eth0"}},
 			pending: []string{"eth0/web no such cgroups below " + p.mount, "eth0/web no such cgroups below " + p.mount, "eth0/web no such cgroups below " + p.mount}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -102,7 +103,7 @@ func TestKernelPatterns(t *testing.T) {
 			for _, at := range []hierarchy.Path{"eth0/api", "eth0/web"} {
 				br := cgroup.Branch{Path: at, Entry: at, Class: red}
 				for _, s := range tt.bind[at] {
-					x, err := hierarchy.ParseBinding(s)
+					x, err := bind.Parse(s)
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -23,7 +24,7 @@ import (
 // who sends.
 func requireTypes(t testing.TB) {
 	t.Helper()
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	s, err := cgroup.ReadSettings()
 	if err != nil {
 		t.Fatal(err)
@@ -36,10 +37,10 @@ func requireTypes(t testing.TB) {
 func TestKernelServed(t *testing.T) {
 	requireTypes(t)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	free, a, to := sub(t, p.dir, "free"), sub(t, p.dir, "a"), sub(t, p.dir, "to")
 	below := sub(t, to, "x", "y")
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound(p.target(a), red), bound(p.target(to), green), bound("uid:65534", blue))
 	via := []string{n.Near4.String(), "[" + n.Near6.String() + "]"}
 	port := 7300
@@ -146,10 +147,10 @@ func (n *network) answer(t *testing.T, fn func(), want, listener hierarchy.Class
 func TestKernelServedRebound(t *testing.T) {
 	requireTypes(t)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
 	deep := sub(t, to, "deep")
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	at := n.Near4.String() + ":7390"
 	apply(t, b, bound(p.target(to), green))
 	x, far := n.start(t, n.Near, free), n.start(t, n.Far, "")
@@ -181,9 +182,9 @@ func TestKernelServedAbove(t *testing.T) {
 	requireTypes(t)
 	tctest.Require(t, tctest.HasLink(t, "macvlan"), "macvlan")
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound(p.target(to), green))
 	for i, ns := range []*lab.NetNS{n.Near, n.Far} {
 		onlyIPv4(t, ns)
@@ -213,8 +214,8 @@ func TestSSH(t *testing.T) {
 	_, err := os.Stat(sshd)
 	tctest.Require(t, err == nil, "program sshd")
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
-	apply(t, n.binder(t, hierarchy.WayBPF), bound("uid:65534", green))
+	p := newPlace(t, bind.WayBPF)
+	apply(t, n.binder(t, bind.WayBPF), bound("uid:65534", green))
 
 	dir := t.TempDir()
 	for at := dir; at != "/"; at = filepath.Dir(at) { // for nobody
@@ -308,9 +309,9 @@ func TestKernelServedUnderLoad(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n := newNetwork(t)
-			p := newPlace(t, hierarchy.WayBPF)
+			p := newPlace(t, bind.WayBPF)
 			a := sub(t, p.dir, "a")
-			b := n.binder(t, hierarchy.WayBPF)
+			b := n.binder(t, bind.WayBPF)
 			apply(t, b, bound(p.target(a), red))
 			at := n.Near4.String() + ":7392"
 			x, far := n.start(t, n.Near, sub(t, p.dir, "free")), n.start(t, n.Far, "")

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // version counts the layouts of the maps and the meanings of the programs in
@@ -51,7 +52,7 @@ type bindings interface {
 
 // set is one interface's program with its maps.
 type set struct {
-	way     hierarchy.Way
+	way     bind.Way
 	version uint32
 	id      uint32 // of the program
 	serves  bool   // it looks who serves accepted connections; not known of one that was found
@@ -63,8 +64,8 @@ type set struct {
 }
 
 // name is the program's, which tells the ways apart when it is found again.
-func name(w hierarchy.Way) string {
-	if w == hierarchy.WayNetCls {
+func name(w bind.Way) string {
+	if w == bind.WayNetCls {
 		return classifyProgVifNetCls
 	}
 	return classifyProgVifEgress
@@ -73,7 +74,7 @@ func name(w hierarchy.Way) string {
 // loadSet makes a new set in the kernel, with nothing bound and not yet on any
 // hook. The kernel's types are read once for all that share them: it takes longer
 // than all the rest.
-func loadSet(w hierarchy.Way, types *btf.Cache) (*set, error) {
+func loadSet(w bind.Way, types *btf.Cache) (*set, error) {
 	s, err := loadFirst(w, types)
 	if !errors.Is(err, unix.EPERM) || errors.Is(err, ErrNotPrivileged) {
 		return s, err
@@ -97,9 +98,9 @@ func loadSet(w hierarchy.Way, types *btf.Cache) (*set, error) {
 }
 
 // loadFirst loads the first of the way's programs that the kernel takes.
-func loadFirst(w hierarchy.Way, types *btf.Cache) (*set, error) {
+func loadFirst(w bind.Way, types *btf.Cache) (*set, error) {
 	progs := []string{classifyProgVifEgress, classifyProgVifEgressPlain, classifyProgVifEgressOld}
-	if w == hierarchy.WayNetCls {
+	if w == bind.WayNetCls {
 		progs = []string{classifyProgVifNetCls}
 	}
 	var errs clauses
@@ -120,7 +121,7 @@ func loadFirst(w hierarchy.Way, types *btf.Cache) (*set, error) {
 	return nil, fmt.Errorf("load the classifier (Linux 5.3 or later with BPF): %w: %w", ErrNotSupported, errs)
 }
 
-func loadProgram(w hierarchy.Way, program string, types *btf.Cache) (*set, error) {
+func loadProgram(w bind.Way, program string, types *btf.Cache) (*set, error) {
 	spec, err := loadClassify()
 	if err != nil {
 		return nil, err
@@ -131,7 +132,7 @@ func loadProgram(w hierarchy.Way, program string, types *btf.Cache) (*set, error
 		}
 	}
 	spec.Programs[program].Name = name(w)
-	if w == hierarchy.WayNetCls {
+	if w == bind.WayNetCls {
 		for _, n := range []string{classifyMapVifCgroups, classifyMapVifUsers, classifyMapVifLinks, classifyMapVifSockets} {
 			delete(spec.Maps, n)
 		}
@@ -170,13 +171,13 @@ func openSet(id uint32) (*set, error) {
 	if err != nil {
 		return nil, denied(err)
 	}
-	s := &set{id: id, prog: p, way: hierarchy.WayBPF}
+	s := &set{id: id, prog: p, way: bind.WayBPF}
 	info, err := p.Info()
 	if err != nil {
 		return nil, errors.Join(denied(err), s.close())
 	}
-	if info.Name == name(hierarchy.WayNetCls) {
-		s.way = hierarchy.WayNetCls
+	if info.Name == name(bind.WayNetCls) {
+		s.way = bind.WayNetCls
 	}
 	ids, _ := info.MapIDs()
 	for _, mid := range ids {
@@ -222,7 +223,7 @@ func (s *set) keep(name string, m *ebpf.Map) {
 }
 
 // current says whether there is a set, of that way and of this package's version.
-func (s *set) current(w hierarchy.Way) bool { return s != nil && s.way == w && s.version == version }
+func (s *set) current(w bind.Way) bool { return s != nil && s.way == w && s.version == version }
 
 func (s *set) close() error {
 	var errs []error

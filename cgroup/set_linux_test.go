@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -46,7 +47,7 @@ func TestKernelPrograms(t *testing.T) {
 				}
 				tctest.Require(t, s.BTF, "BTF")
 			}
-			s, err := loadProgram(hierarchy.WayBPF, name, nil)
+			s, err := loadProgram(bind.WayBPF, name, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -69,7 +70,7 @@ func TestKernelPrograms(t *testing.T) {
 // cache would match.
 func TestKernelGeneration(t *testing.T) {
 	tctest.RequireRoot(t)
-	s, err := loadSet(hierarchy.WayBPF, nil)
+	s, err := loadSet(bind.WayBPF, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +90,7 @@ func TestKernelGeneration(t *testing.T) {
 // TestKernelLevels: only levels at which something is bound are looked at.
 func TestKernelLevels(t *testing.T) {
 	tctest.RequireRoot(t)
-	s, err := loadSet(hierarchy.WayBPF, nil)
+	s, err := loadSet(bind.WayBPF, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -105,7 +105,7 @@ func TestKernelEscape(t *testing.T) {
 	if err := os.Chown(filepath.Join(dir, "user", "cgroup.procs"), 1234, 1234); err != nil {
 		t.Fatal(err)
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: "eth0", Ways: []hierarchy.Way{hierarchy.WayBPF}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: "eth0", Ways: []bind.Way{bind.WayBPF}})
 	if err != nil {
 		t.Fatal(err)
 	}

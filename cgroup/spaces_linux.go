@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Limits for what can be made below a bound cgroup by who is in it: cgroups, the
@@ -75,7 +75,7 @@ func (b *Binder) reach(r *resolver) (err error) {
 	if err = s.locate(); err != nil {
 		return err
 	}
-	if b.way == hierarchy.WayBPF {
+	if b.way == bind.WayBPF {
 		if s.ports, err = b.listPorts(); err != nil {
 			return err
 		}
@@ -132,7 +132,7 @@ func (s *spaces) walk() error {
 			queue = append(queue, place{dir, by})
 		}
 	}
-	if len(queue) > 0 && s.way == hierarchy.WayBPF {
+	if len(queue) > 0 && s.way == bind.WayBPF {
 		s.cfg.Watch("", func(string) bool { return true })
 	}
 	for i := 0; i < len(queue); i++ {
@@ -143,7 +143,7 @@ func (s *spaces) walk() error {
 			}
 			break
 		}
-		if s.way == hierarchy.WayBPF {
+		if s.way == bind.WayBPF {
 			s.cfg.Watch(t.root+at.dir, func(string) bool { return true })
 			s.cfg.Watch(t.root+at.dir+"/cgroup.events", nil)
 		}
@@ -295,7 +295,7 @@ func (s *spaces) visitors() error {
 // space binds the interfaces that lead to a network namespace, and says whether there
 // are any.
 func (s *spaces) space(ns uint64) (leads bool, err error) {
-	if s.way != hierarchy.WayBPF {
+	if s.way != bind.WayBPF {
 		s.all(ns, nil, fmt.Sprintf("packets from there go to the rest: %v", errLinksByBPF))
 		return true, nil
 	}

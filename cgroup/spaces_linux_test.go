@@ -12,6 +12,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -19,9 +20,9 @@ import (
 // TestKernelSpaces: what processes send from other network namespaces is of the branch
 // that a cgroup far above theirs is bound to, by whatever binding.
 func TestKernelSpaces(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	routed, beside := n.routed(t, "veth1", 1), n.routed(t, "veth3", 2)
 	d := n.docker(t, 3)
 	bridged := d.container("veth2", 11)
@@ -32,7 +33,7 @@ func TestKernelSpaces(t *testing.T) {
 		"bridged": n.start(t, bridged, sub(t, kube, "burstable", "pod2", "c2")),
 	}
 	other := n.start(t, beside, sub(t, p.dir, "other"))
-	b := n.binder(t, hierarchy.WayBPF)
+	b := n.binder(t, bind.WayBPF)
 	port := 7600
 	for _, bind := range []string{"", "/*", "/burstable/pod[12]", "/*/*/c?"} {
 		bind = p.target(kube) + bind
@@ -90,7 +91,7 @@ func besides(got counts) counts {
 // TestKernelSpacesWhose: the interface of a network namespace is of the branch that its
 // oldest process is bound to. The others in it are told of.
 func TestKernelSpacesWhose(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	one, two := number("1a"), number("2b")
 	for _, tt := range []struct {
 		name string
@@ -116,20 +117,20 @@ func TestKernelSpacesWhose(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n := newNetwork(t)
-			p := newPlace(t, hierarchy.WayBPF)
+			p := newPlace(t, bind.WayBPF)
 			pod := n.routed(t, "vethpod", 1)
 			b := n.binderFor(t, newState(t))
 			var pids []int
 			for _, dir := range tt.in {
 				pids = append(pids, n.start(t, pod, sub(t, p.dir, dir)).cmd.Process.Pid)
 			}
-			branch := func(path hierarchy.Path, class hierarchy.ClassID, bind string) cgroup.Branch {
+			branch := func(path hierarchy.Path, class hierarchy.ClassID, names string) cgroup.Branch {
 				x := cgroup.Branch{Path: path, Entry: path, Class: class}
-				for _, s := range strings.Fields(bind) {
+				for _, s := range strings.Fields(names) {
 					if dir, ok := strings.CutPrefix(s, "cgroup:"); ok {
 						s = p.target(p.dir) + "/" + dir
 					}
-					spec, err := hierarchy.ParseBinding(s)
+					spec, err := bind.Parse(s)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -176,14 +177,14 @@ func TestKernelSpacesWhose(t *testing.T) {
 func TestKernelSpacesSaid(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		way   hierarchy.Way
+		way   bind.Way
 		space func(t *testing.T, n *network) *lab.NetNS
 		said  string
 	}{
-		{"nft", hierarchy.WayNft, func(t *testing.T, n *network) *lab.NetNS { return n.routed(t, "veth1", 1) },
+		{"nft", bind.WayNft, func(t *testing.T, n *network) *lab.NetNS { return n.routed(t, "veth1", 1) },
 			"1 process is in another network namespace: packets from there go to the rest: interfaces can be bound with BPF only, not with nf_tables or net_cls: not supported by this kernel"},
-		{"nothing but loopback", hierarchy.WayBPF, func(t *testing.T, _ *network) *lab.NetNS { return tctest.NetNS(t) }, ""},
-		{"interface that is off", hierarchy.WayBPF, func(t *testing.T, n *network) *lab.NetNS {
+		{"nothing but loopback", bind.WayBPF, func(t *testing.T, _ *network) *lab.NetNS { return tctest.NetNS(t) }, ""},
+		{"interface that is off", bind.WayBPF, func(t *testing.T, n *network) *lab.NetNS {
 			inner, between := tctest.NetNS(t), tctest.NetNS(t)
 			veth(t, between, "veth1", inner, "eth0")
 			if err := inner.SetDown("eth0"); err != nil {
@@ -191,15 +192,15 @@ func TestKernelSpacesSaid(t *testing.T) {
 			}
 			return inner
 		}, ""},
-		{"another between", hierarchy.WayBPF, func(t *testing.T, n *network) *lab.NetNS {
+		{"another between", bind.WayBPF, func(t *testing.T, n *network) *lab.NetNS {
 			inner, between := tctest.NetNS(t), tctest.NetNS(t)
 			veth(t, n.Near, "veth1", between, "eth0")
 			veth(t, between, "veth1", inner, "eth0")
 			return inner
 		}, "1 process is in another network namespace: packets from there leave by eth0, to which nothing leads here but through other namespaces or the shaped interface: they go where the interface is bound by which they come, else to the rest"},
-		{"the shaped interface's", hierarchy.WayBPF, func(t *testing.T, n *network) *lab.NetNS { return n.Far },
+		{"the shaped interface's", bind.WayBPF, func(t *testing.T, n *network) *lab.NetNS { return n.Far },
 			"1 process is in another network namespace: packets from there leave by far0, to which nothing leads here but through other namespaces or the shaped interface: they go where the interface is bound by which they come, else to the rest"},
-		{"tun", hierarchy.WayBPF, func(t *testing.T, _ *network) *lab.NetNS {
+		{"tun", bind.WayBPF, func(t *testing.T, _ *network) *lab.NetNS {
 			inner := tctest.NetNS(t)
 			openTAP(t, inner, "tap0")
 			return inner
@@ -268,14 +269,14 @@ func veth(t testing.TB, a *lab.NetNS, nameA string, b *lab.NetNS, nameB string) 
 // TestKernelSpacesUpon: what leaves by an interface that lies on the shaped one comes
 // with its socket, and nothing is said of it.
 func TestKernelSpacesUpon(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	for _, kind := range []string{"macvlan", "ipvlan"} {
 		if !tctest.HasLink(t, kind) {
 			continue
 		}
 		t.Run(kind, func(t *testing.T) {
 			n := newNetwork(t)
-			p := newPlace(t, hierarchy.WayBPF)
+			p := newPlace(t, bind.WayBPF)
 			dir := sub(t, p.dir, "pod")
 			inner := tctest.NetNS(t)
 			onlyIPv4(t, inner)
@@ -285,7 +286,7 @@ func TestKernelSpacesUpon(t *testing.T) {
 			}
 			(&docker{n, t, 0, nil}).neighbour(inner, "up0", n.Far4, hardware(t, n.Far, n.FarDev))
 			pod := n.start(t, inner, dir)
-			b := n.binder(t, hierarchy.WayBPF)
+			b := n.binder(t, bind.WayBPF)
 			r := resolve(t, b, tree(t, p.target(dir)))
 			if len(r.Outside) != 0 || len(r.Bound) != 1 {
 				t.Errorf("%+v", r)
@@ -299,9 +300,9 @@ func TestKernelSpacesUpon(t *testing.T) {
 // TestKernelSpacesNested: of what comes from a namespace behind that of a container, as
 // from a container in it, is said nothing where all are of one branch.
 func TestKernelSpacesNested(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	outer := n.routed(t, "veth1", 1)
 	inner := tctest.NetNS(t)
 	veth(t, outer, "veth2", inner, "eth0")
@@ -311,12 +312,12 @@ func TestKernelSpacesNested(t *testing.T) {
 	if r := resolve(t, b, tree(t, p.target(sub(t, p.dir, "pod")))); len(r.Outside) != 0 || len(r.Bound) != 2 {
 		t.Errorf("in one branch: %+v", r)
 	}
-	bind := func(s string) []hierarchy.Binding {
-		spec, err := hierarchy.ParseBinding(s)
+	bind := func(s string) []bind.Binding {
+		spec, err := bind.Parse(s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return []hierarchy.Binding{spec}
+		return []bind.Binding{spec}
 	}
 	r, err := b.Resolve([]cgroup.Branch{
 		{Path: "eth0/a", Entry: "eth0/a", Class: red, Bind: bind(p.target(sub(t, p.dir, "pod")))},
@@ -330,16 +331,16 @@ func TestKernelSpacesNested(t *testing.T) {
 // TestKernelSpacesMany: who makes many network namespaces keeps none of the others from
 // being found, and it is said.
 func TestKernelSpacesMany(t *testing.T) {
-	require(t, hierarchy.WayBPF)
+	require(t, bind.WayBPF)
 	n := newNetwork(t)
-	p := newPlace(t, hierarchy.WayBPF)
+	p := newPlace(t, bind.WayBPF)
 	hostile, honest := sub(t, p.dir, "pods", "a"), sub(t, p.dir, "pods", "b")
 	n.start(t, n.routed(t, "veth1", 1), hostile)
 	for range 16 {
 		n.start(t, tctest.NetNS(t), hostile)
 	}
 	n.start(t, n.routed(t, "veth2", 2), honest)
-	r := resolve(t, n.binder(t, hierarchy.WayBPF), tree(t, p.target(sub(t, p.dir, "pods"))))
+	r := resolve(t, n.binder(t, bind.WayBPF), tree(t, p.target(sub(t, p.dir, "pods"))))
 	if !slices.ContainsFunc(r.Bound, func(x hierarchy.Bound) bool { return x.Target == "link:veth2" }) {
 		t.Errorf("the other's is not bound: %+v", r.Bound)
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Steady is the Binder for one change of the interface, which cgroups and interfaces
@@ -51,7 +52,7 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 	})
 	was := s.known
 	s.known = make(map[string]known, len(st.Bound))
-	if st.Hook.Way == hierarchy.WayNone {
+	if st.Hook.Way == bind.WayNone {
 		return nil
 	}
 	t, err := s.find(st.Hook.Way)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -46,7 +47,7 @@ func TestKernelClasses(t *testing.T) {
 		t.Run(string(way), func(t *testing.T) {
 			require(t, way)
 			n := newNetwork(t)
-			if way == hierarchy.WayClsCgroup {
+			if way == bind.WayClsCgroup {
 				err := n.hook.AttachCgroupFilter()
 				if errors.Is(err, tc.ErrNotSupported) && !vm.Inside() {
 					return // TestVM goes on
@@ -135,9 +136,9 @@ func TestKernelClasses(t *testing.T) {
 }
 
 // crowded is a Binder beside another that has its interface bound by tags.
-func (n *network) crowded(t *testing.T, way hierarchy.Way) *cgroup.Binder {
+func (n *network) crowded(t *testing.T, way bind.Way) *cgroup.Binder {
 	t.Helper()
-	return n.binderWith(t, cgroup.Config{Ways: []hierarchy.Way{way}, Others: func() ([]string, error) { return []string{"eth1"}, nil }})
+	return n.binderWith(t, cgroup.Config{Ways: []bind.Way{way}, Others: func() ([]string, error) { return []string{"eth1"}, nil }})
 }
 
 func (n *network) traffic(t *testing.T, p place) []traffic {

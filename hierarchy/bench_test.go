@@ -1,6 +1,8 @@
 package hierarchy_test
 
 import (
+	"github.com/vifshape/vifshape/hierarchy/bind"
+
 	"fmt"
 	"testing"
 
@@ -18,7 +20,7 @@ func tenThousand() *Spec {
 			if j%2 == 0 {
 				leaf.Rate = Absolute(9 * Mbit)
 			}
-			leaf.Bind = []Binding{{BindUnit, fmt.Sprintf("u%d-%d.service", i, j)}}
+			leaf.Bind = []bind.Binding{{Kind: bind.Unit, Name: fmt.Sprintf("u%d-%d.service", i, j)}}
 			tenant.Children = append(tenant.Children, leaf)
 		}
 		s.Children = append(s.Children, tenant)

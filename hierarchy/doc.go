@@ -11,7 +11,7 @@
 //     worked out and checked, [Tree], which [Resolve] makes of it;
 //   - the ideal allocation of bandwidth for a given demand, [Tree.Ideal];
 //   - the state of one interface as plain data, [State], the difference of two
-//     states as an ordered [Plan], and [Reconcile], which carries a plan out
+//     states as an ordered [Plan], and [Kernel.Apply], which carries a plan out
 //     over anything that implements [Part], reads back, compares, and goes back
 //     to where it started when something fails.
 //

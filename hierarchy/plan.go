@@ -1,6 +1,8 @@
 package hierarchy
 
 import (
+	"github.com/vifshape/vifshape/hierarchy/bind"
+
 	"fmt"
 	"slices"
 )
@@ -269,7 +271,7 @@ func (p *Plan) leaves(old, want []Leaf) {
 // binder appends the steps for the classifier and its bindings. Bindings need a
 // classifier to hold them, and each way holds them elsewhere.
 func (p *Plan) binder(old, want State) {
-	if old.Hook.Way != WayNone && old.Hook.Way != want.Hook.Way {
+	if old.Hook.Way != bind.WayNone && old.Hook.Way != want.Hook.Way {
 		p.bindings(old.Bound, nil)
 		old.Bound = nil
 	}
@@ -280,9 +282,9 @@ func (p *Plan) binder(old, want State) {
 func (p *Plan) hook(old, want Hook) {
 	switch {
 	case old == want:
-	case old.Way == WayNone:
+	case old.Way == bind.WayNone:
 		p.Steps = append(p.Steps, Step{Action: Create, New: &want})
-	case want.Way == WayNone:
+	case want.Way == bind.WayNone:
 		p.Steps = append(p.Steps, Step{Action: Delete, Old: &old})
 	default:
 		p.Steps = append(p.Steps, Step{Change, &old, &want})

@@ -1,6 +1,8 @@
 package hierarchy_test
 
 import (
+	"github.com/vifshape/vifshape/hierarchy/bind"
+
 	"context"
 	"errors"
 	"fmt"
@@ -84,7 +86,7 @@ func (m *machine) step(s Step) error {
 		}
 	case *Bound:
 		at := slices.IndexFunc(m.s.Bound, func(b Bound) bool { return b.Target == x.Target })
-		if (at < 0) != (s.Action == Create) || m.s.Hook.Way == WayNone {
+		if (at < 0) != (s.Action == Create) || m.s.Hook.Way == bind.WayNone {
 			return errors.New("no classifier, or the binding is or is not there")
 		}
 		if at >= 0 {
@@ -206,7 +208,7 @@ func (m *machine) kernel() Kernel {
 // stateOf is the whole state of a tree with everything bound by BPF.
 func stateOf(tree *Tree) State {
 	s := tree.State()
-	s.Hook = Hook{Way: WayBPF, Version: 1}
+	s.Hook = Hook{Way: bind.WayBPF, Version: 1}
 	for b := range tree.All() {
 		for _, x := range b.Bind {
 			e := b.Entry()
@@ -293,7 +295,7 @@ func TestDiffRandom(t *testing.T) {
 			var tree *Tree
 			tree, ids = boundTree(t, rnd, ids)
 			is := stateOf(tree)
-			is.Hook = []Hook{{WayBPF, 1}, {WayBPF, 2}, {WayNetCls, 1}}[rnd.IntN(3)]
+			is.Hook = []Hook{{bind.WayBPF, 1}, {bind.WayBPF, 2}, {bind.WayNetCls, 1}}[rnd.IntN(3)]
 			if err := carry(was, is); err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
@@ -351,9 +353,9 @@ func TestDiff(t *testing.T) {
 	}
 	with := func(s State, change func(*State)) State { change(&s); return s }
 	none := State{Interface: "eth0"}
-	flatTree := []option{rate("100mbit"), branch("a", rate("60mbit"), bind("user:a")), branch("b", rate("20mbit")), branch("rest", rate("10mbit"))}
+	flatTree := []option{rate("100mbit"), branch("a", rate("60mbit"), binds("user:a")), branch("b", rate("20mbit")), branch("rest", rate("10mbit"))}
 	one := state(flatTree...)
-	other := state(rate("100mbit"), branch("a", rate("20mbit")), branch("b", rate("70mbit"), bind("user:a")), branch("rest", rate("10mbit")))
+	other := state(rate("100mbit"), branch("a", rate("20mbit")), branch("b", rate("70mbit"), binds("user:a")), branch("rest", rate("10mbit")))
 	fewer := state(rate("100mbit"), branch("b", rate("20mbit")), branch("rest", rate("10mbit")))
 	foreign := with(none, func(s *State) { s.Root = Root{"fq_codel", 0x80010000} })
 	id := func(p Path) ClassID {
@@ -393,7 +395,7 @@ func TestDiff(t *testing.T) {
 			"+ " + leaf("eth0/b"), "+ " + leaf("eth0/rest")}},
 		{"a foreign qdisc is left alone", foreign, none, nil},
 		{"a leaf's queue", one, with(one, func(s *State) { s.Leaves = slices.Clone(s.Leaves); s.Leaves[0].Qdisc.Kind = "sfq" }), []string{"~ qdisc sfq of eth0/a (" + id("eth0/a").String() + ")"}},
-		{"another way to classify", one, with(one, func(s *State) { s.Hook.Way = WayNetCls }), []string{"- " + bound("eth0/a"), "~ classifier net_cls", "+ " + bound("eth0/a")}},
+		{"another way to classify", one, with(one, func(s *State) { s.Hook.Way = bind.WayNetCls }), []string{"- " + bound("eth0/a"), "~ classifier net_cls", "+ " + bound("eth0/a")}},
 		{"a newer classifier", one, with(one, func(s *State) { s.Hook.Version = 2 }), []string{"~ classifier bpf"}},
 	} {
 		t.Run(r.name, func(t *testing.T) {

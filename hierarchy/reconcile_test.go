@@ -17,13 +17,13 @@ import (
 func twoStates(t *testing.T) (before, want State) {
 	t.Helper()
 	first := grow(t, eth0(rate("100mbit"),
-		branch("a", rate("60mbit"), bind("user:a"), branch("x", rate("20mbit"), bind("user:x")), branch("y", rate("20mbit"))),
-		branch("b", rate("20mbit"), qdisc("pfifo"), bind("user:b"))))
+		branch("a", rate("60mbit"), binds("user:a"), branch("x", rate("20mbit"), binds("user:x")), branch("y", rate("20mbit"))),
+		branch("b", rate("20mbit"), qdisc("pfifo"), binds("user:b"))))
 	ids := assign(t, IDs{}, first)
 	second := grow(t, eth0(rate("90mbit"),
-		branch("a", rate("30mbit"), bind("user:a"), branch("x", rate("10mbit"))),
-		branch("b", rate("40mbit"), qdisc("fq_codel"), bind("user:x")),
-		branch("c", rate("5mbit"), bind("user:c"))))
+		branch("a", rate("30mbit"), binds("user:a"), branch("x", rate("10mbit"))),
+		branch("b", rate("40mbit"), qdisc("fq_codel"), binds("user:x")),
+		branch("c", rate("5mbit"), binds("user:c"))))
 	assign(t, ids, second)
 	return stateOf(first), stateOf(second)
 }

@@ -1,6 +1,8 @@
 package hierarchy
 
 import (
+	"github.com/vifshape/vifshape/hierarchy/bind"
+
 	"cmp"
 	"fmt"
 	"slices"
@@ -61,7 +63,7 @@ type Problem struct {
 // than one part in a hundred of its parent's rate. On a line with PTM, of which HTB
 // cannot count the bytes, the rates of the tree are 64/65 of those.
 func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
-	r := resolver{kinds: kinds, bound: map[Binding]Path{}}
+	r := resolver{kinds: kinds, bound: map[bind.Binding]Path{}}
 	path := Path(s.Interface)
 	root := &Branch{Class: Class{Path: path, Parent: ID(0), Prio: DefaultPrio}}
 	if text, hint := checkInterface(s.Interface); text != "" {
@@ -118,7 +120,7 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 type resolver struct {
 	kinds    []Kind
 	problems []Problem
-	bound    map[Binding]Path
+	bound    map[bind.Binding]Path
 	count    int
 	broken   bool      // some part of the specification is
 	slow     []*Branch // whose rate is below slowRate

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	. "github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // option sets one key of a branch; a *BranchSpec is one too: a child.
@@ -55,10 +56,10 @@ func bursts(burst, cburst Size) option {
 func qdisc(kind string, params ...RawParam) option {
 	return optionFunc(func(b *BranchSpec) { b.Qdisc = &RawQdisc{kind, params} })
 }
-func bind(names ...string) option {
+func binds(names ...string) option {
 	return optionFunc(func(b *BranchSpec) {
 		for _, n := range names {
-			x, err := ParseBinding(n)
+			x, err := bind.Parse(n)
 			if err != nil {
 				panic(err)
 			}
@@ -131,11 +132,11 @@ func TestResolve(t *testing.T) {
 			"eth0 100mbit/100mbit prio 3", "eth0/a 98500kbit/100mbit prio 3", "eth0/b 250kbit/100mbit prio 3", "eth0/c 250kbit/100mbit prio 3", "eth0/rest 1mbit/100mbit prio 3 implied"}},
 		{"a remainder goes to the last", eth0(rate("100bit"), branch("a"), branch("b")), []string{
 			"eth0 100bit/100bit prio 3", "eth0/a 33bit/100bit prio 3", "eth0/b 33bit/100bit prio 3", "eth0/rest 34bit/100bit prio 3 implied"}},
-		{"a bound branch with children has a rest", eth0(rate("100mbit"), branch("a", rate("50mbit"), bind("user:a"), branch("b", rate("10mbit")))), []string{
+		{"a bound branch with children has a rest", eth0(rate("100mbit"), branch("a", rate("50mbit"), binds("user:a"), branch("b", rate("10mbit")))), []string{
 			"eth0 100mbit/100mbit prio 3", "eth0/a 50mbit/100mbit prio 3", "eth0/a/b 10mbit/100mbit prio 3", "eth0/a/rest 40mbit/100mbit prio 3 implied", "eth0/rest 50mbit/100mbit prio 3 implied"}},
 		{"an unbound one has none", eth0(rate("100mbit"), branch("a", rate("50mbit"), branch("b", rate("10mbit")))), []string{
 			"eth0 100mbit/100mbit prio 3", "eth0/a 50mbit/100mbit prio 3", "eth0/a/b 10mbit/100mbit prio 3", "eth0/rest 50mbit/100mbit prio 3 implied"}},
-		{"a bound leaf has none", eth0(rate("100mbit"), branch("a", rate("50mbit"), bind("user:a"))), []string{
+		{"a bound leaf has none", eth0(rate("100mbit"), branch("a", rate("50mbit"), binds("user:a"))), []string{
 			"eth0 100mbit/100mbit prio 3", "eth0/a 50mbit/100mbit prio 3", "eth0/rest 50mbit/100mbit prio 3 implied"}},
 		{"prio is inherited", eth0(rate("100mbit"), branch("a", prio(0), branch("b"), branch("c", prio(7), branch("d")))), []string{
 			"eth0 100mbit/100mbit prio 3", "eth0/a 50mbit/100mbit prio 0", "eth0/a/b 25mbit/100mbit prio 0", "eth0/a/c 25mbit/100mbit prio 7", "eth0/a/c/d 25mbit/100mbit prio 7", "eth0/rest 50mbit/100mbit prio 3 implied"}},
@@ -171,7 +172,7 @@ func chain(n int, opts ...option) node {
 }
 
 func TestResolveCarries(t *testing.T) {
-	s := eth0(rate("100mbit"), branch("a", bursts(5000, 6000), quantum(3000), bind("user:a", "unit:b.service"), qdisc("fq_codel", RawParam{"interval", "100ms", true}, RawParam{"limit", "10", false})))
+	s := eth0(rate("100mbit"), branch("a", bursts(5000, 6000), quantum(3000), binds("user:a", "unit:b.service"), qdisc("fq_codel", RawParam{"interval", "100ms", true}, RawParam{"limit", "10", false})))
 	s.Line = Line{Layer: "atm", Overhead: 18, MPU: 64}
 	s.MTU, s.Replace = 1500, true
 	tree, problems := Resolve(s, kinds)
@@ -184,7 +185,7 @@ func TestResolveCarries(t *testing.T) {
 	want := &Branch{
 		Class: Class{Path: "eth0/a", Rate: 50 * Mbit, Ceil: 100 * Mbit, Burst: 5000, CBurst: 6000, Quantum: 3000, Prio: 3},
 		Qdisc: Qdisc{"fq_codel", []Setting{{"limit", 10}, {"interval", 100_000_000}}},
-		Bind:  []Binding{{BindUser, "a"}, {BindUnit, "b.service"}},
+		Bind:  []bind.Binding{{Kind: bind.User, Name: "a"}, {Kind: bind.Unit, Name: "b.service"}},
 	}
 	if d := cmp.Diff(want, tree.Find("eth0/a")); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
@@ -257,7 +258,7 @@ func TestResolveProblems(t *testing.T) {
 			"eth0: 100mbit of eth0's 100mbit are guaranteed to its branches, which leaves 0bit for eth0/rest; it needs at least 1mbit | take 1mbit away from the branches below eth0"}},
 		{"too little left for a rest that is written", eth0(rate("100mbit"), branch("a", rate("99.9%")), branch("rest")), []string{
 			"eth0/rest: 99900kbit of eth0's 100mbit are guaranteed to its branches, which leaves 100kbit for eth0/rest; it needs at least 1mbit | take 900kbit away from the branches below eth0, or give eth0/rest a rate of its own"}},
-		{"nothing left for a bound branch's rest", eth0(rate("100mbit"), branch("a", rate("10mbit"), bind("user:a"), branch("b", rate("10mbit")))), []string{
+		{"nothing left for a bound branch's rest", eth0(rate("100mbit"), branch("a", rate("10mbit"), binds("user:a"), branch("b", rate("10mbit")))), []string{
 			"eth0/a: 10mbit of eth0/a's 10mbit are guaranteed to its branches, which leaves 0bit for eth0/a/rest; it needs at least 100kbit | take 100kbit away from the branches below eth0/a"}},
 		{"nothing left for others", eth0(rate("100mbit"), branch("a", rate("99%")), branch("b"), branch("c"), branch("d")), []string{
 			"eth0/b: nothing is left of eth0's 100mbit to guarantee it and 2 more without a rate | write a rate here, and lower those of its siblings"}},
@@ -303,9 +304,9 @@ func TestResolveProblems(t *testing.T) {
 		{"burst of less than a packet", eth0(rate("100mbit"), branch("a", rate("64kbit"), ceil("64kbit"), bursts(80, 80))), nil},
 
 		// Bindings.
-		{"bound twice", eth0(rate("100mbit"), branch("a", bind("user:a", "user:b")), branch("b", bind("unit:x.service", "user:b"))), []string{
+		{"bound twice", eth0(rate("100mbit"), branch("a", binds("user:a", "user:b")), branch("b", binds("unit:x.service", "user:b"))), []string{
 			"eth0/b bind[1]: user:b is bound to eth0/a already | one name goes to one branch of an interface: remove one of the two"}},
-		{"bound twice in one branch", eth0(rate("100mbit"), branch("a", bind("user:a", "user:a"))), []string{
+		{"bound twice in one branch", eth0(rate("100mbit"), branch("a", binds("user:a", "user:a"))), []string{
 			"eth0/a bind[1]: user:a is bound to eth0/a already | one name goes to one branch of an interface: remove one of the two"}},
 
 		// Queueing disciplines.
@@ -475,7 +476,7 @@ func randomSpec(next source) *Spec {
 				c.Prio = &p
 			}
 			if next(4) == 0 {
-				c.Bind = []Binding{{BindUser, fmt.Sprint(left)}}
+				c.Bind = []bind.Binding{{Kind: bind.User, Name: fmt.Sprint(left)}}
 			}
 			if next(8) == 0 {
 				c.Quantum = Size(1000 + 100*next(90))

@@ -1,5 +1,7 @@
 package hierarchy
 
+import "github.com/vifshape/vifshape/hierarchy/bind"
+
 // State is everything of ours on one interface, as it is or as it should be.
 // The zero value is an interface that vifshape has not touched. Both sides of a
 // plan are a State; package tc reads Root, Classes and Leaves, package cgroup
@@ -33,26 +35,10 @@ type Leaf struct {
 	Qdisc Qdisc   `json:"qdisc"`
 }
 
-// Way is how packets get their class.
-type Way string
-
-// The ways, best first.
-const (
-	WayNone      Way = ""
-	WayBPF       Way = "bpf"         // cgroup v2, tc BPF program at egress
-	WayNft       Way = "nft"         // cgroup v2, rules of nf_tables
-	WayNetCls    Way = "net_cls"     // cgroup v1 classid, tc BPF program at egress
-	WayNetClsNft Way = "net_cls+nft" // cgroup v1 classid, rules of nf_tables
-	WayClsCgroup Way = "cls_cgroup"  // cgroup v1 classid, the kernel's cgroup classifier on the root qdisc
-)
-
-// Tagged says whether the way goes by the tags of net_cls.
-func (w Way) Tagged() bool { return w == WayNetCls || w == WayNetClsNft || w == WayClsCgroup }
-
 // Hook is the classifier on the interface.
 type Hook struct {
-	Way     Way    `json:"way"`
-	Version uint32 `json:"version"` // of the program; an older one is replaced in place
+	Way     bind.Way `json:"way"`
+	Version uint32   `json:"version"` // of the program; an older one is replaced in place
 }
 
 // Bound is one binding in force: what Target names goes to class Class.

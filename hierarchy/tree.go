@@ -1,6 +1,10 @@
 package hierarchy
 
-import "iter"
+import (
+	"iter"
+
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
 
 // Class is one HTB class as the kernel keeps it: what a branch becomes, and
 // what is read back.
@@ -35,8 +39,8 @@ type Tree struct {
 type Branch struct {
 	Class
 	Qdisc    Qdisc
-	Bind     []Binding
-	Delegate []Delegate
+	Bind     []bind.Binding
+	Delegate []bind.Delegate
 	Implied  bool // not in the policy: a rest that was added
 	Children []*Branch
 }

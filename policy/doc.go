@@ -25,7 +25,7 @@
 // Bind is a list of what goes into the branch: "unit:nginx.service",
 // "slice:build.slice", "cgroup:/kubepods.slice", "user:backup", "link:veth1",
 // "container:shop". Units, slices and the parts of a cgroup's path may be patterns, as
-// in "unit:worker@*.service"; [hierarchy.Binding] says who gets what several name.
+// in "unit:worker@*.service"; [bind.Binding] says who gets what several name.
 //
 // linklayer names the kind of line that the interface leads to, one of
 // [hierarchy.Layers]; overhead, the bytes that the line sends besides each IP

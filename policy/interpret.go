@@ -12,6 +12,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // level says what a table of the file stands for.
@@ -465,9 +466,9 @@ func (r *reader) scalar(n *node, name string, v any) {
 	case "qdisc":
 		r.qdisc(n, v)
 	case "bind":
-		n.branch.Bind, n.bound = list(r, n, name, v, "a binding", "unit:nginx.service", hierarchy.ParseBinding)
+		n.branch.Bind, n.bound = list(r, n, name, v, "a binding", "unit:nginx.service", bind.Parse)
 	case "delegate":
-		n.branch.Delegate, n.given = list(r, n, name, v, "a delegate", "alice", hierarchy.ParseDelegate)
+		n.branch.Delegate, n.given = list(r, n, name, v, "a delegate", "alice", bind.ParseDelegate)
 	}
 }
 

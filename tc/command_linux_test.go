@@ -6,6 +6,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -45,7 +46,7 @@ func TestCommands(t *testing.T) {
 		{"leaf of the RED family", hierarchy.Step{Action: hierarchy.Create, New: of("red", "limit", 400000, "min", 30000, "max", 90000, "ewma", 5, "scell_log", 15, "probability", 85899346, "ecn", 1, "harddrop", 0)}, []string{
 			"tc qdisc replace dev eth0 parent 71f:10 handle 10: red limit 400000 min 30000 max 90000 avpkt 1000 burst 50 bandwidth 9702848bit probability 0.02000000001862645 ecn # eth0/web"}},
 		{"no leaf", hierarchy.Step{Action: hierarchy.Delete, Old: leaf("pfifo", 5)}, []string{"tc qdisc delete dev eth0 parent 71f:10 # eth0/web"}},
-		{"classifier", hierarchy.Step{Action: hierarchy.Create, New: &hierarchy.Hook{Way: hierarchy.WayBPF}}, []string{"# create classifier bpf"}},
+		{"classifier", hierarchy.Step{Action: hierarchy.Create, New: &hierarchy.Hook{Way: bind.WayBPF}}, []string{"# create classifier bpf"}},
 	} {
 		if d := cmp.Diff(tt.want, tc.Commands("eth0", tt.step)); d != "" {
 			t.Errorf("%s (-want +got)\n%s", tt.name, d)

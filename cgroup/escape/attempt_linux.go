@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Level is how a program is kept in its branch; see vifshape run.
@@ -32,9 +32,9 @@ const (
 
 // Case is what an attempt is made against.
 type Case struct {
-	Way   hierarchy.Way `json:"way"`
-	Level Level         `json:"level"`
-	User  User          `json:"user"`
+	Way   bind.Way `json:"way"`
+	Level Level    `json:"level"`
+	User  User     `json:"user"`
 }
 
 func (c Case) String() string { return fmt.Sprintf("%s %s %s", c.Way, c.Level, c.User) }
@@ -67,9 +67,9 @@ func (a *Attempt) Ready(p *Place) (stdin *os.File, undo func(), err error) {
 
 // Hole is where an attempt is known to get out.
 type Hole struct {
-	Level Level           // empty: all
-	User  User            // empty: all
-	Ways  []hierarchy.Way // none: all
+	Level Level      // empty: all
+	User  User       // empty: all
+	Ways  []bind.Way // none: all
 	Why   string
 	// Impossible: nothing on the machine that sends could close it.
 	Impossible bool

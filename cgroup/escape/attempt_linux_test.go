@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/escape"
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 func TestAttempts(t *testing.T) {
@@ -35,10 +35,10 @@ func TestAttempts(t *testing.T) {
 }
 
 func TestJudge(t *testing.T) {
-	root := escape.Case{Way: hierarchy.WayBPF, Level: escape.Tag, User: escape.Root}
-	lock := escape.Case{Way: hierarchy.WayBPF, Level: escape.Lock, User: escape.Root}
+	root := escape.Case{Way: bind.WayBPF, Level: escape.Tag, User: escape.Root}
+	lock := escape.Case{Way: bind.WayBPF, Level: escape.Lock, User: escape.Root}
 	never := &escape.Attempt{}
-	tag := &escape.Attempt{Holes: []escape.Hole{{Level: escape.Tag, User: escape.Root, Ways: []hierarchy.Way{hierarchy.WayBPF}, Why: "so it is"}}}
+	tag := &escape.Attempt{Holes: []escape.Hole{{Level: escape.Tag, User: escape.Root, Ways: []bind.Way{bind.WayBPF}, Why: "so it is"}}}
 	always := &escape.Attempt{Holes: []escape.Hole{{Why: "no way", Impossible: true}}}
 	sent := escape.Outcome{Sent: 40}
 	lacking := escape.Outcome{Err: "socket: protocol not supported", Errno: unix.EPROTONOSUPPORT}

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // What is known of cgroups.
@@ -152,8 +152,8 @@ func groups() []Attempt {
 }
 
 var (
-	v2Ways  = []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft}
-	tagWays = []hierarchy.Way{hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
+	v2Ways  = []bind.Way{bind.WayBPF, bind.WayNft}
+	tagWays = []bind.Way{bind.WayNetCls, bind.WayNetClsNft, bind.WayClsCgroup}
 )
 
 // move1 moves this process.

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // What is known of sockets below IP.
@@ -20,7 +20,7 @@ const (
 // packet are sockets at the interface. All but one take CAP_NET_RAW.
 func packet() []Attempt {
 	const family = "packet sockets"
-	nft := []Hole{{Level: Tag, User: Root, Ways: []hierarchy.Way{hierarchy.WayNft}, Why: packetWhy}}
+	nft := []Hole{{Level: Tag, User: Root, Ways: []bind.Way{bind.WayNft}, Why: packetWhy}}
 	past := []Hole{{Level: Tag, User: Root, Ways: tagWays, Why: bypassWhy}}
 	p := func(name, text string, holes []Hole, do func(s *stage) error) Attempt {
 		return Attempt{Name: name, Family: family, Text: text, Holes: holes, do: do}
@@ -50,7 +50,7 @@ func packet() []Attempt {
 		p("packet-io-uring", "AF_PACKET made by io_uring", nft, ringPacket),
 		p("packet-bypass-io-uring", "PACKET_QDISC_BYPASS by io_uring", past, ringBypass),
 		p("xdp-socket", "AF_XDP, copy mode", past, xdpSocket),
-		p("pppoe", "PPPoE, which takes no capability", []Hole{{Level: Tag, Ways: []hierarchy.Way{hierarchy.WayNft}, Why: packetWhy}}, pppoe),
+		p("pppoe", "PPPoE, which takes no capability", []Hole{{Level: Tag, Ways: []bind.Way{bind.WayNft}, Why: packetWhy}}, pppoe),
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/lab"
 )
 
@@ -35,8 +35,8 @@ func spaces() []Attempt {
 	a := func(name, text string, do func(s *stage) error, holes ...Hole) Attempt {
 		return Attempt{Name: name, Family: family, Text: text, Holes: holes, do: do}
 	}
-	above := Hole{Level: Tag, User: Root, Ways: []hierarchy.Way{hierarchy.WayNft}, Why: aboveWhy}
-	space := Hole{Level: Tag, User: Root, Ways: []hierarchy.Way{hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}, Why: spaceWhy}
+	above := Hole{Level: Tag, User: Root, Ways: []bind.Way{bind.WayNft}, Why: aboveWhy}
+	space := Hole{Level: Tag, User: Root, Ways: []bind.Way{bind.WayNetClsNft, bind.WayClsCgroup}, Why: spaceWhy}
 	forwarded := Hole{Level: Tag, User: Root, Why: forwardWhy}
 	all := []Attempt{
 		a("user-namespace", "root of a new user namespace, SO_PRIORITY", func(s *stage) error {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 const treeWhy = "CAP_NET_ADMIN is the right to change the queue"
@@ -20,8 +21,8 @@ const treeWhy = "CAP_NET_ADMIN is the right to change the queue"
 func tree() []Attempt {
 	const family = "queue and classifier"
 	open := []Hole{{Level: Tag, User: Root, Why: treeWhy}}
-	bpf := []Hole{{Level: Tag, User: Root, Ways: []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls}, Why: treeWhy}}
-	nft := []Hole{{Level: Tag, User: Root, Ways: []hierarchy.Way{hierarchy.WayNft, hierarchy.WayNetClsNft}, Why: treeWhy}}
+	bpf := []Hole{{Level: Tag, User: Root, Ways: []bind.Way{bind.WayBPF, bind.WayNetCls}, Why: treeWhy}}
+	nft := []Hole{{Level: Tag, User: Root, Ways: []bind.Way{bind.WayNft, bind.WayNetClsNft}, Why: treeWhy}}
 	a := func(name, text string, holes []Hole, do func(s *stage) error) Attempt {
 		return Attempt{Name: name, Family: family, Text: text, Holes: holes, Spoils: true, do: func(s *stage) error {
 			if err := do(s); err != nil {
@@ -105,7 +106,7 @@ func tree() []Attempt {
 			}
 			return s.tc("RTM_DELQDISC", unix.RTM_DELQDISC, 0, 0xffff0000, 0xfffffff1, 0, nil)
 		}),
-		a("map-rewrite", "the classifier's maps, by their numbers", []Hole{{Level: Tag, User: Root, Ways: []hierarchy.Way{hierarchy.WayBPF}, Why: "root may write any map; level lock refuses bpf"}}, rewrite),
+		a("map-rewrite", "the classifier's maps, by their numbers", []Hole{{Level: Tag, User: Root, Ways: []bind.Way{bind.WayBPF}, Why: "root may write any map; level lock refuses bpf"}}, rewrite),
 		a("map-pins", "the classifier's maps, by a pin", nil, func(*stage) error {
 			found, err := pins("/sys/fs/bpf")
 			if err != nil {

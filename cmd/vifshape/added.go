@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -25,8 +26,8 @@ type added struct {
 
 // delegated is a branch with the users it is delegated to.
 type delegated struct {
-	Path hierarchy.Path       `json:"path"`
-	To   []hierarchy.Delegate `json:"to"`
+	Path hierarchy.Path  `json:"path"`
+	To   []bind.Delegate `json:"to"`
 }
 
 // to are the delegates in words.
@@ -40,7 +41,7 @@ func (d delegated) to() string {
 
 // uid is the number of a delegate; ok is false for one that this machine does not
 // know, and for root, however it is called here.
-func uid(d hierarchy.Delegate) (id uint32, ok bool) {
+func uid(d bind.Delegate) (id uint32, ok bool) {
 	if id, ok := d.UID(); ok {
 		return id, true
 	}
@@ -49,7 +50,7 @@ func uid(d hierarchy.Delegate) (id uint32, ok bool) {
 		return 0, false
 	}
 	n, err := strconv.ParseUint(u.Uid, 10, 32)
-	return uint32(n), err == nil && n != 0 && n != hierarchy.OverflowUID
+	return uint32(n), err == nil && n != 0 && n != bind.OverflowUID
 }
 
 // problemError is what is wrong with a tree to which branches were added.
@@ -258,12 +259,12 @@ func (w *petitioner) base(r *record, p hierarchy.Path) (base, given hierarchy.Pa
 		if !p.Below(d.Path) || given != "" && !given.Below(d.Path) {
 			continue
 		}
-		if slices.ContainsFunc(d.To, func(to hierarchy.Delegate) bool { id, ok := uid(to); return ok && id == w.uid }) {
+		if slices.ContainsFunc(d.To, func(to bind.Delegate) bool { id, ok := uid(to); return ok && id == w.uid }) {
 			given = d.Path
 		}
 	}
 	switch {
-	case given == "" || w.uid == hierarchy.OverflowUID:
+	case given == "" || w.uid == bind.OverflowUID:
 		return "", "", deniedError{fmt.Errorf("%s is not delegated to user %d", p, w.uid)}
 	}
 	base = given

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -139,10 +140,10 @@ eth0/leaf/1/2/3/4/5/6/7: 7 is level 8 below the interface; HTB has 8, the interf
 // TestBase holds how far up users may go.
 func TestBase(t *testing.T) {
 	r := &record{Interface: "eth0", Delegated: []delegated{
-		{"eth0/a", []hierarchy.Delegate{"uid:1"}},
-		{"eth0/a/b", []hierarchy.Delegate{"uid:1", "uid:2"}},
-		{"eth0/a/b/c/d", []hierarchy.Delegate{"uid:2"}},
-		{"eth0/ab", []hierarchy.Delegate{"uid:3", "no-such-user", "nobody"}},
+		{"eth0/a", []bind.Delegate{"uid:1"}},
+		{"eth0/a/b", []bind.Delegate{"uid:1", "uid:2"}},
+		{"eth0/a/b/c/d", []bind.Delegate{"uid:2"}},
+		{"eth0/ab", []bind.Delegate{"uid:3", "no-such-user", "nobody"}},
 	}}
 	for _, x := range []struct {
 		who         petitioner
@@ -160,7 +161,7 @@ func TestBase(t *testing.T) {
 		{petitioner{1, nil}, "eth0", "", ""},
 		{petitioner{1, nil}, "eth1/a", "", ""},
 		{petitioner{4, nil}, "eth0/a", "", ""},
-		{petitioner{hierarchy.OverflowUID, nil}, "eth0/ab", "", ""},
+		{petitioner{bind.OverflowUID, nil}, "eth0/ab", "", ""},
 		{petitioner{0, nil}, "eth0/rest", "", ""},
 		{petitioner{0, []hierarchy.Path{"eth0/a"}}, "eth0/a/x", "", ""},
 		{petitioner{1, []hierarchy.Path{"eth0/a/b"}}, "eth0/a/b/x", "eth0/a/b", "eth0/a"},

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // agentVersion is the version of what is said over the agent's socket: one line of
@@ -149,7 +150,7 @@ func (m *machine) runDelegated(ctx context.Context, path hierarchy.Path, cmd cgr
 }
 
 // placed says whether this process is in the home of a branch.
-func (m *machine) placed(path hierarchy.Path, way hierarchy.Way) error {
+func (m *machine) placed(path hierarchy.Path, way bind.Way) error {
 	target, whole, err := cgroup.Own(way)
 	if err != nil {
 		return err

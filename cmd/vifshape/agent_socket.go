@@ -18,6 +18,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 const (
@@ -40,7 +41,7 @@ type petitions struct {
 	store    *store
 	listener *net.UnixListener
 	records  map[string]os.FileInfo // by interface: those that delegates are of
-	to       []hierarchy.Delegate   // of any branch
+	to       []bind.Delegate        // of any branch
 	end      context.CancelFunc
 	turn     chan struct{} // holds a token while a request is carried out
 
@@ -118,7 +119,7 @@ func (s *petitions) known(id uint32) error {
 	if err := s.refresh(); err != nil {
 		return err
 	}
-	named := func(d hierarchy.Delegate) bool { u, ok := uid(d); return ok && u == id }
+	named := func(d bind.Delegate) bool { u, ok := uid(d); return ok && u == id }
 	if id != 0 && !slices.ContainsFunc(s.to, named) {
 		return deniedError{fmt.Errorf("no branch is delegated to user %d", id)}
 	}
@@ -345,7 +346,7 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 // in no branch. A tag and a cgroup of version 2 may be those of different ones.
 func (m *machine) homesOf(pid int) ([]hierarchy.Path, error) {
 	var homes []hierarchy.Path
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		targets, whole, err := cgroup.Of(way, pid)
 		if err != nil {
 			return nil, err

@@ -20,6 +20,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -212,9 +213,9 @@ func TestKernelBindAtomic(t *testing.T) {
 	before, state := bindings(), n.state()
 	nothing := heldView{Sockets: new(int), Carried: new(int)}
 	want := bindingsJSON{Bindings: []*bindingView{
-		{Path: "eth0/base", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at}, Bound: []string{"cgroup:" + at},
+		{Path: "eth0/base", Binding: bind.Binding{Kind: bind.Cgroup, Name: at}, Bound: []string{"cgroup:" + at},
 			Held: []boundView{{Target: "cgroup:" + at, From: "cgroup:" + at, heldView: nothing}}},
-		{Path: "eth0/web", Binding: hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at + "/a*"}, AtRuntime: true, Bound: []string{"cgroup:" + at + "/a"},
+		{Path: "eth0/web", Binding: bind.Binding{Kind: bind.Cgroup, Name: at + "/a*"}, AtRuntime: true, Bound: []string{"cgroup:" + at + "/a"},
 			Held: []boundView{{Target: "cgroup:" + at + "/a", From: "cgroup:" + at + "/a*", AtRuntime: true, heldView: nothing}}},
 	}}
 	if diff := cmp.Diff(want, before, cmp.AllowUnexported(boundView{})); diff != "" {
@@ -269,12 +270,12 @@ func TestKernelBindInterrupted(t *testing.T) {
 	n := newNetwork(t)
 	base := tctest.Cgroup(t)
 	at := strings.TrimPrefix(base, tctest.Cgroup2Mount(t))
-	var specs []hierarchy.Binding
+	var specs []bind.Binding
 	for _, name := range []string{"a", "b", "c"} {
 		if err := os.Mkdir(filepath.Join(base, name), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		specs = append(specs, hierarchy.Binding{Kind: hierarchy.BindCgroup, Name: at + "/" + name})
+		specs = append(specs, bind.Binding{Kind: bind.Cgroup, Name: at + "/" + name})
 	}
 	n.ok("apply", n.policy("p.toml", fmt.Sprintf(bindPolicy, at, "", "bpf")))
 	bound := func() (all []string) {

@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 )
@@ -33,11 +33,11 @@ func asked(f func(*tc.Conn, *tc.Device) error) error {
 }
 
 // classifier is the kind that a way of binding has on the interface; empty: none.
-func classifier(w hierarchy.Way) string {
+func classifier(w bind.Way) string {
 	switch w {
-	case hierarchy.WayBPF, hierarchy.WayNetCls:
+	case bind.WayBPF, bind.WayNetCls:
 		return "bpf"
-	case hierarchy.WayClsCgroup:
+	case bind.WayClsCgroup:
 		return "cgroup"
 	}
 	return ""
@@ -59,7 +59,7 @@ func missingClassifiers(lo *tc.Device) (map[string]string, error) {
 
 // lacks says of a way that the kernel has no classifier for it. Nothing is known to
 // be missing where the kernel may not be asked.
-func (m *machine) lacks(w hierarchy.Way) error {
+func (m *machine) lacks(w bind.Way) error {
 	if classifier(w) == "" {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 const specHelp = `A SPEC is what stands in bind in a policy:
@@ -70,7 +71,7 @@ policy binds is changed in the policy.
 
 // changeBindings brings the bindings of a branch into force that change makes of
 // them. Change adds its remarks for the user, and returns the bindings that are new.
-func (e *env) changeBindings(ctx context.Context, what string, a []string, change func(*record, hierarchy.Path, []hierarchy.Binding) (fresh []hierarchy.Binding, remarks []string, err error)) error {
+func (e *env) changeBindings(ctx context.Context, what string, a []string, change func(*record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) error {
 	path, err := parsePath(a[0])
 	if err != nil {
 		return err
@@ -78,9 +79,9 @@ func (e *env) changeBindings(ctx context.Context, what string, a []string, chang
 	if path.Parent() == "" { // what an interface's own node carries is its rest
 		path = path.Join(hierarchy.RestName)
 	}
-	var specs []hierarchy.Binding
+	var specs []bind.Binding
 	for _, s := range a[1:] {
-		b, err := hierarchy.ParseBinding(s)
+		b, err := bind.Parse(s)
 		if err != nil {
 			return usageError{err}
 		}
@@ -126,7 +127,7 @@ func (e *env) changeBindings(ctx context.Context, what string, a []string, chang
 }
 
 // bind adds bindings to those of a branch. One that is there stays as it is.
-func (r *record) bind(path hierarchy.Path, specs []hierarchy.Binding) (fresh []hierarchy.Binding, remarks []string, err error) {
+func (r *record) bind(path hierarchy.Path, specs []bind.Binding) (fresh []bind.Binding, remarks []string, err error) {
 	var errs []error
 	for _, s := range specs {
 		switch b := r.binding(s); {
@@ -145,7 +146,7 @@ func (r *record) bind(path hierarchy.Path, specs []hierarchy.Binding) (fresh []h
 }
 
 // unbind takes bindings away that bind has made.
-func (r *record) unbind(path hierarchy.Path, specs []hierarchy.Binding) (_ []hierarchy.Binding, _ []string, err error) {
+func (r *record) unbind(path hierarchy.Path, specs []bind.Binding) (_ []bind.Binding, _ []string, err error) {
 	var errs []error
 	for _, s := range specs {
 		switch b := r.binding(s); {
@@ -165,7 +166,7 @@ func (r *record) unbind(path hierarchy.Path, specs []hierarchy.Binding) (_ []hie
 }
 
 // binding is the one of the interface that binds the same, or nil.
-func (r *record) binding(of hierarchy.Binding) *boundSpec {
+func (r *record) binding(of bind.Binding) *boundSpec {
 	i := slices.IndexFunc(r.Bindings, func(b boundSpec) bool { return b.Binding == of })
 	if i < 0 {
 		return nil
@@ -174,7 +175,7 @@ func (r *record) binding(of hierarchy.Binding) *boundSpec {
 }
 
 // notBound says that nothing binds s, and what was perhaps meant.
-func (r *record) notBound(path hierarchy.Path, s hierarchy.Binding) error {
+func (r *record) notBound(path hierarchy.Path, s bind.Binding) error {
 	var there []string
 	for _, b := range r.Bindings {
 		if b.Path == path && b.AtRuntime {
@@ -233,14 +234,14 @@ type bindingsJSON struct {
 
 // bindingView is a binding as it was written, and what it came to.
 type bindingView struct {
-	Path      hierarchy.Path    `json:"path"`
-	Binding   hierarchy.Binding `json:"binding"`
-	AtRuntime bool              `json:"at_runtime"`        // by bind, not in the policy
-	Bound     []string          `json:"bound"`             // targets that it is in force for
-	Held      []boundView       `json:"held,omitempty"`    // how far it holds, for each of them
-	Waits     []string          `json:"pending,omitempty"` // reasons why it is in force for nothing, or not for all
-	Refused   []string          `json:"refused,omitempty"` // why it cannot be
-	Outside   []string          `json:"outside,omitempty"` // what of that which it names it does not hold
+	Path      hierarchy.Path `json:"path"`
+	Binding   bind.Binding   `json:"binding"`
+	AtRuntime bool           `json:"at_runtime"`        // by bind, not in the policy
+	Bound     []string       `json:"bound"`             // targets that it is in force for
+	Held      []boundView    `json:"held,omitempty"`    // how far it holds, for each of them
+	Waits     []string       `json:"pending,omitempty"` // reasons why it is in force for nothing, or not for all
+	Refused   []string       `json:"refused,omitempty"` // why it cannot be
+	Outside   []string       `json:"outside,omitempty"` // what of that which it names it does not hold
 }
 
 func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) error {
@@ -349,7 +350,7 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 		v.Outside = append(v.Outside, o.String())
 	}
 	for _, f := range r.Refused {
-		for _, b := range []hierarchy.Binding{f.Binding, f.With} {
+		for _, b := range []bind.Binding{f.Binding, f.With} {
 			v := at(b.String())
 			v.Refused = append(v.Refused, f.Err.Error())
 		}

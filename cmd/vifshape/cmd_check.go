@@ -5,7 +5,8 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -72,7 +73,7 @@ func (e *env) writeTree(p *policy.Policy) error {
 	return nil
 }
 
-func bindText(b []hierarchy.Binding) string {
+func bindText(b []bind.Binding) string {
 	if len(b) == 0 {
 		return "-"
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -173,7 +174,7 @@ func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		return false, err
 	}
 	var errs []error
-	if before.Root.Ours() && before.Hook.Way == hierarchy.WayNone {
+	if before.Root.Ours() && before.Hook.Way == bind.WayNone {
 		// An apply that was killed may have made the place for a classifier.
 		errs = append(errs, x.device.DetachEgress())
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -180,8 +181,8 @@ func (m *machine) unheld(all []cgroup.Outside) {
 }
 
 // bindingText is a binding, or words for that of a branch's own cgroup.
-func bindingText(b hierarchy.Binding) string {
-	if b == (hierarchy.Binding{}) {
+func bindingText(b bind.Binding) string {
+	if b == (bind.Binding{}) {
 		return "its own cgroup"
 	}
 	return b.String()

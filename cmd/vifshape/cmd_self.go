@@ -13,6 +13,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -56,9 +57,9 @@ type selfJSON struct {
 type selfView struct {
 	Interface string `json:"interface"`
 	*branchView
-	Way    hierarchy.Way `json:"binding"`
-	From   string        `json:"from"`
-	Target string        `json:"target,omitempty"` // empty: only the environment says so
+	Way    bind.Way `json:"binding"`
+	From   string   `json:"from"`
+	Target string   `json:"target,omitempty"` // empty: only the environment says so
 	// Delegated are the branches at and above this one that are delegated.
 	Delegated []delegated `json:"delegated,omitempty"`
 }
@@ -118,7 +119,7 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 
 // outside says where the traffic of a process goes that is in no branch.
 func (m *machine) outside(rests []string) error {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		target, _, err := cgroup.Own(way)
 		if err != nil {
 			return err
@@ -138,7 +139,7 @@ type own struct {
 	device *tc.Device
 	class  hierarchy.Class
 	leaf   *hierarchy.Leaf
-	way    hierarchy.Way
+	way    bind.Way
 	bound  hierarchy.Bound
 	record *record
 	at     time.Time

@@ -24,6 +24,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/escape"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 )
@@ -171,7 +172,7 @@ type escapeResult struct {
 // escapes are the results for one way of binding.
 type escapes struct {
 	Binding string         `json:"binding"`
-	Way     hierarchy.Way  `json:"way,omitempty"`
+	Way     bind.Way       `json:"way,omitempty"`
 	Lacks   string         `json:"lacks,omitempty"` // why the way, or a level with it, was not tried
 	Results []escapeResult `json:"results,omitempty"`
 }
@@ -247,7 +248,7 @@ type trial struct {
 	conn     *tc.Conn
 	open     *os.File // a socket from outside of the branch
 	file     string
-	way      hierarchy.Way
+	way      bind.Way
 	class    map[hierarchy.Path]hierarchy.ClassID
 	place    escape.Place
 	outsider map[escape.User]*outsider

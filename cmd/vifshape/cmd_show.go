@@ -16,6 +16,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -74,7 +75,7 @@ type showJSON struct {
 type treeView struct {
 	Interface string        `json:"interface"`
 	Policy    string        `json:"policy,omitempty"`
-	Way       hierarchy.Way `json:"binding"`
+	Way       bind.Way      `json:"binding"`
 	Why       string        `json:"binding_why,omitempty"`
 	Lost      []string      `json:"lost,omitempty"` // what the kernel has not that the last apply made
 	Branches  []*branchView `json:"branches"`
@@ -92,7 +93,7 @@ type branchView struct {
 	Queue     uint32               `json:"backlog_packets"`
 	Sending   *hierarchy.Bandwidth `json:"sending,omitempty"` // with --sample
 	Bound     []boundView          `json:"bound,omitempty"`
-	Delegate  []hierarchy.Delegate `json:"delegate,omitempty"`
+	Delegate  []bind.Delegate      `json:"delegate,omitempty"`
 	Added     *addedView           `json:"added,omitempty"`    // at run time, not in the policy
 	NotHeld   []string             `json:"not_held,omitempty"` // processes that are bound, and why they do not hold
 }
@@ -290,7 +291,7 @@ func (v *treeView) loses(err error) error {
 
 // unheld is what the bindings to each class do not hold, as far as it can be read.
 func (x *target) unheld(is hierarchy.State) (map[hierarchy.ClassID][]string, error) {
-	if is.Hook.Way == hierarchy.WayNone || x.blind != nil || x.keep() != nil {
+	if is.Hook.Way == bind.WayNone || x.blind != nil || x.keep() != nil {
 		return nil, nil
 	}
 	r, err := x.binder.Resolve(x.record.branches())
@@ -484,7 +485,7 @@ func rootText(r hierarchy.Root) string {
 // bound says by what.
 func (v *treeView) bound() string {
 	switch {
-	case v.Way != hierarchy.WayNone:
+	case v.Way != bind.WayNone:
 		return fmt.Sprintf("%s (%s)", v.Way, v.Why)
 	case v.Why != "":
 		return "a classifier that " + v.Why

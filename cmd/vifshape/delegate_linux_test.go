@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -642,7 +643,7 @@ func TestDelegateLimits(t *testing.T) {
 		{"in another's branch", alice, add(`"path":"eth0/b/x","rate":"1mbit"`), exitPrivilege, "eth0/b is not delegated to user 54321"},
 		{"in another's branch below", alice, add(`"path":"eth0/b/part/x","rate":"1mbit"`), exitPrivilege, "eth0/b/part is not delegated to user 54321"},
 		{"by a stranger", mallory + 1, add(`"path":"eth0/a/x","rate":"1mbit"`), exitPrivilege, "no branch is delegated to user 54323"},
-		{"by the overflow user", hierarchy.OverflowUID, add(`"path":"eth0/a/x","rate":"1mbit"`), exitPrivilege, "no branch is delegated to user 65534"},
+		{"by the overflow user", bind.OverflowUID, add(`"path":"eth0/a/x","rate":"1mbit"`), exitPrivilege, "no branch is delegated to user 65534"},
 		{"up", alice, add(`"path":"eth0/a/../x","rate":"1mbit"`), exitUsage, "is no branch"},
 		{"a dot", alice, add(`"path":"eth0/a/.","rate":"1mbit"`), exitUsage, "is no branch"},
 		{"an empty name", alice, add(`"path":"eth0/a//x","rate":"1mbit"`), exitUsage, "is no branch"},

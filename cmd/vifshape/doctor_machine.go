@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -22,16 +22,16 @@ type examination struct {
 	store    *store
 	report   cgroup.Report
 	settings cgroup.Settings
-	way      hierarchy.Way            // that auto takes here
-	ways     map[hierarchy.Way]string // why the interface cannot have a way that cgroup can
-	rules    []string                 // chains of the firewall that choose classes
+	way      bind.Way            // that auto takes here
+	ways     map[bind.Way]string // why the interface cannot have a way that cgroup can
+	rules    []string            // chains of the firewall that choose classes
 	links    []tc.Link
 	hardware map[string]bool // interfaces that are
 	all      []finding
 }
 
 func (e *env) examine() (*examination, error) {
-	x := &examination{env: e, report: cgroup.Probe(), ways: map[hierarchy.Way]string{}, hardware: map[string]bool{}}
+	x := &examination{env: e, report: cgroup.Probe(), ways: map[bind.Way]string{}, hardware: map[string]bool{}}
 	var err error
 	if x.remedies, err = newRemedies(); err != nil {
 		return nil, err
@@ -197,7 +197,7 @@ func (x *examination) classifiers(noClsact bool) {
 		}
 		if what := lacks[classifier(w.Way)]; what != "" {
 			x.ways[w.Way] = what + " is missing"
-		} else if x.way == hierarchy.WayNone {
+		} else if x.way == bind.WayNone {
 			x.way = w.Way
 		}
 	}
@@ -246,7 +246,7 @@ func (x *examination) bindings() {
 	}
 	f := finding{Group: groupBinding, Topic: "any binding", State: good, Needed: true, Text: "programs and services can be kept in branches"}
 	switch {
-	case x.way != hierarchy.WayNone:
+	case x.way != bind.WayNone:
 	case !x.root():
 		f.State, f.Text = unknown, "none could be tried without privileges"
 	default:
@@ -345,7 +345,7 @@ func (x *examination) firewall() error {
 		f.State, f.Names = weaker, x.rules
 		f.Text = "rules write the priority of packets: " + strings.Join(x.rules, ", ")
 		switch x.way {
-		case hierarchy.WayBPF, hierarchy.WayNetCls:
+		case bind.WayBPF, bind.WayNetCls:
 			f.Follows = "on interfaces that vifshape shapes they come to nothing: the classifier runs after them and writes it anew"
 		default:
 			f.Follows = "a class that they write may go before the binding's"

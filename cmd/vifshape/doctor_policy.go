@@ -8,6 +8,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -102,15 +103,15 @@ func (c *policyCheck) say(path hierarchy.Path, key string, f finding) {
 }
 
 // binding finds the way that the policy is bound by, on so many interfaces.
-func (c *policyCheck) binding(interfaces int) hierarchy.Way {
+func (c *policyCheck) binding(interfaces int) bind.Way {
 	f := finding{Topic: "binding", State: missing, Needed: true, Interface: ""}
 	if !c.root() {
 		f.State, f.Text = unknown, "ways of binding could not be tried without privileges"
 		c.say("", "binding", f)
-		return hierarchy.WayNone
+		return bind.WayNone
 	}
 	allowed := ways(c.policy.Binding)
-	way, weak := hierarchy.WayNone, []string(nil)
+	way, weak := bind.WayNone, []string(nil)
 	for _, w := range c.report.Ways {
 		if w.Err == nil && c.ways[w.Way] == "" && (allowed == nil || slices.Contains(allowed, w.Way)) {
 			way, weak = w.Way, w.Weak
@@ -118,7 +119,7 @@ func (c *policyCheck) binding(interfaces int) hierarchy.Way {
 		}
 	}
 	switch {
-	case way == hierarchy.WayNone:
+	case way == bind.WayNone:
 		f.Text = fmt.Sprintf("binding %q: no way of it works here", c.policy.Binding)
 		f.Follows = "the findings about binding say why"
 		c.say("", "binding", f)
@@ -131,11 +132,11 @@ func (c *policyCheck) binding(interfaces int) hierarchy.Way {
 		}
 		return way
 	}
-	return hierarchy.WayNone
+	return bind.WayNone
 }
 
 // tree holds one interface of the policy against the one that is there.
-func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) {
+func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way bind.Way) {
 	top := hierarchy.Path(t.Interface)
 	i := slices.IndexFunc(c.links, func(l tc.Link) bool { return l.Index == int(d.Index) })
 	if i < 0 {
@@ -157,7 +158,7 @@ func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way hierarchy.Way) {
 
 // others says what of others stands where the tree and its classifier have their
 // places.
-func (c *policyCheck) others(d *tc.Device, l tc.Link, t *hierarchy.Tree, way hierarchy.Way) error {
+func (c *policyCheck) others(d *tc.Device, l tc.Link, t *hierarchy.Tree, way bind.Way) error {
 	top := hierarchy.Path(t.Interface)
 	o, err := d.Others()
 	if err != nil {
@@ -271,8 +272,8 @@ func (c *policyCheck) unsettled(t *hierarchy.Tree, err error) {
 }
 
 // bound says which bindings name what is not there, and which can be left.
-func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way hierarchy.Way) error {
-	if way == hierarchy.WayNone {
+func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error {
+	if way == bind.WayNone {
 		return nil
 	}
 	if way.Tagged() {
@@ -288,14 +289,14 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way hierarchy.Way) 
 		// Where net_cls is not mounted, looking there would mount it.
 		for b := range t.All() {
 			for _, x := range b.Bind {
-				if x.Kind == hierarchy.BindUser || x.Kind == hierarchy.BindLink {
+				if x.Kind == bind.User || x.Kind == bind.Link {
 					c.say(b.Path, "bind", finding{Topic: "binding", State: missing, Needed: true, Text: fmt.Sprintf("%s: binding %q: net_cls binds cgroups only", b.Path, x)})
 				}
 			}
 		}
 		return nil
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: t.Interface, Index: d.Index, NetNS: c.store.netNS, RunDir: c.runDir, Ways: []hierarchy.Way{way}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: t.Interface, Index: d.Index, NetNS: c.store.netNS, RunDir: c.runDir, Ways: []bind.Way{way}})
 	if err != nil {
 		return err
 	}

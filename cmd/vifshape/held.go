@@ -12,6 +12,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // heldView is how far a binding holds the processes that it names: whose packets are
@@ -242,7 +243,7 @@ func (m *machine) strayed(ctx context.Context, x *shaped, steps []hierarchy.Step
 }
 
 // stays warns of open sockets that a branch does not have.
-func (e *env) stays(in hierarchy.Path, what string, v heldView, way hierarchy.Way) {
+func (e *env) stays(in hierarchy.Path, what string, v heldView, way bind.Way) {
 	var where, pids []string
 	n := 0
 	for _, s := range v.Elsewhere {
@@ -257,7 +258,7 @@ func (e *env) stays(in hierarchy.Path, what string, v heldView, way hierarchy.Wa
 	}
 	of := number(*v.Sockets, "open socket stays", "open sockets stay")
 	e.warnf("%s: %s: %d of %s in %s; what is opened from now on is held", in, what, n, of, strings.Join(where, ", in "))
-	if way == hierarchy.WayBPF {
+	if way == bind.WayBPF {
 		slices.Sort(pids)
 		e.hintf("`vifshape attach %s %s` carries open connections over", in, strings.Join(slices.Compact(pids), " "))
 	}
@@ -276,5 +277,5 @@ func (m *machine) leftBehind(x *shaped, path hierarchy.Path, got *cgroup.Attachm
 		m.warnf("whether it holds what was open cannot be told: %v", err)
 		return
 	}
-	m.stays(path, "attached", one[class][0].heldView, hierarchy.WayNone)
+	m.stays(path, "attached", one[class][0].heldView, bind.WayNone)
 }

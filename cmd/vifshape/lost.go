@@ -8,6 +8,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -71,9 +72,9 @@ func (x *shaped) losses(s hierarchy.State) error {
 	if bare {
 		where := "its egress hook"
 		switch {
-		case r.Way == hierarchy.WayClsCgroup:
+		case r.Way == bind.WayClsCgroup:
 			where = "its root qdisc"
-		case r.Way == hierarchy.WayNft, r.Way == hierarchy.WayNetClsNft:
+		case r.Way == bind.WayNft, r.Way == bind.WayNetClsNft:
 			where = "nf_tables"
 		}
 		e.what = append(e.what, fmt.Sprintf("the classifier is gone from %s, and nothing is bound", where))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -141,14 +142,14 @@ func (m *machine) tagged(iface string, index uint32) ([]string, error) {
 // ways are those that a binding stands for, nil for auto and for none: all. With
 // net_cls the tags are read by BPF, else by nf_tables, else by the kernel's own
 // classifier.
-func ways(binding string) []hierarchy.Way {
+func ways(binding string) []bind.Way {
 	switch binding {
 	case "bpf":
-		return []hierarchy.Way{hierarchy.WayBPF}
+		return []bind.Way{bind.WayBPF}
 	case "nft":
-		return []hierarchy.Way{hierarchy.WayNft}
+		return []bind.Way{bind.WayNft}
 	case "net_cls":
-		return []hierarchy.Way{hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
+		return []bind.Way{bind.WayNetCls, bind.WayNetClsNft, bind.WayClsCgroup}
 	}
 	return nil
 }

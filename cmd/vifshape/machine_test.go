@@ -4,17 +4,17 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // TestWays: net_cls is a tag that two things can read, in this order.
 func TestWays(t *testing.T) {
-	for binding, want := range map[string][]hierarchy.Way{
+	for binding, want := range map[string][]bind.Way{
 		"":        nil,
 		"auto":    nil,
-		"bpf":     {hierarchy.WayBPF},
-		"nft":     {hierarchy.WayNft},
-		"net_cls": {hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup},
+		"bpf":     {bind.WayBPF},
+		"nft":     {bind.WayNft},
+		"net_cls": {bind.WayNetCls, bind.WayNetClsNft, bind.WayClsCgroup},
 	} {
 		if got := ways(binding); !slices.Equal(got, want) {
 			t.Errorf("ways(%q) = %v, want %v", binding, got, want)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // rebound is what a look at the bindings of an interface has found and done.
@@ -37,7 +38,7 @@ func (m *machine) rebind(ctx context.Context, iface string) (*rebound, error) {
 // rebindTo is rebind with the bindings of another record, which takes the place of
 // the interface's own. Where one of the fresh bindings cannot be in force, nothing is
 // changed.
-func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh []hierarchy.Binding) (*rebound, error) {
+func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh []bind.Binding) (*rebound, error) {
 	if x.record.Policy == "" {
 		return nil, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", x.record.Interface)
 	}
@@ -125,7 +126,7 @@ func (x *shaped) keep() error {
 }
 
 // rebindOrBack is rebindTo; where it fails in the middle, everything is put back.
-func (m *machine) rebindOrBack(ctx context.Context, x *shaped, next *record, fresh []hierarchy.Binding) (*rebound, error) {
+func (m *machine) rebindOrBack(ctx context.Context, x *shaped, next *record, fresh []bind.Binding) (*rebound, error) {
 	r, err := m.rebindTo(ctx, x, next, fresh)
 	if err == nil {
 		return r, nil
@@ -147,7 +148,7 @@ func (m *machine) rebindOrBack(ctx context.Context, x *shaped, next *record, fre
 // keepBindings takes over the bindings that were made at run time, but for those
 // that the policy makes by now, and those whose branch is gone.
 func (x *target) keepBindings() {
-	named := make(map[hierarchy.Binding]bool, len(x.next.Bindings))
+	named := make(map[bind.Binding]bool, len(x.next.Bindings))
 	for _, b := range x.next.Bindings {
 		named[b.Binding] = true
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -139,7 +140,7 @@ func (r *record) leaf(p hierarchy.Path) (leaf hierarchy.Path, class hierarchy.Cl
 
 // branches are those that processes can be in, with their bindings.
 func (r *record) branches() []cgroup.Branch {
-	bind := map[hierarchy.Path][]hierarchy.Binding{}
+	bind := map[hierarchy.Path][]bind.Binding{}
 	for _, b := range r.Bindings {
 		bind[b.Path] = append(bind[b.Path], b.Binding)
 	}

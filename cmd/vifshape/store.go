@@ -15,6 +15,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -37,7 +38,7 @@ type record struct {
 	Index     uint32            `json:"ifindex"` // tells the interface after it was renamed
 	Policy    string            `json:"policy"`  // the file that the tree came from
 	Binding   string            `json:"binding"`
-	Way       hierarchy.Way     `json:"way,omitempty"` // that was taken
+	Way       bind.Way          `json:"way,omitempty"` // that was taken
 	IDs       hierarchy.IDs     `json:"ids"`
 	Order     []hierarchy.Path  `json:"order"` // branches as the policy lists them
 	Bindings  []boundSpec       `json:"bindings,omitempty"`
@@ -52,9 +53,9 @@ type record struct {
 
 // boundSpec is a binding as it was written.
 type boundSpec struct {
-	Path      hierarchy.Path    `json:"path"` // the branch
-	Binding   hierarchy.Binding `json:"binding"`
-	AtRuntime bool              `json:"at_runtime,omitempty"` // by bind, not in the policy
+	Path      hierarchy.Path `json:"path"` // the branch
+	Binding   bind.Binding   `json:"binding"`
+	AtRuntime bool           `json:"at_runtime,omitempty"` // by bind, not in the policy
 }
 
 // recordVersion is the form of a record. Version 1 had no bindings as they were

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 func TestStore(t *testing.T) {
@@ -185,9 +186,9 @@ func TestStoreRenamed(t *testing.T) {
 		Order: []hierarchy.Path{"eth0", "eth0/web", "eth0/web/a"},
 		Bound: []hierarchy.Bound{{Path: "eth0/web/a", From: "user:a"}},
 
-		Bindings: []boundSpec{{Path: "eth0/web/a", Binding: hierarchy.Binding{Kind: hierarchy.BindUser, Name: "a"}, AtRuntime: true}},
+		Bindings: []boundSpec{{Path: "eth0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true}},
 
-		Delegated: []delegated{{"eth0/web", []hierarchy.Delegate{"uid:1000"}}},
+		Delegated: []delegated{{"eth0/web", []bind.Delegate{"uid:1000"}}},
 		Added:     []added{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
 	}
 	if err := s.save(old); err != nil {
@@ -206,9 +207,9 @@ func TestStoreRenamed(t *testing.T) {
 		Order: []hierarchy.Path{"wan0", "wan0/web", "wan0/web/a"},
 		Bound: []hierarchy.Bound{{Path: "wan0/web/a", From: "user:a"}},
 
-		Bindings: []boundSpec{{Path: "wan0/web/a", Binding: hierarchy.Binding{Kind: hierarchy.BindUser, Name: "a"}, AtRuntime: true}},
+		Bindings: []boundSpec{{Path: "wan0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true}},
 
-		Delegated: []delegated{{"wan0/web", []hierarchy.Delegate{"uid:1000"}}},
+		Delegated: []delegated{{"wan0/web", []bind.Delegate{"uid:1000"}}},
 		Added:     []added{{Path: "wan0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
 	}
 	if d := cmp.Diff(want, got, cmp.AllowUnexported(record{}, hierarchy.Amount{})); d != "" {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // branchVariable is what run tells a program in its environment: its branch. It is
@@ -21,7 +22,7 @@ const branchVariable = "VIFSHAPE_BRANCH"
 // What it goes by is the cgroup, in each hierarchy that binds. Bindings of the
 // policy do not count: a user's session may be bound, and its owner is no prisoner.
 func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		target, whole, err := cgroup.Own(way)
 		if err != nil {
 			return err
@@ -55,7 +56,7 @@ func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 // branch is the branch that the calling process was put into, as far as the kernel
 // shows; empty: none.
 func (m *machine) branch() (hierarchy.Path, error) {
-	for _, way := range []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNetCls} {
+	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		target, _, err := cgroup.Own(way)
 		if err != nil {
 			return "", err
@@ -85,7 +86,7 @@ func (m *machine) deepest(p hierarchy.Path) hierarchy.Path {
 // confined is the branch that the root of this cgroup namespace is bound to, as
 // that of a program is that run has started. Empty: none, or it cannot be read. Hidden
 // is one that what lies above that root may be bound to, empty where nothing is.
-func (m *machine) confined(ctx context.Context, way hierarchy.Way) (at, hidden hierarchy.Path, err error) {
+func (m *machine) confined(ctx context.Context, way bind.Way) (at, hidden hierarchy.Path, err error) {
 	names, err := m.store.interfaces()
 	if err != nil {
 		return "", "", err
@@ -125,11 +126,11 @@ func (m *machine) confined(ctx context.Context, way hierarchy.Way) (at, hidden h
 // zero Bound for none, from the bindings in force or, without privileges, from
 // those of the last apply and the homes. A binding without a target is only what
 // the environment says.
-func (m *machine) inside(x *shaped, way hierarchy.Way, all []hierarchy.Bound, blind bool) (hierarchy.Bound, error) {
+func (m *machine) inside(x *shaped, way bind.Way, all []hierarchy.Bound, blind bool) (hierarchy.Bound, error) {
 	if way.Tagged() {
-		way = hierarchy.WayNetCls
+		way = bind.WayNetCls
 	} else {
-		way = hierarchy.WayBPF
+		way = bind.WayBPF
 	}
 	target, whole, err := cgroup.Own(way)
 	if err != nil {

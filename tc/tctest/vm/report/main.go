@@ -24,7 +24,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
@@ -137,7 +137,7 @@ type report struct {
 const kindsTest = "TestKernelKindTraffic"
 
 // ways are those that tests name subtests after.
-var ways = []hierarchy.Way{hierarchy.WayBPF, hierarchy.WayNft, hierarchy.WayNetCls, hierarchy.WayNetClsNft, hierarchy.WayClsCgroup}
+var ways = []bind.Way{bind.WayBPF, bind.WayNft, bind.WayNetCls, bind.WayNetClsNft, bind.WayClsCgroup}
 
 func (r *report) add(e vm.Event) {
 	if e.Test == "" {

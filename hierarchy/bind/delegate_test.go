@@ -1,12 +1,9 @@
-package hierarchy_test
+package bind_test
 
 import (
-	"encoding/json"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
-	. "github.com/vifshape/vifshape/hierarchy"
+	. "github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 func TestParseDelegate(t *testing.T) {
@@ -42,41 +39,5 @@ func TestDelegateUID(t *testing.T) {
 		if got, ok := d.UID(); got != want || ok != (want != 0) {
 			t.Errorf("%q is user %d, %v; not %d", d, got, ok, want)
 		}
-	}
-}
-
-// TestSpecJSON holds that a specification says the same after it was written down.
-func TestSpecJSON(t *testing.T) {
-	prio := uint8(0)
-	amount := func(s string) Amount {
-		a, err := ParseAmount(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return a
-	}
-	bind, err := ParseBinding("unit:nginx.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := &Spec{
-		Interface: "eth0", Replace: true, MTU: 1492, Line: Line{Layer: "atm", Overhead: 44, MPU: 64},
-		BranchSpec: BranchSpec{Rate: Absolute(MaxBandwidth), Children: []*BranchSpec{
-			{Name: "a", Rate: amount("33.333%"), Ceil: amount("1234567bit"), Prio: &prio, Burst: 1601, CBurst: 64 * KiB, Quantum: 3000,
-				Bind: []Binding{bind}, Delegate: []Delegate{"alice", "uid:1000"}},
-			{Name: "b", Qdisc: &RawQdisc{Kind: "sfq", Params: []RawParam{{Name: "limit", Text: "12"}, {Name: "perturb", Text: "10s", Quoted: true}}}},
-			{Name: "c", Children: []*BranchSpec{{Name: "d"}}},
-		}},
-	}
-	b, err := json.Marshal(want)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := new(Spec)
-	if err := json.Unmarshal(b, got); err != nil {
-		t.Fatalf("%v: %s", err, b)
-	}
-	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b Amount) bool { return a == b })); d != "" {
-		t.Errorf("%s (-want +got):\n%s", b, d)
 	}
 }

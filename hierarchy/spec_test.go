@@ -1,0 +1,47 @@
+package hierarchy_test
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	. "github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
+
+// TestSpecJSON holds that a specification says the same after it was written down.
+func TestSpecJSON(t *testing.T) {
+	prio := uint8(0)
+	amount := func(s string) Amount {
+		a, err := ParseAmount(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	unit, err := bind.Parse("unit:nginx.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Spec{
+		Interface: "eth0", Replace: true, MTU: 1492, Line: Line{Layer: "atm", Overhead: 44, MPU: 64},
+		BranchSpec: BranchSpec{Rate: Absolute(MaxBandwidth), Children: []*BranchSpec{
+			{Name: "a", Rate: amount("33.333%"), Ceil: amount("1234567bit"), Prio: &prio, Burst: 1601, CBurst: 64 * KiB, Quantum: 3000,
+				Bind: []bind.Binding{unit}, Delegate: []bind.Delegate{"alice", "uid:1000"}},
+			{Name: "b", Qdisc: &RawQdisc{Kind: "sfq", Params: []RawParam{{Name: "limit", Text: "12"}, {Name: "perturb", Text: "10s", Quoted: true}}}},
+			{Name: "c", Children: []*BranchSpec{{Name: "d"}}},
+		}},
+	}
+	b, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := new(Spec)
+	if err := json.Unmarshal(b, got); err != nil {
+		t.Fatalf("%v: %s", err, b)
+	}
+	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b Amount) bool { return a == b })); d != "" {
+		t.Errorf("%s (-want +got):\n%s", b, d)
+	}
+}
