@@ -13,10 +13,10 @@ const addExitHelp = `
 EXIT STATUS
   0    done
   1    an error; nothing was changed, or everything was put back
-  2    wrong flags or arguments
   3    something was changed and could not be put back; the message says what
   4    another vifshape is changing this network namespace
   5    the branch is not delegated to the user, or there is no agent to ask
+  64   wrong flags or arguments
   130  interrupted; what was begun was put back`
 
 func newAddCommand(e *env) *cobra.Command {

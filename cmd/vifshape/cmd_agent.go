@@ -45,11 +45,11 @@ SIGNALS
   HUP        everything is read anew, and what is wrong is said once more
 
 EXIT STATUS
-  0    ended by a signal
-  1    an error
-  2    wrong flags or arguments
-  4    an agent is running in this network namespace already
-  5    root is needed, or root lacks a capability that the message names`,
+  0   ended by a signal
+  1   an error
+  4   an agent is running in this network namespace already
+  5   root is needed, or root lacks a capability that the message names
+  64  wrong flags or arguments`,
 		Args: args(0, 0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, os.Interrupt)

@@ -39,7 +39,7 @@ there.
 
 Killed at any point, the interface goes on passing traffic, the next apply
 carries on, and clear takes away what there is.
-` + strings.Replace(exitHelp, "  130", "  6    done, but for interfaces of the policy that are not there\n  130", 1),
+` + strings.Replace(exitHelp, "  64 ", "  6    done, but for interfaces of the policy that are not there\n  64 ", 1),
 		Args: args(1, 1, "one policy file"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.apply(c.Context(), a[0], o) }),
 	}

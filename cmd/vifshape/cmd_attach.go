@@ -46,11 +46,11 @@ meant, bind it in the policy.
 EXIT STATUS
   0    done
   1    an error; nothing was moved
-  2    wrong flags or arguments
   3    some of the processes are in the branch and some are not, or not all their
        sockets, or not the packets of some
   4    another vifshape is changing this network namespace
   5    root is needed, or root lacks a capability that the message names
+  64   wrong flags or arguments
   130  interrupted; what was moved stays there`,
 		Args: args(2, -1, "a branch and the number of a process"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {

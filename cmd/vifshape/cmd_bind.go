@@ -211,9 +211,9 @@ that holds what is open, as show says it, or why it is not. It needs no privileg
 prints what they were when they were last changed.
 
 EXIT STATUS
-  0  done
-  1  an error, or there is no such branch
-  2  wrong flags or arguments`,
+  0   done
+  1   an error, or there is no such branch
+  64  wrong flags or arguments`,
 		Args: args(0, 1, "one path at most"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
 			p, err := optionalPath(a)

@@ -22,9 +22,9 @@ anywhere and needs no privileges. It prints nothing when the policy is right;
 --tree prints what vifshape reads in it, with every rate worked out.
 
 EXIT STATUS
-  0  the policy is right
-  1  it is not, or cannot be read
-  2  wrong flags or arguments`,
+  0   the policy is right
+  1   it is not, or cannot be read
+  64  wrong flags or arguments`,
 		Args: args(1, 1, "one policy file"),
 		RunE: func(_ *cobra.Command, a []string) error {
 			p, err := e.readPolicy(a[0])

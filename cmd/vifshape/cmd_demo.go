@@ -114,8 +114,8 @@ leaves the interfaces of this machine alone.
 EXIT STATUS
   0    every branch was within 5% of the ideal allocation
   1    one was not, or an error
-  2    wrong flags or arguments
   5    root is needed, or root lacks a capability that the message names
+  64   wrong flags or arguments
   130  interrupted; everything was removed`,
 		Args: args(0, 0, ""),
 		RunE: interruptible(func(c *cobra.Command, _ []string) error {

@@ -40,12 +40,12 @@ stands in its way with its place in the file; of the machine itself only what is
 not good is shown then. --json prints all findings.
 
 EXIT STATUS
-  0  a policy, with --policy that policy, can be applied here
-  1  it cannot; the findings "missing" marked with "!" say why
-  2  wrong flags or arguments
-  5  nothing was found that stands in the way, but not all could be tried: root
-     is needed, or root lacks a capability that a finding names
-  6  it can, but for interfaces of the policy that are not there`,
+  0   a policy, with --policy that policy, can be applied here
+  1   it cannot; the findings "missing" marked with "!" say why
+  5   nothing was found that stands in the way, but not all could be tried: root
+      is needed, or root lacks a capability that a finding names
+  6   it can, but for interfaces of the policy that are not there
+  64  wrong flags or arguments`,
 		Args: args(0, -1, "names of interfaces"),
 		RunE: func(c *cobra.Command, a []string) error { return e.doctor(c.Context(), a, o) },
 	}

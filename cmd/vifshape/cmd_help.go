@@ -15,7 +15,7 @@ import (
 // qdiscTopic is the help about queueing disciplines, which are no command.
 const qdiscTopic = "qdisc"
 
-// newHelpCommand is cobra's, but for qdiscTopic, and exit status 2 where there is
+// newHelpCommand is cobra's, but for qdiscTopic, and exit status 64 where there is
 // no such command.
 func newHelpCommand(e *env) *cobra.Command {
 	return &cobra.Command{

@@ -30,9 +30,9 @@ bridge, "route" for a tunnel that takes whatever interface the route to its othe
 end does; for a veth it is its peer.
 
 EXIT STATUS
-  0  done
-  1  an error
-  2  wrong flags or arguments`,
+  0   done
+  1   an error
+  64  wrong flags or arguments`,
 		Args: args(0, 0, ""),
 		RunE: func(c *cobra.Command, _ []string) error { return e.ls(c.Context(), asJSON) },
 	}

@@ -31,13 +31,14 @@ bindings in force cannot be read, and it says so. Interfaces of the policy that 
 not there are named, and left out as apply leaves them out.
 
 EXIT STATUS
-  0  with --detailed-exitcode: there is nothing to change; else: done
-  1  an error
-  2  with --detailed-exitcode: there is something to change, or the record of the
-     tree is lost; else: wrong usage
-  5  root is needed, or root lacks a capability that the message names
-  6  interfaces of the policy are not there, and left out; whether there are changes
-     or not`,
+  0   done; with --detailed-exitcode: there is nothing to change
+  1   an error
+  2   with --detailed-exitcode: there is something to change, or the record of the
+      tree is lost
+  5   root is needed, or root lacks a capability that the message names
+  6   interfaces of the policy are not there, and left out; whether there are changes
+      or not
+  64  wrong flags or arguments`,
 		Args: args(1, 1, "one policy file"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.plan(c.Context(), a[0], o) }),
 	}
@@ -98,7 +99,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	if err := m.partial(); err != nil || empty || !o.detail {
 		return err
 	}
-	return codeError(2)
+	return codeError(exitChanges)
 }
 
 func (m *machine) writePlans(plans []hierarchy.Plan, o planOptions) error {

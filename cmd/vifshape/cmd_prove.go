@@ -48,10 +48,10 @@ prove that was killed the next one removes the cgroups.
 EXIT STATUS
   0    all that was sent landed where it belongs; what could not be sent is said
   1    an error, there is no such branch, or nothing could be sent or seen
-  2    wrong flags or arguments
   3    packets landed in another branch
   4    another vifshape is changing this network namespace
   5    root is needed, or root lacks a capability that the message names
+  64   wrong flags or arguments
   130  interrupted`,
 		Args: args(0, 1, "one path at most"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {

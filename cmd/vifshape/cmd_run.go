@@ -80,10 +80,10 @@ EXIT STATUS
   the program's own, or
   1    an error; also when the branch is not in the kernel any more, or the level
        cannot be kept on this machine
-  2    wrong flags or arguments
   4    another vifshape is changing this network namespace
   5    root is needed, or root lacks a capability that the message names; or the
        branch is not delegated to the user, or there is no agent
+  64   wrong flags or arguments
   126  the program is there and cannot be started
   127  there is no such program`,
 		Args: args(2, -1, "a branch and a command"),

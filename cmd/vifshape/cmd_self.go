@@ -32,9 +32,9 @@ It goes by the cgroup of the process. In a container that hides the cgroups abov
 its own, it goes by VIFSHAPE_BRANCH, which run sets, and says so.
 
 EXIT STATUS
-  0  done
-  1  an error, or this process is in no branch
-  2  wrong flags or arguments`,
+  0   done
+  1   an error, or this process is in no branch
+  64  wrong flags or arguments`,
 		Args: args(0, 0, ""),
 		RunE: interruptible(func(c *cobra.Command, _ []string) error {
 			if o.sample <= 0 {

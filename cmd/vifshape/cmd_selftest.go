@@ -69,8 +69,8 @@ of its own.
 EXIT STATUS
   0    what is promised holds
   1    it does not, or an error
-  2    wrong flags or arguments
   5    root is needed, or root lacks a capability that the message names
+  64   wrong flags or arguments
   130  interrupted; everything was removed`,
 		Args: noCommand,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
@@ -105,8 +105,8 @@ many arrived at the far end, says what came of it:
 EXIT STATUS
   0    nothing got out but what is documented
   1    something did, or an error
-  2    wrong flags or arguments
   5    root is needed, or root lacks a capability that the message names
+  64   wrong flags or arguments
   130  interrupted; everything was removed`,
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
 			o.only = a

@@ -45,10 +45,10 @@ namespace has its sockets there: what is forwarded for it is the branch's where 
 interface is bound. vifshape prove tries it out.
 
 EXIT STATUS
-  0  done
-  1  an error, there is no such branch, or the kernel has not all that the last
-     apply made: others may take a tree away
-  2  wrong flags or arguments`,
+  0   done
+  1   an error, there is no such branch, or the kernel has not all that the last
+      apply made: others may take a tree away
+  64  wrong flags or arguments`,
 		Args: args(0, 1, "one path at most"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
 			if c.Flags().Changed("sample") && o.sample <= 0 {

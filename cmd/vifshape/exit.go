@@ -19,11 +19,12 @@ import (
 const (
 	exitOK          = 0
 	exitError       = 1   // an error; nothing was changed, or everything was put back
-	exitUsage       = 2   // wrong flags or arguments; plan --detailed-exitcode: there are changes
+	exitChanges     = 2   // plan --detailed-exitcode: there are changes, and nothing else
 	exitPartly      = 3   // something was changed and could not be put back
 	exitLocked      = 4   // another vifshape is at work; agent: there is one already
 	exitPrivilege   = 5   // root, or a capability of root, is missing
 	exitAbsent      = 6   // done, but for interfaces of the policy that are not there
+	exitUsage       = 64  // wrong flags or arguments: EX_USAGE of sysexits.h
 	exitCannotRun   = 126 // run: the program is there and cannot be started
 	exitNotFound    = 127 // run: there is no such program
 	exitInterrupted = 130 // Ctrl-C or SIGTERM; what was begun was put back
@@ -33,10 +34,10 @@ const exitHelp = `
 EXIT STATUS
   0    done
   1    an error; nothing was changed, or everything was put back
-  2    wrong flags or arguments
   3    something was changed and could not be put back; the message says what
   4    another vifshape is changing this network namespace
   5    root is needed, or root lacks a capability that the message names
+  64   wrong flags or arguments
   130  interrupted; what was begun was put back
 `
 

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -154,12 +156,34 @@ func exitStatus(ts *testscript.TestScript, neg bool, args []string) {
 // the list.
 func TestHelp(t *testing.T) {
 	root := newRootCommand(&env{stdout: &strings.Builder{}, stderr: &strings.Builder{}})
-	for _, c := range root.Commands() {
+	all := root.Commands()
+	for i := 0; i < len(all); i++ {
+		c := all[i]
+		all = append(all, c.Commands()...)
 		if c.Hidden || slices.Contains([]string{"version", "completion", "man"}, c.Name()) {
 			continue
 		}
-		if !strings.Contains(c.Long, "EXIT STATUS") {
-			t.Errorf("%s does not document its exit status", c.Name())
+		_, table, ok := strings.Cut(c.Long, "\nEXIT STATUS\n")
+		if !ok {
+			t.Errorf("%s does not document its exit status", c.CommandPath())
+		}
+		var codes []int
+		for _, line := range regexp.MustCompile(`(?m)^  (\d+) +(.*)$`).FindAllStringSubmatch(table, -1) {
+			code, err := strconv.Atoi(line[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			codes = append(codes, code)
+			if what := "wrong flags or arguments"; (code == exitUsage) != (line[2] == what) {
+				t.Errorf("%s: %d stands for %q", c.CommandPath(), code, line[2])
+			}
+		}
+		if !slices.IsSorted(codes) || !slices.Contains(codes, exitUsage) {
+			t.Errorf("%s documents the statuses %v", c.CommandPath(), codes)
+		}
+		// A script that asks for changes must not take a mistake for one.
+		if slices.Contains(codes, exitChanges) != (c.Name() == "plan") {
+			t.Errorf("%s: status %d is that of changes", c.CommandPath(), exitChanges)
 		}
 	}
 }
