@@ -10,19 +10,10 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
-
-// added is a branch that was made while the policy was in force.
-type added struct {
-	Path  hierarchy.Path   `json:"path"`
-	Rate  hierarchy.Amount `json:"rate,omitzero"`
-	Ceil  hierarchy.Amount `json:"ceil,omitzero"`
-	Prio  *uint8           `json:"prio,omitempty"`
-	Qdisc string           `json:"qdisc,omitempty"` // a kind
-	By    uint32           `json:"by,omitempty"`    // the user; 0: root
-}
 
 // delegated is a branch with the users it is delegated to.
 type delegated struct {
@@ -53,112 +44,32 @@ func uid(d bind.Delegate) (id uint32, ok bool) {
 	return uint32(n), err == nil && n != 0 && n != bind.OverflowUID
 }
 
-// problemError is what is wrong with a tree to which branches were added.
-type problemError struct{ hierarchy.Problem }
-
-func (e problemError) Error() string { return fmt.Sprintf("%s: %s", e.Path, e.Text) }
-
-// unfitError says that a branch was added for which the policy has no room now.
-type unfitError struct {
-	path hierarchy.Path
-	err  error
-}
-
-func (e unfitError) Error() string {
-	return fmt.Sprintf("%s was added while an earlier policy was in force and does not fit into this one: %v", e.path, e.err)
-}
-
-func (e unfitError) Unwrap() error { return e.err }
-
-// droppedBranch is a branch that was added and goes, and why.
-type droppedBranch struct {
-	added
-	why string
-}
-
-// extend is the tree of a policy's interface with branches added. It goes the way of
-// a policy, so that nothing can be added that could not be written there.
-func extend(spec json.RawMessage, iface string, all []added) (tree *hierarchy.Tree, kept []added, dropped []droppedBranch, err error) {
+// laid decodes what a record keeps of a policy, and adds branches to it.
+func laid(spec json.RawMessage, iface string, added []amend.Branch, lay func(*hierarchy.Spec, []hierarchy.Kind, []amend.Branch) (amend.Extended, error)) (amend.Extended, error) {
 	var s hierarchy.Spec
 	if err := json.Unmarshal(spec, &s); err != nil {
-		return nil, nil, nil, err
+		return amend.Extended{}, err
 	}
 	s.Interface = iface
-	for _, a := range all {
-		if why := a.addTo(&s); why != "" {
-			dropped = append(dropped, droppedBranch{a, why})
-			continue
-		}
-		kept = append(kept, a)
-	}
-	tree, problems := hierarchy.Resolve(&s, tc.Kinds())
-	if i := slices.IndexFunc(problems, func(p hierarchy.Problem) bool { return !p.Warning }); i >= 0 {
-		return nil, nil, nil, problemError{problems[i]}
-	}
-	return tree, kept, dropped, nil
-}
-
-// addTo puts the branch into a policy's interface, or says why it has no place there.
-// A leaf that gets its first branch keeps its queue as its rest: its programs are
-// there.
-func (a *added) addTo(s *hierarchy.Spec) (why string) {
-	parent, given := &s.BranchSpec, false
-	at := hierarchy.Path(s.Interface)
-	_, below, _ := strings.Cut(string(a.Path), "/")
-	names := strings.Split(below, "/")
-	named := func(name string) int {
-		return slices.IndexFunc(parent.Children, func(c *hierarchy.BranchSpec) bool { return c.Name == name })
-	}
-	for _, name := range names[:len(names)-1] {
-		at = at.Join(name)
-		i := named(name)
-		if i < 0 {
-			return fmt.Sprintf("there is no %s any more", at)
-		}
-		parent = parent.Children[i]
-		given = given || len(parent.Delegate) > 0
-	}
-	name := names[len(names)-1]
-	switch {
-	case a.By != 0 && !given:
-		return fmt.Sprintf("%s is delegated to nobody any more", at)
-	case named(name) >= 0:
-		return "the policy has a branch of that name"
-	}
-	if len(parent.Children) == 0 && len(names) > 1 {
-		parent.Children = []*hierarchy.BranchSpec{{Name: hierarchy.RestName, Qdisc: parent.Qdisc}}
-		parent.Qdisc = nil
-	}
-	b := &hierarchy.BranchSpec{Name: name, Rate: a.Rate, Ceil: a.Ceil, Prio: a.Prio}
-	if a.Qdisc != "" {
-		b.Qdisc = &hierarchy.RawQdisc{Kind: a.Qdisc}
-	}
-	to := len(parent.Children)
-	if i := named(hierarchy.RestName); i == to-1 && i >= 0 { // the rest stays the last
-		to = i
-	}
-	parent.Children = slices.Insert(parent.Children, to, b)
-	return ""
+	return lay(&s, tc.Kinds(), added)
 }
 
 // keepAdded puts the branches that were added to the former policy into the tree of
 // the next one.
-func (x *target) keepAdded() (err error) {
-	all := x.record.Added
-	if len(all) == 0 {
+func (x *target) keepAdded() error {
+	if len(x.record.Added) == 0 {
 		return nil
 	}
-	tree, kept, dropped, err := extend(x.spec, x.tree.Interface, all)
+	with, err := laid(x.spec, x.tree.Interface, x.record.Added, amend.Keep)
 	if err == nil {
-		x.tree, x.added, x.dropped = tree, kept, dropped
-		return nil
-	}
-	for i := range all {
-		if _, _, _, err := extend(x.spec, x.tree.Interface, all[:i+1]); err != nil {
-			return unfitError{all[i].Path, err}
-		}
+		x.lay(with)
 	}
 	return err
+}
+
+// lay makes the target what a policy with branches added is.
+func (x *target) lay(with amend.Extended) {
+	x.tree, x.added, x.dropped = with.Tree, with.Kept, with.Dropped
 }
 
 // delegations are the branches of a tree that are delegated.
@@ -175,7 +86,7 @@ func delegations(t *hierarchy.Tree) (all []delegated) {
 // stays as it is is for plan alone.
 func (m *machine) addedRemarks(x *target, all bool) {
 	for _, d := range x.dropped {
-		m.warnf("%s, which was added at run time, goes: %s", d.Path, d.why)
+		m.warnf("%s, which was added at run time, goes: %s", d.Path, d.Why)
 	}
 	for _, d := range x.next.Delegated {
 		for _, to := range d.To {
@@ -206,16 +117,6 @@ func (m *machine) addedRemarks(x *target, all bool) {
 		}
 	}
 }
-
-const (
-	// mostAdded is how many branches users may add below one that is delegated to
-	// them.
-	mostAdded = 64
-	// leastAdded is the least rate of a leaf where users add branches. A slower one
-	// might borrow more than its share: it gets a frame of 1500 bytes in each turn,
-	// which package tc gives to 24 kbit/s and above in proportion.
-	leastAdded = 32 * hierarchy.Kbit
-)
 
 // petitioner is who asks for something through the agent.
 type petitioner struct {
@@ -311,14 +212,11 @@ func (m *machine) amend(ctx context.Context, what string, path hierarchy.Path, c
 }
 
 // add makes a branch below another one. Without a petitioner root asks.
-func (m *machine) add(ctx context.Context, a added, who *petitioner) error {
-	parent := a.Path.Parent()
-	switch {
-	case a.Path.Base() == hierarchy.RestName:
-		return fmt.Errorf("%s: the rest comes by itself with the first branch below %s", a.Path, parent)
-	case parent.Base() == hierarchy.RestName:
-		return fmt.Errorf("%s: the rest stays a leaf: add the branch to %s", a.Path, parent.Parent())
+func (m *machine) add(ctx context.Context, a amend.Branch, who *petitioner) error {
+	if err := a.Check(); err != nil {
+		return err
 	}
+	parent := a.Path.Parent()
 	return m.amend(ctx, "add", a.Path, func(x *target) error {
 		r := x.record
 		base := hierarchy.Path("")
@@ -328,14 +226,8 @@ func (m *machine) add(ctx context.Context, a added, who *petitioner) error {
 			if base, given, err = who.base(r, parent); err != nil {
 				return err
 			}
-			n := 0
-			for _, o := range r.Added {
-				if o.By != 0 && o.Path.Below(given) {
-					n++
-				}
-			}
-			if n >= mostAdded {
-				return fmt.Errorf("%s: %s has %d branches that were added, and that is the most", a.Path, given, n)
+			if err := amend.Room(r.Added, given, a.Path); err != nil {
+				return err
 			}
 		}
 		if err := x.exists(parent); err != nil {
@@ -344,47 +236,25 @@ func (m *machine) add(ctx context.Context, a added, who *petitioner) error {
 		if _, _, ok := r.IDs.Find(a.Path); ok {
 			return fmt.Errorf("%s is there already", a.Path)
 		}
-		tree, all, dropped, err := extend(r.Spec, r.Interface, append(slices.Clone(r.Added), a))
+		with, err := laid(r.Spec, r.Interface, append(slices.Clone(r.Added), a), amend.Extend)
 		if err != nil {
 			return err
 		}
-		if len(dropped) > 0 { // the record is of another policy than the spec
-			return fmt.Errorf("%s: %s", dropped[0].Path, dropped[0].why)
+		if len(with.Dropped) > 0 { // the record is of another policy than the spec
+			return fmt.Errorf("%s: %s", with.Dropped[0].Path, with.Dropped[0].Why)
 		}
 		if who != nil {
-			before, _, _, err := extend(r.Spec, r.Interface, r.Added)
+			before, err := laid(r.Spec, r.Interface, r.Added, amend.Extend)
 			if err != nil {
 				return err
 			}
-			if err := fits(before, tree, base, a.Path); err != nil {
+			if err := amend.Fits(before.Tree, with.Tree, base, a.Path); err != nil {
 				return err
 			}
 		}
-		x.tree, x.added = tree, all
+		x.lay(with)
 		return nil
 	})
-}
-
-// fits holds what a user added against what the policy says of base, and what it leaves
-// to the others, who may share what nobody was guaranteed. That rates and ceilings fit
-// has been seen to: they do everywhere.
-func fits(before, t *hierarchy.Tree, base, path hierarchy.Path) error {
-	of, b := t.Find(base), t.Find(path)
-	if b.Prio < of.Prio {
-		return fmt.Errorf("%s: prio %d comes before the prio %d of %s: write %d or more", path, b.Prio, of.Prio, base, of.Prio)
-	}
-	if b.Rate < leastAdded {
-		return fmt.Errorf("%s: rate %v is below %v, which is the least for a branch that users add", path, b.Rate, leastAdded)
-	}
-	for o := range t.All() {
-		if !o.Leaf() || o.Rate >= leastAdded || !o.Path.Below(path.Parent()) {
-			continue
-		}
-		if was := before.Find(o.Path); was == nil || was.Rate > o.Rate {
-			return fmt.Errorf("%s: %v would be left for it, and users leave it %v at least", o.Path, o.Rate, leastAdded)
-		}
-	}
-	return nil
 }
 
 // exists says what is wrong with the path of a branch; the interface's is none.
@@ -408,7 +278,7 @@ func (m *machine) remove(ctx context.Context, path hierarchy.Path, who *petition
 				return err
 			}
 		}
-		i := slices.IndexFunc(r.Added, func(a added) bool { return a.Path == path })
+		i := slices.IndexFunc(r.Added, func(a amend.Branch) bool { return a.Path == path })
 		if i < 0 {
 			if err := x.exists(path); err != nil {
 				return err
@@ -435,7 +305,8 @@ func (m *machine) remove(ctx context.Context, path hierarchy.Path, who *petition
 		if !gone {
 			return fmt.Errorf("%s: processes live in it: end them, or `vifshape attach` them to another branch", path)
 		}
-		x.tree, x.added, _, err = extend(r.Spec, r.Interface, slices.Delete(slices.Clone(r.Added), i, i+1))
+		with, err := laid(r.Spec, r.Interface, slices.Delete(slices.Clone(r.Added), i, i+1), amend.Extend)
+		x.tree, x.added = with.Tree, with.Kept
 		return err
 	})
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -287,7 +288,7 @@ func (m *machine) grant(ctx context.Context, q agentRequest, p *peer) error {
 	case opEnter:
 		return m.enterPeer(ctx, q.Path, who, p)
 	case opAdd:
-		return m.add(ctx, added{q.Path, q.Rate, q.Ceil, q.Prio, q.Qdisc, p.uid}, who)
+		return m.add(ctx, amend.Branch{Path: q.Path, Rate: q.Rate, Ceil: q.Ceil, Prio: q.Prio, Qdisc: q.Qdisc, By: p.uid}, who)
 	case opRemove:
 		return m.remove(ctx, q.Path, who)
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 )
 
 const addExitHelp = `
@@ -47,7 +48,7 @@ changes nothing. Clear forgets it.
 			if err != nil {
 				return err
 			}
-			b := added{Path: path, Qdisc: qdisc}
+			b := amend.Branch{Path: path, Qdisc: qdisc}
 			for _, f := range []struct {
 				name, text string
 				to         *hierarchy.Amount
@@ -101,7 +102,7 @@ func branchPath(s string) (hierarchy.Path, error) {
 	return path, err
 }
 
-func (e *env) add(ctx context.Context, a added) error {
+func (e *env) add(ctx context.Context, a amend.Branch) error {
 	m, err := e.machine()
 	if err != nil {
 		return err

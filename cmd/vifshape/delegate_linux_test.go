@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
@@ -722,7 +723,7 @@ func TestDelegateMany(t *testing.T) {
 		}
 	}
 	// Others' branches do not count.
-	for i := 2; i < mostAdded; i++ {
+	for i := 2; i < amend.Most; i++ {
 		if a := n.petition(t, alice, fmt.Sprintf(`{"version":1,"op":"add","path":"eth0/a/n%d","rate":"32kbit"}`+"\n", i)); a.Code != exitOK {
 			t.Fatalf("branch %d: %+v", i, a)
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -146,8 +147,8 @@ func hints(err error) []string {
 	var handed *cgroup.HandedError
 	var agent *agentError
 	var denied deniedError
-	var unfit unfitError
-	var problem problemError
+	var unfit amend.UnfitError
+	var problem amend.ProblemError
 	var room *noRoomError
 	var way interface{ remedy() string }
 	switch {
@@ -156,7 +157,7 @@ func hints(err error) []string {
 	case errors.As(err, &agent):
 		return agent.hints
 	case errors.As(err, &unfit):
-		return []string{fmt.Sprintf("`vifshape remove %s` takes it away; or leave room for it in the policy", unfit.path)}
+		return []string{fmt.Sprintf("`vifshape remove %s` takes it away; or leave room for it in the policy", unfit.Path)}
 	case errors.As(err, &problem) && problem.Hint == "":
 	case errors.As(err, &problem):
 		return []string{problem.Hint}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
@@ -167,8 +168,8 @@ type target struct {
 	kept    []boundSpec      // bindings made at run time, that stay
 	lost    []boundSpec      // and those that go with their branches
 	spec    json.RawMessage  // what the policy says of the interface
-	added   []added          // branches beside the policy's, in tree
-	dropped []droppedBranch  // and those that have no place in it any more
+	added   []amend.Branch   // branches beside the policy's, in tree
+	dropped []amend.Dropped  // and those that have no place in it any more
 	blind   error            // why the bindings in force could not be read
 	amends  bool             // what is in force is changed by what stands in the record alone
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -104,9 +105,11 @@ func (m *machine) again(ctx context.Context, iface string) error {
 	}
 	x := &target{shaped: s, spec: s.record.Spec}
 	defer release([]*target{x})
-	if x.tree, x.added, x.dropped, err = extend(x.spec, iface, s.record.Added); err != nil {
+	with, err := laid(x.spec, iface, s.record.Added, amend.Extend)
+	if err != nil {
 		return err
 	}
+	x.lay(with)
 	if err := m.settle(ctx, s.record.Policy, s.record.Binding, x); err != nil {
 		return err
 	}

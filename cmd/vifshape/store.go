@@ -15,6 +15,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -46,7 +47,7 @@ type record struct {
 	Former    tc.Former         `json:"former,omitzero"` // the root qdisc that ours replaced
 	Spec      json.RawMessage   `json:"spec,omitempty"`  // what the policy says, a hierarchy.Spec
 	Delegated []delegated       `json:"delegated,omitempty"`
-	Added     []added           `json:"added,omitempty"` // branches, parents first
+	Added     []amend.Branch    `json:"added,omitempty"` // branches, parents first
 
 	was string // the name under which it was found, if that is another
 }

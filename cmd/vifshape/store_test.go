@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -189,7 +190,7 @@ func TestStoreRenamed(t *testing.T) {
 		Bindings: []boundSpec{{Path: "eth0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true}},
 
 		Delegated: []delegated{{"eth0/web", []bind.Delegate{"uid:1000"}}},
-		Added:     []added{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
+		Added:     []amend.Branch{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
 	}
 	if err := s.save(old); err != nil {
 		t.Fatal(err)
@@ -210,7 +211,7 @@ func TestStoreRenamed(t *testing.T) {
 		Bindings: []boundSpec{{Path: "wan0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true}},
 
 		Delegated: []delegated{{"wan0/web", []bind.Delegate{"uid:1000"}}},
-		Added:     []added{{Path: "wan0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
+		Added:     []amend.Branch{{Path: "wan0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
 	}
 	if d := cmp.Diff(want, got, cmp.AllowUnexported(record{}, hierarchy.Amount{})); d != "" {
 		t.Errorf("record (-want +got):\n%s", d)
