@@ -1,12 +1,11 @@
 package hierarchy_test
 
 import (
-	"github.com/vifshape/vifshape/hierarchy/bind"
-
 	"fmt"
 	"testing"
 
 	. "github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // tenThousand is a policy of 10,000 branches: 100 tenants with a rate, each with

@@ -1,10 +1,10 @@
 package hierarchy
 
 import (
-	"github.com/vifshape/vifshape/hierarchy/bind"
-
 	"fmt"
 	"slices"
+
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Action is what a step does.

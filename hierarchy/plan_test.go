@@ -1,8 +1,6 @@
 package hierarchy_test
 
 import (
-	"github.com/vifshape/vifshape/hierarchy/bind"
-
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	. "github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // machine is a fake interface with the kernel's rules. It refuses what the

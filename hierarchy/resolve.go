@@ -1,13 +1,13 @@
 package hierarchy
 
 import (
-	"github.com/vifshape/vifshape/hierarchy/bind"
-
 	"cmp"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // What a policy may ask for. The numbers that come from the kernel are cited

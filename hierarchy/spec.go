@@ -1,11 +1,11 @@
 package hierarchy
 
 import (
-	"github.com/vifshape/vifshape/hierarchy/bind"
-
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Spec is one interface as a policy has it: nothing worked out, nothing

@@ -1,8 +1,6 @@
 package hierarchy_test
 
 import (
-	"github.com/vifshape/vifshape/hierarchy/bind"
-
 	"math"
 	"math/big"
 	"math/rand/v2"
@@ -12,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	. "github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // read is one row for a reader: text, and either a value or the error's words.

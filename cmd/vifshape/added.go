@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -91,7 +92,7 @@ func (m *machine) addedRemarks(x *target, all bool) {
 	for _, d := range x.next.Delegated {
 		for _, to := range d.To {
 			if _, ok := uid(to); !ok {
-				m.warnf("%s is delegated to %s, who is no user of this machine", d.Path, printable(string(to)))
+				m.warnf("%s is delegated to %s, who is no user of this machine", d.Path, words.Printable(string(to)))
 			}
 		}
 	}
@@ -107,7 +108,7 @@ func (m *machine) addedRemarks(x *target, all bool) {
 	}
 	for _, d := range x.next.Delegated {
 		if was[d.Path] != d.to() {
-			m.notef("%s is delegated to %s", d.Path, printable(d.to()))
+			m.notef("%s is delegated to %s", d.Path, words.Printable(d.to()))
 		}
 		delete(was, d.Path)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -280,7 +281,7 @@ func (a *agent) everything() {
 	} else {
 		clear(a.seen)
 		for _, l := range links {
-			a.seen[l.Index] = words(l)
+			a.seen[l.Index] = traits(l)
 		}
 	}
 }
@@ -392,7 +393,7 @@ func (a *agent) linked(all []tc.LinkEvent) {
 		a.everything()
 	}
 	for _, e := range all {
-		is := words(e.Link)
+		is := traits(e.Link)
 		if e.Gone {
 			is = ""
 		}
@@ -436,9 +437,9 @@ func (a *agent) mark(name, because string) {
 	a.log.Debug("changed", "interface", name, "by", because)
 }
 
-// words tell what bindings may go by: the names of an interface, whose port it is, and
+// traits tell what bindings may go by: the names of an interface, whose port it is, and
 // in which network namespace its other end is. A name has no space in it (dev_valid_name, net/core/dev.c, v6.12).
-func words(l tc.Link) string {
+func traits(l tc.Link) string {
 	return fmt.Sprintf("%s master/%d netns/%d", strings.Join(append([]string{l.Name}, l.AltNames...), " "), l.Master, l.LowerNetNS)
 }
 
@@ -541,7 +542,7 @@ func (a *agent) look(ctx context.Context, name string, w *watched) (*rebound, er
 func (a *agent) putBack(ctx context.Context, name string, w *watched, lost error) error {
 	if wait := w.repairs.wait(time.Now()); wait > 0 {
 		a.again(name, w, wait)
-		return fmt.Errorf("%w; after %s to put it back the next is in %v", lost, number(w.repairs.count, "try", "tries"), w.repairs.delay())
+		return fmt.Errorf("%w; after %s to put it back the next is in %v", lost, words.Number(w.repairs.count, "try", "tries"), w.repairs.delay())
 	}
 	w.repairs.done(time.Now())
 	if err := a.m.again(ctx, name); err != nil {
@@ -675,12 +676,12 @@ func (a *agent) status() string {
 			wrong++
 		}
 	}
-	text := "STATUS=" + number(len(a.interfaces), "interface", "interfaces")
+	text := "STATUS=" + words.Number(len(a.interfaces), "interface", "interfaces")
 	if waiting > 0 {
-		text += fmt.Sprintf(", %s for what is not there yet", number(waiting, "binding waits", "bindings wait"))
+		text += fmt.Sprintf(", %s for what is not there yet", words.Number(waiting, "binding waits", "bindings wait"))
 	}
 	if wrong > 0 {
-		text += fmt.Sprintf(", %s: see the log", number(wrong, "error", "errors"))
+		text += fmt.Sprintf(", %s: see the log", words.Number(wrong, "error", "errors"))
 	}
 	return text
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -159,5 +160,5 @@ func (m *machine) placed(path hierarchy.Path, way bind.Way) error {
 	if ok && ns == m.store.netNS && home == path || !ok && !whole { // hidden by a container: the agent's word is all there is
 		return nil
 	}
-	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, printable(target))
+	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, words.Printable(target))
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -125,19 +126,19 @@ func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree 
 
 // attached prints what was done, and what was not.
 func (e *env) attached(path hierarchy.Path, a *cgroup.Attachment, outside []cgroup.Outside) {
-	e.printf("%s in %s\n", number(len(a.Processes), "process", "processes"), path)
+	e.printf("%s in %s\n", words.Number(len(a.Processes), "process", "processes"), path)
 	for _, p := range a.Processes {
 		switch {
 		case p.There:
-			e.printf("  %d %s, there already\n", p.PID, printable(p.Name))
+			e.printf("  %d %s, there already\n", p.PID, words.Printable(p.Name))
 		case p.From == "":
-			e.printf("  %d %s\n", p.PID, printable(p.Name))
+			e.printf("  %d %s\n", p.PID, words.Printable(p.Name))
 		default:
-			e.printf("  %d %s, from %s\n", p.PID, printable(p.Name), printable(p.From))
+			e.printf("  %d %s, from %s\n", p.PID, words.Printable(p.Name), words.Printable(p.From))
 		}
 	}
 	if len(a.Sockets) > 0 {
-		e.printf("%s\n", number(len(a.Sockets), "open socket follows", "open sockets follow"))
+		e.printf("%s\n", words.Number(len(a.Sockets), "open socket follows", "open sockets follow"))
 	}
 	for _, s := range a.Sockets {
 		text := s.Protocol
@@ -156,7 +157,7 @@ func (e *env) attached(path hierarchy.Path, a *cgroup.Attachment, outside []cgro
 		e.printf("  %d %s\n", s.PID, text)
 	}
 	if a.Waiting > 0 {
-		e.printf("%s that no process holds yet\n", number(a.Waiting, "connection follows", "connections follow"))
+		e.printf("%s that no process holds yet\n", words.Number(a.Waiting, "connection follows", "connections follow"))
 	}
 	if a.Stay != "" {
 		e.notef("open sockets keep their class, only new ones are the branch's: %s", a.Stay)
@@ -165,7 +166,7 @@ func (e *env) attached(path hierarchy.Path, a *cgroup.Attachment, outside []cgro
 		fmt.Fprintf(e.stderr, "vifshape: error: process %d: %v\n", f.PID, f.Err)
 	}
 	for _, o := range outside {
-		fmt.Fprintf(e.stderr, "vifshape: error: %s: %s\n", path, printable(o.String()))
+		fmt.Fprintf(e.stderr, "vifshape: error: %s: %s\n", path, words.Printable(o.String()))
 	}
 }
 
@@ -183,12 +184,4 @@ func outsiders(pids []int) string {
 		return fmt.Sprintf("processes %s and %d more, which stay outside and send through it as the branch does", strings.Join(text, ", "), len(pids)-most)
 	}
 	return "processes " + strings.Join(text, ", ") + ", which stay outside and send through it as the branch does"
-}
-
-// number is a number of something.
-func number(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return strconv.Itoa(n) + " " + many
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -373,7 +374,7 @@ func (b bindingsJSON) write(e *env) error {
 			lines = append(lines, v.inForce(i, s)...)
 		}
 		for _, s := range slices.Concat(v.Waits, v.Refused, v.Outside) {
-			lines = append(lines, "- "+printable(s))
+			lines = append(lines, "- "+words.Printable(s))
 		}
 		if len(lines) == 0 {
 			lines = []string{"nothing of its own: another names it more exactly, or one above has the same class"}
@@ -381,7 +382,7 @@ func (b bindingsJSON) write(e *env) error {
 		made := (&boundSpec{AtRuntime: v.AtRuntime}).by()
 		for i, s := range lines {
 			if i == 0 {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", v.Path, printable(v.Binding.String()), made, s)
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", v.Path, words.Printable(v.Binding.String()), made, s)
 			} else {
 				fmt.Fprintf(t, "\t\t\t%s\n", s)
 			}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
@@ -56,7 +57,7 @@ func (e *env) writeTree(p *policy.Policy) error {
 					qdisc = kinds.text(b.Qdisc)
 				}
 			}
-			fmt.Fprintf(t, "%s\t%v\t%v\t%s\t%s\t%s\n", indented(b.Path), short(b.Rate), short(b.Ceil), prio, qdisc, bindText(b.Bind))
+			fmt.Fprintf(t, "%s\t%v\t%v\t%s\t%s\t%s\n", words.Indented(b.Path), words.Short(b.Rate), words.Short(b.Ceil), prio, qdisc, bindText(b.Bind))
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -67,7 +68,7 @@ func (e *env) writeTree(p *policy.Policy) error {
 			e.printf("%s counts packets as %s\n", tree.Interface, line)
 		}
 		for _, d := range delegations(tree) {
-			e.printf("%s is delegated to %s\n", d.Path, printable(d.to()))
+			e.printf("%s is delegated to %s\n", d.Path, words.Printable(d.to()))
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -204,7 +205,7 @@ func (x *examination) shown(all, policy bool) []finding {
 func (e *env) writeFindings(all []finding, v verdict, policy string) {
 	what := "a policy"
 	if policy != "" {
-		what = printable(policy)
+		what = words.Printable(policy)
 	}
 	switch v {
 	case can:
@@ -224,7 +225,7 @@ func (e *env) writeFindings(all []finding, v verdict, policy string) {
 	for _, f := range all {
 		h := strings.ToUpper(f.Group)
 		if f.Group == groupInterface {
-			h += " " + printable(f.Interface)
+			h += " " + words.Printable(f.Interface)
 		}
 		if h != head {
 			e.printf("\n%s\n", h)
@@ -262,25 +263,7 @@ func (e *env) writeFindings(all []finding, v verdict, policy string) {
 }
 
 // oneLine is text for a terminal: names in it may hold anything.
-func oneLine(s string) string { return printable(strings.ReplaceAll(s, "\n", "; ")) }
-
-// quoted is a name as a shell takes it for one word.
-func quoted(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@%+=,._-", r)
-	}
-	switch {
-	case !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }):
-		return s
-	case printable(s) == s:
-		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-	}
-	b := []byte("$'")
-	for _, c := range []byte(s) {
-		b = fmt.Appendf(b, `\x%02x`, c)
-	}
-	return string(append(b, '\''))
-}
+func oneLine(s string) string { return words.Printable(strings.ReplaceAll(s, "\n", "; ")) }
 
 // add keeps a finding. What is good needs no command.
 func (x *examination) add(f finding) {

@@ -9,6 +9,8 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -180,7 +182,7 @@ func (v *linkView) liesOn(o *linkView, at map[int]*linkView) bool {
 func (v *linkView) write(t io.Writer, first, rest string) {
 	speed, shaper := "-", "-"
 	if v.Speed != 0 {
-		speed = short(v.Speed)
+		speed = words.Short(v.Speed)
 	}
 	if v.Shaper != "" {
 		shaper = v.Shaper
@@ -188,14 +190,14 @@ func (v *linkView) write(t io.Writer, first, rest string) {
 	if len(v.Lost) > 0 {
 		shaper = strings.TrimPrefix(shaper+": ", "-: ") + strings.Join(v.Lost, "; ")
 	}
-	fmt.Fprintf(t, "%s%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", first, printable(v.Name), kindText(v.Link), stateText(v.Link), speed, viaText(v.Link), v.MTU, v.TxQueues, v.Qdisc, shaper)
+	fmt.Fprintf(t, "%s%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", first, words.Printable(v.Name), kindText(v.Link), stateText(v.Link), speed, viaText(v.Link), v.MTU, v.TxQueues, v.Qdisc, shaper)
 	line := ""
 	if len(v.above) > 0 {
 		line = "│"
 	}
 	for _, b := range v.Branches {
 		if b.ID.Minor() != hierarchy.RootMinor {
-			fmt.Fprintf(t, "%s%s%s\tbranch %v\t\t%s\t\t\t\t\tup to %s\n", rest, line, indented(b.Path)[len(line)/len("│"):], b.ID, short(b.Rate), short(b.Ceil))
+			fmt.Fprintf(t, "%s%s%s\tbranch %v\t\t%s\t\t\t\t\tup to %s\n", rest, line, words.Indented(b.Path)[len(line)/len("│"):], b.ID, words.Short(b.Rate), words.Short(b.Ceil))
 		}
 	}
 	for i, a := range v.above {
@@ -272,5 +274,5 @@ func viaText(l tc.Link) string {
 	case len(s) == 0:
 		return "-"
 	}
-	return printable(strings.Join(s, " "))
+	return words.Printable(strings.Join(s, " "))
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -162,7 +163,7 @@ func (m *machine) remarks(x *target) {
 	held, _ := x.held(x.before.Bound)
 	for _, b := range gone {
 		if n := len(held[b.Target]); n > 0 {
-			m.warnf("%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", name(b.Path, b.Class), printable(b.Target), n)
+			m.warnf("%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", name(b.Path, b.Class), words.Printable(b.Target), n)
 		}
 	}
 }
@@ -177,7 +178,7 @@ func (m *machine) waiting(all []cgroup.Pending) {
 // unheld says which bindings do not hold all processes of what they name.
 func (m *machine) unheld(all []cgroup.Outside) {
 	for _, o := range all {
-		m.warnf("%s: %s does not hold all of it: %s", o.Path, bindingText(o.Binding), printable(o.String()))
+		m.warnf("%s: %s does not hold all of it: %s", o.Path, bindingText(o.Binding), words.Printable(o.String()))
 	}
 }
 

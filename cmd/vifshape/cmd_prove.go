@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -281,7 +282,7 @@ func (v proofView) String() string {
 		s += " by " + b.name()
 	}
 	if v.Verdict == proofNotTried {
-		return s + ": not tried: " + printable(v.Why)
+		return s + ": not tried: " + words.Printable(v.Why)
 	}
 	var where []string
 	left := v.Sent
@@ -299,10 +300,10 @@ func (v proofView) String() string {
 	}
 	s += ": " + strings.Join(where, ", ")
 	if v.Why != "" {
-		s += " (" + printable(v.Why) + ")"
+		s += " (" + words.Printable(v.Why) + ")"
 	}
 	if len(v.Other) > 0 {
-		s += fmt.Sprintf(" (not tried: %s in another network namespace)", number(len(v.Other), "process", "processes"))
+		s += fmt.Sprintf(" (not tried: %s in another network namespace)", words.Number(len(v.Other), "process", "processes"))
 	}
 	return s + ": " + map[string]string{proofHolds: "holds", proofLeaks: "DOES NOT HOLD", proofUnseen: "not proven"}[v.Verdict]
 }

@@ -9,7 +9,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -263,7 +265,7 @@ func (r *record) policy() string {
 	if r.Policy == "-" {
 		return "the policy"
 	}
-	return printable(r.Policy)
+	return words.Printable(r.Policy)
 }
 
 func (r *record) paths() []string {

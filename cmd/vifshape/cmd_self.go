@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -227,15 +228,15 @@ func (s selfJSON) write(e *env) error {
 		if v.Qdisc != nil {
 			qdisc = kinds.text(*v.Qdisc)
 		}
-		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s (%s)\n", v.Path, v.ID, short(v.Rate), short(v.Ceil), v.Prio,
-			bytes(v.Bytes), v.Drops, bytes(uint64(v.Backlog)), short(*v.Sending), qdisc, printable(v.From), v.Way)
+		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s (%s)\n", v.Path, v.ID, words.Short(v.Rate), words.Short(v.Ceil), v.Prio,
+			words.Bytes(v.Bytes), v.Drops, words.Bytes(uint64(v.Backlog)), words.Short(*v.Sending), qdisc, words.Printable(v.From), v.Way)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	for _, v := range s.Branches {
 		for _, d := range v.Delegated {
-			fmt.Fprintf(e.stdout, "  %s: delegated to %s\n", d.Path, printable(d.to()))
+			fmt.Fprintf(e.stdout, "  %s: delegated to %s\n", d.Path, words.Printable(d.to()))
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -499,7 +500,7 @@ func (v *treeView) bound() string {
 func (v *treeView) write(w io.Writer, kinds kindTable) error {
 	fmt.Fprintf(w, "%s: bound by %s", v.Interface, v.bound())
 	if v.Policy != "" {
-		fmt.Fprintf(w, ", from %s", printable(v.Policy))
+		fmt.Fprintf(w, ", from %s", words.Printable(v.Policy))
 	}
 	if len(v.Branches) > 0 && v.Branches[0].Link != (hierarchy.LinkLayer{}) {
 		fmt.Fprintf(w, ", packets counted with %v", v.Branches[0].Link)
@@ -517,9 +518,9 @@ func (v *treeView) write(w io.Writer, kinds kindTable) error {
 		if b.Qdisc != nil {
 			prio, qdisc = fmt.Sprint(b.Prio), kinds.text(*b.Qdisc)
 		}
-		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%s\t%s\t%d\t%s", indented(b.Path), b.ID, short(b.Rate), short(b.Ceil), prio, bytes(b.Bytes), b.Drops, bytes(uint64(b.Backlog)))
+		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%s\t%s\t%d\t%s", words.Indented(b.Path), b.ID, words.Short(b.Rate), words.Short(b.Ceil), prio, words.Bytes(b.Bytes), b.Drops, words.Bytes(uint64(b.Backlog)))
 		if sampled {
-			fmt.Fprintf(t, "\t%s", short(*b.Sending))
+			fmt.Fprintf(t, "\t%s", words.Short(*b.Sending))
 		}
 		fmt.Fprintf(t, "\t%s\n", qdisc)
 	}
@@ -534,7 +535,7 @@ func (v *treeView) write(w io.Writer, kinds kindTable) error {
 			}
 		}
 		for _, text := range b.NotHeld {
-			fmt.Fprintf(w, "  %s: not held: %s\n", b.Path, printable(text))
+			fmt.Fprintf(w, "  %s: not held: %s\n", b.Path, words.Printable(text))
 		}
 		b.writeDelegation(w)
 	}
@@ -544,7 +545,7 @@ func (v *treeView) write(w io.Writer, kinds kindTable) error {
 // writeDelegation prints a line for each thing to say of it.
 func (b *branchView) writeDelegation(w io.Writer) {
 	if len(b.Delegate) > 0 {
-		fmt.Fprintf(w, "  %s: delegated to %s\n", b.Path, printable(delegated{To: b.Delegate}.to()))
+		fmt.Fprintf(w, "  %s: delegated to %s\n", b.Path, words.Printable(delegated{To: b.Delegate}.to()))
 	}
 	switch {
 	case b.Added == nil:
@@ -557,12 +558,12 @@ func (b *branchView) writeDelegation(w io.Writer) {
 
 // name says what is bound.
 func (b *boundView) name() string {
-	s := printable(b.From)
+	s := words.Printable(b.From)
 	switch {
 	case s == "":
-		s = targetText(b.Target)
+		s = words.TargetText(b.Target)
 	case b.Target != "" && b.Target != b.From:
-		s += " (" + targetText(b.Target) + ")"
+		s += " (" + words.TargetText(b.Target) + ")"
 	}
 	return s
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -94,7 +95,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 	if lost := (*lostError)(nil); errors.As(m.intact(ctx, l.Name), &lost) { // other errors are other findings
 		f := finding{Topic: "tree", State: missing, Text: strings.Join(lost.what, "; "), Follows: "it limits nothing that is not there"}
 		if lost.policy != "-" {
-			f.Fix = []string{"vifshape apply " + quoted(lost.policy)}
+			f.Fix = []string{"vifshape apply " + words.Quoted(lost.policy)}
 		}
 		say(f)
 	}
@@ -149,7 +150,7 @@ func (x *examination) unheld(ctx context.Context, iface string) (all []finding, 
 	}
 	for _, class := range slices.Sorted(maps.Keys(unheld)) {
 		for _, text := range unheld[class] {
-			all = append(all, finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: not held: %s", name(t.kernel.Names[class], class), printable(text))})
+			all = append(all, finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: not held: %s", name(t.kernel.Names[class], class), words.Printable(text))})
 		}
 	}
 	return all, nil
@@ -159,14 +160,14 @@ func (x *examination) unheld(ctx context.Context, iface string) (all []finding, 
 func (x *examination) link(l tc.Link) finding {
 	text := []string{kindText(l), fmt.Sprintf("mtu %d", l.MTU)}
 	if l.Speed != 0 {
-		text = append(text, short(l.Speed))
+		text = append(text, words.Short(l.Speed))
 	}
 	f := finding{Topic: "link", State: good, Text: strings.Join(text, ", ")}
 	switch {
 	case !l.Up:
 		f.Text += ", switched off"
 		f.Follows = "nothing is sent; a tree can be made and waits"
-		f.Fix = []string{"ip link set dev " + quoted(l.Name) + " up"}
+		f.Fix = []string{"ip link set dev " + words.Quoted(l.Name) + " up"}
 	case !l.Carrier:
 		f.Text += ", no carrier"
 		f.Follows = "nothing is sent; a tree can be made and waits"
@@ -207,7 +208,7 @@ func rootFinding(l tc.Link, s hierarchy.State, o tc.Others) finding {
 		if o.Partial {
 			f.Follows = "apply leaves it alone unless the policy says replace = true, and clear cannot put it back then: it has classes, filters or qdiscs of its own"
 		}
-		f.Fix = []string{"tc qdisc del dev " + quoted(l.Name) + " root"}
+		f.Fix = []string{"tc qdisc del dev " + words.Quoted(l.Name) + " root"}
 	case s.Root.Ours():
 		f.Text = fmt.Sprintf("htb %v made by vifshape", s.Root.Handle)
 	default:
@@ -223,7 +224,7 @@ func rootFinding(l tc.Link, s hierarchy.State, o tc.Others) finding {
 func (x *examination) hooks(l tc.Link, o tc.Others) (all []finding) {
 	if o.Ingress {
 		return []finding{{Topic: "egress hook", State: weaker, Text: "qdisc ingress stands where clsact has its place",
-			Follows: "bindings bpf and net_cls are refused", Fix: []string{"tc qdisc del dev " + quoted(l.Name) + " ingress"}}}
+			Follows: "bindings bpf and net_cls are refused", Fix: []string{"tc qdisc del dev " + words.Quoted(l.Name) + " ingress"}}}
 	}
 	if len(o.Filters) == 0 {
 		return []finding{{Topic: "egress hook", State: good, Text: "no filters but vifshape's"}}
@@ -238,7 +239,7 @@ func (x *examination) hooks(l tc.Link, o tc.Others) (all []finding) {
 		f.Names = append(f.Names, name)
 		if x.Blocks {
 			f.Follows = fmt.Sprintf("the one with preference %d has the place of vifshape's: bindings bpf and net_cls are refused", x.Pref)
-			f.Fix = []string{fmt.Sprintf("tc filter del dev %s egress pref %d", quoted(l.Name), x.Pref)}
+			f.Fix = []string{fmt.Sprintf("tc filter del dev %s egress pref %d", words.Quoted(l.Name), x.Pref)}
 		} else if x.First {
 			f.Follows = "one runs before vifshape's, and if it ends the classification packets do not reach that"
 		}
@@ -282,19 +283,19 @@ func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.
 		return f
 	}
 	if root == 0 {
-		f.Follows = fmt.Sprintf("one takes over %v of the line below %s", lineTime, short(rateOf(o.Packet, lineTime)))
+		f.Follows = fmt.Sprintf("one takes over %v of the line below %s", lineTime, words.Short(rateOf(o.Packet, lineTime)))
 		return f
 	}
 	if t := timeOf(o.Packet, root); t > lineTime {
 		f.State = weaker
-		f.Follows = fmt.Sprintf("one takes %v at the rate of %s, which all others wait for", t.Round(100*time.Microsecond), short(root))
+		f.Follows = fmt.Sprintf("one takes %v at the rate of %s, which all others wait for", t.Round(100*time.Microsecond), words.Short(root))
 	}
 	if t := timeOf(o.Packet, slowest); t > leafTime {
 		f.State = weaker
 		if f.Follows != "" {
 			f.Follows += "; "
 		}
-		f.Follows += fmt.Sprintf("it takes %v at %s, that of the slowest branch, whose share is not kept then", t.Round(time.Millisecond), short(slowest))
+		f.Follows += fmt.Sprintf("it takes %v at %s, that of the slowest branch, whose share is not kept then", t.Round(time.Millisecond), words.Short(slowest))
 	}
 	if f.State != weaker {
 		return f
@@ -308,7 +309,7 @@ func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.
 				continue
 			}
 			if o, err := d.Offloads(); err == nil && o.GRO && other.Nature == tc.NaturePhysical {
-				f.Fix = append(f.Fix, "ethtool -K "+quoted(other.Name)+" gro off")
+				f.Fix = append(f.Fix, "ethtool -K "+words.Quoted(other.Name)+" gro off")
 			}
 		}
 	}
@@ -320,9 +321,9 @@ func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.
 // (tcp_tso_autosize, net/ipv4/tcp_output.c, v6.12).
 func smaller(l tc.Link, size hierarchy.Size) string {
 	if size < 2*frame(l) {
-		return "ip link set dev " + quoted(l.Name) + " gso_max_segs 1"
+		return "ip link set dev " + words.Quoted(l.Name) + " gso_max_segs 1"
 	}
-	return fmt.Sprintf("ip link set dev %s gso_max_size %d", quoted(l.Name), uint64(size))
+	return fmt.Sprintf("ip link set dev %s gso_max_size %d", words.Quoted(l.Name), uint64(size))
 }
 
 // frame is the largest packet of one segment, with its Ethernet header.

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -269,9 +270,9 @@ func TestTimerFinding(t *testing.T) {
 func TestQuoted(t *testing.T) {
 	bash := tctest.RequireProgram(t, "bash")
 	for _, name := range []string{"eth0", "br-0.5@x", "a;$(id)", "it's", "a\x1b[31mb", "é"} {
-		q := quoted(name)
+		q := words.Quoted(name)
 		out, err := exec.CommandContext(t.Context(), bash, "-c", "printf %s "+q).CombinedOutput()
-		if err != nil || string(out) != name || printable(q) != q {
+		if err != nil || string(out) != name || words.Printable(q) != q {
 			t.Errorf("quoted(%q) = %s: the shell has %q (%v)", name, q, out, err)
 		}
 	}

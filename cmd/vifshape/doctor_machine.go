@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -283,7 +284,7 @@ func (x *examination) cgroups() {
 			f.State, f.Text = weaker, "not among the options of "+s.Cgroup2
 			f.Follows = "root in a container that may write to the cgroups it sees can move itself out of its branch"
 			if ns, err := os.Readlink("/proc/self/ns/cgroup"); err == nil && ns == initialCgroupNS {
-				f.Fix = []string{fmt.Sprintf("mount -o remount,%s %s", strings.Join(options, ","), quoted(s.Cgroup2))}
+				f.Fix = []string{fmt.Sprintf("mount -o remount,%s %s", strings.Join(options, ","), words.Quoted(s.Cgroup2))}
 			} else {
 				f.Follows += "; it is for the initial cgroup namespace to set"
 			}
@@ -355,7 +356,7 @@ func (x *examination) firewall() error {
 		} else {
 			chain := strings.Fields(x.rules[0])
 			for i := range chain {
-				chain[i] = quoted(chain[i])
+				chain[i] = words.Quoted(chain[i])
 			}
 			f.Fix = []string{"nft -a list chain " + strings.Join(chain, " ")}
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
@@ -231,7 +232,7 @@ func (c *policyCheck) speed(l tc.Link, t *hierarchy.Tree) {
 	}
 	if !l.Up {
 		c.say(path, "", finding{Topic: "link", State: weaker, Text: t.Interface + ": switched off",
-			Follows: "nothing is sent; the tree is made and waits", Fix: []string{"ip link set dev " + quoted(l.Name) + " up"}})
+			Follows: "nothing is sent; the tree is made and waits", Fix: []string{"ip link set dev " + words.Quoted(l.Name) + " up"}})
 	}
 }
 
@@ -314,7 +315,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 			Follows: "once it is there, vifshape agent binds it at once, else the next apply"})
 	}
 	for _, o := range r.Outside {
-		c.say(o.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %s does not hold all of it: %s", o.Path, bindingText(o.Binding), printable(o.String()))})
+		c.say(o.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %s does not hold all of it: %s", o.Path, bindingText(o.Binding), words.Printable(o.String()))})
 	}
 	for _, x := range r.Bound {
 		uid, err := b.Escape(x.Target)
@@ -322,7 +323,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 			return err
 		}
 		if uid != 0 {
-			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: user %d may move processes out of %s", x.Path, uid, printable(x.Target)),
+			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: user %d may move processes out of %s", x.Path, uid, words.Printable(x.Target)),
 				Follows: "it was delegated to that user: bind the cgroup that was, above it"})
 		}
 		more, err := cgroup.Subordinates(x.Target)

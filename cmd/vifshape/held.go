@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -122,7 +123,7 @@ func (b *boundView) summary() string {
 	if len(b.Processes) == 0 {
 		return "no process"
 	}
-	s := number(len(b.Processes), "process", "processes")
+	s := words.Number(len(b.Processes), "process", "processes")
 	if b.Sockets == nil {
 		return s
 	}
@@ -132,7 +133,7 @@ func (b *boundView) summary() string {
 	case total == 0:
 		return s + ", no open socket"
 	case carried == total:
-		return s + ", " + number(total, "socket that carries it", "sockets that carry it")
+		return s + ", " + words.Number(total, "socket that carries it", "sockets that carry it")
 	case total == 1:
 		return s + ", 1 socket that does not carry it"
 	case carried == 1:
@@ -147,17 +148,17 @@ func (b *boundView) summary() string {
 // reasons says, a line each, what a binding does not hold.
 func (v *heldView) reasons() (lines []string) {
 	for _, e := range v.Elsewhere {
-		lines = append(lines, fmt.Sprintf("%s in %s: %s", number(e.Sockets, "socket", "sockets"), e.Branch, processNames(e.Processes)))
+		lines = append(lines, fmt.Sprintf("%s in %s: %s", words.Number(e.Sockets, "socket", "sockets"), e.Branch, processNames(e.Processes)))
 	}
 	if v.Untold > 0 {
-		lines = append(lines, number(v.Untold, "socket of which the kernel does not tell where it belongs", "sockets of which the kernel does not tell where they belong"))
+		lines = append(lines, words.Number(v.Untold, "socket of which the kernel does not tell where it belongs", "sockets of which the kernel does not tell where they belong"))
 	}
 	if len(v.Other) > 0 {
 		lines = append(lines, fmt.Sprintf("%s in another network namespace, of which this binding holds nothing that is forwarded: %s",
-			number(len(v.Other), "process", "processes"), processNames(v.Other)))
+			words.Number(len(v.Other), "process", "processes"), processNames(v.Other)))
 	}
 	if len(v.Unread) > 0 {
-		lines = append(lines, fmt.Sprintf("the sockets of %s cannot be read: %s", number(len(v.Unread), "process", "processes"), processNames(v.Unread)))
+		lines = append(lines, fmt.Sprintf("the sockets of %s cannot be read: %s", words.Number(len(v.Unread), "process", "processes"), processNames(v.Unread)))
 	}
 	return lines
 }
@@ -173,7 +174,7 @@ func processNames(all []process) string {
 		case i > 0:
 			s += ", "
 		}
-		s += fmt.Sprintf("%s[%d]", printable(p.Name), p.PID)
+		s += fmt.Sprintf("%s[%d]", words.Printable(p.Name), p.PID)
 	}
 	return s
 }
@@ -195,7 +196,7 @@ func (x *shaped) heldBy(all []hierarchy.Bound) (map[string]boundView, error) {
 
 // inForce says of a target that a binding is in force for how far that holds.
 func (v *bindingView) inForce(i int, target string) (lines []string) {
-	s := targetText(target)
+	s := words.TargetText(target)
 	if i >= len(v.Held) {
 		return []string{s}
 	}
@@ -256,7 +257,7 @@ func (e *env) stays(in hierarchy.Path, what string, v heldView, way bind.Way) {
 	if n == 0 {
 		return
 	}
-	of := number(*v.Sockets, "open socket stays", "open sockets stay")
+	of := words.Number(*v.Sockets, "open socket stays", "open sockets stay")
 	e.warnf("%s: %s: %d of %s in %s; what is opened from now on is held", in, what, n, of, strings.Join(where, ", in "))
 	if way == bind.WayBPF {
 		slices.Sort(pids)

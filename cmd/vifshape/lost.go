@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -29,7 +30,7 @@ func (e *lostError) remedy() string {
 	if e.policy == "-" {
 		return "apply the policy again, which came from standard input"
 	}
-	return "`vifshape apply " + printable(e.policy) + "` puts it back"
+	return "`vifshape apply " + words.Printable(e.policy) + "` puts it back"
 }
 
 // contradictionError says that the record of an interface and the kernel cannot both

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -148,9 +149,9 @@ func TestKernelRealPrograms(t *testing.T) {
 	ideal := tree.Ideal(demand)
 	for p, g := range got {
 		off := float64(g)/float64(ideal[p]) - 1
-		t.Logf("%-24s ideal %s, at the far end %s, %+.1f%%", p, short(ideal[p]), short(g), 100*off)
+		t.Logf("%-24s ideal %s, at the far end %s, %+.1f%%", p, words.Short(ideal[p]), words.Short(g), 100*off)
 		if off < -0.1 || off > 0.1 {
-			t.Errorf("%s got %s, the ideal is %s", p, short(g), short(ideal[p]))
+			t.Errorf("%s got %s, the ideal is %s", p, words.Short(g), words.Short(ideal[p]))
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -107,9 +108,9 @@ func stepText(s hierarchy.Step, kinds kindTable) string {
 	case *hierarchy.Bound:
 		from := ""
 		if i.From != "" && i.From != i.Target {
-			from = " (" + printable(i.From) + ")"
+			from = " (" + words.Printable(i.From) + ")"
 		}
-		target := targetText(i.Target)
+		target := words.TargetText(i.Target)
 		if s.Action == hierarchy.Change {
 			old := s.Old.(*hierarchy.Bound)
 			if old.Class == i.Class {
@@ -134,7 +135,7 @@ func name(p hierarchy.Path, id hierarchy.ClassID) string {
 // classText is what people set: the sizes that follow from it are in the JSON and
 // tc forms.
 func classText(c hierarchy.Class) string {
-	s := fmt.Sprintf("rate %s  ceil %s", short(c.Rate), short(c.Ceil))
+	s := fmt.Sprintf("rate %s  ceil %s", words.Short(c.Rate), words.Short(c.Ceil))
 	if c.Quantum != 0 { // a leaf: HTB keeps neither for inner classes
 		s += fmt.Sprintf("  prio %d", c.Prio)
 	}
@@ -153,8 +154,8 @@ func classDiff(old, now hierarchy.Class) string {
 		}
 	}
 	rate := func(name string, old, now hierarchy.Bandwidth) {
-		if short(old) != short(now) {
-			add(name, short(old), short(now))
+		if words.Short(old) != words.Short(now) {
+			add(name, words.Short(old), words.Short(now))
 		} else {
 			add(name, old, now)
 		}

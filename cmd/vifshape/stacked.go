@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -55,7 +56,7 @@ func overLine(l tc.Link, rate hierarchy.Bandwidth) string {
 		return ""
 	}
 	return fmt.Sprintf("%s: rate %s is above the %s of its line: what the line cannot carry waits in the driver or is dropped there, whatever its branch; write what the line carries, or a little less",
-		l.Name, short(rate), short(l.Speed))
+		l.Name, words.Short(rate), words.Short(l.Speed))
 }
 
 // newTreeNote says what a first tree on an interface does not do, or takes away.
@@ -197,7 +198,7 @@ func (s shaper) already(names []string) (who, what string) {
 	}
 	who = fmt.Sprintf("%s has a root qdisc %s %v that vifshape did not make", name, s.root.Kind, s.root.Handle)
 	if len(names) == 1 {
-		name = quoted(name)
+		name = words.Quoted(name)
 	} else {
 		name = "DEV"
 	}

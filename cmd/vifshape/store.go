@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -387,7 +388,7 @@ func holder(file, unknown string) string {
 		_, _ = fmt.Sscanf(text[i:], holderPID+"%d)", &pid) // stays 0
 	}
 	if pid > 0 && syscall.Kill(pid, 0) != syscall.ESRCH {
-		return printable(text)
+		return words.Printable(text)
 	}
 	return unknown
 }

@@ -1,4 +1,6 @@
-package main
+// Package words puts values into words for people: counts and quantities, and names that
+// others choose, of which none may do anything to a terminal.
+package words
 
 import (
 	"fmt"
@@ -11,7 +13,7 @@ import (
 
 // short prints a bandwidth for people: exactly where three digits do, else with
 // one digit more.
-func short(b hierarchy.Bandwidth) string {
+func Short(b hierarchy.Bandwidth) string {
 	for _, u := range []struct {
 		name string
 		v    hierarchy.Bandwidth
@@ -29,7 +31,7 @@ func short(b hierarchy.Bandwidth) string {
 }
 
 // bytes prints a number of bytes for people.
-func bytes(n uint64) string {
+func Bytes(n uint64) string {
 	const units = "kMGTPE"
 	if n < 1000 {
 		return fmt.Sprintf("%dB", n)
@@ -45,7 +47,7 @@ func bytes(n uint64) string {
 
 // printable is s as it is, or quoted where it would do something to a terminal:
 // names of processes, cgroups and files are other people's to choose.
-func printable(s string) string {
+func Printable(s string) string {
 	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
 		return s
 	}
@@ -53,14 +55,40 @@ func printable(s string) string {
 }
 
 // targetText is a binding's target. A cgroup that is gone has only its number left.
-func targetText(target string) string {
+func TargetText(target string) string {
 	if strings.HasPrefix(target, "cgroup-id:") {
 		target += " (gone)"
 	}
-	return printable(target)
+	return Printable(target)
 }
 
 // indented is the last part of a path behind two spaces for each level.
-func indented(p hierarchy.Path) string {
+func Indented(p hierarchy.Path) string {
 	return strings.Repeat("  ", strings.Count(string(p), "/")) + p.Base()
+}
+
+// quoted is a name as a shell takes it for one word.
+func Quoted(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@%+=,._-", r)
+	}
+	switch {
+	case !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }):
+		return s
+	case Printable(s) == s:
+		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	}
+	b := []byte("$'")
+	for _, c := range []byte(s) {
+		b = fmt.Appendf(b, `\x%02x`, c)
+	}
+	return string(append(b, '\''))
+}
+
+// number is a number of something.
+func Number(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.Itoa(n) + " " + many
 }

@@ -1,0 +1,21 @@
+package words
+
+import "testing"
+
+// TestPrintable: what other people name does nothing to a terminal.
+func TestPrintable(t *testing.T) {
+	for s, want := range map[string]string{
+		"":                   "",
+		"nginx: worker":      "nginx: worker",
+		"größer":             "größer",
+		`a "b"`:              `a "b"`,
+		"\x1b]0;title\a":     `"\x1b]0;title\a"`,
+		"two\nlines":         `"two\nlines"`,
+		"\xff":               `"\xff"`,
+		"right\u202eto left": `"right\u202eto left"`,
+	} {
+		if got := Printable(s); got != want {
+			t.Errorf("printable(%q) = %s, want %s", s, got, want)
+		}
+	}
+}
