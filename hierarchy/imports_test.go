@@ -13,60 +13,91 @@ import (
 
 const module = "github.com/vifshape/vifshape/"
 
-// folder is the first part of a package's path within the module, or empty for
-// a package of somebody else's.
-func folder(pkg string) string {
-	p, ours := strings.CutPrefix(pkg, module)
-	if !ours {
-		return ""
-	}
-	f, _, _ := strings.Cut(p, "/")
-	return f
+// rooms are the places of packages, each with those of ours that a package there may
+// import, and the sentence that says why no others. The longest path counts that a
+// package lies at or below; in may, "tc/..." is tc and all below it.
+var rooms = []struct{ path, may, why string }{
+	{"hierarchy", "hierarchy/bind", "hierarchy is the model and knows nobody but its own words"},
+	{"hierarchy/bind", "", "bind has the words for what is bound, and knows neither trees nor machines"},
+	{"hierarchy/amend", "hierarchy hierarchy/bind", "amend is a part of the model"},
+
+	{"policy", "hierarchy/...", "policy makes TOML into the model: only cmd knows it beside tc and cgroup"},
+
+	{"tc", "hierarchy/... tc/...", "tc makes the model into rtnetlink: only cmd knows it beside policy and cgroup"},
+	{"tc/lab", "hierarchy/...", "what lies below tc does not look up"},
+	{"tc/tctest", "hierarchy/... tc/lab tc/tctest/...", "what lies below tc does not look up"},
+
+	{"cgroup", "hierarchy/... cgroup/...", "cgroup makes the model into bindings: only cmd knows it beside policy and tc"},
+	{"cgroup/escape", "hierarchy/... tc/lab", "attempts to escape make interfaces, and no tree: they know neither tc nor the binder that they try"},
+
+	{"cmd/internal/words", "hierarchy/...", "words are what is said of the model"},
+	{"cmd/internal/record", "hierarchy/... policy tc/... cgroup/... cmd/internal/words", "record keeps what the kernel cannot, and knows nobody who works with it"},
+	{"cmd/internal/shaper", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/words", "shaper changes a machine, and knows nobody who asks it to"},
+	{"cmd/internal/observe", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/words", "observe looks at a machine, changes nothing, and knows nobody who asks it to"},
+	{"cmd/internal", "hierarchy/... policy tc/... cgroup/... cmd/internal/...", "what is below cmd/internal has no flags, no output and no exit codes"},
+	{"cmd/client", "hierarchy/...", "client is for programs of others: it speaks to the agent and is no part of it"},
+	{"cmd/vifshape", "hierarchy/... policy tc/... cgroup/... cmd/...", "cmd/vifshape is at the top: nobody imports it"},
 }
 
-// owner is the folder that alone may import a package of somebody else's. Two have
-// netlink: tc for rtnetlink, cgroup for nf_tables.
-var owners = []struct{ prefix, folder string }{
-	{"github.com/florianl/go-tc", "tc"},
-	{"github.com/mdlayher/", "tc or cgroup"},
-	{"github.com/google/nftables", "cgroup"},
-	{"github.com/BurntSushi/toml", "policy"},
-	{"github.com/spf13/", "cmd"},
-	{"github.com/cilium/ebpf", "cgroup"},
-	{"github.com/containerd/cgroups", "cgroup"},
+// owners are the rooms whose packages alone may import a package of somebody else's.
+var owners = []struct{ path, rooms, why string }{
+	{"github.com/florianl/go-tc", "tc/...", "traffic control is tc's"},
+	{"github.com/mdlayher", "tc/... cgroup/...", "netlink is tc's, and cgroup's for nf_tables"},
+	{"github.com/google/nftables", "cgroup/...", "nf_tables is cgroup's"},
+	{"github.com/cilium/ebpf", "cgroup/...", "BPF is cgroup's"},
+	{"github.com/containerd/cgroups", "cgroup/...", "cgroups are cgroup's"},
+	{"github.com/opencontainers", "cgroup/...", "cgroups are cgroup's"},
+	{"github.com/BurntSushi/toml", "policy", "TOML is policy's"},
+	{"github.com/spf13", "cmd/vifshape", "commands and flags are cmd/vifshape's"},
 }
 
-// forbidden says why a package must not import another, or is empty.
+// at says whether a package lies at a path or below it.
+func at(pkg, path string) bool { return pkg == path || strings.HasPrefix(pkg, path+"/") }
+
+// among says whether a list such as "policy tc/..." has a package.
+func among(pkg, list string) bool {
+	return slices.ContainsFunc(strings.Fields(list), func(s string) bool {
+		dir, all := strings.CutSuffix(s, "/...")
+		return pkg == dir || all && at(pkg, dir)
+	})
+}
+
+// foreign says whether a package is neither ours nor of the standard library.
+func foreign(pkg string) bool { return strings.Contains(strings.SplitN(pkg, "/", 2)[0], ".") }
+
+// forbidden says why a package, or its test, must not import another, or is empty.
+// Both are without the module's own path where they are ours.
 func forbidden(from, to string, test bool) string {
-	f, t := folder(from), folder(to)
-	helper := strings.HasPrefix(from, module+"tc/tctest")
+	model := at(from, "hierarchy")
 	switch {
-	case strings.HasPrefix(to, module+"tc/tctest"):
-		if !test && !helper {
-			return "test helpers are for tests"
-		}
-	case test && f != "hierarchy":
-		return "" // a test may look wherever it has to
-	case t == "hierarchy" || t == f && t != "":
-		if f == "tc" && to == module+"tc" && from != module+"tc" {
-			return "what lies below tc does not look up"
-		}
-	case from == module+"cgroup/escape" && to == module+"tc/lab":
-		return "" // attempts to escape make interfaces, and no tree
-	case t != "":
-		if f != "cmd" {
-			return "only cmd knows them all; the others know hierarchy and themselves"
-		}
-	case f == "hierarchy" && strings.Contains(strings.SplitN(to, "/", 2)[0], "."):
-		if !test {
+	case at(to, "tc/tctest") && !test && !at(from, "tc/tctest"):
+		return "tc/tctest is for tests"
+	case foreign(to):
+		if model && !test {
 			return "hierarchy lives on the standard library"
 		}
-	default:
 		for _, o := range owners {
-			if (to == o.prefix || strings.HasPrefix(to, strings.TrimSuffix(o.prefix, "/")+"/")) && !slices.Contains(strings.Split(o.folder, " or "), f) {
-				return "it belongs to " + o.folder
+			if at(to, o.path) && !test && !among(from, o.rooms) {
+				return o.why
 			}
 		}
+		return ""
+	case !slices.ContainsFunc([]string{"hierarchy", "policy", "tc", "cgroup", "cmd"}, func(f string) bool { return at(to, f) }):
+		return "" // of the standard library
+	case test && (!model || at(to, "hierarchy")):
+		return "" // a test looks wherever it has to, but the model's stay on any machine
+	}
+	room := -1
+	for i, r := range rooms {
+		if at(from, r.path) && (room < 0 || len(r.path) > len(rooms[room].path)) {
+			room = i
+		}
+	}
+	switch {
+	case room < 0:
+		return "the table of rooms has no place for " + from
+	case !among(to, rooms[room].may):
+		return rooms[room].why
 	}
 	return ""
 }
@@ -100,14 +131,15 @@ func TestImports(t *testing.T) {
 			t.Fatal(err)
 		}
 		seen++
+		from := strings.TrimPrefix(p.ImportPath, module)
 		for _, to := range p.Imports {
-			if why := forbidden(p.ImportPath, to, false); why != "" {
-				t.Errorf("%s imports %s: %s", p.ImportPath, to, why)
+			if why := forbidden(from, strings.TrimPrefix(to, module), false); why != "" {
+				t.Errorf("%s imports %s: %s", from, to, why)
 			}
 		}
 		for _, to := range append(p.TestImports, p.XTestImports...) {
-			if why := forbidden(p.ImportPath, to, true); why != "" {
-				t.Errorf("a test of %s imports %s: %s", p.ImportPath, to, why)
+			if why := forbidden(from, strings.TrimPrefix(to, module), true); why != "" {
+				t.Errorf("a test of %s imports %s: %s", from, to, why)
 			}
 		}
 	}
@@ -131,8 +163,26 @@ func TestForbidden(t *testing.T) {
 		{"cgroup/escape", "tc/lab", false, true},
 		{"cgroup", "tc/lab", false, false},
 		{"cgroup", "cgroup/bpf", false, true},
+		{"cgroup/escape", "cgroup", false, false},
+		{"cgroup/escape", "cgroup", true, true},
 		{"cmd/vifshape", "tc", false, true},
-		{"cmd/vifshape", "cmd/vifshape/internal", false, true},
+		{"cmd/vifshape", "cmd/internal/shaper", false, true},
+		{"cmd/internal/shaper", "cmd/internal/record", false, true},
+		{"cmd/internal/shaper", "cmd/internal/agent", false, false},
+		{"cmd/internal/record", "cmd/internal/shaper", false, false},
+		{"cmd/internal/agent", "cmd/internal/shaper", false, true},
+		{"cmd/internal/agent", "cmd/vifshape", false, false},
+		{"cmd/internal/agent", "github.com/spf13/cobra", false, false},
+		{"cmd/client", "cmd/internal/agent", false, false},
+		{"cmd/client", "hierarchy", false, true},
+		{"hierarchy", "hierarchy/bind", false, true},
+		{"hierarchy", "hierarchy/amend", false, false},
+		{"hierarchy/amend", "hierarchy", false, true},
+		{"hierarchy/bind", "hierarchy", false, false},
+		{"hierarchy/bind", "hierarchy", true, true},
+		{"hierarchy/bind", "tc", true, false},
+		{"hierarchy/bind", "slices", false, true},
+		{"elsewhere", "hierarchy", false, false},
 		{"hierarchy", "policy", false, false},
 		{"hierarchy", "policy", true, false},
 		{"hierarchy", "net/netip", false, true},
@@ -160,11 +210,7 @@ func TestForbidden(t *testing.T) {
 		{"cmd/vifshape", "tc/tctest", false, false},
 		{"cmd/vifshape", "tc/tctest", true, true},
 	} {
-		to := r.to
-		if !strings.Contains(strings.SplitN(to, "/", 2)[0], ".") && to != "net/netip" {
-			to = module + to
-		}
-		if why := forbidden(module+r.from, to, r.test); (why == "") != r.ok {
+		if why := forbidden(r.from, r.to, r.test); (why == "") != r.ok {
 			t.Errorf("%s to %s, test %v: %q", r.from, r.to, r.test, why)
 		}
 	}
