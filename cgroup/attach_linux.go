@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -71,7 +73,7 @@ func (b *Binder) Attach(ctx context.Context, target string, pids []int, tree boo
 		return nil, err
 	}
 	a := &attaching{Binder: b, target: target, home: home, here: map[int]bool{}, asked: map[int]bool{}, found: map[foundSocket]bool{}}
-	if a.before, err = b.tree().members(home); err != nil {
+	if a.before, err = b.tree().Members(home); err != nil {
 		return nil, b.wrap(err)
 	}
 	if a.carrier, a.got.Stay, err = b.carrier(way, home); err != nil {
@@ -165,7 +167,7 @@ func (a *attaching) move(pids []int, tree bool) (moved int, err error) {
 			} else {
 				a.here[pid] = true
 			}
-		case errors.Is(err, ErrNotPrivileged):
+		case errors.Is(err, caps.ErrNotPrivileged):
 			return moved, err
 		case (errors.Is(err, errNoProcess) || errors.Is(err, errEnded) || errors.Is(err, unix.ESRCH)) && !slices.Contains(pids, pid):
 			// a child that has ended already
@@ -186,21 +188,21 @@ var (
 // examine refuses processes that are not to be moved.
 func (a *attaching) examine(pid int) (AttachedProcess, error) {
 	p := AttachedProcess{PID: pid}
-	is, err := readProcess(pid)
+	is, err := cgroupfs.ReadProcess(pid)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return p, errNoProcess
 	case err != nil:
 		return p, err
 	}
-	p.Name = is.name
+	p.Name = is.Name
 	const kernelThread = 0x00200000 // PF_KTHREAD
 	switch {
 	case pid == os.Getpid():
 		return p, errors.New("it is this program itself")
 	case pid == 1:
 		return p, errors.New("it is the first of all processes, and stays where it is: name a service of it")
-	case is.flags&kernelThread != 0:
+	case is.Flags&kernelThread != 0:
 		return p, errors.New("it is a thread of the kernel, which cannot be moved")
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -213,7 +215,7 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 			return p, fmt.Errorf("it is a thread of process %s: name that, threads move together", leader)
 		}
 	}
-	threads, err := living(pid) // of which the first may be none
+	threads, err := cgroupfs.Living(pid) // of which the first may be none
 	if errors.Is(err, unix.ESRCH) {
 		return p, errEnded
 	}
@@ -221,15 +223,15 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 		return p, err
 	}
 	// its own cgroup and not one below: that may be another branch's
-	in, err := a.tree().threads(a.home)
+	in, err := a.tree().Threads(a.home)
 	if err != nil {
-		return p, errno(err)
+		return p, caps.Errno(err)
 	}
 	p.There = true
 	var from []string
 	for _, t := range threads {
-		p.There = p.There && slices.Contains(in, strconv.Itoa(t.id))
-		if own, ok := ownLine(t.cgroups, !a.tree().v2()); ok && !slices.Contains(from, path.Clean(own)) {
+		p.There = p.There && slices.Contains(in, strconv.Itoa(t.ID))
+		if own, ok := t.Cgroup(!a.tree().V2()); ok && !slices.Contains(from, path.Clean(own)) {
 			from = append(from, path.Clean(own))
 		}
 	}
@@ -241,11 +243,11 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 // of net_cls: kernels go by its first thread (update_classid_task,
 // net/core/netclassid_cgroup.c, v6.12; not yet in v6.1).
 func (a *attaching) keepsTags(pid int) error {
-	if a.tree().v2() {
+	if a.tree().V2() {
 		return nil
 	}
-	first, err := readProcess(pid)
-	if err != nil || !first.exits() { // or it has ended since, and its sockets with it
+	first, err := cgroupfs.ReadProcess(pid)
+	if err != nil || !first.Exits() { // or it has ended since, and its sockets with it
 		return nil
 	}
 	return errors.New("it is in the branch; but its first thread has ended, and so the sockets that it had open may keep their class, with net_cls")
@@ -260,8 +262,8 @@ func descendants(of []AttachedProcess) ([]int, error) {
 	children := map[int][]int{}
 	for _, e := range entries {
 		if pid, err := strconv.Atoi(e.Name()); err == nil {
-			if p, err := readProcess(pid); err == nil { // else it has ended
-				children[p.parent] = append(children[p.parent], pid)
+			if p, err := cgroupfs.ReadProcess(pid); err == nil { // else it has ended
+				children[p.Parent] = append(children[p.Parent], pid)
 			}
 		}
 	}
@@ -290,7 +292,7 @@ func (a *attaching) carry() (old int, err error) {
 	if a.carrier == nil {
 		return 0, nil
 	}
-	members, err := a.tree().members(a.home)
+	members, err := a.tree().Members(a.home)
 	if err != nil {
 		return 0, err
 	}
@@ -363,7 +365,7 @@ func (b *Binder) carrier(way bind.Way, home string) (c carrier, stay string, err
 	case !b.set.current(bind.WayBPF):
 		return nil, "", errors.New("it is another version's: apply the policy again")
 	}
-	id, _, err := b.tree().id(home)
+	id, _, err := b.tree().ID(home)
 	if err != nil {
 		return nil, "", err
 	}

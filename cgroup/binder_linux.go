@@ -13,6 +13,8 @@ import (
 
 	"github.com/cilium/ebpf/btf"
 
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -96,7 +98,7 @@ type Binder struct {
 	way    bind.Way // that is wanted, none until it is chosen
 	before clauses  // why the ways before it were not chosen
 	at     bind.Way // in whose hierarchy cgroups are looked for, none until it is known
-	v2, v1 *tree
+	v2, v1 *cgroupfs.Tree
 	set    *set              // on the hook
 	spare  *set              // not on the hook yet
 	rules  *ruleset          // of nf_tables, as last read or written
@@ -163,15 +165,15 @@ func (b *Binder) Close() error {
 		}
 	}
 	errs = append(errs, b.narrow.close(), b.marker.close())
-	for _, t := range []*tree{b.v2, b.v1} {
+	for _, t := range []*cgroupfs.Tree{b.v2, b.v1} {
 		if t != nil {
-			errs = append(errs, t.close())
+			errs = append(errs, t.Close())
 		}
 	}
-	if b.v1 != nil && b.v1.mine && !b.last.Tagged() {
+	if b.v1 != nil && b.v1.Mine && !b.last.Tagged() {
 		others, err := b.cfg.Others()
 		if err == nil && len(others) == 0 {
-			err = b.v1.unmountNetCls()
+			err = b.v1.Unmount()
 		}
 		errs = append(errs, err)
 	}
@@ -251,7 +253,7 @@ func (b *Binder) settle() error {
 		return nil
 	}
 	way, err := b.inForce()
-	if errors.Is(err, ErrNotPrivileged) {
+	if errors.Is(err, caps.ErrNotPrivileged) {
 		for _, way = range b.cfg.Ways {
 			if t, _ := b.find(way); t != nil {
 				b.at = way
@@ -273,7 +275,7 @@ func (b *Binder) settle() error {
 }
 
 // tree is what settle or choose found.
-func (b *Binder) tree() *tree {
+func (b *Binder) tree() *cgroupfs.Tree {
 	if b.at.Tagged() {
 		return b.v1
 	}
@@ -310,11 +312,11 @@ func (b *Binder) tables() nfTables { return nfTables{b.cfg.NetNSFD, b.cfg.Interf
 
 // hierarchy is the one in which a way's cgroups lie. One for net_cls is mounted
 // when there is none.
-func (b *Binder) hierarchy(w bind.Way) (*tree, error) {
+func (b *Binder) hierarchy(w bind.Way) (*cgroupfs.Tree, error) {
 	t, err := b.find(w)
 	if t == nil && err == nil {
-		if b.v1, err = mountNetCls(b.cfg.RunDir); err == nil {
-			b.cfg.Warn("mounted the net_cls cgroup hierarchy at " + b.v1.where)
+		if b.v1, err = cgroupfs.MountNetCls(b.cfg.RunDir); err == nil {
+			b.cfg.Warn("mounted the net_cls cgroup hierarchy at " + b.v1.Where)
 		}
 		return b.v1, err
 	}
@@ -322,18 +324,18 @@ func (b *Binder) hierarchy(w bind.Way) (*tree, error) {
 }
 
 // find is hierarchy without mounting: nil when net_cls is not mounted.
-func (b *Binder) find(w bind.Way) (t *tree, err error) {
+func (b *Binder) find(w bind.Way) (t *cgroupfs.Tree, err error) {
 	if !w.Tagged() {
 		if b.v2 == nil {
-			b.v2, err = findV2()
+			b.v2, err = cgroupfs.FindV2()
 		}
 		if err == nil && w == bind.WayNft {
-			err = levelsKnown(b.v2)
+			err = b.v2.LevelsKnown()
 		}
 		return b.v2, err
 	}
 	if b.v1 == nil {
-		b.v1, err = findNetCls()
+		b.v1, err = cgroupfs.FindNetCls()
 	}
 	return b.v1, err
 }
@@ -364,14 +366,14 @@ func (b *Binder) Why() (string, error) {
 const weaker = "; weaker than with BPF: root may ask for another class by SO_PRIORITY"
 
 // basis says what a way stands on.
-func basis(w bind.Way, t *tree) string {
+func basis(w bind.Way, t *cgroupfs.Tree) string {
 	switch {
 	case w.Tagged():
-		return by(w, "net_cls at "+t.where)
-	case t.whole:
-		return by(w, "cgroup v2 at "+t.where)
+		return by(w, "net_cls at "+t.Where)
+	case t.Whole:
+		return by(w, "cgroup v2 at "+t.Where)
 	}
-	return by(w, "cgroup v2 at "+t.where+", below the root of a cgroup namespace")
+	return by(w, "cgroup v2 at "+t.Where+", below the root of a cgroup namespace")
 }
 
 // by adds to what a way stands on what it works with, where that is not BPF.
@@ -527,9 +529,9 @@ func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
 	err = on.each(func(id uint64, v binding) error {
 		target := cgroupIDTarget + strconv.FormatUint(id, 10)
 		path, known := b.paths[id]
-		if !known || !t.is(path, id) {
+		if !known || !t.Is(path, id) {
 			var err error
-			if path, err = t.path(id); err == nil {
+			if path, err = t.Path(id); err == nil {
 				b.paths[id] = path
 			} else if !errors.Is(err, fs.ErrNotExist) {
 				return err
@@ -566,7 +568,7 @@ func (b *Binder) boundV1() ([]hierarchy.Bound, error) {
 	if t == nil {
 		return nil, err
 	}
-	return t.tags(b.ours)
+	return tags(t, b.ours)
 }
 
 func (b *Binder) ours(c hierarchy.ClassID) bool {
@@ -767,7 +769,7 @@ func (d *doing) unhook(was, next bind.Way) error {
 	if was.Tagged() && !next.Tagged() {
 		t, err := d.hierarchy(was)
 		if err == nil {
-			err = t.untagAll(d.ours)
+			err = untagAll(t, d.ours)
 		}
 		errs = append(errs, err)
 	}
@@ -835,7 +837,7 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 	path, isCgroup := strings.CutPrefix(b.Target, cgroupTarget)
 	if d.way.Tagged() {
 		if !isCgroup {
-			return false, fmt.Errorf("net_cls knows cgroups only, neither users, interfaces nor cgroups that are gone: %w", ErrNotSupported)
+			return false, fmt.Errorf("net_cls knows cgroups only, neither users, interfaces nor cgroups that are gone: %w", caps.ErrNotSupported)
 		}
 		return d.tag(path, b.Class)
 	}
@@ -855,7 +857,7 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 		next = binding{class: b.Class}
 	)
 	if isCgroup {
-		id, next.level, err = d.v2.id(path)
+		id, next.level, err = d.v2.ID(path)
 	} else {
 		id, err = goneID(b.Target)
 	}
@@ -873,25 +875,25 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 	// be written in any case
 	fresh := isCgroup && d.fresh[path] && d.way == bind.WayBPF
 	delete(d.fresh, path)
-	d.held = d.held || isCgroup && !bound && d.v2.populated(path)
+	d.held = d.held || isCgroup && !bound && d.v2.Populated(path)
 	return !fresh, on.bindCgroup(id, next)
 }
 
 func (d *doing) tag(path string, class hierarchy.ClassID) (changed bool, err error) {
-	c, err := d.v1.classid(path)
+	c, err := d.v1.Class(path)
 	if err != nil || c == class {
 		return false, err
 	}
-	if above, err := d.v1.classid(filepath.Dir(path)); err == nil && above != c && c.Major() == hierarchy.Major && !d.cfg.Classes(c) {
+	if above, err := d.v1.Class(filepath.Dir(path)); err == nil && above != c && c.Major() == hierarchy.Major && !d.cfg.Classes(c) {
 		return false, fmt.Errorf("it is bound to %v of another interface, and a net_cls tag is one for all interfaces", c)
 	}
-	return true, d.v1.tag(path, class, d.skip)
+	return true, tag(d.v1, path, class, d.skip)
 }
 
 func (d *doing) remove(on bindings, target string) error {
 	path, isCgroup := strings.CutPrefix(target, cgroupTarget)
 	if d.way.Tagged() {
-		err := d.v1.untag(path, d.skip)
+		err := untag(d.v1, path, d.skip)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // gone, and its tag with it
 		}
@@ -910,7 +912,7 @@ func (d *doing) remove(on bindings, target string) error {
 	if !known {
 		var err error
 		if isCgroup {
-			id, _, err = d.v2.id(path)
+			id, _, err = d.v2.ID(path)
 		} else {
 			id, err = goneID(target)
 		}

@@ -1,10 +1,6 @@
 package cgroup
 
 import (
-	"fmt"
-	"slices"
-	"strings"
-
 	"golang.org/x/sys/unix"
 )
 
@@ -36,19 +32,6 @@ type capability struct {
 	opens  string
 }
 
-// capNumber is the capability of a name: "CAP_NET_RAW", or without the first part,
-// in any case.
-func capNumber(name string) (int, error) {
-	n := strings.ToUpper(name)
-	if !strings.HasPrefix(n, "CAP_") {
-		n = "CAP_" + n
-	}
-	if c := slices.Index(capNames[:], n); c >= 0 {
-		return c, nil
-	}
-	return 0, fmt.Errorf("capability %q is not known here: write a name as in capabilities(7)", name)
-}
-
 // dropCaps takes what is lost away from the thread. The bounding set stays:
 // no_new_privs makes the loss last (cap_bprm_creds_from_file, security/commoncap.c,
 // v6.1), and programs with file capabilities would not even start. For a user other
@@ -73,7 +56,7 @@ func dropCaps(lost, kept capSet, ambient bool) error {
 	if err := unix.Capset(&h, &d[0]); err != nil {
 		return err
 	}
-	for c := 0; ambient && c < len(capNames); c++ {
+	for c := 0; ambient && c < 64; c++ {
 		if !capSet(d[0].Permitted).has(c) && !(c >= 32 && d[1].Permitted&(1<<(c-32)) != 0) {
 			continue
 		}

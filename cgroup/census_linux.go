@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -106,7 +108,7 @@ func heldSockets(pid int, home uint64) (p ProcessSockets, err error) {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
 		return ProcessSockets{}, nil
 	case errors.Is(err, fs.ErrPermission):
-		p.Err = privileges(errno(err), unix.CAP_SYS_PTRACE)
+		p.Err = caps.Explain(caps.Errno(err), unix.CAP_SYS_PTRACE)
 		return p, nil
 	}
 	return p, err
@@ -187,16 +189,16 @@ func (s *set) known() (map[uint64]classifyVifSocket, error) {
 // 5.6). Whoever receives one gives the socket his own tag of net_cls (__receive_sock,
 // net/core/scm.c, v6.12), so one that has another is left alone.
 func (s *set) borrowKnown(pids []int, of map[uint64]diagSocket) (map[uint64]classifyVifSocket, error) {
-	tags, err := findNetCls()
+	tags, err := cgroupfs.FindNetCls()
 	if err != nil {
 		return nil, err
 	}
 	own := hierarchy.ClassID(0)
 	if tags != nil {
-		defer tags.close()
-		mine, _, err := Own(bind.WayNetCls)
+		defer tags.Close()
+		mine, _, err := cgroupfs.Own(bind.WayNetCls)
 		if err == nil {
-			own, err = tags.classid(strings.TrimPrefix(mine, cgroupTarget))
+			own, err = tags.Class(strings.TrimPrefix(mine, cgroupTarget))
 		}
 		if err != nil {
 			return nil, err
@@ -233,7 +235,7 @@ func (s *set) borrowKnown(pids []int, of map[uint64]diagSocket) (map[uint64]clas
 // vif_net_cls in bpf/classify.bpf.c, or the rules of nf_tables.
 type decider struct {
 	way  bind.Way
-	tree *tree
+	tree *cgroupfs.Tree
 	ours func(hierarchy.ClassID) bool
 	// With bpf, what the classifier knows of sockets, see [Binder.known].
 	known map[uint64]classifyVifSocket
@@ -333,13 +335,13 @@ func (d *decider) cgroup(id uint64) (hierarchy.ClassID, error) {
 	if class, ok := d.inside[id]; ok {
 		return class, nil
 	}
-	p, err := d.tree.path(id)
+	p, err := d.tree.Path(id)
 	if err != nil {
 		return 0, err
 	}
 	class := hierarchy.ClassID(0)
 	for p = path.Dir(p); p != "/" && class == 0; p = path.Dir(p) { // nothing binds the root
-		above, _, err := d.tree.id(p)
+		above, _, err := d.tree.ID(p)
 		if err != nil {
 			return 0, err
 		}

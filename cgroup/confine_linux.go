@@ -10,6 +10,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
 // Level is how firmly a program is held in its branch.
@@ -79,9 +81,9 @@ func outerBorders(root bool, readOnly, hidden string) []border {
 		opens: "programs see the cgroups above, and root may move to another by cgroup v2",
 		can: func() error {
 			if _, err := os.Stat("/proc/self/ns/cgroup"); err != nil {
-				return fmt.Errorf("it takes Linux 4.6: %w", ErrNotSupported)
+				return fmt.Errorf("it takes Linux 4.6: %w", caps.ErrNotSupported)
 			}
-			return lacking(unix.CAP_SYS_ADMIN)
+			return caps.Lacking(unix.CAP_SYS_ADMIN)
 		},
 		// with nsdelegate its root is a border for migration
 		put: func() error { return unix.Unshare(unix.CLONE_NEWCGROUP) },
@@ -90,9 +92,9 @@ func outerBorders(root bool, readOnly, hidden string) []border {
 		opens: "root may move to another cgroup, change net_cls tags and vifshape's records, have the kernel start programs outside, and write to devices' registers",
 		can: func() error {
 			if err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{}); err == unix.ENOSYS {
-				return fmt.Errorf("it takes Linux 5.12: %w", ErrNotSupported)
+				return fmt.Errorf("it takes Linux 5.12: %w", caps.ErrNotSupported)
 			}
-			return lacking(unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT)
+			return caps.Lacking(unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT)
 		},
 		put: func() error { return coverMounts(root, readOnly, hidden) },
 	}}
@@ -292,7 +294,7 @@ func closeInherited() error {
 func (b *Binder) tellPast(target string, c Command, r *ready) {
 	raw := c.Level == LevelTag && (!r.switches || r.uid == 0)
 	for _, name := range c.KeepCaps {
-		n, err := capNumber(name)
+		n, err := caps.Number(name)
 		raw = raw || err == nil && n == unix.CAP_NET_RAW
 	}
 	if !raw {
@@ -322,7 +324,7 @@ func (r *ready) lock(c Command, warn func(string)) (*lock, error) {
 	}
 	var lost, kept capSet
 	for _, name := range c.KeepCaps {
-		n, err := capNumber(name)
+		n, err := caps.Number(name)
 		if err != nil {
 			return nil, err
 		}
@@ -355,7 +357,7 @@ func (r *ready) lock(c Command, warn func(string)) (*lock, error) {
 	}
 	for _, d := range dropped() {
 		if kept.has(d.number) {
-			warn(fmt.Sprintf("the program keeps %s: %s", capNames[d.number], d.opens))
+			warn(fmt.Sprintf("the program keeps %s: %s", caps.Name(d.number), d.opens))
 		}
 	}
 	l.outer, l.inner = outer, inner

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 )
 
 // containers is what one Resolve knows of those that run: what it has looked at once
@@ -116,16 +118,16 @@ func (c *containers) look() error {
 	}
 	c.cgroups = map[string][]string{}
 	t := c.tree()
-	return t.walk("/", func(p string) error {
+	return t.Walk("/", func(p string) error {
 		id, is := containerID(path.Base(p))
 		switch {
 		case is:
 			c.cgroups[id] = append(c.cgroups[id], p)
 			return fs.SkipDir
-		case p != "/" && (p == homeRoot || !leads(p) || !t.roots(p)):
+		case p != "/" && (p == homeRoot || !leads(p) || !roots(t, p)):
 			return fs.SkipDir
 		}
-		c.cfg.Watch(t.root+strings.TrimSuffix(p, "/"), func(name string) bool {
+		c.cfg.Watch(t.Dir(strings.TrimSuffix(p, "/")), func(name string) bool {
 			_, is := containerID(name)
 			return is || leads(path.Join(p, name))
 		})
@@ -162,9 +164,9 @@ func leads(p string) bool {
 }
 
 // roots says whether a cgroup belongs to root.
-func (t *tree) roots(p string) bool {
+func roots(t *cgroupfs.Tree, p string) bool {
 	var st unix.Stat_t
-	return unix.Lstat(t.root+p, &st) == nil && st.Uid == 0
+	return unix.Lstat(t.Dir(p), &st) == nil && st.Uid == 0
 }
 
 // Limits for what the runtimes keep. Theirs are far below.

@@ -11,6 +11,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -95,7 +96,7 @@ func packetSockets(netNS int, fn func(diagSocket)) (err error) {
 	if netNS == 0 {
 		err = read()
 	} else {
-		err = inNetNS(netNS, read)
+		err = cgroupfs.InNetNS(netNS, read)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // there are none

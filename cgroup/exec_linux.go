@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
 // Command is a program to start inside a branch.
@@ -235,7 +237,7 @@ func (r *ready) become() error {
 		err = syscall.Setuid(r.uid)
 	}
 	if err != nil {
-		return fmt.Errorf("become user %d: %w", r.uid, privileges(err, unix.CAP_SETUID, unix.CAP_SETGID))
+		return fmt.Errorf("become user %d: %w", r.uid, caps.Explain(err, unix.CAP_SETUID, unix.CAP_SETGID))
 	}
 	return nil
 }

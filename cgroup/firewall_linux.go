@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
 // classifyModule is what iptables' CLASSIFY, in its old form and in that of
@@ -30,7 +32,7 @@ func PriorityRules() ([]string, error) {
 	chains, err := c.ListChains()
 	switch {
 	case errors.Is(err, unix.EPERM):
-		return nil, fmt.Errorf("look for firewall rules: %w", privileges(err, unix.CAP_NET_ADMIN))
+		return nil, fmt.Errorf("look for firewall rules: %w", caps.Explain(err, unix.CAP_NET_ADMIN))
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), noNetfilter(err): // no nf_tables in this kernel
 	case err != nil:
 		return nil, fmt.Errorf("look for firewall rules: %w", err)

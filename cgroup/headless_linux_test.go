@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -68,7 +69,7 @@ func TestKernelHeadless(t *testing.T) {
 			x.do("keep udp %s", addr)
 			in := func(dir string, class hierarchy.ClassID) {
 				t.Helper()
-				got, whole, err := cgroup.Of(way, x.pid())
+				got, whole, err := cgroupfs.Of(way, x.pid())
 				if diff := cmp.Diff([]string{p.target(dir)}, got); diff != "" || !whole || err != nil {
 					t.Errorf("it is seen in (-want +got), whole %t, %v:\n%s", whole, err, diff)
 				}
@@ -121,7 +122,7 @@ func TestKernelOfThreads(t *testing.T) {
 	}
 	defer x.Wait()
 	defer to.Close()
-	got, whole, err := cgroup.Of(bind.WayNetCls, x.Process.Pid)
+	got, whole, err := cgroupfs.Of(bind.WayNetCls, x.Process.Pid)
 	if diff := cmp.Diff([]string{p.target(one), p.target(two)}, got); diff != "" || !whole || err != nil {
 		t.Errorf("it is seen in (-want +got), whole %t, %v:\n%s", whole, err, diff)
 	}
@@ -142,7 +143,7 @@ func threads(args []string) error {
 	if err := <-done; err != nil {
 		return err
 	}
-	_, _, err := cgroup.Own(bind.WayNetCls)
+	_, _, err := cgroupfs.Own(bind.WayNetCls)
 	if err == nil || !strings.Contains(err.Error(), "the threads of this process are in different cgroups: ") {
 		return fmt.Errorf("its own cgroup: %v", err)
 	}
@@ -165,13 +166,13 @@ func TestOfEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
-		if got, _, err := cgroup.Of(way, x.Process.Pid); !errors.Is(err, unix.ESRCH) {
+		if got, _, err := cgroupfs.Of(way, x.Process.Pid); !errors.Is(err, unix.ESRCH) {
 			t.Errorf("%s: %q, %v; want %v", way, got, err, unix.ESRCH)
 		}
 	}
 	_ = x.Wait()
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
-		if got, _, err := cgroup.Of(way, x.Process.Pid); !errors.Is(err, unix.ESRCH) {
+		if got, _, err := cgroupfs.Of(way, x.Process.Pid); !errors.Is(err, unix.ESRCH) {
 			t.Errorf("%s, waited for: %q, %v; want %v", way, got, err, unix.ESRCH)
 		}
 	}

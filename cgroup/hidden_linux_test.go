@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -115,7 +116,7 @@ func hidden(args []string) error {
 func (n *network) runHidden(t *testing.T, how, dir string, flags uintptr) string {
 	t.Helper()
 	apply(t, n.binder(t, bind.WayBPF))
-	key, err := cgroup.NetNSKey(n.Near.FD())
+	key, err := cgroupfs.NetNSKey(n.Near.FD())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +177,7 @@ func TestKernelNetNSKey(t *testing.T) {
 	n, m := tctest.NetNS(t), tctest.NetNS(t)
 	var keys []string
 	for _, fd := range []int{n.FD(), m.FD()} {
-		k, err := cgroup.NetNSKey(fd)
+		k, err := cgroupfs.NetNSKey(fd)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +187,7 @@ func TestKernelNetNSKey(t *testing.T) {
 		t.Errorf("keys %q, want two different ns-N", keys)
 	}
 	err := n.Do(func() error {
-		own, err := cgroup.NetNSKey(-1)
+		own, err := cgroupfs.NetNSKey(-1)
 		if own != keys[0] {
 			t.Errorf("key %q from inside, want %q", own, keys[0])
 		}
@@ -195,7 +196,7 @@ func TestKernelNetNSKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, err := cgroup.NetNSKey(-1)
+	before, err := cgroupfs.NetNSKey(-1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -362,7 +363,7 @@ func TestKernelResolve(t *testing.T) {
 		if err == nil {
 			err = r.Err()
 		}
-		if !errors.Is(err, cgroup.ErrNotSupported) {
+		if !errors.Is(err, caps.ErrNotSupported) {
 			t.Errorf("error %v, want ErrNotSupported", err)
 		}
 	})
@@ -432,9 +433,9 @@ func unprivileged([]string) error {
 		return err
 	}
 	_, err = b.Hook()
-	fmt.Println(errors.Is(err, cgroup.ErrNotPrivileged), err)
+	fmt.Println(errors.Is(err, caps.ErrNotPrivileged), err)
 	report := cgroup.Probe()
-	fmt.Println(errors.Is(report.Ways[0].Err, cgroup.ErrNotPrivileged))
+	fmt.Println(errors.Is(report.Ways[0].Err, caps.ErrNotPrivileged))
 	var s hierarchy.State
 	fmt.Println(b.Read(context.Background(), &s))
 	for _, ways := range [][]bind.Way{nil, {bind.WayNetCls, bind.WayClsCgroup}} {
@@ -459,7 +460,7 @@ func confined([]string) error {
 		return err
 	}
 	_, err = b.Hook()
-	fmt.Println(errors.Is(err, cgroup.ErrConfined), errors.Is(err, cgroup.ErrNotPrivileged), err)
+	fmt.Println(errors.Is(err, caps.ErrConfined), errors.Is(err, caps.ErrNotPrivileged), err)
 	return b.Close()
 }
 

@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -22,7 +24,7 @@ const homeRoot = "/vifshape"
 
 // interfaceHome is the cgroup of the interface's own node.
 func (b *Binder) interfaceHome() string {
-	dir := escape(b.cfg.Interface)
+	dir := cgroupfs.Escape(b.cfg.Interface)
 	if b.cfg.NetNS != "" {
 		return path.Join(homeRoot, b.cfg.NetNS, dir)
 	}
@@ -37,10 +39,31 @@ func (b *Binder) homePath(p hierarchy.Path) string {
 	_, below, _ := strings.Cut(string(p), "/")
 	for name := range strings.SplitSeq(below, "/") {
 		if name != "" {
-			home += "/" + escape(name)
+			home += "/" + cgroupfs.Escape(name)
 		}
 	}
 	return home
+}
+
+// ParseHome takes the target of a home (see [Binder.Home]) apart: the network
+// namespace as [NetNSKey] names it, and the branch. A cgroup that a program made
+// in its home has the same form, its own name for a last part. Ok is false for
+// what is no home.
+func ParseHome(target string) (netNS string, p hierarchy.Path, ok bool) {
+	below, ok := strings.CutPrefix(target, cgroupTarget+homeRoot+"/")
+	if !ok {
+		return "", "", false
+	}
+	if strings.HasPrefix(below, "ns-") {
+		netNS, below, _ = strings.Cut(below, "/")
+	}
+	names := strings.Split(below, "/")
+	for i, n := range names {
+		if names[i] = cgroupfs.Unescape(n); names[i] == "" {
+			return "", "", false
+		}
+	}
+	return netNS, hierarchy.Path(strings.Join(names, "/")), true
 }
 
 // Home makes the branch's own cgroup, where [Exec] puts programs, and returns it
@@ -57,12 +80,12 @@ func (b *Binder) Home(p hierarchy.Path) (target string, err error) {
 		return "", b.wrap(fmt.Errorf("branch %s is another interface's", p))
 	}
 	home := b.homePath(p)
-	if _, _, err := b.tree().id(home); err == nil {
+	if _, _, err := b.tree().ID(home); err == nil {
 		return cgroupTarget + home, nil
 	}
 	b.fresh[home] = true
-	if err := b.tree().make(home); err != nil {
-		return "", fmt.Errorf("%s: make cgroup %s: %w", p, home, privileges(errno(err), unix.CAP_DAC_OVERRIDE))
+	if err := b.tree().Make(home); err != nil {
+		return "", fmt.Errorf("%s: make cgroup %s: %w", p, home, caps.Explain(caps.Errno(err), unix.CAP_DAC_OVERRIDE))
 	}
 	return cgroupTarget + home, nil
 }
@@ -84,10 +107,10 @@ func (b *Binder) BoundHome(p hierarchy.Path) (target string, class hierarchy.Cla
 	home := b.homePath(p)
 	target = cgroupTarget + home
 	if way.Tagged() {
-		class, err = t.classid(home)
+		class, err = t.Class(home)
 	} else {
 		var id uint64
-		if id, _, err = t.id(home); err == nil {
+		if id, _, err = t.ID(home); err == nil {
 			var v binding
 			v, _, err = on.cgroup(id)
 			class = v.class
@@ -109,13 +132,13 @@ func (b *Binder) Homes() ([]hierarchy.Path, error) {
 	return homes, b.wrap(err)
 }
 
-func (b *Binder) homesIn(t *tree) (homes []hierarchy.Path, err error) {
+func (b *Binder) homesIn(t *cgroupfs.Tree) (homes []hierarchy.Path, err error) {
 	top := b.interfaceHome()
-	err = t.walk(top, func(p string) error {
+	err = t.Walk(top, func(p string) error {
 		branch := hierarchy.Path(b.cfg.Interface)
 		for name := range strings.SplitSeq(strings.TrimPrefix(p, top), "/") {
 			if name != "" {
-				branch = branch.Join(unescape(name))
+				branch = branch.Join(cgroupfs.Unescape(name))
 			}
 		}
 		homes = append(homes, branch)
@@ -133,7 +156,7 @@ func (b *Binder) homesIn(t *tree) (homes []hierarchy.Path, err error) {
 func (b *Binder) RemoveHomes() (kept []hierarchy.Path, err error) {
 	for _, w := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		t, err := b.find(w)
-		if errors.Is(err, ErrNoCgroup2) || t == nil && err == nil {
+		if errors.Is(err, cgroupfs.ErrNoCgroup2) || t == nil && err == nil {
 			continue
 		}
 		var in []hierarchy.Path
@@ -148,23 +171,23 @@ func (b *Binder) RemoveHomes() (kept []hierarchy.Path, err error) {
 	return kept, b.wrap(nfTables{netNS: b.cfg.NetNSFD}.write(newRuleset(bind.WayNone)))
 }
 
-func (b *Binder) removeHomesIn(t *tree) (kept []hierarchy.Path, err error) {
+func (b *Binder) removeHomesIn(t *cgroupfs.Tree) (kept []hierarchy.Path, err error) {
 	homes, err := b.homesIn(t)
 	if err != nil {
 		return nil, err
 	}
 	for _, p := range slices.Backward(homes) {
-		switch err := unix.Rmdir(t.root + b.homePath(p)); err {
+		switch err := unix.Rmdir(t.Dir(b.homePath(p))); err {
 		case nil, unix.ENOENT:
 		case unix.EBUSY:
 			kept = append(kept, p)
 		default:
-			return kept, fmt.Errorf("%s: remove cgroup %s: %w", p, b.homePath(p), privileges(err, unix.CAP_DAC_OVERRIDE))
+			return kept, fmt.Errorf("%s: remove cgroup %s: %w", p, b.homePath(p), caps.Explain(err, unix.CAP_DAC_OVERRIDE))
 		}
 	}
 	// what lies above, when no other interface needs it: refused otherwise
 	for dir := path.Dir(b.interfaceHome()); dir != "/"; dir = path.Dir(dir) {
-		if err := unix.Rmdir(t.root + dir); err != nil {
+		if err := unix.Rmdir(t.Dir(dir)); err != nil {
 			break
 		}
 	}
@@ -180,7 +203,7 @@ func (b *Binder) Processes(target string) ([]int, error) {
 		return nil, err
 	}
 	if p, ok := strings.CutPrefix(target, cgroupTarget); ok {
-		pids, err := b.tree().members(p)
+		pids, err := b.tree().Members(p)
 		return pids, b.wrap(err)
 	}
 	n, ok := strings.CutPrefix(target, uidTarget)
@@ -223,7 +246,7 @@ func (b *Binder) Join(target string, pid int) error {
 	if pid == 0 {
 		pid = os.Getpid()
 	}
-	err := b.tree().join(p, pid)
+	err := b.tree().Join(p, pid)
 	switch {
 	case err == nil:
 		return nil
@@ -232,7 +255,7 @@ func (b *Binder) Join(target string, pid int) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return b.wrap(fmt.Errorf("cgroup %s: %w", p, fs.ErrNotExist))
 	}
-	return b.wrap(fmt.Errorf("put process into cgroup %s: %w", p, privileges(errno(err), unix.CAP_DAC_OVERRIDE)))
+	return b.wrap(fmt.Errorf("put process into cgroup %s: %w", p, caps.Explain(caps.Errno(err), unix.CAP_DAC_OVERRIDE)))
 }
 
 // RemoveHome removes the branch's own cgroup and those that programs left below it,
@@ -243,20 +266,20 @@ func (b *Binder) RemoveHome(p hierarchy.Path) (gone bool, err error) {
 		return false, err
 	}
 	t, home := b.tree(), b.homePath(p)
-	if pids, err := t.members(home); err != nil || len(pids) > 0 {
+	if pids, err := t.Members(home); err != nil || len(pids) > 0 {
 		return false, b.wrap(err)
 	}
 	var all []string
-	if err := t.walk(home, func(path string) error { all = append(all, path); return nil }); err != nil {
+	if err := t.Walk(home, func(path string) error { all = append(all, path); return nil }); err != nil {
 		return false, b.wrap(err)
 	}
 	for _, path := range slices.Backward(all) {
-		switch err := unix.Rmdir(t.root + path); err {
+		switch err := unix.Rmdir(t.Dir(path)); err {
 		case nil, unix.ENOENT:
 		case unix.EBUSY:
 			return false, nil
 		default:
-			return false, fmt.Errorf("%s: remove cgroup %s: %w", p, path, privileges(err, unix.CAP_DAC_OVERRIDE))
+			return false, fmt.Errorf("%s: remove cgroup %s: %w", p, path, caps.Explain(err, unix.CAP_DAC_OVERRIDE))
 		}
 	}
 	return true, nil

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -48,7 +49,7 @@ func require(t testing.TB, way bind.Way) {
 	t.Helper()
 	tctest.RequireRoot(t)
 	err := report(t, way).Err
-	tctest.Require(t, !errors.Is(err, cgroup.ErrNotSupported), fmt.Sprintf("binding %s (%v)", way, err))
+	tctest.Require(t, !errors.Is(err, caps.ErrNotSupported), fmt.Sprintf("binding %s (%v)", way, err))
 }
 
 // ways are those to test here: not cgroup v2 in one of the guests, with v1 alone,

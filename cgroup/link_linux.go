@@ -11,10 +11,11 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-var errLinksByBPF = fmt.Errorf("interfaces can be bound with BPF only, not with nf_tables or net_cls: %w", ErrNotSupported)
+var errLinksByBPF = fmt.Errorf("interfaces can be bound with BPF only, not with nf_tables or net_cls: %w", caps.ErrNotSupported)
 
 // errNoLink is an fs.ErrNotExist: that nothing is there any more may end a change.
 var errNoLink error = noLink{}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -130,7 +131,7 @@ func (n *network) binder(t testing.TB, ways ...bind.Way) *cgroup.Binder {
 // binderWith is one that is configured besides.
 func (n *network) binderWith(t testing.TB, c cgroup.Config) *cgroup.Binder {
 	t.Helper()
-	key, err := cgroup.NetNSKey(n.Near.FD())
+	key, err := cgroupfs.NetNSKey(n.Near.FD())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,9 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 )
 
 // narrow is the program of bpf/narrow.bpf.c, which keeps the sockets of bound
@@ -45,7 +48,7 @@ func (n *narrow) load(name string) error {
 	}
 	n.off = func() error {
 		if before(5, 8) { // large values would be refused
-			return fmt.Errorf("it takes Linux 5.8: %w", ErrNotSupported)
+			return fmt.Errorf("it takes Linux 5.8: %w", caps.ErrNotSupported)
 		}
 		spec, err := loadNarrow()
 		if err != nil {
@@ -105,8 +108,8 @@ func (b *Binder) findNarrow(fd int) (*ebpf.Program, error) {
 func vanishing(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }
 
 // on calls a function with a descriptor of a cgroup. One that is gone is no error.
-func (t *tree) on(path string, fn func(fd int) error) error {
-	fd, err := unix.Open(t.root+path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+func on(t *cgroupfs.Tree, path string, fn func(fd int) error) error {
+	fd, err := unix.Open(t.Dir(path), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if vanishing(err) {
 		return nil
 	}
@@ -118,11 +121,11 @@ func (t *tree) on(path string, fn func(fd int) error) error {
 }
 
 // open says whether the program is missing on a cgroup on which it could be.
-func (b *Binder) open(t *tree, path string) (open bool) {
+func (b *Binder) open(t *cgroupfs.Tree, path string) (open bool) {
 	if b.narrow.off != nil || b.narrow.refused[path] != nil {
 		return false
 	}
-	err := t.on(path, func(fd int) error {
+	err := on(t, path, func(fd int) error {
 		p, err := b.findNarrow(fd)
 		if err != nil {
 			return err
@@ -143,11 +146,11 @@ func (b *Binder) open(t *tree, path string) (open bool) {
 // no error of a binding, whose packets get their class without it: where somebody
 // else's program does not suffer another one below it, Warn is told, and where the
 // kernel has no such programs, nobody but [Binder.Exec]'s caller.
-func (b *Binder) guard(t *tree, path string) error {
+func (b *Binder) guard(t *cgroupfs.Tree, path string) error {
 	if !b.open(t, path) {
 		return nil
 	}
-	return t.on(path, func(fd int) error {
+	return on(t, path, func(fd int) error {
 		err := link.RawAttachProgram(link.RawAttachProgramOptions{
 			Target: fd, Program: b.narrow.prog, Attach: ebpf.AttachCGroupSetsockopt, Flags: unix.BPF_F_ALLOW_MULTI,
 		})
@@ -163,8 +166,8 @@ func (b *Binder) guard(t *tree, path string) error {
 }
 
 // unguard takes the program away from a cgroup.
-func (b *Binder) unguard(t *tree, path string) error {
-	return t.on(path, func(fd int) error {
+func (b *Binder) unguard(t *cgroupfs.Tree, path string) error {
+	return on(t, path, func(fd int) error {
 		p, err := b.findNarrow(fd)
 		if p == nil || err != nil {
 			return nil // there is none, or nobody may have one

@@ -15,6 +15,8 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -442,7 +444,7 @@ func (n nfTables) gone(indexes []uint32) (gone map[uint32]bool, err error) {
 	if n.netNS == 0 {
 		err = find()
 	} else {
-		err = inNetNS(n.netNS, find)
+		err = cgroupfs.InNetNS(n.netNS, find)
 	}
 	return gone, err
 }
@@ -490,15 +492,15 @@ func (n nfTables) lacks(err error) error {
 	if err == nil {
 		return nil
 	}
-	if err := privileges(err, unix.CAP_NET_ADMIN); errors.Is(err, ErrNotPrivileged) {
+	if err := caps.Explain(err, unix.CAP_NET_ADMIN); errors.Is(err, caps.ErrNotPrivileged) {
 		return n.fail(err)
 	}
-	return fmt.Errorf("nf_tables with its egress hook, \"socket cgroupv2\" and \"meta cgroup\" (Linux 5.16): %w: %w", ErrNotSupported, errno(err))
+	return fmt.Errorf("nf_tables with its egress hook, \"socket cgroupv2\" and \"meta cgroup\" (Linux 5.16): %w: %w", caps.ErrNotSupported, caps.Errno(err))
 }
 
 func (n nfTables) fail(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("nf_tables: %w", privileges(err, unix.CAP_NET_ADMIN))
+	return fmt.Errorf("nf_tables: %w", caps.Explain(err, unix.CAP_NET_ADMIN))
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -389,7 +390,7 @@ func unruly([]string) error {
 		return err
 	}
 	defer b.Close()
-	if _, err := b.Hook(); !errors.Is(err, cgroup.ErrNotPrivileged) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
+	if _, err := b.Hook(); !errors.Is(err, caps.ErrNotPrivileged) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
 		return fmt.Errorf("error %v, want one of privileges that names CAP_NET_ADMIN", err)
 	}
 	return nil

@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -35,7 +37,7 @@ type WayReport struct {
 // missing.
 func Probe() Report {
 	// the second is for attaching, the first for all else
-	r := Report{Privileges: lacking(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN), Layout: layout()}
+	r := Report{Privileges: caps.Lacking(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN), Layout: cgroupfs.Layout()}
 	serves := true
 	r.add(bind.WayBPF, func() (string, error) {
 		return probeV2(bind.WayBPF, func(w bind.Way) error {
@@ -100,13 +102,13 @@ func weak(w bind.Way) (text []string) {
 }
 
 func probeV2(w bind.Way, try func(bind.Way) error) (string, error) {
-	t, err := findV2()
+	t, err := cgroupfs.FindV2()
 	if err != nil {
 		return "", err
 	}
-	defer t.close()
+	defer t.Close()
 	if w == bind.WayNft {
-		err = levelsKnown(t)
+		err = t.LevelsKnown()
 	}
 	if err == nil {
 		err = try(w)
@@ -115,24 +117,24 @@ func probeV2(w bind.Way, try func(bind.Way) error) (string, error) {
 }
 
 func probeNetCls(w bind.Way, try func(bind.Way) error) (string, error) {
-	t, err := findNetCls()
+	t, err := cgroupfs.FindNetCls()
 	if err != nil {
 		return "", err
 	}
 	if t != nil {
-		defer t.close()
+		defer t.Close()
 		return basis(w, t), try(w)
 	}
 	b, err := os.ReadFile("/proc/cgroups")
 	if err != nil {
-		return "", fmt.Errorf("cgroup v1: %w", ErrNotSupported)
+		return "", fmt.Errorf("cgroup v1: %w", caps.ErrNotSupported)
 	}
 	for line := range strings.Lines(string(b)) {
 		if f := strings.Fields(line); len(f) == 4 && f[0] == "net_cls" && f[3] == "1" {
 			return by(w, "net_cls, which will be mounted when it is used"), try(w)
 		}
 	}
-	return "", fmt.Errorf("net_cls (CONFIG_CGROUP_NET_CLASSID): %w", ErrNotSupported)
+	return "", fmt.Errorf("net_cls (CONFIG_CGROUP_NET_CLASSID): %w", caps.ErrNotSupported)
 }
 
 // tryTables tries the rules of a way, for the loopback interface.

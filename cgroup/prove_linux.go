@@ -24,6 +24,8 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -122,7 +124,7 @@ type proving struct {
 	*Binder
 	with   ProveConfig
 	way    bind.Way
-	tree   *tree
+	tree   *cgroupfs.Tree
 	run    uint64 // that the packets carry
 	tap    *tap   // nil: classes are counted
 	sender *sender
@@ -141,9 +143,9 @@ const proveName = "_prove-"
 
 // sweep removes what a run left behind that was killed.
 func (p *proving) sweep() error {
-	return p.tree.walk("/", func(at string) error {
+	return p.tree.Walk("/", func(at string) error {
 		if strings.HasPrefix(path.Base(at), proveName) {
-			_ = unix.Rmdir(p.tree.root + at) // whatever else bears the name is not empty, or somebody's again
+			_ = unix.Rmdir(p.tree.Dir(at)) // whatever else bears the name is not empty, or somebody's again
 			return fs.SkipDir
 		}
 		return nil
@@ -156,11 +158,11 @@ func (p *proving) close() error {
 		errs = append(errs, p.sender.end())
 	}
 	for _, at := range slices.Backward(p.made) {
-		if err := removeSoon(p.tree.root + at); err != nil {
+		if err := removeSoon(p.tree.Dir(at)); err != nil {
 			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", at, err))
 		}
 	}
-	unix.Rmdir(p.tree.root + homeRoot) // where it is empty
+	unix.Rmdir(p.tree.Dir(homeRoot)) // where it is empty
 	if p.tap != nil {
 		errs = append(errs, p.tap.close())
 	}
@@ -204,12 +206,12 @@ func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sen
 	}
 	at := path.Join(below, proveName+strconv.Itoa(os.Getpid()))
 	if !slices.Contains(p.made, at) {
-		if _, _, err := p.tree.id(below); isCgroup && err != nil {
+		if _, _, err := p.tree.ID(below); isCgroup && err != nil {
 			return 0, errors.New("it is gone")
 		}
 		p.made = append(p.made, at)
-		if err := p.tree.make(at); err != nil {
-			return 0, fmt.Errorf("make a cgroup in it: %w", privileges(errno(err), unix.CAP_DAC_OVERRIDE))
+		if err := p.tree.Make(at); err != nil {
+			return 0, fmt.Errorf("make a cgroup in it: %w", caps.Explain(caps.Errno(err), unix.CAP_DAC_OVERRIDE))
 		}
 	}
 	if p.sender == nil {
@@ -217,8 +219,8 @@ func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sen
 			return 0, err
 		}
 	}
-	if err := p.tree.join(at, p.sender.cmd.Process.Pid); err != nil {
-		return 0, fmt.Errorf("put a process into it: %w", errno(err))
+	if err := p.tree.Join(at, p.sender.cmd.Process.Pid); err != nil {
+		return 0, fmt.Errorf("put a process into it: %w", caps.Errno(err))
 	}
 	sent, err, lost := p.sender.carryOut(ctx, o)
 	if lost {
@@ -269,7 +271,7 @@ func (p *proving) start() (*sender, error) {
 	}
 	start := s.cmd.Start
 	if fd := p.cfg.NetNSFD; fd != 0 {
-		start = func() error { return inNetNS(fd, s.cmd.Start) }
+		start = func() error { return cgroupfs.InNetNS(fd, s.cmd.Start) }
 	}
 	if err := start(); err != nil {
 		return nil, fmt.Errorf("start a process that sends: %w", err)
@@ -349,7 +351,7 @@ func (p *proving) sendFrom(name string, o order) (sent int, err error) {
 	}
 	defer ns.Close()
 	o.Index = l.peer
-	err = inNetNS(int(ns.Fd()), func() error {
+	err = cgroupfs.InNetNS(int(ns.Fd()), func() error {
 		sent, err = o.forwarded(to)
 		return err
 	})
@@ -506,7 +508,7 @@ func (b *Binder) newTap(run uint64) (_ *tap, err error) {
 	}
 	t := &tap{fd: -1}
 	if t.coll, err = ebpf.NewCollection(spec); err != nil {
-		return nil, fmt.Errorf("load the program that counts: %w", privileges(err, unix.CAP_BPF))
+		return nil, fmt.Errorf("load the program that counts: %w", caps.Explain(err, unix.CAP_BPF))
 	}
 	open := func() (err error) {
 		// no protocol: nothing arrives before it is bound
@@ -521,10 +523,10 @@ func (b *Binder) newTap(run uint64) (_ *tap, err error) {
 	if b.cfg.NetNSFD == 0 {
 		err = open()
 	} else {
-		err = inNetNS(b.cfg.NetNSFD, open)
+		err = cgroupfs.InNetNS(b.cfg.NetNSFD, open)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("look at what leaves the interface: %w", privileges(err, unix.CAP_NET_RAW)), t.close())
+		return nil, errors.Join(fmt.Errorf("look at what leaves the interface: %w", caps.Explain(err, unix.CAP_NET_RAW)), t.close())
 	}
 	return t, nil
 }

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -319,12 +319,12 @@ func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
 		for i := range name {
 			if name[i] == '/' {
 				part, _, _ := strings.Cut(name[i+1:], "/")
-				b.cfg.Watch(t.root+name[:i], func(name string) bool { return name == part })
+				b.cfg.Watch(t.Dir(name[:i]), func(name string) bool { return name == part })
 			}
 		}
-		id, _, err := t.id(name)
+		id, _, err := t.ID(name)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, []string{"no such cgroup below " + t.where}, nil
+			return nil, []string{"no such cgroup below " + t.Where}, nil
 		}
 		if err != nil {
 			return nil, nil, err
@@ -334,12 +334,12 @@ func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
 		}
 		return []string{cgroupTarget + name}, nil, nil
 	}
-	found, err := t.glob(name, b.cfg.Watch)
+	found, err := glob(t, name, b.cfg.Watch)
 	if err != nil {
 		return nil, nil, err
 	}
 	if len(found) == 0 {
-		return nil, []string{"no such cgroups below " + t.where}, nil
+		return nil, []string{"no such cgroups below " + t.Where}, nil
 	}
 	for _, p := range found {
 		targets = append(targets, cgroupTarget+p)
@@ -392,7 +392,7 @@ func running(p bind.Pattern, kind bind.Kind, units map[string][]string) (names [
 // user is the target of a user, or why there is none at present.
 func (b *Binder) user(name string) (target, reason string, err error) {
 	if b.way.Tagged() {
-		return "", "", fmt.Errorf("users can be bound with cgroup v2 only, not with net_cls: %w", ErrNotSupported)
+		return "", "", fmt.Errorf("users can be bound with cgroup v2 only, not with net_cls: %w", caps.ErrNotSupported)
 	}
 	if uid, err := strconv.ParseUint(name, 10, 32); err == nil {
 		return uidTarget + strconv.FormatUint(uid, 10), "", nil
@@ -445,18 +445,18 @@ func Subordinates(target string) ([]string, error) {
 
 // glob lists the cgroups that a path stands for whose parts may be patterns. It
 // reads no more directories than these take, and tells watch of each before.
-func (t *tree) glob(pattern string, watch func(string, func(string) bool)) ([]string, error) {
+func glob(t *cgroupfs.Tree, pattern string, watch func(string, func(string) bool)) ([]string, error) {
 	found := []string{""}
 	for part := range strings.SplitSeq(strings.TrimPrefix(pattern, "/"), "/") {
 		p := bind.Pattern(part)
 		var next []string
 		for _, dir := range found {
-			watch(t.root+dir, p.Match)
+			watch(t.Dir(dir), p.Match)
 			if p.Exact() {
 				next = append(next, dir+"/"+part)
 				continue
 			}
-			names, err := t.children(dir)
+			names, err := t.Children(dir)
 			if err != nil {
 				return nil, err
 			}
@@ -469,23 +469,9 @@ func (t *tree) glob(pattern string, watch func(string, func(string) bool)) ([]st
 		found = next
 	}
 	return slices.DeleteFunc(found, func(p string) bool {
-		_, _, err := t.id(p)
+		_, _, err := t.ID(p)
 		return err != nil || strings.HasPrefix(p, homeRoot+"/")
 	}), nil
-}
-
-// children are the names of the cgroups right below one, none where it is not there.
-func (t *tree) children(path string) (names []string, err error) {
-	ents, err := os.ReadDir(t.root + path + "/")
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-		return nil, nil
-	}
-	for _, e := range ents {
-		if e.IsDir() {
-			names = append(names, e.Name())
-		}
-	}
-	return names, err
 }
 
 // units finds the cgroups of units and slices by their names, all that bindings name
@@ -520,19 +506,19 @@ func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 	}
 	t := b.tree()
 	matters := func(name string) bool {
-		return wanted(name) || wanted(unescape(name)) || strings.HasSuffix(name, ".slice")
+		return wanted(name) || wanted(cgroupfs.Unescape(name)) || strings.HasSuffix(name, ".slice")
 	}
-	err := t.walk("/", func(p string) error {
+	err := t.Walk("/", func(p string) error {
 		if p == "/" {
-			b.cfg.Watch(t.root, matters)
+			b.cfg.Watch(t.Dir(""), matters)
 			return nil
 		}
 		name := path.Base(p)
 		if _, exact := units[name]; !exact {
-			name = unescape(name)
+			name = cgroupfs.Unescape(name)
 		}
 		stem, slice := strings.CutSuffix(name, ".slice")
-		if slice && sliceAbove(stem) != unescape(strings.TrimPrefix(path.Base(path.Dir(p)), "/")) {
+		if slice && sliceAbove(stem) != cgroupfs.Unescape(strings.TrimPrefix(path.Base(path.Dir(p)), "/")) {
 			return fs.SkipDir // called like a slice, and none of systemd's
 		}
 		if wanted(name) && p != homeRoot {
@@ -541,7 +527,7 @@ func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 		if !slice {
 			return fs.SkipDir
 		}
-		b.cfg.Watch(t.root+p, matters)
+		b.cfg.Watch(t.Dir(p), matters)
 		return nil
 	})
 	return units, err

@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
 // denial is a system call that a filter answers itself.
@@ -172,7 +174,7 @@ func seccompAvailable() error {
 	action := uint32(unix.SECCOMP_RET_ERRNO)
 	_, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
 	if e != 0 {
-		return fmt.Errorf("CONFIG_SECCOMP_FILTER, Linux 4.14: %w", ErrNotSupported)
+		return fmt.Errorf("CONFIG_SECCOMP_FILTER, Linux 4.14: %w", caps.ErrNotSupported)
 	}
 	return nil
 }
@@ -200,7 +202,7 @@ func landlockAvailable() error {
 	case e == unix.EOPNOTSUPP:
 		return errors.New("it is switched off; the kernel's command line has a list lsm=, which needs landlock")
 	case e != 0 || abi < 2:
-		return fmt.Errorf("CONFIG_SECURITY_LANDLOCK, Linux 5.19: %w", ErrNotSupported)
+		return fmt.Errorf("CONFIG_SECURITY_LANDLOCK, Linux 5.19: %w", caps.ErrNotSupported)
 	}
 	return nil
 }

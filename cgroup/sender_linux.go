@@ -10,6 +10,8 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
 // Where [Binder.Prove] sends to: groups that nobody is in, in the range set aside for
@@ -80,7 +82,7 @@ func setFSUser(uid uint32) error {
 		return err
 	}
 	if now, err := unix.SetfsuidRetUid(-1); err != nil || uint32(now) != uid {
-		return fmt.Errorf("become user %d: %w", uid, privileges(unix.EPERM, unix.CAP_SETUID))
+		return fmt.Errorf("become user %d: %w", uid, caps.Explain(unix.EPERM, unix.CAP_SETUID))
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -76,14 +77,14 @@ func name(w bind.Way) string {
 // than all the rest.
 func loadSet(w bind.Way, types *btf.Cache) (*set, error) {
 	s, err := loadFirst(w, types)
-	if !errors.Is(err, unix.EPERM) || errors.Is(err, ErrNotPrivileged) {
+	if !errors.Is(err, unix.EPERM) || errors.Is(err, caps.ErrNotPrivileged) {
 		return s, err
 	}
 	if before(5, 11) { // maps count as locked memory there, of which little is allowed
 		var limit unix.Rlimit
 		lifted := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
 		if err := unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &lifted, &limit); err != nil {
-			return nil, fmt.Errorf("load the classifier: raise the limit of locked memory: %w", privileges(err, unix.CAP_SYS_RESOURCE))
+			return nil, fmt.Errorf("load the classifier: raise the limit of locked memory: %w", caps.Explain(err, unix.CAP_SYS_RESOURCE))
 		}
 		s, err = loadFirst(w, types)
 		// what Exec starts must not inherit it
@@ -92,7 +93,7 @@ func loadSet(w bind.Way, types *btf.Cache) (*set, error) {
 		}
 	}
 	if errors.Is(err, unix.EPERM) {
-		err = fmt.Errorf("load the classifier: %w", privileges(err))
+		err = fmt.Errorf("load the classifier: %w", caps.Explain(err))
 	}
 	return s, err
 }
@@ -110,7 +111,7 @@ func loadFirst(w bind.Way, types *btf.Cache) (*set, error) {
 			return s, nil
 		}
 		// the library takes a refusal for a missing feature where it probes for one
-		if e := lacking(unix.CAP_BPF, unix.CAP_NET_ADMIN); e != nil {
+		if e := caps.Lacking(unix.CAP_BPF, unix.CAP_NET_ADMIN); e != nil {
 			return nil, fmt.Errorf("load the classifier: %w", e)
 		}
 		if errors.Is(err, unix.EPERM) {
@@ -118,7 +119,7 @@ func loadFirst(w bind.Way, types *btf.Cache) (*set, error) {
 		}
 		errs = append(errs, err)
 	}
-	return nil, fmt.Errorf("load the classifier (Linux 5.3 or later with BPF): %w: %w", ErrNotSupported, errs)
+	return nil, fmt.Errorf("load the classifier (Linux 5.3 or later with BPF): %w: %w", caps.ErrNotSupported, errs)
 }
 
 func loadProgram(w bind.Way, program string, types *btf.Cache) (*set, error) {
@@ -165,7 +166,7 @@ func loadProgram(w bind.Way, program string, types *btf.Cache) (*set, error) {
 // package has version 0.
 func openSet(id uint32) (*set, error) {
 	denied := func(err error) error {
-		return fmt.Errorf("read the classifier: %w", privileges(err, unix.CAP_SYS_ADMIN))
+		return fmt.Errorf("read the classifier: %w", caps.Explain(err, unix.CAP_SYS_ADMIN))
 	}
 	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {

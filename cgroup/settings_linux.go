@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
 // Settings are what the machine's administrator chose that bears on bindings.
@@ -64,7 +66,7 @@ func ReadSettings() (Settings, error) {
 
 // compiled looks at what becomes of the smallest program there is.
 func compiled() (*bool, error) {
-	if lacking(unix.CAP_BPF) != nil || lacking(unix.CAP_NET_ADMIN) != nil {
+	if caps.Lacking(unix.CAP_BPF) != nil || caps.Lacking(unix.CAP_NET_ADMIN) != nil {
 		return nil, nil
 	}
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
@@ -96,11 +98,11 @@ func (b *Binder) Escape(target string) (uid uint32, err error) {
 		return 0, err
 	}
 	t := b.tree()
-	if !t.v2() {
+	if !t.V2() {
 		return 0, nil // there a process may be moved by its owner wherever he may write
 	}
 	var st unix.Stat_t
-	file := t.root + path.Join("/", path.Dir(p), "cgroup.procs")
+	file := t.Dir(path.Join("/", path.Dir(p), "cgroup.procs"))
 	if err := unix.Stat(file, &st); err != nil {
 		return 0, b.wrap(&fs.PathError{Op: "stat", Path: file, Err: err})
 	}

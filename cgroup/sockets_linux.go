@@ -18,6 +18,8 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 )
 
 // iterator carries by programs that go through the files of all processes and
@@ -195,8 +197,8 @@ func (b *borrower) close() {}
 
 func (b *borrower) carry(pids map[int]bool) (all []carried, failed []AttachFailure, err error) {
 	for pid := range pids {
-		if first, err := readProcess(pid); err == nil && first.exits() {
-			if _, err := living(pid); err == nil {
+		if first, err := cgroupfs.ReadProcess(pid); err == nil && first.Exits() {
+			if _, err := cgroupfs.Living(pid); err == nil {
 				failed = append(failed, AttachFailure{pid, errors.New("its first thread has ended, by which alone this kernel lets its open sockets be reached: they keep their class")})
 			}
 			continue

@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -144,10 +146,10 @@ func (s *spaces) walk() error {
 			break
 		}
 		if s.way == bind.WayBPF {
-			s.cfg.Watch(t.root+at.dir, func(string) bool { return true })
-			s.cfg.Watch(t.root+at.dir+"/cgroup.events", nil)
+			s.cfg.Watch(t.Dir(at.dir), func(string) bool { return true })
+			s.cfg.Watch(t.Dir(at.dir+"/cgroup.events"), nil)
 		}
-		pids, err := t.procs(at.dir)
+		pids, err := t.Processes(at.dir)
 		if err != nil {
 			return err
 		}
@@ -158,7 +160,7 @@ func (s *spaces) walk() error {
 		for _, pid := range pids {
 			s.members[pid] = &member{pid: pid, dir: at.dir, by: at.by}
 		}
-		children, err := t.below(at.dir)
+		children, err := below(t, at.dir)
 		if err != nil {
 			return err
 		}
@@ -185,12 +187,12 @@ func (s *spaces) above(dir string) *claim {
 
 // below is children, for the many that have none: a directory has as many links as
 // there are others in it, and two (kernfs_refresh_inode, fs/kernfs/inode.c, v6.12).
-func (t *tree) below(dir string) ([]string, error) {
+func below(t *cgroupfs.Tree, dir string) ([]string, error) {
 	var st unix.Stat_t
-	if unix.Stat(t.root+dir+"/", &st) == nil && st.Nlink == 2 {
+	if unix.Stat(t.Dir(dir+"/"), &st) == nil && st.Nlink == 2 {
 		return nil, nil
 	}
-	return t.children(dir)
+	return t.Children(dir)
 }
 
 // locate finds out in which network namespaces the processes are.
@@ -217,7 +219,7 @@ func (s *spaces) locate() error {
 		}
 	}
 	for by, n := range unseen {
-		s.tell(by, fmt.Sprintf("of %d of its processes it cannot be told in which network namespace they are: %v", n, privileges(refused, unix.CAP_SYS_PTRACE)))
+		s.tell(by, fmt.Sprintf("of %d of its processes it cannot be told in which network namespace they are: %v", n, caps.Explain(refused, unix.CAP_SYS_PTRACE)))
 	}
 	for _, m := range firsts {
 		if m.ns == s.home {
@@ -360,7 +362,7 @@ func (s *spaces) open(ns uint64) (*os.File, error) {
 		err = unix.Fstat(int(f.Fd()), &st)
 		var now []int
 		if err == nil && st.Ino == ns {
-			now, err = s.tree().procs(m.dir)
+			now, err = s.tree().Processes(m.dir)
 		}
 		if err == nil && slices.Contains(now, m.pid) {
 			return f, nil
@@ -397,7 +399,7 @@ func oldest(all []*member) *member {
 		began time.Duration
 	)
 	for _, m := range all {
-		start, err := Started(m.pid)
+		start, err := cgroupfs.Started(m.pid)
 		if err == nil && (first == nil || start < began || start == began && m.pid < first.pid) {
 			first, began = m, start
 		}
@@ -434,7 +436,7 @@ func (s *spaces) other(ns uint64) error {
 	in.cfg.NetNSFD = int(f.Fd())
 	links, err := in.listLinks()
 	if err != nil {
-		s.all(ns, nil, fmt.Sprintf("where packets from there go cannot be told: %v", privileges(err, unix.CAP_SYS_ADMIN)))
+		s.all(ns, nil, fmt.Sprintf("where packets from there go cannot be told: %v", caps.Explain(err, unix.CAP_SYS_ADMIN)))
 		return nil
 	}
 	for _, l := range links {
@@ -508,7 +510,7 @@ func (s *spaces) lookAgain() {
 
 // age is how long ago a process started; ok says whether it is there.
 func age(pid int) (age time.Duration, ok bool) {
-	start, err := Started(pid)
+	start, err := cgroupfs.Started(pid)
 	var now unix.Timespec
 	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
 		return 0, false

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -89,7 +90,7 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 }
 
 // idOf is the number of what a target names, 0 when there is nothing.
-func (s *steady) idOf(t *tree, target string) uint64 {
+func (s *steady) idOf(t *cgroupfs.Tree, target string) uint64 {
 	if name, ok := strings.CutPrefix(target, linkTarget); ok {
 		l, err := s.getLink(0, name)
 		if err != nil {
@@ -101,7 +102,7 @@ func (s *steady) idOf(t *tree, target string) uint64 {
 	if !ok || t == nil {
 		return 0
 	}
-	id, _, err := t.id(path)
+	id, _, err := t.ID(path)
 	if err != nil {
 		return 0
 	}

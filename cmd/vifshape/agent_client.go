@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -152,7 +153,7 @@ func (m *machine) runDelegated(ctx context.Context, path hierarchy.Path, cmd cgr
 
 // placed says whether this process is in the home of a branch.
 func (m *machine) placed(path hierarchy.Path, way bind.Way) error {
-	target, whole, err := cgroup.Own(way)
+	target, whole, err := cgroupfs.Own(way)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -348,7 +349,7 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 func (m *machine) homesOf(pid int) ([]hierarchy.Path, error) {
 	var homes []hierarchy.Path
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
-		targets, whole, err := cgroup.Of(way, pid)
+		targets, whole, err := cgroupfs.Of(way, pid)
 		if err != nil {
 			return nil, err
 		}
@@ -431,7 +432,7 @@ func (p *peer) same(by time.Duration) error {
 	if err != nil {
 		return err
 	}
-	start, err := cgroup.Started(p.pid)
+	start, err := cgroupfs.Started(p.pid)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -121,7 +122,7 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 // outside says where the traffic of a process goes that is in no branch.
 func (m *machine) outside(rests []string) error {
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
-		target, _, err := cgroup.Own(way)
+		target, _, err := cgroupfs.Own(way)
 		if err != nil {
 			return err
 		}

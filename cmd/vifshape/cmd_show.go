@@ -14,7 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -226,7 +226,7 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 	}
 	defer x.binder.Close()
 	v := &treeView{Interface: iface, Policy: x.record.Policy, Way: s.Hook.Way}
-	if v.Why, err = x.binder.Why(); errors.Is(err, cgroup.ErrNotPrivileged) {
+	if v.Why, err = x.binder.Why(); errors.Is(err, caps.ErrNotPrivileged) {
 		v.Why = "cannot be read without privileges"
 	} else if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -228,7 +229,7 @@ func (x *examination) bindings() {
 	for _, w := range x.report.Ways {
 		f := finding{Group: groupBinding, Topic: string(w.Way), State: good, Text: w.Text}
 		switch no := x.ways[w.Way]; {
-		case w.Err != nil && !x.root() && errors.Is(w.Err, cgroup.ErrNotPrivileged):
+		case w.Err != nil && !x.root() && errors.Is(w.Err, caps.ErrNotPrivileged):
 			f.State, f.Text = unknown, w.Err.Error()
 		case w.Err != nil:
 			f.State, f.Text = missing, w.Err.Error()

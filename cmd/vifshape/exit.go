@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/policy"
@@ -112,7 +113,7 @@ func partly(err error) bool {
 
 func privilege(err error) bool {
 	var denied deniedError
-	return errors.As(err, &denied) || errors.Is(err, tc.ErrNotPrivileged) || errors.Is(err, cgroup.ErrNotPrivileged) ||
+	return errors.As(err, &denied) || errors.Is(err, tc.ErrNotPrivileged) || errors.Is(err, caps.ErrNotPrivileged) ||
 		errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EPERM)
 }
 
@@ -180,7 +181,7 @@ func hints(err error) []string {
 		return []string{"try again when it is done; a lock goes with its process, so none can be left behind"}
 	case errors.As(err, &usage):
 		return []string{"`vifshape help` lists the commands, `vifshape help COMMAND` says what one takes"}
-	case errors.Is(err, cgroup.ErrConfined):
+	case errors.Is(err, caps.ErrConfined):
 		return []string{"run it as root of the machine, outside of containers and user namespaces; with nsenter --net it works on the interfaces of one from there"}
 	case privilege(err) && os.Geteuid() != 0:
 		return []string{"run it as root, for example with sudo; check, plan, ls and show need no privileges"}

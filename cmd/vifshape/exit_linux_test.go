@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 )
@@ -35,7 +35,7 @@ func TestExitCode(t *testing.T) {
 		{"not undone", stuck, exitPartly, "vifshape: error: interrupted; going back failed as well: no way back\nvifshape: hint: "},
 		{"undone, and another interface is not", partlyError{fmt.Errorf("%w; and eth1 could not be put back", undone)}, exitPartly, "could not be put back\nvifshape: hint: "},
 		{"kernel refuses", fmt.Errorf("eth0: %w", denied), exitPrivilege, "(needs root or CAP_NET_ADMIN)\nvifshape: hint: "},
-		{"confined", fmt.Errorf("eth0: %w", cgroup.ErrConfined), exitPrivilege, "eth0: not privileged\nvifshape: hint: run it as root of the machine, outside of containers and user namespaces; "},
+		{"confined", fmt.Errorf("eth0: %w", caps.ErrConfined), exitPrivilege, "eth0: not privileged\nvifshape: hint: run it as root of the machine, outside of containers and user namespaces; "},
 		{"file refuses", &fs.PathError{Op: "open", Path: "x", Err: fs.ErrPermission}, exitPrivilege, "vifshape: hint: "},
 		{"no such interface", &tc.ErrNoDevice{Name: "eth9"}, exitError, "vifshape: error: eth9: no such interface\n"},
 	} {

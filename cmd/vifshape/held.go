@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -46,7 +47,7 @@ func (x *shaped) holds(bound map[hierarchy.ClassID][]boundView) error {
 		}
 	}
 	all, err := x.binder.Census(pids)
-	if errors.Is(err, cgroup.ErrNotPrivileged) {
+	if errors.Is(err, caps.ErrNotPrivileged) {
 		return nil
 	}
 	if err != nil {

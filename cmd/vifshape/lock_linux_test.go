@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
@@ -343,7 +343,7 @@ func TestKernelLockMissing(t *testing.T) {
 		t.Helper()
 		return n.start(tctest.Command(n, "refused", append([]string{"landlock"}, args...)...)).wait()
 	}
-	n.failed(without("run", "eth0/web/api", "--", "echo", "started"), 1, "Landlock: CONFIG_SECURITY_LANDLOCK, Linux 5.19: "+cgroup.ErrNotSupported.Error())
+	n.failed(without("run", "eth0/web/api", "--", "echo", "started"), 1, "Landlock: CONFIG_SECURITY_LANDLOCK, Linux 5.19: "+caps.ErrNotSupported.Error())
 	r := without("run", "--level", "best", "eth0/web/api", "--", "echo", "started")
 	if r.stdout != "started\n" || !strings.Contains(r.stderr, "not held: Landlock: ") {
 		t.Errorf("best: %v", r)

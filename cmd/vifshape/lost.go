@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -64,7 +65,7 @@ func (x *shaped) losses(s hierarchy.State) error {
 	}
 	e := &lostError{iface: r.Interface, policy: r.Policy}
 	bare, err := x.bare()
-	if errors.Is(err, cgroup.ErrNotPrivileged) { // only rules of nf_tables are hidden
+	if errors.Is(err, caps.ErrNotPrivileged) { // only rules of nf_tables are hidden
 		bare, err = false, nil
 	}
 	if err != nil {

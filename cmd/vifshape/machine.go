@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -216,7 +217,7 @@ func (m *machine) settle(ctx context.Context, file, binding string, x *target) e
 // cannot be read; the rest of the state still can.
 func (x *target) read(ctx context.Context) (hierarchy.State, error) {
 	s, err := x.kernel.Read(ctx)
-	if !errors.Is(err, cgroup.ErrNotPrivileged) {
+	if !errors.Is(err, caps.ErrNotPrivileged) {
 		return s, err
 	}
 	x.blind = err
@@ -244,7 +245,7 @@ func (x *target) bind() (err error) {
 	}
 	x.keepBindings()
 	if x.blind == nil {
-		if x.want.Hook, err = x.binder.Hook(); errors.Is(err, cgroup.ErrNotPrivileged) {
+		if x.want.Hook, err = x.binder.Hook(); errors.Is(err, caps.ErrNotPrivileged) {
 			x.blind = err
 		} else if err != nil {
 			return err

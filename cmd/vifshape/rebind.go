@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -122,7 +123,7 @@ func (m *machine) again(ctx context.Context, iface string) error {
 // keep chooses the way of the classifier that the interface has.
 func (x *shaped) keep() error {
 	err := x.binder.Keep()
-	if err != nil && !errors.Is(err, cgroup.ErrNotPrivileged) {
+	if err != nil && !errors.Is(err, caps.ErrNotPrivileged) {
 		err = fmt.Errorf("%w: apply %s again", err, x.record.policy())
 	}
 	return err

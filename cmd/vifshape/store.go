@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
@@ -66,7 +66,7 @@ const recordVersion = 2
 
 // store is the store of the caller's network namespace.
 func (e *env) store() (*store, error) {
-	ns, err := cgroup.NetNSKey(-1)
+	ns, err := cgroupfs.NetNSKey(-1)
 	if err != nil {
 		return nil, err
 	}

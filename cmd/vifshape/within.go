@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -23,7 +25,7 @@ const branchVariable = "VIFSHAPE_BRANCH"
 // policy do not count: a user's session may be bound, and its owner is no prisoner.
 func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
-		target, whole, err := cgroup.Own(way)
+		target, whole, err := cgroupfs.Own(way)
 		if err != nil {
 			return err
 		}
@@ -57,7 +59,7 @@ func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 // shows; empty: none.
 func (m *machine) branch() (hierarchy.Path, error) {
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
-		target, _, err := cgroup.Own(way)
+		target, _, err := cgroupfs.Own(way)
 		if err != nil {
 			return "", err
 		}
@@ -98,7 +100,7 @@ func (m *machine) confined(ctx context.Context, way bind.Way) (at, hidden hierar
 		}
 		var s hierarchy.State
 		err = errors.Join(x.binder.Read(ctx, &s), x.binder.Close())
-		if errors.Is(err, cgroup.ErrNotPrivileged) {
+		if errors.Is(err, caps.ErrNotPrivileged) {
 			return "", "", nil // and so it can put nobody anywhere
 		}
 		if err != nil {
@@ -132,7 +134,7 @@ func (m *machine) inside(x *shaped, way bind.Way, all []hierarchy.Bound, blind b
 	} else {
 		way = bind.WayBPF
 	}
-	target, whole, err := cgroup.Own(way)
+	target, whole, err := cgroupfs.Own(way)
 	if err != nil {
 		return hierarchy.Bound{}, err
 	}

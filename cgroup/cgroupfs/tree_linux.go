@@ -1,4 +1,4 @@
-package cgroup
+package cgroupfs
 
 import (
 	"encoding/binary"
@@ -14,38 +14,48 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
-// tree is a cgroup hierarchy that can be reached: v2, or v1 with net_cls.
-type tree struct {
+// ErrNoCgroup2: no cgroup v2 hierarchy can be reached from here.
+var ErrNoCgroup2 = errors.New("no cgroup v2 hierarchy")
+
+// Tree is a cgroup hierarchy that can be reached: v2, or v1 with net_cls.
+type Tree struct {
+	Where string // for people
+	Whole bool   // its root is the hierarchy's own: depths below it are the kernel's levels
+	Mine  bool   // mounted by [MountNetCls], in this mount namespace
+
 	root  string   // in front of a cgroup's path; no slash at its end
-	where string   // for people
-	dir   *os.File // the root: keeps a detached mount, and anchors handles
-	whole bool     // root is the hierarchy's own: depths below it are the kernel's levels
+	at    *os.File // the root: keeps a detached mount, and anchors handles
 	shown string   // what the kernel prints for root
 	htype int32    // type of the kernel's handles
 	magic int64    // of the file system: cgroup v2 or v1
-	mine  bool     // mounted by this package, in this mount namespace
 }
 
-func (t *tree) close() error { return t.dir.Close() }
+// Dir is the directory of a cgroup. It is good until [Tree.Close].
+func (t *Tree) Dir(path string) string { return t.root + path }
 
-// findV2 looks for a cgroup v2 hierarchy: mounted here (alone or beside v1), or
+// Close lets go of the hierarchy, which stays mounted.
+func (t *Tree) Close() error { return t.at.Close() }
+
+// FindV2 looks for a cgroup v2 hierarchy: mounted here (alone or beside v1), or
 // where another process sees it, or nowhere: then it is mounted detached, unless
 // that could do harm.
-func findV2() (*tree, error) {
+func FindV2() (*Tree, error) {
 	t, all, err := mounted(unix.CGROUP2_SUPER_MAGIC, isV2)
 	if t != nil || err != nil {
 		return t, err
 	}
-	if err = lacking(unix.CAP_SYS_ADMIN); err == nil {
+	if err = caps.Lacking(unix.CAP_SYS_ADMIN); err == nil {
 		if err = harmless(all); err == nil {
 			t, err = detached()
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: none is mounted here (\"ip netns exec\" hides it: use \"nsenter --net=/run/netns/NAME\"), none is seen in another process, and it is not to be had otherwise: %w",
-			ErrNoCgroup2, privileges(err, unix.CAP_SYS_ADMIN))
+			ErrNoCgroup2, caps.Explain(err, unix.CAP_SYS_ADMIN))
 	}
 	return t, nil
 }
@@ -76,21 +86,21 @@ func inFirstCgroupNS() (bool, error) {
 	return st.Ino == initial, err
 }
 
-// levelsKnown is an error where rules of nf_tables would mean other levels than t
+// LevelsKnown is an error where rules of nf_tables would mean other levels than t
 // has: from inside a cgroup namespace they are counted from its root by some
 // kernels, and from the hierarchy's by others (nft_socket_cgroup_subtree_level,
 // net/netfilter/nft_socket.c, v6.12; not in v6.10).
-func levelsKnown(t *tree) error {
+func (t *Tree) LevelsKnown() error {
 	first, err := inFirstCgroupNS()
-	if err == nil && (!first || !t.whole) {
+	if err == nil && (!first || !t.Whole) {
 		err = errors.New("inside a cgroup namespace nobody can tell at which level a cgroup is")
 	}
 	return err
 }
 
-// findNetCls looks for the v1 hierarchy that has net_cls, nil when it is not
+// FindNetCls looks for the v1 hierarchy that has net_cls, nil when it is not
 // mounted.
-func findNetCls() (*tree, error) {
+func FindNetCls() (*Tree, error) {
 	t, _, err := mounted(unix.CGROUP_SUPER_MAGIC, isNetCls)
 	return t, err
 }
@@ -98,7 +108,7 @@ func findNetCls() (*tree, error) {
 // mounted finds a mount that pick takes in this mount namespace, else in that of
 // another process, whole hierarchies first. It says whether it saw the mounts of
 // all processes.
-func mounted(magic int64, pick func(*mountinfo.Info) bool) (t *tree, all bool, err error) {
+func mounted(magic int64, pick func(*mountinfo.Info) bool) (t *Tree, all bool, err error) {
 	self := os.Getpid()
 	cgroups, err := os.Readlink("/proc/self/ns/cgroup")
 	if err != nil {
@@ -128,17 +138,17 @@ func mounted(magic int64, pick func(*mountinfo.Info) bool) (t *tree, all bool, e
 			continue
 		}
 		// another's view counts where it is ours, or that of everything
-		if theirs, err := os.Readlink(proc + "/ns/cgroup"); pid == self || t.whole || err == nil && theirs == cgroups {
+		if theirs, err := os.Readlink(proc + "/ns/cgroup"); pid == self || t.Whole || err == nil && theirs == cgroups {
 			return t, true, nil
 		}
-		t.close()
+		t.Close()
 	}
 	return nil, all, nil
 }
 
 // mountedIn finds a mount in the mount namespace of one process, whose root is at
 // prefix.
-func mountedIn(proc, prefix, note string, magic int64, pick func(*mountinfo.Info) bool) (*tree, error) {
+func mountedIn(proc, prefix, note string, magic int64, pick func(*mountinfo.Info) bool) (*Tree, error) {
 	f, err := os.Open(proc + "/mountinfo")
 	if err != nil {
 		return nil, err
@@ -159,7 +169,7 @@ func mountedIn(proc, prefix, note string, magic int64, pick func(*mountinfo.Info
 		case err == nil && prefix != "":
 			t.anchor() // the other process may end
 		case err == nil:
-			t.mine = m.Source == mountSource
+			t.Mine = m.Source == mountSource
 		}
 		return t, err
 	}
@@ -174,11 +184,11 @@ func processes(self int) iter.Seq[int] {
 			if !yield(pid) {
 				return
 			}
-			p, err := readProcess(pid)
+			p, err := ReadProcess(pid)
 			if err != nil {
 				break
 			}
-			pid = p.parent
+			pid = p.Parent
 		}
 		entries, err := os.ReadDir("/proc")
 		if err != nil {
@@ -193,7 +203,7 @@ func processes(self int) iter.Seq[int] {
 }
 
 // detached mounts cgroup v2 without a place in any mount table.
-func detached() (*tree, error) {
+func detached() (*Tree, error) {
 	conf, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, err
@@ -215,15 +225,15 @@ func detached() (*tree, error) {
 }
 
 // anchor makes the open root the way to everything below it.
-func (t *tree) anchor() { t.root = fmt.Sprintf("/proc/self/fd/%d", t.dir.Fd()) }
+func (t *Tree) anchor() { t.root = fmt.Sprintf("/proc/self/fd/%d", t.at.Fd()) }
 
-func openTree(root, where string) (*tree, error) {
+func openTree(root, where string) (*Tree, error) {
 	// the slash: through a link to a descriptor
 	dir, err := os.OpenFile(root+"/", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", where, privileges(errno(err), unix.CAP_SYS_ADMIN))
+		return nil, fmt.Errorf("%s: %w", where, caps.Explain(caps.Errno(err), unix.CAP_SYS_ADMIN))
 	}
-	t := &tree{root: root, where: where, dir: dir}
+	t := &Tree{root: root, Where: where, at: dir}
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
 		return nil, errors.Join(err, dir.Close())
@@ -236,31 +246,31 @@ func openTree(root, where string) (*tree, error) {
 	t.shown = strings.TrimSuffix(shown, "/")
 	h, _, err := unix.NameToHandleAt(int(dir.Fd()), "", unix.AT_EMPTY_PATH)
 	if err != nil || h.Size() != 8 {
-		return nil, errors.Join(fmt.Errorf("%s: cgroups have no ids here: %w", where, ErrNotSupported), err, dir.Close())
+		return nil, errors.Join(fmt.Errorf("%s: cgroups have no ids here: %w", where, caps.ErrNotSupported), err, dir.Close())
 	}
 	t.htype = h.Type()
 	// id 1 is the root of the hierarchy; in a cgroup namespace the mount starts further down
-	t.whole = binary.NativeEndian.Uint64(h.Bytes()) == 1
+	t.Whole = binary.NativeEndian.Uint64(h.Bytes()) == 1
 	return t, nil
 }
 
-// id is the number by which the kernel knows the cgroup (bpf_skb_cgroup_id) and
+// ID is the number by which the kernel knows the cgroup (bpf_skb_cgroup_id) and
 // its level below the root, 0 when that cannot be told.
-func (t *tree) id(path string) (id uint64, level uint32, err error) {
-	h, _, err := unix.NameToHandleAt(int(t.dir.Fd()), strings.TrimPrefix(path, "/"), unix.AT_EMPTY_PATH)
+func (t *Tree) ID(path string) (id uint64, level uint32, err error) {
+	h, _, err := unix.NameToHandleAt(int(t.at.Fd()), strings.TrimPrefix(path, "/"), unix.AT_EMPTY_PATH)
 	if err != nil {
 		return 0, 0, fmt.Errorf("cgroup %s: %w", path, err)
 	}
-	if t.whole {
+	if t.Whole {
 		level = uint32(strings.Count(path, "/"))
 	}
 	return binary.NativeEndian.Uint64(h.Bytes()), level, nil
 }
 
-// path is the inverse of id. A cgroup that is gone is fs.ErrNotExist.
-func (t *tree) path(id uint64) (string, error) {
+// Path is the inverse of ID. A cgroup that is gone is fs.ErrNotExist.
+func (t *Tree) Path(id uint64) (string, error) {
 	h := unix.NewFileHandle(t.htype, binary.NativeEndian.AppendUint64(nil, id))
-	fd, err := unix.OpenByHandleAt(int(t.dir.Fd()), h, unix.O_PATH|unix.O_CLOEXEC)
+	fd, err := unix.OpenByHandleAt(int(t.at.Fd()), h, unix.O_PATH|unix.O_CLOEXEC)
 	if err == unix.ESTALE || err == unix.ENOENT {
 		return "", fs.ErrNotExist
 	}
@@ -276,26 +286,26 @@ func (t *tree) path(id uint64) (string, error) {
 	if path == "" {
 		path = "/"
 	}
-	if below && t.whole && !strings.HasSuffix(path, " (deleted)") {
+	if below && t.Whole && !strings.HasSuffix(path, " (deleted)") {
 		return path, nil
 	}
 	// removed meanwhile, outside the cgroup namespace, or just called so
-	if !t.is(path, id) {
+	if !t.Is(path, id) {
 		return "", fs.ErrNotExist
 	}
 	return path, nil
 }
 
-// is says whether the cgroup at path has that id.
-func (t *tree) is(path string, id uint64) bool {
-	got, _, err := t.id(path)
+// Is says whether the cgroup at path has that id.
+func (t *Tree) Is(path string, id uint64) bool {
+	got, _, err := t.ID(path)
 	return err == nil && got == id
 }
 
-func (t *tree) search(id uint64) (string, error) {
+func (t *Tree) search(id uint64) (string, error) {
 	found := ""
-	err := t.walk("/", func(path string) error {
-		if t.is(path, id) {
+	err := t.Walk("/", func(path string) error {
+		if t.Is(path, id) {
 			found = path
 			return fs.SkipAll
 		}
@@ -307,9 +317,9 @@ func (t *tree) search(id uint64) (string, error) {
 	return found, err
 }
 
-// walk calls fn for every cgroup at and below path, parents first. Cgroups that
+// Walk calls fn for every cgroup at and below path, parents first. Cgroups that
 // vanish meanwhile are left out.
-func (t *tree) walk(path string, fn func(path string) error) error {
+func (t *Tree) Walk(path string, fn func(path string) error) error {
 	return filepath.WalkDir(filepath.Clean(t.root+path)+"/", func(p string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 			return nil
@@ -324,8 +334,22 @@ func (t *tree) walk(path string, fn func(path string) error) error {
 	})
 }
 
-// populated says whether a process is in a cgroup of version 2, or below it.
-func (t *tree) populated(path string) bool {
+// Children are the names of the cgroups right below one, none where it is not there.
+func (t *Tree) Children(path string) (names []string, err error) {
+	ents, err := os.ReadDir(t.root + path + "/")
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	for _, e := range ents {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
+// Populated says whether a process is in a cgroup of version 2, or below it.
+func (t *Tree) Populated(path string) bool {
 	b, err := os.ReadFile(t.root + path + "/cgroup.events")
 	if errors.Is(err, fs.ErrNotExist) { // the root has no such file
 		return path == "/"
@@ -333,11 +357,11 @@ func (t *tree) populated(path string) bool {
 	return err == nil && strings.Contains(string(b), "populated 1")
 }
 
-// members lists the processes of a cgroup and all below it.
-func (t *tree) members(path string) ([]int, error) {
+// Members lists the processes of a cgroup and all below it.
+func (t *Tree) Members(path string) ([]int, error) {
 	var pids []int
-	err := t.walk(path, func(p string) error {
-		own, err := t.procs(p)
+	err := t.Walk(path, func(p string) error {
+		own, err := t.Processes(p)
 		pids = append(pids, own...)
 		return err
 	})
@@ -345,8 +369,8 @@ func (t *tree) members(path string) ([]int, error) {
 	return slices.Compact(pids), err
 }
 
-// procs lists the processes of a cgroup itself, in no order.
-func (t *tree) procs(path string) ([]int, error) {
+// Processes lists the processes of a cgroup itself, in no order.
+func (t *Tree) Processes(path string) ([]int, error) {
 	b, err := os.ReadFile(t.root + path + "/cgroup.procs")
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, nil // gone, or a threaded cgroup, whose processes are listed above it
@@ -367,38 +391,13 @@ func (t *tree) procs(path string) ([]int, error) {
 	return pids, nil
 }
 
-// errno strips the path that package os puts around a system call's error.
-func errno(err error) error {
-	var e unix.Errno
-	if errors.As(err, &e) {
-		return e
+// Threads are those in a cgroup itself. The list of processes goes by the first thread
+// of each, with v2.
+func (t *Tree) Threads(path string) ([]string, error) {
+	file := "/tasks"
+	if t.V2() {
+		file = "/cgroup.threads"
 	}
-	return err
-}
-
-// escape makes a cgroup's name of any other name, as systemd does: files that
-// the kernel puts into every cgroup are kept out of the way by an underscore
-// (cg_escape, src/basic/cgroup-util.c, systemd 252).
-func escape(name string) string {
-	if reserved(name) {
-		return "_" + name
-	}
-	return name
-}
-
-func unescape(name string) string { return strings.TrimPrefix(name, "_") }
-
-func reserved(name string) bool {
-	if name == "" || name[0] == '_' || name[0] == '.' {
-		return true
-	}
-	switch name {
-	case "tasks", "notify_on_release", "release_agent":
-		return true
-	}
-	controller, _, ok := strings.Cut(name, ".")
-	return ok && slices.Contains([]string{
-		"cgroup", "cpu", "cpuacct", "cpuset", "io", "blkio", "memory", "devices", "pids", "freezer", "hugetlb",
-		"net_cls", "net_prio", "perf_event", "rdma", "misc", "dmem", "irq",
-	}, controller)
+	b, err := os.ReadFile(t.root + path + file)
+	return strings.Fields(string(b)), err
 }

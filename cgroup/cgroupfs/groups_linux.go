@@ -1,9 +1,11 @@
-package cgroup
+package cgroupfs
 
 import (
 	"errors"
 	"io/fs"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/cgroups/v3/cgroup1"
@@ -22,8 +24,8 @@ import (
 // processes are in the way, and takes 13 times as long (measured with 1,000
 // cgroups).
 
-// layout says in words how the machine uses cgroups.
-func layout() string {
+// Layout says in words how the machine uses cgroups.
+func Layout() string {
 	switch cgroups.Mode() {
 	case cgroups.Unified:
 		return "v2 alone"
@@ -35,12 +37,12 @@ func layout() string {
 	return "none at /sys/fs/cgroup"
 }
 
-// v2 says whether the hierarchy is cgroup v2.
-func (t *tree) v2() bool { return t.magic == unix.CGROUP2_SUPER_MAGIC }
+// V2 says whether the hierarchy is cgroup v2.
+func (t *Tree) V2() bool { return t.magic == unix.CGROUP2_SUPER_MAGIC }
 
 // netCls is the hierarchy in the library's terms. Its default one would make a
 // cgroup for every v1 controller of the machine.
-func (t *tree) netCls() ([]cgroup1.Subsystem, error) {
+func (t *Tree) netCls() ([]cgroup1.Subsystem, error) {
 	return []cgroup1.Subsystem{cgroup1.NewNetCls(t.root)}, nil
 }
 
@@ -49,7 +51,7 @@ func v1Path(path string) cgroup1.Path { return cgroup1.StaticPath("../" + path) 
 
 // openV1 finds a cgroup of the v1 hierarchy. One that is not there is
 // fs.ErrNotExist.
-func (t *tree) openV1(path string) (cgroup1.Cgroup, error) {
+func (t *Tree) openV1(path string) (cgroup1.Cgroup, error) {
 	g, err := cgroup1.Load(v1Path(path), cgroup1.WithHierarchy(t.netCls))
 	if errors.Is(err, cgroup1.ErrCgroupDeleted) {
 		err = fs.ErrNotExist
@@ -57,9 +59,9 @@ func (t *tree) openV1(path string) (cgroup1.Cgroup, error) {
 	return g, err
 }
 
-// make makes a cgroup, and those above it, unless it is there.
-func (t *tree) make(path string) (err error) {
-	if t.v2() {
+// Make makes a cgroup, and those above it, unless it is there.
+func (t *Tree) Make(path string) (err error) {
+	if t.V2() {
 		// no resources, no controllers: the class needs none
 		_, err = cgroup2.NewManager(t.root, path, &cgroup2.Resources{})
 	} else {
@@ -68,9 +70,9 @@ func (t *tree) make(path string) (err error) {
 	return err
 }
 
-// join moves a process with all its threads into a cgroup.
-func (t *tree) join(path string, pid int) error {
-	if t.v2() {
+// Join moves a process with all its threads into a cgroup.
+func (t *Tree) Join(path string, pid int) error {
+	if t.V2() {
 		g, err := cgroup2.Load(path, cgroup2.WithMountpoint(t.root))
 		if err != nil {
 			return err
@@ -84,8 +86,20 @@ func (t *tree) join(path string, pid int) error {
 	return g.Add(cgroup1.Process{Pid: pid})
 }
 
-// setClass tags one cgroup.
-func (t *tree) setClass(path string, class hierarchy.ClassID) error {
+const classidFile = "net_cls.classid"
+
+// Class is the tag that a cgroup has for net_cls, 0 for none.
+func (t *Tree) Class(path string) (hierarchy.ClassID, error) {
+	b, err := os.ReadFile(t.root + path + "/" + classidFile)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 32)
+	return hierarchy.ClassID(n), err
+}
+
+// SetClass tags one cgroup.
+func (t *Tree) SetClass(path string, class hierarchy.ClassID) error {
 	if class == 0 { // which the library takes for nothing to do
 		return t.write(path, classidFile, "0")
 	}
@@ -98,7 +112,7 @@ func (t *tree) setClass(path string, class hierarchy.ClassID) error {
 }
 
 // write puts text into a file of the cgroup.
-func (t *tree) write(path, file, text string) error {
+func (t *Tree) write(path, file, text string) error {
 	// no O_CREATE, no O_TRUNC: cgroup files take single writes
 	f, err := os.OpenFile(t.root+path+"/"+file, os.O_WRONLY, 0)
 	if err != nil {

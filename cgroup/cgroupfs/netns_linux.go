@@ -1,4 +1,4 @@
-package cgroup
+package cgroupfs
 
 import (
 	"errors"
@@ -7,9 +7,11 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
-// NetNSKey names a network namespace for [Config]: empty for the initial one,
+// NetNSKey names a network namespace: empty for the initial one,
 // which is an ordinary host's, otherwise "ns-" and a number that no other
 // namespace gets until the next reboot. Below Linux 5.14 there is no such number:
 // there it is "ns-i" and that of the namespace's inode, which another namespace
@@ -26,10 +28,10 @@ func NetNSKey(fd int) (key string, err error) {
 	if fd < 0 {
 		err = read()
 	} else {
-		err = inNetNS(fd, read)
+		err = InNetNS(fd, read)
 	}
 	if err != nil {
-		return "", fmt.Errorf("tell network namespaces apart: %w", privileges(err, unix.CAP_SYS_ADMIN))
+		return "", fmt.Errorf("tell network namespaces apart: %w", caps.Explain(err, unix.CAP_SYS_ADMIN))
 	}
 	return key, nil
 }
@@ -83,9 +85,9 @@ func (id netNSID) key() string {
 	return fmt.Sprintf("ns-%d", id.cookie)
 }
 
-// inNetNS runs fn on a thread in the namespace. A thread that cannot be brought
+// InNetNS runs fn on a thread in the namespace. A thread that cannot be brought
 // back ends with its goroutine.
-func inNetNS(fd int, fn func() error) error {
+func InNetNS(fd int, fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()

@@ -1,4 +1,4 @@
-package cgroup
+package cgroupfs
 
 import (
 	"errors"
@@ -13,7 +13,6 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -22,7 +21,7 @@ import (
 // that hierarchy. It needs no privileges, and believes the kernel alone.
 //
 // A cgroup namespace hides what lies above its root, but not in a mount that was
-// made outside of it, as those are that [Binder.Exec] leaves to a program: there
+// made outside of it, as those are that remain to a program that is locked in: there
 // the lists of processes tell. Whole says that nothing is hidden; if not, the
 // target starts at the root of what can be seen.
 func Own(w bind.Way) (target string, whole bool, err error) {
@@ -41,14 +40,14 @@ func Own(w bind.Way) (target string, whole bool, err error) {
 // error. Who asks holds the process (pidfd) and looks again afterwards whether it is
 // there: its number may have been another's.
 func Of(w bind.Way, pid int) (targets []string, whole bool, err error) {
-	threads, err := living(pid)
+	threads, err := Living(pid)
 	if err != nil {
 		return nil, false, err
 	}
 	in := map[string]int{} // a thread of each cgroup
 	for _, t := range threads {
-		if own, ok := ownLine(t.cgroups, w.Tagged()); ok {
-			in[own] = t.id
+		if own, ok := t.Cgroup(w.Tagged()); ok {
+			in[own] = t.ID
 		}
 	}
 	whole = true
@@ -71,6 +70,9 @@ func Of(w bind.Way, pid int) (targets []string, whole bool, err error) {
 	}
 	return targets, whole, nil
 }
+
+// targetPrefix is what the target of a cgroup begins with.
+const targetPrefix = "cgroup:"
 
 // view is what the caller can see of a hierarchy.
 type view struct {
@@ -113,34 +115,21 @@ func (v *view) locate(own string, thread int) (target string, whole bool, err er
 			return "", false, err
 		}
 		path, err := t.own(m.Root, own, thread)
-		whole := t.whole
-		if err = errors.Join(err, t.close()); err != nil || path != "" {
-			return cgroupTarget + path, whole, err
+		whole := t.Whole
+		if err = errors.Join(err, t.Close()); err != nil || path != "" {
+			return targetPrefix + path, whole, err
 		}
 	}
 	if up, down := above(own); up == 0 { // no mount shows it
-		return cgroupTarget + down, v.first, nil
+		return targetPrefix + down, v.first, nil
 	}
-	return cgroupTarget + "/", false, nil
+	return targetPrefix + "/", false, nil
 }
 
 func isV2(m *mountinfo.Info) bool { return m.FSType == "cgroup2" }
 
 func isNetCls(m *mountinfo.Info) bool {
 	return m.FSType == "cgroup" && slices.Contains(strings.Split(m.VFSOptions, ","), "net_cls")
-}
-
-// ownLine is the path that /proc/PID/cgroup has for v2 or for net_cls.
-func ownLine(file string, netCls bool) (path string, ok bool) {
-	for line := range strings.Lines(file) {
-		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		switch {
-		case len(f) != 3:
-		case netCls && slices.Contains(strings.Split(f[1], ","), "net_cls"), !netCls && f[0] == "0" && f[1] == "":
-			return f[2], true
-		}
-	}
-	return "", false
 }
 
 // above takes apart what the kernel prints for a cgroup that is not below the
@@ -163,7 +152,7 @@ func above(path string) (up int, down string) {
 
 // own is the path in t of the cgroup that a thread has as own in /proc, where
 // mountinfo has root for t; empty when it does not lie in t.
-func (t *tree) own(root, own string, thread int) (string, error) {
+func (t *Tree) own(root, own string, thread int) (string, error) {
 	up, down := above(root)
 	out, in := above(own)
 	switch {
@@ -185,7 +174,7 @@ func (t *tree) own(root, own string, thread int) (string, error) {
 		depth, suffix = depth+strings.Count(in, "/"), in
 	}
 	found := ""
-	err := t.walk("/", func(path string) error {
+	err := t.Walk("/", func(path string) error {
 		if path == "/" || strings.Count(path, "/") < depth {
 			return nil
 		}
@@ -205,8 +194,8 @@ func (t *tree) own(root, own string, thread int) (string, error) {
 }
 
 // has says whether the thread is in the cgroup itself.
-func (t *tree) has(path string, thread int) (bool, error) {
-	in, err := t.threads(path)
+func (t *Tree) has(path string, thread int) (bool, error) {
+	in, err := t.Threads(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, fs.ErrPermission):
 		return false, nil // gone, or somebody else's business
@@ -214,36 +203,4 @@ func (t *tree) has(path string, thread int) (bool, error) {
 		return false, fmt.Errorf("cgroup %s: %w", path, err)
 	}
 	return slices.Contains(in, strconv.Itoa(thread)), nil
-}
-
-// threads are those in a cgroup itself. The list of processes goes by the first thread
-// of each, with v2.
-func (t *tree) threads(path string) ([]string, error) {
-	file := "/tasks"
-	if t.v2() {
-		file = "/cgroup.threads"
-	}
-	b, err := os.ReadFile(t.root + path + file)
-	return strings.Fields(string(b)), err
-}
-
-// ParseHome takes the target of a home (see [Binder.Home]) apart: the network
-// namespace as [NetNSKey] names it, and the branch. A cgroup that a program made
-// in its home has the same form, its own name for a last part. Ok is false for
-// what is no home.
-func ParseHome(target string) (netNS string, p hierarchy.Path, ok bool) {
-	below, ok := strings.CutPrefix(target, cgroupTarget+homeRoot+"/")
-	if !ok {
-		return "", "", false
-	}
-	if strings.HasPrefix(below, "ns-") {
-		netNS, below, _ = strings.Cut(below, "/")
-	}
-	names := strings.Split(below, "/")
-	for i, n := range names {
-		if names[i] = unescape(n); names[i] == "" {
-			return "", "", false
-		}
-	}
-	return netNS, hierarchy.Path(strings.Join(names, "/")), true
 }

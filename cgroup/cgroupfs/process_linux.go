@@ -1,10 +1,11 @@
-package cgroup
+package cgroupfs
 
 import (
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,20 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is what /proc/PID/stat says of one.
-type process struct {
-	name   string // 15 bytes at most, any of them
+// Process is what /proc/PID/stat says of one.
+type Process struct {
+	Name   string // 15 bytes at most, any of them
 	state  string
-	parent int
-	flags  uint64 // PF_*, include/linux/sched.h
+	Parent int
+	Flags  uint64 // PF_*, include/linux/sched.h
 	start  time.Duration
 }
 
-// readProcess reads it. An error of [os.ReadFile] says that there is none. State and
+// ReadProcess reads it. An error of [os.ReadFile] says that there is none. State and
 // flags are those of the first thread, which may end before the others do.
-func readProcess(pid int) (process, error) { return readStat(fmt.Sprintf("/proc/%d/stat", pid)) }
+func ReadProcess(pid int) (Process, error) { return readStat(fmt.Sprintf("/proc/%d/stat", pid)) }
 
-func readStat(file string) (p process, err error) {
+func readStat(file string) (p Process, err error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return p, err
@@ -40,11 +41,11 @@ func readStat(file string) (p process, err error) {
 	if open < 0 || shut < open || len(f) <= start {
 		return p, fmt.Errorf("cannot be understood: %q", text)
 	}
-	p.name, p.state = text[open+1:shut], f[state]
-	if p.parent, err = strconv.Atoi(f[parent]); err != nil {
+	p.Name, p.state = text[open+1:shut], f[state]
+	if p.Parent, err = strconv.Atoi(f[parent]); err != nil {
 		return p, err
 	}
-	if p.flags, err = strconv.ParseUint(f[flags], 10, 32); err != nil {
+	if p.Flags, err = strconv.ParseUint(f[flags], 10, 32); err != nil {
 		return p, err
 	}
 	ticks, err := strconv.ParseInt(f[start], 10, 64)
@@ -52,28 +53,42 @@ func readStat(file string) (p process, err error) {
 	return p, err
 }
 
-// exits says whether the thread is at its end, or beyond it: then it is in no cgroup
+// Exits says whether the thread is at its end, or beyond it: then it is in no cgroup
 // that means anything.
-func (p process) exits() bool {
+func (p Process) Exits() bool {
 	const exiting = 0x4 // PF_EXITING
-	return p.flags&exiting != 0 || p.state == "Z" || p.state == "X"
+	return p.Flags&exiting != 0 || p.state == "Z" || p.state == "X"
 }
 
-// thread is a living thread of a process.
-type thread struct {
-	id      int
+// Thread is a living thread of a process.
+type Thread struct {
+	ID      int
 	cgroups string // its /proc/PID/task/TID/cgroup
 }
 
-// living are the threads of a process that live. The files of the process itself tell
+// Cgroup is its path in the hierarchy of v2 or in that of net_cls, as the caller sees
+// it. Ok is false where it has none.
+func (t Thread) Cgroup(netCls bool) (path string, ok bool) {
+	for line := range strings.Lines(t.cgroups) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		switch {
+		case len(f) != 3:
+		case netCls && slices.Contains(strings.Split(f[1], ","), "net_cls"), !netCls && f[0] == "0" && f[1] == "":
+			return f[2], true
+		}
+	}
+	return "", false
+}
+
+// Living are the threads of a process that live. The files of the process itself tell
 // of the first one alone. Once that has ended they say that it is in the root with
 // cgroup v1, and where it ended with v2, while the others go on, and may be moved
 // (proc_cgroup_show and cgroup_migrate_add_task, kernel/cgroup/cgroup.c, v6.12).
 // Where none lives the error is ESRCH.
-func living(pid int) ([]thread, error) {
+func Living(pid int) ([]Thread, error) {
 	const most = 100 // lists, each of which names threads that the one before did not
 	dir := fmt.Sprintf("/proc/%d/task/", pid)
-	var all []thread
+	var all []Thread
 	seen := map[int]bool{}
 	for range most {
 		entries, err := os.ReadDir(dir)
@@ -95,9 +110,9 @@ func living(pid int) ([]thread, error) {
 			}
 			// Only now: one that does not exit yet was in that cgroup.
 			is, err := readStat(dir + e.Name() + "/stat")
-			if err == nil && !is.exits() {
+			if err == nil && !is.Exits() {
 				seen[id] = true
-				all = append(all, thread{id, string(groups)})
+				all = append(all, Thread{id, string(groups)})
 			} else if err != nil && !hasEnded(err) {
 				return nil, err
 			}
@@ -119,6 +134,6 @@ func hasEnded(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.
 // Started is when a process started, as the time since the machine's start
 // (CLOCK_BOOTTIME) and in hundredths of a second. It needs no privileges.
 func Started(pid int) (time.Duration, error) {
-	p, err := readProcess(pid)
+	p, err := ReadProcess(pid)
 	return p.start, err
 }

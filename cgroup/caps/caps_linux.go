@@ -1,9 +1,10 @@
-package cgroup
+package caps
 
 import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,32 +19,17 @@ var (
 	// them all, in a user namespace or under a rule of its container or of a
 	// security module.
 	ErrConfined = fmt.Errorf("%w", ErrNotPrivileged)
-	// ErrNoCgroup2: no cgroup v2 hierarchy can be reached from here.
-	ErrNoCgroup2 = errors.New("no cgroup v2 hierarchy")
 	// ErrNotSupported: the kernel lacks what was asked for.
 	ErrNotSupported = errors.New("not supported by this kernel")
 )
 
-// clauses is several errors in one line.
-type clauses []error
-
-func (c clauses) Error() string {
-	text := make([]string, len(c))
-	for i, err := range c {
-		text[i] = err.Error()
-	}
-	return strings.Join(text, "; ")
-}
-
-func (c clauses) Unwrap() []error { return c }
-
-// privileges turns a refusal into ErrNotPrivileged and names the capabilities
+// Explain turns a refusal into ErrNotPrivileged and names the capabilities
 // among caps that this process lacks; any other error stays as it is.
-func privileges(err error, caps ...int) error {
+func Explain(err error, caps ...int) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
 		return err
 	}
-	if e := lacking(caps...); e != nil {
+	if e := Lacking(caps...); e != nil {
 		return e
 	}
 	why := "a rule of the container or of a security module"
@@ -61,9 +47,9 @@ func inUserNS() bool {
 	return err == nil && (len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295")
 }
 
-// lacking is an ErrNotPrivileged that names what this process lacks among caps,
+// Lacking is an ErrNotPrivileged that names what this process lacks among caps,
 // or nil.
-func lacking(caps ...int) error {
+func Lacking(caps ...int) error {
 	names := missing(caps)
 	if len(names) == 0 {
 		return nil
@@ -71,8 +57,8 @@ func lacking(caps ...int) error {
 	return fmt.Errorf("%w: needs root or %s", ErrNotPrivileged, strings.Join(names, " and "))
 }
 
-// capNames are the capabilities in the order of their numbers (include/uapi/linux/capability.h, v6.12).
-var capNames = [...]string{
+// known are the capabilities in the order of their numbers (include/uapi/linux/capability.h, v6.12).
+var known = [...]string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
 	"CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST",
 	"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO",
@@ -80,6 +66,22 @@ var capNames = [...]string{
 	"CAP_SYS_RESOURCE", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE",
 	"CAP_AUDIT_CONTROL", "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM",
 	"CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+}
+
+// Name is what capabilities(7) calls a capability.
+func Name(c int) string { return known[c] }
+
+// Number is the capability of a name: "CAP_NET_RAW", or without the first part,
+// in any case.
+func Number(name string) (int, error) {
+	n := strings.ToUpper(name)
+	if !strings.HasPrefix(n, "CAP_") {
+		n = "CAP_" + n
+	}
+	if c := slices.Index(known[:], n); c >= 0 {
+		return c, nil
+	}
+	return 0, fmt.Errorf("capability %q is not known here: write a name as in capabilities(7)", name)
 }
 
 // missing names the capabilities that are not in force. CAP_SYS_ADMIN includes
@@ -94,8 +96,17 @@ func missing(caps []int) []string {
 	var names []string
 	for _, c := range caps {
 		if !has(c) && (c != unix.CAP_BPF || !has(unix.CAP_SYS_ADMIN)) {
-			names = append(names, capNames[c])
+			names = append(names, known[c])
 		}
 	}
 	return names
+}
+
+// Errno strips the path that package os puts around a system call's error.
+func Errno(err error) error {
+	var e unix.Errno
+	if errors.As(err, &e) {
+		return e
+	}
+	return err
 }
