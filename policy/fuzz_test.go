@@ -57,7 +57,7 @@ func FuzzParse(f *testing.F) {
 		case err != nil:
 			t.Fatal(err)
 		default:
-			if len(p.Trees) == 0 || p.Binding == "" {
+			if len(p.Trees) == 0 || p.Classifier == "" {
 				t.Fatalf("half a policy: %+v", p)
 			}
 			for _, tree := range p.Trees {

@@ -59,7 +59,7 @@ type selfJSON struct {
 type selfView struct {
 	Interface string `json:"interface"`
 	*branchView
-	Way    bind.Way `json:"binding"`
+	Way    bind.Way `json:"classifier"`
 	From   string   `json:"from"`
 	Target string   `json:"target,omitempty"` // empty: only the environment says so
 	// Delegated are the branches at and above this one that are delegated.

@@ -287,7 +287,7 @@ func (m *machine) targets(ctx context.Context, file, binding string, parsing *pa
 	}
 	m.policy = p
 	if binding == "" {
-		binding = p.Binding
+		binding = p.Classifier
 	}
 	var all []*target
 	for i, t := range p.Trees {

@@ -22,7 +22,7 @@ import (
 )
 
 const nestedPolicy = `version = 1
-binding = "bpf"
+classifier = "bpf"
 [interface.eth0]
 rate = "100mbit"
 [interface.eth0.web]
