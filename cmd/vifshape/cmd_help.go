@@ -24,7 +24,7 @@ func newHelpCommand(e *env) *cobra.Command {
 		Long: `Say what vifshape or one of its commands does.
 
   vifshape help qdisc        lists the queueing disciplines that a leaf can have
-  vifshape help qdisc KIND   explains one of them and all its parameters`,
+  vifshape help qdisc KIND   explains one of them and all its parameters` + plainExitHelp,
 		RunE: func(c *cobra.Command, a []string) error {
 			if len(a) > 0 && a[0] == qdiscTopic {
 				return helpQdisc(e, a[1:])

@@ -19,6 +19,7 @@ func newVersionCommand(e *env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of vifshape",
+		Long:  "Print the version of vifshape, the revision that it was built from, and the version of Go." + plainExitHelp,
 		Args:  args(0, 0, ""),
 		RunE: func(*cobra.Command, []string) error {
 			v := readVersion()
@@ -78,7 +79,7 @@ func newCompletionCommand(e *env) *cobra.Command {
 		Short: "Print a completion script for bash, zsh, fish or powershell",
 		Long: `Print a completion script. For bash:
 
-  vifshape completion bash > /etc/bash_completion.d/vifshape`,
+  vifshape completion bash > /etc/bash_completion.d/vifshape` + plainExitHelp,
 		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
 		Args:      args(1, 1, "one shell"),
 		RunE: func(c *cobra.Command, a []string) error {
@@ -101,7 +102,7 @@ man reads:
 
   vifshape man apply | man -l -
   vifshape man qdisc | man -l -        the queueing disciplines of leaves
-  vifshape man --dir /usr/local/share/man/man8`,
+  vifshape man --dir /usr/local/share/man/man8` + plainExitHelp,
 		Args: args(0, 1, "one command at most"),
 		RunE: func(c *cobra.Command, a []string) error {
 			// A fixed date, so that the same source gives the same page.

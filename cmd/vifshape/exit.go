@@ -43,6 +43,14 @@ EXIT STATUS
   130  interrupted; what was begun was put back
 `
 
+// plainExitHelp is for what changes nothing.
+const plainExitHelp = `
+
+EXIT STATUS
+  0   done
+  1   an error
+  64  wrong flags or arguments`
+
 // usageError is a mistake in flags or arguments.
 type usageError struct{ error }
 

@@ -160,7 +160,7 @@ func TestHelp(t *testing.T) {
 	for i := 0; i < len(all); i++ {
 		c := all[i]
 		all = append(all, c.Commands()...)
-		if c.Hidden || slices.Contains([]string{"version", "completion", "man"}, c.Name()) {
+		if c.Hidden {
 			continue
 		}
 		_, table, ok := strings.Cut(c.Long, "\nEXIT STATUS\n")

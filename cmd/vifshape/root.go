@@ -80,12 +80,26 @@ One TOML file describes the tree:
 	c.CompletionOptions.DisableDefaultCmd = true
 	c.Version = readVersion().String()
 	c.SetVersionTemplate("vifshape {{.Version}}\n")
-	c.SetHelpCommand(newHelpCommand(e))
-	c.AddCommand(
-		newCheckCommand(e), newPlanCommand(e), newApplyCommand(e), newShowCommand(e), newLsCommand(e),
-		newRunCommand(e), newAttachCommand(e), newSelfCommand(e), newBindCommand(e), newUnbindCommand(e), newBindingsCommand(e), newProveCommand(e), newAddCommand(e), newRemoveCommand(e), newClearCommand(e), newDoctorCommand(e), newDemoCommand(e), newSelftestCommand(e),
-		newAgentCommand(e), newVersionCommand(e), newCompletionCommand(e), newManCommand(e),
-	)
+	help := newHelpCommand(e)
+	c.SetHelpCommand(help)
+	cobra.EnableCommandSorting = false // the lists are in the order of use
+	for _, g := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"Day to day:", []*cobra.Command{newCheckCommand(e), newPlanCommand(e), newApplyCommand(e), newShowCommand(e), newRunCommand(e)}},
+		{"Change the tree:", []*cobra.Command{newAddCommand(e), newRemoveCommand(e), newClearCommand(e)}},
+		{"Put processes into it:", []*cobra.Command{newAttachCommand(e), newBindCommand(e), newUnbindCommand(e), newAgentCommand(e)}},
+		{"Look:", []*cobra.Command{newLsCommand(e), newBindingsCommand(e), newSelfCommand(e)}},
+		{"Check what holds:", []*cobra.Command{newDoctorCommand(e), newProveCommand(e), newSelftestCommand(e), newDemoCommand(e)}},
+		{"Help:", []*cobra.Command{help, newManCommand(e), newCompletionCommand(e), newVersionCommand(e)}},
+	} {
+		c.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
+		for _, sub := range g.commands {
+			sub.GroupID = g.title
+		}
+		c.AddCommand(g.commands...)
+	}
 	wrapArgs(c)
 	for _, sub := range c.Commands() {
 		wrapArgs(sub)
