@@ -21,6 +21,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -76,8 +77,8 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	err = b.Exec(args[1], cgroup.Command{Args: args[3:], User: args[2], Level: cgroup.LevelTag})
-	var failed *cgroup.ExecError
+	err = confine.Command{Args: args[3:], User: args[2], Level: confine.LevelTag}.Exec(func() error { return b.Join(args[1], 0) })
+	var failed *confine.ExecError
 	if errors.As(err, &failed) {
 		mine, _ := os.ReadFile("/proc/self/cgroup")
 		fmt.Printf("not found: %v, moved: %v\n", failed.NotFound(), strings.Contains(string(mine), strings.TrimPrefix(args[1], "cgroup:")))

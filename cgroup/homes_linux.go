@@ -66,7 +66,7 @@ func ParseHome(target string) (netNS string, p hierarchy.Path, ok bool) {
 	return netNS, hierarchy.Path(strings.Join(names, "/")), true
 }
 
-// Home makes the branch's own cgroup, where [Exec] puts programs, and returns it
+// Home makes the branch's own cgroup, where programs are put that are started in it, and returns it
 // as a target for a [hierarchy.Bound]. One that is there already is no error. It
 // binds nothing.
 //

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -145,7 +146,7 @@ func (b *Binder) open(t *cgroupfs.Tree, path string) (open bool) {
 // guard attaches the program to a cgroup, unless it is there. That it cannot be is
 // no error of a binding, whose packets get their class without it: where somebody
 // else's program does not suffer another one below it, Warn is told, and where the
-// kernel has no such programs, nobody but [Binder.Exec]'s caller.
+// kernel has no such programs, nobody but [Binder.Unguarded]'s caller.
 func (b *Binder) guard(t *cgroupfs.Tree, path string) error {
 	if !b.open(t, path) {
 		return nil
@@ -180,9 +181,13 @@ func (b *Binder) unguard(t *cgroupfs.Tree, path string) error {
 	})
 }
 
-// unguarded says in words why root's sockets in a cgroup may go round the queues,
-// nothing when they may not.
-func (b *Binder) unguarded(path string) string {
+// Unguarded says in words why root's sockets in the cgroup of a target may go round the
+// queues, nothing when they may not.
+func (b *Binder) Unguarded(target string) string {
+	if err := b.settle(); err != nil {
+		return err.Error()
+	}
+	path := strings.TrimPrefix(target, cgroupTarget)
 	switch {
 	case b.at.Tagged():
 		return "the branch is bound by cgroup v1, where no program can be attached"

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -128,7 +129,7 @@ func (m *machine) askOnce(ctx context.Context, q agentRequest) error {
 
 // runDelegated is run for those who are not root: the agent puts this process into
 // the branch.
-func (m *machine) runDelegated(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) error {
+func (m *machine) runDelegated(ctx context.Context, path hierarchy.Path, cmd confine.Command) error {
 	if cmd.User != "" {
 		return &agentError{exitPrivilege, "--user: only root can start programs as another user", nil}
 	}
@@ -143,12 +144,13 @@ func (m *machine) runDelegated(ctx context.Context, path hierarchy.Path, cmd cgr
 	if _, err := x.entry(path); err != nil {
 		return err
 	}
-	return x.binder.ExecPlaced(func() error {
+	cmd.Warn = func(s string) { m.notef("%s", s) }
+	return cmd.Exec(func() error {
 		if err := m.ask(ctx, agentRequest{Op: opEnter, Path: path}); err != nil {
 			return err
 		}
 		return m.placed(path, x.record.Way)
-	}, cmd)
+	})
 }
 
 // placed says whether this process is in the home of a branch.

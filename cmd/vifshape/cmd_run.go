@@ -10,14 +10,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
 func newRunCommand(e *env) *cobra.Command {
 	var (
-		cmd      cgroup.Command
+		cmd      confine.Command
 		env      []string
 		keepCaps []string
 	)
@@ -122,7 +122,7 @@ EXIT STATUS
 	c.Flags().SetInterspersed(false)
 	f := c.Flags()
 	f.StringVar(&cmd.User, "user", "", "run the program as `USER`, a name or number, with all of the user's groups, or as two numbers UID:GID with that group alone")
-	f.TextVar(&cmd.Level, "level", cgroup.LevelLock, "how firmly the program is held: `LEVEL` lock, best or tag")
+	f.TextVar(&cmd.Level, "level", confine.LevelLock, "how firmly the program is held: `LEVEL` lock, best or tag")
 	f.StringArrayVar(&keepCaps, "keep-caps", nil, "capabilities that the program keeps, as `NAME,...`; run says what each opens")
 	f.StringVar(&cmd.Dir, "cwd", "", "run the program in directory `DIR`")
 	f.StringArrayVar(&env, "env", nil, "set a variable `NAME=VALUE` of the program's environment; may be repeated")
@@ -140,7 +140,7 @@ func environment(base, set []string) []string {
 	return all
 }
 
-func (e *env) run(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) error {
+func (e *env) run(ctx context.Context, path hierarchy.Path, cmd confine.Command) error {
 	m, err := e.machine()
 	if err != nil {
 		return err
@@ -158,7 +158,9 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd cgroup.Command) 
 		return err
 	}
 	cmd.ReadOnly, cmd.Hidden = m.runDir, m.store.locks
-	return x.binder.Exec(home, cmd)
+	cmd.Past = func() string { return x.binder.Unguarded(home) }
+	cmd.Warn = func(s string) { m.notef("%s", s) }
+	return cmd.Exec(func() error { return x.binder.Join(home, 0) })
 }
 
 // enter finds the cgroup where the processes of a branch are put, made and bound if

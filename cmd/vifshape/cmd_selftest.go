@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cgroup/escape"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -530,7 +531,7 @@ func (t *trial) find() error {
 // fails otherwise is an error: what is promised was not tried.
 func (t *trial) lacksLevel(ctx context.Context, level escape.Level) (string, error) {
 	_, stderr, err := t.perform(ctx, "udp", level, escape.Root)
-	_, why, lacks := strings.Cut(stderr, "vifshape: error: "+(&cgroup.LockError{}).Error())
+	_, why, lacks := strings.Cut(stderr, "vifshape: error: "+(&confine.LockError{}).Error())
 	if err == nil || !lacks {
 		return "", err
 	}

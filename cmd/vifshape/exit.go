@@ -9,8 +9,8 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/policy"
@@ -85,7 +85,7 @@ func exitCode(err error) int {
 	var locked *lockedError
 	var running *runningError
 	var usage usageError
-	var exec *cgroup.ExecError
+	var exec *confine.ExecError
 	var agent *agentError
 	switch {
 	case err == nil:
@@ -104,7 +104,7 @@ func exitCode(err error) int {
 		return exitLocked
 	case errors.As(err, &exec) && exec.NotFound():
 		return exitNotFound
-	case errors.As(err, &exec), errors.As(err, new(*cgroup.UnfitError)):
+	case errors.As(err, &exec), errors.As(err, new(*confine.UnfitError)):
 		return exitCannotRun
 	case privilege(err):
 		return exitPrivilege
@@ -149,11 +149,11 @@ func (e *env) report(err error) {
 func hints(err error) []string {
 	var locked *lockedError
 	var usage usageError
-	var exec *cgroup.ExecError
+	var exec *confine.ExecError
 	var root foreignRootError
 	var former formerError
-	var lock *cgroup.LockError
-	var handed *cgroup.HandedError
+	var lock *confine.LockError
+	var handed *confine.HandedError
 	var agent *agentError
 	var denied deniedError
 	var unfit amend.UnfitError
@@ -176,7 +176,7 @@ func hints(err error) []string {
 		return []string{"`vifshape run --level best` starts it with what this machine can hold, `--level tag` with the cgroup alone"}
 	case errors.As(err, &room):
 		return []string{fmt.Sprintf("make room in the run directory (`df %s`), and do it again", room.dir)}
-	case errors.As(err, new(*cgroup.UnfitError)):
+	case errors.As(err, new(*confine.UnfitError)):
 		return []string{"`vifshape run --level tag` starts it, with the cgroup alone"}
 	case errors.As(err, &handed):
 		return []string{"hand over what is in it by a pipe, as in `cat FILE | vifshape run ...` and `vifshape run ... | tee FILE`"}

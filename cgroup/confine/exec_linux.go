@@ -1,4 +1,4 @@
-package cgroup
+package confine
 
 import (
 	"errors"
@@ -31,11 +31,16 @@ type Command struct {
 	Dir   string
 	Level Level // the zero value is LevelLock
 	// KeepCaps names capabilities, as in capabilities(7), that LevelLock and
-	// LevelBest leave to the program. What each opens is told to Config.Warn.
+	// LevelBest leave to the program. What each opens is told to Warn.
 	KeepCaps []string
 	// ReadOnly is a directory that LevelLock and LevelBest let no program change, root's
 	// neither, and Hidden one in which it finds nothing; empty: none.
 	ReadOnly, Hidden string
+	// Past says why sockets of root in the cgroup may go round the queues, nothing where
+	// they may not. It is asked once the process is there; nil: there is nobody to ask.
+	Past func() string
+	// Warn is told what of the level is not held, and what else to know. May be nil.
+	Warn func(string)
 }
 
 // ExecError says that a program could not be started. Err is
@@ -55,33 +60,29 @@ func (e *ExecError) NotFound() bool {
 	return errors.Is(e.Err, exec.ErrNotFound) || errors.Is(e.Err, fs.ErrNotExist)
 }
 
-// Exec puts the calling process into the cgroup of a target (see [Binder.Home])
-// and becomes the program: same process id, signals, terminal and exit code. It
-// returns only when that failed.
+// Exec has join put the calling process into the cgroup of a branch, by itself or by
+// somebody else, and becomes the program: same process id, signals, terminal and exit
+// code. It returns only when that failed.
 //
 // All that can be found out is found out before anything changes: the program,
 // its mode, the user, and what the kernel lacks for the level ([LockError]). The
-// process moves as a whole, its open sockets keep their class (see the package
-// comment), and only what it opens later is the branch's.
+// process moves as a whole, its open sockets keep their class (see package cgroup),
+// and only what it opens later is the branch's.
 //
-// When Exec fails after that, the process is not what it was: it should end.
-func (b *Binder) Exec(target string, c Command) error {
-	return b.exec(c, target, func() error { return b.Join(target, 0) })
-}
-
-// ExecPlaced is [Binder.Exec] for a caller who may not join cgroups: place has somebody
-// else put this process into the one of the branch, and returns when that is done. At
-// [LevelLock] and [LevelBest] it takes no privileges, if the caller has none: control
+// At [LevelLock] and [LevelBest] it takes no privileges, if the caller has none: control
 // files of cgroups are root's, and the program cannot become root, so that the
 // namespaces are not needed.
-func (b *Binder) ExecPlaced(place func() error, c Command) error { return b.exec(c, "", place) }
-
-func (b *Binder) exec(c Command, target string, join func() error) error {
+//
+// When Exec fails after that, the process is not what it was: it should end.
+func (c Command) Exec(join func() error) error {
+	if c.Warn == nil {
+		c.Warn = func(string) {}
+	}
 	ready, err := c.prepare()
 	if err != nil {
 		return err
 	}
-	lock, err := ready.lock(c, b.cfg.Warn)
+	lock, err := ready.lock(c)
 	if err != nil {
 		return err
 	}
@@ -91,10 +92,8 @@ func (b *Binder) exec(c Command, target string, join func() error) error {
 	if err := join(); err != nil {
 		return err
 	}
-	if target != "" {
-		b.tellPast(target, c, ready)
-	}
-	if err := lock.enter(b.cfg.Warn); err != nil {
+	c.tellPast(ready)
+	if err := lock.enter(c.Warn); err != nil {
 		return err
 	}
 	if err := ready.become(); err != nil {
@@ -105,7 +104,7 @@ func (b *Binder) exec(c Command, target string, join func() error) error {
 			return &fs.PathError{Op: "enter", Path: c.Dir, Err: err}
 		}
 	}
-	if err := lock.finish(b.cfg.Warn); err != nil {
+	if err := lock.finish(c.Warn); err != nil {
 		return err
 	}
 	return &ExecError{c.Args[0], unix.Exec(ready.path, c.Args, ready.env)}

@@ -1,4 +1,4 @@
-package cgroup
+package confine
 
 import (
 	"errors"
@@ -291,17 +291,17 @@ func closeInherited() error {
 }
 
 // tellPast tells when the program could go round the queues.
-func (b *Binder) tellPast(target string, c Command, r *ready) {
+func (c Command) tellPast(r *ready) {
 	raw := c.Level == LevelTag && (!r.switches || r.uid == 0)
 	for _, name := range c.KeepCaps {
 		n, err := caps.Number(name)
 		raw = raw || err == nil && n == unix.CAP_NET_RAW
 	}
-	if !raw {
+	if !raw || c.Past == nil {
 		return
 	}
-	if why := b.unguarded(strings.TrimPrefix(target, cgroupTarget)); why != "" {
-		b.cfg.Warn("not held: root's sockets may go round the queues (PACKET_QDISC_BYPASS, AF_XDP): " + why)
+	if why := c.Past(); why != "" {
+		c.Warn("not held: root's sockets may go round the queues (PACKET_QDISC_BYPASS, AF_XDP): " + why)
 	}
 }
 
@@ -312,7 +312,7 @@ type lock struct {
 }
 
 // lock finds out what there is to put up.
-func (r *ready) lock(c Command, warn func(string)) (*lock, error) {
+func (r *ready) lock(c Command) (*lock, error) {
 	if c.Level > LevelTag {
 		return nil, fmt.Errorf("level %d is unknown", c.Level)
 	}
@@ -336,14 +336,14 @@ func (r *ready) lock(c Command, warn func(string)) (*lock, error) {
 		}
 	}
 	l := &lock{best: c.Level == LevelBest}
-	if err := r.fits(c.Args[0], warn); err != nil {
+	if err := r.fits(c.Args[0], c.Warn); err != nil {
 		return nil, err
 	}
 	for _, h := range handedOut() {
 		if !l.best {
 			return nil, h
 		}
-		warn("not held: " + h.Error())
+		c.Warn("not held: " + h.Error())
 	}
 	r.keeps = kept != 0 && r.switches && r.uid != 0
 	missing, outer := unavailable(outerBorders(r.root() || kept != 0, c.ReadOnly, c.Hidden))
@@ -353,11 +353,11 @@ func (r *ready) lock(c Command, warn func(string)) (*lock, error) {
 		return nil, &LockError{missing}
 	}
 	for _, m := range missing {
-		warn("not held: " + m)
+		c.Warn("not held: " + m)
 	}
 	for _, d := range dropped() {
 		if kept.has(d.number) {
-			warn(fmt.Sprintf("the program keeps %s: %s", caps.Name(d.number), d.opens))
+			c.Warn(fmt.Sprintf("the program keeps %s: %s", caps.Name(d.number), d.opens))
 		}
 	}
 	l.outer, l.inner = outer, inner
