@@ -2,11 +2,9 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/cobra/doc"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
@@ -186,32 +184,4 @@ func takes(p *hierarchy.Param) string {
 		what += n.Name
 	}
 	return what
-}
-
-// qdiscManual writes qdiscTopic as a page of the manual, which is made of a command.
-func qdiscManual(root *cobra.Command, h *doc.GenManHeader, w io.Writer) error {
-	var s strings.Builder
-	indent := func(text string) {
-		for line := range strings.Lines(text) {
-			s.WriteString("    " + line)
-		}
-	}
-	indent(aboutKinds)
-	for _, k := range tc.Kinds() {
-		text, err := aboutKind(k)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(&s, "\n# %s\n%s\n\n", k.Name, k.Help)
-		indent(text)
-	}
-	topic := &cobra.Command{Use: qdiscTopic, Short: "Queueing disciplines of leaves", Long: s.String(), DisableFlagsInUseLine: true}
-	root.AddCommand(topic)
-	h.Section = "7"
-	var page strings.Builder
-	if err := manual(topic, h, &page); err != nil {
-		return err
-	}
-	_, err := strings.NewReplacer(`\fBvifshape qdisc\fP`, `qdisc = { kind = "KIND", PARAMETER = VALUE, ... }`).WriteString(w, page.String())
-	return err
 }

@@ -1,17 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/cobra/doc"
 )
 
 func newVersionCommand(e *env) *cobra.Command {
@@ -90,57 +85,4 @@ func newCompletionCommand(e *env) *cobra.Command {
 			return gen(c.Root(), e.stdout)
 		},
 	}
-}
-
-func newManCommand(e *env) *cobra.Command {
-	dir := ""
-	c := &cobra.Command{
-		Use:   "man [COMMAND]",
-		Short: "Print the manual page of vifshape or of one command",
-		Long: `Print the manual page of vifshape, or of one of its commands, in the form that
-man reads:
-
-  vifshape man apply | man -l -
-  vifshape man qdisc | man -l -        the queueing disciplines of leaves
-  vifshape man --dir /usr/local/share/man/man8` + plainExitHelp,
-		Args: args(0, 1, "one command at most"),
-		RunE: func(c *cobra.Command, a []string) error {
-			// A fixed date, so that the same source gives the same page.
-			date := time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
-			h := &doc.GenManHeader{Section: "8", Source: "vifshape", Manual: "vifshape", Date: &date}
-			root := c.Root()
-			root.DisableAutoGenTag = true
-			if dir != "" {
-				if err := doc.GenManTree(root, h, dir); err != nil {
-					return err
-				}
-				f, err := os.Create(filepath.Join(dir, "vifshape-qdisc.7"))
-				if err != nil {
-					return err
-				}
-				return errors.Join(qdiscManual(root, h, f), f.Close())
-			}
-			if len(a) == 1 && a[0] == qdiscTopic {
-				return qdiscManual(root, h, e.stdout)
-			}
-			if len(a) == 1 {
-				sub, _, err := root.Find(a)
-				if err != nil || sub == root {
-					return usagef("no command %q: `vifshape help` lists them", a[0])
-				}
-				root = sub
-			}
-			return manual(root, h, e.stdout)
-		},
-	}
-	c.Flags().StringVar(&dir, "dir", "", "write a page for every command into `DIR`")
-	return c
-}
-
-// manual writes the page of one command.
-func manual(c *cobra.Command, h *doc.GenManHeader, w io.Writer) error {
-	if err := doc.GenMan(c, h, w); err != nil {
-		return fmt.Errorf("manual page: %w", err)
-	}
-	return nil
 }

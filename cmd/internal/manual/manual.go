@@ -1,0 +1,170 @@
+// Package manual writes pages of the manual, in the language of man(7), from the
+// texts that help prints.
+package manual
+
+import (
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+)
+
+// Page is one page.
+type Page struct {
+	Name    string // as in "vifshape-apply"
+	Section int
+	Short   string // in one line
+	Usage   string // empty: the page is about no command
+	// Text is paragraphs, of lines that begin at the margin or are indented by two or
+	// more. Indented are examples, kept as they are, and lists: a word and, behind at
+	// least two spaces or below and further in, what it means. A line in capitals, or
+	// one that begins with "# ", is the head of a section.
+	Text    string
+	Options []Option
+	SeeAlso []string // as in "vifshape-qdisc(7)"
+}
+
+// Option is a flag.
+type Option struct{ Name, Value, Text string }
+
+// date is fixed, so that the same source gives the same page.
+const date = "2026-11-01"
+
+// WriteTo writes the page.
+func (p *Page) WriteTo(w io.Writer) (int64, error) {
+	var s strings.Builder
+	name := escaped(p.Name)
+	fmt.Fprintf(&s, ".TH %s %d %s vifshape vifshape\n", strings.ToUpper(name), p.Section, date)
+	fmt.Fprintf(&s, ".SH NAME\n%s \\- %s\n", name, escaped(p.Short))
+	if p.Usage != "" {
+		fmt.Fprintf(&s, ".SH SYNOPSIS\n\\fB%s\\fR\n", escaped(p.Usage))
+	}
+	s.WriteString(".SH DESCRIPTION\n")
+	options := p.options()
+	for part := range strings.SplitSeq(p.Text, "\n\n") {
+		lines := strings.Split(strings.Trim(part, "\n"), "\n")
+		if head, ok := heading(lines[0]); ok {
+			if head == "EXIT STATUS" { // options come before it, as in other pages
+				s.WriteString(options)
+				options = ""
+			}
+			fmt.Fprintf(&s, ".SH %s\n", escaped(head))
+			lines = lines[1:]
+		}
+		paragraphs(&s, lines)
+	}
+	s.WriteString(options)
+	if len(p.SeeAlso) > 0 {
+		fmt.Fprintf(&s, ".SH SEE ALSO\n%s\n", escaped(strings.Join(p.SeeAlso, ", ")))
+	}
+	n, err := io.WriteString(w, s.String())
+	return int64(n), err
+}
+
+func (p *Page) options() string {
+	var s strings.Builder
+	for i, o := range p.Options {
+		if i == 0 {
+			s.WriteString(".SH OPTIONS\n")
+		}
+		fmt.Fprintf(&s, ".TP\n\\fB%s\\fR", escaped(o.Name))
+		if o.Value != "" {
+			fmt.Fprintf(&s, " \\fI%s\\fR", escaped(o.Value))
+		}
+		fmt.Fprintf(&s, "\n%s\n", line(o.Text))
+	}
+	return s.String()
+}
+
+var capitals = regexp.MustCompile(`^[A-Z]+( [A-Z]+)*$`)
+
+// heading says whether a line is the head of a section.
+func heading(s string) (string, bool) {
+	head, ok := strings.CutPrefix(s, "# ")
+	return head, ok || capitals.MatchString(s)
+}
+
+// paragraphs writes lines between two empty ones.
+func paragraphs(s *strings.Builder, lines []string) {
+	for len(lines) > 0 {
+		n := 1
+		indented := strings.HasPrefix(lines[0], "  ")
+		for n < len(lines) && strings.HasPrefix(lines[n], "  ") == indented {
+			n++
+		}
+		block := lines[:n]
+		lines = lines[n:]
+		if !indented {
+			s.WriteString(".PP\n")
+			for _, l := range block {
+				s.WriteString(line(l) + "\n")
+			}
+			continue
+		}
+		if list := entries(block); list != nil {
+			for _, e := range list {
+				fmt.Fprintf(s, ".TP\n\\fB%s\\fR\n%s\n", escaped(e.term), strings.Join(e.text, "\n"))
+			}
+			continue
+		}
+		s.WriteString(".PP\n.RS 4\n.nf\n")
+		for _, l := range block {
+			s.WriteString(line(strings.TrimPrefix(l, "  ")) + "\n")
+		}
+		s.WriteString(".fi\n.RE\n")
+	}
+}
+
+// entry is a word of a list, and what it means.
+type entry struct {
+	term string
+	text []string
+}
+
+var (
+	beside = regexp.MustCompile(`^  (\S+(?: \S+)*?)( {2,})(\S.*)$`)
+	alone  = regexp.MustCompile(`^  (\S+(?: \S+)*)$`)
+)
+
+// entries reads indented lines as a list; nil where they are none.
+func entries(lines []string) []entry {
+	var all []entry
+	column := 0 // of the text of the last entry; below its word: 0
+	for i, l := range lines {
+		indent := len(l) - len(strings.TrimLeft(l, " "))
+		switch m := beside.FindStringSubmatch(l); {
+		case indent > 2 && len(all) > 0 && (column == 0 || indent == column):
+			e := &all[len(all)-1]
+			text := line(strings.TrimSpace(l))
+			if column == 0 && len(e.text) > 0 {
+				text = ".br\n" + text // each line is a statement of its own
+			}
+			e.text = append(e.text, text)
+		case m != nil:
+			all = append(all, entry{m[1], []string{line(m[3])}})
+			column = 2 + len(m[1]) + len(m[2])
+		case alone.MatchString(l) && i+1 < len(lines) && strings.HasPrefix(lines[i+1], "   "):
+			all = append(all, entry{term: l[2:]})
+			column = 0
+		default:
+			return nil
+		}
+	}
+	return all
+}
+
+// line is escaped text that begins a line, where a dot or an apostrophe would be a
+// request.
+func line(s string) string {
+	s = escaped(s)
+	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {
+		s = `\&` + s
+	}
+	return s
+}
+
+// escaped is text as it is to be seen: what roff takes for an escape, a hyphen or a
+// quotation mark of its own stays what it is, so that it can be copied.
+func escaped(s string) string {
+	return strings.NewReplacer(`\`, `\e`, "-", `\-`, "`", `\(ga`, "'", `\(aq`, "^", `\(ha`, "~", `\(ti`).Replace(s)
+}
