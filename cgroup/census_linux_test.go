@@ -8,9 +8,10 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // census is what a process has open, by class.
@@ -170,10 +171,10 @@ func TestKernelCensusElsewhere(t *testing.T) {
 func hasCgroupFilter(t *testing.T, n *network) bool {
 	t.Helper()
 	err := n.hook.AttachCgroupFilter()
-	if errors.Is(err, tc.ErrNotSupported) && !vm.Inside() {
+	if errors.Is(err, rtnl.ErrNotSupported) && !vm.Inside() {
 		return false
 	}
-	tctest.Require(t, !errors.Is(err, tc.ErrNotSupported), "filter kind cgroup (module cls_cgroup)")
+	tctest.Require(t, !errors.Is(err, rtnl.ErrNotSupported), "filter kind cgroup (module cls_cgroup)")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,8 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // hidden is the program that binds its own branch's cgroup and sends from it where
@@ -63,12 +65,12 @@ func hidden(args []string) error {
 			return err
 		}
 	}
-	c, err := tc.Open(tc.Config{})
+	c, err := rtnl.Open(rtnl.Config{})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	dev, err := c.Device("eth0")
+	dev, err := tc.Find(c, "eth0")
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,8 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 func TestMain(m *testing.M) {
@@ -49,12 +51,12 @@ func newNetwork(t testing.TB) *network {
 	t.Helper()
 	n := &network{Pair: tctest.New(t, lab.PairConfig{TxQueueLen: 32_767})}
 	n.noReports(t)
-	c, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
+	c, err := rtnl.Open(rtnl.Config{NetNS: n.Near.FD()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if n.hook, err = c.Device(n.Dev); err != nil {
+	if n.hook, err = tc.Find(c, n.Dev); err != nil {
 		t.Fatal(err)
 	}
 	n.tree(t)

@@ -24,6 +24,8 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // docker is what docker makes of a network: a bridge, whose ports are the veths of
@@ -187,12 +189,12 @@ func TestKernelMark(t *testing.T) {
 	local, localFree := n.start(t, n.Near, a), n.start(t, n.Near, free)
 	far, to := n.start(t, n.Far, ""), n.Far4.String()+":9"
 	overwrite := func(on bool) { // what root in the container can do to its packets
-		c, err := tc.Open(tc.Config{NetNS: two.FD()})
+		c, err := rtnl.Open(rtnl.Config{NetNS: two.FD()})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		eth0, err := c.Device("eth0")
+		eth0, err := tc.Find(c, "eth0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -256,12 +258,12 @@ func TestKernelMark(t *testing.T) {
 	}
 
 	// What the attempts above would come to if the mark were believed.
-	near, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
+	near, err := rtnl.Open(rtnl.Config{NetNS: n.Near.FD()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer near.Close()
-	lo, err := near.Device("lo")
+	lo, err := tc.Find(near, "lo")
 	if err == nil {
 		err = lo.AttachIngress("veth2", marks(t, mark, port1).FD(), "marks")
 	}

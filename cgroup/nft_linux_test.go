@@ -25,6 +25,8 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // nft is the library's view of a namespace, to look at and to meddle with what is
@@ -273,7 +275,7 @@ func TestKernelTwoTrees(t *testing.T) {
 	n := newNetwork(t)
 	p := newPlace(t, bind.WayNft)
 	a := sub(t, p.dir, "a")
-	conn, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
+	conn, err := rtnl.Open(rtnl.Config{NetNS: n.Near.FD()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,7 +291,7 @@ func TestKernelTwoTrees(t *testing.T) {
 		pair := *n.Pair
 		pair.Dev = name
 		m := &network{Pair: &pair}
-		if m.hook, err = conn.Device(name); err != nil {
+		if m.hook, err = tc.Find(conn, name); err != nil {
 			t.Fatal(err)
 		}
 		m.tree(t)

@@ -12,10 +12,11 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // traffic is something that one process of a test sends.
@@ -49,10 +50,10 @@ func TestKernelClasses(t *testing.T) {
 			n := newNetwork(t)
 			if way == bind.WayClsCgroup {
 				err := n.hook.AttachCgroupFilter()
-				if errors.Is(err, tc.ErrNotSupported) && !vm.Inside() {
+				if errors.Is(err, rtnl.ErrNotSupported) && !vm.Inside() {
 					return // TestVM goes on
 				}
-				tctest.Require(t, !errors.Is(err, tc.ErrNotSupported), "filter kind cgroup (module cls_cgroup)")
+				tctest.Require(t, !errors.Is(err, rtnl.ErrNotSupported), "filter kind cgroup (module cls_cgroup)")
 			}
 			p := newPlace(t, way)
 			a, deep := sub(t, p.dir, "a"), sub(t, p.dir, "a", "deep", "blue")

@@ -24,6 +24,7 @@ var rooms = []struct{ path, may, why string }{
 	{"policy", "hierarchy/...", "policy makes TOML into the model: only cmd knows it beside tc and cgroup"},
 
 	{"tc", "hierarchy/... tc/...", "tc makes the model into rtnetlink: only cmd knows it beside policy and cgroup"},
+	{"tc/rtnl", "hierarchy/...", "rtnl is below all of tc"},
 	{"tc/lab", "hierarchy/...", "what lies below tc does not look up"},
 	{"tc/tctest", "hierarchy/... tc/lab tc/tctest/...", "what lies below tc does not look up"},
 

@@ -10,6 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 func TestEncodeKinds(t *testing.T) {
@@ -108,13 +110,13 @@ func TestEncodeREDFlags(t *testing.T) {
 		{qdisc("red", "limit", 4, "min", 1, "max", 2, "ewma", 1, "scell_log", 1, "ecn", 1, "harddrop", 1, "adaptive", 1), redECN | redHardDrop | redAdaptive, nil},
 		{qdisc("red", "limit", 4, "min", 1, "max", 2, "ewma", 1, "scell_log", 1, "ecn", 1, "nodrop", 1), 0, []byte{9, 0, 0, 0, 15, 0, 0, 0}},
 	} {
-		e := encoder{}
+		e := rtnl.Encoder{}
 		if err := red.encode(&e, tt.qdisc, true); err != nil {
 			t.Fatal(err)
 		}
 		var attr []byte
 		var old uint64
-		if err := eachAttr(e.b, func(typ uint16, v []byte) error {
+		if err := rtnl.EachAttr(e.B, func(typ uint16, v []byte) error {
 			switch typ {
 			case redParmsAttr:
 				p, err := decodeRED(v)

@@ -12,6 +12,8 @@ import (
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/tctest"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 func TestEncodeShaping(t *testing.T) {
@@ -150,11 +152,11 @@ func TestVerifyShaping(t *testing.T) {
 
 // What others set and no parameter can say differs from everything.
 func TestDecodeForeignShaping(t *testing.T) {
-	decode := func(kind string, put func(e *encoder)) []hierarchy.Setting {
+	decode := func(kind string, put func(e *rtnl.Encoder)) []hierarchy.Setting {
 		t.Helper()
-		e := encoder{}
+		e := rtnl.Encoder{}
 		put(&e)
-		s, err := kindNamed(kind).decode(e.b)
+		s, err := kindNamed(kind).decode(e.B)
 		if err != nil {
 			t.Errorf("%s: %v", kind, err)
 		}
@@ -162,15 +164,15 @@ func TestDecodeForeignShaping(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name, kind string
-		put        func(e *encoder)
+		put        func(e *rtnl.Encoder)
 	}{
-		{"fq with large weights", "fq", func(e *encoder) {
-			e.attr(fqWeights, func() { e.uint32(1 << 30); e.uint32(1); e.uint32(1) })
+		{"fq with large weights", "fq", func(e *rtnl.Encoder) {
+			e.Attr(fqWeights, func() { e.Uint32(1 << 30); e.Uint32(1); e.Uint32(1) })
 		}},
-		{"cake with its own target", "cake", func(e *encoder) { e.attr32(cakeRTT, 100_000); e.attr32(cakeTarget, 1) }},
-		{"netem with slots of an unknown table", "netem", func(e *encoder) {
-			e.b = append(e.b, make([]byte, sizeofNetem)...)
-			e.attr(netemSlot, func() { e.b = append(e.b, make([]byte, 32)...); e.uint64(1000) })
+		{"cake with its own target", "cake", func(e *rtnl.Encoder) { e.Attr32(cakeRTT, 100_000); e.Attr32(cakeTarget, 1) }},
+		{"netem with slots of an unknown table", "netem", func(e *rtnl.Encoder) {
+			e.B = append(e.B, make([]byte, sizeofNetem)...)
+			e.Attr(netemSlot, func() { e.B = append(e.B, make([]byte, 32)...); e.Uint64(1000) })
 		}},
 	} {
 		if s := decode(tt.kind, tt.put); s != nil {
@@ -178,9 +180,9 @@ func TestDecodeForeignShaping(t *testing.T) {
 		}
 	}
 	// A seed that the kernel drew is nobody's wish.
-	s := decode("netem", func(e *encoder) {
-		e.b = append(e.b, make([]byte, sizeofNetem)...)
-		e.attr64(netemSeed, 1<<63)
+	s := decode("netem", func(e *rtnl.Encoder) {
+		e.B = append(e.B, make([]byte, sizeofNetem)...)
+		e.Attr64(netemSeed, 1<<63)
 	})
 	if d := cmp.Diff([]hierarchy.Setting{{Name: "limit"}}, s); d != "" {
 		t.Errorf("(-want +got)\n%s", d)

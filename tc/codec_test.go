@@ -4,44 +4,20 @@ package tc
 
 import (
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/cpu"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/tctest"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
-
-// words is a message body as 32-bit words, eight to a line, for comparing.
-func words(b []byte) string {
-	var s strings.Builder
-	for i := 0; i+4 <= len(b); i += 4 {
-		if i%32 == 0 {
-			s.WriteByte('\n')
-		}
-		fmt.Fprintf(&s, "%s ", hex.EncodeToString(b[i:i+4]))
-	}
-	return s.String()
-}
-
-func golden(t *testing.T, m netlink.Message, flags netlink.HeaderFlags, want string) {
-	t.Helper()
-	tctest.Require(t, !cpu.IsBigEndian, "a little-endian machine, of which the messages to compare with are")
-	if m.Header.Flags != flags|netlink.Request {
-		t.Errorf("flags %v, want %v", m.Header.Flags, flags|netlink.Request)
-	}
-	if d := cmp.Diff(strings.Fields(want), strings.Fields(words(m.Data))); d != "" {
-		t.Errorf("(-want +got)\n%s\ngot%s", d, words(m.Data))
-	}
-}
 
 func TestEncodeClass(t *testing.T) {
 	for _, tt := range []struct {
@@ -89,7 +65,7 @@ func TestEncodeClass(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, m, tt.flags, tt.want)
+			tctest.Golden(t, m, tt.flags, tt.want)
 			got, ok, err := decodeClass(m.Data)
 			if err != nil || !ok {
 				t.Fatal(ok, err)
@@ -111,7 +87,7 @@ func TestEncodeClass(t *testing.T) {
 // tc qdisc add dev IF root handle 71f: htb default 2 r2q 10 direct_qlen 0
 func TestEncodeRoot(t *testing.T) {
 	flags := netlink.Create | netlink.Excl
-	golden(t, encodeRoot(5, flags), flags, `00000000 05000000 00001f07 ffffffff 00000000
+	tctest.Golden(t, encodeRoot(5, flags), flags, `00000000 05000000 00001f07 ffffffff 00000000
 		 08000100 68746200
 		 24000280 18000200
 		 03000000 0a000000 02000000 00000000 00000000
@@ -175,7 +151,7 @@ func goldenLeaves(t *testing.T, tests []leafMessage) {
 			if tt.fresh {
 				flags = netlink.Create | netlink.Replace
 			}
-			golden(t, m, flags, tt.want)
+			tctest.Golden(t, m, flags, tt.want)
 		})
 	}
 }
@@ -310,7 +286,7 @@ func TestSettleQdisc(t *testing.T) {
 			kinds := kernelKinds{known: map[*discipline]bool{}, ask: func(d *discipline) (bool, error) { return slices.Contains(tt.kinds, d), nil }}
 			err := kinds.settle(&got, place)
 			if err != nil || tt.wantErr != "" {
-				if err == nil || err.Error() != tt.wantErr || errors.Is(err, ErrNotSupported) != tt.notSupport {
+				if err == nil || err.Error() != tt.wantErr || errors.Is(err, rtnl.ErrNotSupported) != tt.notSupport {
 					t.Errorf("got %v, want %s", err, tt.wantErr)
 				}
 				return
@@ -343,12 +319,12 @@ func roundTrip(t *testing.T, q hierarchy.Qdisc) hierarchy.Qdisc {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := decodeQdisc(m.Data)
+	x, err := rtnl.DecodeQdisc(m.Data)
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.options = kept(q.Kind, x.options)
-	got, err := x.leaf()
+	x.Options = kept(q.Kind, x.Options)
+	got, err := leafOf(&x)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,19 +345,19 @@ func kept(kind string, options []byte) []byte {
 	if shifts == nil {
 		return options
 	}
-	e := encoder{}
-	_ = eachAttr(options, func(typ uint16, v []byte) error {
+	e := rtnl.Encoder{}
+	_ = rtnl.EachAttr(options, func(typ uint16, v []byte) error {
 		shift, ok := shifts[typ]
 		if !ok {
-			e.attr(typ, func() { e.b = append(e.b, v...) })
+			e.Attr(typ, func() { e.B = append(e.B, v...) })
 			return nil
 		}
 		if us := binary.NativeEndian.Uint32(v); us != codelOff {
-			e.attr32(typ, uint32(uint64(us)*1000>>shift<<shift/1000))
+			e.Attr32(typ, uint32(uint64(us)*1000>>shift<<shift/1000))
 		}
 		return nil
 	})
-	return e.b
+	return e.B
 }
 
 func TestCodelTimes(t *testing.T) {
@@ -462,62 +438,33 @@ func TestParentsFirst(t *testing.T) {
 }
 
 func TestDecodeStats(t *testing.T) {
-	e := encoder{}
-	e.tcMsg(tcMsg{index: 5, handle: uint32(hierarchy.ID(0x10))})
-	e.attrString(tcaKind, "htb")
-	e.nest(tcaStats2, func() {
-		e.attr(statsBasic, func() { e.uint64(1 << 40); e.uint32(7); e.uint32(0) })
-		e.attr64(statsPackets64, 1<<33+7)
-		e.attr(statsQueue, func() { e.uint32(1); e.uint32(2); e.uint32(3); e.uint32(4); e.uint32(5) })
-		e.attr(statsRateEst, func() { e.uint32(1000); e.uint32(1) })
-		e.attr(statsRateEst64, func() { e.uint64(1 << 33); e.uint64(1) })
-		e.attr(statsApp, func() { e.uint32(11); e.uint32(12); e.uint32(0); e.uint32(0); e.uint32(0) })
+	e := rtnl.Encoder{}
+	e.TcMsg(rtnl.TcMsg{Index: 5, Handle: uint32(hierarchy.ID(0x10))})
+	e.AttrString(unix.TCA_KIND, "htb")
+	e.Nest(unix.TCA_STATS2, func() {
+		e.Attr(statsBasic, func() { e.Uint64(1 << 40); e.Uint32(7); e.Uint32(0) })
+		e.Attr64(statsPackets64, 1<<33+7)
+		e.Attr(statsQueue, func() { e.Uint32(1); e.Uint32(2); e.Uint32(3); e.Uint32(4); e.Uint32(5) })
+		e.Attr(statsRateEst, func() { e.Uint32(1000); e.Uint32(1) })
+		e.Attr(statsRateEst64, func() { e.Uint64(1 << 33); e.Uint64(1) })
+		e.Attr(statsApp, func() { e.Uint32(11); e.Uint32(12); e.Uint32(0); e.Uint32(0); e.Uint32(0) })
 	})
 	want := ClassStats{
 		Class:    hierarchy.ID(0x10),
 		Counters: Counters{Bytes: 1 << 40, Packets: 1<<33 + 7, QLen: 1, Backlog: 2, Drops: 3, Requeues: 4, Overlimits: 5},
 		Lends:    11, Borrows: 12, Estimate: 1 << 36,
 	}
-	got, err := decodeClassStats(e.b)
+	got, err := decodeClassStats(e.B)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got)\n%s", d)
 	}
-	for n := range e.b {
-		if _, err := decodeClassStats(e.b[:n]); err == nil && n > sizeofTcMsg && n%4 != 0 {
+	for n := range e.B {
+		if _, err := decodeClassStats(e.B[:n]); err == nil && n > rtnl.SizeofTcMsg && n%4 != 0 {
 			t.Errorf("no error for the first %d bytes", n)
 		}
-	}
-}
-
-func TestOpError(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		err  *OpError
-		is   error
-		want string
-	}{
-		{"class", &OpError{Op: "create class", Device: "eth0", Class: hierarchy.ID(0x10), Path: "eth0/web", Err: unix.EINVAL, Kernel: "sch_htb: tree is too deep"}, nil,
-			"eth0/web: create class 71f:10: invalid argument (sch_htb: tree is too deep)"},
-		{"privileges", &OpError{Op: "create root qdisc", Device: "eth0", Class: hierarchy.ID(0), Err: unix.EPERM}, ErrNotPrivileged,
-			"eth0: create root qdisc 71f: operation not permitted (needs root or CAP_NET_ADMIN)"},
-		{"gone", &OpError{Op: "read classes", Device: "eth0", Err: unix.ENODEV}, ErrGone, "eth0: read classes: no such device"},
-		{"module", &OpError{Op: "attach cgroup filter", Device: "eth0", Err: unix.ENOENT, Kernel: "TC classifier not found"}, ErrNotSupported,
-			"eth0: attach cgroup filter: no such file or directory (TC classifier not found)"},
-		{"no class", &OpError{Op: "change class", Device: "eth0", Err: unix.ENOENT}, nil, "eth0: change class: no such file or directory"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := tt.err.Error(); got != tt.want {
-				t.Errorf("got  %s\nwant %s", got, tt.want)
-			}
-			for _, sentinel := range []error{ErrNotPrivileged, ErrNotSupported, ErrGone, ErrForeign} {
-				if errors.Is(tt.err, sentinel) != (sentinel == tt.is) {
-					t.Errorf("errors.Is %q", sentinel)
-				}
-			}
-		})
 	}
 }
 
@@ -580,12 +527,12 @@ func FuzzDecodeQdisc(f *testing.F) {
 		f.Add(m.Data)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		x, err := decodeQdisc(b)
+		x, err := rtnl.DecodeQdisc(b)
 		if err != nil {
 			return
 		}
-		_ = new(Counters).decode(x.stats2, nil)
-		q, err := x.leaf()
+		_ = new(Counters).decode(x.Stats2, nil)
+		q, err := leafOf(&x)
 		if err != nil || q.Params == nil {
 			return
 		}

@@ -6,10 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/bits"
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // What a policy leaves open is chosen here, and only here, from four things: the
@@ -58,7 +59,7 @@ const (
 // burst is the burst for a rate, and the cburst for a ceil: burstTime of it and
 // more bytes, but no more than the kernel can count.
 func burst(rate hierarchy.Bandwidth, more hierarchy.Size) hierarchy.Size {
-	return min(max(bytesIn(uint64(burstTime), rate)+more, 1), tickBytes(math.MaxUint32, rate))
+	return min(max(rtnl.BytesIn(uint64(burstTime), rate)+more, 1), rtnl.TickBytes(math.MaxUint32, rate))
 }
 
 // capped says whether a class borrows up to a ceil that is below the line's. A turn
@@ -109,7 +110,7 @@ func crowded(t *hierarchy.Tree, more hierarchy.Size, round time.Duration) bool {
 		if !capped(&b.Class, t.Root.Ceil) {
 			continue
 		}
-		turn := scale(uint64(bytesIn(uint64(round), b.Rate)), uint64(t.Root.Ceil-b.Ceil), uint64(t.Root.Ceil))
+		turn := rtnl.Scale(uint64(rtnl.BytesIn(uint64(round), b.Rate)), uint64(t.Root.Ceil-b.Ceil), uint64(t.Root.Ceil))
 		if hierarchy.Size(turn) > burst(b.Ceil, more) {
 			return true
 		}
@@ -126,7 +127,7 @@ func crowded(t *hierarchy.Tree, more hierarchy.Size, round time.Duration) bool {
 func quantumTime(slowest hierarchy.Bandwidth, mtu, packet hierarchy.Size) time.Duration {
 	t := shortestRound
 	for {
-		sent := bytesIn(uint64(t), slowest)
+		sent := rtnl.BytesIn(uint64(t), slowest)
 		if (sent >= packet || t >= usualRound) && sent >= turnFrames*mtu || t >= longestRound {
 			return t
 		}
@@ -168,17 +169,7 @@ func quanta(b *hierarchy.Branch, above hierarchy.Bandwidth, late bool, mtu hiera
 // tc's bound of 200,000 is that of quanta that the kernel makes up. The
 // kernel's own bound is 2^31-1.
 func quantum(rate hierarchy.Bandwidth, mtu hierarchy.Size, t time.Duration) hierarchy.Size {
-	return min(max(bytesIn(uint64(t), rate), mtu), math.MaxInt32)
-}
-
-// scale is v*num/den, at most 2^64-1.
-func scale(v, num, den uint64) uint64 {
-	hi, lo := bits.Mul64(v, num)
-	if hi >= den {
-		return math.MaxUint64
-	}
-	q, _ := bits.Div64(hi, lo, den)
-	return q
+	return min(max(rtnl.BytesIn(uint64(t), rate), mtu), math.MaxInt32)
 }
 
 // queueBytes is the limit of a queue that counts bytes.
@@ -187,7 +178,7 @@ func queueBytes(s site) hierarchy.Size { return max(averageBytes(s), s.packet+qu
 // averageBytes is how long a queue that drops by its average length may become
 // in the mean; it holds more than the largest packet for a while.
 func averageBytes(s site) hierarchy.Size {
-	return max(bytesIn(uint64(queueTime), s.ceil), queueFrames*s.mtu)
+	return max(rtnl.BytesIn(uint64(queueTime), s.ceil), queueFrames*s.mtu)
 }
 
 // queuePackets is the limit of a queue that counts packets, which may be large
@@ -195,19 +186,19 @@ func averageBytes(s site) hierarchy.Size {
 // many as a short burst of small ones has, at most what a queue of the kernel's
 // own has.
 func queuePackets(s site) uint64 {
-	return min(max(uint64(bytesIn(uint64(queueTime), s.ceil)/s.mtu), 32), 1000)
+	return min(max(uint64(rtnl.BytesIn(uint64(queueTime), s.ceil)/s.mtu), 32), 1000)
 }
 
 // queueMemory is the limit of a queue that counts memory, twice the bytes
 // and more: half a second of ceil, so that it ends floods and leaves the rest
 // to the queue's own control.
 func queueMemory(s site) hierarchy.Size {
-	return min(max(2*bytesIn(uint64(500*time.Millisecond), s.ceil), 4<<20), 32<<20)
+	return min(max(2*rtnl.BytesIn(uint64(500*time.Millisecond), s.ceil), 4<<20), 32<<20)
 }
 
 // codelTarget is how long packets may wait on the whole: CoDel's 5 ms, unless
 // a single packet takes longer, up to what is of any use.
 func codelTarget(s site) time.Duration {
-	packet := scale(uint64(s.mtu), nsPerSecond*3/2, bytesPerSecond(s.rate))
+	packet := rtnl.Scale(uint64(s.mtu), uint64(time.Second)*3/2, rtnl.BytesPerSecond(s.rate))
 	return max(5*time.Millisecond, time.Duration(min(packet, uint64(codelTargetMax))))
 }

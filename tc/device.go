@@ -5,24 +5,23 @@ package tc
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// Device is one network interface of a [Conn]'s namespace. It means the
-// interface that had the name when [Conn.Device] was called, also after it was
-// renamed. It satisfies [hierarchy.Part] and is not for use by several
+// Device is one network interface that carries or may carry a tree. It means the
+// interface that had the name when [Find] was called, also after it was renamed. It satisfies [hierarchy.Part] and is not for use by several
 // goroutines at once.
 type Device struct {
-	Name  string
-	Index uint32
+	rtnl.Interface
 
-	c      *Conn
 	mtu    hierarchy.Size // of a frame: with a link-layer header
 	packet hierarchy.Size // the largest that the stack hands down
 	header hierarchy.Size // of the link layer, as far as the kernel counts it
@@ -31,26 +30,40 @@ type Device struct {
 
 var _ hierarchy.Part = (*Device)(nil)
 
-// Device finds an interface by its name, also by an alternative name; Name is its
+// Find finds an interface by its name, also by an alternative name; Name is its
 // own then. The error is an [*ErrNoDevice] when there is none.
-func (c *Conn) Device(name string) (*Device, error) {
+func Find(c *rtnl.Conn, name string) (*Device, error) {
 	err := error(unix.ENODEV)
 	var l Link
 	if name != "" {
-		l, err = readLink(c.nl, name)
+		l, err = readLink(c, name)
 	}
 	if errors.Is(err, unix.ENODEV) {
-		return nil, &ErrNoDevice{Name: name, Nearest: c.nearest(name)}
+		return nil, &ErrNoDevice{Name: name, Nearest: nearest(c, name)}
 	}
 	if err != nil {
-		return nil, newOpError("find interface", name, err)
+		return nil, rtnl.Fail("find interface", name, err)
 	}
-	d := &Device{Name: l.Name, Index: uint32(l.Index), c: c, mtu: hierarchy.Size(l.MTU) + ethernetHeader}
+	d := &Device{Interface: rtnl.Interface{Conn: c, Name: l.Name, Index: uint32(l.Index)}, mtu: hierarchy.Size(l.MTU) + ethernetHeader}
 	d.packet = largest(&l, d.mtu)
 	if d.header, err = d.readHeader(); err != nil {
-		return nil, newOpError("find interface", name, err)
+		return nil, rtnl.Fail("find interface", name, err)
 	}
 	return d, nil
+}
+
+// ErrNoDevice says that there is no interface of that name.
+type ErrNoDevice struct {
+	Name    string
+	Nearest string // the name most like it, empty when none is alike
+}
+
+// Error names the interface and what may have been meant.
+func (e *ErrNoDevice) Error() string {
+	if e.Nearest != "" {
+		return fmt.Sprintf("%s: no such interface: did you mean %s?", e.Name, e.Nearest)
+	}
+	return e.Name + ": no such interface"
 }
 
 const (
@@ -78,30 +91,19 @@ func largest(l *Link, frame hierarchy.Size) hierarchy.Size {
 	return min(max(size, frame, min(2*frame, gsoMaxSize)), segments*frame)
 }
 
-// check says whether the interface is still there.
-func (d *Device) check() error {
-	_, err := d.link()
-	return err
-}
-
-// link asks for the interface.
-func (d *Device) link() ([]netlink.Message, error) {
-	body := make([]byte, unix.SizeofIfInfomsg)
-	binary.NativeEndian.PutUint32(body[4:], d.Index)
-	return d.c.nl.Execute(message(unix.RTM_GETLINK, 0, body))
-}
-
 // readHeader reads how much of a packet's length is link-layer header when it comes
 // to a queueing discipline: what dev_hard_header puts in front
 // (include/linux/netdevice.h, v6.12). That is not dev->hard_header_len, which is the
 // room that drivers want: PPP and VLAN add theirs after the queue.
 func (d *Device) readHeader() (hierarchy.Size, error) {
-	msgs, err := d.link()
+	body := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(body[4:], d.Index)
+	msgs, err := d.Conn.Execute(rtnl.Message(unix.RTM_GETLINK, 0, body))
 	if err != nil {
 		return 0, err
 	}
 	if len(msgs) == 0 || len(msgs[0].Data) < unix.SizeofIfInfomsg {
-		return 0, errMalformed
+		return 0, rtnl.ErrMalformed
 	}
 	switch binary.NativeEndian.Uint16(msgs[0].Data[2:]) {
 	case unix.ARPHRD_ETHER, unix.ARPHRD_LOOPBACK:
@@ -113,8 +115,8 @@ func (d *Device) readHeader() (hierarchy.Size, error) {
 }
 
 // nearest is the name of an interface that is like name, empty if there is none.
-func (c *Conn) nearest(name string) string {
-	links, err := readLinks(c.nl)
+func nearest(c *rtnl.Conn, name string) string {
+	links, err := readLinks(c)
 	if err != nil {
 		return "" // the name is wrong all the same
 	}
@@ -128,6 +130,3 @@ func (c *Conn) nearest(name string) string {
 	}
 	return hierarchy.Nearest(name, names)
 }
-
-// fail makes an error of what netlink returned.
-func (d *Device) fail(op string, err error) error { return newOpError(op, d.Name, err) }

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 const (
@@ -40,14 +42,14 @@ const directQueue = 0
 // have taken effect as well, so that the caller reads the state again. A plan
 // of [hierarchy.Diff] is safe to be carried out so.
 //
-// Create of the root is refused with [ErrForeign] where a root qdisc stands that
+// Create of the root is refused with [rtnl.ErrForeign] where a root qdisc stands that
 // somebody made; Change from that very one replaces it, and a later Delete
 // through the same Device puts it back, as [Device.Restore] does. A class's
 // packets are waited for before it is deleted, at most two seconds; what is
-// lost then is told to Config.Warn. A leaf qdisc keeps its backlog when only its
+// lost then is told to [rtnl.Config].Warn. A leaf qdisc keeps its backlog when only its
 // parameters change and its kind can take that; otherwise the backlog is lost.
 //
-// The error is an *OpError when the kernel refused.
+// The error is an [*rtnl.OpError] when the kernel refused.
 func (d *Device) Do(ctx context.Context, steps []hierarchy.Step) (int, error) {
 	done := 0
 	for done < len(steps) {
@@ -103,7 +105,7 @@ func (d *Device) doBatch(steps []hierarchy.Step) (int, error) {
 		msgs = append(msgs, m...)
 		n++
 	}
-	failed, err := d.c.send(msgs)
+	failed, err := d.Conn.Send(msgs)
 	if err != nil {
 		at := 0
 		if failed < len(of) {
@@ -165,7 +167,7 @@ func (d *Device) stepError(s hierarchy.Step, err error) error {
 	if err == nil {
 		return nil
 	}
-	e := opError("", d.Name, err)
+	e := rtnl.NewOpError("", d.Name, err)
 	switch item := s.Item().(type) {
 	case *hierarchy.Root:
 		e.Op, e.Class = s.Action.String()+" root qdisc", item.Handle
@@ -205,7 +207,7 @@ func (d *Device) doDelete(ctx context.Context, steps []hierarchy.Step) (int, err
 			return i, d.stepError(s, errors.New("no step for package tc"))
 		}
 		// ENOENT: it is gone already, a leaf qdisc with its class.
-		if _, err := d.c.send([]netlink.Message{m}); err != nil && errno(err) != unix.ENOENT {
+		if _, err := d.Conn.Send([]netlink.Message{m}); err != nil && rtnl.Errno(err) != unix.ENOENT {
 			return i, d.stepError(s, err)
 		}
 	}
@@ -228,7 +230,7 @@ func (d *Device) drain(ctx context.Context, classes map[hierarchy.ClassID]hierar
 			return err
 		})
 		if err != nil {
-			return d.fail("wait for queued packets", err)
+			return d.Fail("wait for queued packets", err)
 		}
 		if len(full) == 0 {
 			return nil
@@ -239,7 +241,7 @@ func (d *Device) drain(ctx context.Context, classes map[hierarchy.ClassID]hierar
 				if name == "" {
 					name = d.Name
 				}
-				d.c.warnf("%s: class %v is deleted with %d packets (%v) still in its queue", name, s.Class, s.QLen, hierarchy.Size(s.Backlog))
+				d.Conn.Warnf("%s: class %v is deleted with %d packets (%v) still in its queue", name, s.Class, s.QLen, hierarchy.Size(s.Backlog))
 			}
 			return nil
 		}
@@ -273,13 +275,13 @@ func (d *Device) doRoot(steps []hierarchy.Step) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	root := found.root()
+	root := found.Root()
 	if !root.Foreign() {
 		return d.doBatch(steps)
 	}
 	if old, ok := s.Old.(*hierarchy.Root); !ok || *old != root {
 		return 0, fmt.Errorf("%s: root qdisc %s %v is %w: set replace = true for the interface, or remove it with \"tc qdisc del dev %s root\"",
-			d.Name, root.Kind, root.Handle, ErrForeign, d.Name)
+			d.Name, root.Kind, root.Handle, rtnl.ErrForeign, d.Name)
 	}
 	former, err := d.describe(found)
 	if err != nil {
@@ -294,26 +296,26 @@ func (d *Device) doRoot(steps []hierarchy.Step) (int, error) {
 
 // encodeRoot is the message that makes our root qdisc.
 func encodeRoot(index uint32, flags netlink.HeaderFlags) netlink.Message {
-	e := encoder{make([]byte, 0, 96)}
-	e.tcMsg(tcMsg{index: index, handle: uint32(hierarchy.ID(0)), parent: rootParent})
-	e.attrString(tcaKind, "htb")
-	e.nest(tcaOptions, func() {
-		e.attr(tcaHTBInit, func() { // struct tc_htb_glob of linux/pkt_sched.h
-			e.uint32(3) // version
-			e.uint32(r2q)
-			e.uint32(hierarchy.RestMinor)
-			e.uint32(0) // debug
-			e.uint32(0) // direct_pkts: the kernel's to say
+	e := rtnl.Encoder{B: make([]byte, 0, 96)}
+	e.TcMsg(rtnl.TcMsg{Index: index, Handle: uint32(hierarchy.ID(0)), Parent: rtnl.RootParent})
+	e.AttrString(unix.TCA_KIND, "htb")
+	e.Nest(unix.TCA_OPTIONS, func() {
+		e.Attr(tcaHTBInit, func() { // struct tc_htb_glob of linux/pkt_sched.h
+			e.Uint32(3) // version
+			e.Uint32(r2q)
+			e.Uint32(hierarchy.RestMinor)
+			e.Uint32(0) // debug
+			e.Uint32(0) // direct_pkts: the kernel's to say
 		})
-		e.attr32(tcaHTBDirectQlen, directQueue)
+		e.Attr32(tcaHTBDirectQlen, directQueue)
 	})
-	return message(unix.RTM_NEWQDISC, flags, e.b)
+	return rtnl.Message(unix.RTM_NEWQDISC, flags, e.B)
 }
 
 // deleteRoot takes our root qdisc away, and all below it.
 func (d *Device) deleteRoot() error {
-	e := encoder{make([]byte, 0, sizeofTcMsg)}
-	e.tcMsg(tcMsg{index: d.Index, handle: uint32(hierarchy.ID(0)), parent: rootParent})
-	_, err := d.c.send([]netlink.Message{message(unix.RTM_DELQDISC, 0, e.b)})
+	e := rtnl.Encoder{B: make([]byte, 0, rtnl.SizeofTcMsg)}
+	e.TcMsg(rtnl.TcMsg{Index: d.Index, Handle: uint32(hierarchy.ID(0)), Parent: rtnl.RootParent})
+	_, err := d.Conn.Send([]netlink.Message{rtnl.Message(unix.RTM_DELQDISC, 0, e.B)})
 	return err
 }

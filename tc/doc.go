@@ -1,8 +1,7 @@
 // Package tc makes a [hierarchy.Tree] real and reads it back: it is the only
 // package that speaks to the kernel's traffic control.
 //
-// [Open] opens a connection to one network namespace, [Conn.Device] names one
-// of its interfaces. A [Device] reads the state of the interface
+// [Find] names one interface of a connection of package rtnl. A [Device] reads the state of the interface
 // ([Device.Read]), carries out steps of a plan ([Device.Do]), fills what a
 // policy leaves open ([Device.Settle]), counts ([Device.Stats]) and holds the
 // classifier that package cgroup brings ([Device.AttachEgress]).
@@ -58,7 +57,7 @@
 //
 // # Needs
 //
-// Linux 5.4 or later. Reading needs no privileges; everything that changes
+// Linux 5.10 or later. Reading needs no privileges; everything that changes
 // something needs CAP_NET_ADMIN in the user namespace that owns the network
 // namespace. [Device.Settle] does without, but knows better with it which qdiscs
 // the kernel has. A connection is for one goroutine at a time.

@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Our filters. Preference 1 is the first there is: a filter of somebody else that
@@ -33,52 +35,16 @@ const tcaBPFID = 11
 // allProtocols is ETH_P_ALL as it lies in a message: in network byte order.
 func allProtocols() uint32 { return uint32(binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})) }
 
-// filterMsg is a filter of a dump.
-type filterMsg struct {
-	tcMsg
-	kind    string
-	options []byte
-}
-
-func (f *filterMsg) pref() uint32 { return f.info >> 16 }
-
-// hook says whether the filter is the one of AttachEgress, if it is at egress.
-func (f *filterMsg) hook() bool {
-	return f.pref() == hookPref && f.handle == hookHandle && f.kind == "bpf"
-}
-
-// eachFilter calls f for the filters of one place, of whatever kind. A place
-// that does not exist has none.
-func (d *Device) eachFilter(parent uint32, f func(filterMsg) error) error {
-	e := encoder{}
-	e.tcMsg(tcMsg{index: d.Index, parent: parent})
-	return d.c.dump(unix.RTM_GETTFILTER, e.b, func(body []byte) error {
-		m, attrs, err := decodeTcMsg(body)
-		if err != nil {
-			return err
-		}
-		x := filterMsg{tcMsg: m}
-		err = eachAttr(attrs, func(typ uint16, v []byte) error {
-			switch typ {
-			case tcaKind:
-				x.kind = getString(v)
-			case tcaOptions:
-				x.options = v
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		return f(x)
-	})
+// hooked says whether the filter is the one of AttachEgress, if it is at egress.
+func hooked(f *rtnl.Filter) bool {
+	return f.Pref() == hookPref && f.Handle == hookHandle && f.Kind == "bpf"
 }
 
 // clsact says what stands at the hooks: "clsact", "ingress" or nothing.
 func (d *Device) clsact() (kind string, err error) {
-	err = d.eachQdisc(func(q *qdiscMsg) error {
-		if q.parent == clsactParent {
-			kind = q.kind
+	err = d.EachQdisc(func(q *rtnl.Qdisc) error {
+		if q.Parent == clsactParent {
+			kind = q.Kind
 		}
 		return nil
 	})
@@ -108,34 +74,34 @@ func (d *Device) hookObject(bpf *gotc.Bpf) *gotc.Object {
 // AttachEgress put there before, with no packet in between. The clsact qdisc is
 // made if it is missing. Where an ingress qdisc stands, which leaves no place
 // for clsact, or a filter of another kind has the first preference, the error
-// is [ErrForeign]. The descriptor may be closed afterwards.
+// is [rtnl.ErrForeign]. The descriptor may be closed afterwards.
 func (d *Device) AttachEgress(progFD int, name string) error {
 	const op = "attach program at egress"
 	kind, err := d.clsact()
 	if err != nil {
-		return d.fail(op, err)
+		return d.Fail(op, err)
 	}
 	switch kind {
 	case "":
-		if err := d.c.tc.Qdisc().Add(d.clsactObject()); err != nil {
-			return d.fail("create clsact qdisc", err)
+		if err := d.Conn.TC().Qdisc().Add(d.clsactObject()); err != nil {
+			return d.Fail("create clsact qdisc", err)
 		}
 	case "clsact":
 	default:
-		return fmt.Errorf("%s: qdisc %s is %w and leaves no place for clsact: remove it with \"tc qdisc del dev %s %s\"", d.Name, kind, ErrForeign, d.Name, kind)
+		return fmt.Errorf("%s: qdisc %s is %w and leaves no place for clsact: remove it with \"tc qdisc del dev %s %s\"", d.Name, kind, rtnl.ErrForeign, d.Name, kind)
 	}
 	if err := d.vacant(egressParent, "egress"); err != nil {
-		return d.fail(op, err)
+		return d.Fail(op, err)
 	}
 	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
-	return d.fail(op, d.c.tc.Filter().Replace(d.hookObject(&gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
+	return d.Fail(op, d.Conn.TC().Filter().Replace(d.hookObject(&gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
 }
 
-// vacant is an [ErrForeign] where a filter of another kind has our preference.
+// vacant is an [rtnl.ErrForeign] where a filter of another kind has our preference.
 func (d *Device) vacant(parent uint32, where string) error {
-	return d.eachFilter(parent, func(f filterMsg) error {
-		if f.pref() == hookPref && (f.kind != "bpf" || f.info&0xffff != allProtocols()) {
-			return fmt.Errorf("filter of kind %s with preference %d at %s is %w: give it another preference", f.kind, hookPref, where, ErrForeign)
+	return d.EachFilter(parent, func(f *rtnl.Filter) error {
+		if f.Pref() == hookPref && (f.Kind != "bpf" || f.Info&0xffff != allProtocols()) {
+			return fmt.Errorf("filter of kind %s with preference %d at %s is %w: give it another preference", f.Kind, hookPref, where, rtnl.ErrForeign)
 		}
 		return nil
 	})
@@ -144,49 +110,49 @@ func (d *Device) vacant(parent uint32, where string) error {
 // EgressProgram is the id of the program that AttachEgress put there, in this
 // process or another; 0 when there is none.
 func (d *Device) EgressProgram() (id uint32, err error) {
-	err = d.eachFilter(egressParent, func(f filterMsg) error {
-		if !f.hook() {
+	err = d.EachFilter(egressParent, func(f *rtnl.Filter) error {
+		if !hooked(f) {
 			return nil
 		}
-		return eachAttr(f.options, func(typ uint16, v []byte) (err error) {
+		return rtnl.EachAttr(f.Options, func(typ uint16, v []byte) (err error) {
 			if typ == tcaBPFID {
-				id, err = get32(v)
+				id, err = rtnl.Uint32(v)
 			}
 			return err
 		})
 	})
-	return id, d.fail("read program at egress", err)
+	return id, d.Fail("read program at egress", err)
 }
 
 // DetachEgress removes the program of AttachEgress, and the clsact qdisc when no
 // filter is left at either of its hooks: also one that an AttachEgress made
 // which was killed before it put the filter there.
 func (d *Device) DetachEgress() error {
-	return d.fail("detach program at egress", d.detach(d.hookObject(nil)))
+	return d.Fail("detach program at egress", d.detach(d.hookObject(nil)))
 }
 
 // detach removes a filter, if it is there, and a clsact qdisc without filters.
 func (d *Device) detach(filter *gotc.Object) error {
 	there, others := false, false
-	look := func(f filterMsg) error {
+	look := func(f *rtnl.Filter) error {
 		// A preference is listed once by itself, with handle 0, and once for each filter.
 		switch {
-		case f.handle == 0:
-		case f.parent == filter.Parent && f.handle == filter.Handle && f.pref() == hookPref && f.kind == "bpf":
+		case f.Handle == 0:
+		case f.Parent == filter.Parent && f.Handle == filter.Handle && f.Pref() == hookPref && f.Kind == "bpf":
 			there = true
 		default:
 			others = true
 		}
 		return nil
 	}
-	if err := d.eachFilter(egressParent, look); err != nil {
+	if err := d.EachFilter(egressParent, look); err != nil {
 		return err
 	}
-	if err := d.eachFilter(ingressParent, look); err != nil {
+	if err := d.EachFilter(ingressParent, look); err != nil {
 		return err
 	}
 	if there {
-		if err := d.c.tc.Filter().Delete(filter); err != nil {
+		if err := d.Conn.TC().Filter().Delete(filter); err != nil {
 			return err
 		}
 	}
@@ -194,7 +160,7 @@ func (d *Device) detach(filter *gotc.Object) error {
 	if err != nil || others || kind != "clsact" {
 		return err
 	}
-	return d.c.tc.Qdisc().Delete(d.clsactObject())
+	return d.Conn.TC().Qdisc().Delete(d.clsactObject())
 }
 
 // portObject is our filter at the ingress hook of another interface. Its handle is
@@ -210,61 +176,61 @@ func (d *Device) portObject(port *Device, bpf *gotc.Bpf) *gotc.Object {
 // AttachIngress of further interfaces put there. It takes the place of the one that
 // AttachIngress of this interface put there before. A clsact qdisc is made unless it
 // or an ingress qdisc is there. Where a filter of another kind has the first
-// preference, the error is [ErrForeign]. The descriptor may be closed afterwards.
+// preference, the error is [rtnl.ErrForeign]. The descriptor may be closed afterwards.
 func (d *Device) AttachIngress(port string, progFD int, name string) error {
 	const op = "attach program at ingress"
-	p, err := d.c.Device(port)
+	p, err := Find(d.Conn, port)
 	if err != nil {
 		return err
 	}
 	kind, err := p.clsact()
 	if err != nil {
-		return p.fail(op, err)
+		return p.Fail(op, err)
 	}
 	if kind == "" {
-		if err := p.c.tc.Qdisc().Add(p.clsactObject()); err != nil {
-			return p.fail("create clsact qdisc", err)
+		if err := p.Conn.TC().Qdisc().Add(p.clsactObject()); err != nil {
+			return p.Fail("create clsact qdisc", err)
 		}
 	}
 	if err := p.vacant(ingressParent, "ingress"); err != nil {
-		return p.fail(op, err)
+		return p.Fail(op, err)
 	}
 	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
-	return p.fail(op, p.c.tc.Filter().Replace(d.portObject(p, &gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
+	return p.Fail(op, p.Conn.TC().Filter().Replace(d.portObject(p, &gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
 }
 
 // HasIngress says whether the program of AttachIngress is there. The error is
-// [ErrForeign] where it cannot be.
+// [rtnl.ErrForeign] where it cannot be.
 func (d *Device) HasIngress(port string) (bool, error) {
-	p, err := d.c.Device(port)
+	p, err := Find(d.Conn, port)
 	if err != nil {
 		return false, err
 	}
 	if err := p.vacant(ingressParent, "ingress"); err != nil {
-		return false, p.fail("read program at ingress", err)
+		return false, p.Fail("read program at ingress", err)
 	}
 	found := false
-	err = p.eachFilter(ingressParent, func(f filterMsg) error {
-		found = found || f.pref() == hookPref && f.handle == d.Index && f.kind == "bpf"
+	err = p.EachFilter(ingressParent, func(f *rtnl.Filter) error {
+		found = found || f.Pref() == hookPref && f.Handle == d.Index && f.Kind == "bpf"
 		return nil
 	})
-	return found, p.fail("read program at ingress", err)
+	return found, p.Fail("read program at ingress", err)
 }
 
 // DetachIngress removes the program of AttachIngress, and the clsact qdisc of the
 // other interface when no filter is left there. None is no error.
 func (d *Device) DetachIngress(port string) error {
-	p, err := d.c.Device(port)
+	p, err := Find(d.Conn, port)
 	if err != nil {
 		return err
 	}
-	return p.fail("detach program at ingress", p.detach(d.portObject(p, nil)))
+	return p.Fail("detach program at ingress", p.detach(d.portObject(p, nil)))
 }
 
 // DetachIngressOf is [Device.DetachIngress] for an interface that is gone, by the index
 // that it had.
-func (c *Conn) DetachIngressOf(index uint32, port string) error {
-	return (&Device{Index: index, c: c}).DetachIngress(port)
+func DetachIngressOf(c *rtnl.Conn, index uint32, port string) error {
+	return (&Device{Interface: rtnl.Interface{Conn: c, Index: index}}).DetachIngress(port)
 }
 
 // cgroupObject is the classic cgroup classifier on our root qdisc.
@@ -283,19 +249,19 @@ func (d *Device) cgroupObject() *gotc.Object {
 }
 
 // AttachCgroupFilter puts the kernel's classifier for net_cls class ids on our
-// root qdisc. Without the module cls_cgroup the error is [ErrNotSupported].
+// root qdisc. Without the module cls_cgroup the error is [rtnl.ErrNotSupported].
 func (d *Device) AttachCgroupFilter() error {
-	return d.fail("attach cgroup filter (module cls_cgroup)", d.c.tc.Filter().Replace(d.cgroupObject()))
+	return d.Fail("attach cgroup filter (module cls_cgroup)", d.Conn.TC().Filter().Replace(d.cgroupObject()))
 }
 
 // CgroupFilter says whether that classifier is there.
 func (d *Device) CgroupFilter() (bool, error) {
 	found := false
-	err := d.eachFilter(uint32(hierarchy.ID(0)), func(f filterMsg) error {
-		found = found || f.kind == "cgroup" && f.pref() == hookPref && f.handle == hookHandle
+	err := d.EachFilter(uint32(hierarchy.ID(0)), func(f *rtnl.Filter) error {
+		found = found || f.Kind == "cgroup" && f.Pref() == hookPref && f.Handle == hookHandle
 		return nil
 	})
-	return found, d.fail("read cgroup filter", err)
+	return found, d.Fail("read cgroup filter", err)
 }
 
 // DetachCgroupFilter removes that classifier. None is no error.
@@ -309,5 +275,5 @@ func (d *Device) DetachCgroupFilter() error {
 	// and it never has more than one.
 	filter := d.cgroupObject()
 	filter.Handle = 0
-	return d.fail("detach cgroup filter", d.c.tc.Filter().Delete(filter))
+	return d.Fail("detach cgroup filter", d.Conn.TC().Filter().Delete(filter))
 }

@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Former is a root qdisc that somebody made, kept so that it can be put back. The
@@ -27,7 +29,7 @@ type Former struct {
 // it is the zero value.
 func (d *Device) Former() (Former, error) {
 	root, _, err := d.qdiscs()
-	if err != nil || !root.root().Foreign() {
+	if err != nil || !root.Root().Foreign() {
 		return Former{}, err
 	}
 	f, err := d.describe(root)
@@ -38,27 +40,27 @@ func (d *Device) Former() (Former, error) {
 }
 
 // describe is what can be kept of a foreign root qdisc.
-func (d *Device) describe(root *qdiscMsg) (*Former, error) {
-	f := &Former{Kind: root.kind, Handle: hierarchy.ClassID(root.handle), Options: slices.Clone(root.options), Partial: root.stab}
-	switch root.kind {
+func (d *Device) describe(root *rtnl.Qdisc) (*Former, error) {
+	f := &Former{Kind: root.Kind, Handle: hierarchy.ClassID(root.Handle), Options: slices.Clone(root.Options), Partial: root.SizeTable}
+	switch root.Kind {
 	case "htb", "hfsc", "drr", "qfq", "atm", "cbq", "dsmark": // nothing without their classes
 		f.Partial = true
 		return f, nil
 	}
-	err := d.eachQdisc(func(q *qdiscMsg) error {
+	err := d.EachQdisc(func(q *rtnl.Qdisc) error {
 		// Those without a handle are the kernel's and come back with their parent.
-		if q.handle != 0 && q.parent != rootParent && hierarchy.ClassID(q.parent).Major() == f.Handle.Major() {
+		if q.Handle != 0 && q.Parent != rtnl.RootParent && hierarchy.ClassID(q.Parent).Major() == f.Handle.Major() {
 			f.Partial = true
 		}
 		return nil
 	})
 	if err == nil {
-		err = d.eachFilter(root.handle, func(filterMsg) error {
+		err = d.EachFilter(root.Handle, func(*rtnl.Filter) error {
 			f.Partial = true
 			return nil
 		})
 	}
-	return f, d.fail("read root qdisc", err)
+	return f, d.Fail("read root qdisc", err)
 }
 
 // Restore puts a former root qdisc in the place of ours, or of the kernel's, in
@@ -69,26 +71,26 @@ func (d *Device) Restore(f Former) error {
 	if err != nil {
 		return err
 	}
-	root := now.root()
+	root := now.Root()
 	switch {
 	case root.Foreign():
-		return fmt.Errorf("%s: root qdisc %s %v is %w", d.Name, root.Kind, root.Handle, ErrForeign)
+		return fmt.Errorf("%s: root qdisc %s %v is %w", d.Name, root.Kind, root.Handle, rtnl.ErrForeign)
 	case f.Partial:
 		return fmt.Errorf("%s: the former root qdisc %s %v had classes, filters or qdiscs of its own: only who made it can put it back", d.Name, f.Kind, f.Handle)
 	case f.Kind == "" && !root.Ours():
 		return nil
 	case f.Kind == "":
-		return d.fail("delete root qdisc", d.deleteRoot())
+		return d.Fail("delete root qdisc", d.deleteRoot())
 	}
-	e := encoder{}
-	e.tcMsg(tcMsg{index: d.Index, handle: uint32(f.Handle), parent: rootParent})
-	e.attrString(tcaKind, f.Kind)
+	e := rtnl.Encoder{}
+	e.TcMsg(rtnl.TcMsg{Index: d.Index, Handle: uint32(f.Handle), Parent: rtnl.RootParent})
+	e.AttrString(unix.TCA_KIND, f.Kind)
 	if f.Options != nil {
-		e.nest(tcaOptions, func() { e.b = append(e.b, f.Options...) })
+		e.Nest(unix.TCA_OPTIONS, func() { e.B = append(e.B, f.Options...) })
 	}
-	_, err = d.c.send([]netlink.Message{message(unix.RTM_NEWQDISC, netlink.Create|netlink.Replace, e.b)})
+	_, err = d.Conn.Send([]netlink.Message{rtnl.Message(unix.RTM_NEWQDISC, netlink.Create|netlink.Replace, e.B)})
 	if err != nil {
-		e := opError("put back root qdisc "+f.Kind, d.Name, err)
+		e := rtnl.NewOpError("put back root qdisc "+f.Kind, d.Name, err)
 		e.Class = f.Handle
 		return e
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // classify is a program that puts every packet into a class and lets other
@@ -141,7 +143,7 @@ func TestKernelEgressForeign(t *testing.T) {
 			run(tt.set)
 			before := filters()
 			err := b.AttachEgress(prog.FD(), "vifshape")
-			if tt.err == "" && err != nil || tt.err != "" && (err == nil || err.Error() != tt.err || !errors.Is(err, tc.ErrForeign)) {
+			if tt.err == "" && err != nil || tt.err != "" && (err == nil || err.Error() != tt.err || !errors.Is(err, rtnl.ErrForeign)) {
 				t.Errorf("attach: %v", err)
 			}
 			if err := b.DetachEgress(); err != nil {
@@ -160,7 +162,7 @@ func TestKernelEgressForeign(t *testing.T) {
 	}
 	run("qdisc add dev eth0 ingress")
 	err := b.AttachEgress(prog.FD(), "vifshape")
-	if want := `eth0: qdisc ingress is not made by vifshape and leaves no place for clsact: remove it with "tc qdisc del dev eth0 ingress"`; !errors.Is(err, tc.ErrForeign) || err.Error() != want {
+	if want := `eth0: qdisc ingress is not made by vifshape and leaves no place for clsact: remove it with "tc qdisc del dev eth0 ingress"`; !errors.Is(err, rtnl.ErrForeign) || err.Error() != want {
 		t.Errorf("attach beside an ingress qdisc: %v", err)
 	}
 }
@@ -234,10 +236,10 @@ func TestKernelIngress(t *testing.T) {
 	run("qdisc add dev port0 clsact")
 	run("filter add dev port0 ingress protocol ip pref 1" + u32)
 	err := a.AttachIngress(port, prog.FD(), "mark")
-	if want := "port0: attach program at ingress: filter of kind u32 with preference 1 at ingress is not made by vifshape: give it another preference"; !errors.Is(err, tc.ErrForeign) || err.Error() != want {
+	if want := "port0: attach program at ingress: filter of kind u32 with preference 1 at ingress is not made by vifshape: give it another preference"; !errors.Is(err, rtnl.ErrForeign) || err.Error() != want {
 		t.Errorf("in a foreign place: %v", err)
 	}
-	if on, err := a.HasIngress(port); on || !errors.Is(err, tc.ErrForeign) {
+	if on, err := a.HasIngress(port); on || !errors.Is(err, rtnl.ErrForeign) {
 		t.Errorf("in a foreign place: %v, %v", on, err)
 	}
 	var no *tc.ErrNoDevice
@@ -257,7 +259,7 @@ func TestKernelCgroupFilter(t *testing.T) {
 	}
 	has(false)
 	err := b.AttachCgroupFilter()
-	if errors.Is(err, tc.ErrNotSupported) {
+	if errors.Is(err, rtnl.ErrNotSupported) {
 		if !strings.Contains(err.Error(), "cls_cgroup") {
 			t.Errorf("refusal does not name the module: %v", err)
 		}

@@ -19,6 +19,8 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 func TestMain(m *testing.M) {
@@ -30,7 +32,7 @@ type bench struct {
 	*tc.Device
 	t        testing.TB
 	net      *lab.NetNS
-	conn     *tc.Conn
+	conn     *rtnl.Conn
 	warnings []string
 }
 
@@ -38,7 +40,7 @@ type bench struct {
 func open(t testing.TB, n *lab.NetNS, dev string) *bench {
 	t.Helper()
 	b := &bench{t: t, net: n}
-	c, err := tc.Open(tc.Config{NetNS: n.FD(), Warn: func(s string) { b.warnings = append(b.warnings, s) }})
+	c, err := rtnl.Open(rtnl.Config{NetNS: n.FD(), Warn: func(s string) { b.warnings = append(b.warnings, s) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +50,7 @@ func open(t testing.TB, n *lab.NetNS, dev string) *bench {
 		}
 	})
 	b.conn = c
-	if b.Device, err = c.Device(dev); err != nil {
+	if b.Device, err = tc.Find(c, dev); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -535,7 +537,7 @@ func TestKernelForeignRoot(t *testing.T) {
 		if old != nil {
 			s.Action, s.Old = hierarchy.Change, old
 		}
-		if n, err := b.Do(t.Context(), []hierarchy.Step{s}); n != 0 || !errors.Is(err, tc.ErrForeign) || err.Error() != refusal {
+		if n, err := b.Do(t.Context(), []hierarchy.Step{s}); n != 0 || !errors.Is(err, rtnl.ErrForeign) || err.Error() != refusal {
 			t.Errorf("%v: %d, %v", s, n, err)
 		}
 	}
@@ -559,7 +561,7 @@ func TestKernelForeignRoot(t *testing.T) {
 	if got := show(); got != tbf {
 		t.Errorf("restored: %q, was %q", got, tbf)
 	}
-	if err := again.Restore(former); !errors.Is(err, tc.ErrForeign) {
+	if err := again.Restore(former); !errors.Is(err, rtnl.ErrForeign) {
 		t.Errorf("restoring over a foreign qdisc: %v", err)
 	}
 
@@ -582,7 +584,7 @@ func TestKernelForeignRoot(t *testing.T) {
 	// Our handle, and not our doing.
 	run("qdisc add dev eth0 root handle 71f: htb default 30")
 	var s hierarchy.State
-	if err := b.Read(t.Context(), &s); !errors.Is(err, tc.ErrForeign) {
+	if err := b.Read(t.Context(), &s); !errors.Is(err, rtnl.ErrForeign) {
 		t.Errorf("htb with another default class: %v", err)
 	}
 }
@@ -614,7 +616,7 @@ func TestKernelGone(t *testing.T) {
 			return err
 		},
 	} {
-		if err := call(); !errors.Is(err, tc.ErrGone) {
+		if err := call(); !errors.Is(err, rtnl.ErrGone) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -630,7 +632,7 @@ func TestKernelNoDevice(t *testing.T) {
 		"a-name-that-is-longer-than-any": "a-name-that-is-longer-than-any: no such interface",
 		"":                               ": no such interface",
 	} {
-		_, err := b.conn.Device(name)
+		_, err := tc.Find(b.conn, name)
 		var no *tc.ErrNoDevice
 		if !errors.As(err, &no) || err.Error() != want {
 			t.Errorf("%q: %v, want %s", name, err, want)
@@ -666,12 +668,12 @@ func TestKernelRoots(t *testing.T) {
 
 // unprivileged is run by nobody in a namespace with a tree on eth0.
 func unprivileged([]string) error {
-	c, err := tc.Open(tc.Config{})
+	c, err := rtnl.Open(rtnl.Config{})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	d, err := c.Device("eth0")
+	d, err := tc.Find(c, "eth0")
 	if err != nil {
 		return err
 	}
@@ -702,7 +704,7 @@ func unprivileged([]string) error {
 		if what == "detach" && err == nil {
 			continue // nothing to detach
 		}
-		if !errors.Is(err, tc.ErrNotPrivileged) || !strings.HasSuffix(err.Error(), "(needs root or CAP_NET_ADMIN)") {
+		if !errors.Is(err, rtnl.ErrNotPrivileged) || !strings.HasSuffix(err.Error(), "(needs root or CAP_NET_ADMIN)") {
 			return fmt.Errorf("%s: %v", what, err)
 		}
 	}
@@ -754,7 +756,7 @@ func TestKernelSettleTouchesNothing(t *testing.T) {
 	bad.Find("eth0/x").Qdisc.Kind = "none"
 	bad.Line.Layer = "pppoa-vcmux"
 	err := b.Settle(bad)
-	if !errors.Is(err, tc.ErrNotSupported) || !strings.Contains(err.Error(), `eth0/x: qdisc "none" is not supported by this kernel: use `) || !strings.Contains(err.Error(), `eth0: overhead 10 of linklayer "pppoa-vcmux" is less than the 14 bytes of header`) {
+	if !errors.Is(err, rtnl.ErrNotSupported) || !strings.Contains(err.Error(), `eth0/x: qdisc "none" is not supported by this kernel: use `) || !strings.Contains(err.Error(), `eth0: overhead 10 of linklayer "pppoa-vcmux" is less than the 14 bytes of header`) {
 		t.Errorf("refusal: %v", err)
 	}
 }

@@ -7,29 +7,31 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // LacksFilters says which of the given kinds of classifiers ("bpf", "cgroup") this
 // kernel has not. It makes a clsact qdisc on the interface, where none may stand,
 // and leaves it: it is for a network namespace that was made to be asked in. Asking
-// loads modules. Needs CAP_NET_ADMIN; without clsact the error is [ErrNotSupported].
+// loads modules. Needs CAP_NET_ADMIN; without clsact the error is [rtnl.ErrNotSupported].
 func (d *Device) LacksFilters(kinds ...string) (lacking []string, err error) {
-	if err := d.c.tc.Qdisc().Add(d.clsactObject()); err != nil {
-		return nil, d.fail("create clsact qdisc", err)
+	if err := d.Conn.TC().Qdisc().Add(d.clsactObject()); err != nil {
+		return nil, d.Fail("create clsact qdisc", err)
 	}
 	for i, kind := range kinds {
-		e := encoder{}
-		e.tcMsg(tcMsg{index: d.Index, parent: egressParent, info: uint32(i+1)<<16 | allProtocols()})
-		e.attrString(tcaKind, kind)
-		_, err := d.c.send([]netlink.Message{message(unix.RTM_NEWTFILTER, netlink.Create|netlink.Excl, e.b)})
+		e := rtnl.Encoder{}
+		e.TcMsg(rtnl.TcMsg{Index: d.Index, Parent: egressParent, Info: uint32(i+1)<<16 | allProtocols()})
+		e.AttrString(unix.TCA_KIND, kind)
+		_, err := d.Conn.Send([]netlink.Message{rtnl.Message(unix.RTM_NEWTFILTER, netlink.Create|netlink.Excl, e.B)})
 		// The kind is looked up first (tcf_proto_lookup_ops, net/sched/cls_api.c,
 		// v5.4 to v6.18); what else is wrong, and without options much is, comes
 		// after it.
-		switch e := opError("look for filter "+kind, d.Name, err); {
+		switch e := rtnl.NewOpError("look for filter "+kind, d.Name, err); {
 		case err == nil:
-		case errors.Is(e, ErrNotSupported):
+		case errors.Is(e, rtnl.ErrNotSupported):
 			lacking = append(lacking, kind)
-		case errors.Is(e, ErrNotPrivileged), errors.Is(e, ErrGone):
+		case errors.Is(e, rtnl.ErrNotPrivileged), errors.Is(e, rtnl.ErrGone):
 			return nil, e
 		}
 	}
@@ -41,15 +43,15 @@ func (d *Device) LacksFilters(kinds ...string) (lacking []string, err error) {
 // asked for one with an address that no interface may have, which a kernel that
 // has the kind refuses for the address (ifb_validate, drivers/net/ifb.c, v5.4 to
 // v6.18). Nothing is made. Needs CAP_NET_ADMIN where there are no lists.
-func (c *Conn) HasIFB() (bool, error) {
-	if has, _ := hasModule("ifb"); has {
+func HasIFB(c *rtnl.Conn) (bool, error) {
+	if has, _ := rtnl.HasModule("ifb"); has {
 		return true, nil
 	}
-	e := encoder{b: make([]byte, unix.SizeofIfInfomsg)}
-	e.attr(unix.IFLA_ADDRESS, func() { e.b = append(e.b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff) })
-	e.nest(unix.IFLA_LINKINFO, func() { e.attrString(unix.IFLA_INFO_KIND, "ifb") })
-	_, err := c.send([]netlink.Message{message(unix.RTM_NEWLINK, netlink.Create|netlink.Excl, e.b)})
-	switch errno(err) {
+	e := rtnl.Encoder{B: make([]byte, unix.SizeofIfInfomsg)}
+	e.Attr(unix.IFLA_ADDRESS, func() { e.B = append(e.B, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff) })
+	e.Nest(unix.IFLA_LINKINFO, func() { e.AttrString(unix.IFLA_INFO_KIND, "ifb") })
+	_, err := c.Send([]netlink.Message{rtnl.Message(unix.RTM_NEWLINK, netlink.Create|netlink.Excl, e.B)})
+	switch rtnl.Errno(err) {
 	case unix.EADDRNOTAVAIL:
 		return true, nil
 	case unix.EOPNOTSUPP:
@@ -58,5 +60,5 @@ func (c *Conn) HasIFB() (bool, error) {
 	if err == nil {
 		err = errors.New("the kernel took what it should have refused")
 	}
-	return false, newOpError("look for interface kind ifb", "", err)
+	return false, rtnl.Fail("look for interface kind ifb", "", err)
 }

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Nature says what a network interface really is.
@@ -82,65 +84,70 @@ type Link struct {
 
 // Links lists the interfaces of the namespace in the kernel's order. It needs
 // no privileges.
-func (c *Conn) Links() ([]Link, error) {
-	links, err := readLinks(c.nl)
+func Links(c *rtnl.Conn) ([]Link, error) {
+	links, err := readLinks(c)
 	if err != nil {
-		return nil, newOpError("list interfaces", "", err)
+		return nil, rtnl.Fail("list interfaces", "", err)
 	}
 	connect(links,
-		func(name string) hierarchy.Bandwidth { return speed(c.nl, name) },
-		func(netNS, index int) string { return nameIn(c.nl, netNS, index) })
+		func(name string) hierarchy.Bandwidth { return speed(c, name) },
+		func(netNS, index int) string { return nameIn(c, netNS, index) })
 	return links, nil
 }
 
 // Roots reads the root qdisc of every interface of the namespace that somebody
 // has given one, by the index of the interface. It needs no privileges.
-func (c *Conn) Roots() (map[int]hierarchy.Root, error) {
+func Roots(c *rtnl.Conn) (map[int]hierarchy.Root, error) {
 	roots := map[int]hierarchy.Root{}
-	err := c.dump(unix.RTM_GETQDISC, make([]byte, sizeofTcMsg), func(body []byte) error {
-		m, _, err := decodeTcMsg(body)
-		if err != nil || m.parent != rootParent || m.handle == 0 {
+	err := c.Dump(unix.RTM_GETQDISC, make([]byte, rtnl.SizeofTcMsg), func(body []byte) error {
+		m, _, err := rtnl.DecodeTcMsg(body)
+		if err != nil || m.Parent != rtnl.RootParent || m.Handle == 0 {
 			return err
 		}
-		q, err := decodeQdisc(body)
-		roots[int(m.index)] = q.root()
+		q, err := rtnl.DecodeQdisc(body)
+		roots[int(m.Index)] = q.Root()
 		return err
 	})
-	return roots, newOpError("read qdiscs", "", err)
+	return roots, rtnl.Fail("read qdiscs", "", err)
 }
 
 // rtextSkipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are
 // most of a message otherwise.
 const rtextSkipStats = 1 << 3
 
+// executor sends a request and returns the answers: an [rtnl.Conn].
+type executor interface {
+	Execute(netlink.Message) ([]netlink.Message, error)
+}
+
 // readLinks reads all interfaces of the namespace that c is in.
-func readLinks(c *netlink.Conn) ([]Link, error) {
-	return getLinks(c, netlink.Dump, 0, func(*encoder) {})
+func readLinks(c executor) ([]Link, error) {
+	return getLinks(c, netlink.Dump, 0, func(*rtnl.Encoder) {})
 }
 
 // readLink reads the interface called name, also by one of its alternative
 // names. The error is ENODEV when there is none.
-func readLink(c *netlink.Conn, name string) (Link, error) {
-	links, err := getLinks(c, 0, 0, func(e *encoder) {
+func readLink(c executor, name string) (Link, error) {
+	links, err := getLinks(c, 0, 0, func(e *rtnl.Encoder) {
 		if len(name) < unix.IFNAMSIZ {
-			e.attrString(unix.IFLA_IFNAME, name)
+			e.AttrString(unix.IFLA_IFNAME, name)
 		} else {
-			e.attrString(unix.IFLA_ALT_IFNAME, name)
+			e.AttrString(unix.IFLA_ALT_IFNAME, name)
 		}
 	})
 	if err != nil {
 		return Link{}, err
 	}
 	if len(links) != 1 {
-		return Link{}, fmt.Errorf("interface %s: %d answers: %w", name, len(links), errMalformed)
+		return Link{}, fmt.Errorf("interface %s: %d answers: %w", name, len(links), rtnl.ErrMalformed)
 	}
 	return links[0], nil
 }
 
 // nameIn is the name of an interface in another namespace, empty where the caller
 // may not look into it (rtnl_get_net_ns_capable, net/core/rtnetlink.c, v6.12).
-func nameIn(c *netlink.Conn, netNS, index int) string {
-	links, err := getLinks(c, 0, uint32(index), func(e *encoder) { e.attr32(unix.IFLA_TARGET_NETNSID, uint32(netNS)) })
+func nameIn(c executor, netNS, index int) string {
+	links, err := getLinks(c, 0, uint32(index), func(e *rtnl.Encoder) { e.Attr32(unix.IFLA_TARGET_NETNSID, uint32(netNS)) })
 	if err != nil || len(links) != 1 {
 		return ""
 	}
@@ -148,16 +155,16 @@ func nameIn(c *netlink.Conn, netNS, index int) string {
 }
 
 // getLinks asks for interfaces, by their index unless that is 0.
-func getLinks(c *netlink.Conn, flags netlink.HeaderFlags, index uint32, ask func(*encoder)) ([]Link, error) {
-	e := encoder{b: make([]byte, unix.SizeofIfInfomsg)}
-	binary.NativeEndian.PutUint32(e.b[4:], index)
-	e.attr32(unix.IFLA_EXT_MASK, rtextSkipStats)
+func getLinks(c executor, flags netlink.HeaderFlags, index uint32, ask func(*rtnl.Encoder)) ([]Link, error) {
+	e := rtnl.Encoder{B: make([]byte, unix.SizeofIfInfomsg)}
+	binary.NativeEndian.PutUint32(e.B[4:], index)
+	e.Attr32(unix.IFLA_EXT_MASK, rtextSkipStats)
 	ask(&e)
 	const most = 100
 	var msgs []netlink.Message
 	for try := 0; ; try++ {
 		var err error
-		if msgs, err = c.Execute(message(unix.RTM_GETLINK, flags, e.b)); err != nil {
+		if msgs, err = c.Execute(rtnl.Message(unix.RTM_GETLINK, flags, e.B)); err != nil {
 			return nil, err
 		}
 		// a list that was changed meanwhile may lack what was there all the time
@@ -187,7 +194,7 @@ func getLinks(c *netlink.Conn, flags netlink.HeaderFlags, index uint32, ask func
 // net/core/rtnetlink.c, v6.12).
 func decodeLink(b []byte) (Link, error) {
 	if len(b) < unix.SizeofIfInfomsg {
-		return Link{}, errMalformed
+		return Link{}, rtnl.ErrMalformed
 	}
 	hardware := binary.NativeEndian.Uint16(b[2:])
 	flags := binary.NativeEndian.Uint32(b[8:])
@@ -198,15 +205,15 @@ func decodeLink(b []byte) (Link, error) {
 		LowerNetNS: -1,
 	}
 	number := func(v []byte, to *int) error {
-		n, err := get32(v)
+		n, err := rtnl.Uint32(v)
 		*to = int(int32(n))
 		return err
 	}
 	var data []byte // of the kind
-	err := eachAttr(b[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
+	err := rtnl.EachAttr(b[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
 		switch typ {
 		case unix.IFLA_IFNAME:
-			l.Name = getString(v)
+			l.Name = rtnl.String(v)
 		case unix.IFLA_MTU:
 			return number(v, &l.MTU)
 		case unix.IFLA_NUM_TX_QUEUES:
@@ -216,7 +223,7 @@ func decodeLink(b []byte) (Link, error) {
 		case unix.IFLA_TXQLEN:
 			return number(v, &l.TxQueueLen)
 		case unix.IFLA_GSO_MAX_SIZE:
-			n, err := get32(v)
+			n, err := rtnl.Uint32(v)
 			l.GSOMaxSize = hierarchy.Size(n)
 			return err
 		case unix.IFLA_GSO_MAX_SEGS:
@@ -228,7 +235,7 @@ func decodeLink(b []byte) (Link, error) {
 		case unix.IFLA_LINK_NETNSID:
 			return number(v, &l.LowerNetNS)
 		case unix.IFLA_QDISC:
-			l.Qdisc = getString(v)
+			l.Qdisc = rtnl.String(v)
 		case unix.IFLA_CARRIER:
 			l.Carrier = l.Up && len(v) > 0 && v[0] != 0
 		case unix.IFLA_OPERSTATE:
@@ -236,23 +243,23 @@ func decodeLink(b []byte) (Link, error) {
 				l.OperState = operStates[v[0]]
 			}
 		case unix.IFLA_PARENT_DEV_NAME:
-			l.ParentDev = getString(v)
+			l.ParentDev = rtnl.String(v)
 		case unix.IFLA_PARENT_DEV_BUS_NAME:
-			l.ParentBus = getString(v)
+			l.ParentBus = rtnl.String(v)
 		case unix.IFLA_LINKINFO:
-			return eachAttr(v, func(typ uint16, v []byte) error {
+			return rtnl.EachAttr(v, func(typ uint16, v []byte) error {
 				switch typ {
 				case unix.IFLA_INFO_KIND:
-					l.Kind = getString(v)
+					l.Kind = rtnl.String(v)
 				case unix.IFLA_INFO_DATA:
 					data = v
 				}
 				return nil
 			})
 		case unix.IFLA_PROP_LIST:
-			return eachAttr(v, func(typ uint16, v []byte) error {
+			return rtnl.EachAttr(v, func(typ uint16, v []byte) error {
 				if typ == unix.IFLA_ALT_IFNAME {
-					l.AltNames = append(l.AltNames, getString(v))
+					l.AltNames = append(l.AltNames, rtnl.String(v))
 				}
 				return nil
 			})
@@ -260,7 +267,7 @@ func decodeLink(b []byte) (Link, error) {
 		return nil
 	})
 	if l.Kind == "vxlan" && err == nil { // says it among its own attributes alone
-		err = eachAttr(data, func(typ uint16, v []byte) error {
+		err = rtnl.EachAttr(data, func(typ uint16, v []byte) error {
 			if typ == unix.IFLA_VXLAN_LINK {
 				return number(v, &l.Lower)
 			}
@@ -334,11 +341,7 @@ type linkSettings struct {
 // is asked over c itself, because a socket that is opened elsewhere may be in
 // another namespace: any socket takes this ioctl (dev_ioctl,
 // net/core/dev_ioctl.c, v6.12), and without privileges.
-func speed(c *netlink.Conn, name string) hierarchy.Bandwidth {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0
-	}
+func speed(c *rtnl.Conn, name string) hierarchy.Bandwidth {
 	s := &linkSettings{}
 	// struct ifreq of linux/if.h.
 	req := struct {
@@ -352,7 +355,7 @@ func speed(c *netlink.Conn, name string) hierarchy.Bandwidth {
 	// (ethtool_get_link_ksettings, net/ethtool/ioctl.c, v6.12).
 	for range 2 {
 		s.cmd, s.maskWords = unix.ETHTOOL_GLINKSETTINGS, -s.maskWords
-		err = raw.Control(func(fd uintptr) {
+		err := c.Control(func(fd uintptr) {
 			_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req)))
 		})
 		if err != nil || errno != 0 {

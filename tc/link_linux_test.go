@@ -22,16 +22,18 @@ import (
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 func links(t *testing.T, n *lab.NetNS) []tc.Link {
 	t.Helper()
-	c, err := tc.Open(tc.Config{NetNS: n.FD()})
+	c, err := rtnl.Open(rtnl.Config{NetNS: n.FD()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	l, err := c.Links()
+	l, err := tc.Links(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +393,7 @@ func TestKernelLinkRoots(t *testing.T) {
 	tctest.TC(t, p.Near, "qdisc", "add", "dev", "eth0", "root", "handle", "7:", "tbf", "rate", "1mbit", "burst", "10kb", "limit", "10kb")
 	tctest.TC(t, p.Near, "qdisc", "add", "dev", "lo", "root", "handle", "71f:", "htb", "default", "2")
 	tctest.TC(t, p.Near, "qdisc", "add", "dev", "lo", "clsact")
-	got, err := open(t, p.Near, "eth0").conn.Roots()
+	got, err := tc.Roots(open(t, p.Near, "eth0").conn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -414,12 +416,12 @@ func TestKernelLinksUnprivileged(t *testing.T) {
 			t.Fatal(errno)
 		}
 	}
-	c, err := tc.Open(tc.Config{})
+	c, err := rtnl.Open(rtnl.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	l, err := c.Links()
+	l, err := tc.Links(c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 func TestNature(t *testing.T) {
@@ -50,48 +52,48 @@ func TestNature(t *testing.T) {
 
 // linkMessage is what the kernel says of a VLAN whose parent is elsewhere.
 func linkMessage() []byte {
-	e := encoder{}
-	e.uint16(unix.AF_UNSPEC)
-	e.uint16(unix.ARPHRD_ETHER)
-	e.uint32(7)
-	e.uint32(unix.IFF_UP | unix.IFF_BROADCAST)
-	e.uint32(0)
-	e.attrString(unix.IFLA_IFNAME, "eth0.5")
-	e.attr32(unix.IFLA_MTU, 1496)
-	e.attr32(unix.IFLA_TXQLEN, 1000)
-	e.attr32(unix.IFLA_NUM_TX_QUEUES, 4)
-	e.attr32(unix.IFLA_NUM_RX_QUEUES, 2)
-	e.attr32(unix.IFLA_GSO_MAX_SIZE, 65536)
-	e.attr32(unix.IFLA_GSO_MAX_SEGS, 65535)
-	e.attr32(unix.IFLA_MASTER, 9)
-	e.attr32(unix.IFLA_LINK, 2)
-	e.attr32(unix.IFLA_LINK_NETNSID, 0)
-	e.attr8(unix.IFLA_CARRIER, 1)
-	e.attr8(unix.IFLA_OPERSTATE, 6)
-	e.attrString(unix.IFLA_QDISC, "noqueue")
-	e.attrString(unix.IFLA_PARENT_DEV_NAME, "0000:00:03.0")
-	e.attrString(unix.IFLA_PARENT_DEV_BUS_NAME, "pci")
-	e.nest(unix.IFLA_PROP_LIST, func() {
-		e.attrString(unix.IFLA_ALT_IFNAME, "office")
-		e.attrString(unix.IFLA_ALT_IFNAME, "enp0s31f6-longer.5")
+	e := rtnl.Encoder{}
+	e.Uint16(unix.AF_UNSPEC)
+	e.Uint16(unix.ARPHRD_ETHER)
+	e.Uint32(7)
+	e.Uint32(unix.IFF_UP | unix.IFF_BROADCAST)
+	e.Uint32(0)
+	e.AttrString(unix.IFLA_IFNAME, "eth0.5")
+	e.Attr32(unix.IFLA_MTU, 1496)
+	e.Attr32(unix.IFLA_TXQLEN, 1000)
+	e.Attr32(unix.IFLA_NUM_TX_QUEUES, 4)
+	e.Attr32(unix.IFLA_NUM_RX_QUEUES, 2)
+	e.Attr32(unix.IFLA_GSO_MAX_SIZE, 65536)
+	e.Attr32(unix.IFLA_GSO_MAX_SEGS, 65535)
+	e.Attr32(unix.IFLA_MASTER, 9)
+	e.Attr32(unix.IFLA_LINK, 2)
+	e.Attr32(unix.IFLA_LINK_NETNSID, 0)
+	e.Attr8(unix.IFLA_CARRIER, 1)
+	e.Attr8(unix.IFLA_OPERSTATE, 6)
+	e.AttrString(unix.IFLA_QDISC, "noqueue")
+	e.AttrString(unix.IFLA_PARENT_DEV_NAME, "0000:00:03.0")
+	e.AttrString(unix.IFLA_PARENT_DEV_BUS_NAME, "pci")
+	e.Nest(unix.IFLA_PROP_LIST, func() {
+		e.AttrString(unix.IFLA_ALT_IFNAME, "office")
+		e.AttrString(unix.IFLA_ALT_IFNAME, "enp0s31f6-longer.5")
 	})
-	e.nest(unix.IFLA_LINKINFO, func() { e.attrString(unix.IFLA_INFO_KIND, "vlan") })
-	return e.b
+	e.Nest(unix.IFLA_LINKINFO, func() { e.AttrString(unix.IFLA_INFO_KIND, "vlan") })
+	return e.B
 }
 
 // vxlanMessage is what the kernel says of a VXLAN, bound to an interface or not.
 func vxlanMessage(lower uint32) []byte {
-	e := encoder{b: make([]byte, unix.SizeofIfInfomsg)}
-	e.nest(unix.IFLA_LINKINFO, func() {
-		e.attrString(unix.IFLA_INFO_KIND, "vxlan")
-		e.nest(unix.IFLA_INFO_DATA, func() {
-			e.attr32(unix.IFLA_VXLAN_ID, 77)
+	e := rtnl.Encoder{B: make([]byte, unix.SizeofIfInfomsg)}
+	e.Nest(unix.IFLA_LINKINFO, func() {
+		e.AttrString(unix.IFLA_INFO_KIND, "vxlan")
+		e.Nest(unix.IFLA_INFO_DATA, func() {
+			e.Attr32(unix.IFLA_VXLAN_ID, 77)
 			if lower != 0 {
-				e.attr32(unix.IFLA_VXLAN_LINK, lower)
+				e.Attr32(unix.IFLA_VXLAN_LINK, lower)
 			}
 		})
 	})
-	return e.b
+	return e.B
 }
 
 func TestDecodeLinkTunnel(t *testing.T) {
@@ -129,7 +131,7 @@ func TestDecodeLink(t *testing.T) {
 	if d := cmp.Diff(Link{Nature: NatureVirtual, OperState: "unknown", LowerNetNS: -1}, got); d != "" {
 		t.Errorf("without attributes (-want +got)\n%s", d)
 	}
-	if _, err := decodeLink(linkMessage()[:20]); !errors.Is(err, errMalformed) {
+	if _, err := decodeLink(linkMessage()[:20]); !errors.Is(err, rtnl.ErrMalformed) {
 		t.Errorf("cut short: %v", err)
 	}
 }
@@ -168,8 +170,8 @@ func TestReadLinkAsks(t *testing.T) {
 	}{{"eth0", unix.IFLA_IFNAME}, {"fifteenbytes123", unix.IFLA_IFNAME}, {"enp0s31f6-longer", unix.IFLA_ALT_IFNAME}} {
 		c := nltest.Dial(nltest.CheckRequest([]netlink.HeaderType{unix.RTM_GETLINK}, []netlink.HeaderFlags{netlink.Request}, func(req []netlink.Message) ([]netlink.Message, error) {
 			asked := map[uint16]string{}
-			err := eachAttr(req[0].Data[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
-				asked[typ] = getString(v)
+			err := rtnl.EachAttr(req[0].Data[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
+				asked[typ] = rtnl.String(v)
 				return nil
 			})
 			if err != nil || asked[tt.attr] != tt.name {

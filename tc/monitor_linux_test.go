@@ -11,6 +11,8 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // monitor is a monitor of a network namespace, with what it has told of each
@@ -23,7 +25,7 @@ type monitor struct {
 
 func newMonitor(t *testing.T, n *lab.NetNS) *monitor {
 	t.Helper()
-	m, err := tc.MonitorLinks(tc.Config{NetNS: n.FD()})
+	m, err := tc.MonitorLinks(rtnl.Config{NetNS: n.FD()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +91,7 @@ func TestKernelLinkMonitor(t *testing.T) {
 		done <- err
 	}()
 	m.must(m.Close())
-	if err := <-done; err == nil || errors.Is(err, tc.ErrMissed) {
+	if err := <-done; err == nil || errors.Is(err, rtnl.ErrMissed) {
 		t.Errorf("after Close: %v", err)
 	}
 }
@@ -109,8 +111,8 @@ func TestLinkMonitorMissed(t *testing.T) {
 	for err == nil {
 		_, err = m.Receive()
 	}
-	if !errors.Is(err, tc.ErrMissed) {
-		t.Fatalf("%v, want %v", err, tc.ErrMissed)
+	if !errors.Is(err, rtnl.ErrMissed) {
+		t.Fatalf("%v, want %v", err, rtnl.ErrMissed)
 	}
 	m.must(n.AddLink(lab.Link{Name: "last", Kind: "bridge"}))
 	m.next("last", "index true master false gone false")
@@ -127,15 +129,15 @@ func TestKernelLossMonitor(t *testing.T) {
 		}
 	}
 	must(lab.AddVeth(n, lab.Link{Name: "a0"}, n, lab.Link{Name: "b0"}))
-	c, err := tc.Open(tc.Config{NetNS: n.FD()})
+	c, err := rtnl.Open(rtnl.Config{NetNS: n.FD()})
 	must(err)
 	defer c.Close()
-	m, err := tc.MonitorLosses(tc.Config{NetNS: n.FD()})
+	m, err := tc.MonitorLosses(rtnl.Config{NetNS: n.FD()})
 	must(err)
 	defer m.Close()
-	a, err := c.Device("a0")
+	a, err := tc.Find(c, "a0")
 	must(err)
-	b, err := c.Device("b0")
+	b, err := tc.Find(c, "b0")
 	must(err)
 	root := &hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}
 	class := &hierarchy.Class{ID: hierarchy.ID(1), Parent: hierarchy.ID(0), Rate: hierarchy.Mbit, Ceil: hierarchy.Mbit, Burst: hierarchy.KiB * 16, CBurst: hierarchy.KiB * 16, Quantum: 1500}

@@ -43,9 +43,9 @@ func (d *Device) Offloads() (Offloads, error) {
 		v := struct{ command, data uint32 }{command: x.command}
 		switch errno, err := d.ethtool(unsafe.Pointer(&v)); {
 		case err != nil:
-			return o, d.fail("read offloads", err)
+			return o, d.Fail("read offloads", err)
 		case errno == unix.ENODEV:
-			return o, d.fail("read offloads", errno)
+			return o, d.Fail("read offloads", errno)
 		case errno == 0:
 			*x.to = v.data != 0
 		}
@@ -56,10 +56,6 @@ func (d *Device) Offloads() (Offloads, error) {
 // ethtool carries out a command of SIOCETHTOOL, whose struct is at data, over the
 // connection's socket: one opened elsewhere may be in another namespace.
 func (d *Device) ethtool(data unsafe.Pointer) (syscall.Errno, error) {
-	raw, err := d.c.nl.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
 	// struct ifreq of linux/if.h
 	req := struct {
 		name [unix.IFNAMSIZ]byte
@@ -68,7 +64,7 @@ func (d *Device) ethtool(data unsafe.Pointer) (syscall.Errno, error) {
 	}{data: data}
 	copy(req.name[:unix.IFNAMSIZ-1], d.Name)
 	var errno syscall.Errno
-	err = raw.Control(func(fd uintptr) {
+	err := d.Conn.Control(func(fd uintptr) {
 		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req)))
 	})
 	runtime.KeepAlive(data)
@@ -106,9 +102,9 @@ func (d *Device) Queues() (int, error) {
 	}{command: unix.ETHTOOL_GCHANNELS}
 	switch errno, err := d.ethtool(unsafe.Pointer(&v)); {
 	case err != nil:
-		return 0, d.fail("read queues", err)
+		return 0, d.Fail("read queues", err)
 	case errno == unix.ENODEV:
-		return 0, d.fail("read queues", errno)
+		return 0, d.Fail("read queues", errno)
 	case errno != 0:
 		return 0, nil
 	}

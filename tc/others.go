@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Others is what somebody else has on an interface that concerns a tree there.
@@ -40,7 +42,7 @@ func (d *Device) Others() (Others, error) {
 		return Others{}, err
 	}
 	var o Others
-	if r := root.root(); r.Foreign() {
+	if r := root.Root(); r.Foreign() {
 		f, err := d.describe(root)
 		if err != nil {
 			return o, err
@@ -49,36 +51,36 @@ func (d *Device) Others() (Others, error) {
 	}
 	kind, err := d.clsact()
 	if err != nil {
-		return o, d.fail("read qdiscs", err)
+		return o, d.Fail("read qdiscs", err)
 	}
 	o.Ingress = kind != "" && kind != clsactKind
 	if kind != clsactKind {
 		return o, nil
 	}
-	err = d.eachFilter(egressParent, func(f filterMsg) error {
+	err = d.EachFilter(egressParent, func(f *rtnl.Filter) error {
 		// A preference is listed once by itself, with handle 0, and once for each
 		// filter; u32 lists its tables as well.
-		if f.handle == 0 || f.kind == "u32" && f.handle&0xfff == 0 {
+		if f.Handle == 0 || f.Kind == "u32" && f.Handle&0xfff == 0 {
 			return nil
 		}
-		if f.hook() {
+		if hooked(f) {
 			for i := range o.Filters {
 				o.Filters[i].First = true
 			}
 			return nil
 		}
-		x := Filter{Kind: f.kind, Pref: f.pref()}
-		x.Blocks = x.Pref == hookPref && (f.kind != "bpf" || f.info&0xffff != allProtocols())
-		err := eachAttr(f.options, func(typ uint16, v []byte) error {
-			if f.kind == "bpf" && typ == tcaBPFName {
-				x.Name = getString(v)
+		x := Filter{Kind: f.Kind, Pref: f.Pref()}
+		x.Blocks = x.Pref == hookPref && (f.Kind != "bpf" || f.Info&0xffff != allProtocols())
+		err := rtnl.EachAttr(f.Options, func(typ uint16, v []byte) error {
+			if f.Kind == "bpf" && typ == tcaBPFName {
+				x.Name = rtnl.String(v)
 			}
 			return nil
 		})
 		o.Filters = append(o.Filters, x)
 		return err
 	})
-	return o, d.fail("read filters", err)
+	return o, d.Fail("read filters", err)
 }
 
 // DefaultKind is the kind of a leaf's qdisc where the policy names none, on a

@@ -12,6 +12,8 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // TestKernelOthers looks at what tc made, and sees neither the kernel's own nor
@@ -110,7 +112,7 @@ func TestKernelLacksFilters(t *testing.T) {
 	if !lacks["nonsense"] || lacks["bpf"] {
 		t.Errorf("of %q it lacks %q", kinds, got)
 	}
-	if _, err := open(t, n, "lo").LacksFilters("bpf"); err == nil || errors.Is(err, tc.ErrNotSupported) {
+	if _, err := open(t, n, "lo").LacksFilters("bpf"); err == nil || errors.Is(err, rtnl.ErrNotSupported) {
 		t.Errorf("where clsact stands: %v", err)
 	}
 }
@@ -119,11 +121,11 @@ func TestKernelLacksFilters(t *testing.T) {
 func TestKernelHasIFB(t *testing.T) {
 	n := tctest.NetNS(t)
 	b := open(t, n, "lo")
-	got, err := b.conn.HasIFB()
+	got, err := tc.HasIFB(b.conn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	links, err := b.conn.Links()
+	links, err := tc.Links(b.conn)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // discipline is one kind of leaf qdisc: what a policy may say about it, and how
@@ -23,7 +25,7 @@ type discipline struct {
 	settle func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error)
 	// encode writes the content of the options attribute for settled
 	// parameters; fresh says that the qdisc is made, not changed.
-	encode func(e *encoder, q hierarchy.Qdisc, fresh bool) error
+	encode func(e *rtnl.Encoder, q hierarchy.Qdisc, fresh bool) error
 	// decode reads the options of a dump.
 	decode func(opts []byte) ([]hierarchy.Setting, error)
 	// inPlace says whether the kernel can turn one into the other. Nil: always.
@@ -165,7 +167,7 @@ func micro(ns uint64) uint32 { return uint32(ns / 1000) }
 func nano(us uint32) uint64  { return uint64(us) * 1000 }
 
 // encode is the encode of a discipline with these parameters.
-func (n numbers) encode(e *encoder, q hierarchy.Qdisc, fresh bool) error {
+func (n numbers) encode(e *rtnl.Encoder, q hierarchy.Qdisc, fresh bool) error {
 	for _, x := range n {
 		if x.once && !fresh {
 			continue
@@ -180,7 +182,7 @@ func (n numbers) encode(e *encoder, q hierarchy.Qdisc, fresh bool) error {
 		case x.give != nil:
 			given = x.give(v)
 		}
-		e.attr32(x.attr, given)
+		e.Attr32(x.attr, given)
 	}
 	return nil
 }
@@ -189,9 +191,9 @@ func (n numbers) encode(e *encoder, q hierarchy.Qdisc, fresh bool) error {
 // shown is 0.
 func (n numbers) decode(opts []byte) ([]hierarchy.Setting, error) {
 	shown := make([]uint32, len(n))
-	err := eachAttr(opts, func(typ uint16, b []byte) (err error) {
+	err := rtnl.EachAttr(opts, func(typ uint16, b []byte) (err error) {
 		if i := slices.IndexFunc(n, func(x number) bool { return x.attr == typ }); i >= 0 {
-			shown[i], err = get32(b)
+			shown[i], err = rtnl.Uint32(b)
 		}
 		return err
 	})
@@ -236,69 +238,38 @@ func encodeLeaf(index uint32, l *hierarchy.Leaf, fresh bool) (netlink.Message, e
 	case 0, hierarchy.Major, 0xffff:
 		return netlink.Message{}, fmt.Errorf("class %v cannot have a qdisc: its handle would be another's", l.Class)
 	}
-	m := tcMsg{index: index, parent: uint32(l.Class)}
+	m := rtnl.TcMsg{Index: index, Parent: uint32(l.Class)}
 	var flags netlink.HeaderFlags
 	if fresh {
-		m.handle = leafHandle(l.Class)
+		m.Handle = leafHandle(l.Class)
 		flags = netlink.Create | netlink.Replace
 	}
-	e := encoder{make([]byte, 0, 128)}
-	e.tcMsg(m)
-	e.attrString(tcaKind, d.Name)
+	e := rtnl.Encoder{B: make([]byte, 0, 128)}
+	e.TcMsg(m)
+	e.AttrString(unix.TCA_KIND, d.Name)
 	var err error
-	e.nest(tcaOptions, func() { err = d.encode(&e, l.Qdisc, fresh) })
-	return message(unix.RTM_NEWQDISC, flags, e.b), err
+	e.Nest(unix.TCA_OPTIONS, func() { err = d.encode(&e, l.Qdisc, fresh) })
+	return rtnl.Message(unix.RTM_NEWQDISC, flags, e.B), err
 }
 
 // encodeLeafDelete is the message that removes the qdisc of a leaf class,
 // whatever its handle. The kernel puts a pfifo in its place.
 func encodeLeafDelete(index uint32, class hierarchy.ClassID) netlink.Message {
-	e := encoder{make([]byte, 0, sizeofTcMsg)}
-	e.tcMsg(tcMsg{index: index, parent: uint32(class)})
-	return message(unix.RTM_DELQDISC, 0, e.b)
+	e := rtnl.Encoder{B: make([]byte, 0, rtnl.SizeofTcMsg)}
+	e.TcMsg(rtnl.TcMsg{Index: index, Parent: uint32(class)})
+	return rtnl.Message(unix.RTM_DELQDISC, 0, e.B)
 }
 
-// qdiscMsg is a qdisc of a dump.
-type qdiscMsg struct {
-	tcMsg
-	kind    string
-	options []byte // nil: none
-	stats2  []byte
-	stab    bool // it has a size table
-}
-
-func decodeQdisc(body []byte) (q qdiscMsg, err error) {
-	m, attrs, err := decodeTcMsg(body)
-	if err != nil {
-		return q, err
-	}
-	q.tcMsg = m
-	err = eachAttr(attrs, func(typ uint16, v []byte) error {
-		switch typ {
-		case tcaKind:
-			q.kind = getString(v)
-		case tcaOptions:
-			q.options = v
-		case tcaStats2:
-			q.stats2 = v
-		case tcaStab:
-			q.stab = true
-		}
-		return nil
-	})
-	return q, err
-}
-
-// leaf is what the model keeps of a qdisc. One whose kind cannot be made, or
+// leafOf is what the model keeps of a qdisc. One whose kind cannot be made, or
 // that has something switched on that the model does not know, has no
 // parameters and so differs from everything that is wanted.
-func (q *qdiscMsg) leaf() (hierarchy.Qdisc, error) {
-	out := hierarchy.Qdisc{Kind: q.kind}
-	d := kindNamed(q.kind)
+func leafOf(q *rtnl.Qdisc) (hierarchy.Qdisc, error) {
+	out := hierarchy.Qdisc{Kind: q.Kind}
+	d := kindNamed(q.Kind)
 	if d == nil {
 		return out, nil
 	}
 	var err error
-	out.Params, err = d.decode(q.options)
+	out.Params, err = d.decode(q.Options)
 	return out, err
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Attributes of cake in linux/pkt_sched.h.
@@ -133,55 +135,55 @@ var cake = discipline{
 		p.set("fwmark", p.get("fwmark", 0))
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
+	encode: func(e *rtnl.Encoder, q hierarchy.Qdisc, _ bool) error {
 		v, err := values(q, "autorate-ingress", "rtt", "diffserv", "flowmode", "wash", "ack-filter", "split-gso", "overhead", "mpu", "atm", "ingress", "fwmark")
 		if err != nil {
 			return err
 		}
 		if v[0] == 0 { // otherwise cake knows better
 			bandwidth, _ := q.Get("bandwidth")
-			e.attr64(cakeRate64, bandwidth/8)
+			e.Attr64(cakeRate64, bandwidth/8)
 		}
-		e.attr32(cakeAutorate, uint32(v[0]))
+		e.Attr32(cakeAutorate, uint32(v[0]))
 		rtt := micro(v[1])
-		e.attr32(cakeRTT, rtt)
-		e.attr32(cakeTarget, cakeTargetOf(rtt))
-		e.attr32(cakeDiffserv, uint32(v[2]))
-		e.attr32(cakeFlowMode, uint32(v[3]))
+		e.Attr32(cakeRTT, rtt)
+		e.Attr32(cakeTarget, cakeTargetOf(rtt))
+		e.Attr32(cakeDiffserv, uint32(v[2]))
+		e.Attr32(cakeFlowMode, uint32(v[3]))
 		if nat, _ := q.Get("nat"); nat != 0 { // refused by kernels without connection tracking, even if it is 0
-			e.attr32(cakeNAT, 1)
+			e.Attr32(cakeNAT, 1)
 		}
-		e.attr32(cakeWash, uint32(v[4]))
-		e.attr32(cakeAckFilter, uint32(v[5]))
-		e.attr32(cakeSplitGSO, uint32(v[6]))
-		e.attr32(cakeOverhead, uint32(v[7]))
+		e.Attr32(cakeWash, uint32(v[4]))
+		e.Attr32(cakeAckFilter, uint32(v[5]))
+		e.Attr32(cakeSplitGSO, uint32(v[6]))
+		e.Attr32(cakeOverhead, uint32(v[7]))
 		if raw, _ := q.Get("raw"); raw != 0 { // takes back what overhead says, but its number
-			e.attr32(cakeRaw, 0)
+			e.Attr32(cakeRaw, 0)
 		}
-		e.attr32(cakeMPU, uint32(v[8]))
-		e.attr32(cakeATM, uint32(v[9]))
+		e.Attr32(cakeMPU, uint32(v[8]))
+		e.Attr32(cakeATM, uint32(v[9]))
 		memory, _ := q.Get("memlimit")
-		e.attr32(cakeMemory, uint32(memory))
-		e.attr32(cakeIngress, uint32(v[10]))
-		e.attr32(cakeFwmark, uint32(v[11]))
+		e.Attr32(cakeMemory, uint32(memory))
+		e.Attr32(cakeIngress, uint32(v[10]))
+		e.Attr32(cakeFwmark, uint32(v[11]))
 		return nil
 	},
 	decode: func(opts []byte) ([]hierarchy.Setting, error) {
 		var v [cakeFwmark + 1]uint32
 		var rate uint64
-		err := eachAttr(opts, func(typ uint16, b []byte) (err error) {
+		err := rtnl.EachAttr(opts, func(typ uint16, b []byte) (err error) {
 			switch {
 			case typ == cakeRate64:
-				rate, err = get64(b)
+				rate, err = rtnl.Uint64(b)
 			case typ == cakeRaw:
 				v[typ] = 1
 			case typ > cakeRate64 && int(typ) < len(v):
-				v[typ], err = get32(b)
+				v[typ], err = rtnl.Uint32(b)
 			}
 			return err
 		})
-		if err != nil || rate > maxRate {
-			return nil, errMalformed
+		if err != nil || rate > rtnl.MaxRate {
+			return nil, rtnl.ErrMalformed
 		}
 		if v[cakeTarget] != cakeTargetOf(v[cakeRTT]) {
 			return nil, nil // set by another hand: no parameter says so

@@ -2,7 +2,11 @@
 
 package tc
 
-import "github.com/vifshape/vifshape/hierarchy"
+import (
+	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
+)
 
 // chokeLimit is the kernel's CHOKE_MAX_QUEUE (net/sched/sch_choke.c, v6.12).
 const chokeLimit = 128<<10 - 1
@@ -24,7 +28,7 @@ var choke = discipline{
 		p.set("ecn", p.get("ecn", 0))
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
+	encode: func(e *rtnl.Encoder, q hierarchy.Qdisc, _ bool) error {
 		return encodeREDAttrs(e, q, true, flag(q, "ecn", redECN))
 	},
 	decode: func(opts []byte) ([]hierarchy.Setting, error) {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Attributes of fq in linux/pkt_sched.h.
@@ -134,24 +136,24 @@ var fq = discipline{
 		}
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, fresh bool) error {
+	encode: func(e *rtnl.Encoder, q hierarchy.Qdisc, fresh bool) error {
 		v, err := values(q, "limit", "flow_limit", "buckets", "quantum", "initial_quantum", "low_rate_threshold",
 			"pacing", "refill_delay", "orphan_mask", "timer_slack", "horizon", "horizon_drop")
 		if err != nil {
 			return err
 		}
-		e.attr32(fqLimit, uint32(v[0]))
-		e.attr32(fqFlowLimit, uint32(v[1]))
-		e.attr32(fqBucketsLog, uint32(bits.Len64(v[2])-1))
-		e.attr32(fqQuantum, uint32(v[3]))
-		e.attr32(fqInitialQuantum, uint32(v[4]))
-		e.attr32(fqLowRateThreshold, uint32(v[5]/8))
-		e.attr32(fqRateEnable, uint32(v[6]))
-		e.attr32(fqRefillDelay, micro(v[7]))
-		e.attr32(fqOrphanMask, uint32(v[8]))
-		e.attr32(fqTimerSlack, uint32(v[9]))
-		e.attr32(fqHorizon, micro(v[10]))
-		e.attr8(fqHorizonDrop, uint8(v[11]))
+		e.Attr32(fqLimit, uint32(v[0]))
+		e.Attr32(fqFlowLimit, uint32(v[1]))
+		e.Attr32(fqBucketsLog, uint32(bits.Len64(v[2])-1))
+		e.Attr32(fqQuantum, uint32(v[3]))
+		e.Attr32(fqInitialQuantum, uint32(v[4]))
+		e.Attr32(fqLowRateThreshold, uint32(v[5]/8))
+		e.Attr32(fqRateEnable, uint32(v[6]))
+		e.Attr32(fqRefillDelay, micro(v[7]))
+		e.Attr32(fqOrphanMask, uint32(v[8]))
+		e.Attr32(fqTimerSlack, uint32(v[9]))
+		e.Attr32(fqHorizon, micro(v[10]))
+		e.Attr8(fqHorizonDrop, uint8(v[11]))
 		maxrate, ce := uint32(fqNone), uint32(fqNone)
 		if v, ok := q.Get("maxrate"); ok {
 			maxrate = uint32(v / 8)
@@ -159,18 +161,18 @@ var fq = discipline{
 		if v, ok := q.Get("ce_threshold"); ok {
 			ce = micro(v)
 		}
-		e.attr32(fqMaxRate, maxrate)
-		e.attr32(fqCEThreshold, ce)
+		e.Attr32(fqMaxRate, maxrate)
+		e.Attr32(fqCEThreshold, ce)
 		// In a change what is not sent stays. Kernels that do not know an
 		// attribute pass over it.
 		if v, ok := q.Get("priomap"); ok || !fresh {
 			if !ok {
 				v = fqPriomapDefault
 			}
-			e.attr(fqPriomap, func() { // struct tc_prio_qopt
-				e.uint32(fqBands)
+			e.Attr(fqPriomap, func() { // struct tc_prio_qopt
+				e.Uint32(fqBands)
 				for _, band := range hierarchy.Unpack(v, fqPriorities) {
-					e.uint8(uint8(band))
+					e.Uint8(uint8(band))
 				}
 			})
 		}
@@ -178,14 +180,14 @@ var fq = discipline{
 			if !ok {
 				v = fqWeightsDefault
 			}
-			e.attr(fqWeights, func() {
+			e.Attr(fqWeights, func() {
 				for _, w := range hierarchy.Unpack(v, fqBands) {
-					e.uint32(uint32(w))
+					e.Uint32(uint32(w))
 				}
 			})
 		}
 		if v, ok := q.Get("offload_horizon"); ok || !fresh {
-			e.attr32(fqOffloadHorizon, micro(v))
+			e.Attr32(fqOffloadHorizon, micro(v))
 		}
 		return nil
 	},
@@ -193,7 +195,7 @@ var fq = discipline{
 		v := [fqOffloadHorizon + 1]uint32{fqMaxRate: fqNone, fqCEThreshold: fqNone}
 		priomap, weights := uint64(fqPriomapDefault), uint64(fqWeightsDefault)
 		known := true
-		err := eachAttr(opts, func(typ uint16, b []byte) (err error) {
+		err := rtnl.EachAttr(opts, func(typ uint16, b []byte) (err error) {
 			switch {
 			case typ == fqHorizonDrop && len(b) > 0:
 				v[typ] = uint32(b[0])
@@ -212,14 +214,14 @@ var fq = discipline{
 				known = known && slices.Max(n) <= fqMaxWeight
 				weights = hierarchy.Pack(n)
 			case typ == fqHorizonDrop || typ == fqPriomap || typ == fqWeights:
-				err = errMalformed
+				err = rtnl.ErrMalformed
 			case int(typ) < len(v):
-				v[typ], err = get32(b)
+				v[typ], err = rtnl.Uint32(b)
 			}
 			return err
 		})
 		if err != nil || v[fqBucketsLog] > 31 {
-			return nil, errMalformed
+			return nil, rtnl.ErrMalformed
 		}
 		if !known {
 			return nil, nil

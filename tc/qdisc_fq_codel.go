@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Attributes of fq_codel in linux/pkt_sched.h.
@@ -94,15 +96,15 @@ var fqCodel = discipline{
 		}
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, fresh bool) error {
+	encode: func(e *rtnl.Encoder, q hierarchy.Qdisc, fresh bool) error {
 		if err := fqCodelNumbers.encode(e, q, fresh); err != nil {
 			return err
 		}
 		if _, ok := q.Get("ce_threshold"); ok {
 			selector, _ := q.Get("ce_threshold_selector")
 			mask, _ := q.Get("ce_threshold_mask")
-			e.attr8(fqCodelCESelector, uint8(selector))
-			e.attr8(fqCodelCEMask, uint8(mask))
+			e.Attr8(fqCodelCESelector, uint8(selector))
+			e.Attr8(fqCodelCEMask, uint8(mask))
 		}
 		return nil
 	},
@@ -112,12 +114,12 @@ var fqCodel = discipline{
 			return nil, err
 		}
 		var selector, mask uint8
-		err = eachAttr(opts, func(typ uint16, b []byte) (err error) {
+		err = rtnl.EachAttr(opts, func(typ uint16, b []byte) (err error) {
 			switch typ {
 			case fqCodelCESelector:
-				selector, err = get8(b)
+				selector, err = rtnl.Uint8(b)
 			case fqCodelCEMask:
-				mask, err = get8(b)
+				mask, err = rtnl.Uint8(b)
 			}
 			return err
 		})

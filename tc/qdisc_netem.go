@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Attributes of netem in linux/pkt_sched.h, behind struct tc_netem_qopt.
@@ -277,10 +279,10 @@ func settleNetem(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
 // ones, too. The 1,000 of tc lose packets of a fast line that nobody asked to
 // lose.
 func netemPackets(delay uint64, s site) uint64 {
-	return min(max(2*uint64(bytesIn(delay+uint64(queueTime), s.ceil)/s.mtu), 1000), 1<<20)
+	return min(max(2*uint64(rtnl.BytesIn(delay+uint64(queueTime), s.ceil)/s.mtu), 1000), 1<<20)
 }
 
-func encodeNetem(e *encoder, q hierarchy.Qdisc, fresh bool) error {
+func encodeNetem(e *rtnl.Encoder, q hierarchy.Qdisc, fresh bool) error {
 	limit, err := value(q, "limit")
 	if err != nil {
 		return err
@@ -290,29 +292,29 @@ func encodeNetem(e *encoder, q hierarchy.Qdisc, fresh bool) error {
 		return v
 	}
 	numbers := func(typ uint16, names ...string) {
-		e.attr(typ, func() {
+		e.Attr(typ, func() {
 			for _, name := range names {
-				e.uint32(uint32(get(name)))
+				e.Uint32(uint32(get(name)))
 			}
 		})
 	}
 	table := func(typ uint16, dist uint64) {
-		e.attr(typ, func() {
+		e.Attr(typ, func() {
 			for _, v := range distTable(int(dist)) {
-				e.uint16(uint16(v))
+				e.Uint16(uint16(v))
 			}
 		})
 	}
 	// struct tc_netem_qopt; its times are those of the attributes below
-	e.uint32(0)
-	e.uint32(uint32(limit))
-	e.uint32(uint32(get("loss")))
-	e.uint32(uint32(get("gap")))
-	e.uint32(uint32(get("duplicate")))
-	e.uint32(0)
+	e.Uint32(0)
+	e.Uint32(uint32(limit))
+	e.Uint32(uint32(get("loss")))
+	e.Uint32(uint32(get("gap")))
+	e.Uint32(uint32(get("duplicate")))
+	e.Uint32(0)
 	dist := get("distribution")
-	e.attr64(netemLatency64, get("delay"))
-	e.attr64(netemJitter64, get("jitter")|dist)
+	e.Attr64(netemLatency64, get("delay"))
+	e.Attr64(netemJitter64, get("jitter")|dist)
 	if dist != distUniform {
 		table(netemDelayDist, dist)
 	}
@@ -321,27 +323,27 @@ func encodeNetem(e *encoder, q hierarchy.Qdisc, fresh bool) error {
 	numbers(netemCorrupt, "corrupt", "corrupt_correlation")
 	switch model := get("loss_model"); model {
 	case lossState:
-		e.nest(netemLoss, func() { numbers(lossState, netemModels()[model]...) })
+		e.Nest(netemLoss, func() { numbers(lossState, netemModels()[model]...) })
 	case lossGE:
-		e.nest(netemLoss, func() {
-			e.attr(lossGE, func() {
-				e.uint32(uint32(get("p")))
-				e.uint32(uint32(get("r")))
-				e.uint32(hierarchy.Whole - uint32(get("1-h"))) // the kernel has h, but 1-k
-				e.uint32(uint32(get("1-k")))
+		e.Nest(netemLoss, func() {
+			e.Attr(lossGE, func() {
+				e.Uint32(uint32(get("p")))
+				e.Uint32(uint32(get("r")))
+				e.Uint32(hierarchy.Whole - uint32(get("1-h"))) // the kernel has h, but 1-k
+				e.Uint32(uint32(get("1-k")))
 			})
 		})
 	}
-	e.attr32(netemECN, uint32(get("ecn")))
+	e.Attr32(netemECN, uint32(get("ecn")))
 	rate := get("rate") / 8
-	e.attr(netemRate, func() {
-		e.uint32(uint32(min(rate, math.MaxUint32)))
-		e.uint32(uint32(get("packetoverhead")))
-		e.uint32(uint32(get("cellsize")))
-		e.uint32(uint32(get("celloverhead")))
+	e.Attr(netemRate, func() {
+		e.Uint32(uint32(min(rate, math.MaxUint32)))
+		e.Uint32(uint32(get("packetoverhead")))
+		e.Uint32(uint32(get("cellsize")))
+		e.Uint32(uint32(get("celloverhead")))
 	})
 	if rate > math.MaxUint32 {
-		e.attr64(netemRate64, rate)
+		e.Attr64(netemRate64, rate)
 	}
 	slotDist, hasDist := q.Get("slot_distribution")
 	if _, slots := q.Get("slot_max"); slots || hasDist || !fresh {
@@ -350,24 +352,24 @@ func encodeNetem(e *encoder, q hierarchy.Qdisc, fresh bool) error {
 			jitter |= slotDist + 1
 			table(netemSlotDist, slotDist+1)
 		}
-		e.attr(netemSlot, func() { // struct tc_netem_slot
-			e.uint64(get("slot_min"))
-			e.uint64(get("slot_max"))
-			e.uint32(uint32(get("slot_packets")))
-			e.uint32(uint32(get("slot_bytes")))
-			e.uint64(get("slot_delay"))
-			e.uint64(jitter)
+		e.Attr(netemSlot, func() { // struct tc_netem_slot
+			e.Uint64(get("slot_min"))
+			e.Uint64(get("slot_max"))
+			e.Uint32(uint32(get("slot_packets")))
+			e.Uint32(uint32(get("slot_bytes")))
+			e.Uint64(get("slot_delay"))
+			e.Uint64(jitter)
 		})
 	}
 	if seed, ok := q.Get("seed"); ok {
-		e.attr64(netemSeed, seed)
+		e.Attr64(netemSeed, seed)
 	}
 	return nil
 }
 
 func decodeNetem(opts []byte) ([]hierarchy.Setting, error) {
 	if len(opts) < sizeofNetem {
-		return nil, errMalformed
+		return nil, rtnl.ErrMalformed
 	}
 	u := func(b []byte, i int) uint64 { return uint64(binary.NativeEndian.Uint32(b[4*i:])) }
 	var delay, jitter, rate64 uint64
@@ -376,38 +378,38 @@ func decodeNetem(opts []byte) ([]hierarchy.Setting, error) {
 	content := map[uint16][]byte{netemCorrelation: make([]byte, 12), netemReorder: make([]byte, 8), netemCorrupt: make([]byte, 8), netemRate: make([]byte, 16), netemSlot: make([]byte, 40), netemECN: make([]byte, 4)}
 	var loss []byte
 	model := uint16(lossRandom)
-	err := eachAttr(opts[sizeofNetem:], func(typ uint16, b []byte) (err error) {
+	err := rtnl.EachAttr(opts[sizeofNetem:], func(typ uint16, b []byte) (err error) {
 		switch typ {
 		case netemLatency64:
-			delay, err = get64(b)
+			delay, err = rtnl.Uint64(b)
 		case netemJitter64:
-			jitter, err = get64(b)
+			jitter, err = rtnl.Uint64(b)
 		case netemRate64:
-			rate64, err = get64(b)
+			rate64, err = rtnl.Uint64(b)
 		case netemSeed:
-			seed, err = get64(b)
+			seed, err = rtnl.Uint64(b)
 		case netemLoss:
-			return eachAttr(b, func(typ uint16, b []byte) error {
+			return rtnl.EachAttr(b, func(typ uint16, b []byte) error {
 				if typ != lossState && typ != lossGE {
 					return nil
 				}
 				model, loss = typ, b
 				if len(b) < 4*len(netemModels()[typ]) {
-					return errMalformed
+					return rtnl.ErrMalformed
 				}
 				return nil
 			})
 		default:
 			if len(b) < len(content[typ]) {
-				return errMalformed
+				return rtnl.ErrMalformed
 			}
 			content[typ] = b
 		}
 		return err
 	})
 	rate := max(rate64, u(content[netemRate], 0))
-	if err != nil || rate > maxRate {
-		return nil, errMalformed
+	if err != nil || rate > rtnl.MaxRate {
+		return nil, rtnl.ErrMalformed
 	}
 	p := settings{}
 	some := func(name string, v uint64) bool {

@@ -7,6 +7,8 @@ import (
 	"math"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 var pfifo = discipline{
@@ -30,15 +32,15 @@ var limitPackets = hierarchy.Param{Name: "limit", Type: hierarchy.Count, Min: 1,
 	Help: "packets that may wait; what segmentation offload keeps together counts as one"}
 
 // encodeFIFO writes struct tc_fifo_qopt of linux/pkt_sched.h.
-func encodeFIFO(e *encoder, q hierarchy.Qdisc, _ bool) error {
+func encodeFIFO(e *rtnl.Encoder, q hierarchy.Qdisc, _ bool) error {
 	limit, err := value(q, "limit")
-	e.uint32(uint32(limit))
+	e.Uint32(uint32(limit))
 	return err
 }
 
 func decodeFIFO(opts []byte) ([]hierarchy.Setting, error) {
 	if len(opts) < 4 {
-		return nil, errMalformed
+		return nil, rtnl.ErrMalformed
 	}
 	return []hierarchy.Setting{{Name: "limit", Value: uint64(binary.NativeEndian.Uint32(opts))}}, nil
 }

@@ -6,6 +6,8 @@ import (
 	"math"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 var red = discipline{
@@ -35,15 +37,15 @@ var red = discipline{
 		p.set("adaptive", adaptive)
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
+	encode: func(e *rtnl.Encoder, q hierarchy.Qdisc, _ bool) error {
 		flags := flag(q, "ecn", redECN) | flag(q, "harddrop", redHardDrop) | flag(q, "adaptive", redAdaptive)
 		if nodrop := flag(q, "nodrop", redNoDrop); nodrop != 0 {
 			// It has no place among the others, and then they must not stay
 			// there. Where it has not to be, they do: the timer of adaptive is
 			// started for those alone (__red_change, net/sched/sch_red.c, v6.12).
-			e.attr(redFlagsAttr, func() { // struct nla_bitfield32
-				e.uint32(uint32(flags | nodrop))
-				e.uint32(redECN | redHardDrop | redAdaptive | redNoDrop)
+			e.Attr(redFlagsAttr, func() { // struct nla_bitfield32
+				e.Uint32(uint32(flags | nodrop))
+				e.Uint32(redECN | redHardDrop | redAdaptive | redNoDrop)
 			})
 			flags = 0
 		}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 const (
@@ -85,28 +87,28 @@ var sfb = discipline{
 		p.set("db", whole(p.get("db", min(uint64(time.Minute), rehash))))
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
+	encode: func(e *rtnl.Encoder, q hierarchy.Qdisc, _ bool) error {
 		v, err := values(q, "rehash", "db", "max", "target", "increment", "decrement", "limit", "penalty_rate", "penalty_burst")
 		if err != nil {
 			return err
 		}
-		e.attr(sfbParms, func() { // struct tc_sfb_qopt
+		e.Attr(sfbParms, func() { // struct tc_sfb_qopt
 			for i, unit := range []uint64{uint64(time.Millisecond), uint64(time.Millisecond), 1, 1, sfbStep, sfbStep, 1, 1, 1} {
-				e.uint32(uint32(v[i] / unit))
+				e.Uint32(uint32(v[i] / unit))
 			}
 		})
 		return nil
 	},
 	decode: func(opts []byte) ([]hierarchy.Setting, error) {
 		var parms []byte
-		err := eachAttr(opts, func(typ uint16, v []byte) error {
+		err := rtnl.EachAttr(opts, func(typ uint16, v []byte) error {
 			if typ == sfbParms {
 				parms = v
 			}
 			return nil
 		})
 		if err == nil && len(parms) < sizeofSFB {
-			err = errMalformed
+			err = rtnl.ErrMalformed
 		}
 		if err != nil {
 			return nil, err

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Bounds of sfq (net/sched/sch_sfq.c, v6.12).
@@ -90,21 +92,21 @@ var sfq = discipline{
 		p.set("harddrop", p.get("harddrop", 0))
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
+	encode: func(e *rtnl.Encoder, q hierarchy.Qdisc, _ bool) error {
 		v, err := values(q, "limit", "perturb", "quantum", "flows", "divisor", "depth", "headdrop")
 		if err != nil {
 			return err
 		}
 		// struct tc_sfq_qopt_v1 of linux/pkt_sched.h
-		e.uint32(uint32(v[2]))
-		e.uint32(uint32(v[1] / uint64(time.Second)))
-		e.uint32(uint32(v[0]))
-		e.uint32(uint32(v[4]))
-		e.uint32(uint32(v[3]))
-		e.uint32(uint32(v[5]))
-		e.uint32(uint32(v[6]))
+		e.Uint32(uint32(v[2]))
+		e.Uint32(uint32(v[1] / uint64(time.Second)))
+		e.Uint32(uint32(v[0]))
+		e.Uint32(uint32(v[4]))
+		e.Uint32(uint32(v[3]))
+		e.Uint32(uint32(v[5]))
+		e.Uint32(uint32(v[6]))
 		if _, ok := q.Get("min"); !ok {
-			e.b = append(e.b, make([]byte, sizeofRED+4)...)
+			e.B = append(e.B, make([]byte, sizeofRED+4)...)
 		} else {
 			r, err := redOf(q, false)
 			if err != nil {
@@ -116,14 +118,14 @@ var sfq = discipline{
 			}
 			// sfq_change looks at no limit and has no table.
 			r.encode(e, min(4*r.max, math.MaxUint32), probability, 0, flag(q, "ecn", redECN)|flag(q, "harddrop", redHardDrop))
-			e.uint32(uint32(probability))
+			e.Uint32(uint32(probability))
 		}
-		e.b = append(e.b, make([]byte, 24)...) // struct tc_sfqred_stats
+		e.B = append(e.B, make([]byte, 24)...) // struct tc_sfqred_stats
 		return nil
 	},
 	decode: func(o []byte) ([]hierarchy.Setting, error) {
 		if len(o) < sizeofSFQ {
-			return nil, errMalformed
+			return nil, rtnl.ErrMalformed
 		}
 		u := func(i int) uint64 { return uint64(binary.NativeEndian.Uint32(o[4*i:])) }
 		p := settings{}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Attributes of tbf in linux/pkt_sched.h.
@@ -21,7 +23,7 @@ const (
 
 // tbfMaxTicks is the longest burst that tbf keeps: 2^32-1 ns (tbf_change,
 // net/sched/sch_tbf.c, v6.12).
-const tbfMaxTicks = math.MaxUint32 / tick
+const tbfMaxTicks = math.MaxUint32 / rtnl.Tick
 
 var tbfLayers = []string{"ethernet", "atm"}
 
@@ -61,7 +63,7 @@ var tbf = discipline{
 			switch {
 			case limit && latency:
 				return errors.New("limit and latency say the same thing: give one of them")
-			case hasPeak && bytesPerSecond(hierarchy.Bandwidth(peak)) <= bytesPerSecond(hierarchy.Bandwidth(rate)):
+			case hasPeak && rtnl.BytesPerSecond(hierarchy.Bandwidth(peak)) <= rtnl.BytesPerSecond(hierarchy.Bandwidth(rate)):
 				return fmt.Errorf("peakrate %v is not above rate %v", hierarchy.Bandwidth(peak), hierarchy.Bandwidth(rate))
 			case mtu && !hasPeak:
 				return errors.New("mtu is the burst of peakrate: give peakrate too")
@@ -83,7 +85,7 @@ var tbf = discipline{
 		link := hierarchy.LinkLayer{MPU: hierarchy.Size(p.get("mpu", 0)), Overhead: int16(p.get("overhead", 0)), ATM: p.get("linklayer", 0) == 1}
 		least := link.Bytes(s.mtu)
 		size := func(name string, rate hierarchy.Bandwidth, otherwise hierarchy.Size) (hierarchy.Size, error) {
-			most := tickBytes(tbfMaxTicks, rate)
+			most := rtnl.TickBytes(tbfMaxTicks, rate)
 			if most < least {
 				return 0, fmt.Errorf("%v is too slow: tbf counts to %v then, and a packet counts as up to %v", rate, most, least)
 			}
@@ -91,7 +93,7 @@ var tbf = discipline{
 			if err != nil {
 				return 0, fmt.Errorf("%s %w", name, err)
 			}
-			b := tickBytes(t, rate)
+			b := rtnl.TickBytes(t, rate)
 			if b < least {
 				return 0, fmt.Errorf("%s %v is below %v, which a packet may count as: it would never be sent", name, b, least)
 			}
@@ -103,13 +105,13 @@ var tbf = discipline{
 		if err != nil {
 			return nil, err
 		}
-		limit := p.get("limit", uint64(bytesIn(p.get("latency", uint64(queueTime)), rate)+burst))
+		limit := p.get("limit", uint64(rtnl.BytesIn(p.get("latency", uint64(queueTime)), rate)+burst))
 		p.set("rate", uint64(rate))
 		p.set("burst", uint64(burst))
 		p.set("limit", min(limit, math.MaxUint32))
 		if peak := hierarchy.Bandwidth(p.get("peakrate", 0)); peak != 0 {
 			peak = peak.Kernel()
-			mtu, err := size("mtu", peak, bytesIn(uint64(time.Millisecond), peak))
+			mtu, err := size("mtu", peak, rtnl.BytesIn(uint64(time.Millisecond), peak))
 			if err != nil {
 				return nil, err
 			}
@@ -123,7 +125,7 @@ var tbf = discipline{
 		}
 		return p.out, nil
 	},
-	encode: func(e *encoder, q hierarchy.Qdisc, _ bool) error {
+	encode: func(e *rtnl.Encoder, q hierarchy.Qdisc, _ bool) error {
 		v, err := values(q, "rate", "burst", "limit")
 		if err != nil {
 			return err
@@ -148,78 +150,78 @@ var tbf = discipline{
 				return fmt.Errorf("mtu %w", err)
 			}
 		}
-		e.attr(tbfParms, func() { // struct tc_tbf_qopt
-			e.rateSpec(rateSpec{link, bytesPerSecond(rate)})
+		e.Attr(tbfParms, func() { // struct tc_tbf_qopt
+			e.RateSpec(rtnl.RateSpec{Link: link, Rate: rtnl.BytesPerSecond(rate)})
 			if hasPeak {
-				e.rateSpec(rateSpec{link, bytesPerSecond(hierarchy.Bandwidth(peak))})
+				e.RateSpec(rtnl.RateSpec{Link: link, Rate: rtnl.BytesPerSecond(hierarchy.Bandwidth(peak))})
 			} else {
-				e.b = append(e.b, make([]byte, sizeofRateSpec)...)
+				e.B = append(e.B, make([]byte, rtnl.SizeofRateSpec)...)
 			}
-			e.uint32(uint32(v[2]))
-			e.uint32(buffer)
-			e.uint32(mtu)
+			e.Uint32(uint32(v[2]))
+			e.Uint32(buffer)
+			e.Uint32(mtu)
 		})
-		if r := bytesPerSecond(rate); r > math.MaxUint32 {
-			e.attr64(tbfRate64, r)
+		if r := rtnl.BytesPerSecond(rate); r > math.MaxUint32 {
+			e.Attr64(tbfRate64, r)
 		}
-		if r := bytesPerSecond(hierarchy.Bandwidth(peak)); hasPeak && r > math.MaxUint32 {
-			e.attr64(tbfPRate64, r)
+		if r := rtnl.BytesPerSecond(hierarchy.Bandwidth(peak)); hasPeak && r > math.MaxUint32 {
+			e.Attr64(tbfPRate64, r)
 		}
 		return nil
 	},
 	decode: func(opts []byte) ([]hierarchy.Setting, error) {
 		var parms []byte
 		var rate64, peak64 uint64
-		err := eachAttr(opts, func(typ uint16, v []byte) (err error) {
+		err := rtnl.EachAttr(opts, func(typ uint16, v []byte) (err error) {
 			switch typ {
 			case tbfParms:
 				parms = v
 			case tbfRate64:
-				rate64, err = get64(v)
+				rate64, err = rtnl.Uint64(v)
 			case tbfPRate64:
-				peak64, err = get64(v)
+				peak64, err = rtnl.Uint64(v)
 			}
 			return err
 		})
 		if err != nil {
 			return nil, err
 		}
-		if len(parms) < 2*sizeofRateSpec+12 {
-			return nil, errMalformed
+		if len(parms) < 2*rtnl.SizeofRateSpec+12 {
+			return nil, rtnl.ErrMalformed
 		}
-		u := func(i int) uint32 { return binary.NativeEndian.Uint32(parms[2*sizeofRateSpec+4*i:]) }
-		spec, peakSpec := decodeRateSpec(parms), decodeRateSpec(parms[sizeofRateSpec:])
-		rate := max(spec.rate, rate64)
-		peak := max(peakSpec.rate, peak64)
-		if rate > maxRate || peak > maxRate {
-			return nil, errMalformed
+		u := func(i int) uint32 { return binary.NativeEndian.Uint32(parms[2*rtnl.SizeofRateSpec+4*i:]) }
+		spec, peakSpec := rtnl.DecodeRateSpec(parms), rtnl.DecodeRateSpec(parms[rtnl.SizeofRateSpec:])
+		rate := max(spec.Rate, rate64)
+		peak := max(peakSpec.Rate, peak64)
+		if rate > rtnl.MaxRate || peak > rtnl.MaxRate {
+			return nil, rtnl.ErrMalformed
 		}
 		p := settings{}
 		p.set("rate", rate*8)
-		p.set("burst", uint64(tickBytes(u(1), hierarchy.Bandwidth(rate*8))))
+		p.set("burst", uint64(rtnl.TickBytes(u(1), hierarchy.Bandwidth(rate*8))))
 		p.set("limit", uint64(u(0)))
 		if peak != 0 {
 			p.set("peakrate", peak*8)
-			p.set("mtu", uint64(tickBytes(u(2), hierarchy.Bandwidth(peak*8))))
+			p.set("mtu", uint64(rtnl.TickBytes(u(2), hierarchy.Bandwidth(peak*8))))
 		}
-		if spec.link.MPU != 0 {
-			p.set("mpu", uint64(spec.link.MPU))
+		if spec.Link.MPU != 0 {
+			p.set("mpu", uint64(spec.Link.MPU))
 		}
-		if spec.link.Overhead != 0 {
-			p.set("overhead", uint64(uint16(spec.link.Overhead)))
+		if spec.Link.Overhead != 0 {
+			p.set("overhead", uint64(uint16(spec.Link.Overhead)))
 		}
-		if spec.link.ATM {
+		if spec.Link.ATM {
 			p.set("linklayer", 1)
 		}
 		return p.out, nil
 	},
 }
 
-// tbfTicks is [ticks] within what tbf keeps.
+// tbfTicks is [rtnl.Ticks] within what tbf keeps.
 func tbfTicks(size hierarchy.Size, rate hierarchy.Bandwidth) (uint32, error) {
-	t, err := ticks(size, rate)
+	t, err := rtnl.Ticks(size, rate)
 	if err != nil || t > tbfMaxTicks {
-		return 0, fmt.Errorf("%v is more than tbf can count at %v: at most %v", size, rate, tickBytes(tbfMaxTicks, rate))
+		return 0, fmt.Errorf("%v is more than tbf can count at %v: at most %v", size, rate, rtnl.TickBytes(tbfMaxTicks, rate))
 	}
 	return t, nil
 }

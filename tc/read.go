@@ -10,10 +10,11 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Read fills in Interface, Root, Classes and Leaves of s. Classes come parents
@@ -33,7 +34,7 @@ func (d *Device) Read(ctx context.Context, s *hierarchy.State) error {
 	if err != nil {
 		return err
 	}
-	if s.Root = root.root(); !s.Root.Ours() {
+	if s.Root = root.Root(); !s.Root.Ours() {
 		return nil
 	}
 	if err := d.checkRoot(root); err != nil {
@@ -57,9 +58,9 @@ func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarc
 			return d.Read(ctx, s)
 		case *hierarchy.Class:
 			s.Classes = slices.DeleteFunc(s.Classes, func(c hierarchy.Class) bool { return c.ID == i.ID })
-			body, err := d.get(unix.RTM_GETTCLASS, tcMsg{index: d.Index, handle: uint32(i.ID)})
+			body, err := d.Get(unix.RTM_GETTCLASS, rtnl.TcMsg{Handle: uint32(i.ID)})
 			if err != nil {
-				return d.fail("read class", err)
+				return d.Fail("read class", err)
 			}
 			if body == nil {
 				s.Leaves = slices.DeleteFunc(s.Leaves, func(l hierarchy.Leaf) bool { return l.Class == i.ID })
@@ -67,27 +68,27 @@ func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarc
 			}
 			c, ok, err := decodeClass(body)
 			if err != nil {
-				return d.fail("read class", err)
+				return d.Fail("read class", err)
 			}
 			if ok {
 				s.Classes = append(s.Classes, c)
 			}
 		case *hierarchy.Leaf:
 			s.Leaves = slices.DeleteFunc(s.Leaves, func(l hierarchy.Leaf) bool { return l.Class == i.Class })
-			body, err := d.get(unix.RTM_GETQDISC, tcMsg{index: d.Index, parent: uint32(i.Class)})
+			body, err := d.Get(unix.RTM_GETQDISC, rtnl.TcMsg{Parent: uint32(i.Class)})
 			if err != nil {
-				return d.fail("read qdisc", err)
+				return d.Fail("read qdisc", err)
 			}
 			if body == nil {
 				continue
 			}
-			q, err := decodeQdisc(body)
+			q, err := rtnl.DecodeQdisc(body)
 			if err != nil {
-				return d.fail("read qdisc", err)
+				return d.Fail("read qdisc", err)
 			}
-			leaf, err := q.leaf()
+			leaf, err := leafOf(&q)
 			if err != nil {
-				return d.fail("read qdisc", err)
+				return d.Fail("read qdisc", err)
 			}
 			s.Leaves = append(s.Leaves, hierarchy.Leaf{Class: i.Class, Qdisc: leaf})
 		}
@@ -100,47 +101,30 @@ func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarc
 // two questions, whatever the size of the tree. Listeners get the answers, as with
 // Reread.
 func (d *Device) HasClass(id hierarchy.ClassID) (bool, error) {
-	body, err := d.get(unix.RTM_GETTCLASS, tcMsg{index: d.Index, handle: uint32(id)})
+	body, err := d.Get(unix.RTM_GETTCLASS, rtnl.TcMsg{Handle: uint32(id)})
 	if err != nil || body == nil {
-		return false, d.fail("look for class", err)
+		return false, d.Fail("look for class", err)
 	}
 	// With another qdisc at the root the answer is EINVAL; without the handle there
 	// would be none about the kernel's own (tc_get_qdisc, net/sched/sch_api.c, v6.12).
-	body, err = d.get(unix.RTM_GETQDISC, tcMsg{index: d.Index, handle: uint32(hierarchy.ID(0)), parent: rootParent})
+	body, err = d.Get(unix.RTM_GETQDISC, rtnl.TcMsg{Handle: uint32(hierarchy.ID(0)), Parent: rtnl.RootParent})
 	if errors.Is(err, unix.EINVAL) {
 		return false, nil
 	}
-	return body != nil, d.fail("look for root qdisc", err)
-}
-
-// get asks for one object. Without NLM_F_ECHO the answer would go to listeners
-// only. The body is nil when there is none.
-func (d *Device) get(typ netlink.HeaderType, m tcMsg) ([]byte, error) {
-	e := encoder{}
-	e.tcMsg(m)
-	replies, err := d.c.nl.Execute(netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Echo}, Data: e.b})
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	case len(replies) != 1:
-		return nil, fmt.Errorf("%d answers to one question", len(replies))
-	}
-	return replies[0].Data, nil
+	return body != nil, d.Fail("look for root qdisc", err)
 }
 
 // qdiscs reads the root qdisc (nil: none is shown) and our leaf qdiscs.
-func (d *Device) qdiscs() (root *qdiscMsg, leaves []hierarchy.Leaf, err error) {
+func (d *Device) qdiscs() (root *rtnl.Qdisc, leaves []hierarchy.Leaf, err error) {
 	const op = "read qdiscs"
-	err = d.eachQdisc(func(q *qdiscMsg) error {
-		switch parent := hierarchy.ClassID(q.parent); {
-		case q.parent == rootParent:
+	err = d.EachQdisc(func(q *rtnl.Qdisc) error {
+		switch parent := hierarchy.ClassID(q.Parent); {
+		case q.Parent == rtnl.RootParent:
 			r := *q
-			r.options = slices.Clone(q.options)
+			r.Options = slices.Clone(q.Options)
 			root = &r
 		case parent.Major() == hierarchy.Major && parent.Minor() != 0:
-			leaf, err := q.leaf()
+			leaf, err := leafOf(q)
 			if err != nil {
 				return err
 			}
@@ -151,53 +135,25 @@ func (d *Device) qdiscs() (root *qdiscMsg, leaves []hierarchy.Leaf, err error) {
 	if err == nil && root == nil {
 		// An interface that was never up has no root qdisc to show, and one that
 		// is gone neither.
-		err = d.check()
+		err = d.Check()
 	}
-	return root, leaves, d.fail(op, err)
-}
-
-// eachQdisc calls f for each qdisc of the interface. The kernel always lists
-// those of the whole namespace (tc_dump_qdisc, net/sched/sch_api.c, v6.12); of
-// the others not more is looked at than the number of their interface.
-func (d *Device) eachQdisc(f func(*qdiscMsg) error) error {
-	e := encoder{}
-	e.tcMsg(tcMsg{index: d.Index})
-	return d.c.dump(unix.RTM_GETQDISC, e.b, func(body []byte) error {
-		m, _, err := decodeTcMsg(body)
-		if err != nil || m.index != d.Index {
-			return err
-		}
-		q, err := decodeQdisc(body)
-		if err != nil {
-			return err
-		}
-		return f(&q)
-	})
-}
-
-// root is what the model keeps of a root qdisc. One that the kernel made has no
-// handle.
-func (q *qdiscMsg) root() hierarchy.Root {
-	if q == nil || q.handle == 0 {
-		return hierarchy.Root{}
-	}
-	return hierarchy.Root{Kind: q.kind, Handle: hierarchy.ClassID(q.handle)}
+	return root, leaves, d.Fail(op, err)
 }
 
 // checkRoot refuses an HTB qdisc with our handle whose default class is another:
 // what no filter claims would go past every limit, and that cannot be changed
 // while it lives.
-func (d *Device) checkRoot(root *qdiscMsg) error {
-	return eachAttr(root.options, func(typ uint16, v []byte) error {
+func (d *Device) checkRoot(root *rtnl.Qdisc) error {
+	return rtnl.EachAttr(root.Options, func(typ uint16, v []byte) error {
 		if typ != tcaHTBInit {
 			return nil
 		}
 		if len(v) < 12 { // struct tc_htb_glob
-			return d.fail("read qdiscs", errMalformed)
+			return d.Fail("read qdiscs", rtnl.ErrMalformed)
 		}
 		if defcls := binary.NativeEndian.Uint32(v[8:]); defcls != hierarchy.RestMinor {
 			return fmt.Errorf("%s: root qdisc htb %v has default class %x and not %x: %w; remove it with \"tc qdisc del dev %s root\"",
-				d.Name, hierarchy.ID(0), defcls, hierarchy.RestMinor, ErrForeign, d.Name)
+				d.Name, hierarchy.ID(0), defcls, hierarchy.RestMinor, rtnl.ErrForeign, d.Name)
 		}
 		return nil
 	})
@@ -206,9 +162,9 @@ func (d *Device) checkRoot(root *qdiscMsg) error {
 // eachClass calls f for each class of our root qdisc, and of no other: the flows
 // of fq_codel are classes to the kernel.
 func (d *Device) eachClass(f func(body []byte) error) error {
-	e := encoder{}
-	e.tcMsg(tcMsg{index: d.Index, parent: uint32(hierarchy.ID(0))})
-	return d.c.dump(unix.RTM_GETTCLASS, e.b, f)
+	e := rtnl.Encoder{}
+	e.TcMsg(rtnl.TcMsg{Index: d.Index, Parent: uint32(hierarchy.ID(0))})
+	return d.Conn.Dump(unix.RTM_GETTCLASS, e.B, f)
 }
 
 func (d *Device) classes() ([]hierarchy.Class, error) {
@@ -220,7 +176,7 @@ func (d *Device) classes() ([]hierarchy.Class, error) {
 		}
 		return err
 	})
-	return parentsFirst(classes), d.fail("read classes", err)
+	return parentsFirst(classes), d.Fail("read classes", err)
 }
 
 // parentsFirst orders classes and takes from inner ones what they do not use.

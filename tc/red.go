@@ -11,6 +11,8 @@ import (
 	"strconv"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Random early detection, as red, choke and sfq have it. Its user gives min, max,
@@ -220,7 +222,7 @@ const redCells = 512
 // cell is the scell_log for a bandwidth: the smallest step with which the table
 // reaches over the fading.
 func (r *redQueue) cell(bandwidth hierarchy.Bandwidth) uint64 {
-	us := math.Floor(1e6 * float64(r.avpkt) / float64(max(bytesPerSecond(bandwidth), 1)))
+	us := math.Floor(1e6 * float64(r.avpkt) / float64(max(rtnl.BytesPerSecond(bandwidth), 1)))
 	span := r.fading() * math.Floor(us*ticksPerMicro)
 	for c := range uint64(31) {
 		if span/float64(uint64(1)<<c) < redCells {
@@ -230,7 +232,7 @@ func (r *redQueue) cell(bandwidth hierarchy.Bandwidth) uint64 {
 	return 31
 }
 
-const ticksPerMicro = 1000. / tick
+const ticksPerMicro = 1000. / rtnl.Tick
 
 // bandwidthOf is a bandwidth of which cell makes scell_log.
 func (r *redQueue) bandwidthOf(cell uint64) hierarchy.Bandwidth {
@@ -259,19 +261,19 @@ func redTable() (t [256]byte) {
 const sizeofRED = 16
 
 // encode writes struct tc_red_qopt, which is also a part of struct tc_sfq_qopt_v1.
-func (r *redQueue) encode(e *encoder, limit, probability, cell uint64, flags uint8) {
-	e.uint32(uint32(limit))
-	e.uint32(uint32(r.min))
-	e.uint32(uint32(r.max))
-	e.uint8(uint8(r.ewma))
+func (r *redQueue) encode(e *rtnl.Encoder, limit, probability, cell uint64, flags uint8) {
+	e.Uint32(uint32(limit))
+	e.Uint32(uint32(r.min))
+	e.Uint32(uint32(r.max))
+	e.Uint8(uint8(r.ewma))
 	// Without a use in the kernel beside max_P, but it is shown.
 	plog, p := uint8(0), redFraction(probability)/float64((r.max-r.min)*(r.avpkt/r.packet))
 	for ; plog < 31 && p <= 1; plog++ {
 		p *= 2
 	}
-	e.uint8(plog)
-	e.uint8(uint8(cell))
-	e.uint8(flags)
+	e.Uint8(plog)
+	e.Uint8(uint8(cell))
+	e.Uint8(flags)
 }
 
 // redParms is struct tc_red_qopt as it is shown.
@@ -290,7 +292,7 @@ func (r *redParms) queue() (p settings) {
 
 func decodeRED(b []byte) (p redParms, err error) {
 	if len(b) < sizeofRED {
-		return p, errMalformed
+		return p, rtnl.ErrMalformed
 	}
 	u := func(i int) uint64 { return uint64(binary.NativeEndian.Uint32(b[i:])) }
 	return redParms{redThresholds{u(4), u(8), uint64(b[12])}, u(0), uint64(b[14]), uint64(b[15])}, nil
@@ -380,7 +382,7 @@ const (
 )
 
 // encodeREDAttrs writes what red and choke have alike.
-func encodeREDAttrs(e *encoder, q hierarchy.Qdisc, counted bool, flags uint8) error {
+func encodeREDAttrs(e *rtnl.Encoder, q hierarchy.Qdisc, counted bool, flags uint8) error {
 	r, err := redOf(q, counted)
 	if err != nil {
 		return err
@@ -393,12 +395,12 @@ func encodeREDAttrs(e *encoder, q hierarchy.Qdisc, counted bool, flags uint8) er
 	if !ok {
 		probability = redProbability // to begin with
 	}
-	e.attr(redParmsAttr, func() { r.encode(e, v[0], probability, v[1], flags) })
-	e.attr(redTableAttr, func() {
+	e.Attr(redParmsAttr, func() { r.encode(e, v[0], probability, v[1], flags) })
+	e.Attr(redTableAttr, func() {
 		t := redTable()
-		e.b = append(e.b, t[:]...)
+		e.B = append(e.B, t[:]...)
 	})
-	e.attr32(redMaxPAttr, uint32(probability))
+	e.Attr32(redMaxPAttr, uint32(probability))
 	return nil
 }
 
@@ -420,19 +422,19 @@ type redAttrs struct {
 // decodeREDAttrs reads what red and choke have alike.
 func decodeREDAttrs(opts []byte) (p redParms, probability uint64, a redAttrs, err error) {
 	var parms []byte
-	err = eachAttr(opts, func(typ uint16, b []byte) (err error) {
+	err = rtnl.EachAttr(opts, func(typ uint16, b []byte) (err error) {
 		var v uint32
 		switch typ {
 		case redParmsAttr:
 			parms = b
 		case redMaxPAttr:
-			v, err = get32(b)
+			v, err = rtnl.Uint32(b)
 			probability = uint64(v)
 		case redFlagsAttr:
 			a.hasFlags = true
-			a.flags, err = get32(b)
+			a.flags, err = rtnl.Uint32(b)
 		case redEarlyDropBlock, redMarkBlock:
-			v, err = get32(b)
+			v, err = rtnl.Uint32(b)
 			a.events = a.events || v != 0
 		}
 		return err

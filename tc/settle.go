@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Settle fills what the policy leaves open in t for this interface: bursts,
@@ -30,7 +31,7 @@ import (
 // Without CAP_NET_ADMIN the kernel does not answer; the kinds are then those that
 // the lists of its modules name, and those that stand on any interface. The error
 // lists all that the kernel could not keep or does not have, each with its path; it
-// is [ErrNotSupported] when a kind is missing.
+// is [rtnl.ErrNotSupported] when a kind is missing.
 func (d *Device) Settle(t *hierarchy.Tree) error {
 	packet := d.packet
 	mtu := d.mtu
@@ -40,7 +41,7 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 	kinds := d.kinds()
 	hz, err := clock()
 	if err != nil {
-		return d.fail("read the kernel's clock", err)
+		return d.Fail("read the kernel's clock", err)
 	}
 	var errs []error
 	refuse := func(b *hierarchy.Branch, err error) {
@@ -60,7 +61,7 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 			continue
 		}
 		err := kinds.settle(&b.Qdisc, site{rate: b.Rate, ceil: b.Ceil, mtu: mtu, packet: packet, hz: hz})
-		if e := (*OpError)(nil); errors.As(err, &e) {
+		if e := (*rtnl.OpError)(nil); errors.As(err, &e) {
 			return err // could not ask, about this leaf or any other
 		}
 		if err != nil {
@@ -82,7 +83,7 @@ func clock() (hz uint64, err error) {
 	if ns == 0 {
 		return 0, errors.New("it has no resolution")
 	}
-	return (nsPerSecond + ns/2) / ns, nil
+	return (uint64(time.Second) + ns/2) / ns, nil
 }
 
 // Remarks says what a settled tree asks for and the kernel does less exactly on this
@@ -154,7 +155,7 @@ func (d *Device) waiting(t *hierarchy.Tree) string {
 		fix = append(fix, fmt.Sprintf("\"ip link set dev %s gso_max_segs 1\" before the next apply makes it %v", d.Name, roundWait(sendTime(size, worst.Ceil))))
 	}
 	if worst.Qdisc.Kind == bfifo.Name && sendTime(size, worst.Ceil) > longWait {
-		limit := max(bytesIn(uint64(longWait), worst.Ceil), 2*mtu)
+		limit := max(rtnl.BytesIn(uint64(longWait), worst.Ceil), 2*mtu)
 		fix = append(fix, fmt.Sprintf("qdisc = { kind = \"bfifo\", limit = \"%db\" } for it then %v", limit, roundWait(sendTime(limit, worst.Ceil))))
 	}
 	if len(fix) == 0 {
@@ -179,7 +180,7 @@ func fullQueue(b *hierarchy.Branch, mtu, packet hierarchy.Size) hierarchy.Size {
 
 // sendTime is how long size takes at rate.
 func sendTime(size hierarchy.Size, rate hierarchy.Bandwidth) time.Duration {
-	return time.Duration(min(scale(uint64(size), nsPerSecond, bytesPerSecond(rate)), math.MaxInt64))
+	return time.Duration(min(rtnl.Scale(uint64(size), uint64(time.Second), rtnl.BytesPerSecond(rate)), math.MaxInt64))
 }
 
 func roundWait(d time.Duration) time.Duration { return d.Round(10 * time.Millisecond) }
@@ -195,10 +196,10 @@ func settleClass(c *hierarchy.Class, more hierarchy.Size) error {
 		c.CBurst = burst(c.Ceil, more)
 	}
 	var err, cerr error
-	if c.Burst, err = roundTicks(c.Burst, c.Rate); err != nil {
+	if c.Burst, err = rtnl.RoundTicks(c.Burst, c.Rate); err != nil {
 		return fmt.Errorf("burst %w", err)
 	}
-	if c.CBurst, cerr = roundTicks(c.CBurst, c.Ceil); cerr != nil {
+	if c.CBurst, cerr = rtnl.RoundTicks(c.CBurst, c.Ceil); cerr != nil {
 		return fmt.Errorf("cburst %w", cerr)
 	}
 	return nil
@@ -272,7 +273,7 @@ const clsactKind = "clsact"
 // uses, as far as the lists of its modules and functions tell: it can be asked for
 // only where it is used. A no proves nothing where known is false.
 func HasBPF() (has, known bool) {
-	if has, known = hasModule("cls_bpf"); has {
+	if has, known = rtnl.HasModule("cls_bpf"); has {
 		return true, true
 	}
 	// Part of the kernel itself; what is in neither list cannot be loaded.
@@ -283,7 +284,7 @@ func HasBPF() (has, known bool) {
 // asker is what asks the kernel for one kind after another. Where it does not answer,
 // the qdiscs that stand are read once for all of them.
 func (d *Device) asker() func(*discipline) (bool, error) {
-	standing := sync.OnceValues(d.c.standing)
+	standing := sync.OnceValues(func() ([]string, error) { return standing(d.Conn) })
 	return func(k *discipline) (bool, error) {
 		has, err := d.hasKind(k)
 		if !errors.Is(err, unix.EPERM) {
@@ -305,17 +306,17 @@ func (d *Device) asker() func(*discipline) (bool, error) {
 // is exclusive. clsact can have such a block, but not number 0, which is refused at
 // the same place.
 func (d *Device) hasKind(k *discipline) (bool, error) {
-	e := encoder{}
-	e.tcMsg(tcMsg{index: d.Index, parent: rootParent})
-	e.attrString(tcaKind, k.Name)
+	e := rtnl.Encoder{}
+	e.TcMsg(rtnl.TcMsg{Index: d.Index, Parent: rtnl.RootParent})
+	e.AttrString(unix.TCA_KIND, k.Name)
 	block, refused := uint32(1), unix.EOPNOTSUPP
 	if k.Name == clsactKind {
 		block, refused = 0, unix.EINVAL
 	}
-	e.attr32(tcaIngressBlock, block)
+	e.Attr32(unix.TCA_INGRESS_BLOCK, block)
 	flags := netlink.Create | netlink.Replace | netlink.Excl // whatever is at the root now
-	_, err := d.c.send([]netlink.Message{message(unix.RTM_NEWQDISC, flags, e.b)})
-	switch errno(err) {
+	_, err := d.Conn.Send([]netlink.Message{rtnl.Message(unix.RTM_NEWQDISC, flags, e.B)})
+	switch rtnl.Errno(err) {
 	case refused, unix.EEXIST: // EEXIST: it stands there now
 		return true, nil
 	case unix.ENOENT:
@@ -324,7 +325,7 @@ func (d *Device) hasKind(k *discipline) (bool, error) {
 	if err == nil {
 		err = errors.New("the kernel took what it should have refused")
 	}
-	return false, d.fail("look for qdisc "+k.Name, err)
+	return false, d.Fail("look for qdisc "+k.Name, err)
 }
 
 // listed says whether a trace of the discipline is to be seen without privileges.
@@ -333,46 +334,22 @@ func (k *discipline) listed() bool {
 	if k.module == pfifo.module {
 		return true
 	}
-	has, _ := hasModule(k.module)
+	has, _ := rtnl.HasModule(k.module)
 	return has
 }
 
 // standing are the kinds of the qdiscs on all interfaces of the namespace. They show
 // what is part of the kernel itself, also where the lists of its modules are not at
 // hand, as in a container. It needs no privileges.
-func (c *Conn) standing() (kinds []string, err error) {
-	err = c.dump(unix.RTM_GETQDISC, make([]byte, sizeofTcMsg), func(body []byte) error {
-		q, err := decodeQdisc(body)
-		if !slices.Contains(kinds, q.kind) {
-			kinds = append(kinds, q.kind)
+func standing(c *rtnl.Conn) (kinds []string, err error) {
+	err = c.Dump(unix.RTM_GETQDISC, make([]byte, rtnl.SizeofTcMsg), func(body []byte) error {
+		q, err := rtnl.DecodeQdisc(body)
+		if !slices.Contains(kinds, q.Kind) {
+			kinds = append(kinds, q.Kind)
 		}
 		return err
 	})
-	return kinds, newOpError("read qdiscs", "", err)
-}
-
-// hasModule looks for a module among those in use and in the lists of the kernel's;
-// known says that there are lists.
-func hasModule(name string) (has, known bool) {
-	if _, err := os.Stat("/sys/module/" + name); err == nil {
-		return true, true
-	}
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return false, false
-	}
-	dir := filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
-	for _, list := range []string{"modules.builtin", "modules.dep"} {
-		b, err := os.ReadFile(filepath.Join(dir, list))
-		if err != nil {
-			continue
-		}
-		known = true
-		if strings.Contains(string(b), "/"+name+".ko") {
-			return true, true
-		}
-	}
-	return false, known
+	return kinds, rtnl.Fail("read qdiscs", "", err)
 }
 
 // settle settles one leaf qdisc.
@@ -415,11 +392,11 @@ func (k *kernelKinds) lacking(kind string) error {
 		}
 	}
 	if len(names) == 0 {
-		return fmt.Errorf("queueing is %w: use one with CONFIG_NET_SCHED", ErrNotSupported)
+		return fmt.Errorf("queueing is %w: use one with CONFIG_NET_SCHED", rtnl.ErrNotSupported)
 	}
 	module := ""
 	if d := kindNamed(kind); d != nil {
 		module = fmt.Sprintf(" (module %s)", d.module)
 	}
-	return fmt.Errorf("qdisc %q is %w%s: use %s", kind, ErrNotSupported, module, strings.Join(names, ", "))
+	return fmt.Errorf("qdisc %q is %w%s: use %s", kind, rtnl.ErrNotSupported, module, strings.Join(names, ", "))
 }

@@ -5,7 +5,11 @@ package tc
 import (
 	"encoding/binary"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vifshape/vifshape/hierarchy"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Counters are what every class and qdisc counts since it was made.
@@ -47,29 +51,29 @@ func (d *Device) Stats() ([]ClassStats, error) {
 		return err
 	})
 	if err == nil && len(stats) == 0 {
-		err = d.check()
+		err = d.Check()
 	}
-	return stats, d.fail("read counters", err)
+	return stats, d.Fail("read counters", err)
 }
 
 // LeafStats reads the counters of all leaf qdiscs of ours, in no order. It costs
 // more than [Device.Stats]: the kernel lists the qdiscs of every interface.
 func (d *Device) LeafStats() ([]LeafStats, error) {
 	var stats []LeafStats
-	err := d.eachQdisc(func(q *qdiscMsg) error {
-		parent := hierarchy.ClassID(q.parent)
+	err := d.EachQdisc(func(q *rtnl.Qdisc) error {
+		parent := hierarchy.ClassID(q.Parent)
 		if parent.Major() != hierarchy.Major || parent.Minor() == 0 {
 			return nil
 		}
-		s := LeafStats{Class: parent, Kind: q.kind}
-		err := s.decode(q.stats2, nil)
+		s := LeafStats{Class: parent, Kind: q.Kind}
+		err := s.decode(q.Stats2, nil)
 		stats = append(stats, s)
 		return err
 	})
 	if err == nil && len(stats) == 0 {
-		err = d.check()
+		err = d.Check()
 	}
-	return stats, d.fail("read counters of qdiscs", err)
+	return stats, d.Fail("read counters of qdiscs", err)
 }
 
 // Attributes within TCA_STATS2, of linux/gen_stats.h.
@@ -83,13 +87,13 @@ const (
 )
 
 func decodeClassStats(body []byte) (s ClassStats, err error) {
-	m, attrs, err := decodeTcMsg(body)
+	m, attrs, err := rtnl.DecodeTcMsg(body)
 	if err != nil {
 		return s, err
 	}
-	s.Class = hierarchy.ClassID(m.handle)
-	err = eachAttr(attrs, func(typ uint16, v []byte) error {
-		if typ != tcaStats2 {
+	s.Class = hierarchy.ClassID(m.Handle)
+	err = rtnl.EachAttr(attrs, func(typ uint16, v []byte) error {
+		if typ != unix.TCA_STATS2 {
 			return nil
 		}
 		return s.decode(v, func(typ uint16, v []byte) error {
@@ -100,11 +104,11 @@ func decodeClassStats(body []byte) (s ClassStats, err error) {
 			case typ == statsRateEst && len(v) >= 8 && s.Estimate == 0:
 				s.Estimate = hierarchy.Bandwidth(u(v)) * 8
 			case typ == statsRateEst64:
-				bps, err := get64(v)
+				bps, err := rtnl.Uint64(v)
 				if err != nil {
 					return err
 				}
-				s.Estimate = hierarchy.Bandwidth(min(bps, maxRate)) * 8
+				s.Estimate = hierarchy.Bandwidth(min(bps, rtnl.MaxRate)) * 8
 			}
 			return nil
 		})
@@ -114,20 +118,20 @@ func decodeClassStats(body []byte) (s ClassStats, err error) {
 
 // decode reads TCA_STATS2; more is called for what it does not know.
 func (c *Counters) decode(stats2 []byte, more func(typ uint16, v []byte) error) error {
-	return eachAttr(stats2, func(typ uint16, v []byte) (err error) {
+	return rtnl.EachAttr(stats2, func(typ uint16, v []byte) (err error) {
 		u := binary.NativeEndian.Uint32
 		switch typ {
 		case statsBasic: // struct gnet_stats_basic
 			if len(v) < 12 {
-				return errMalformed
+				return rtnl.ErrMalformed
 			}
 			c.Bytes, c.Packets = binary.NativeEndian.Uint64(v), uint64(u(v[8:]))
 		case statsPackets64: // only from 2^32 packets on
-			c.Packets, err = get64(v)
+			c.Packets, err = rtnl.Uint64(v)
 			return err
 		case statsQueue: // struct gnet_stats_queue
 			if len(v) < 20 {
-				return errMalformed
+				return rtnl.ErrMalformed
 			}
 			c.QLen, c.Backlog, c.Drops, c.Requeues, c.Overlimits = u(v), u(v[4:]), u(v[8:]), u(v[12:]), u(v[16:])
 		default:

@@ -19,6 +19,8 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // agent keeps the bindings of all interfaces of a network namespace up to date. Its
@@ -93,10 +95,10 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.dirs, err = newInotify(); err != nil {
 		return err
 	}
-	if a.link, err = tc.MonitorLinks(tc.Config{}); err != nil {
+	if a.link, err = tc.MonitorLinks(rtnl.Config{}); err != nil {
 		return err
 	}
-	if a.loss, err = tc.MonitorLosses(tc.Config{}); err != nil {
+	if a.loss, err = tc.MonitorLosses(rtnl.Config{}); err != nil {
 		return err
 	}
 	return a.take(ctx)
@@ -251,7 +253,7 @@ func forward[T any](ended <-chan struct{}, to chan<- []T, failed chan<- error, r
 func unlessMissed[T any](receive func() ([]T, error)) func() ([]T, error) {
 	return func() ([]T, error) {
 		all, err := receive()
-		if errors.Is(err, tc.ErrMissed) {
+		if errors.Is(err, rtnl.ErrMissed) {
 			return nil, nil
 		}
 		return all, err
@@ -276,7 +278,7 @@ func (a *agent) everything() {
 			w.whether = true
 		}
 	}
-	if links, err := a.m.conn.Links(); err != nil {
+	if links, err := tc.Links(a.m.conn); err != nil {
 		a.log.Error("interfaces cannot be listed", "error", err)
 	} else {
 		clear(a.seen)

@@ -52,7 +52,7 @@ func (m *machine) ahead(ctx context.Context) {
 	}
 	m.early = map[string]hierarchy.State{}
 	for _, n := range names {
-		d, err := m.conn.Device(n)
+		d, err := tc.Find(m.conn, n)
 		if err != nil {
 			continue
 		}

@@ -9,23 +9,25 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // asked calls f with the loopback interface of a network namespace of its own, where
 // the kernel can be asked by trying: nothing changes but that modules are loaded. It
 // needs CAP_SYS_ADMIN, and asking CAP_NET_ADMIN.
-func asked(f func(*tc.Conn, *tc.Device) error) error {
+func asked(f func(*rtnl.Conn, *tc.Device) error) error {
 	ns, err := lab.NewNetNS()
 	if err != nil {
 		return fmt.Errorf("make a network namespace to ask the kernel in: %w", err)
 	}
 	defer ns.Close()
-	c, err := tc.Open(tc.Config{NetNS: ns.FD()})
+	c, err := rtnl.Open(rtnl.Config{NetNS: ns.FD()})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	lo, err := c.Device("lo")
+	lo, err := tc.Find(c, "lo")
 	if err != nil {
 		return err
 	}
@@ -51,7 +53,7 @@ func missingClassifiers(lo *tc.Device) (map[string]string, error) {
 	for _, kind := range lacking {
 		missing[kind] = "classifier cls_" + kind
 	}
-	if errors.Is(err, tc.ErrNotSupported) { // no clsact, where the program has its place
+	if errors.Is(err, rtnl.ErrNotSupported) { // no clsact, where the program has its place
 		missing["bpf"], err = "qdisc clsact", nil
 	}
 	return missing, err
@@ -64,7 +66,7 @@ func (m *machine) lacks(w bind.Way) error {
 		return nil
 	}
 	if m.missing == nil {
-		err := asked(func(_ *tc.Conn, lo *tc.Device) (err error) {
+		err := asked(func(_ *rtnl.Conn, lo *tc.Device) (err error) {
 			m.missing, err = missingClassifiers(lo)
 			return err
 		})
@@ -73,7 +75,7 @@ func (m *machine) lacks(w bind.Way) error {
 		}
 	}
 	if what := m.missing[classifier(w)]; what != "" {
-		return fmt.Errorf("%s: %w", what, tc.ErrNotSupported)
+		return fmt.Errorf("%s: %w", what, rtnl.ErrNotSupported)
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func (m *machine) ours() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	links, err := m.conn.Links()
+	links, err := tc.Links(m.conn)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (m *machine) ours() ([]string, error) {
 		if slices.Contains(names, l.Name) || l.Qdisc != "htb" {
 			continue
 		}
-		d, err := m.conn.Device(l.Name)
+		d, err := tc.Find(m.conn, l.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -208,7 +208,7 @@ func (m *machine) unmark(r *record) error {
 			continue
 		}
 		var no *tc.ErrNoDevice
-		if err := m.conn.DetachIngressOf(r.Index, name); !errors.As(err, &no) {
+		if err := tc.DetachIngressOf(m.conn, r.Index, name); !errors.As(err, &no) {
 			errs = append(errs, err)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 func newLsCommand(e *env) *cobra.Command {
@@ -58,11 +60,11 @@ func (e *env) ls(ctx context.Context, asJSON bool) error {
 		return err
 	}
 	defer m.Close()
-	links, err := m.conn.Links()
+	links, err := tc.Links(m.conn)
 	if err != nil {
 		return err
 	}
-	roots, err := m.conn.Roots()
+	roots, err := tc.Roots(m.conn)
 	if err != nil {
 		return err
 	}
@@ -108,7 +110,7 @@ func (m *machine) linkView(ctx context.Context, l tc.Link, root hierarchy.Root) 
 		}
 		return v, nil
 	}
-	d, err := m.conn.Device(l.Name)
+	d, err := tc.Find(m.conn, l.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +142,7 @@ func (m *machine) linkView(ctx context.Context, l tc.Link, root hierarchy.Root) 
 // of containers come and go.
 func vanished(err error) bool {
 	var no *tc.ErrNoDevice
-	return errors.As(err, &no) || errors.Is(err, tc.ErrGone)
+	return errors.As(err, &no) || errors.Is(err, rtnl.ErrGone)
 }
 
 // grown puts what lies on another interface below it and gives back those that

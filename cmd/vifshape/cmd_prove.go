@@ -14,6 +14,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
 )
 
 // provePackets are sent through each way in.
@@ -212,7 +213,7 @@ func (m *machine) prove(ctx context.Context, iface string, path hierarchy.Path) 
 
 // sends says why nothing can leave an interface.
 func (m *machine) sends(iface string) error {
-	links, err := m.conn.Links()
+	links, err := tc.Links(m.conn)
 	if err != nil {
 		return err
 	}

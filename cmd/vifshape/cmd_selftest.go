@@ -28,6 +28,8 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // selftestPolicy is what the attempts are made against: to get out of mine.
@@ -246,7 +248,7 @@ type trial struct {
 	sink     *lab.Sink
 	tap      int // a packet socket at the far end
 	arrived  uint64
-	conn     *tc.Conn
+	conn     *rtnl.Conn
 	open     *os.File // a socket from outside of the branch
 	file     string
 	way      bind.Way
@@ -351,7 +353,7 @@ func (t *trial) make(ctx context.Context) (err error) {
 	if err := t.pair.Near.Do(func() error { return t.apply(ctx) }); err != nil {
 		return err
 	}
-	if t.conn, err = tc.Open(tc.Config{NetNS: t.pair.Near.FD()}); err != nil {
+	if t.conn, err = rtnl.Open(rtnl.Config{NetNS: t.pair.Near.FD()}); err != nil {
 		return err
 	}
 	for _, user := range []escape.User{escape.Root, escape.Nobody} {
@@ -519,7 +521,7 @@ func (t *trial) find() error {
 		}
 	}
 	t.dirs = append(slices.Clone(t.place.OwnDirs), t.place.OtherDirs...)
-	d, err := t.conn.Device(t.pair.Dev)
+	d, err := tc.Find(t.conn, t.pair.Dev)
 	if err != nil {
 		return err
 	}
@@ -665,7 +667,7 @@ func (t *trial) read() (n escape.Counts, waiting bool, err error) {
 	}
 	t.arrived += uint64(s.Packets)
 	n.Arrived = t.arrived
-	d, err := t.conn.Device(t.pair.Dev)
+	d, err := tc.Find(t.conn, t.pair.Dev)
 	if err != nil {
 		return n, false, err
 	}

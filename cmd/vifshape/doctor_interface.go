@@ -15,13 +15,15 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // interfaces looks at the interfaces with the given names; when there are none, and
 // no policy that says which, at all but loopback.
 func (x *examination) interfaces(ctx context.Context, names []string, policy bool) error {
 	var err error
-	if x.links, err = x.conn.Links(); err != nil {
+	if x.links, err = tc.Links(x.conn); err != nil {
 		return err
 	}
 	if len(names) == 0 && !policy {
@@ -32,7 +34,7 @@ func (x *examination) interfaces(ctx context.Context, names []string, policy boo
 		}
 	}
 	for _, n := range names {
-		d, err := x.conn.Device(n)
+		d, err := tc.Find(x.conn, n)
 		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
 			x.add(finding{Group: groupInterface, Interface: n, Topic: "link", State: missing, Needed: true, Text: err.Error()})
 			continue
@@ -62,7 +64,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 	}
 	try := func(topic string, look func() error) {
 		x.try(finding{Group: groupInterface, Interface: l.Name, Topic: topic}, func() error {
-			if err := look(); !errors.Is(err, tc.ErrGone) {
+			if err := look(); !errors.Is(err, rtnl.ErrGone) {
 				return err
 			}
 			return nil
@@ -78,7 +80,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 	})
 	var s hierarchy.State
 	try("root qdisc", func() error {
-		if err := d.Read(ctx, &s); err != nil && !errors.Is(err, tc.ErrForeign) {
+		if err := d.Read(ctx, &s); err != nil && !errors.Is(err, rtnl.ErrForeign) {
 			return err
 		}
 		o, err := d.Others()
@@ -304,7 +306,7 @@ func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.
 	f.Follows += "; turning tso and gso off by ethtool does not make them smaller"
 	if forwarding() {
 		for _, other := range x.links {
-			d, err := x.conn.Device(other.Name)
+			d, err := tc.Find(x.conn, other.Name)
 			if err != nil || other.Index == l.Index {
 				continue
 			}

@@ -14,13 +14,15 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // examination is what doctor finds out, and what it is found out with.
 type examination struct {
 	*env
 	remedies
-	conn     *tc.Conn
+	conn     *rtnl.Conn
 	store    *store
 	report   cgroup.Report
 	settings cgroup.Settings
@@ -110,7 +112,7 @@ func timerFinding(hz uint64) finding {
 
 // qdiscs asks for those that every tree takes.
 func (x *examination) qdiscs() (noClsact bool, err error) {
-	lo, err := x.conn.Device("lo")
+	lo, err := tc.Find(x.conn, "lo")
 	if err != nil {
 		return false, err
 	}
@@ -124,7 +126,7 @@ func (x *examination) qdiscs() (noClsact bool, err error) {
 
 // leaves asks for the qdiscs that leaves can have.
 func (x *examination) leaves() error {
-	lo, err := x.conn.Device("lo")
+	lo, err := tc.Find(x.conn, "lo")
 	if err != nil {
 		return err
 	}
@@ -183,8 +185,8 @@ func (x *examination) classifiers(noClsact bool) {
 	noIFB, tried := false, false
 	if x.root() {
 		x.try(finding{Group: groupQueueing, Topic: "classifiers", Needed: true}, func() error {
-			return asked(func(c *tc.Conn, lo *tc.Device) error {
-				has, err := c.HasIFB()
+			return asked(func(c *rtnl.Conn, lo *tc.Device) error {
+				has, err := tc.HasIFB(c)
 				noIFB = err == nil && !has
 				var e error
 				lacks, e = missingClassifiers(lo)

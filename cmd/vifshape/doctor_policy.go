@@ -12,6 +12,8 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // policyCheck is one policy that is held against the machine.
@@ -44,7 +46,7 @@ func (x *examination) policy(file string) ([]string, error) {
 	}
 	c := &policyCheck{examination: x, file: file, policy: p}
 	c.try("", "interfaces", func() error {
-		x.links, err = x.conn.Links()
+		x.links, err = tc.Links(x.conn)
 		return err
 	})
 	for _, w := range p.Unquoted(among(x.links)) {
@@ -238,7 +240,7 @@ func (c *policyCheck) speed(l tc.Link, t *hierarchy.Tree) {
 
 // twice says which packets of the policy's trees go through another tree.
 func (c *policyCheck) twice(names []string) error {
-	warnings, err := twice(c.links, names, c.conn.Roots)
+	warnings, err := twice(c.links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(c.conn) })
 	for _, w := range warnings {
 		c.say("", "interface", finding{Topic: "shaped twice", State: weaker, Text: w})
 	}
@@ -261,7 +263,7 @@ func (c *policyCheck) unsettled(t *hierarchy.Tree, err error) {
 		f := finding{Topic: "branch", State: missing, Needed: true, Text: err.Error()}
 		if strings.HasPrefix(strings.TrimPrefix(err.Error(), string(path)+": "), "qdisc ") {
 			f.Topic, key = "qdisc", "qdisc"
-			if b := t.Find(path); b != nil && errors.Is(err, tc.ErrNotSupported) {
+			if b := t.Find(path); b != nil && errors.Is(err, rtnl.ErrNotSupported) {
 				_, f.Fix = c.module("sch_" + b.Qdisc.Kind)
 				if !c.root() {
 					f.State = unknown

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // defaultRunDir holds what the kernel cannot keep for us. It is empty again
@@ -45,6 +45,6 @@ func (e *env) json(v any) error {
 }
 
 // open connects to the kernel's traffic control in the caller's namespace.
-func (e *env) open() (*tc.Conn, error) {
-	return tc.Open(tc.Config{Warn: func(s string) { e.warnf("kernel: %s", s) }})
+func (e *env) open() (*rtnl.Conn, error) {
+	return rtnl.Open(rtnl.Config{Warn: func(s string) { e.warnf("kernel: %s", s) }})
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/policy"
-	"github.com/vifshape/vifshape/tc"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Exit codes. Each command's help lists those it uses.
@@ -121,7 +122,7 @@ func partly(err error) bool {
 
 func privilege(err error) bool {
 	var denied deniedError
-	return errors.As(err, &denied) || errors.Is(err, tc.ErrNotPrivileged) || errors.Is(err, caps.ErrNotPrivileged) ||
+	return errors.As(err, &denied) || errors.Is(err, rtnl.ErrNotPrivileged) || errors.Is(err, caps.ErrNotPrivileged) ||
 		errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EPERM)
 }
 
@@ -197,7 +198,7 @@ func hints(err error) []string {
 		return []string{"this process is root without all that root may, as in a container: it takes CAP_NET_ADMIN and CAP_SYS_ADMIN, run --user also CAP_SETUID and CAP_SETGID, and cgroups and /run that root can write"}
 	case errors.As(err, &root):
 		return []string{"write replace = true below the interface to let vifshape take its place; plan then says whether `vifshape clear` can put it back"}
-	case errors.Is(err, tc.ErrNotSupported):
+	case errors.Is(err, rtnl.ErrNotSupported):
 		return []string{"`vifshape doctor` says what this kernel has"}
 	}
 	return nil

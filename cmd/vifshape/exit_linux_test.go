@@ -13,13 +13,15 @@ import (
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // TestExitCode holds the exit status and the message of each kind of error.
 func TestExitCode(t *testing.T) {
 	undone := &hierarchy.ApplyError{Err: context.Canceled}
 	stuck := &hierarchy.ApplyError{Err: context.Canceled, Undo: errors.New("no way back")}
-	denied := &tc.OpError{Op: "create class", Device: "eth0", Err: unix.EPERM}
+	denied := &rtnl.OpError{Op: "create class", Device: "eth0", Err: unix.EPERM}
 	for _, c := range []struct {
 		name string
 		err  error

@@ -11,7 +11,8 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-	"github.com/vifshape/vifshape/tc"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // lostError says that the kernel has no more what the record of an interface tells of:
@@ -122,7 +123,7 @@ func (x *shaped) bare() (bool, error) {
 func (x *shaped) queues(ctx context.Context) (hierarchy.State, error) {
 	s := hierarchy.State{Interface: x.record.Interface}
 	err := x.device.Read(ctx, &s)
-	if errors.Is(err, tc.ErrForeign) { // which the root says as well
+	if errors.Is(err, rtnl.ErrForeign) { // which the root says as well
 		err = nil
 	}
 	return s, err

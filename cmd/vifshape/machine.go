@@ -18,12 +18,14 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // machine is the network namespace that the program runs in.
 type machine struct {
 	*env
-	conn  *tc.Conn
+	conn  *rtnl.Conn
 	store *store
 	early map[string]hierarchy.State // see ahead
 	tags  []string                   // interfaces of the policy at hand that net_cls tags will bind
@@ -193,7 +195,7 @@ func (m *machine) settle(ctx context.Context, file, binding string, x *target) e
 		return err
 	}
 	if r := x.before.Root; r.Foreign() && !t.Replace {
-		return foreignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, tc.ErrForeign)}
+		return foreignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, rtnl.ErrForeign)}
 	}
 	x.want = t.State()
 	x.next = &record{
@@ -380,9 +382,9 @@ func (m *machine) applyOne(ctx context.Context, x *target) error {
 	switch {
 	case err == nil && unsaved != nil:
 		return &unrecordedError{x.tree.Interface, x.next.policy(), unsaved}
-	case errors.Is(err, tc.ErrGone):
+	case errors.Is(err, rtnl.ErrGone):
 		// What was made on it went with it: there is nothing to go back to.
-		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.tree.Interface, tc.ErrGone)
+		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.tree.Interface, rtnl.ErrGone)
 	case !errors.As(err, &failed) || failed.Undo != nil:
 		return err
 	}

@@ -23,6 +23,8 @@ import (
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
+
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // network is a pair of namespaces with the real program at its near end. After
@@ -256,12 +258,12 @@ func (n *network) state() hierarchy.State {
 
 func (n *network) device(fn func(*tc.Device) error) {
 	n.Helper()
-	c, err := tc.Open(tc.Config{NetNS: n.Near.FD()})
+	c, err := rtnl.Open(rtnl.Config{NetNS: n.Near.FD()})
 	if err != nil {
 		n.Fatal(err)
 	}
 	defer c.Close()
-	d, err := c.Device(n.Dev)
+	d, err := tc.Find(c, n.Dev)
 	if err == nil {
 		err = fn(d)
 	}

@@ -14,7 +14,7 @@ import (
 // device finds an interface and its record, also where the interface had another
 // name when the record was written.
 func (m *machine) device(iface string) (*tc.Device, *record, error) {
-	d, err := m.conn.Device(iface)
+	d, err := tc.Find(m.conn, iface)
 	var no *tc.ErrNoDevice
 	if errors.As(err, &no) {
 		return nil, nil, m.called(no, iface)
@@ -38,7 +38,7 @@ func (m *machine) called(no *tc.ErrNoDevice, iface string) error {
 		return no
 	}
 	no = &tc.ErrNoDevice{Name: no.Name}
-	links, err := m.conn.Links()
+	links, err := tc.Links(m.conn)
 	if err != nil {
 		return no
 	}
@@ -60,7 +60,7 @@ func (m *machine) record(iface string, index uint32) (*record, error) {
 	if err != nil || len(names) == 0 {
 		return r, err
 	}
-	links, err := m.conn.Links()
+	links, err := tc.Links(m.conn)
 	if err != nil {
 		return nil, err
 	}

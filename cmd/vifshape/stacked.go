@@ -13,7 +13,7 @@ import (
 // linkRemarks says on stderr what follows from the places of the interfaces among
 // the others of the machine.
 func (m *machine) linkRemarks(all []*target) error {
-	links, err := m.conn.Links()
+	links, err := tc.Links(m.conn)
 	if err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func (m *machine) linkRemarks(all []*target) error {
 			m.notef("%s", n)
 		}
 	}
-	warnings, err := twice(links, names, m.conn.Roots)
+	warnings, err := twice(links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(m.conn) })
 	for _, w := range warnings {
 		m.warnf("%s", w)
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/vifshape/vifshape/tc"
 )
 
-// office is a machine with interfaces of many kinds, as tc.Conn lists them.
+// office is a machine with interfaces of many kinds, as tc.Links lists them.
 func office() []tc.Link {
 	const gbit = hierarchy.Gbit
 	up := func(l tc.Link) tc.Link {

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package rtnl
 
 import (
 	"errors"
@@ -42,25 +42,25 @@ func answers(t *testing.T, next ...func(reqs []netlink.Message) netlink.Message)
 func ack(i int, no unix.Errno, text string) func([]netlink.Message) netlink.Message {
 	return func(reqs []netlink.Message) netlink.Message {
 		r := reqs[i]
-		e := encoder{}
-		e.uint32(uint32(-int32(no)))
-		e.uint32(r.Header.Length)
-		e.uint16(uint16(r.Header.Type))
-		e.uint16(uint16(r.Header.Flags))
-		e.uint32(r.Header.Sequence)
-		e.uint32(r.Header.PID)
+		e := Encoder{}
+		e.Uint32(uint32(-int32(no)))
+		e.Uint32(r.Header.Length)
+		e.Uint16(uint16(r.Header.Type))
+		e.Uint16(uint16(r.Header.Flags))
+		e.Uint32(r.Header.Sequence)
+		e.Uint32(r.Header.PID)
 		h := netlink.Header{Type: netlink.Error, Sequence: r.Header.Sequence, PID: r.Header.PID}
 		if no == 0 {
 			h.Flags |= netlink.Capped
 		} else {
-			e.b = append(e.b, r.Data...)
+			e.B = append(e.B, r.Data...)
 		}
 		if text != "" {
 			h.Flags |= netlink.AcknowledgeTLVs
-			e.attrString(unix.NLMSGERR_ATTR_MSG, text)
+			e.AttrString(unix.NLMSGERR_ATTR_MSG, text)
 		}
-		h.Length = uint32(16 + len(e.b))
-		return netlink.Message{Header: h, Data: e.b}
+		h.Length = uint32(16 + len(e.B))
+		return netlink.Message{Header: h, Data: e.B}
 	}
 }
 
@@ -83,9 +83,9 @@ func TestSend(t *testing.T) {
 			c := &Conn{nl: answers(t, tt.answers...), warn: func(s string) { warnings = append(warnings, s) }}
 			msgs := make([]netlink.Message, 4)
 			for i := range msgs {
-				msgs[i] = message(unix.RTM_NEWTCLASS, 0, make([]byte, sizeofTcMsg))
+				msgs[i] = Message(unix.RTM_NEWTCLASS, 0, make([]byte, SizeofTcMsg))
 			}
-			failed, err := c.send(msgs)
+			failed, err := c.Send(msgs)
 			if failed != tt.failed || !errors.Is(err, tt.err) || (err == nil) != (tt.err == nil) {
 				t.Errorf("%d, %v, want %d, %v", failed, err, tt.failed, tt.err)
 			}

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package rtnl
 
 import (
 	"encoding/binary"
@@ -23,11 +23,11 @@ type Config struct {
 	Warn func(string)
 }
 
-// Conn is a connection to the traffic control of one network namespace. It is
-// not for use by several goroutines at once.
+// Conn is a connection to one network namespace. It is not for use by several
+// goroutines at once.
 type Conn struct {
-	nl   *netlink.Conn // qdiscs, classes, dumps, statistics
-	tc   *gotc.Tc      // hooks and filters; it has a socket of its own
+	nl   *netlink.Conn
+	tc   *gotc.Tc
 	warn func(string)
 }
 
@@ -80,16 +80,33 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// warnf passes a remark on.
-func (c *Conn) warnf(format string, args ...any) {
+// Warnf passes a remark on.
+func (c *Conn) Warnf(format string, args ...any) {
 	if c.warn != nil {
 		c.warn(fmt.Sprintf(format, args...))
 	}
 }
 
-// dump asks for all objects of a type and calls f with the body of each. f must
+// TC is go-tc's connection to the same namespace, for hooks and filters. It has a
+// socket of its own: go-tc takes no other's.
+func (c *Conn) TC() *gotc.Tc { return c.tc }
+
+// Execute sends a request and returns the answers to it.
+func (c *Conn) Execute(m netlink.Message) ([]netlink.Message, error) { return c.nl.Execute(m) }
+
+// Control lends the socket's descriptor to f: an ioctl over a socket that was opened
+// elsewhere may be in another namespace.
+func (c *Conn) Control(f func(fd uintptr)) error {
+	raw, err := c.nl.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(f)
+}
+
+// Dump asks for all objects of a type and calls f with the body of each. f must
 // not keep it. An error of f ends the dump.
-func (c *Conn) dump(typ netlink.HeaderType, body []byte, f func(body []byte) error) error {
+func (c *Conn) Dump(typ netlink.HeaderType, body []byte, f func(body []byte) error) error {
 	req, err := c.nl.Send(netlink.Message{
 		Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Dump},
 		Data:   body,
@@ -112,19 +129,14 @@ func (c *Conn) dump(typ netlink.HeaderType, body []byte, f func(body []byte) err
 	return nil
 }
 
-// message is a request that changes something.
-func message(typ netlink.HeaderType, flags netlink.HeaderFlags, body []byte) netlink.Message {
-	return netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | flags}, Data: body}
-}
-
-// send sends messages in one go. The kernel works through all of them within
+// Send sends messages in one go. The kernel works through all of them within
 // the call and does not stop at one that fails; it answers the last one and
-// each that fails. send returns the place of the first that failed and why, or
+// each that fails. Send returns the place of the first that failed and why, or
 // the number of messages.
 //
 // An error that is not an answer of the kernel to a message leaves open how far
 // it came; the place is then 0.
-func (c *Conn) send(msgs []netlink.Message) (int, error) {
+func (c *Conn) Send(msgs []netlink.Message) (int, error) {
 	if len(msgs) == 0 {
 		return 0, nil
 	}
@@ -151,7 +163,7 @@ func (c *Conn) send(msgs []netlink.Message) (int, error) {
 		for _, m := range replies {
 			seq = m.Header.Sequence
 			if w := warning(m); w != "" {
-				c.warnf("%s", w)
+				c.Warnf("%s", w)
 			}
 		}
 		if seq == last {
@@ -176,9 +188,9 @@ func warning(m netlink.Message) (text string) {
 		return ""
 	}
 	// A remark that cannot be read is no reason to fail what worked.
-	_ = eachAttr(m.Data[at:], func(typ uint16, v []byte) error {
+	_ = EachAttr(m.Data[at:], func(typ uint16, v []byte) error {
 		if typ == unix.NLMSGERR_ATTR_MSG {
-			text = getString(v)
+			text = String(v)
 		}
 		return nil
 	})

@@ -1,10 +1,9 @@
 //go:build linux
 
-package tc
+package rtnl
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 	"syscall"
 
@@ -13,6 +12,10 @@ import (
 
 	"github.com/vifshape/vifshape/hierarchy"
 )
+
+// ErrMalformed says that a message of the kernel is cut short. It cannot happen
+// on a sound kernel.
+var ErrMalformed = errors.New("message of the kernel is malformed")
 
 // What callers branch on, with errors.Is.
 var (
@@ -25,20 +28,6 @@ var (
 	// ErrGone: the interface vanished after [Conn.Device] had found it.
 	ErrGone = errors.New("interface is gone")
 )
-
-// ErrNoDevice says that there is no interface of that name.
-type ErrNoDevice struct {
-	Name    string
-	Nearest string // the name most like it, empty when none is alike
-}
-
-// Error names the interface and what may have been meant.
-func (e *ErrNoDevice) Error() string {
-	if e.Nearest != "" {
-		return fmt.Sprintf("%s: no such interface: did you mean %s?", e.Name, e.Nearest)
-	}
-	return e.Name + ": no such interface"
-}
 
 // OpError is an operation that the kernel refused. errors.Is tells with
 // [ErrNotPrivileged], [ErrNotSupported] and [ErrGone] why.
@@ -103,15 +92,16 @@ func unknownKind(text string) bool {
 	return false
 }
 
-// newOpError makes an OpError of what netlink returned, nil of nil.
-func newOpError(op, device string, err error) error {
+// Fail makes an [*OpError] of what netlink returned, nil of nil.
+func Fail(op, device string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return opError(op, device, err)
+	return NewOpError(op, device, err)
 }
 
-func opError(op, device string, err error) *OpError {
+// NewOpError is Fail for an error that is there, whose other fields the caller knows.
+func NewOpError(op, device string, err error) *OpError {
 	e := &OpError{Op: op, Device: device, Err: err}
 	var n *netlink.OpError
 	if errors.As(err, &n) {
@@ -124,8 +114,8 @@ func opError(op, device string, err error) *OpError {
 	return e
 }
 
-// errno is the error number in err, 0 when there is none.
-func errno(err error) syscall.Errno {
+// Errno is the error number in err, 0 when there is none.
+func Errno(err error) syscall.Errno {
 	var no syscall.Errno
 	errors.As(err, &no)
 	return no
