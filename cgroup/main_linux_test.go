@@ -24,9 +24,8 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
-	"github.com/vifshape/vifshape/tc/tctest"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 func TestMain(m *testing.M) {

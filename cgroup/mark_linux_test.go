@@ -23,9 +23,8 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
-	"github.com/vifshape/vifshape/tc/tctest"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 // docker is what docker makes of a network: a bridge, whose ports are the veths of

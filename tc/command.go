@@ -4,9 +4,9 @@ package tc
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // Commands are the commands of iproute2 that do on an interface what
@@ -53,18 +53,18 @@ func Commands(device string, s hierarchy.Step) []string {
 	case *hierarchy.Leaf:
 		remove := fmt.Sprintf("tc qdisc delete dev %s parent %v%s", device, i.Class, comment(i.Path))
 		old, _ := s.Old.(*hierarchy.Leaf)
-		change := fmt.Sprintf("tc qdisc change dev %s parent %v %s%s", device, i.Class, arguments(i.Qdisc), comment(i.Path))
+		change := fmt.Sprintf("tc qdisc change dev %s parent %v %s%s", device, i.Class, qdisc.Arguments(i.Qdisc), comment(i.Path))
 		var lines []string
 		switch {
 		case s.Action == hierarchy.Delete:
 			return []string{remove}
-		case s.Action == hierarchy.Change && old != nil && InPlace(old.Qdisc, i.Qdisc):
+		case s.Action == hierarchy.Change && old != nil && qdisc.InPlace(old.Qdisc, i.Qdisc):
 			return []string{change}
 		case s.Action == hierarchy.Change:
 			lines = append(lines, remove)
 		}
-		lines = append(lines, fmt.Sprintf("tc qdisc replace dev %s parent %v handle %x: %s%s", device, i.Class, i.Class.Minor(), arguments(i.Qdisc), comment(i.Path)))
-		if twice(i.Qdisc) {
+		lines = append(lines, fmt.Sprintf("tc qdisc replace dev %s parent %v handle %x: %s%s", device, i.Class, i.Class.Minor(), qdisc.Arguments(i.Qdisc), comment(i.Path)))
+		if qdisc.Twice(i.Qdisc) {
 			lines = append(lines, change)
 		}
 		return lines
@@ -78,49 +78,4 @@ func comment(p hierarchy.Path) string {
 		return ""
 	}
 	return " # " + string(p)
-}
-
-// arguments are a queueing discipline as tc takes it.
-func arguments(q hierarchy.Qdisc) string {
-	w := []string{q.Kind}
-	d := kindNamed(q.Kind)
-	if d == nil {
-		return q.Kind
-	}
-	for _, x := range q.Params {
-		p := d.Param(x.Name)
-		var own []string
-		if d.words != nil {
-			own = d.words(q, x)
-		}
-		switch {
-		case p == nil:
-		case own != nil:
-			w = append(w, own...)
-		case p.Type == hierarchy.Flag && x.Value == 0:
-			if p.Negative != "" {
-				w = append(w, p.Negative)
-			}
-		case p.Type == hierarchy.Flag:
-			w = append(w, x.Name)
-		case p.Type == hierarchy.Bytes:
-			w = append(w, x.Name, fmt.Sprint(x.Value))
-		case p.Type == hierarchy.Duration:
-			w = append(w, x.Name, duration(x.Value))
-		case p.Type == hierarchy.Numbers:
-			w = append(append(w, x.Name), strings.Fields(p.Format(x.Value))...)
-		default:
-			w = append(w, x.Name, p.Format(x.Value))
-		}
-	}
-	return strings.Join(w, " ")
-}
-
-// duration is a number of nanoseconds as tc takes it: most of its times are whole
-// microseconds.
-func duration(ns uint64) string {
-	if ns%1000 == 0 {
-		return fmt.Sprintf("%dus", ns/1000)
-	}
-	return fmt.Sprintf("%dns", ns)
 }

@@ -9,22 +9,16 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// What a policy leaves open is chosen here, and only here, from four things: the
-// rate and ceil of a branch, the MTU, and the largest packet that the stack
-// hands down. With segmentation offload that is up to 64 KiB; HTB charges and
+// What a policy leaves open is chosen here, and for queues in package qdisc, from
+// four things: the rate and ceil of a branch, the MTU, and the largest packet that the
+// stack hands down. With segmentation offload that is up to 64 KiB; HTB charges and
 // sends it as one.
 
 const (
-	// burstTime of a branch's rate may be sent at once, and of its ceil: so over any
-	// tenth of a second it sends no more than a tenth above, and the last packet, for
-	// which HTB goes into debt. That holds for slow branches too, and does them no
-	// harm: the next packet comes when the debt is paid. The burst is for the lateness
-	// of timers.
-	burstTime = 10 * time.Millisecond
 	// A branch that borrows up to a ceil of its own below the line's gets
 	// 1/cappedBonus of the largest packet more of cburst, which lets it make use
 	// of its turn: see crowded.
@@ -46,21 +40,7 @@ const (
 	// turnFrames is what TCP hands down in a packet at a few Mbit/s, which is what a
 	// slow leaf may reach by borrowing.
 	turnFrames = 10
-	// queueTime is how long a packet may wait in a queue without a brain of its
-	// own, at the branch's ceil.
-	queueTime = 7 * time.Millisecond
-	// Beside the largest packet queueFrames fit in every queue that counts bytes. If
-	// the packet did not, a sender of such packets (UDP_SEGMENT) would get none
-	// through, ever; with few frames TCP connections that find no room each time they
-	// try are given up after 15 attempts (tcp_send_probe0, net/ipv4/tcp_output.c, v6.12).
-	queueFrames = 16
 )
-
-// burst is the burst for a rate, and the cburst for a ceil: burstTime of it and
-// more bytes, but no more than the kernel can count.
-func burst(rate hierarchy.Bandwidth, more hierarchy.Size) hierarchy.Size {
-	return min(max(rtnl.BytesIn(uint64(burstTime), rate)+more, 1), rtnl.TickBytes(math.MaxUint32, rate))
-}
 
 // capped says whether a class borrows up to a ceil that is below the line's. A turn
 // of any other needs no cburst: it does not get more than the ceil in it.
@@ -111,7 +91,7 @@ func crowded(t *hierarchy.Tree, more hierarchy.Size, round time.Duration) bool {
 			continue
 		}
 		turn := rtnl.Scale(uint64(rtnl.BytesIn(uint64(round), b.Rate)), uint64(t.Root.Ceil-b.Ceil), uint64(t.Root.Ceil))
-		if hierarchy.Size(turn) > burst(b.Ceil, more) {
+		if hierarchy.Size(turn) > qdisc.Burst(b.Ceil, more) {
 			return true
 		}
 	}
@@ -170,35 +150,4 @@ func quanta(b *hierarchy.Branch, above hierarchy.Bandwidth, late bool, mtu hiera
 // kernel's own bound is 2^31-1.
 func quantum(rate hierarchy.Bandwidth, mtu hierarchy.Size, t time.Duration) hierarchy.Size {
 	return min(max(rtnl.BytesIn(uint64(t), rate), mtu), math.MaxInt32)
-}
-
-// queueBytes is the limit of a queue that counts bytes.
-func queueBytes(s site) hierarchy.Size { return max(averageBytes(s), s.packet+queueFrames*s.mtu) }
-
-// averageBytes is how long a queue that drops by its average length may become
-// in the mean; it holds more than the largest packet for a while.
-func averageBytes(s site) hierarchy.Size {
-	return max(rtnl.BytesIn(uint64(queueTime), s.ceil), queueFrames*s.mtu)
-}
-
-// queuePackets is the limit of a queue that counts packets, which may be large
-// ones: no more than queueTime of the MTU's size, at least as
-// many as a short burst of small ones has, at most what a queue of the kernel's
-// own has.
-func queuePackets(s site) uint64 {
-	return min(max(uint64(rtnl.BytesIn(uint64(queueTime), s.ceil)/s.mtu), 32), 1000)
-}
-
-// queueMemory is the limit of a queue that counts memory, twice the bytes
-// and more: half a second of ceil, so that it ends floods and leaves the rest
-// to the queue's own control.
-func queueMemory(s site) hierarchy.Size {
-	return min(max(2*rtnl.BytesIn(uint64(500*time.Millisecond), s.ceil), 4<<20), 32<<20)
-}
-
-// codelTarget is how long packets may wait on the whole: CoDel's 5 ms, unless
-// a single packet takes longer, up to what is of any use.
-func codelTarget(s site) time.Duration {
-	packet := rtnl.Scale(uint64(s.mtu), uint64(time.Second)*3/2, rtnl.BytesPerSecond(s.rate))
-	return max(5*time.Millisecond, time.Duration(min(packet, uint64(codelTargetMax))))
 }

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -133,33 +133,20 @@ func (d *Device) encode(s hierarchy.Step) ([]netlink.Message, error) {
 		return []netlink.Message{m}, err
 	case *hierarchy.Leaf:
 		old, ok := s.Old.(*hierarchy.Leaf)
-		anew := s.Action == hierarchy.Change && ok && !InPlace(old.Qdisc, item.Qdisc)
+		anew := s.Action == hierarchy.Change && ok && !qdisc.InPlace(old.Qdisc, item.Qdisc)
 		fresh := anew || s.Action == hierarchy.Create
-		m, err := encodeLeaf(d.Index, item, fresh)
+		m, err := qdisc.Encode(d.Index, item, fresh)
 		msgs := []netlink.Message{m}
 		if anew {
-			msgs = []netlink.Message{encodeLeafDelete(d.Index, item.Class), m}
+			msgs = []netlink.Message{qdisc.EncodeDelete(d.Index, item.Class), m}
 		}
-		if err == nil && fresh && twice(item.Qdisc) {
-			m, err = encodeLeaf(d.Index, item, false)
+		if err == nil && fresh && qdisc.Twice(item.Qdisc) {
+			m, err = qdisc.Encode(d.Index, item, false)
 			msgs = append(msgs, m)
 		}
 		return msgs, err
 	}
 	return nil, fmt.Errorf("no step for package tc")
-}
-
-// InPlace says whether a leaf qdisc can become another without being made anew,
-// which drops what waits in it.
-func InPlace(old, want hierarchy.Qdisc) bool {
-	k := kindNamed(want.Kind)
-	return old.Kind == want.Kind && k != nil && (k.inPlace == nil || k.inPlace(old, want))
-}
-
-// twice says whether a leaf qdisc that was made has to be told its parameters again.
-func twice(q hierarchy.Qdisc) bool {
-	k := kindNamed(q.Kind)
-	return k != nil && k.twice != nil && k.twice(q)
 }
 
 // stepError says which step failed, nil where err is nil.
@@ -202,7 +189,7 @@ func (d *Device) doDelete(ctx context.Context, steps []hierarchy.Step) (int, err
 		case *hierarchy.Class:
 			m = encodeClassRef(unix.RTM_DELTCLASS, d.Index, item.ID)
 		case *hierarchy.Leaf:
-			m = encodeLeafDelete(d.Index, item.Class)
+			m = qdisc.EncodeDelete(d.Index, item.Class)
 		default:
 			return i, d.stepError(s, errors.New("no step for package tc"))
 		}

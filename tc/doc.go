@@ -1,10 +1,9 @@
-// Package tc makes a [hierarchy.Tree] real and reads it back: it is the only
-// package that speaks to the kernel's traffic control.
+// Package tc makes a [hierarchy.Tree] real and reads it back.
 //
-// [Find] names one interface of a connection of package rtnl. A [Device] reads the state of the interface
-// ([Device.Read]), carries out steps of a plan ([Device.Do]), fills what a
-// policy leaves open ([Device.Settle]), counts ([Device.Stats]) and holds the
-// classifier that package cgroup brings ([Device.AttachEgress]).
+// [Find] names one interface of a connection of package rtnl. A [Device] reads the
+// state of the interface ([Device.Read]), carries out steps of a plan ([Device.Do]),
+// fills what a policy leaves open ([Device.Settle]), counts ([Device.Stats]) and holds
+// the classifier that package cgroup brings ([Device.AttachEgress]).
 //
 // # What is ours
 //

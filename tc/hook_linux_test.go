@@ -11,10 +11,9 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
-
-	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // classify is a program that puts every packet into a class and lets other

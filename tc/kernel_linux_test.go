@@ -18,9 +18,9 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
-	"github.com/vifshape/vifshape/tc/tctest"
-
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 func TestMain(m *testing.M) {
@@ -81,7 +81,7 @@ func (b *bench) treeOf(s hierarchy.Spec) *hierarchy.Tree {
 // resolve is a tree with class ids, not settled.
 func resolve(t testing.TB, s hierarchy.Spec) *hierarchy.Tree {
 	t.Helper()
-	tree, problems := hierarchy.Resolve(&s, tc.Kinds())
+	tree, problems := hierarchy.Resolve(&s, qdisc.Kinds())
 	for _, p := range problems {
 		if !p.Warning {
 			t.Fatalf("%s: %s: %s", p.Path, p.Key, p.Text)

@@ -15,6 +15,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
@@ -90,7 +91,7 @@ func TestKindCases(t *testing.T) {
 			used[c.kind+" "+name] = true
 		}
 	}
-	for _, k := range tc.Kinds() {
+	for _, k := range qdisc.Kinds() {
 		if !used[k.Name] {
 			t.Errorf("%s is in no case", k.Name)
 			continue
@@ -311,7 +312,7 @@ func TestKernelKindChange(t *testing.T) {
 					Old:    &hierarchy.Leaf{Class: x.ID, Qdisc: x.Qdisc},
 					New:    &hierarchy.Leaf{Class: x.ID, Qdisc: want.Find("eth0/x").Qdisc},
 				}
-				if tc.InPlace(x.Qdisc, want.Find("eth0/x").Qdisc) {
+				if qdisc.InPlace(x.Qdisc, want.Find("eth0/x").Qdisc) {
 					b.apply(want)
 					if after := kept(); after != before {
 						t.Errorf("%d packets wait or were sent, %d after the change", before, after)

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -84,7 +84,7 @@ func TestKernelKindChance(t *testing.T) {
 	for name, since := range map[string]string{"fq priomap": "6.7", "fq weights": "6.7", "fq offload_horizon": "6.14", "netem seed": "6.6"} {
 		without[name] = !kernelSince(t, since)
 	}
-	for _, k := range tc.Kinds() {
+	for _, k := range qdisc.Kinds() {
 		if !(kindCase{kind: k.Name}).here(t) {
 			continue
 		}

@@ -4,6 +4,8 @@ package tc
 
 import (
 	"errors"
+	"os"
+	"strings"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -61,4 +63,16 @@ func HasIFB(c *rtnl.Conn) (bool, error) {
 		err = errors.New("the kernel took what it should have refused")
 	}
 	return false, rtnl.Fail("look for interface kind ifb", "", err)
+}
+
+// HasBPF says whether this kernel has the classifier that [Device.AttachEgress]
+// uses, as far as the lists of its modules and functions tell: it can be asked for
+// only where it is used. A no proves nothing where known is false.
+func HasBPF() (has, known bool) {
+	if has, known = rtnl.HasModule("cls_bpf"); has {
+		return true, true
+	}
+	// Part of the kernel itself; what is in neither list cannot be loaded.
+	b, err := os.ReadFile("/proc/kallsyms")
+	return err == nil && strings.Contains(string(b), " cls_bpf_classify"), known
 }

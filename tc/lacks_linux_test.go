@@ -7,6 +7,7 @@ import (
 
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -25,7 +26,7 @@ func TestKernelLacks(t *testing.T) {
 			tctest.TC(t, p.Near, args...)
 		}
 		before := show()
-		got, err := b.Lacks("htb", "clsact", "nonsense")
+		got, err := qdisc.Ask(&b.Device.Interface).Lacks("htb", "clsact", "nonsense")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,10 +20,9 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
-
-	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 func links(t *testing.T, n *lab.NetNS) []tc.Link {

@@ -10,9 +10,8 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
-	"github.com/vifshape/vifshape/tc/tctest"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 // monitor is a monitor of a network namespace, with what it has told of each

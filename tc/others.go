@@ -3,10 +3,7 @@
 package tc
 
 import (
-	"slices"
-
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -32,7 +29,11 @@ type Filter struct {
 	First bool
 }
 
-const tcaBPFName = 7
+const (
+	tcaBPFName = 7
+
+	clsact = "clsact"
+)
 
 // Others looks at an interface for what vifshape did not make. It needs no
 // privileges.
@@ -53,8 +54,8 @@ func (d *Device) Others() (Others, error) {
 	if err != nil {
 		return o, d.Fail("read qdiscs", err)
 	}
-	o.Ingress = kind != "" && kind != clsactKind
-	if kind != clsactKind {
+	o.Ingress = kind != "" && kind != clsact
+	if kind != clsact {
 		return o, nil
 	}
 	err = d.EachFilter(egressParent, func(f *rtnl.Filter) error {
@@ -81,15 +82,4 @@ func (d *Device) Others() (Others, error) {
 		return err
 	})
 	return o, d.Fail("read filters", err)
-}
-
-// DefaultKind is the kind of a leaf's qdisc where the policy names none, on a
-// kernel that has the given kinds; empty if it has none of the defaults.
-func DefaultKind(have []string) string {
-	for _, d := range defaultKinds {
-		if slices.Contains(have, d.Name) {
-			return d.Name
-		}
-	}
-	return ""
 }

@@ -11,9 +11,8 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
-	"github.com/vifshape/vifshape/tc/tctest"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 // TestKernelOthers looks at what tc made, and sees neither the kernel's own nor

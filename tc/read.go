@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -86,7 +86,7 @@ func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarc
 			if err != nil {
 				return d.Fail("read qdisc", err)
 			}
-			leaf, err := leafOf(&q)
+			leaf, err := qdisc.Decode(&q)
 			if err != nil {
 				return d.Fail("read qdisc", err)
 			}
@@ -124,7 +124,7 @@ func (d *Device) qdiscs() (root *rtnl.Qdisc, leaves []hierarchy.Leaf, err error)
 			r.Options = slices.Clone(q.Options)
 			root = &r
 		case parent.Major() == hierarchy.Major && parent.Minor() != 0:
-			leaf, err := leafOf(q)
+			leaf, err := qdisc.Decode(q)
 			if err != nil {
 				return err
 			}

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -275,7 +275,7 @@ func again[T any](look func(times int) T, off func(T) bool) T {
 func (f *field) phase(text string, settle, window time.Duration, bound float64) (*hierarchy.Tree, []share) {
 	f.t.Helper()
 	spec, senders := plot(f.t, f.Name, text)
-	tree, problems := hierarchy.Resolve(&spec, tc.Kinds())
+	tree, problems := hierarchy.Resolve(&spec, qdisc.Kinds())
 	for _, p := range problems {
 		if !p.Warning {
 			f.t.Fatalf("%s: %s: %s", p.Path, p.Key, p.Text)

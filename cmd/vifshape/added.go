@@ -13,7 +13,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // delegated is a branch with the users it is delegated to.
@@ -52,7 +52,7 @@ func laid(spec json.RawMessage, iface string, added []amend.Branch, lay func(*hi
 		return amend.Extended{}, err
 	}
 	s.Interface = iface
-	return lay(&s, tc.Kinds(), added)
+	return lay(&s, qdisc.Kinds(), added)
 }
 
 // keepAdded puts the branches that were added to the former policy into the tree of

@@ -9,7 +9,6 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 

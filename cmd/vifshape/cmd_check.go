@@ -9,7 +9,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 func newCheckCommand(e *env) *cobra.Command {
@@ -45,7 +45,7 @@ EXIT STATUS
 
 // writeTree prints what a policy comes to.
 func (e *env) writeTree(p *policy.Policy) error {
-	kinds := newKindTable(tc.Kinds())
+	kinds := newKindTable(qdisc.Kinds())
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "BRANCH\tRATE\tCEIL\tPRIO\tQDISC\tBOUND")
 	for _, tree := range p.Trees {

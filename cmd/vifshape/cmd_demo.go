@@ -18,8 +18,8 @@ import (
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/policy"
-	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // demoPolicy is what the demo applies; %s is the rate that it changes in flight.
@@ -343,7 +343,7 @@ func cubic(fd int) error {
 
 // tree is the policy's tree as it is in force, with what the senders want.
 func (d *demo) tree(guests string) (*hierarchy.Tree, map[hierarchy.Path]hierarchy.Bandwidth, error) {
-	p, err := policy.Parse("demo.toml", strings.NewReader(fmt.Sprintf(demoPolicy, guests)), tc.Kinds())
+	p, err := policy.Parse("demo.toml", strings.NewReader(fmt.Sprintf(demoPolicy, guests)), qdisc.Kinds())
 	if err != nil {
 		return nil, nil, err
 	}

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // qdiscTopic is the help about queueing disciplines, which are no command.
@@ -40,7 +40,7 @@ func newHelpCommand(e *env) *cobra.Command {
 }
 
 func helpQdisc(e *env, a []string) error {
-	kinds := tc.Kinds()
+	kinds := qdisc.Kinds()
 	switch len(a) {
 	case 0:
 		e.printf("%s\n", aboutKinds)
@@ -92,11 +92,11 @@ const (
 
 // aboutKind is an example of a kind and all its parameters.
 func aboutKind(k hierarchy.Kind) (string, error) {
-	slow, err := tc.Defaults(k.Name, slowBranch)
+	slow, err := qdisc.Defaults(k.Name, slowBranch)
 	if err != nil {
 		return "", err
 	}
-	fast, err := tc.Defaults(k.Name, fastBranch)
+	fast, err := qdisc.Defaults(k.Name, fastBranch)
 	if err != nil {
 		return "", err
 	}

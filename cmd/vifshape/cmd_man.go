@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/vifshape/vifshape/cmd/internal/manual"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 func newManCommand(e *env) *cobra.Command {
@@ -139,7 +139,7 @@ func option(f *pflag.Flag) manual.Option {
 func qdiscPage() (*manual.Page, error) {
 	var s strings.Builder
 	s.WriteString(aboutKinds)
-	for _, k := range tc.Kinds() {
+	for _, k := range qdisc.Kinds() {
 		text, err := aboutKind(k)
 		if err != nil {
 			return nil, err

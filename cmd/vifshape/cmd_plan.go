@@ -10,7 +10,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 const classifierHelp = "what tells which packets are whose: `auto`, bpf, nft or net_cls (default: the policy's word, else auto)"
@@ -104,7 +104,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 }
 
 func (m *machine) writePlans(plans []hierarchy.Plan, o planOptions) error {
-	kinds := newKindTable(tc.Kinds())
+	kinds := newKindTable(qdisc.Kinds())
 	if o.json {
 		out := planAsJSON(plans)
 		for _, no := range m.absent {
@@ -143,7 +143,7 @@ func (m *machine) remarks(x *target) {
 	for _, s := range x.plan.Steps {
 		switch old := s.Old.(type) {
 		case *hierarchy.Leaf:
-			if s.Action == hierarchy.Change && !tc.InPlace(old.Qdisc, s.New.(*hierarchy.Leaf).Qdisc) {
+			if s.Action == hierarchy.Change && !qdisc.InPlace(old.Qdisc, s.New.(*hierarchy.Leaf).Qdisc) {
 				anew = append(anew, s.New.(*hierarchy.Leaf).Path)
 			}
 		case *hierarchy.Bound:

@@ -17,6 +17,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 func newSelfCommand(e *env) *cobra.Command {
@@ -221,7 +222,7 @@ func (o *own) view() (*selfView, error) {
 }
 
 func (s selfJSON) write(e *env) error {
-	kinds := newKindTable(tc.Kinds())
+	kinds := newKindTable(qdisc.Kinds())
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "BRANCH\tCLASS\tRATE\tCEIL\tPRIO\tSENT\tDROPPED\tWAITING\tSENDING\tQDISC\tBOUND BY")
 	for _, v := range s.Branches {

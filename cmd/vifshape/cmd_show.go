@@ -19,6 +19,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 type showOptions struct {
@@ -152,7 +153,7 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 		if len(v.Branches) == 0 {
 			continue // its tree is lost, which is said as the error
 		}
-		if err := v.write(e.stdout, newKindTable(tc.Kinds())); err != nil {
+		if err := v.write(e.stdout, newKindTable(qdisc.Kinds())); err != nil {
 			return err
 		}
 	}

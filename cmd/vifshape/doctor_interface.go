@@ -15,7 +15,6 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 

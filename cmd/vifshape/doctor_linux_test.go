@@ -14,8 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/vifshape/vifshape/cmd/internal/words"
-	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -84,7 +84,7 @@ func TestKernelDoctorFacts(t *testing.T) {
 	_, _, _, have := d.find(t, "queueing", "leaf qdiscs")
 	_, _, _, lack := d.find(t, "queueing", "other leaf qdiscs")
 	var all []string
-	for _, k := range tc.Kinds() {
+	for _, k := range qdisc.Kinds() {
 		all = append(all, k.Name)
 		if has := tctest.HasQdisc(t, k.Name); has != slices.Contains(have, k.Name) || has == slices.Contains(lack, k.Name) {
 			t.Errorf("the kernel has %s: %t; doctor says it has %q and lacks %q", k.Name, has, have, lack)
@@ -281,7 +281,7 @@ func TestQuoted(t *testing.T) {
 // TestKernelDoctorVerdict: doctor says of a policy what apply then does.
 func TestKernelDoctorVerdict(t *testing.T) {
 	lacking := ""
-	for _, k := range tc.Kinds() {
+	for _, k := range qdisc.Kinds() {
 		if !tctest.HasQdisc(t, k.Name) {
 			lacking = k.Name
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
-
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -116,7 +116,7 @@ func (x *examination) qdiscs() (noClsact bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	lacking, err := lo.Lacks("htb", "clsact")
+	lacking, err := qdisc.Ask(&lo.Interface).Lacks("htb", "clsact")
 	if err != nil {
 		return false, err
 	}
@@ -130,7 +130,7 @@ func (x *examination) leaves() error {
 	if err != nil {
 		return err
 	}
-	have, lack, err := lo.LeafKinds()
+	have, lack, err := qdisc.Ask(&lo.Interface).Leaves()
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func (x *examination) leaves() error {
 		f := finding{Group: groupQueueing, Topic: "other leaf qdiscs", State: missing, Text: strings.Join(lack, ", "), Names: lack}
 		f.Follows = "branches can have none of these"
 		if slices.Contains(lack, "fq_codel") {
-			f.Follows += fmt.Sprintf("; those that name none get %s, in which one large flow delays the others of its branch", tc.DefaultKind(have))
+			f.Follows += fmt.Sprintf("; those that name none get %s, in which one large flow delays the others of its branch", qdisc.DefaultKind(have))
 		}
 		for _, k := range lack {
 			_, fix := x.module("sch_" + k)

@@ -12,7 +12,6 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 

@@ -14,7 +14,6 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/policy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 

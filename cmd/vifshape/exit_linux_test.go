@@ -13,7 +13,6 @@ import (
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 

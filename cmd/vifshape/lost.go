@@ -11,7 +11,6 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 

@@ -18,7 +18,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
-
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -75,7 +75,7 @@ func (e *env) readPolicy(file string) (*policy.Policy, error) {
 		defer f.Close()
 		r, name = f, file
 	}
-	p, err := policy.Parse(name, r, tc.Kinds())
+	p, err := policy.Parse(name, r, qdisc.Kinds())
 	if err != nil {
 		return nil, err
 	}

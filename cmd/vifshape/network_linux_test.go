@@ -21,10 +21,10 @@ import (
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/qdisc"
+	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
-
-	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // network is a pair of namespaces with the real program at its near end. After
@@ -141,7 +141,7 @@ func (n *network) policy(name, text string) string {
 // tree is a policy's tree, without what the machine adds.
 func (n *network) tree(text string) *hierarchy.Tree {
 	n.Helper()
-	p, err := policy.Parse("policy.toml", strings.NewReader(text), tc.Kinds())
+	p, err := policy.Parse("policy.toml", strings.NewReader(text), qdisc.Kinds())
 	if err != nil {
 		n.Fatal(err)
 	}

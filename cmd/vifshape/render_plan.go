@@ -8,7 +8,7 @@ import (
 
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // planJSON is the stable form of a plan.
@@ -174,7 +174,7 @@ func classDiff(old, now hierarchy.Class) string {
 
 func qdiscDiff(old, now hierarchy.Qdisc, kinds kindTable) string {
 	lost := ""
-	if !tc.InPlace(old, now) {
+	if !qdisc.InPlace(old, now) {
 		lost = " (packets waiting in it are dropped)"
 	}
 	if old.Kind != now.Kind {

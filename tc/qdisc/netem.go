@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"encoding/binary"
@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -205,7 +204,7 @@ func verifyNetem(q hierarchy.Qdisc) error {
 	return nil
 }
 
-func settleNetem(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+func settleNetem(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 	p := settings{q: q}
 	some := func(names ...string) { // those that are not 0
 		for _, name := range names {
@@ -278,8 +277,8 @@ func settleNetem(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
 // size that arrive meanwhile at the branch's ceil, because there are smaller
 // ones, too. The 1,000 of tc lose packets of a fast line that nobody asked to
 // lose.
-func netemPackets(delay uint64, s site) uint64 {
-	return min(max(2*uint64(rtnl.BytesIn(delay+uint64(queueTime), s.ceil)/s.mtu), 1000), 1<<20)
+func netemPackets(delay uint64, s Site) uint64 {
+	return min(max(2*uint64(rtnl.BytesIn(delay+uint64(queueTime), s.Ceil)/s.MTU), 1000), 1<<20)
 }
 
 func encodeNetem(e *rtnl.Encoder, q hierarchy.Qdisc, fresh bool) error {

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"errors"
@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -78,13 +77,13 @@ var fqCodel = discipline{
 		},
 	},
 	module: "sch_fq_codel",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		p.set("limit", p.get("limit", 10240))
-		p.set("memory_limit", p.get("memory_limit", uint64(queueMemory(s))))
+		p.set("memory_limit", p.get("memory_limit", uint64(s.queueMemory())))
 		p.set("flows", p.get("flows", 1024))
 		settleCoDel(&p, s)
-		p.set("quantum", p.get("quantum", max(uint64(s.mtu), 256)))
+		p.set("quantum", p.get("quantum", max(uint64(s.MTU), 256)))
 		p.set("ecn", p.get("ecn", 1))
 		p.set("drop_batch", p.get("drop_batch", 64))
 		if v := p.get("ce_threshold", 0); v != 0 {

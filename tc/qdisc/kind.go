@@ -1,16 +1,12 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"fmt"
 	"slices"
 
-	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
-
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -22,7 +18,7 @@ type discipline struct {
 	// settle states every parameter: what q has, else a default for the place,
 	// rounded as the kernel rounds. Parameters that stand for another one, or
 	// for nothing, are left out. The order is that of Params.
-	settle func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error)
+	settle func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error)
 	// encode writes the content of the options attribute for settled
 	// parameters; fresh says that the qdisc is made, not changed.
 	encode func(e *rtnl.Encoder, q hierarchy.Qdisc, fresh bool) error
@@ -34,25 +30,25 @@ type discipline struct {
 	// more, by a change. Nil: never.
 	twice func(q hierarchy.Qdisc) bool
 	// words are a setting of q as tc takes it, where that differs from what
-	// arguments makes of its type; nil where it does not, empty where another
+	// Arguments makes of its type; nil where it does not, empty where another
 	// setting's words have it. Nil: no setting differs.
 	words func(q hierarchy.Qdisc, s hierarchy.Setting) []string
 }
 
-// site is the place of a leaf: what its defaults depend on.
-type site struct {
-	rate, ceil hierarchy.Bandwidth
-	mtu        hierarchy.Size // of a frame on the line
-	packet     hierarchy.Size // the largest that the stack hands down
-	hz         uint64         // ticks per second of the kernel's clock
+// Site is the place of a leaf: what its defaults depend on.
+type Site struct {
+	Rate, Ceil hierarchy.Bandwidth
+	MTU        hierarchy.Size // of a frame on the line
+	Packet     hierarchy.Size // the largest that the stack hands down
+	HZ         uint64         // ticks per second of the kernel's clock
 }
 
 // ticked is what the kernel makes of a time that it keeps in ticks of its clock:
 // whole microseconds, rounded up to whole ticks, shown in whole microseconds
 // (usecs_to_jiffies and jiffies_to_usecs, kernel/time/time.c, v6.12).
-func (s site) ticked(ns uint64) uint64 {
-	ticks := (ns/1000*s.hz + 999_999) / 1_000_000
-	return ticks * 1_000_000 / s.hz * 1000
+func (s Site) ticked(ns uint64) uint64 {
+	ticks := (ns/1000*s.HZ + 999_999) / 1_000_000
+	return ticks * 1_000_000 / s.HZ * 1000
 }
 
 // disciplines are all kinds on offer.
@@ -90,7 +86,7 @@ func Defaults(kind string, rate hierarchy.Bandwidth) (hierarchy.Qdisc, error) {
 		q.Params = []hierarchy.Setting{{Name: "rate", Value: uint64(rate)}}
 	}
 	var err error
-	q.Params, err = d.settle(q, site{rate: rate, ceil: rate, mtu: 1514, packet: 64 << 10, hz: 250})
+	q.Params, err = d.settle(q, Site{Rate: rate, Ceil: rate, MTU: 1514, Packet: 64 << 10, HZ: 250})
 	return q, err
 }
 
@@ -223,53 +219,13 @@ func same(name string) func(old, want hierarchy.Qdisc) bool {
 	}
 }
 
-// leafHandle is the handle of the qdisc of a leaf class: the class's minor
-// number. A qdisc that keeps its handle is changed in place.
-func leafHandle(class hierarchy.ClassID) uint32 { return uint32(class.Minor()) << 16 }
-
-// encodeLeaf is the message that makes the qdisc of a leaf class, or changes it
-// in place, whatever its handle, when fresh is false.
-func encodeLeaf(index uint32, l *hierarchy.Leaf, fresh bool) (netlink.Message, error) {
-	d := kindNamed(l.Qdisc.Kind)
-	if d == nil {
-		return netlink.Message{}, fmt.Errorf("qdisc %q cannot be made", l.Qdisc.Kind)
+// DefaultKind is the kind of a leaf's qdisc where the policy names none, on a
+// kernel that has the given kinds; empty if it has none of the defaults.
+func DefaultKind(have []string) string {
+	for _, d := range defaultKinds {
+		if slices.Contains(have, d.Name) {
+			return d.Name
+		}
 	}
-	switch l.Class.Minor() {
-	case 0, hierarchy.Major, 0xffff:
-		return netlink.Message{}, fmt.Errorf("class %v cannot have a qdisc: its handle would be another's", l.Class)
-	}
-	m := rtnl.TcMsg{Index: index, Parent: uint32(l.Class)}
-	var flags netlink.HeaderFlags
-	if fresh {
-		m.Handle = leafHandle(l.Class)
-		flags = netlink.Create | netlink.Replace
-	}
-	e := rtnl.Encoder{B: make([]byte, 0, 128)}
-	e.TcMsg(m)
-	e.AttrString(unix.TCA_KIND, d.Name)
-	var err error
-	e.Nest(unix.TCA_OPTIONS, func() { err = d.encode(&e, l.Qdisc, fresh) })
-	return rtnl.Message(unix.RTM_NEWQDISC, flags, e.B), err
-}
-
-// encodeLeafDelete is the message that removes the qdisc of a leaf class,
-// whatever its handle. The kernel puts a pfifo in its place.
-func encodeLeafDelete(index uint32, class hierarchy.ClassID) netlink.Message {
-	e := rtnl.Encoder{B: make([]byte, 0, rtnl.SizeofTcMsg)}
-	e.TcMsg(rtnl.TcMsg{Index: index, Parent: uint32(class)})
-	return rtnl.Message(unix.RTM_DELQDISC, 0, e.B)
-}
-
-// leafOf is what the model keeps of a qdisc. One whose kind cannot be made, or
-// that has something switched on that the model does not know, has no
-// parameters and so differs from everything that is wanted.
-func leafOf(q *rtnl.Qdisc) (hierarchy.Qdisc, error) {
-	out := hierarchy.Qdisc{Kind: q.Kind}
-	d := kindNamed(q.Kind)
-	if d == nil {
-		return out, nil
-	}
-	var err error
-	out.Params, err = d.decode(q.Options)
-	return out, err
+	return ""
 }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"math"
@@ -37,7 +37,7 @@ var codel = discipline{
 		},
 	},
 	module: "sch_codel",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		p.set("limit", p.get("limit", 1000))
 		settleCoDel(&p, s)
@@ -64,8 +64,8 @@ var (
 )
 
 // settleCoDel settles target and interval.
-func settleCoDel(p *settings, s site) {
-	target := p.get("target", uint64(codelTarget(s)))
+func settleCoDel(p *settings, s Site) {
+	target := p.get("target", uint64(s.codelTarget()))
 	p.set("target", codelRound(target))
 	p.set("interval", codelRound(p.get("interval", max(uint64(100*time.Millisecond), 20*target))))
 }

@@ -1,10 +1,9 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -19,9 +18,9 @@ var choke = discipline{
 		Verify: func(q hierarchy.Qdisc) error { return verifyRED(q, "limit", hierarchy.Count) },
 	},
 	module: "sch_choke",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		if err := settleQueue(&p, s, queuePackets(s), redPacket, true); err != nil {
+		if err := settleQueue(&p, s, s.queuePackets(), redPacket, true); err != nil {
 			return nil, err
 		}
 		p.set("probability", p.get("probability", redProbability))

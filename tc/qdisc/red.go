@@ -1,12 +1,11 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"math"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -22,9 +21,9 @@ var red = discipline{
 		Verify: func(q hierarchy.Qdisc) error { return verifyRED(q, "limit", hierarchy.Bytes) },
 	},
 	module: "sch_red",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		if err := settleQueue(&p, s, uint64(averageBytes(s)), uint64(s.mtu), false); err != nil {
+		if err := settleQueue(&p, s, uint64(s.averageBytes()), uint64(s.MTU), false); err != nil {
 			return nil, err
 		}
 		adaptive := p.get("adaptive", 0)

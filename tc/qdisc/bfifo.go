@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"math"
@@ -18,9 +18,9 @@ var bfifo = discipline{
 		},
 	},
 	module: "sch_fifo",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		p.set("limit", p.get("limit", uint64(queueBytes(s))))
+		p.set("limit", p.get("limit", uint64(s.QueueBytes())))
 		return p.out, nil
 	},
 	encode: encodeFIFO,

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"encoding/binary"
@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -63,7 +62,7 @@ var sfb = discipline{
 		},
 	},
 	module: "sch_sfb",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		most, target := uint64(25), uint64(0)
 		if v, ok := q.Get("target"); ok {

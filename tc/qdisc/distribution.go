@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import "math"
 

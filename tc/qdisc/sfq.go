@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"encoding/binary"
@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -61,17 +60,17 @@ var sfq = discipline{
 		},
 	},
 	module: "sch_sfq",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		// sfq_change cuts these to each other in this order.
 		divisor := p.get("divisor", 1024)
 		flows := min(p.get("flows", 127), sfqMaxFlows, divisor)
 		depth := p.get("depth", sfqMaxDepth)
-		limit := min(p.get("limit", queuePackets(s)), depth*flows)
+		limit := min(p.get("limit", s.queuePackets()), depth*flows)
 		flows = min(flows, limit)
 		p.set("limit", limit)
 		p.set("perturb", p.get("perturb", uint64(10*time.Second)))
-		p.set("quantum", p.get("quantum", max(uint64(s.mtu), 256)))
+		p.set("quantum", p.get("quantum", max(uint64(s.MTU), 256)))
 		p.set("flows", flows)
 		p.set("divisor", divisor)
 		p.set("depth", depth)
@@ -82,7 +81,7 @@ var sfq = discipline{
 		if !slices.ContainsFunc(sfqRED, func(name string) bool { return p.get(name, 0) != 0 }) {
 			return p.out, nil
 		}
-		r, _, err := settleRED(q, "redflowlimit", uint64(averageBytes(s)), p.get("avpkt", redPacket), false)
+		r, _, err := settleRED(q, "redflowlimit", uint64(s.averageBytes()), p.get("avpkt", redPacket), false)
 		if err != nil {
 			return nil, err
 		}

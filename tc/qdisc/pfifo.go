@@ -1,13 +1,12 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"encoding/binary"
 	"math"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -18,9 +17,9 @@ var pfifo = discipline{
 		Params: []hierarchy.Param{limitPackets},
 	},
 	module: "sch_fifo",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		p.set("limit", p.get("limit", queuePackets(s)))
+		p.set("limit", p.get("limit", s.queuePackets()))
 		return p.out, nil
 	},
 	encode: encodeFIFO,

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"fmt"
@@ -10,7 +10,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -141,7 +140,7 @@ func TestSettleAnywhere(t *testing.T) {
 		for _, rate := range []hierarchy.Bandwidth{8, 800, 64 * hierarchy.Kbit, hierarchy.Mbit, 100 * hierarchy.Mbit, hierarchy.Gbit, 400 * hierarchy.Gbit, hierarchy.MaxBandwidth} {
 			for _, mtu := range []hierarchy.Size{82, 1514, 65549} {
 				t.Run(fmt.Sprintf("%s %v %v", d.Name, rate, mtu), func(t *testing.T) {
-					s := site{rate: rate, ceil: rate, mtu: mtu, packet: 65549, hz: 300}
+					s := Site{Rate: rate, Ceil: rate, MTU: mtu, Packet: 65549, HZ: 300}
 					q := hierarchy.Qdisc{Kind: d.Name}
 					if d == &tbf {
 						if rate < hierarchy.Mbit || rate == hierarchy.MaxBandwidth {
@@ -173,7 +172,7 @@ func TestSettleAnywhere(t *testing.T) {
 
 func TestSettleKinds(t *testing.T) {
 	const ms uint64 = 1_000_000
-	place := site{rate: 10 * hierarchy.Mbit, ceil: 20 * hierarchy.Mbit, mtu: 1514, packet: 65536, hz: 250}
+	place := Site{Rate: 10 * hierarchy.Mbit, Ceil: 20 * hierarchy.Mbit, MTU: 1514, Packet: 65536, HZ: 250}
 	redPlain := func(params ...any) hierarchy.Qdisc {
 		return qdisc("red", append(params, "ecn", 0, "harddrop", 0, "nodrop", 0, "adaptive", 0)...)
 	}
@@ -251,7 +250,7 @@ func TestPIETimes(t *testing.T) {
 
 func TestTicked(t *testing.T) {
 	for _, hz := range []uint64{100, 250, 300, 1000} {
-		s := site{hz: hz}
+		s := Site{HZ: hz}
 		for us := uint64(1); us < 4_000_000; us += 1 + us/997 {
 			settled := s.ticked(us * 1000)
 			if s.ticked(settled) != settled || settled+1000 < us*1000 || settled > us*1000+1_000_000_000/hz {

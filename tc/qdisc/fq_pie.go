@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"slices"
@@ -50,13 +50,13 @@ var fqPie = discipline{
 		}),
 	},
 	module: "sch_fq_pie",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		p.set("limit", p.get("limit", 10240))
 		p.set("flows", p.get("flows", 1024))
 		settlePIE(&p, s)
-		p.set("quantum", p.get("quantum", min(max(uint64(s.mtu), 256), 1<<20)))
-		p.set("memory_limit", p.get("memory_limit", uint64(queueMemory(s))))
+		p.set("quantum", p.get("quantum", min(max(uint64(s.MTU), 256), 1<<20)))
+		p.set("memory_limit", p.get("memory_limit", uint64(s.queueMemory())))
 		p.set("ecn_prob", p.get("ecn_prob", 10))
 		return p.out, nil
 	},

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"math"
@@ -39,7 +39,7 @@ var pie = discipline{
 		Params: append([]hierarchy.Param{{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32, Help: "packets that may wait"}}, pieParams...),
 	},
 	module: "sch_pie",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		p.set("limit", p.get("limit", 1000))
 		settlePIE(&p, s)
@@ -72,7 +72,7 @@ var pieParams = []hierarchy.Param{
 }
 
 // settlePIE settles pieParams.
-func settlePIE(p *settings, s site) {
+func settlePIE(p *settings, s Site) {
 	p.set("target", pieRound(p.get("target", uint64(pieTargetFor(s)))))
 	p.set("tupdate", s.ticked(p.get("tupdate", uint64(15*time.Millisecond))))
 	p.set("alpha", p.get("alpha", 2))
@@ -83,8 +83,8 @@ func settlePIE(p *settings, s site) {
 }
 
 // pieTargetFor is PIE's 15 ms, unless three packets take longer.
-func pieTargetFor(s site) time.Duration {
-	return min(max(15*time.Millisecond, 3*codelTarget(s)), pieTargetMax)
+func pieTargetFor(s Site) time.Duration {
+	return min(max(15*time.Millisecond, 3*s.codelTarget()), pieTargetMax)
 }
 
 // pieRound is the time that the kernel makes of ns: it keeps units of 64 ns and

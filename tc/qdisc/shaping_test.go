@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"os"
@@ -11,9 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc/tctest"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 func TestEncodeShaping(t *testing.T) {
@@ -114,10 +113,10 @@ func TestSettleShaping(t *testing.T) {
 		{"netem in slots by distribution", qdisc("netem", "slot_distribution", 1, "slot_jitter", 1_000_003), qdisc("netem", "limit", 1000, "slot_distribution", 1, "slot_delay", 0, "slot_jitter", 1_000_000)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			kinds := kernelKinds{known: map[*discipline]bool{}, ask: func(*discipline) (bool, error) { return true, nil }}
-			place := site{rate: 10 * hierarchy.Mbit, ceil: 20 * hierarchy.Mbit, mtu: 1514, packet: 65536, hz: 250}
+			kinds := Kernel{known: map[*discipline]bool{}, ask: func(*discipline) (bool, error) { return true, nil }}
+			place := Site{Rate: 10 * hierarchy.Mbit, Ceil: 20 * hierarchy.Mbit, MTU: 1514, Packet: 65536, HZ: 250}
 			got := tt.qdisc
-			if err := kinds.settle(&got, place); err != nil {
+			if err := kinds.Settle(&got, place); err != nil {
 				t.Fatal(err)
 			}
 			if d := cmp.Diff(tt.want, got); d != "" {

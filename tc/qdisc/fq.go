@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"encoding/binary"
@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -105,13 +104,13 @@ var fq = discipline{
 		},
 	},
 	module: "sch_fq",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		p.set("limit", p.get("limit", 10000))
 		p.set("flow_limit", p.get("flow_limit", 100))
 		p.set("buckets", p.get("buckets", 1024))
-		p.set("quantum", p.get("quantum", min(max(2*uint64(s.mtu), 256), fqMaxQuantum)))
-		p.set("initial_quantum", p.get("initial_quantum", min(10*uint64(s.mtu), fqMaxQuantum)))
+		p.set("quantum", p.get("quantum", min(max(2*uint64(s.MTU), 256), fqMaxQuantum)))
+		p.set("initial_quantum", p.get("initial_quantum", min(10*uint64(s.MTU), fqMaxQuantum)))
 		if v := p.get("maxrate", 0); v != 0 {
 			p.set("maxrate", uint64(hierarchy.Bandwidth(v).Kernel()))
 		}

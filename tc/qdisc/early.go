@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"encoding/binary"
@@ -11,7 +11,6 @@ import (
 	"strconv"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -162,14 +161,14 @@ func settleRED(q hierarchy.Qdisc, limitName string, usual, avpkt uint64, counted
 
 // settleQueue settles what red and choke have alike, up to scell_log. avpkt is for
 // where nothing is said, as usual.
-func settleQueue(p *settings, s site, usual, avpkt uint64, counted bool) error {
+func settleQueue(p *settings, s Site, usual, avpkt uint64, counted bool) error {
 	r, limit, err := settleRED(p.q, "limit", usual, p.get("avpkt", avpkt), counted)
 	if err != nil {
 		return err
 	}
 	p.set("limit", limit)
 	r.set(p)
-	p.set("scell_log", p.get("scell_log", r.cell(hierarchy.Bandwidth(p.get("bandwidth", uint64(s.ceil))))))
+	p.set("scell_log", p.get("scell_log", r.cell(hierarchy.Bandwidth(p.get("bandwidth", uint64(s.Ceil))))))
 	return nil
 }
 

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"encoding/binary"
@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -77,13 +76,13 @@ var tbf = discipline{
 		},
 	},
 	module: "sch_tbf",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		rate := hierarchy.Bandwidth(p.get("rate", 0)).Kernel()
 		// What a packet of the MTU counts as: one that is larger than a burst is
 		// never sent.
 		link := hierarchy.LinkLayer{MPU: hierarchy.Size(p.get("mpu", 0)), Overhead: int16(p.get("overhead", 0)), ATM: p.get("linklayer", 0) == 1}
-		least := link.Bytes(s.mtu)
+		least := link.Bytes(s.MTU)
 		size := func(name string, rate hierarchy.Bandwidth, otherwise hierarchy.Size) (hierarchy.Size, error) {
 			most := rtnl.TickBytes(tbfMaxTicks, rate)
 			if most < least {
@@ -101,7 +100,7 @@ var tbf = discipline{
 		}
 		// What is within the burst is not segmented (tbf_enqueue,
 		// net/sched/sch_tbf.c, v6.12), so a few of the largest fit.
-		burst, err := size("burst", rate, max(burst(rate, 0), 8*s.mtu, 4*s.packet))
+		burst, err := size("burst", rate, max(Burst(rate, 0), 8*s.MTU, 4*s.Packet))
 		if err != nil {
 			return nil, err
 		}

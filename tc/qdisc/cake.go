@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"errors"
@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
-
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -107,7 +106,7 @@ var cake = discipline{
 		},
 	},
 	module: "sch_cake",
-	settle: func(q hierarchy.Qdisc, _ site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, _ Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		if v := p.get("bandwidth", 0); v != 0 {
 			p.set("bandwidth", uint64(hierarchy.Bandwidth(v).Kernel()))

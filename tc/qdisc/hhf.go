@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package qdisc
 
 import (
 	"fmt"
@@ -56,9 +56,9 @@ var hhf = discipline{
 		},
 	},
 	module: "sch_hhf",
-	settle: func(q hierarchy.Qdisc, s site) ([]hierarchy.Setting, error) {
+	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
-		quantum := p.get("quantum", min(max(uint64(s.mtu), 256), 1<<20))
+		quantum := p.get("quantum", min(max(uint64(s.MTU), 256), 1<<20))
 		weight := p.get("non_hh_weight", 2)
 		if weight*quantum > math.MaxInt32 { // hhf_change says no more than EINVAL
 			return nil, fmt.Errorf("non_hh_weight %d times quantum %v is more than %v", weight, hierarchy.Size(quantum), hierarchy.Size(math.MaxInt32))
