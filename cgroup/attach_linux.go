@@ -15,13 +15,14 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/socket"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Attachment is what [Binder.Attach] did.
 type Attachment struct {
 	Processes []AttachedProcess // that are in the branch now, in the order in which they came
-	Sockets   []Socket          // that were open and belong to the branch now
+	Sockets   []socket.Socket   // that were open and belong to the branch now
 	// Waiting are connections that belong to the branch now and that nobody had
 	// accepted yet, or that stand behind sockets of MPTCP.
 	Waiting int
@@ -72,7 +73,7 @@ func (b *Binder) Attach(ctx context.Context, target string, pids []int, tree boo
 	if err := b.settle(); err != nil {
 		return nil, err
 	}
-	a := &attaching{Binder: b, target: target, home: home, here: map[int]bool{}, asked: map[int]bool{}, found: map[foundSocket]bool{}}
+	a := &attaching{Binder: b, target: target, home: home, here: map[int]bool{}, asked: map[int]bool{}, found: map[socket.Held]bool{}}
 	if a.before, err = b.tree().Members(home); err != nil {
 		return nil, b.wrap(err)
 	}
@@ -100,13 +101,7 @@ type attaching struct {
 	here         map[int]bool // whose sockets follow
 	asked        map[int]bool // whether they were moved or not
 	carrier      carrier
-	found        map[foundSocket]bool
-}
-
-// foundSocket is a socket that got the override, with a process that has it.
-type foundSocket struct {
-	inode uint64
-	pid   int
+	found        map[socket.Held]bool
 }
 
 // run moves and lists until nothing new appears. Sockets that were made in the
@@ -312,7 +307,7 @@ func (a *attaching) carry() (old int, err error) {
 		if c.inode == 0 {
 			a.got.Waiting++
 		} else {
-			a.found[foundSocket{c.inode, c.pid}] = true
+			a.found[socket.Held{Inode: c.inode, PID: c.pid}] = true
 		}
 	}
 	for _, f := range failed {
@@ -330,13 +325,14 @@ func (a *attaching) carry() (old int, err error) {
 func (a *attaching) describe(tags bool) error {
 	if tags {
 		for pid := range a.here {
-			for _, inode := range sockets(pid) {
-				a.found[foundSocket{inode, pid}] = true
+			fds, _ := socket.Of(pid) // none: it is gone or may not be looked at
+			for _, inode := range fds {
+				a.found[socket.Held{Inode: inode, PID: pid}] = true
 			}
 		}
 	}
 	var err error
-	a.got.Sockets, err = describe(a.found, a.here)
+	a.got.Sockets, err = socket.Describe(a.found, a.here)
 	return err
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"strconv"
 	"strings"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/socket"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -61,15 +61,15 @@ func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
 		}
 		all[pid] = p
 	}
-	sockets := map[uint64]diagSocket{}
+	sockets := map[uint64]socket.Diag{}
 	if len(wanted) > 0 {
 		d, err := b.decider(way)
 		if err != nil {
 			return nil, err
 		}
-		err = diagnose(b.cfg.NetNSFD, func(s diagSocket) {
-			if _, ok := wanted[s.inode]; ok {
-				sockets[s.inode] = s
+		err = socket.Diagnose(b.cfg.NetNSFD, func(s socket.Diag) {
+			if _, ok := wanted[s.Inode]; ok {
+				sockets[s.Inode] = s
 			}
 		})
 		if err == nil && way == bind.WayBPF {
@@ -102,7 +102,13 @@ func heldSockets(pid int, home uint64) (p ProcessSockets, err error) {
 	var ns unix.Stat_t
 	if err = unix.Stat(proc+"/ns/net", &ns); err == nil {
 		p.Elsewhere = ns.Ino != home
-		p.Sockets, err = socketsIn(proc + "/fd")
+		var fds map[int]uint64
+		if fds, err = socket.Of(pid); err == nil {
+			p.Sockets = make(map[uint64]hierarchy.ClassID, len(fds))
+		}
+		for _, inode := range fds {
+			p.Sockets[inode] = 0
+		}
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
@@ -114,35 +120,9 @@ func heldSockets(pid int, home uint64) (p ProcessSockets, err error) {
 	return p, err
 }
 
-// socketsIn are the sockets in a directory of descriptors; their number is what it
-// costs, some microseconds for each.
-func socketsIn(fds string) (map[uint64]hierarchy.ClassID, error) {
-	dir, err := os.Open(fds)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	all := map[uint64]hierarchy.ClassID{}
-	at, buf := int(dir.Fd()), make([]byte, 64)
-	for _, name := range names {
-		n, err := unix.Readlinkat(at, name, buf)
-		if err != nil {
-			continue // closed meanwhile
-		}
-		if inode, ok := socketLink(string(buf[:n])); ok {
-			all[inode] = 0
-		}
-	}
-	return all, nil
-}
-
 // known is what the classifier knows of sockets, by their inodes; all says that it
 // knows nothing of those that are missing.
-func (b *Binder) known(pids []int, of map[uint64]diagSocket) (known map[uint64]classifyVifSocket, all bool, err error) {
+func (b *Binder) known(pids []int, of map[uint64]socket.Diag) (known map[uint64]classifyVifSocket, all bool, err error) {
 	if known, err = b.set.known(); err == nil {
 		return known, true, nil
 	}
@@ -188,7 +168,7 @@ func (s *set) known() (map[uint64]classifyVifSocket, error) {
 // borrowKnown asks the map by descriptors that it borrows from the processes (Linux
 // 5.6). Whoever receives one gives the socket his own tag of net_cls (__receive_sock,
 // net/core/scm.c, v6.12), so one that has another is left alone.
-func (s *set) borrowKnown(pids []int, of map[uint64]diagSocket) (map[uint64]classifyVifSocket, error) {
+func (s *set) borrowKnown(pids []int, of map[uint64]socket.Diag) (map[uint64]classifyVifSocket, error) {
 	tags, err := cgroupfs.FindNetCls()
 	if err != nil {
 		return nil, err
@@ -210,9 +190,10 @@ func (s *set) borrowKnown(pids []int, of map[uint64]diagSocket) (map[uint64]clas
 		if err != nil {
 			continue // it has ended, or the kernel has no such thing
 		}
-		for fd, inode := range sockets(pid) {
+		fds, _ := socket.Of(pid) // none: it is gone or may not be looked at
+		for fd, inode := range fds {
 			x, wanted := of[inode]
-			if _, done := known[inode]; done || !wanted || tags != nil && (x.packet || x.tag != own) {
+			if _, done := known[inode]; done || !wanted || tags != nil && (x.Packet || x.Tag != own) {
 				continue
 			}
 			ours, err := unix.PidfdGetfd(process, fd, 0)
@@ -282,16 +263,16 @@ func (b *Binder) decider(way bind.Way) (*decider, error) {
 }
 
 // class is 0 where it cannot be told.
-func (d *decider) class(s diagSocket) (hierarchy.ClassID, error) {
-	known, is := d.known[s.inode]
+func (d *decider) class(s socket.Diag) (hierarchy.ClassID, error) {
+	known, is := d.known[s.Inode]
 	switch {
-	case d.way.Tagged() && s.packet:
+	case d.way.Tagged() && s.Packet:
 		return 0, nil
-	case d.way.Tagged() && !d.ours(s.tag):
+	case d.way.Tagged() && !d.ours(s.Tag):
 		return restClass, nil
 	case d.way.Tagged():
-		return s.tag, nil
-	case d.way == bind.WayNft && s.packet:
+		return s.Tag, nil
+	case d.way == bind.WayNft && s.Packet:
 		return restClass, nil
 	case uint32(known.Cached>>32) == d.generation && is:
 		return hierarchy.ClassID(uint32(known.Cached)), nil
@@ -299,15 +280,15 @@ func (d *decider) class(s diagSocket) (hierarchy.ClassID, error) {
 	if class := d.override(known.Override); class != 0 {
 		return class, nil
 	}
-	if s.cgroup == 0 || !is && !d.all {
+	if s.Cgroup == 0 || !is && !d.all {
 		return 0, nil
 	}
-	class, err := d.cgroup(s.cgroup)
+	class, err := d.cgroup(s.Cgroup)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
 	if class == 0 && err == nil {
-		class = d.users[s.uid]
+		class = d.users[s.UID]
 	}
 	if class == 0 && err == nil {
 		class = restClass

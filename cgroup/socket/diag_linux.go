@@ -1,4 +1,4 @@
-package cgroup
+package socket
 
 import (
 	"encoding/binary"
@@ -15,16 +15,16 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
-// diagSocket is what the kernel tells of a socket that has a file.
-type diagSocket struct {
-	inode  uint64
-	packet bool // a packet socket, of which neither user nor cgroup is told
-	uid    uint32
-	cgroup uint64 // of version 2, in which it was made; 0: not told (before Linux 5.9)
-	// tag is that of net_cls. Where it is 0 the kernel puts SO_PRIORITY in its place,
+// Diag is what the kernel tells of a socket that has a file.
+type Diag struct {
+	Inode  uint64
+	Packet bool // a packet socket, of which neither user nor cgroup is told
+	UID    uint32
+	Cgroup uint64 // of version 2, in which it was made; 0: not told (before Linux 5.9)
+	// Tag is that of net_cls. Where it is 0 the kernel puts SO_PRIORITY in its place,
 	// and without CAP_NET_ADMIN it tells neither (inet_diag_msg_attrs_fill,
 	// net/ipv4/inet_diag.c, v6.12).
-	tag hierarchy.ClassID
+	Tag hierarchy.ClassID
 }
 
 // diagProtocols are the kinds of sockets that send by an interface, but for packet sockets.
@@ -50,10 +50,10 @@ const (
 	inetDiagClassID, inetDiagCgroup = 17, 21
 )
 
-// diagnose calls a function for every open socket of a network namespace (0: the
+// Diagnose calls a function for every open socket of a network namespace (0: the
 // caller's) that may send by an interface. Not among them are those that have no port
 // yet, and so have not sent.
-func diagnose(netNS int, fn func(diagSocket)) error {
+func Diagnose(netNS int, fn func(Diag)) error {
 	c, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, &netlink.Config{NetNS: netNS})
 	if err != nil {
 		return fmt.Errorf("list sockets: %w", err)
@@ -78,7 +78,7 @@ func diagnose(netNS int, fn func(diagSocket)) error {
 			if err != nil {
 				return err
 			}
-			if s.inode != 0 {
+			if s.Inode != 0 {
 				fn(s)
 			}
 		}
@@ -87,7 +87,7 @@ func diagnose(netNS int, fn func(diagSocket)) error {
 }
 
 // packetSockets reads what every kernel has, where not every one has a module to list them.
-func packetSockets(netNS int, fn func(diagSocket)) (err error) {
+func packetSockets(netNS int, fn func(Diag)) (err error) {
 	var table []byte
 	read := func() error {
 		table, err = os.ReadFile("/proc/thread-self/net/packet")
@@ -103,7 +103,7 @@ func packetSockets(netNS int, fn func(diagSocket)) (err error) {
 	}
 	for line := range strings.Lines(string(table)) {
 		if _, inode, ok := parseSocket("packet", line); ok {
-			fn(diagSocket{packet: true, inode: inode})
+			fn(Diag{Packet: true, Inode: inode})
 		}
 	}
 	return err
@@ -124,11 +124,11 @@ func diagRequest(family uint8, protocol uint16) ([]byte, error) {
 }
 
 // decodeDiag reads a struct inet_diag_msg and what follows it.
-func decodeDiag(b []byte) (s diagSocket, err error) {
+func decodeDiag(b []byte) (s Diag, err error) {
 	if len(b) < inetDiagMsgLen {
 		return s, errors.New("list sockets: the kernel's answer is too short")
 	}
-	s.uid, s.inode = binary.NativeEndian.Uint32(b[64:]), uint64(binary.NativeEndian.Uint32(b[68:]))
+	s.UID, s.Inode = binary.NativeEndian.Uint32(b[64:]), uint64(binary.NativeEndian.Uint32(b[68:]))
 	ad, err := netlink.NewAttributeDecoder(b[inetDiagMsgLen:])
 	if err != nil {
 		return s, err
@@ -136,9 +136,9 @@ func decodeDiag(b []byte) (s diagSocket, err error) {
 	for ad.Next() {
 		switch ad.Type() {
 		case inetDiagClassID:
-			s.tag = hierarchy.ClassID(ad.Uint32())
+			s.Tag = hierarchy.ClassID(ad.Uint32())
 		case inetDiagCgroup:
-			s.cgroup = ad.Uint64()
+			s.Cgroup = ad.Uint64()
 		}
 	}
 	return s, ad.Err()

@@ -1,18 +1,11 @@
 package cgroup
 
 import (
-	"cmp"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"iter"
-	"net/netip"
 	"os"
-	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -20,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/socket"
 )
 
 // iterator carries by programs that go through the files of all processes and
@@ -128,7 +122,7 @@ func moved(l *link.Iter) (all []carried, failed []AttachFailure, err error) {
 		case full:
 			failed = append(failed, AttachFailure{pid, unmoved(inode, pid)})
 		default:
-			failed = append(failed, AttachFailure{pid, fmt.Errorf("%s: more connections wait there than can be looked at: some keep their class", socketName(inode, pid))})
+			failed = append(failed, AttachFailure{pid, fmt.Errorf("%s: more connections wait there than can be looked at: some keep their class", socket.Name(inode, pid))})
 		}
 	}
 	if err == nil && len(b) > 0 {
@@ -141,7 +135,7 @@ func moved(l *link.Iter) (all []carried, failed []AttachFailure, err error) {
 // counts it with the socket's other options (omem_charge, net/core/bpf_sk_storage.c,
 // v6.12).
 func unmoved(inode uint64, pid int) error {
-	return fmt.Errorf("%s keeps its class: it has no memory for options left (net.core.optmem_max)", socketName(inode, pid))
+	return fmt.Errorf("%s keeps its class: it has no memory for options left (net.core.optmem_max)", socket.Name(inode, pid))
 }
 
 // patient reads on where a program has been through a million things without a word
@@ -218,7 +212,8 @@ func (b *borrower) process(pid int) (all []carried, failed []AttachFailure, err 
 		return nil, nil, err
 	}
 	defer unix.Close(process)
-	for fd, inode := range sockets(pid) {
+	fds, _ := socket.Of(pid) // none: it is gone or may not be looked at
+	for fd, inode := range fds {
 		ours, err := unix.PidfdGetfd(process, fd, 0)
 		if err == unix.EBADF { // closed meanwhile
 			continue
@@ -252,192 +247,4 @@ func (b *borrower) override(fd int) (changed bool, err error) {
 	}
 	v.Override, v.Cached = b.home, 0
 	return true, put(b.set.sockets, int32(fd), &v)
-}
-
-// sockets are the inodes of a process' sockets by descriptor, none where it is gone
-// or may not be looked at.
-func sockets(pid int) map[int]uint64 {
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil
-	}
-	all := map[int]uint64{}
-	for _, e := range entries {
-		shown, err := os.Readlink(dir + "/" + e.Name())
-		if err != nil {
-			continue
-		}
-		inode, ok := socketLink(shown)
-		fd, err := strconv.Atoi(e.Name())
-		if ok && err == nil {
-			all[fd] = inode
-		}
-	}
-	return all
-}
-
-// socketLink is the inode of the socket that a descriptor in /proc leads to.
-func socketLink(shown string) (inode uint64, ok bool) {
-	n, ok := strings.CutPrefix(shown, "socket:[")
-	if !ok {
-		return 0, false
-	}
-	inode, err := strconv.ParseUint(strings.TrimSuffix(n, "]"), 10, 64)
-	return inode, err == nil
-}
-
-// Socket is an open socket of a process.
-type Socket struct {
-	PID      int
-	Protocol string // tcp, udp, raw or packet
-	// Local and Remote are its addresses. Remote is the zero value where it has
-	// none, and both are for a packet socket.
-	Local, Remote netip.AddrPort
-	Listening     bool  // connections that are accepted from it follow
-	Shared        []int // processes outside the branch that have it, too
-}
-
-// describe finds sockets in the kernel's tables, and processes that share them. What
-// was closed meanwhile is left out, and so is what has no port yet.
-func describe(found map[foundSocket]bool, here map[int]bool) ([]Socket, error) {
-	if len(found) == 0 {
-		return nil, nil
-	}
-	owner := map[uint64]int{}
-	for f := range found {
-		if pid, ok := owner[f.inode]; !ok || f.pid < pid {
-			owner[f.inode] = f.pid
-		}
-	}
-	known := map[uint64]Socket{}
-	seen := map[string]bool{}
-	for _, pid := range owner {
-		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
-		if err != nil || seen[ns] {
-			continue // it has ended
-		}
-		seen[ns] = true
-		for inode, s := range openSockets(pid) {
-			if owner[inode] != 0 {
-				s.PID = owner[inode]
-				known[inode] = s
-			}
-		}
-	}
-	shared, err := sharers(known, here)
-	if err != nil {
-		return nil, err
-	}
-	var all []Socket
-	for inode, s := range known {
-		s.Shared = shared[inode]
-		all = append(all, s)
-	}
-	slices.SortFunc(all, func(a, b Socket) int {
-		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Protocol, b.Protocol), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
-	})
-	return all, nil
-}
-
-// openSockets goes through the kernel's tables of a process' network namespace.
-func openSockets(pid int) iter.Seq2[uint64, Socket] {
-	return func(yield func(uint64, Socket) bool) {
-		for _, table := range []string{"tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet"} {
-			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
-			if err != nil {
-				continue // no IPv6, no packet sockets, or it has ended
-			}
-			for line := range strings.Lines(string(b)) {
-				if s, inode, ok := parseSocket(table, line); ok && !yield(inode, s) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// socketName is what a socket of a process is called in an error.
-func socketName(inode uint64, pid int) string {
-	if inode == 0 {
-		return "a connection that waits to be accepted"
-	}
-	for i, s := range openSockets(pid) {
-		if i != inode {
-			continue
-		}
-		text := "its " + s.Protocol + " socket"
-		if s.Local.IsValid() {
-			text += " " + s.Local.String()
-		}
-		if s.Remote.IsValid() {
-			text += " to " + s.Remote.String()
-		}
-		return text
-	}
-	return fmt.Sprintf("its socket %d", inode) // which has no port
-}
-
-// sharers finds the processes not in here that have one of the sockets.
-func sharers(known map[uint64]Socket, here map[int]bool) (map[uint64][]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	shared := map[uint64][]int{}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || here[pid] {
-			continue
-		}
-		for _, inode := range sockets(pid) {
-			if _, ok := known[inode]; ok && !slices.Contains(shared[inode], pid) {
-				shared[inode] = append(shared[inode], pid)
-			}
-		}
-	}
-	return shared, nil
-}
-
-// parseSocket reads a line of one of the tables in /proc/PID/net (tcp4_seq_show and
-// packet_seq_show, net/ipv4/tcp_ipv4.c and net/packet/af_packet.c, v6.12).
-func parseSocket(table, line string) (s Socket, inode uint64, ok bool) {
-	f := strings.Fields(line)
-	if table == "packet" {
-		if len(f) < 9 {
-			return s, 0, false
-		}
-		inode, err := strconv.ParseUint(f[8], 10, 64)
-		return Socket{Protocol: table}, inode, err == nil
-	}
-	if len(f) < 10 {
-		return s, 0, false
-	}
-	inode, err := strconv.ParseUint(f[9], 10, 64)
-	local, okLocal := parseAddr(f[1])
-	remote, okRemote := parseAddr(f[2])
-	if err != nil || !okLocal || !okRemote {
-		return s, 0, false
-	}
-	const listen = "0A" // TCP_LISTEN
-	s = Socket{Protocol: strings.TrimSuffix(table, "6"), Local: local, Listening: strings.HasPrefix(table, "tcp") && f[3] == listen}
-	if remote.Port() != 0 || !remote.Addr().IsUnspecified() {
-		s.Remote = remote
-	}
-	return s, inode, true
-}
-
-// parseAddr reads "0100007F:0016": the words of the address as they are in memory.
-func parseAddr(text string) (netip.AddrPort, bool) {
-	host, port, ok := strings.Cut(text, ":")
-	raw, err := hex.DecodeString(host)
-	p, err2 := strconv.ParseUint(port, 16, 16)
-	if !ok || err != nil || err2 != nil || len(raw) != 4 && len(raw) != 16 {
-		return netip.AddrPort{}, false
-	}
-	for i := 0; i < len(raw); i += 4 {
-		binary.NativeEndian.PutUint32(raw[i:], binary.BigEndian.Uint32(raw[i:]))
-	}
-	a, _ := netip.AddrFromSlice(raw)
-	return netip.AddrPortFrom(a.Unmap(), uint16(p)), true
 }
