@@ -61,13 +61,13 @@ type AttachFailure struct {
 // An error is one that concerns all of them; what concerns one process is in
 // Failed. The rules of nf_tables look at a socket's birth place alone: there open
 // sockets stay, and Stay says so. Needs what [Binder.Do] needs.
-func (b *Binder) Attach(ctx context.Context, target string, pids []int, tree bool) (*Attachment, error) {
+func (b *Binder) Attach(ctx context.Context, target bind.Target, pids []int, tree bool) (*Attachment, error) {
 	way, err := b.inForce()
 	if err != nil {
 		return nil, b.wrap(err)
 	}
-	home, ok := strings.CutPrefix(target, cgroupTarget)
-	if !ok {
+	home := target.Name
+	if target.Kind != bind.TargetCgroup {
 		return nil, b.wrap(fmt.Errorf("%s is no cgroup that a process can be put into", target))
 	}
 	if err := b.settle(); err != nil {
@@ -95,13 +95,14 @@ func (b *Binder) Attach(ctx context.Context, target string, pids []int, tree boo
 // attaching is one call of Attach.
 type attaching struct {
 	*Binder
-	got          Attachment
-	target, home string
-	before       []int        // that were in the cgroup already, and below it
-	here         map[int]bool // whose sockets follow
-	asked        map[int]bool // whether they were moved or not
-	carrier      carrier
-	found        map[socket.Held]bool
+	got     Attachment
+	target  bind.Target
+	home    string
+	before  []int        // that were in the cgroup already, and below it
+	here    map[int]bool // whose sockets follow
+	asked   map[int]bool // whether they were moved or not
+	carrier carrier
+	found   map[socket.Held]bool
 }
 
 // run moves and lists until nothing new appears. Sockets that were made in the

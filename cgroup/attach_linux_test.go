@@ -21,7 +21,7 @@ import (
 func (n *network) attach(t *testing.T, b *cgroup.Binder, target string, tree bool, pids ...int) (a *cgroup.Attachment) {
 	t.Helper()
 	err := n.Near.Do(func() (err error) {
-		a, err = b.Attach(t.Context(), target, pids, tree)
+		a, err = b.Attach(t.Context(), targetOf(target), pids, tree)
 		return err
 	})
 	if err != nil {
@@ -285,7 +285,7 @@ func TestKernelAttachRefused(t *testing.T) {
 	if a := n.attach(t, b, p.target(to), false, x.pid()); len(a.Processes) != 1 || !a.Processes[0].There {
 		t.Errorf("attached once more: %+v", a)
 	}
-	if _, err := b.Attach(t.Context(), "uid:0", []int{x.pid()}, false); err == nil {
+	if _, err := b.Attach(t.Context(), bind.ToUser(0), []int{x.pid()}, false); err == nil {
 		t.Error("attached to a user")
 	}
 }

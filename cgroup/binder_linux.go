@@ -1,14 +1,12 @@
 package cgroup
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf/btf"
@@ -99,15 +97,15 @@ type Binder struct {
 	before clauses  // why the ways before it were not chosen
 	at     bind.Way // in whose hierarchy cgroups are looked for, none until it is known
 	v2, v1 *cgroupfs.Tree
-	set    *set              // on the hook
-	spare  *set              // not on the hook yet
-	rules  *ruleset          // of nf_tables, as last read or written
-	draft  *ruleset          // not in force yet
-	former *set              // taken off the hook by this Binder: the way back when an apply fails
-	ids    map[string]uint64 // of targets, as of the last Read
-	paths  map[uint64]string // of cgroups, once seen: cheaper to check than to find
-	fresh  map[string]bool   // homes that this Binder made and has not bound yet
-	warned bool              // of TCX programs
+	set    *set                   // on the hook
+	spare  *set                   // not on the hook yet
+	rules  *ruleset               // of nf_tables, as last read or written
+	draft  *ruleset               // not in force yet
+	former *set                   // taken off the hook by this Binder: the way back when an apply fails
+	ids    map[bind.Target]uint64 // of targets, as of the last Read
+	paths  map[uint64]string      // of cgroups, once seen: cheaper to check than to find
+	fresh  map[string]bool        // homes that this Binder made and has not bound yet
+	warned bool                   // of TCX programs
 	narrow narrow
 	marker marker
 	hidden map[string]bool // interfaces that should be marked and cannot be
@@ -462,7 +460,7 @@ func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
 	} else {
 		s.Bound, err = b.boundV2(b.on(way))
 	}
-	slices.SortFunc(s.Bound, func(a, b hierarchy.Bound) int { return cmp.Compare(a.Target, b.Target) })
+	slices.SortFunc(s.Bound, func(a, b hierarchy.Bound) int { return a.Target.Compare(b.Target) })
 	return b.wrap(err)
 }
 
@@ -507,17 +505,8 @@ func (b *Binder) wrap(err error) error {
 	return fmt.Errorf("%s: classifier: %w", b.cfg.Interface, err)
 }
 
-// What a target starts with.
-const (
-	cgroupTarget   = "cgroup:"
-	cgroupIDTarget = "cgroup-id:"
-	uidTarget      = "uid:"
-	linkTarget     = "link:"
-	linkGoneTarget = "link-index:"
-)
-
 func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
-	b.ids = map[string]uint64{}
+	b.ids = map[bind.Target]uint64{}
 	if on == nil {
 		return nil, nil
 	}
@@ -527,7 +516,7 @@ func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
 	}
 	var bound []hierarchy.Bound
 	err = on.each(func(id uint64, v binding) error {
-		target := cgroupIDTarget + strconv.FormatUint(id, 10)
+		target := bind.ToCgroupID(id)
 		path, known := b.paths[id]
 		if !known || !t.Is(path, id) {
 			var err error
@@ -538,22 +527,22 @@ func (b *Binder) boundV2(on bindings) ([]hierarchy.Bound, error) {
 			}
 		}
 		if path != "" {
-			target = cgroupTarget + path
+			target = bind.ToCgroup(path)
 		}
 		b.ids[target] = id
 		bound = append(bound, hierarchy.Bound{Target: target, Class: v.class, Open: path != "" && b.open(t, path)})
 		return nil
 	}, func(of numbered, n uint32, class hierarchy.ClassID) error {
-		x := hierarchy.Bound{Target: uidTarget + strconv.FormatUint(uint64(n), 10), Class: class}
+		x := hierarchy.Bound{Target: bind.ToUser(n), Class: class}
 		if of == byLink {
 			l, err := b.getLink(n, "")
 			switch {
 			case errors.Is(err, errNoLink):
-				x.Target = linkGoneTarget + strconv.FormatUint(uint64(n), 10)
+				x.Target = bind.ToLinkIndex(n)
 			case err != nil:
 				return err
 			default:
-				x.Target, x.Open = linkTarget+l.name, b.unmarked(l)
+				x.Target, x.Open = bind.ToLink(l.name), b.unmarked(l)
 				b.ids[x.Target] = uint64(n)
 			}
 		}
@@ -597,8 +586,8 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 	}
 	d := &doing{Binder: b, way: way, skip: map[string]bool{}}
 	for i, s := range steps {
-		if n, ok := s.New.(*hierarchy.Bound); ok && n != nil {
-			d.skip[strings.TrimPrefix(n.Target, cgroupTarget)] = true
+		if n, ok := s.New.(*hierarchy.Bound); ok && n != nil && n.Target.Kind == bind.TargetCgroup {
+			d.skip[n.Target.Name] = true
 		}
 		if hook(s.Old).Way != hook(s.New).Way {
 			d.leaves = i
@@ -762,7 +751,7 @@ func (d *doing) unhook(was, next bind.Way) error {
 	if was.Tagged() && next.Tagged() { // the tags stay, but for these
 		for _, path := range d.leaving {
 			if !d.skip[path] {
-				errs = append(errs, d.remove(nil, cgroupTarget+path))
+				errs = append(errs, d.remove(nil, bind.ToCgroup(path)))
 			}
 		}
 	}
@@ -777,29 +766,30 @@ func (d *doing) unhook(was, next bind.Way) error {
 }
 
 func (d *doing) bound(s hierarchy.Step, i int) (err error) {
-	if path, ok := strings.CutPrefix(s.Item().(*hierarchy.Bound).Target, cgroupTarget); ok && !d.way.Tagged() {
+	target := s.Item().(*hierarchy.Bound).Target
+	switch {
+	case target.Kind == bind.TargetCgroup && !d.way.Tagged():
 		t, err := d.hierarchy(d.way)
 		if err == nil && s.Action == hierarchy.Delete {
-			err = d.unguard(t, path)
+			err = d.unguard(t, target.Name)
 		} else if err == nil {
-			err = d.guard(t, path)
+			err = d.guard(t, target.Name)
 		}
 		if err != nil {
 			return err
 		}
+	case target.Kind == bind.TargetLink && s.Action == hierarchy.Delete:
+		err = d.unmark(target.Name)
+	case target.Kind == bind.TargetLink && d.way == bind.WayBPF:
+		err = d.mark(target.Name)
 	}
-	if name, ok := strings.CutPrefix(s.Item().(*hierarchy.Bound).Target, linkTarget); ok {
-		if s.Action == hierarchy.Delete {
-			err = d.unmark(name)
-		} else if d.way == bind.WayBPF {
-			err = d.mark(name)
-		}
-		if err != nil {
-			return err
-		}
+	if err != nil {
+		return err
 	}
 	if s.Action == hierarchy.Delete && i < d.leaves {
-		d.leaving = append(d.leaving, strings.TrimPrefix(s.Item().(*hierarchy.Bound).Target, cgroupTarget))
+		if target.Kind == bind.TargetCgroup {
+			d.leaving = append(d.leaving, target.Name)
+		}
 		return nil // goes when the way does, so that no packet is without a class until then
 	}
 	if _, err := d.hierarchy(d.way); err != nil {
@@ -834,7 +824,10 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 	if b.Class.Major() != hierarchy.Major || b.Class.Minor() == 0 {
 		return false, errors.New("it is no class of ours; minor number 0 would be HTB's unshaped queue")
 	}
-	path, isCgroup := strings.CutPrefix(b.Target, cgroupTarget)
+	if b.Target.Kind == bind.TargetNone {
+		return false, errors.New("it names nothing")
+	}
+	path, isCgroup := b.Target.Name, b.Target.Kind == bind.TargetCgroup
 	if d.way.Tagged() {
 		if !isCgroup {
 			return false, fmt.Errorf("net_cls knows cgroups only, neither users, interfaces nor cgroups that are gone: %w", caps.ErrNotSupported)
@@ -857,12 +850,11 @@ func (d *doing) put(on bindings, b *hierarchy.Bound) (changed bool, err error) {
 		next = binding{class: b.Class}
 	)
 	if isCgroup {
-		id, next.level, err = d.v2.ID(path)
+		if id, next.level, err = d.v2.ID(path); err != nil {
+			return false, err
+		}
 	} else {
-		id, err = goneID(b.Target)
-	}
-	if err != nil {
-		return false, err
+		id = b.Target.ID
 	}
 	if isCgroup {
 		d.paths[id] = path
@@ -890,8 +882,8 @@ func (d *doing) tag(path string, class hierarchy.ClassID) (changed bool, err err
 	return true, tag(d.v1, path, class, d.skip)
 }
 
-func (d *doing) remove(on bindings, target string) error {
-	path, isCgroup := strings.CutPrefix(target, cgroupTarget)
+func (d *doing) remove(on bindings, target bind.Target) error {
+	path, isCgroup := target.Name, target.Kind == bind.TargetCgroup
 	if d.way.Tagged() {
 		err := untag(d.v1, path, d.skip)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -914,7 +906,7 @@ func (d *doing) remove(on bindings, target string) error {
 		if isCgroup {
 			id, _, err = d.v2.ID(path)
 		} else {
-			id, err = goneID(target)
+			id = target.ID
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // the next Read shows what is left of it as cgroup-id:N
@@ -927,28 +919,15 @@ func (d *doing) remove(on bindings, target string) error {
 }
 
 // numberOf reads the targets that stand for a number; ok says whether it is one.
-func (b *Binder) numberOf(target string) (of numbered, n uint32, ok bool, err error) {
-	if name, ok := strings.CutPrefix(target, linkTarget); ok {
-		l, err := b.getLink(0, name)
+func (b *Binder) numberOf(target bind.Target) (of numbered, n uint32, ok bool, err error) {
+	switch target.Kind {
+	case bind.TargetLink:
+		l, err := b.getLink(0, target.Name)
 		return byLink, l.index, true, err
+	case bind.TargetLinkIndex:
+		return byLink, uint32(target.ID), true, nil
+	case bind.TargetUser:
+		return byUser, uint32(target.ID), true, nil
 	}
-	of = byUser
-	digits, ok := strings.CutPrefix(target, uidTarget)
-	if !ok {
-		of = byLink
-		if digits, ok = strings.CutPrefix(target, linkGoneTarget); !ok {
-			return 0, 0, false, nil
-		}
-	}
-	v, err := strconv.ParseUint(digits, 10, 32)
-	return of, uint32(v), true, err
-}
-
-// goneID reads "cgroup-id:N".
-func goneID(target string) (uint64, error) {
-	n, ok := strings.CutPrefix(target, cgroupIDTarget)
-	if !ok {
-		return 0, fmt.Errorf("%q is none of cgroup:/PATH, cgroup-id:N, uid:N, link:NAME, link-index:N", target)
-	}
-	return strconv.ParseUint(n, 10, 64)
+	return 0, 0, false, nil
 }

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"path"
 	"strconv"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -178,7 +177,7 @@ func (s *set) borrowKnown(pids []int, of map[uint64]socket.Diag) (map[uint64]cla
 		defer tags.Close()
 		mine, _, err := cgroupfs.Own(bind.WayNetCls)
 		if err == nil {
-			own, err = tags.Class(strings.TrimPrefix(mine, cgroupTarget))
+			own, err = tags.Class(mine.Name)
 		}
 		if err != nil {
 			return nil, err

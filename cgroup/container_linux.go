@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // containers is what one Resolve knows of those that run: what it has looked at once
@@ -31,20 +32,20 @@ type containers struct {
 type named struct{ runtime, id string }
 
 // target is the cgroup of a container, or why there is none at present.
-func (c *containers) target(name string) (target, missing string, err error) {
+func (c *containers) target(name string) (target bind.Target, missing string, err error) {
 	if err := c.look(); err != nil {
-		return "", "", err
+		return target, "", err
 	}
 	id, reason := c.id(name)
 	switch found := c.cgroups[id]; {
 	case reason != "":
-		return "", reason, nil
+		return target, reason, nil
 	case len(found) == 0:
-		return "", "the container is not running" + c.where(), nil
+		return target, "the container is not running" + c.where(), nil
 	case len(found) > 1:
-		return "", fmt.Sprintf("%d cgroups bear its id; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:")), nil
+		return target, fmt.Sprintf("%d cgroups bear its id; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:")), nil
 	default:
-		return cgroupTarget + found[0], "", nil
+		return bind.ToCgroup(found[0]), "", nil
 	}
 }
 

@@ -74,7 +74,7 @@ func TestKernelContainer(t *testing.T) {
 		r := resolve(t, b, tree(t, bind))
 		var all []string
 		for _, x := range r.Bound {
-			all = append(all, x.Target)
+			all = append(all, x.Target.String())
 			if x.From != bind {
 				t.Errorf("%s is from %q, want %q", x.Target, x.From, bind)
 			}
@@ -155,7 +155,7 @@ func TestKernelContainer(t *testing.T) {
 	}})
 	classes := map[string]hierarchy.ClassID{}
 	for _, x := range r.Bound {
-		classes[x.Target] = x.Class
+		classes[x.Target.String()] = x.Class
 	}
 	if diff := cmp.Diff(map[string]hierarchy.ClassID{p.target(dir): red, "link:vethagain": green}, classes); diff != "" {
 		t.Errorf("with the interface bound elsewhere (-want +got):\n%s", diff)
@@ -283,7 +283,7 @@ func TestKernelContainerNames(t *testing.T) {
 			r := resolve(t, n.binderFor(t, v), tree(t, "container:"+tt.bind))
 			var got []string
 			for _, x := range r.Bound {
-				got = append(got, strings.TrimPrefix(x.Target, p.target(top)))
+				got = append(got, strings.TrimPrefix(x.Target.String(), p.target(top)))
 			}
 			for _, x := range r.Pending {
 				if x.Reason == v.unknown() {
@@ -341,7 +341,7 @@ func TestKernelContainerHostile(t *testing.T) {
 			}
 			b := n.binderFor(t, v)
 			r := resolve(t, b, tree(t, "container:web"))
-			if len(r.Bound) != 1 || r.Bound[0].Target != p.target(dir) {
+			if len(r.Bound) != 1 || r.Bound[0].Target.String() != p.target(dir) {
 				t.Errorf("the other one: %+v", r)
 			}
 			r = resolve(t, b, tree(t, "container:other"))

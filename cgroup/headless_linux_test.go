@@ -70,7 +70,7 @@ func TestKernelHeadless(t *testing.T) {
 			in := func(dir string, class hierarchy.ClassID) {
 				t.Helper()
 				got, whole, err := cgroupfs.Of(way, x.pid())
-				if diff := cmp.Diff([]string{p.target(dir)}, got); diff != "" || !whole || err != nil {
+				if diff := cmp.Diff([]bind.Target{targetOf(p.target(dir))}, got); diff != "" || !whole || err != nil {
 					t.Errorf("it is seen in (-want +got), whole %t, %v:\n%s", whole, err, diff)
 				}
 				only(t, n.during(t, func() { x.do("udp %s 5", addr) }), class, 5)
@@ -123,7 +123,7 @@ func TestKernelOfThreads(t *testing.T) {
 	defer x.Wait()
 	defer to.Close()
 	got, whole, err := cgroupfs.Of(bind.WayNetCls, x.Process.Pid)
-	if diff := cmp.Diff([]string{p.target(one), p.target(two)}, got); diff != "" || !whole || err != nil {
+	if diff := cmp.Diff([]bind.Target{targetOf(p.target(one)), targetOf(p.target(two))}, got); diff != "" || !whole || err != nil {
 		t.Errorf("it is seen in (-want +got), whole %t, %v:\n%s", whole, err, diff)
 	}
 }

@@ -82,7 +82,7 @@ func hidden(args []string) error {
 	if err != nil {
 		return err
 	}
-	bind := bound(home, red)
+	bind := hierarchy.Bound{Target: home, Class: red}
 	if _, err := b.Do(context.Background(), []hierarchy.Step{{Action: hierarchy.Create, New: &bind}}); err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func hidden(args []string) error {
 	}
 	fmt.Println(cgroup.Probe().Ways[0].Text)
 	// out of the home, so that it can go
-	if err := b.Join("cgroup:/", 0); err != nil {
+	if err := b.Join(targetOf("cgroup:/"), 0); err != nil {
 		return err
 	}
 	kept, err := b.RemoveHomes()

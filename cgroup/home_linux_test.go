@@ -77,7 +77,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	err = confine.Command{Args: args[3:], User: args[2], Level: confine.LevelTag}.Exec(func() error { return b.Join(args[1], 0) })
+	err = confine.Command{Args: args[3:], User: args[2], Level: confine.LevelTag}.Exec(func() error { return b.Join(targetOf(args[1]), 0) })
 	var failed *confine.ExecError
 	if errors.As(err, &failed) {
 		mine, _ := os.ReadFile("/proc/self/cgroup")
@@ -154,13 +154,13 @@ func TestKernelHomes(t *testing.T) {
 			}
 			apply(t, b, r.Bound...)
 
-			dir := p.mount + strings.TrimPrefix(api, "cgroup:")
+			dir := p.mount + api.Name
 			x := n.start(t, n.Near, dir)
 			only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), green, 20)
 			y := n.start(t, n.Near, filepath.Dir(dir))
 			only(t, n.during(t, func() { y.do("udp %s:9 20", n.Far4) }), red, 20)
 
-			pids, err := b.Processes("cgroup:" + filepath.Dir(strings.TrimPrefix(api, "cgroup:")))
+			pids, err := b.Processes(bind.ToCgroup(filepath.Dir(api.Name)))
 			wantPids := []int{x.cmd.Process.Pid, y.cmd.Process.Pid}
 			slices.Sort(wantPids)
 			if diff := cmp.Diff(wantPids, pids); diff != "" || err != nil {
@@ -242,7 +242,7 @@ func TestKernelBoundHome(t *testing.T) {
 			is := func(b *cgroup.Binder, want string, class hierarchy.ClassID) {
 				t.Helper()
 				target, got, err := b.BoundHome("eth0/web")
-				if !strings.HasSuffix(target, want) || got != class || err != nil {
+				if !strings.HasSuffix(target.Name, want) || got != class || err != nil {
 					t.Errorf("home %q of class %v, error %v, want %q of class %v", target, got, err, want, class)
 				}
 			}
@@ -259,7 +259,7 @@ func TestKernelBoundHome(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				to := bound(home, class)
+				to := hierarchy.Bound{Target: home, Class: class}
 				if _, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &to}}); err != nil {
 					t.Fatal(err)
 				}
@@ -331,7 +331,7 @@ func TestKernelResolve(t *testing.T) {
 			r := resolve(t, b, tree(t, tt.bind))
 			var wantBound []hierarchy.Bound
 			if tt.target != "" {
-				wantBound = []hierarchy.Bound{{Target: tt.target, Class: red, Path: "eth0/web/rest", From: tt.bind}}
+				wantBound = []hierarchy.Bound{{Target: targetOf(tt.target), Class: red, Path: "eth0/web/rest", From: tt.bind}}
 			}
 			if diff := cmp.Diff(wantBound, r.Bound); diff != "" {
 				t.Errorf("bound (-want +got):\n%s", diff)

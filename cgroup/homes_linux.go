@@ -49,9 +49,9 @@ func (b *Binder) homePath(p hierarchy.Path) string {
 // namespace as [NetNSKey] names it, and the branch. A cgroup that a program made
 // in its home has the same form, its own name for a last part. Ok is false for
 // what is no home.
-func ParseHome(target string) (netNS string, p hierarchy.Path, ok bool) {
-	below, ok := strings.CutPrefix(target, cgroupTarget+homeRoot+"/")
-	if !ok {
+func ParseHome(target bind.Target) (netNS string, p hierarchy.Path, ok bool) {
+	below, ok := strings.CutPrefix(target.Name, homeRoot+"/")
+	if !ok || target.Kind != bind.TargetCgroup {
 		return "", "", false
 	}
 	if strings.HasPrefix(below, "ns-") {
@@ -72,40 +72,40 @@ func ParseHome(target string) (netNS string, p hierarchy.Path, ok bool) {
 //
 // A branch eth0/web has /vifshape/eth0/web in the hierarchy in use, and
 // /vifshape/ns-N/eth0/web in a network namespace other than the initial one.
-func (b *Binder) Home(p hierarchy.Path) (target string, err error) {
+func (b *Binder) Home(p hierarchy.Path) (target bind.Target, err error) {
 	if err := b.settle(); err != nil {
-		return "", err
+		return target, err
 	}
 	if p.Interface() != b.cfg.Interface {
-		return "", b.wrap(fmt.Errorf("branch %s is another interface's", p))
+		return target, b.wrap(fmt.Errorf("branch %s is another interface's", p))
 	}
 	home := b.homePath(p)
 	if _, _, err := b.tree().ID(home); err == nil {
-		return cgroupTarget + home, nil
+		return bind.ToCgroup(home), nil
 	}
 	b.fresh[home] = true
 	if err := b.tree().Make(home); err != nil {
-		return "", fmt.Errorf("%s: make cgroup %s: %w", p, home, caps.Explain(caps.Errno(err), unix.CAP_DAC_OVERRIDE))
+		return target, fmt.Errorf("%s: make cgroup %s: %w", p, home, caps.Explain(caps.Errno(err), unix.CAP_DAC_OVERRIDE))
 	}
-	return cgroupTarget + home, nil
+	return bind.ToCgroup(home), nil
 }
 
 // BoundHome finds the branch's own cgroup and the class that it is bound to: class
 // 0 when there is none, when it is not bound, or when no classifier of this
 // version is on the interface. It changes nothing and takes one look-up.
-func (b *Binder) BoundHome(p hierarchy.Path) (target string, class hierarchy.ClassID, err error) {
+func (b *Binder) BoundHome(p hierarchy.Path) (target bind.Target, class hierarchy.ClassID, err error) {
 	way, err := b.inForce()
 	on := b.on(way)
 	if err != nil || way == bind.WayNone || way != bind.WayClsCgroup && on == nil {
-		return "", 0, b.wrap(err)
+		return target, 0, b.wrap(err)
 	}
 	t, err := b.find(way)
 	if t == nil || err != nil {
-		return "", 0, b.wrap(err)
+		return target, 0, b.wrap(err)
 	}
 	b.at = way
 	home := b.homePath(p)
-	target = cgroupTarget + home
+	target = bind.ToCgroup(home)
 	if way.Tagged() {
 		class, err = t.Class(home)
 	} else {
@@ -198,21 +198,17 @@ func (b *Binder) removeHomesIn(t *cgroupfs.Tree) (kept []hierarchy.Path, err err
 // Processes lists the processes behind a target of [hierarchy.Bound]: those in
 // the cgroup and in all below it, deeper bindings included, or those of the user.
 // A cgroup that is gone has none.
-func (b *Binder) Processes(target string) ([]int, error) {
+func (b *Binder) Processes(target bind.Target) ([]int, error) {
 	if err := b.settle(); err != nil {
 		return nil, err
 	}
-	if p, ok := strings.CutPrefix(target, cgroupTarget); ok {
-		pids, err := b.tree().Members(p)
+	switch target.Kind {
+	case bind.TargetCgroup:
+		pids, err := b.tree().Members(target.Name)
 		return pids, b.wrap(err)
-	}
-	n, ok := strings.CutPrefix(target, uidTarget)
-	if !ok {
+	case bind.TargetUser:
+	default:
 		return nil, nil
-	}
-	uid, err := strconv.ParseUint(n, 10, 32)
-	if err != nil {
-		return nil, b.wrap(err)
 	}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -225,7 +221,7 @@ func (b *Binder) Processes(target string) ([]int, error) {
 			continue
 		}
 		var st unix.Stat_t
-		if unix.Stat(filepath.Join("/proc", e.Name()), &st) == nil && uint64(st.Uid) == uid {
+		if unix.Stat(filepath.Join("/proc", e.Name()), &st) == nil && uint64(st.Uid) == target.ID {
 			pids = append(pids, pid)
 		}
 	}
@@ -235,12 +231,12 @@ func (b *Binder) Processes(target string) ([]int, error) {
 
 // Join moves a process with all its threads into the cgroup of a target; pid 0 is
 // the calling process. With cgroup v2 the sockets that it has keep their class.
-func (b *Binder) Join(target string, pid int) error {
+func (b *Binder) Join(target bind.Target, pid int) error {
 	if err := b.settle(); err != nil {
 		return err
 	}
-	p, ok := strings.CutPrefix(target, cgroupTarget)
-	if !ok {
+	p := target.Name
+	if target.Kind != bind.TargetCgroup {
 		return b.wrap(fmt.Errorf("%s is no cgroup that a process can be put into", target))
 	}
 	if pid == 0 {

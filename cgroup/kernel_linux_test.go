@@ -135,7 +135,16 @@ func read(t testing.TB, b *cgroup.Binder) hierarchy.State {
 }
 
 func bound(target string, class hierarchy.ClassID) hierarchy.Bound {
-	return hierarchy.Bound{Target: target, Class: class}
+	return hierarchy.Bound{Target: targetOf(target), Class: class}
+}
+
+// targetOf reads a target that a test gives.
+func targetOf(s string) bind.Target {
+	t, err := bind.ParseTarget(s)
+	if err != nil {
+		panic(err)
+	}
+	return t
 }
 
 type counts = map[hierarchy.ClassID]uint64
@@ -285,11 +294,11 @@ func TestKernelGone(t *testing.T) {
 			apply(t, b, bound(p.target(a), red))
 			remove(t, a)
 			got := read(t, b).Bound
-			if len(got) != 1 || !strings.HasPrefix(got[0].Target, "cgroup-id:") {
+			if len(got) != 1 || got[0].Target.Kind != bind.TargetCgroupID {
 				t.Fatalf("bindings after the cgroup went: %v, want one cgroup-id:N", got)
 			}
 			sub(t, p.dir, "a")
-			if got := read(t, b).Bound; !strings.HasPrefix(got[0].Target, "cgroup-id:") {
+			if got := read(t, b).Bound; got[0].Target.Kind != bind.TargetCgroupID {
 				t.Errorf("a new cgroup of the same name took the binding of the old one over: %v", got)
 			}
 			apply(t, b, bound(p.target(a), green))
@@ -522,7 +531,7 @@ func TestKernelRefused(t *testing.T) {
 		{"foreign class", bound(p.target(p.dir), 1<<16|1), "no class of ours"},
 		{"too deep", bound(p.target(deep), red), "33 levels below the root, more than 31"},
 		{"no such cgroup", bound(p.target(p.dir)+"/none", red), "no such file"},
-		{"no such target", bound("pid:1", red), "pid:1"},
+		{"no such target", bound("", red), "it names nothing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			done, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &tt.bind}})

@@ -27,19 +27,19 @@ func (noLink) Error() string { return "no such interface" }
 func (noLink) Is(target error) bool { return target == fs.ErrNotExist }
 
 // resolveLink is the target of a bound interface, or why there is none at present.
-func (b *Binder) resolveLink(name string) (target, reason string, err error) {
+func (b *Binder) resolveLink(name string) (target bind.Target, reason string, err error) {
 	switch {
 	case b.way != bind.WayBPF:
-		return "", "", errLinksByBPF
+		return bind.Target{}, "", errLinksByBPF
 	case name == b.cfg.Interface:
-		return "", "", errors.New("it is the shaped interface itself: what comes in by it and leaves by it again is the rest's")
+		return bind.Target{}, "", errors.New("it is the shaped interface itself: what comes in by it and leaves by it again is the rest's")
 	}
 	// it may be another of its names
 	l, err := b.getLink(0, name)
 	if errors.Is(err, errNoLink) {
-		return "", err.Error(), nil
+		return bind.Target{}, err.Error(), nil
 	}
-	return linkTarget + l.name, "", err
+	return bind.ToLink(l.name), "", err
 }
 
 // netLink is an interface of the network namespace.

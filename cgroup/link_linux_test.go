@@ -123,7 +123,7 @@ func TestKernelLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone := read(t, b).Bound
-	if len(gone) != 1 || !strings.HasPrefix(gone[0].Target, "link-index:") {
+	if len(gone) != 1 || gone[0].Target.Kind != bind.TargetLinkIndex {
 		t.Errorf("bound once the interface is gone: %v, want its number alone", gone)
 	}
 	again := n.start(t, n.routed(t, "veth1", 1), "")
@@ -295,7 +295,7 @@ func TestKernelLinkResolve(t *testing.T) {
 	}
 	n.routed(t, "veth1", 1)
 	r = resolve(t, b, tree(t, "link:veth1"))
-	if len(r.Bound) != 1 || r.Bound[0].Target != "link:veth1" || len(r.Pending) != 0 {
+	if len(r.Bound) != 1 || r.Bound[0].Target != bind.ToLink("veth1") || len(r.Pending) != 0 {
 		t.Errorf("interface: %+v", r)
 	}
 	refused := func(b *cgroup.Binder, bind, want string) {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // narrow is the program of bpf/narrow.bpf.c, which keeps the sockets of bound
@@ -183,11 +183,11 @@ func (b *Binder) unguard(t *cgroupfs.Tree, path string) error {
 
 // Unguarded says in words why root's sockets in the cgroup of a target may go round the
 // queues, nothing when they may not.
-func (b *Binder) Unguarded(target string) string {
+func (b *Binder) Unguarded(target bind.Target) string {
 	if err := b.settle(); err != nil {
 		return err.Error()
 	}
-	path := strings.TrimPrefix(target, cgroupTarget)
+	path := target.Name
 	switch {
 	case b.at.Tagged():
 		return "the branch is bound by cgroup v1, where no program can be attached"

@@ -156,7 +156,7 @@ func TestKernelNarrow(t *testing.T) {
 			if err := b.Read(t.Context(), &s); err != nil {
 				t.Fatal(err)
 			}
-			want := []hierarchy.Bound{{Target: target, Class: green, Open: true}}
+			want := []hierarchy.Bound{{Target: targetOf(target), Class: green, Open: true}}
 			if diff := cmp.Diff(want, s.Bound); diff != "" {
 				t.Errorf("bound (-want +got):\n%s", diff)
 			}

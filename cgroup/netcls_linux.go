@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // tag gives a cgroup the class, and with it those below that had the same as it:
@@ -44,7 +44,7 @@ func untag(t *cgroupfs.Tree, path string, skip map[string]bool) error {
 func untagAll(t *cgroupfs.Tree, ours func(hierarchy.ClassID) bool) error {
 	tags, err := tags(t, ours)
 	for _, b := range tags {
-		err = errors.Join(err, untag(t, strings.TrimPrefix(b.Target, cgroupTarget), nil))
+		err = errors.Join(err, untag(t, b.Target.Name, nil))
 	}
 	return err
 }
@@ -64,7 +64,7 @@ func tags(t *cgroupfs.Tree, ours func(hierarchy.ClassID) bool) ([]hierarchy.Boun
 		}
 		classes[p] = c
 		if p != "/" && c != classes[filepath.Dir(p)] && ours(c) {
-			bound = append(bound, hierarchy.Bound{Target: cgroupTarget + p, Class: c})
+			bound = append(bound, hierarchy.Bound{Target: bind.ToCgroup(p), Class: c})
 		}
 		return nil
 	})

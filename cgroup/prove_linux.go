@@ -184,20 +184,15 @@ func removeSoon(dir string) error {
 // send sends through one way in.
 func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sent int, err error) {
 	o := order{Index: p.cfg.Index, Run: p.run, Way: way, N: p.with.Packets}
-	if name, ok := strings.CutPrefix(in.Target, linkTarget); ok {
-		return p.sendFrom(name, o)
-	}
-	below, isCgroup := strings.CutPrefix(in.Target, cgroupTarget)
-	switch uid, isUser := strings.CutPrefix(in.Target, uidTarget); {
-	case isCgroup:
-	case isUser:
-		n, err := strconv.ParseUint(uid, 10, 32)
-		if err != nil {
-			return 0, err
-		}
-		o.User, below = uint32(n), homeRoot
-	case in.Target == "":
-		below = homeRoot
+	below := homeRoot
+	switch in.Target.Kind {
+	case bind.TargetLink:
+		return p.sendFrom(in.Target.Name, o)
+	case bind.TargetCgroup:
+		below = in.Target.Name
+	case bind.TargetUser:
+		o.User = uint32(in.Target.ID)
+	case bind.TargetNone:
 		if o.User, err = p.nobody(); err != nil {
 			return 0, err
 		}
@@ -206,7 +201,7 @@ func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sen
 	}
 	at := path.Join(below, proveName+strconv.Itoa(os.Getpid()))
 	if !slices.Contains(p.made, at) {
-		if _, _, err := p.tree.ID(below); isCgroup && err != nil {
+		if _, _, err := p.tree.ID(below); in.Target.Kind == bind.TargetCgroup && err != nil {
 			return 0, errors.New("it is gone")
 		}
 		p.made = append(p.made, at)

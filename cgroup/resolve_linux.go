@@ -116,7 +116,7 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 	if err != nil {
 		return nil, b.wrap(err)
 	}
-	r := resolver{claims: map[string][]claim{}, won: map[string]*claim{}}
+	r := resolver{claims: map[bind.Target][]claim{}, won: map[bind.Target]*claim{}}
 	in := &containers{Binder: b}
 	at := map[hierarchy.Path]*Branch{}
 	for i := range branches {
@@ -141,7 +141,7 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 	}
 	for _, p := range homes {
 		if br := at[p]; br != nil && p.Parent() != "" { // the interface's is on the way to theirs
-			r.claim(cgroupTarget+b.homePath(p), claim{branch: br, from: "run", exact: exactly})
+			r.claim(bind.ToCgroup(b.homePath(p)), claim{branch: br, from: "run", exact: exactly})
 		}
 	}
 	r.settle()
@@ -175,7 +175,7 @@ func (b *Binder) Keep() error {
 
 // claim is a binding that names a target.
 type claim struct {
-	target  string
+	target  bind.Target
 	branch  *Branch
 	binding bind.Binding
 	from    string
@@ -189,9 +189,9 @@ const exactly = 1 << 30
 const implied = exactly - 1
 
 // exactness is how exactly a binding names a target.
-func exactness(x bind.Binding, target string) int {
+func exactness(x bind.Binding, target bind.Target) int {
 	name := bind.Pattern(x.Name)
-	if socket := socketUnit(name); socket != "" && strings.HasSuffix(target, ".socket") {
+	if socket := socketUnit(name); socket != "" && target.Kind == bind.TargetCgroup && strings.HasSuffix(target.Name, ".socket") {
 		if name = socket; name.Exact() {
 			return implied
 		}
@@ -216,12 +216,12 @@ func socketUnit(service bind.Pattern) bind.Pattern {
 
 type resolver struct {
 	Resolution
-	order  []string           // targets, as they were claimed
-	claims map[string][]claim // the most exact ones, of different branches
-	won    map[string]*claim  // by target
+	order  []bind.Target           // targets, as they were claimed
+	claims map[bind.Target][]claim // the most exact ones, of different branches
+	won    map[bind.Target]*claim  // by target
 }
 
-func (r *resolver) claim(target string, c claim) {
+func (r *resolver) claim(target bind.Target, c claim) {
 	c.target = target
 	was := r.claims[target]
 	switch {
@@ -262,7 +262,7 @@ func (r *resolver) settle() {
 	}
 }
 
-func (r *resolver) bind(target string, c *claim) {
+func (r *resolver) bind(target bind.Target, c *claim) {
 	r.won[target] = c
 	r.Bound = append(r.Bound, hierarchy.Bound{Target: target, Class: c.branch.Class, Path: c.branch.Entry, From: c.from})
 }
@@ -272,10 +272,10 @@ func (r *resolver) bind(target string, c *claim) {
 func withoutInherited(all []hierarchy.Bound) []hierarchy.Bound {
 	class := map[string]hierarchy.ClassID{}
 	for _, x := range all {
-		class[strings.TrimPrefix(x.Target, cgroupTarget)] = x.Class
+		class[x.Target.Name] = x.Class
 	}
 	return slices.DeleteFunc(all, func(x hierarchy.Bound) bool {
-		for p := path.Dir(strings.TrimPrefix(x.Target, cgroupTarget)); p != "/"; p = path.Dir(p) {
+		for p := path.Dir(x.Target.Name); p != "/"; p = path.Dir(p) {
 			if c, ok := class[p]; ok {
 				return c == x.Class
 			}
@@ -286,15 +286,15 @@ func withoutInherited(all []hierarchy.Bound) []hierarchy.Bound {
 
 // targets are what a binding names, and reasons why there is nothing at present,
 // or not all.
-func (b *Binder) targets(x bind.Binding, units map[string][]string, in *containers) (targets, missing []string, err error) {
-	one := func(target, reason string, err error) ([]string, []string, error) {
+func (b *Binder) targets(x bind.Binding, units map[string][]string, in *containers) (targets []bind.Target, missing []string, err error) {
+	one := func(target bind.Target, reason string, err error) ([]bind.Target, []string, error) {
 		switch {
 		case err != nil:
 			return nil, nil, err
 		case reason != "":
 			return nil, []string{reason}, nil
 		}
-		return []string{target}, nil, nil
+		return []bind.Target{target}, nil, nil
 	}
 	switch x.Kind {
 	case bind.Cgroup:
@@ -313,7 +313,7 @@ func (b *Binder) targets(x bind.Binding, units map[string][]string, in *containe
 }
 
 // cgroups are those that a path stands for.
-func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
+func (b *Binder) cgroups(name string) (targets []bind.Target, missing []string, err error) {
 	t := b.tree()
 	if bind.Pattern(name).Exact() {
 		for i := range name {
@@ -332,7 +332,7 @@ func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
 		if !b.way.Tagged() {
 			b.paths[id] = name
 		}
-		return []string{cgroupTarget + name}, nil, nil
+		return []bind.Target{bind.ToCgroup(name)}, nil, nil
 	}
 	found, err := glob(t, name, b.cfg.Watch)
 	if err != nil {
@@ -342,13 +342,13 @@ func (b *Binder) cgroups(name string) (targets, missing []string, err error) {
 		return nil, []string{"no such cgroups below " + t.Where}, nil
 	}
 	for _, p := range found {
-		targets = append(targets, cgroupTarget+p)
+		targets = append(targets, bind.ToCgroup(p))
 	}
 	return targets, nil, nil
 }
 
 // unitTargets are the cgroups of the units or slices that a binding stands for.
-func (b *Binder) unitTargets(x bind.Binding, units map[string][]string) (targets, missing []string, err error) {
+func (b *Binder) unitTargets(x bind.Binding, units map[string][]string) (targets []bind.Target, missing []string, err error) {
 	names := []string{x.Name}
 	if p := bind.Pattern(x.Name); !p.Exact() {
 		names = running(p, x.Kind, units)
@@ -356,7 +356,7 @@ func (b *Binder) unitTargets(x bind.Binding, units map[string][]string) (targets
 	for _, name := range names {
 		switch found := units[name]; {
 		case len(found) == 1:
-			targets = append(targets, cgroupTarget+found[0])
+			targets = append(targets, bind.ToCgroup(found[0]))
 		case len(found) > 1:
 			missing = append(missing, fmt.Sprintf("%d cgroups bear the name; write one of them: cgroup:%s", len(found), strings.Join(found, ", cgroup:")))
 		}
@@ -372,7 +372,7 @@ func (b *Binder) unitTargets(x bind.Binding, units map[string][]string) (targets
 	}
 	for _, name := range running(socketUnit(bind.Pattern(x.Name)), x.Kind, units) {
 		if found := units[name]; len(found) == 1 {
-			targets = append(targets, cgroupTarget+found[0])
+			targets = append(targets, bind.ToCgroup(found[0]))
 		}
 	}
 	return targets, missing, nil
@@ -390,33 +390,34 @@ func running(p bind.Pattern, kind bind.Kind, units map[string][]string) (names [
 }
 
 // user is the target of a user, or why there is none at present.
-func (b *Binder) user(name string) (target, reason string, err error) {
+func (b *Binder) user(name string) (target bind.Target, reason string, err error) {
 	if b.way.Tagged() {
-		return "", "", fmt.Errorf("users can be bound with cgroup v2 only, not with net_cls: %w", caps.ErrNotSupported)
+		return target, "", fmt.Errorf("users can be bound with cgroup v2 only, not with net_cls: %w", caps.ErrNotSupported)
 	}
 	if uid, err := strconv.ParseUint(name, 10, 32); err == nil {
-		return uidTarget + strconv.FormatUint(uid, 10), "", nil
+		return bind.ToUser(uint32(uid)), "", nil
 	}
 	b.cfg.Watch("/etc", func(name string) bool { return name == "passwd" })
 	u, err := user.Lookup(name)
 	var unknown user.UnknownUserError
 	if errors.As(err, &unknown) {
-		return "", "no such user", nil
+		return target, "no such user", nil
 	}
 	if err != nil {
-		return "", "", err
+		return target, "", err
 	}
-	return uidTarget + u.Uid, "", nil
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	return bind.ToUser(uint32(uid)), "", err
 }
 
 // Subordinates are the numbers beside its own that a user may give its processes, in a
 // user namespace by newuidmap, as "100000-165535": those of /etc/subuid. Target is that of
 // the user's binding, which does not hold them; any other target has none.
-func Subordinates(target string) ([]string, error) {
-	uid, ok := strings.CutPrefix(target, uidTarget)
-	if !ok {
+func Subordinates(target bind.Target) ([]string, error) {
+	if target.Kind != bind.TargetUser {
 		return nil, nil
 	}
+	uid := strconv.FormatUint(target.ID, 10)
 	b, err := os.ReadFile("/etc/subuid")
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {

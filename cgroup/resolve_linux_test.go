@@ -118,8 +118,8 @@ func TestKernelPatterns(t *testing.T) {
 			var got, pending, refused []string
 			for _, x := range r.Bound {
 				if x.From != "run" {
-					got = append(got, string(x.Path)+" "+x.Target)
-				} else if !strings.HasPrefix(x.Target, "cgroup:"+home) {
+					got = append(got, string(x.Path)+" "+x.Target.String())
+				} else if !strings.HasPrefix(x.Target.Name, home) {
 					t.Errorf("home %s", x.Target)
 				}
 			}

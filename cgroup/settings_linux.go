@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Settings are what the machine's administrator chose that bears on bindings.
@@ -89,9 +90,9 @@ func compiled() (*bool, error) {
 // Escape says which user other than root may move processes out of a target of
 // [hierarchy.Bound]: whoever may write to the cgroup above it, as systemd allows
 // users below their manager and services with Delegate. It is 0 when nobody may.
-func (b *Binder) Escape(target string) (uid uint32, err error) {
-	p, ok := strings.CutPrefix(target, cgroupTarget)
-	if !ok || p == "/" {
+func (b *Binder) Escape(target bind.Target) (uid uint32, err error) {
+	p := target.Name
+	if target.Kind != bind.TargetCgroup || p == "/" {
 		return 0, nil
 	}
 	if err := b.settle(); err != nil {

@@ -118,11 +118,11 @@ func TestKernelEscape(t *testing.T) {
 		"uid:1234":        0,
 		"cgroup:/":        0,
 	} {
-		if got, err := b.Escape(target); err != nil || got != want {
+		if got, err := b.Escape(targetOf(target)); err != nil || got != want {
 			t.Errorf("Escape(%q) = %d, %v; want %d", target, got, err, want)
 		}
 	}
-	if _, err := b.Escape(top + "/none/below"); !errors.Is(err, os.ErrNotExist) {
+	if _, err := b.Escape(targetOf(top + "/none/below")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("of what is not there: %v", err)
 	}
 }

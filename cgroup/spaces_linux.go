@@ -129,9 +129,8 @@ func (s *spaces) walk() error {
 	t := s.tree()
 	var queue []place
 	for _, target := range s.order {
-		dir, ok := strings.CutPrefix(target, cgroupTarget)
-		if by := s.won[target]; ok && by != nil && s.above(dir) == nil {
-			queue = append(queue, place{dir, by})
+		if by := s.won[target]; target.Kind == bind.TargetCgroup && by != nil && s.above(target.Name) == nil {
+			queue = append(queue, place{target.Name, by})
 		}
 	}
 	if len(queue) > 0 && s.way == bind.WayBPF {
@@ -166,7 +165,7 @@ func (s *spaces) walk() error {
 		}
 		for _, name := range children {
 			next := place{at.dir + "/" + name, at.by}
-			if by := s.won[cgroupTarget+next.dir]; by != nil {
+			if by := s.won[bind.ToCgroup(next.dir)]; by != nil {
 				next.by = by
 			}
 			queue = append(queue, next)
@@ -178,7 +177,7 @@ func (s *spaces) walk() error {
 // above is what binds a cgroup above another, nil for nothing.
 func (s *spaces) above(dir string) *claim {
 	for dir = path.Dir(dir); dir != "/"; dir = path.Dir(dir) {
-		if by := s.won[cgroupTarget+dir]; by != nil {
+		if by := s.won[bind.ToCgroup(dir)]; by != nil {
 			return by
 		}
 	}
@@ -327,8 +326,8 @@ func (s *spaces) space(ns uint64) (leads bool, err error) {
 	}
 	s.all(ns, owner.by.branch, fmt.Sprintf("%sgo to %s: process %d of that was there before", by, owner.by.branch.Path, owner.pid))
 	for _, name := range names {
-		if s.claims[linkTarget+name] == nil { // else it is named for itself
-			s.bind(linkTarget+name, owner.by)
+		if target := bind.ToLink(name); s.claims[target] == nil { // else it is named for itself
+			s.bind(target, owner.by)
 			s.held[ns] = owner.by.branch
 		}
 	}
@@ -419,7 +418,7 @@ func (s *spaces) began(by *claim, ns uint64) bool {
 	if len(of) == 0 || oldest(of).ns != ns {
 		return false
 	}
-	_, is := containerID(path.Base(by.target))
+	_, is := containerID(path.Base(by.target.Name))
 	return is
 }
 

@@ -145,8 +145,8 @@ func TestKernelSpacesWhose(t *testing.T) {
 			}
 			got := map[string]hierarchy.Path{}
 			for _, x := range r.Bound {
-				if strings.HasPrefix(x.Target, "link:") {
-					got[x.Target] = x.Path
+				if x.Target.Kind == bind.TargetLink {
+					got[x.Target.String()] = x.Path
 				}
 			}
 			want := map[string]hierarchy.Path{}
@@ -341,7 +341,7 @@ func TestKernelSpacesMany(t *testing.T) {
 	}
 	n.start(t, n.routed(t, "veth2", 2), honest)
 	r := resolve(t, n.binder(t, bind.WayBPF), tree(t, p.target(sub(t, p.dir, "pods"))))
-	if !slices.ContainsFunc(r.Bound, func(x hierarchy.Bound) bool { return x.Target == "link:veth2" }) {
+	if !slices.ContainsFunc(r.Bound, func(x hierarchy.Bound) bool { return x.Target == bind.ToLink("veth2") }) {
 		t.Errorf("the other's is not bound: %+v", r.Bound)
 	}
 	if len(r.Outside) != 1 || len(r.Outside[0].PIDs) != 1 ||

@@ -1,13 +1,10 @@
 package cgroup
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"slices"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -22,13 +19,13 @@ import (
 // shown as it was, and what is gone when it is to be bound counts as bound: nobody
 // sends by it. What appears is left to whoever looks next, as is what was left behind.
 func (b *Binder) Steady() hierarchy.Part {
-	return &steady{b, map[string]known{}, map[string]bool{}}
+	return &steady{b, map[bind.Target]known{}, map[bind.Target]bool{}}
 }
 
 type steady struct {
 	*Binder
-	known map[string]known // what is bound as far as this knows, by target
-	links map[string]bool  // by which targets bound interfaces are shown when they have gone
+	known map[bind.Target]known // what is bound as far as this knows, by target
+	links map[bind.Target]bool  // by which targets bound interfaces are shown when they have gone
 }
 
 // known is a binding that was read or made.
@@ -38,8 +35,8 @@ type known struct {
 }
 
 // mortal says whether a target names what may go, or be made anew under its name.
-func mortal(target string) bool {
-	return strings.HasPrefix(target, cgroupTarget) || strings.HasPrefix(target, linkTarget)
+func mortal(target bind.Target) bool {
+	return target.Kind == bind.TargetCgroup || target.Kind == bind.TargetLink
 }
 
 // Read implements [hierarchy.Part].
@@ -48,11 +45,10 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 		return err
 	}
 	st.Bound = slices.DeleteFunc(st.Bound, func(x hierarchy.Bound) bool {
-		id, err := goneID(x.Target)
-		return err == nil && s.paths[id] != "" || s.links[x.Target] // it was there
+		return x.Target.Kind == bind.TargetCgroupID && s.paths[x.Target.ID] != "" || s.links[x.Target] // it was there
 	})
 	was := s.known
-	s.known = make(map[string]known, len(st.Bound))
+	s.known = make(map[bind.Target]known, len(st.Bound))
 	if st.Hook.Way == bind.WayNone {
 		return nil
 	}
@@ -85,34 +81,29 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 		st.Bound = append(st.Bound, k.Bound)
 		s.known[target] = k
 	}
-	slices.SortFunc(st.Bound, func(a, b hierarchy.Bound) int { return cmp.Compare(a.Target, b.Target) })
+	slices.SortFunc(st.Bound, func(a, b hierarchy.Bound) int { return a.Target.Compare(b.Target) })
 	return nil
 }
 
 // idOf is the number of what a target names, 0 when there is nothing.
-func (s *steady) idOf(t *cgroupfs.Tree, target string) uint64 {
-	if name, ok := strings.CutPrefix(target, linkTarget); ok {
-		l, err := s.getLink(0, name)
-		if err != nil {
-			return 0
+func (s *steady) idOf(t *cgroupfs.Tree, target bind.Target) uint64 {
+	switch {
+	case target.Kind == bind.TargetLink:
+		if l, err := s.getLink(0, target.Name); err == nil {
+			return uint64(l.index)
 		}
-		return uint64(l.index)
+	case target.Kind == bind.TargetCgroup && t != nil:
+		if id, _, err := t.ID(target.Name); err == nil {
+			return id
+		}
 	}
-	path, ok := strings.CutPrefix(target, cgroupTarget)
-	if !ok || t == nil {
-		return 0
-	}
-	id, _, err := t.ID(path)
-	if err != nil {
-		return 0
-	}
-	return id
+	return 0
 }
 
 func (s *steady) know(x hierarchy.Bound, id uint64) {
 	s.known[x.Target] = known{x, id}
-	if strings.HasPrefix(x.Target, linkTarget) {
-		s.links[linkGoneTarget+strconv.FormatUint(id, 10)] = true
+	if x.Target.Kind == bind.TargetLink {
+		s.links[bind.ToLinkIndex(uint32(id))] = true
 	}
 }
 

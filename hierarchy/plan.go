@@ -60,7 +60,9 @@ func (l *Leaf) String() string { return "qdisc " + l.Qdisc.Kind + " of " + label
 func (h *Hook) String() string { return fmt.Sprintf("classifier %s", h.Way) }
 
 // String names the binding.
-func (b *Bound) String() string { return "binding " + b.Target + " to " + label(b.Path, b.Class) }
+func (b *Bound) String() string {
+	return "binding " + b.Target.String() + " to " + label(b.Path, b.Class)
+}
 
 // label names a class, with its path where that is known.
 func label(p Path, id ClassID) string {
@@ -292,7 +294,7 @@ func (p *Plan) hook(old, want Hook) {
 }
 
 func (p *Plan) bindings(old, want []Bound) {
-	was := make(map[string]*Bound, len(old))
+	was := make(map[bind.Target]*Bound, len(old))
 	for i := range old {
 		was[old[i].Target] = &old[i]
 	}

@@ -211,7 +211,7 @@ func stateOf(tree *Tree) State {
 	for b := range tree.All() {
 		for _, x := range b.Bind {
 			e := b.Entry()
-			s.Bound = append(s.Bound, Bound{Target: x.String(), Class: e.ID, Path: b.Path})
+			s.Bound = append(s.Bound, Bound{Target: bind.ToCgroup("/" + x.Name), Class: e.ID, Path: b.Path})
 		}
 	}
 	return s
@@ -372,7 +372,7 @@ func TestDiff(t *testing.T) {
 	}
 	class := func(p Path) string { return fmt.Sprintf("class %s (%v)", p, id(p)) }
 	leaf := func(p Path) string { return fmt.Sprintf("qdisc  of %s (%v)", p, id(p)) }
-	bound := func(p Path) string { return fmt.Sprintf("binding user:a to %s (%v)", p, id(p)) }
+	bound := func(p Path) string { return fmt.Sprintf("binding cgroup:/a to %s (%v)", p, id(p)) }
 	for _, r := range []struct {
 		name     string
 		old, new State

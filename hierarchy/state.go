@@ -43,12 +43,9 @@ type Hook struct {
 
 // Bound is one binding in force: what Target names goes to class Class.
 type Bound struct {
-	// Target is "cgroup:/path" below the mount of the hierarchy in use, "uid:1000"
-	// or "link:veth1". For a cgroup or an interface that no longer exists it is
-	// "cgroup-id:4711" or "link-index:12".
-	Target string  `json:"target"`
-	Class  ClassID `json:"classid"`
-	Path   Path    `json:"path,omitempty"` // of the branch
+	Target bind.Target `json:"target"`
+	Class  ClassID     `json:"classid"`
+	Path   Path        `json:"path,omitempty"` // of the branch
 	// Open says that a program is missing which the kernel would take: that against
 	// root's sockets going round the queues, or, for an interface that belongs to
 	// a bridge, that which marks what it brings in.

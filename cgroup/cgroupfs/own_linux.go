@@ -24,22 +24,31 @@ import (
 // made outside of it, as those are that remain to a program that is locked in: there
 // the lists of processes tell. Whole says that nothing is hidden; if not, the
 // target starts at the root of what can be seen.
-func Own(w bind.Way) (target string, whole bool, err error) {
+func Own(w bind.Way) (target bind.Target, whole bool, err error) {
 	all, whole, err := Of(w, os.Getpid())
 	switch {
 	case err != nil || len(all) == 0:
-		return "", whole, err
+		return bind.Target{}, whole, err
 	case len(all) > 1:
-		return "", whole, fmt.Errorf("the threads of this process are in different cgroups: %s", strings.Join(all, ", "))
+		return bind.Target{}, whole, fmt.Errorf("the threads of this process are in different cgroups: %s", texts(all))
 	}
 	return all[0], whole, nil
+}
+
+// texts lists targets in one line.
+func texts(all []bind.Target) string {
+	var text []string
+	for _, t := range all {
+		text = append(text, t.String())
+	}
+	return strings.Join(text, ", ")
 }
 
 // Of is [Own] for another process, seen from the caller's cgroup namespace: the cgroups
 // of its living threads, which may differ, each of them once. Where none lives it is an
 // error. Who asks holds the process (pidfd) and looks again afterwards whether it is
 // there: its number may have been another's.
-func Of(w bind.Way, pid int) (targets []string, whole bool, err error) {
+func Of(w bind.Way, pid int) (targets []bind.Target, whole bool, err error) {
 	threads, err := Living(pid)
 	if err != nil {
 		return nil, false, err
@@ -71,9 +80,6 @@ func Of(w bind.Way, pid int) (targets []string, whole bool, err error) {
 	return targets, whole, nil
 }
 
-// targetPrefix is what the target of a cgroup begins with.
-const targetPrefix = "cgroup:"
-
 // view is what the caller can see of a hierarchy.
 type view struct {
 	magic  int64
@@ -104,7 +110,7 @@ func newView(w bind.Way) (*view, error) {
 }
 
 // locate is the target of the cgroup that a thread has as own in /proc.
-func (v *view) locate(own string, thread int) (target string, whole bool, err error) {
+func (v *view) locate(own string, thread int) (target bind.Target, whole bool, err error) {
 	for _, m := range v.mounts {
 		var st unix.Statfs_t
 		if err := unix.Statfs(m.Mountpoint, &st); err != nil || int64(st.Type) != v.magic {
@@ -112,18 +118,18 @@ func (v *view) locate(own string, thread int) (target string, whole bool, err er
 		}
 		t, err := openTree(m.Mountpoint, m.Mountpoint)
 		if err != nil {
-			return "", false, err
+			return bind.Target{}, false, err
 		}
 		path, err := t.own(m.Root, own, thread)
 		whole := t.Whole
 		if err = errors.Join(err, t.Close()); err != nil || path != "" {
-			return targetPrefix + path, whole, err
+			return bind.ToCgroup(path), whole, err
 		}
 	}
 	if up, down := above(own); up == 0 { // no mount shows it
-		return targetPrefix + down, v.first, nil
+		return bind.ToCgroup(down), v.first, nil
 	}
-	return targetPrefix + "/", false, nil
+	return bind.ToCgroup("/"), false, nil
 }
 
 func isV2(m *mountinfo.Info) bool { return m.FSType == "cgroup2" }

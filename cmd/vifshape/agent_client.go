@@ -163,5 +163,5 @@ func (m *machine) placed(path hierarchy.Path, way bind.Way) error {
 	if ok && ns == m.store.netNS && home == path || !ok && !whole { // hidden by a container: the agent's word is all there is
 		return nil
 	}
-	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, words.Printable(target))
+	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, words.Printable(target.String()))
 }

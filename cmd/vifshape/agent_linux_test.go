@@ -266,7 +266,7 @@ func (n *network) targets() map[string]hierarchy.Path {
 		var s hierarchy.State
 		err = x.binder.Read(n.Context(), &s)
 		for _, b := range s.Bound {
-			all[b.Target] = x.kernel.Names[b.Class]
+			all[b.Target.String()] = x.kernel.Names[b.Class]
 		}
 		return err
 	})

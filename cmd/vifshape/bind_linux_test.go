@@ -213,10 +213,10 @@ func TestKernelBindAtomic(t *testing.T) {
 	before, state := bindings(), n.state()
 	nothing := heldView{Sockets: new(int), Carried: new(int)}
 	want := bindingsJSON{Bindings: []*bindingView{
-		{Path: "eth0/base", Binding: bind.Binding{Kind: bind.Cgroup, Name: at}, Bound: []string{"cgroup:" + at},
-			Held: []boundView{{Target: "cgroup:" + at, From: "cgroup:" + at, heldView: nothing}}},
-		{Path: "eth0/web", Binding: bind.Binding{Kind: bind.Cgroup, Name: at + "/a*"}, AtRuntime: true, Bound: []string{"cgroup:" + at + "/a"},
-			Held: []boundView{{Target: "cgroup:" + at + "/a", From: "cgroup:" + at + "/a*", AtRuntime: true, heldView: nothing}}},
+		{Path: "eth0/base", Binding: bind.Binding{Kind: bind.Cgroup, Name: at}, Bound: []bind.Target{bind.ToCgroup(at)},
+			Held: []boundView{{Target: bind.ToCgroup(at), From: "cgroup:" + at, heldView: nothing}}},
+		{Path: "eth0/web", Binding: bind.Binding{Kind: bind.Cgroup, Name: at + "/a*"}, AtRuntime: true, Bound: []bind.Target{bind.ToCgroup(at + "/a")},
+			Held: []boundView{{Target: bind.ToCgroup(at + "/a"), From: "cgroup:" + at + "/a*", AtRuntime: true, heldView: nothing}}},
 	}}
 	if diff := cmp.Diff(want, before, cmp.AllowUnexported(boundView{})); diff != "" {
 		t.Errorf("bindings (-want +got):\n%s", diff)
@@ -285,7 +285,9 @@ func TestKernelBindInterrupted(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, b := range out.Bindings {
-			all = append(all, b.Bound...)
+			for _, target := range b.Bound {
+				all = append(all, target.String())
+			}
 		}
 		return all
 	}

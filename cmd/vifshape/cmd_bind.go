@@ -238,7 +238,7 @@ type bindingView struct {
 	Path      hierarchy.Path `json:"path"`
 	Binding   bind.Binding   `json:"binding"`
 	AtRuntime bool           `json:"at_runtime"`        // by bind, not in the policy
-	Bound     []string       `json:"bound"`             // targets that it is in force for
+	Bound     []bind.Target  `json:"bound"`             // targets that it is in force for
 	Held      []boundView    `json:"held,omitempty"`    // how far it holds, for each of them
 	Waits     []string       `json:"pending,omitempty"` // reasons why it is in force for nothing, or not for all
 	Refused   []string       `json:"refused,omitempty"` // why it cannot be
@@ -289,7 +289,7 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 	var list []*bindingView
 	views := map[string]*bindingView{}
 	for _, b := range x.record.Bindings {
-		v := &bindingView{Path: b.Path, Binding: b.Binding, AtRuntime: b.AtRuntime, Bound: []string{}}
+		v := &bindingView{Path: b.Path, Binding: b.Binding, AtRuntime: b.AtRuntime, Bound: []bind.Target{}}
 		views[b.Binding.String()] = v
 		if path == "" || b.Path.Below(path) {
 			list = append(list, v)
@@ -305,7 +305,7 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 		m.notef("%s: without privileges the bindings in force cannot be read; what they came to when they were last changed is shown", iface)
 		for _, b := range x.record.Bound {
 			v := at(b.From)
-			if b.Target == "" {
+			if b.Target.Kind == bind.TargetNone {
 				v.Waits = append(v.Waits, "it was not there")
 			} else {
 				v.Bound = append(v.Bound, b.Target)
@@ -327,7 +327,7 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 	if err != nil {
 		return nil, err
 	}
-	is := make(map[string]hierarchy.ClassID, len(s.Bound))
+	is := make(map[bind.Target]hierarchy.ClassID, len(s.Bound))
 	for _, b := range s.Bound {
 		is[b.Target] = b.Class
 	}
@@ -360,8 +360,8 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 }
 
 // notBound says that a target could be bound and is not.
-func notBound(target string) string {
-	return target + " is there and not bound: start vifshape agent, or apply the policy again"
+func notBound(target bind.Target) string {
+	return target.String() + " is there and not bound: start vifshape agent, or apply the policy again"
 }
 
 // write prints the bindings as a table, one line for each thing that they name.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -203,12 +202,11 @@ func (s *shaped) leave(m *machine) error {
 func (m *machine) unmark(r *record) error {
 	var errs []error
 	for _, b := range r.Bound {
-		name, ok := strings.CutPrefix(b.Target, "link:")
-		if !ok {
+		if b.Target.Kind != bind.TargetLink {
 			continue
 		}
 		var no *tc.ErrNoDevice
-		if err := tc.DetachIngressOf(m.conn, r.Index, name); !errors.As(err, &no) {
+		if err := tc.DetachIngressOf(m.conn, r.Index, b.Target.Name); !errors.As(err, &no) {
 			errs = append(errs, err)
 		}
 	}

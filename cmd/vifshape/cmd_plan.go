@@ -163,7 +163,7 @@ func (m *machine) remarks(x *target) {
 	held, _ := x.held(x.before.Bound)
 	for _, b := range gone {
 		if n := len(held[b.Target]); n > 0 {
-			m.warnf("%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", name(b.Path, b.Class), words.Printable(b.Target), n)
+			m.warnf("%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", name(b.Path, b.Class), words.Printable(b.Target.String()), n)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -91,8 +92,8 @@ type proveJSON struct {
 // proofView is what came of one way into a branch.
 type proofView struct {
 	Branch  hierarchy.Path `json:"branch"`
-	From    string         `json:"from,omitempty"`   // the binding's words; with no target: the rest
-	Target  string         `json:"target,omitempty"` // what was sent from
+	From    string         `json:"from,omitempty"`  // the binding's words; with no target: the rest
+	Target  bind.Target    `json:"target,omitzero"` // what was sent from
 	Sent    int            `json:"sent"`
 	Landed  []landedView   `json:"landed"`
 	AtLeast bool           `json:"at_least,omitempty"` // there were others' packets among them
@@ -179,14 +180,14 @@ func (m *machine) prove(ctx context.Context, iface string, path hierarchy.Path) 
 	var in []hierarchy.Bound
 	var all []proofView
 	for _, b := range append(x.named(s.Bound, false), hierarchy.Bound{Class: hierarchy.ID(hierarchy.RestMinor), From: "rest"}) {
-		rest := b.Target == "" && b.From == "rest"
+		rest := b.Target.Kind == bind.TargetNone && b.From == "rest"
 		v := proofView{Branch: x.branchOf(b.Class), From: b.From, Target: b.Target, Landed: []landedView{}, Verdict: proofNotTried, Other: held[b.Target].Other}
 		switch {
 		case path != "" && !v.Branch.Below(path):
 			continue
 		case rest:
 			v.From, b.From = "", ""
-		case b.Target == "":
+		case b.Target.Kind == bind.TargetNone:
 			v.Why = "what it names is not there"
 		}
 		if v.Why == "" {
@@ -277,7 +278,7 @@ func (v *proofView) came(x *shaped, leaves []hierarchy.Leaf, p cgroup.Proof) {
 // String says it in one line.
 func (v proofView) String() string {
 	s := string(v.Branch)
-	if b := (&boundView{From: v.From, Target: v.Target}); v.From == "" && v.Target == "" {
+	if b := (&boundView{From: v.From, Target: v.Target}); v.From == "" && v.Target.Kind == bind.TargetNone {
 		s += " by nothing that is bound"
 	} else {
 		s += " by " + b.name()

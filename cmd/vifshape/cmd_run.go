@@ -13,6 +13,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 func newRunCommand(e *env) *cobra.Command {
@@ -165,9 +166,9 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd confine.Command)
 
 // enter finds the cgroup where the processes of a branch are put, made and bound if
 // it is not yet. The caller closes x's binder.
-func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, home string, err error) {
+func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, home bind.Target, err error) {
 	if err := m.within(ctx, path); err != nil {
-		return nil, "", err
+		return nil, home, err
 	}
 	if x, home, err = m.open(ctx, path); privilege(err) {
 		if at, e := m.branch(); e == nil && at != "" {
@@ -178,29 +179,29 @@ func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, ho
 }
 
 // open is enter for whoever may be put there.
-func (m *machine) open(ctx context.Context, path hierarchy.Path) (x *shaped, home string, err error) {
+func (m *machine) open(ctx context.Context, path hierarchy.Path) (x *shaped, home bind.Target, err error) {
 	x, class, err := m.standing(path)
 	if err != nil {
-		return nil, "", err
+		return nil, home, err
 	}
 	home, now, err := x.binder.BoundHome(path)
 	if err == nil && now == class { // there is nothing to change, and nobody to wait for
 		return x, home, nil
 	}
 	if err := errors.Join(err, x.binder.Close()); err != nil {
-		return nil, "", err
+		return nil, home, err
 	}
 	unlock, err := m.store.lock(ctx, "run "+string(path))
 	if err != nil {
-		return nil, "", err
+		return nil, home, err
 	}
 	defer unlock()
 	// Who had the lock may have given the branch another class.
 	if x, class, err = m.standing(path); err != nil {
-		return nil, "", err
+		return nil, home, err
 	}
 	if home, err = x.home(ctx, path, class); err != nil {
-		return nil, "", errors.Join(err, x.binder.Close())
+		return nil, home, errors.Join(err, x.binder.Close())
 	}
 	return x, home, nil
 }
@@ -280,24 +281,24 @@ func (r *record) paths() []string {
 
 // home is the cgroup of a branch, made and bound if it is not yet. The caller holds the
 // store's lock.
-func (x *shaped) home(ctx context.Context, path hierarchy.Path, class hierarchy.ClassID) (string, error) {
+func (x *shaped) home(ctx context.Context, path hierarchy.Path, class hierarchy.ClassID) (home bind.Target, err error) {
 	_, was, err := x.binder.BoundHome(path)
 	if err == nil && was != 0 {
 		err = x.misnamedHome(path, was)
 	}
 	if err != nil {
-		return "", err
+		return home, err
 	}
-	home, err := x.binder.Home(path)
+	home, err = x.binder.Home(path)
 	if err != nil {
-		return "", err
+		return home, err
 	}
 	_, err = x.binder.Do(ctx, []hierarchy.Step{{Action: hierarchy.Create, New: &hierarchy.Bound{Target: home, Class: class, Path: path, From: "run"}}})
 	if err != nil {
-		return "", err
+		return home, err
 	}
 	if _, now, err := x.binder.BoundHome(path); err != nil || now != class {
-		return "", errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.record.policy()))
+		return home, errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.record.policy()))
 	}
 	return home, nil
 }

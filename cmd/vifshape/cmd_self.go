@@ -60,9 +60,9 @@ type selfJSON struct {
 type selfView struct {
 	Interface string `json:"interface"`
 	*branchView
-	Way    bind.Way `json:"classifier"`
-	From   string   `json:"from"`
-	Target string   `json:"target,omitempty"` // empty: only the environment says so
+	Way    bind.Way    `json:"classifier"`
+	From   string      `json:"from"`
+	Target bind.Target `json:"target,omitzero"` // empty: only the environment says so
 	// Delegated are the branches at and above this one that are delegated.
 	Delegated []delegated `json:"delegated,omitempty"`
 }
@@ -104,7 +104,7 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 		if err != nil {
 			return err
 		}
-		if v.Target == "" {
+		if v.Target.Kind == bind.TargetNone {
 			e.notef("%s: this container hides the cgroups above its own: the branch is that of %s", v.Interface, branchVariable)
 		}
 		out.Branches = append(out.Branches, v)

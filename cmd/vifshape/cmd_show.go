@@ -112,10 +112,10 @@ type process struct {
 }
 
 type boundView struct {
-	Target    string    `json:"target,omitempty"` // empty: not there yet, or not readable
-	From      string    `json:"from"`
-	AtRuntime bool      `json:"at_runtime,omitempty"` // by bind, not in the policy
-	Processes []process `json:"processes,omitempty"`
+	Target    bind.Target `json:"target,omitzero"` // empty: not there yet, or not readable
+	From      string      `json:"from"`
+	AtRuntime bool        `json:"at_runtime,omitempty"` // by bind, not in the policy
+	Processes []process   `json:"processes,omitempty"`
 	heldView
 }
 
@@ -306,7 +306,7 @@ func (x *target) unheld(is hierarchy.State) (map[hierarchy.ClassID][]string, err
 			all[class] = append(all[class], bindingText(o.Binding)+": "+o.String())
 		}
 	}
-	in := map[string]hierarchy.ClassID{}
+	in := map[bind.Target]hierarchy.ClassID{}
 	for _, b := range is.Bound {
 		in[b.Target] = b.Class
 	}
@@ -394,22 +394,22 @@ func (v *treeView) order(paths []hierarchy.Path) {
 // named gives bindings the words that the policy has for them, and adds those of
 // its bindings that wait for what they name, or all where none could be read.
 func (x *shaped) named(all []hierarchy.Bound, blind bool) []hierarchy.Bound {
-	words := map[string]hierarchy.Bound{}
+	words := map[bind.Target]hierarchy.Bound{}
 	for _, r := range x.record.Bound {
-		if r.Target == "" {
+		if r.Target.Kind == bind.TargetNone {
 			r.Class, _ = x.entry(r.Path) // without an entry it is shown with no branch
 		}
-		if r.Target == "" || blind {
+		if r.Target.Kind == bind.TargetNone || blind {
 			all = append(all, r)
 		}
 		words[r.Target] = r
 	}
 	for i := range all {
 		b := &all[i]
-		if w, ok := words[b.Target]; ok && b.Target != "" {
+		if w, ok := words[b.Target]; ok && b.Target.Kind != bind.TargetNone {
 			b.From = w.From
 		}
-		if b.From == "" && strings.HasPrefix(b.Target, "cgroup:/vifshape/") {
+		if b.From == "" && b.Target.Kind == bind.TargetCgroup && strings.HasPrefix(b.Target.Name, "/vifshape/") {
 			b.From = "run"
 		}
 	}
@@ -443,11 +443,11 @@ func (x *shaped) bound(all []hierarchy.Bound) (map[hierarchy.ClassID][]boundView
 // held is the processes that each target holds: a process in several of them
 // belongs to the deepest cgroup, and to its user only where none is bound, as the
 // classifier has it.
-func (x *shaped) held(all []hierarchy.Bound) (map[string][]int, error) {
-	held := map[string][]int{}
-	owner := map[int]string{}
+func (x *shaped) held(all []hierarchy.Bound) (map[bind.Target][]int, error) {
+	held := map[bind.Target][]int{}
+	owner := map[int]bind.Target{}
 	for _, b := range all {
-		if b.Target == "" || held[b.Target] != nil {
+		if b.Target.Kind == bind.TargetNone || held[b.Target] != nil {
 			continue
 		}
 		pids, err := x.binder.Processes(b.Target)
@@ -469,9 +469,11 @@ func (x *shaped) held(all []hierarchy.Bound) (map[string][]int, error) {
 
 // deeper says which of two targets that hold the same process comes first. Both
 // are cgroups on one way to the root, or one is a user; no target holds nothing.
-func deeper(a, b string) bool {
-	user := func(s string) bool { return strings.HasPrefix(s, "uid:") }
-	return b == "" || user(b) || !user(a) && len(a) > len(b)
+func deeper(a, b bind.Target) bool {
+	if b.Kind != bind.TargetCgroup {
+		return true
+	}
+	return a.Kind == bind.TargetCgroup && len(a.Name) > len(b.Name)
 }
 
 func rootText(r hierarchy.Root) string {
@@ -563,7 +565,7 @@ func (b *boundView) name() string {
 	switch {
 	case s == "":
 		s = words.TargetText(b.Target)
-	case b.Target != "" && b.Target != b.From:
+	case b.Target.Kind != bind.TargetNone && b.Target.String() != b.From:
 		s += " (" + words.TargetText(b.Target) + ")"
 	}
 	return s

@@ -1,20 +1,24 @@
 package main
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
 
 // TestDeeper: of the targets that hold a process the classifier takes the deepest
 // cgroup, and a user after all of them.
 func TestDeeper(t *testing.T) {
 	for _, c := range []struct {
-		a, b string
+		a, b bind.Target
 		want bool
 	}{
-		{"cgroup:/a/b", "cgroup:/a", true},
-		{"cgroup:/a", "cgroup:/a/b", false},
-		{"cgroup:/a", "", true},
-		{"uid:1000", "", true},
-		{"uid:1000", "cgroup:/", false},
-		{"cgroup:/", "uid:1000", true},
+		{bind.ToCgroup("/a/b"), bind.ToCgroup("/a"), true},
+		{bind.ToCgroup("/a"), bind.ToCgroup("/a/b"), false},
+		{bind.ToCgroup("/a"), bind.Target{}, true},
+		{bind.ToUser(1000), bind.Target{}, true},
+		{bind.ToUser(1000), bind.ToCgroup("/"), false},
+		{bind.ToCgroup("/"), bind.ToUser(1000), true},
 	} {
 		if got := deeper(c.a, c.b); got != c.want {
 			t.Errorf("deeper(%q, %q) = %v", c.a, c.b, got)

@@ -324,7 +324,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 			return err
 		}
 		if uid != 0 {
-			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: user %d may move processes out of %s", x.Path, uid, words.Printable(x.Target)),
+			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: user %d may move processes out of %s", x.Path, uid, words.Printable(x.Target.String())),
 				Follows: "it was delegated to that user: bind the cgroup that was, above it"})
 		}
 		more, err := cgroup.Subordinates(x.Target)
@@ -334,7 +334,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		if len(more) > 0 {
 			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker,
 				Text:    fmt.Sprintf("%s: %s does not hold what the user starts under its other numbers, %s of /etc/subuid, as in rootless containers", x.Path, x.From, strings.Join(more, ", ")),
-				Follows: fmt.Sprintf("they have the user's cgroup: bind cgroup:/user.slice/user-%s.slice as well", strings.TrimPrefix(x.Target, "uid:"))})
+				Follows: fmt.Sprintf("they have the user's cgroup: bind cgroup:/user.slice/user-%d.slice as well", x.Target.ID)})
 		}
 	}
 	return nil

@@ -55,7 +55,7 @@ func (x *shaped) holds(bound map[hierarchy.ClassID][]boundView) error {
 	}
 	for class, list := range bound {
 		for i := range list {
-			if strings.HasPrefix(list[i].Target, "cgroup:") || strings.HasPrefix(list[i].Target, "uid:") {
+			if processesOf(list[i].Target) {
 				list[i].heldView = x.holding(class, list[i].Processes, all)
 			}
 		}
@@ -116,9 +116,14 @@ func (x *shaped) branchOf(class hierarchy.ClassID) hierarchy.Path {
 	return hierarchy.Path(cmp.Or(string(x.kernel.Names[class]), string(hierarchy.Path(x.record.Interface).Join(hierarchy.RestName))))
 }
 
+// processesOf says whether a target names processes.
+func processesOf(t bind.Target) bool {
+	return t.Kind == bind.TargetCgroup || t.Kind == bind.TargetUser
+}
+
 // summary says in a few words how far a binding holds; empty for what names no processes.
 func (b *boundView) summary() string {
-	if !strings.HasPrefix(b.Target, "cgroup:") && !strings.HasPrefix(b.Target, "uid:") {
+	if !processesOf(b.Target) {
 		return ""
 	}
 	if len(b.Processes) == 0 {
@@ -181,12 +186,12 @@ func processNames(all []process) string {
 }
 
 // heldBy is how far bindings hold, by target.
-func (x *shaped) heldBy(all []hierarchy.Bound) (map[string]boundView, error) {
+func (x *shaped) heldBy(all []hierarchy.Bound) (map[bind.Target]boundView, error) {
 	bound, err := x.bound(all)
 	if err != nil {
 		return nil, err
 	}
-	held := map[string]boundView{}
+	held := map[bind.Target]boundView{}
 	for _, list := range bound {
 		for _, v := range list {
 			held[v.Target] = v
@@ -196,7 +201,7 @@ func (x *shaped) heldBy(all []hierarchy.Bound) (map[string]boundView, error) {
 }
 
 // inForce says of a target that a binding is in force for how far that holds.
-func (v *bindingView) inForce(i int, target string) (lines []string) {
+func (v *bindingView) inForce(i int, target bind.Target) (lines []string) {
 	s := words.TargetText(target)
 	if i >= len(v.Held) {
 		return []string{s}
@@ -229,7 +234,7 @@ func (m *machine) strayed(ctx context.Context, x *shaped, steps []hierarchy.Step
 	// all bindings: what another one names more exactly is not theirs
 	var s hierarchy.State
 	err := x.binder.Read(ctx, &s)
-	var held map[string]boundView
+	var held map[bind.Target]boundView
 	if err == nil {
 		held, err = x.heldBy(s.Bound)
 	}
@@ -270,7 +275,7 @@ func (e *env) stays(in hierarchy.Path, what string, v heldView, way bind.Way) {
 // though the kernel did not say so.
 func (m *machine) leftBehind(x *shaped, path hierarchy.Path, got *cgroup.Attachment) {
 	_, class, _ := x.record.leaf(path)
-	v := boundView{Target: "cgroup:"}
+	v := boundView{Target: bind.ToCgroup("")}
 	for _, p := range got.Processes {
 		v.Processes = append(v.Processes, process{p.PID, p.Name})
 	}

@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // TestHeldWords: what is said of a binding, and nothing of what is not known.
@@ -44,7 +46,7 @@ func TestHeldWords(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			tt.v.Target = "cgroup:/x"
+			tt.v.Target = bind.ToCgroup("/x")
 			if got := tt.v.summary(); got != tt.want {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
@@ -53,7 +55,7 @@ func TestHeldWords(t *testing.T) {
 			}
 		})
 	}
-	if got := (&boundView{Target: "link:veth0"}).summary(); got != "" {
+	if got := (&boundView{Target: bind.ToLink("veth0")}).summary(); got != "" {
 		t.Errorf("of an interface: %q", got)
 	}
 }

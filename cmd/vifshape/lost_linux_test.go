@@ -14,6 +14,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -147,7 +148,7 @@ func (n *network) boundClasses() map[string]hierarchy.ClassID {
 			var s hierarchy.State
 			err = b.Read(n.Context(), &s)
 			for _, b := range s.Bound {
-				all[b.Target] = b.Class
+				all[b.Target.String()] = b.Class
 			}
 			return err
 		})
@@ -193,7 +194,7 @@ func TestKernelAgentForged(t *testing.T) {
 		{"ids and bindings", func(r *record) {
 			swap(r)
 			for i := range r.Bound {
-				if _, class, ok := r.leaf(r.Bound[i].Path); ok && r.Bound[i].Target != "" {
+				if _, class, ok := r.leaf(r.Bound[i].Path); ok && r.Bound[i].Target.Kind != bind.TargetNone {
 					r.Bound[i].Class = class
 				}
 			}

@@ -107,7 +107,7 @@ func stepText(s hierarchy.Step, kinds kindTable) string {
 		return fmt.Sprintf("hook\t%s (version %d)", i.Way, i.Version)
 	case *hierarchy.Bound:
 		from := ""
-		if i.From != "" && i.From != i.Target {
+		if i.From != "" && i.From != i.Target.String() {
 			from = " (" + words.Printable(i.From) + ")"
 		}
 		target := words.TargetText(i.Target)

@@ -146,7 +146,7 @@ func (r *record) check(iface string) error {
 	}
 	for _, b := range r.Bound {
 		paths = append(paths, b.Path)
-		if _, class, ok := r.leaf(b.Path); ok && b.Target != "" && b.Class != class {
+		if _, class, ok := r.leaf(b.Path); ok && b.Target.Kind != bind.TargetNone && b.Class != class {
 			return fmt.Errorf("%q is class %v in one place and %v in another", b.Path, class, b.Class)
 		}
 	}

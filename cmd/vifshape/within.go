@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
@@ -114,9 +113,9 @@ func (m *machine) confined(ctx context.Context, way bind.Way) (at, hidden hierar
 		}
 		for _, b := range s.Bound {
 			switch {
-			case b.Target == "cgroup:/":
+			case b.Target == bind.ToCgroup("/"):
 				return x.kernel.Names[b.Class], "", nil
-			case strings.HasPrefix(b.Target, "cgroup-id:"):
+			case b.Target.Kind == bind.TargetCgroupID:
 				hidden = x.kernel.Names[b.Class]
 			}
 		}
@@ -138,13 +137,12 @@ func (m *machine) inside(x *shaped, way bind.Way, all []hierarchy.Bound, blind b
 	if err != nil {
 		return hierarchy.Bound{}, err
 	}
-	bound := make(map[string]hierarchy.Bound, len(all))
+	bound := make(map[bind.Target]hierarchy.Bound, len(all))
 	for _, b := range all {
 		bound[b.Target] = b
 	}
-	dir, _ := strings.CutPrefix(target, "cgroup:")
-	for ; dir != "" && dir != "."; dir = path.Dir(dir) {
-		at := "cgroup:" + dir
+	for dir := target.Name; dir != "" && dir != "."; dir = path.Dir(dir) {
+		at := bind.ToCgroup(dir)
 		if b, ok := bound[at]; ok {
 			return b, nil
 		}
@@ -162,5 +160,5 @@ func (m *machine) inside(x *shaped, way bind.Way, all []hierarchy.Bound, blind b
 			return hierarchy.Bound{Class: class, Path: claim, From: branchVariable}, nil
 		}
 	}
-	return bound[fmt.Sprintf("uid:%d", os.Geteuid())], nil
+	return bound[bind.ToUser(uint32(os.Geteuid()))], nil
 }

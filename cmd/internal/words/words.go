@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // short prints a bandwidth for people: exactly where three digits do, else with
@@ -54,12 +55,13 @@ func Printable(s string) string {
 	return strconv.Quote(s)
 }
 
-// targetText is a binding's target. A cgroup that is gone has only its number left.
-func TargetText(target string) string {
-	if strings.HasPrefix(target, "cgroup-id:") {
-		target += " (gone)"
+// TargetText is a binding's target. A cgroup that is gone has only its number left.
+func TargetText(target bind.Target) string {
+	s := target.String()
+	if target.Kind == bind.TargetCgroupID {
+		s += " (gone)"
 	}
-	return Printable(target)
+	return Printable(s)
 }
 
 // indented is the last part of a path behind two spaces for each level.
