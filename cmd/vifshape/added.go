@@ -7,29 +7,14 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
-	"strings"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
-
-// delegated is a branch with the users it is delegated to.
-type delegated struct {
-	Path hierarchy.Path  `json:"path"`
-	To   []bind.Delegate `json:"to"`
-}
-
-// to are the delegates in words.
-func (d delegated) to() string {
-	names := make([]string, len(d.To))
-	for i, t := range d.To {
-		names[i] = string(t)
-	}
-	return strings.Join(names, ", ")
-}
 
 // uid is the number of a delegate; ok is false for one that this machine does not
 // know, and for root, however it is called here.
@@ -74,10 +59,10 @@ func (x *target) lay(with amend.Extended) {
 }
 
 // delegations are the branches of a tree that are delegated.
-func delegations(t *hierarchy.Tree) (all []delegated) {
+func delegations(t *hierarchy.Tree) (all []record.Delegated) {
 	for b := range t.All() {
 		if len(b.Delegate) > 0 {
-			all = append(all, delegated{b.Path, b.Delegate})
+			all = append(all, record.Delegated{Path: b.Path, To: b.Delegate})
 		}
 	}
 	return all
@@ -104,11 +89,11 @@ func (m *machine) addedRemarks(x *target, all bool) {
 	}
 	was := map[hierarchy.Path]string{}
 	for _, d := range x.record.Delegated {
-		was[d.Path] = d.to()
+		was[d.Path] = d.Names()
 	}
 	for _, d := range x.next.Delegated {
-		if was[d.Path] != d.to() {
-			m.notef("%s is delegated to %s", d.Path, words.Printable(d.to()))
+		if was[d.Path] != d.Names() {
+			m.notef("%s is delegated to %s", d.Path, words.Printable(d.Names()))
 		}
 		delete(was, d.Path)
 	}
@@ -142,7 +127,7 @@ func (w *petitioner) held(p hierarchy.Path) error {
 
 // enters refuses a branch that the petitioner may not start programs in. Root may: the
 // cgroups' files are its own.
-func (w *petitioner) enters(r *record, p hierarchy.Path) error {
+func (w *petitioner) enters(r *record.Record, p hierarchy.Path) error {
 	if w.uid == 0 {
 		return w.held(p)
 	}
@@ -153,7 +138,7 @@ func (w *petitioner) enters(r *record, p hierarchy.Path) error {
 // base is the branch at or above p up to which the petitioner may divide it: given, the
 // uppermost that is delegated to it, but none above one that it runs in. Nothing is
 // delegated to root: one that comes here is one that may not do it by itself.
-func (w *petitioner) base(r *record, p hierarchy.Path) (base, given hierarchy.Path, err error) {
+func (w *petitioner) base(r *record.Record, p hierarchy.Path) (base, given hierarchy.Path, err error) {
 	if err := w.held(p); err != nil {
 		return "", "", err
 	}
@@ -181,7 +166,7 @@ func (w *petitioner) base(r *record, p hierarchy.Path) (base, given hierarchy.Pa
 // amend changes the branches that were added to an interface. Change sets tree and
 // added of a target; the rest is that of apply, with the policy that was applied last.
 func (m *machine) amend(ctx context.Context, what string, path hierarchy.Path, change func(*target) error) error {
-	unlock, err := m.store.lock(ctx, what+" "+string(path))
+	unlock, err := m.store.Lock(ctx, what+" "+string(path))
 	if err != nil {
 		return err
 	}
@@ -284,7 +269,7 @@ func (m *machine) remove(ctx context.Context, path hierarchy.Path, who *petition
 			if err := x.exists(path); err != nil {
 				return err
 			}
-			return fmt.Errorf("%s was not added, it is the policy's: change %s and apply it", path, r.policy())
+			return fmt.Errorf("%s was not added, it is the policy's: change %s and apply it", path, r.PolicyName())
 		}
 		if who != nil && r.Added[i].By == 0 {
 			return deniedError{fmt.Errorf("%s was added by root", path)}

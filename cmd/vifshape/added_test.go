@@ -5,17 +5,18 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // TestBase holds how far up users may go.
 func TestBase(t *testing.T) {
-	r := &record{Interface: "eth0", Delegated: []delegated{
-		{"eth0/a", []bind.Delegate{"uid:1"}},
-		{"eth0/a/b", []bind.Delegate{"uid:1", "uid:2"}},
-		{"eth0/a/b/c/d", []bind.Delegate{"uid:2"}},
-		{"eth0/ab", []bind.Delegate{"uid:3", "no-such-user", "nobody"}},
+	r := &record.Record{Interface: "eth0", Delegated: []record.Delegated{
+		{Path: "eth0/a", To: []bind.Delegate{"uid:1"}},
+		{Path: "eth0/a/b", To: []bind.Delegate{"uid:1", "uid:2"}},
+		{Path: "eth0/a/b/c/d", To: []bind.Delegate{"uid:2"}},
+		{Path: "eth0/ab", To: []bind.Delegate{"uid:3", "no-such-user", "nobody"}},
 	}}
 	for _, x := range []struct {
 		who         petitioner

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
@@ -83,7 +84,7 @@ func (e *env) newAgent(ctx context.Context, level slog.Level) (*agent, error) {
 	if a.m, err = a.machine(); err != nil {
 		return nil, err
 	}
-	a.m.store.saved = map[string]os.FileInfo{}
+	a.m.store.Saved = map[string]os.FileInfo{}
 	if err = a.open(ctx); err != nil {
 		return nil, errors.Join(err, a.close())
 	}
@@ -106,13 +107,13 @@ func (a *agent) open(ctx context.Context) (err error) {
 // take makes this the agent of the network namespace, and watches the run
 // directory, which may have been removed.
 func (a *agent) take(ctx context.Context) error {
-	unlock, err := a.m.store.lock(ctx, "agent")
+	unlock, err := a.m.store.Lock(ctx, "agent")
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if a.hold == nil || !a.m.store.agentHeld(a.hold) {
-		f, err := a.m.store.takeAgent()
+	if a.hold == nil || !a.m.store.AgentHeld(a.hold) {
+		f, err := a.m.store.TakeAgent()
 		if err != nil {
 			return err
 		}
@@ -127,10 +128,10 @@ func (a *agent) take(ctx context.Context) error {
 	if a.asks, err = a.petitions(a.m.store); err != nil {
 		return err
 	}
-	if a.lockDir, err = a.dirs.add(a.m.store.locks, unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
+	if a.lockDir, err = a.dirs.add(a.m.store.Locks, unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
 		return err
 	}
-	a.runDir, err = a.dirs.add(a.m.store.dir, unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR)
+	a.runDir, err = a.dirs.add(a.m.store.Dir, unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR)
 	return err
 }
 
@@ -161,11 +162,11 @@ func (a *agent) leave() error {
 	ctx, stop := context.WithTimeout(context.Background(), time.Second)
 	defer stop()
 	var err error
-	if a.m.store.agentHeld(a.hold) {
-		err = errors.Join(unlessGone(os.Remove(a.m.store.agentSocketFile())), unlessGone(os.Remove(a.m.store.agentFile())))
+	if a.m.store.AgentHeld(a.hold) {
+		err = errors.Join(record.UnlessGone(os.Remove(a.m.store.AgentSocketFile())), record.UnlessGone(os.Remove(a.m.store.AgentFile())))
 	}
 	err = errors.Join(err, a.hold.Close())
-	if unlock, lerr := a.m.store.lock(ctx, "agent"); lerr == nil {
+	if unlock, lerr := a.m.store.Lock(ctx, "agent"); lerr == nil {
 		unlock()
 	}
 	return err
@@ -261,7 +262,7 @@ func unlessMissed[T any](receive func() ([]T, error)) func() ([]T, error) {
 
 // everything marks all interfaces.
 func (a *agent) everything() {
-	names, err := a.m.store.interfaces()
+	names, err := a.m.store.Interfaces()
 	if err != nil {
 		a.log.Error("the run directory cannot be read", "error", err)
 		return
@@ -321,18 +322,18 @@ func (a *agent) noticed(ctx context.Context, all []notice) error {
 // no sooner than the agent's socket in it, which the agent holds.
 func (a *agent) recorded(ctx context.Context, n notice) error {
 	gone := n.mask&(unix.IN_DELETE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0
-	if gone || n.name == filepath.Base(a.m.store.agentFile()) || n.name == agentSocket {
-		if !gone && a.m.store.agentHeld(a.hold) && a.m.store.reachable() { // its own, after one before it
+	if gone || n.name == filepath.Base(a.m.store.AgentFile()) || n.name == record.AgentSocket {
+		if !gone && a.m.store.AgentHeld(a.hold) && a.m.store.Reachable() { // its own, after one before it
 			return nil
 		}
-		a.log.Warn("somebody removed the run directory, or the agent's lock or socket: it is made anew", "directory", a.m.store.dir)
+		a.log.Warn("somebody removed the run directory, or the agent's lock or socket: it is made anew", "directory", a.m.store.Dir)
 		if err := a.take(ctx); err != nil {
 			return err
 		}
 		a.everything()
 		return nil
 	}
-	name, ok := strings.CutSuffix(n.name, recordSuffix)
+	name, ok := strings.CutSuffix(n.name, record.Suffix)
 	switch {
 	case !ok:
 	case n.mask&unix.IN_DELETE != 0:
@@ -345,11 +346,11 @@ func (a *agent) recorded(ctx context.Context, n notice) error {
 
 // wrote says whether an interface's record is as the agent left it.
 func (a *agent) wrote(name string) bool {
-	mine := a.m.store.saved[name]
+	mine := a.m.store.Saved[name]
 	if mine == nil {
 		return false
 	}
-	now, err := os.Lstat(a.m.store.file(name))
+	now, err := os.Lstat(a.m.store.File(name))
 	return err == nil && os.SameFile(now, mine) && now.ModTime().Equal(mine.ModTime())
 }
 
@@ -361,7 +362,7 @@ func (a *agent) drop(name string) {
 	}
 	delete(a.interfaces, name)
 	delete(a.dirty, name)
-	delete(a.m.store.saved, name)
+	delete(a.m.store.Saved, name)
 	a.unwatch(w.whole, w.part)
 	a.log.Info("not shaped any more", "interface", name)
 }
@@ -432,7 +433,7 @@ func (a *agent) lost(all []int) {
 // mark has an interface looked at.
 func (a *agent) mark(name, because string) {
 	a.dirty[name] = true
-	if w := a.interfaces[name]; w != nil && (because == name+recordSuffix || because == "a loss" || because == name) {
+	if w := a.interfaces[name]; w != nil && (because == name+record.Suffix || because == "a loss" || because == name) {
 		w.whether = true
 	}
 	a.log.Debug("changed", "interface", name, "by", because)
@@ -453,10 +454,10 @@ func matters(all []func(string) bool, name string) bool {
 // work looks at the interfaces that are marked. What is wrong with one is logged, and
 // may be better next time; only at the start a lack of privileges is an error.
 func (a *agent) work(ctx context.Context) error {
-	unlock, err := a.m.store.lock(ctx, "agent")
-	for locked := (*lockedError)(nil); errors.As(err, &locked); {
+	unlock, err := a.m.store.Lock(ctx, "agent")
+	for locked := (*record.LockedError)(nil); errors.As(err, &locked); {
 		a.log.Warn("bindings wait", "error", err)
-		unlock, err = a.m.store.lock(ctx, "agent")
+		unlock, err = a.m.store.Lock(ctx, "agent")
 	}
 	if err != nil {
 		if ctx.Err() != nil {
@@ -467,7 +468,7 @@ func (a *agent) work(ctx context.Context) error {
 	defer unlock()
 	for _, name := range slices.Sorted(maps.Keys(a.dirty)) {
 		delete(a.dirty, name)
-		if _, err := os.Lstat(a.m.store.file(name)); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(a.m.store.File(name)); errors.Is(err, fs.ErrNotExist) {
 			a.drop(name)
 			continue
 		}

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -61,9 +60,6 @@ type agentError struct {
 
 func (e *agentError) Error() string { return e.text }
 
-// agentSocketFile is where the agent of a network namespace listens.
-func (s *store) agentSocketFile() string { return filepath.Join(s.dir, agentSocket) }
-
 // agentPatience is longer than the agent may take: it waits for other writers itself.
 const agentPatience = 30 * time.Second
 
@@ -90,7 +86,7 @@ func (m *machine) ask(ctx context.Context, q agentRequest) error {
 }
 
 func (m *machine) askOnce(ctx context.Context, q agentRequest) error {
-	c, err := new(net.Dialer).DialContext(ctx, "unix", m.store.agentSocketFile())
+	c, err := new(net.Dialer).DialContext(ctx, "unix", m.store.AgentSocketFile())
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return &agentError{exitPrivilege, fmt.Sprintf("%s: only root may do that by itself, and no agent runs that could do it for user %d", q.Path, os.Geteuid()),
 			[]string{"run it as root, for example with sudo; or have root start `vifshape agent`, which does it for users to whom the branch is delegated"}}
@@ -160,7 +156,7 @@ func (m *machine) placed(path hierarchy.Path, way bind.Way) error {
 		return err
 	}
 	ns, home, ok := cgroup.ParseHome(target)
-	if ok && ns == m.store.netNS && home == path || !ok && !whole { // hidden by a container: the agent's word is all there is
+	if ok && ns == m.store.NetNS && home == path || !ok && !whole { // hidden by a container: the agent's word is all there is
 		return nil
 	}
 	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, words.Printable(target.String()))

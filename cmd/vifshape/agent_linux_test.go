@@ -409,7 +409,7 @@ func agentRestart(t *testing.T, binding string) {
 		t.Errorf("SIGTERM: exit status %d", code)
 	}
 	a.told("STOPPING=1")
-	if left, err := filepath.Glob(n.store.dir + "/agent*"); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(n.store.Dir + "/agent*"); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v %v", left, err)
 	}
 	if r := n.run("clear"); r.code != 0 {
@@ -533,7 +533,7 @@ func TestKernelAgentAlone(t *testing.T) {
 	// What it left goes with the last record.
 	n.ok("clear")
 	n.clean()
-	if _, err := os.Stat(n.store.dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(n.store.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the run directory is still there: %v", err)
 	}
 }
@@ -554,7 +554,7 @@ func TestKernelAgentTrouble(t *testing.T) {
 		}
 		want[n.target(dir(name))] = "eth0/web"
 	}
-	record := n.store.file("eth0")
+	record := n.store.File("eth0")
 	const queue = "/proc/sys/fs/inotify/max_queued_events"
 	if vm.Inside() { // the setting is the whole machine's
 		if err := os.WriteFile(queue, []byte("256"), 0); err != nil {
@@ -579,7 +579,7 @@ func TestKernelAgentTrouble(t *testing.T) {
 		// Two names in turn: the same notice twice is kept once.
 		for i := range most {
 			for _, name := range []string{"x.json", "y.json"} {
-				file := filepath.Join(n.store.dir, name)
+				file := filepath.Join(n.store.Dir, name)
 				if err := os.WriteFile(file, nil, 0o600); err != nil {
 					t.Fatal(err, i)
 				}
@@ -634,22 +634,22 @@ func TestKernelAgentTrouble(t *testing.T) {
 		replace(good)
 	})
 	t.Run("run directory", func(t *testing.T) {
-		err := os.RemoveAll(n.store.dir)
+		err := os.RemoveAll(n.store.Dir)
 		for errors.Is(err, unix.ENOTEMPTY) { // the agent writes in it
-			err = os.RemoveAll(n.store.dir)
+			err = os.RemoveAll(n.store.Dir)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		a.says("it is made anew")
-		n.until("the lock", func() bool { _, err := os.Stat(n.store.agentFile()); return err == nil })
+		n.until("the lock", func() bool { _, err := os.Stat(n.store.AgentFile()); return err == nil })
 		n.ok("apply", file)
 		appears("w5")
 		n.bound(want)
 		n.fails(exitLocked, "already running", "agent")
 	})
 	t.Run("another writer", func(t *testing.T) {
-		unlock, err := n.store.lock(t.Context(), "test")
+		unlock, err := n.store.Lock(t.Context(), "test")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -694,7 +694,7 @@ func TestAgentRemembers(t *testing.T) {
 	n := newNetwork(t)
 	n.ok("apply", "--classifier", "bpf", n.policy("policy.toml", fmt.Sprintf(agentPolicy, "link:late0")))
 	a := n.agent()
-	record := n.store.file("eth0")
+	record := n.store.File("eth0")
 	good, err := os.ReadFile(record)
 	if err != nil {
 		t.Fatal(err)
@@ -724,7 +724,7 @@ func TestAgentReplaced(t *testing.T) {
 	n.ok("apply", n.policy("policy.toml", delegatedPolicy))
 	first := n.agent()
 	first.freeze()
-	if err := os.Remove(n.store.agentFile()); err != nil {
+	if err := os.Remove(n.store.AgentFile()); err != nil {
 		t.Fatal(err)
 	}
 	second := n.agent()
@@ -740,7 +740,7 @@ func TestAgentReplaced(t *testing.T) {
 		t.Errorf("the second one ended with exit status %d", code)
 	}
 	n.ok("clear")
-	if _, err := os.Stat(n.store.dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(n.store.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the run directory is left: %v", err)
 	}
 }

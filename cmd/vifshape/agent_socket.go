@@ -18,6 +18,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -40,7 +41,7 @@ const (
 // kernel says who asks; nothing that they say of themselves is believed.
 type petitions struct {
 	*env
-	store    *store
+	store    *record.Store
 	listener *net.UnixListener
 	records  map[string]os.FileInfo // by interface: those that delegates are of
 	to       []bind.Delegate        // of any branch
@@ -55,9 +56,9 @@ type petitions struct {
 
 // petitions makes the agent's socket and answers at it until close. The caller is the
 // agent, of which there is one: a socket that is there is left over.
-func (e *env) petitions(at *store) (*petitions, error) {
-	file := at.agentSocketFile()
-	if err := unlessGone(os.Remove(file)); err != nil {
+func (e *env) petitions(at *record.Store) (*petitions, error) {
+	file := at.AgentSocketFile()
+	if err := record.UnlessGone(os.Remove(file)); err != nil {
 		return nil, err
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: file, Net: "unix"})
@@ -130,14 +131,14 @@ func (s *petitions) known(id uint32) error {
 
 // refresh reads the records that have changed, and all with them.
 func (s *petitions) refresh() error {
-	names, err := s.store.interfaces()
+	names, err := s.store.Interfaces()
 	if err != nil {
 		return err
 	}
 	now := make(map[string]os.FileInfo, len(names))
 	same := len(names) == len(s.records)
 	for _, n := range names {
-		st, err := os.Lstat(s.store.file(n))
+		st, err := os.Lstat(s.store.File(n))
 		if err != nil {
 			continue // it has gone meanwhile
 		}
@@ -150,7 +151,7 @@ func (s *petitions) refresh() error {
 	}
 	s.records, s.to = now, nil
 	for n := range now {
-		r, err := s.store.load(n)
+		r, err := s.store.Load(n)
 		if err != nil {
 			continue // it is reported when it is used
 		}
@@ -324,7 +325,7 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 	defer x.binder.Close()
 	// Somebody may have put it into a branch since it was looked at. Who does so by
 	// vifshape waits.
-	unlock, err := m.store.lock(ctx, "run "+string(path))
+	unlock, err := m.store.Lock(ctx, "run "+string(path))
 	if err != nil {
 		return err
 	}
@@ -360,7 +361,7 @@ func (m *machine) homesOf(pid int) ([]hierarchy.Path, error) {
 			ns, home, ok := cgroup.ParseHome(target)
 			switch {
 			case !ok:
-			case ns != m.store.netNS:
+			case ns != m.store.NetNS:
 				return nil, deniedError{fmt.Errorf("process %d is in branch %s of another network namespace", pid, home)}
 			default:
 				homes = append(homes, m.deepest(home))

@@ -46,7 +46,7 @@ func (p *parsing) before(ctx context.Context, err error) error {
 // ahead reads the queues of the interfaces that vifshape shapes. What cannot be
 // read now is read again, and the error reported, if the policy has it.
 func (m *machine) ahead(ctx context.Context) {
-	names, err := m.store.interfaces()
+	names, err := m.store.Interfaces()
 	if err != nil {
 		return
 	}

@@ -75,7 +75,7 @@ func intoCgroup(t testing.TB, dir string, start func(*syscall.SysProcAttr)) {
 // packets are those that each leaf has sent, by the branches' paths.
 func (n *network) packets() map[hierarchy.Path]uint64 {
 	n.Helper()
-	r, err := n.store.load(n.Dev)
+	r, err := n.store.Load(n.Dev)
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -306,7 +306,7 @@ func TestKernelBindInterrupted(t *testing.T) {
 			}
 			defer x.binder.Close()
 			next := *x.record
-			fresh, _, err := next.bind("eth0/web", specs)
+			fresh, _, err := next.Bind("eth0/web", specs)
 			if err != nil {
 				return err
 			}

@@ -149,7 +149,7 @@ func TestKernelTwoWriters(t *testing.T) {
 				t.Errorf("apply: %v", r)
 			}
 		}
-		record, err := n.store.load(n.Dev)
+		record, err := n.store.Load(n.Dev)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,7 +162,7 @@ func TestKernelLocked(t *testing.T) {
 	t.Parallel() // it only waits
 	n := newNetwork(t)
 	file := n.policy("policy.toml", smallPolicy)
-	unlock, err := n.store.lock(t.Context(), "apply other.toml")
+	unlock, err := n.store.Lock(t.Context(), "apply other.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +192,7 @@ func TestKernelDeviceGone(t *testing.T) {
 	n.until("the first class", func() bool { return len(n.state().Classes) > 0 })
 	gone()
 	n.failed(r.wait(), exitError, "eth0: interface is gone: it vanished while it was being changed")
-	if i, err := n.store.interfaces(); err != nil || len(i) != 0 {
+	if i, err := n.store.Interfaces(); err != nil || len(i) != 0 {
 		t.Errorf("a record is left: %v, %v", i, err)
 	}
 	back()
@@ -262,7 +262,7 @@ func TestKernelSecondFails(t *testing.T) {
 			want = []string{"eth0"}
 			n.converged(filepath.Join(n.dir, "small.toml"))
 		}
-		got, err := n.store.interfaces()
+		got, err := n.store.Interfaces()
 		if d := cmp.Diff(want, got); d != "" || err != nil {
 			t.Errorf("records: %v (-want +got):\n%s", err, d)
 		}
@@ -424,7 +424,7 @@ func TestKernelFull(t *testing.T) {
 	for name, mount := range map[string]string{"bytes": "size=64k", "files": "size=64k,nr_inodes=3"} {
 		t.Run(name, func(t *testing.T) {
 			script := `exec 3>&2 2>/dev/null
-mount -t tmpfs -o ` + mount + ` none /run && mkdir -p ` + n.store.dir + `
+mount -t tmpfs -o ` + mount + ` none /run && mkdir -p ` + n.store.Dir + `
 dd if=/dev/zero of=/run/fill bs=4k
 code() { "$V" "$@" >&3 2>&3; echo "code $?" >&3; }
 V=` + n.bin + ` F=` + file + `
@@ -445,7 +445,7 @@ exec 2>&3 "$@"`
 			n.clean()
 			text := r.stderr
 			for _, want := range []string{
-				"error: eth0 is shaped as " + file + " says, but there is no room for the record of it (", "hint: make room in the run directory (`df " + n.store.dir + "`)", "code 3\n",
+				"error: eth0 is shaped as " + file + " says, but there is no room for the record of it (", "hint: make room in the run directory (`df " + n.store.Dir + "`)", "code 3\n",
 				"eth0: the record of its tree is lost: apply writes it anew", "eth0: no changes\ncode 2\n",
 				"code 1\n",
 				"eth0: the record of its tree is lost: apply writes it anew", "eth0: no changes\ncode 2\n",
@@ -480,7 +480,7 @@ func TestKernelMounts(t *testing.T) {
 		}
 		n.converged(file)
 		r := n.inMounts(sysfs, "run", "--level", "tag", "eth0/web/api", "--", "cat", "/proc/self/cgroup")
-		if r.code != 0 || !strings.Contains(r.stdout, n.store.netNS+"/eth0/web/api\n") {
+		if r.code != 0 || !strings.Contains(r.stdout, n.store.NetNS+"/eth0/web/api\n") {
 			t.Errorf("run: %v", r)
 		}
 		if r := n.inMounts(sysfs, "show"); r.code != 0 || !strings.Contains(r.stdout, "bound by bpf") {
@@ -522,7 +522,7 @@ func TestKernelDamagedRecord(t *testing.T) {
 	file := n.policy("policy.toml", smallPolicy)
 	n.ok("apply", file)
 	before := n.state()
-	record := n.store.file(n.Dev)
+	record := n.store.File(n.Dev)
 	if err := os.WriteFile(record, []byte(`{"version": 1, "inter`), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -549,12 +549,12 @@ func TestKernelNoMemory(t *testing.T) {
 	n := newNetwork(t)
 	n.ok("apply", n.policy("policy.toml", smallPolicy))
 	n.ok("run", "eth0/web/api", "--", "true")
-	if err := os.RemoveAll(n.store.dir); err != nil {
+	if err := os.RemoveAll(n.store.Dir); err != nil {
 		t.Fatal(err)
 	}
 	n.ok("clear")
 	n.clean()
-	if err := unix.Access(n.store.file(n.Dev), unix.F_OK); err != unix.ENOENT {
+	if err := unix.Access(n.store.File(n.Dev), unix.F_OK); err != unix.ENOENT {
 		t.Errorf("record: %v", err)
 	}
 }

@@ -90,7 +90,7 @@ func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree 
 		return err
 	}
 	defer x.binder.Close()
-	unlock, err := m.store.lock(ctx, "attach "+string(path))
+	unlock, err := m.store.Lock(ctx, "attach "+string(path))
 	if err != nil {
 		return err
 	}

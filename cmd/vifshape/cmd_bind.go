@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -50,7 +50,7 @@ same binding, that one takes its place.
 ` + exitHelp,
 		Args: args(2, -1, "a branch and what to bind to it"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
-			return e.changeBindings(c.Context(), "bind", a, (*record).bind)
+			return e.changeBindings(c.Context(), "bind", a, (*record.Record).Bind)
 		}),
 	}
 }
@@ -65,14 +65,14 @@ policy binds is changed in the policy.
 ` + exitHelp,
 		Args: args(2, -1, "a branch and what is bound to it"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
-			return e.changeBindings(c.Context(), "unbind", a, (*record).unbind)
+			return e.changeBindings(c.Context(), "unbind", a, (*record.Record).Unbind)
 		}),
 	}
 }
 
 // changeBindings brings the bindings of a branch into force that change makes of
 // them. Change adds its remarks for the user, and returns the bindings that are new.
-func (e *env) changeBindings(ctx context.Context, what string, a []string, change func(*record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) error {
+func (e *env) changeBindings(ctx context.Context, what string, a []string, change func(*record.Record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) error {
 	path, err := parsePath(a[0])
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func (e *env) changeBindings(ctx context.Context, what string, a []string, chang
 		return err
 	}
 	defer m.Close()
-	unlock, err := m.store.lock(ctx, what+" "+string(path))
+	unlock, err := m.store.Lock(ctx, what+" "+string(path))
 	if err != nil {
 		return err
 	}
@@ -125,80 +125,6 @@ func (e *env) changeBindings(ctx context.Context, what string, a []string, chang
 	m.unheld(slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
 	m.strayed(ctx, x, r.done)
 	return nil
-}
-
-// bind adds bindings to those of a branch. One that is there stays as it is.
-func (r *record) bind(path hierarchy.Path, specs []bind.Binding) (fresh []bind.Binding, remarks []string, err error) {
-	var errs []error
-	for _, s := range specs {
-		switch b := r.binding(s); {
-		case b == nil:
-			fresh = append(fresh, s)
-			r.Bindings = append(r.Bindings, boundSpec{Path: path, Binding: s, AtRuntime: true})
-		case b.Path != path && b.AtRuntime:
-			errs = append(errs, fmt.Errorf("%s: %v is bound to %s: `vifshape unbind %s %v` takes it from there", path, s, b.Path, b.Path, s))
-		case b.Path != path:
-			errs = append(errs, fmt.Errorf("%s: the policy binds %v to %s: change it in %s", path, s, b.Path, r.policy()))
-		default:
-			remarks = append(remarks, fmt.Sprintf("%s: %v is bound to it already, %s", path, s, b.by()))
-		}
-	}
-	return fresh, remarks, errors.Join(errs...)
-}
-
-// unbind takes bindings away that bind has made.
-func (r *record) unbind(path hierarchy.Path, specs []bind.Binding) (_ []bind.Binding, _ []string, err error) {
-	var errs []error
-	for _, s := range specs {
-		switch b := r.binding(s); {
-		case b == nil:
-			errs = append(errs, r.notBound(path, s))
-		case b.Path != path:
-			errs = append(errs, fmt.Errorf("%s: %v is not bound to it, but to %s, %s", path, s, b.Path, b.by()))
-		case !b.AtRuntime:
-			errs = append(errs, fmt.Errorf("%s: the policy binds %v: remove it from bind in %s, and apply that", path, s, r.policy()))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, nil, err
-	}
-	r.Bindings = slices.DeleteFunc(r.Bindings, func(b boundSpec) bool { return slices.Contains(specs, b.Binding) })
-	return nil, nil, nil
-}
-
-// binding is the one of the interface that binds the same, or nil.
-func (r *record) binding(of bind.Binding) *boundSpec {
-	i := slices.IndexFunc(r.Bindings, func(b boundSpec) bool { return b.Binding == of })
-	if i < 0 {
-		return nil
-	}
-	return &r.Bindings[i]
-}
-
-// notBound says that nothing binds s, and what was perhaps meant.
-func (r *record) notBound(path hierarchy.Path, s bind.Binding) error {
-	var there []string
-	for _, b := range r.Bindings {
-		if b.Path == path && b.AtRuntime {
-			there = append(there, b.Binding.String())
-		}
-	}
-	err := fmt.Errorf("%s: %v is not bound to it", path, s)
-	switch near := hierarchy.Nearest(s.String(), there); {
-	case near != "":
-		return fmt.Errorf("%w; did you mean %s?", err, near)
-	case len(there) == 0:
-		return fmt.Errorf("%w: nothing was bound to it at run time", err)
-	}
-	return fmt.Errorf("%w: what was at run time is %s", err, strings.Join(there, ", "))
-}
-
-// by says who made the binding.
-func (b *boundSpec) by() string {
-	if b.AtRuntime {
-		return "at run time"
-	}
-	return "by the policy"
 }
 
 func newBindingsCommand(e *env) *cobra.Command {
@@ -319,7 +245,7 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 	if err := x.keep(); err != nil {
 		return nil, err
 	}
-	r, err := x.binder.Resolve(x.record.branches())
+	r, err := x.binder.Resolve(x.record.Branches())
 	if err != nil {
 		return nil, err
 	}
@@ -379,7 +305,7 @@ func (b bindingsJSON) write(e *env) error {
 		if len(lines) == 0 {
 			lines = []string{"nothing of its own: another names it more exactly, or one above has the same class"}
 		}
-		made := (&boundSpec{AtRuntime: v.AtRuntime}).by()
+		made := (&record.Binding{AtRuntime: v.AtRuntime}).By()
 		for i, s := range lines {
 			if i == 0 {
 				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", v.Path, words.Printable(v.Binding.String()), made, s)

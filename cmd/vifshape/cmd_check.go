@@ -68,7 +68,7 @@ func (e *env) writeTree(p *policy.Policy) error {
 			e.printf("%s counts packets as %s\n", tree.Interface, line)
 		}
 		for _, d := range delegations(tree) {
-			e.printf("%s is delegated to %s\n", d.Path, words.Printable(d.to()))
+			e.printf("%s is delegated to %s\n", d.Path, words.Printable(d.Names()))
 		}
 	}
 	return nil

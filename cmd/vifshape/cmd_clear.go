@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -46,7 +47,7 @@ func (e *env) clear(ctx context.Context, ifaces []string) error {
 		if ifaces, err = m.ours(); err != nil {
 			return err
 		}
-		if homes, err = m.store.homes(); err != nil {
+		if homes, err = m.store.Homes(); err != nil {
 			return err
 		}
 	}
@@ -101,7 +102,7 @@ func (m *machine) clearing(iface string) (*clearing, error) {
 	if !errors.As(err, &no) {
 		return &clearing{iface, x}, err
 	}
-	if r, rerr := m.store.load(iface); rerr != nil || r.Policy == "" {
+	if r, rerr := m.store.Load(iface); rerr != nil || r.Policy == "" {
 		return nil, errors.Join(err, rerr)
 	}
 	return &clearing{iface: iface}, nil
@@ -110,7 +111,7 @@ func (m *machine) clearing(iface string) (*clearing, error) {
 // ours are the interfaces with a tree or a record of ours, under the names that
 // they have now.
 func (m *machine) ours() ([]string, error) {
-	records, err := m.store.interfaces()
+	records, err := m.store.Interfaces()
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +123,7 @@ func (m *machine) ours() ([]string, error) {
 	for _, n := range records {
 		// Another interface may have the name now. A damaged record is reported by
 		// who reads it for what is in it.
-		if r, err := m.store.load(n); err == nil && r.moved(links) != nil {
+		if r, err := m.store.Load(n); err == nil && r.Moved(links) != nil {
 			continue // it comes below
 		}
 		names = append(names, n)
@@ -151,11 +152,11 @@ func (m *machine) ours() ([]string, error) {
 func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err error) {
 	if x.shaped == nil {
 		m.notef("%s is gone, and its tree with it; its record is removed", x.iface)
-		r, err := m.store.load(x.iface)
+		r, err := m.store.Load(x.iface)
 		if err == nil {
 			err = m.unmark(r)
 		}
-		return false, errors.Join(err, m.removeHomes(x.iface), m.store.remove(x.iface))
+		return false, errors.Join(err, m.removeHomes(x.iface), m.store.Remove(x.iface))
 	}
 	if err := x.leave(m); err != nil {
 		return false, err
@@ -182,10 +183,10 @@ func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 			errs = append(errs, formerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
 		}
 	}
-	if was := x.record.was; was != "" {
-		errs = append(errs, m.removeHomes(was), m.store.remove(was))
+	if was := x.record.Was; was != "" {
+		errs = append(errs, m.removeHomes(was), m.store.Remove(was))
 	}
-	errs = append(errs, m.removeHomes(x.iface), m.store.remove(x.iface))
+	errs = append(errs, m.removeHomes(x.iface), m.store.Remove(x.iface))
 	return !plan.Empty(), errors.Join(errs...)
 }
 
@@ -199,7 +200,7 @@ func (s *shaped) leave(m *machine) error {
 
 // unmark takes away what an interface that is gone has left on others: the programs
 // that marked what they brought in.
-func (m *machine) unmark(r *record) error {
+func (m *machine) unmark(r *record.Record) error {
 	var errs []error
 	for _, b := range r.Bound {
 		if b.Target.Kind != bind.TargetLink {
@@ -217,7 +218,7 @@ func (m *machine) unmark(r *record) error {
 // interface is there or not, and remembers it where processes live in some.
 func (m *machine) removeHomes(iface string) error {
 	b, err := cgroup.NewBinder(cgroup.Config{
-		Hook: noHook{}, Interface: iface, NetNS: m.store.netNS, RunDir: m.runDir,
+		Hook: noHook{}, Interface: iface, NetNS: m.store.NetNS, RunDir: m.runDir,
 		Others: func() ([]string, error) { return m.tagged(iface, 0) },
 	})
 	if err != nil {
@@ -230,7 +231,7 @@ func (m *machine) removeHomes(iface string) error {
 	for _, h := range busy {
 		m.notef("%s keeps its cgroup: processes live in it", h)
 	}
-	return m.store.note(iface, len(busy) > 0)
+	return m.store.Note(iface, len(busy) > 0)
 }
 
 // noHook is where nothing is asked of the interface: homes are cgroups alone.

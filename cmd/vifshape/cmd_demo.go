@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc/lab"
@@ -223,11 +224,11 @@ func (e *env) demoRemove() error {
 // vacate removes what vifshape made in a namespace that is about to go.
 func (e *env) vacate(n *lab.NetNS) error {
 	return n.Do(func() error {
-		s, err := e.store()
+		s, err := record.Open(e.runDir)
 		if err != nil {
 			return err
 		}
-		return errors.Join(e.clear(context.Background(), nil), s.discard())
+		return errors.Join(e.clear(context.Background(), nil), s.Discard())
 	})
 }
 
@@ -248,12 +249,12 @@ func (d *demo) apply(ctx context.Context, guests string, show bool) error {
 	e := *d.env
 	e.stdout = d.out
 	return d.pair.Near.Do(func() error {
-		s, err := d.store()
+		s, err := record.Open(d.runDir)
 		if err != nil {
 			return err
 		}
-		file := filepath.Join(s.dir, "demo.toml")
-		err = errors.Join(makeDir(s.dir), os.WriteFile(file, fmt.Appendf(nil, demoPolicy, guests), 0o644))
+		file := filepath.Join(s.Dir, "demo.toml")
+		err = errors.Join(record.MakeDir(s.Dir), os.WriteFile(file, fmt.Appendf(nil, demoPolicy, guests), 0o644))
 		if err != nil {
 			return err
 		}

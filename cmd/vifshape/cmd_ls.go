@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
@@ -105,7 +106,7 @@ func (m *machine) linkView(ctx context.Context, l tc.Link, root hierarchy.Root) 
 	if !root.Ours() {
 		// A record that cannot be read is reported by who needs it.
 		if r, err := m.record(l.Name, uint32(l.Index)); err == nil && r.Policy != "" {
-			v.Lost = r.treeLost(root).what
+			v.Lost = treeLost(r, root).what
 		}
 		return v, nil
 	}
@@ -211,7 +212,7 @@ func (v *linkView) write(t io.Writer, first, rest string) {
 }
 
 // ordered gives classes their names and the order of a tree.
-func ordered(classes []hierarchy.Class, r *record) []hierarchy.Class {
+func ordered(classes []hierarchy.Class, r *record.Record) []hierarchy.Class {
 	names := r.IDs.Names(r.Interface)
 	v := treeView{}
 	for _, c := range classes {

@@ -114,7 +114,7 @@ func (e *env) prove(ctx context.Context, path hierarchy.Path, json bool) error {
 		return err
 	}
 	defer m.Close()
-	unlock, err := m.store.lock(ctx, "prove "+string(path))
+	unlock, err := m.store.Lock(ctx, "prove "+string(path))
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup/confine"
-	"github.com/vifshape/vifshape/cmd/internal/words"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -155,10 +155,10 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd confine.Command)
 		return err
 	}
 	defer x.binder.Close()
-	if err := makeDir(m.store.locks); err != nil {
+	if err := record.MakeDir(m.store.Locks); err != nil {
 		return err
 	}
-	cmd.ReadOnly, cmd.Hidden = m.runDir, m.store.locks
+	cmd.ReadOnly, cmd.Hidden = m.runDir, m.store.Locks
 	cmd.Past = func() string { return x.binder.Unguarded(home) }
 	cmd.Warn = func(s string) { m.notef("%s", s) }
 	return cmd.Exec(func() error { return x.binder.Join(home, 0) })
@@ -191,7 +191,7 @@ func (m *machine) open(ctx context.Context, path hierarchy.Path) (x *shaped, hom
 	if err := errors.Join(err, x.binder.Close()); err != nil {
 		return nil, home, err
 	}
-	unlock, err := m.store.lock(ctx, "run "+string(path))
+	unlock, err := m.store.Lock(ctx, "run "+string(path))
 	if err != nil {
 		return nil, home, err
 	}
@@ -239,7 +239,7 @@ func (x *shaped) stands(class hierarchy.ClassID) error {
 		err = x.losses(s)
 	}
 	if err == nil {
-		err = fmt.Errorf("%s: class %v is gone: apply %s again", x.record.Interface, class, x.record.policy())
+		err = fmt.Errorf("%s: class %v is gone: apply %s again", x.record.Interface, class, x.record.PolicyName())
 	}
 	return err
 }
@@ -251,32 +251,16 @@ func (x *shaped) entry(path hierarchy.Path) (hierarchy.ClassID, error) {
 	}
 	if _, _, ok := x.record.IDs.Find(path); !ok {
 		err := fmt.Errorf("there is no branch %s", path)
-		if n := hierarchy.Nearest(string(path), x.record.paths()); n != "" {
+		if n := hierarchy.Nearest(string(path), x.record.Paths()); n != "" {
 			err = fmt.Errorf("%w; did you mean %s?", err, n)
 		}
 		return 0, err
 	}
-	_, class, ok := x.record.leaf(path)
+	_, class, ok := x.record.Leaf(path)
 	if !ok {
 		return 0, fmt.Errorf("%s has branches below it and no leaf of its own: name one of them, or add [interface.%s.rest] to the policy", path, strings.ReplaceAll(string(path), "/", "."))
 	}
 	return class, nil
-}
-
-// policy is the policy's file in words.
-func (r *record) policy() string {
-	if r.Policy == "-" {
-		return "the policy"
-	}
-	return words.Printable(r.Policy)
-}
-
-func (r *record) paths() []string {
-	var all []string
-	for _, p := range r.IDs.Names(r.Interface) {
-		all = append(all, string(p))
-	}
-	return all
 }
 
 // home is the cgroup of a branch, made and bound if it is not yet. The caller holds the
@@ -298,7 +282,7 @@ func (x *shaped) home(ctx context.Context, path hierarchy.Path, class hierarchy.
 		return home, err
 	}
 	if _, now, err := x.binder.BoundHome(path); err != nil || now != class {
-		return home, errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.record.policy()))
+		return home, errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.record.PolicyName()))
 	}
 	return home, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -64,7 +65,7 @@ type selfView struct {
 	From   string      `json:"from"`
 	Target bind.Target `json:"target,omitzero"` // empty: only the environment says so
 	// Delegated are the branches at and above this one that are delegated.
-	Delegated []delegated `json:"delegated,omitempty"`
+	Delegated []record.Delegated `json:"delegated,omitempty"`
 }
 
 func (e *env) self(ctx context.Context, o showOptions) error {
@@ -127,7 +128,7 @@ func (m *machine) outside(rests []string) error {
 		if err != nil {
 			return err
 		}
-		if ns, p, ok := cgroup.ParseHome(target); ok && ns != m.store.netNS {
+		if ns, p, ok := cgroup.ParseHome(target); ok && ns != m.store.NetNS {
 			return fmt.Errorf("this process is in no branch of this network namespace: its cgroup is that of %s in another one", p)
 		}
 	}
@@ -144,7 +145,7 @@ type own struct {
 	leaf   *hierarchy.Leaf
 	way    bind.Way
 	bound  hierarchy.Bound
-	record *record
+	record *record.Record
 	at     time.Time
 	bytes  uint64
 }
@@ -176,7 +177,7 @@ func (m *machine) own(ctx context.Context, iface string) (*own, error) {
 	o := &own{device: x.device, way: way, bound: b, record: x.record}
 	i := slices.IndexFunc(s.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
 	if i < 0 {
-		return nil, fmt.Errorf("%s: its class %v is gone: apply %s again", b.Path, b.Class, x.record.policy())
+		return nil, fmt.Errorf("%s: its class %v is gone: apply %s again", b.Path, b.Class, x.record.PolicyName())
 	}
 	o.class = s.Classes[i]
 	if i := slices.IndexFunc(s.Leaves, func(l hierarchy.Leaf) bool { return l.Class == b.Class }); i >= 0 {
@@ -238,7 +239,7 @@ func (s selfJSON) write(e *env) error {
 	}
 	for _, v := range s.Branches {
 		for _, d := range v.Delegated {
-			fmt.Fprintf(e.stdout, "  %s: delegated to %s\n", d.Path, words.Printable(d.to()))
+			fmt.Fprintf(e.stdout, "  %s: delegated to %s\n", d.Path, words.Printable(d.Names()))
 		}
 	}
 	return nil

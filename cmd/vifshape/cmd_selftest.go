@@ -24,6 +24,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cgroup/escape"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -255,7 +256,7 @@ type trial struct {
 	place    escape.Place
 	outsider map[escape.User]*outsider
 	dirs     []string // of both branches, to kill what is left
-	store    *store
+	store    *record.Store
 	stored   map[string]string // what is in the run directory
 	planned  string            // what plan said before anything was tried: nothing, as a rule
 	spoilt   bool
@@ -399,13 +400,13 @@ func (t *trial) listen() error {
 // apply is vifshape apply, and finds out what attempts need to know. It is called
 // inside the near namespace.
 func (t *trial) apply(ctx context.Context) error {
-	s, err := t.env.store()
+	s, err := record.Open(t.env.runDir)
 	if err != nil {
 		return err
 	}
 	t.store = s
-	t.file = filepath.Join(s.dir, "selftest.toml")
-	if err := errors.Join(makeDir(s.dir), os.WriteFile(t.file, []byte(selftestPolicy), 0o644)); err != nil {
+	t.file = filepath.Join(s.Dir, "selftest.toml")
+	if err := errors.Join(record.MakeDir(s.Dir), os.WriteFile(t.file, []byte(selftestPolicy), 0o644)); err != nil {
 		return err
 	}
 	if err := t.env.apply(ctx, t.file, applyOptions{classifier: t.binding}); err != nil {
@@ -415,7 +416,7 @@ func (t *trial) apply(ctx context.Context) error {
 	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0); err != nil {
 		return err
 	}
-	r, err := s.load(t.pair.Dev)
+	r, err := s.Load(t.pair.Dev)
 	if err != nil {
 		return err
 	}
@@ -439,7 +440,7 @@ func (t *trial) apply(ctx context.Context) error {
 		Dev:  t.pair.Dev, Index: i.Index, NearMAC: i.HardwareAddr, FarMAC: t.place.FarMAC,
 		Near4: t.pair.Near4, Far4: t.pair.Far4, Near6: t.pair.Near6, Far6: t.pair.Far6, Port: selftestPort,
 		Own: t.class[selftestMine], Other: t.class[selftestOther], Root: hierarchy.ID(0),
-		Record: s.file(t.pair.Dev), Lock: s.lockFile(),
+		Record: s.File(t.pair.Dev), Lock: s.LockFile(),
 	}
 	return nil
 }
@@ -697,13 +698,13 @@ func (t *trial) changed(ctx context.Context) (string, error) {
 	for name, what := range stored {
 		if what != t.stored[name] {
 			// it may be one that nobody comes to the end of
-			return "the run directory was changed: " + name, unlessGone(os.Remove(filepath.Join(t.store.dir, name)))
+			return "the run directory was changed: " + name, record.UnlessGone(os.Remove(filepath.Join(t.store.Dir, name)))
 		}
 	}
 	if len(stored) < len(t.stored) {
 		return "the run directory was changed", nil
 	}
-	f, err := t.store.tryLock(t.store.lockFile(), "selftest")
+	f, err := t.store.TryLock(t.store.LockFile(), "selftest")
 	if err != nil {
 		return "", err
 	}
@@ -725,7 +726,7 @@ func (t *trial) changed(ctx context.Context) (string, error) {
 
 // keeps is what is in the run directory, by name.
 func (t *trial) keeps() (map[string]string, error) {
-	ents, err := os.ReadDir(t.store.dir)
+	ents, err := os.ReadDir(t.store.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -735,7 +736,7 @@ func (t *trial) keeps() (map[string]string, error) {
 			all[e.Name()] = e.Type().String()
 			continue
 		}
-		b, err := os.ReadFile(filepath.Join(t.store.dir, e.Name()))
+		b, err := os.ReadFile(filepath.Join(t.store.Dir, e.Name()))
 		if err != nil {
 			return nil, err
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -204,7 +205,7 @@ func (m *machine) treeOf(ctx context.Context, iface string) (*target, hierarchy.
 	x := &target{shaped: s}
 	is, err := x.read(ctx)
 	if err == nil && !is.Root.Ours() && s.record.Policy != "" {
-		err = s.record.treeLost(is.Root)
+		err = treeLost(s.record, is.Root)
 	}
 	if err == nil && !is.Root.Ours() {
 		err = fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, rootText(is.Root))
@@ -296,13 +297,13 @@ func (x *target) unheld(is hierarchy.State) (map[hierarchy.ClassID][]string, err
 	if is.Hook.Way == bind.WayNone || x.blind != nil || x.keep() != nil {
 		return nil, nil
 	}
-	r, err := x.binder.Resolve(x.record.branches())
+	r, err := x.binder.Resolve(x.record.Branches())
 	if err != nil {
 		return nil, err
 	}
 	all := map[hierarchy.ClassID][]string{}
 	for _, o := range r.Outside {
-		if _, class, ok := x.record.leaf(o.Path); ok {
+		if _, class, ok := x.record.Leaf(o.Path); ok {
 			all[class] = append(all[class], bindingText(o.Binding)+": "+o.String())
 		}
 	}
@@ -328,7 +329,7 @@ func newBranchView(c hierarchy.Class, n tc.ClassStats, l *hierarchy.Leaf) *branc
 }
 
 // delegation notes whose branch it is, and whether it is the policy's.
-func (b *branchView) delegation(r *record) {
+func (b *branchView) delegation(r *record.Record) {
 	for _, d := range r.Delegated {
 		if d.Path == b.Path {
 			b.Delegate = d.To
@@ -548,7 +549,7 @@ func (v *treeView) write(w io.Writer, kinds kindTable) error {
 // writeDelegation prints a line for each thing to say of it.
 func (b *branchView) writeDelegation(w io.Writer) {
 	if len(b.Delegate) > 0 {
-		fmt.Fprintf(w, "  %s: delegated to %s\n", b.Path, words.Printable(delegated{To: b.Delegate}.to()))
+		fmt.Fprintf(w, "  %s: delegated to %s\n", b.Path, words.Printable(record.Delegated{To: b.Delegate}.Names()))
 	}
 	switch {
 	case b.Added == nil:

@@ -190,18 +190,18 @@ func TestKernelLockState(t *testing.T) {
 		{"all moved", `mv $(dirname $0) $(dirname $0)-moved`, "Device or resource busy"},
 		{"all moved, from above", `mv -T $(dirname $(dirname $0)) /moved`, "busy"},
 	} {
-		for _, cwd := range []string{"/", filepath.Dir(filepath.Dir(n.store.dir))} { // from where its former mounts would be reached
-			r := n.run("run", "--cwd", cwd, "eth0/a", "--", sh, "-c", tt.script, n.store.dir)
+		for _, cwd := range []string{"/", filepath.Dir(filepath.Dir(n.store.Dir))} { // from where its former mounts would be reached
+			r := n.run("run", "--cwd", cwd, "eth0/a", "--", sh, "-c", tt.script, n.store.Dir)
 			if r.code == 0 || !strings.Contains(r.stderr, tt.want) {
 				t.Errorf("%s from %s: %v", tt.name, cwd, r)
 			}
 		}
 	}
 	// the same directory by another mount of its file system, or of a part of it
-	for _, what := range []string{"/", "/run", filepath.Dir(n.store.dir)} {
+	for _, what := range []string{"/", "/run", filepath.Dir(n.store.Dir)} {
 		at := t.TempDir()
 		script := fmt.Sprintf("mount --rbind %s %s; exec \"$@\"", what, at)
-		there := filepath.Join(at, strings.TrimPrefix(n.store.dir, what))
+		there := filepath.Join(at, strings.TrimPrefix(n.store.Dir, what))
 		for cmd, want := range map[string]string{`echo >$0/x.json`: "Read-only file system", `ls $(dirname $0)/locks/* || exit 1`: "No such file or directory"} {
 			r := n.under([]string{"unshare", "--mount", sh, "-c", script, sh}, "run", "eth0/a", "--", sh, "-c", cmd, there)
 			if r.code == 0 || !strings.Contains(r.stderr, want) {

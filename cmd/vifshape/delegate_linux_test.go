@@ -131,7 +131,7 @@ func (n *network) program() string {
 // classes is what each branch has sent.
 func (n *network) sent() map[hierarchy.Path]uint64 {
 	n.Helper()
-	record, err := n.store.load(n.Dev)
+	record, err := n.store.Load(n.Dev)
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func (n *network) sent() map[hierarchy.Path]uint64 {
 // petitionFrom is what the agent answers a user's program that runs in a branch.
 func (n *network) petitionFrom(path string, uid uint32, request string) (a agentReply) {
 	n.Helper()
-	c := n.command("run", path, "--", n.program(), n.store.agentSocketFile())
+	c := n.command("run", path, "--", n.program(), n.store.AgentSocketFile())
 	c.Env = append(tctest.Command(n, "petition").Env, branchVariable+"=")
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	c.Stdin = strings.NewReader(request + "\n")
@@ -259,7 +259,7 @@ func TestKernelDelegate(t *testing.T) {
 	}
 	n.ok("clear")
 	agent.end(syscall.SIGTERM)
-	if _, err := os.Stat(n.store.dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(n.store.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the agent left its directory: %v", err)
 	}
 }
@@ -271,7 +271,7 @@ func TestDelegateNamespaces(t *testing.T) {
 	n.ok("add", "eth0/a/x", "--rate", "5mbit")
 	enter := func(uid uint32, path string, command ...string) (agentReply, result) {
 		t.Helper()
-		c := exec.CommandContext(t.Context(), command[0], append(command[1:], n.program(), n.store.agentSocketFile())...)
+		c := exec.CommandContext(t.Context(), command[0], append(command[1:], n.program(), n.store.AgentSocketFile())...)
 		c.Env = append(tctest.Command(t, "petition").Env, branchVariable+"=")
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		c.Stdin = strings.NewReader(`{"version":1,"op":"enter","path":"` + path + `"}` + "\n")
@@ -350,7 +350,7 @@ func TestKernelDelegateHeadless(t *testing.T) {
 				if attached {
 					args = []string{"eth0/b/mine"}
 				}
-				args = append([]string{"run", "--level", "tag"}, append(args, "--", n.program(), n.store.agentSocketFile(), netip.AddrPortFrom(n.Far4, 9).String())...)
+				args = append([]string{"run", "--level", "tag"}, append(args, "--", n.program(), n.store.AgentSocketFile(), netip.AddrPortFrom(n.Far4, 9).String())...)
 				c := n.command(args...)
 				c.Env = append(tctest.Command(t, "headless").Env, branchVariable+"=")
 				c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: alice, Gid: alice}}
@@ -474,7 +474,7 @@ rate = "2mbit"
 		defer s.wait()
 		defer in.Close()
 	}
-	record, err := n.store.load(n.Dev)
+	record, err := n.store.Load(n.Dev)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -514,7 +514,7 @@ rate = "2mbit"
 // takes requests.
 func TestDelegateTogether(t *testing.T) {
 	n, _ := newDelegated(t)
-	unlock, err := n.store.lock(t.Context(), "test") // the first waits for it, and they for that one
+	unlock, err := n.store.Lock(t.Context(), "test") // the first waits for it, and they for that one
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -555,7 +555,7 @@ func asUser(t *testing.T, uid uint32, f func()) {
 func (n *network) dial(t *testing.T, uid uint32) (c net.Conn) {
 	t.Helper()
 	var err error
-	asUser(t, uid, func() { c, err = net.Dial("unix", n.store.agentSocketFile()) })
+	asUser(t, uid, func() { c, err = net.Dial("unix", n.store.AgentSocketFile()) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -607,7 +607,7 @@ func TestDelegateLimits(t *testing.T) {
 	n.ok("add", "eth0/a/roots", "--rate", "1mbit")
 	add := func(rest string) string { return `{"version":1,"op":"add",` + rest + "}\n" }
 	record := func() string {
-		b, err := os.ReadFile(n.store.file(n.Dev))
+		b, err := os.ReadFile(n.store.File(n.Dev))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -710,7 +710,7 @@ func TestDelegateMany(t *testing.T) {
 	if d := cmp.Diff(map[int]int{exitOK: 2, exitError: 4}, codes); d != "" {
 		t.Errorf("six who want 8mbit each of 20mbit (-want +got):\n%s", d)
 	}
-	record, err := n.store.load(n.Dev)
+	record, err := n.store.Load(n.Dev)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -744,7 +744,7 @@ func TestDelegateMany(t *testing.T) {
 	}
 	// A writer that takes its time: they wait, and are told.
 	err = n.Near.Do(func() error {
-		unlock, err := n.store.lock(t.Context(), "test")
+		unlock, err := n.store.Lock(t.Context(), "test")
 		if err != nil {
 			return err
 		}

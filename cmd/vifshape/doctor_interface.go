@@ -118,7 +118,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		}
 		return err
 	})
-	if x.store.netNS == "" { // managers name interfaces by their numbers in the initial namespace
+	if x.store.NetNS == "" { // managers name interfaces by their numbers in the initial namespace
 		for _, w := range owners("/", l.Index) {
 			say(finding{Topic: "manager", State: weaker, Text: fmt.Sprintf("%s: section %s of %s", w.name, w.section, w.file),
 				Follows: "it makes its own queues whenever it sets up the interface, in place of vifshape's: take the section out"})

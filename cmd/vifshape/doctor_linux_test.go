@@ -131,7 +131,7 @@ func TestKernelDoctorFacts(t *testing.T) {
 		t.Errorf("the verdict is %q, and apply: %v", d.Verdict, r)
 	}
 	if r.code == 0 {
-		if rec, err := n.store.load(n.Dev); err != nil || string(rec.Way) != d.Classifier {
+		if rec, err := n.store.Load(n.Dev); err != nil || string(rec.Way) != d.Classifier {
 			t.Errorf("apply took %q (%v), doctor says %q", rec.Way, err, d.Classifier)
 		}
 		n.ok("clear")

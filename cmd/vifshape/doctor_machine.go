@@ -11,6 +11,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -23,7 +24,7 @@ type examination struct {
 	*env
 	remedies
 	conn     *rtnl.Conn
-	store    *store
+	store    *record.Store
 	report   cgroup.Report
 	settings cgroup.Settings
 	way      bind.Way            // that auto takes here
@@ -40,7 +41,7 @@ func (e *env) examine() (*examination, error) {
 	if x.remedies, err = newRemedies(); err != nil {
 		return nil, err
 	}
-	if x.store, err = e.store(); err != nil {
+	if x.store, err = record.Open(e.runDir); err != nil {
 		return nil, err
 	}
 	x.conn, err = e.open()

@@ -298,7 +298,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		}
 		return nil
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: t.Interface, Index: d.Index, NetNS: c.store.netNS, RunDir: c.runDir, Ways: []bind.Way{way}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: t.Interface, Index: d.Index, NetNS: c.store.NetNS, RunDir: c.runDir, Ways: []bind.Way{way}})
 	if err != nil {
 		return err
 	}

@@ -142,7 +142,7 @@ func TestKernelEdits(t *testing.T) {
 	if got.Packets+got.Dropped != sent.Packets {
 		t.Errorf("%d of %d packets arrived", got.Packets+got.Dropped, sent.Packets)
 	}
-	record, err := n.store.load(n.Dev)
+	record, err := n.store.Load(n.Dev)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func TestRunWaits(t *testing.T) {
 		branch := fmt.Sprintf("eth0/w%d", i)
 		var unlock func()
 		if err := n.Near.Do(func() (err error) {
-			unlock, err = n.store.lock(t.Context(), "test")
+			unlock, err = n.store.Lock(t.Context(), "test")
 			return err
 		}); err != nil {
 			t.Fatal(err)
@@ -311,7 +311,7 @@ func TestRunWaits(t *testing.T) {
 				t.Fatalf("%s: %v", branch, r)
 			}
 		}
-		want["cgroup:/vifshape/"+n.store.netNS+"/"+branch] = hierarchy.Path(branch + "/rest")
+		want["cgroup:/vifshape/"+n.store.NetNS+"/"+branch] = hierarchy.Path(branch + "/rest")
 	}
 	if d := cmp.Diff(want, n.targets()); d != "" {
 		t.Errorf("the branches' programs are in (-want +got):\n%s", d)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/confine"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/policy"
@@ -82,8 +83,8 @@ func (e codeError) Error() string { return fmt.Sprintf("exit status %d", int(e))
 // exitCode is the code that an error ends the program with.
 func exitCode(err error) int {
 	var code codeError
-	var locked *lockedError
-	var running *runningError
+	var locked *record.LockedError
+	var running *record.RunningError
 	var usage usageError
 	var exec *confine.ExecError
 	var agent *agentError
@@ -147,7 +148,7 @@ func (e *env) report(err error) {
 
 // hints are the ways on from an error.
 func hints(err error) []string {
-	var locked *lockedError
+	var locked *record.LockedError
 	var usage usageError
 	var exec *confine.ExecError
 	var root foreignRootError
@@ -158,7 +159,7 @@ func hints(err error) []string {
 	var denied deniedError
 	var unfit amend.UnfitError
 	var problem amend.ProblemError
-	var room *noRoomError
+	var room *record.NoRoomError
 	var way interface{ remedy() string }
 	switch {
 	case errors.As(err, &way):
@@ -175,7 +176,7 @@ func hints(err error) []string {
 	case errors.As(err, &lock):
 		return []string{"`vifshape run --level best` starts it with what this machine can hold, `--level tag` with the cgroup alone"}
 	case errors.As(err, &room):
-		return []string{fmt.Sprintf("make room in the run directory (`df %s`), and do it again", room.dir)}
+		return []string{fmt.Sprintf("make room in the run directory (`df %s`), and do it again", room.Dir)}
 	case errors.As(err, new(*confine.UnfitError)):
 		return []string{"`vifshape run --level tag` starts it, with the cgroup alone"}
 	case errors.As(err, &handed):

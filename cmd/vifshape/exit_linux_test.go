@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/rtnl"
@@ -38,6 +40,7 @@ func TestExitCode(t *testing.T) {
 		{"kernel refuses", fmt.Errorf("eth0: %w", denied), exitPrivilege, "(needs root or CAP_NET_ADMIN)\nvifshape: hint: "},
 		{"confined", fmt.Errorf("eth0: %w", caps.ErrConfined), exitPrivilege, "eth0: not privileged\nvifshape: hint: run it as root of the machine, outside of containers and user namespaces; "},
 		{"file refuses", &fs.PathError{Op: "open", Path: "x", Err: fs.ErrPermission}, exitPrivilege, "vifshape: hint: "},
+		{"another writer", fmt.Errorf("eth0: %w", &record.LockedError{Holder: "vifshape apply", Wait: time.Second}), exitLocked, "did not finish within 1s\nvifshape: hint: "},
 		{"no such interface", &tc.ErrNoDevice{Name: "eth9"}, exitError, "vifshape: error: eth9: no such interface\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -274,7 +274,7 @@ func (e *env) stays(in hierarchy.Path, what string, v heldView, way bind.Way) {
 // leftBehind warns of sockets of attached processes that attach could not carry over,
 // though the kernel did not say so.
 func (m *machine) leftBehind(x *shaped, path hierarchy.Path, got *cgroup.Attachment) {
-	_, class, _ := x.record.leaf(path)
+	_, class, _ := x.record.Leaf(path)
 	v := boundView{Target: bind.ToCgroup("")}
 	for _, p := range got.Processes {
 		v.Processes = append(v.Processes, process{p.PID, p.Name})

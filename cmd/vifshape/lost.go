@@ -8,6 +8,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -23,7 +24,7 @@ type lostError struct {
 }
 
 func (e *lostError) Error() string {
-	return fmt.Sprintf("%s is not shaped as %s says: %s", e.iface, (&record{Policy: e.policy}).policy(), strings.Join(e.what, "; "))
+	return fmt.Sprintf("%s is not shaped as %s says: %s", e.iface, (&record.Record{Policy: e.policy}).PolicyName(), strings.Join(e.what, "; "))
 }
 
 // remedy is what to type.
@@ -49,7 +50,7 @@ func (e *contradictionError) remedy() string {
 }
 
 // treeLost is the loss of everything.
-func (r *record) treeLost(is hierarchy.Root) *lostError {
+func treeLost(r *record.Record, is hierarchy.Root) *lostError {
 	return &lostError{r.Interface, []string{"the tree is gone, its root qdisc is " + rootText(is)}, r.Policy}
 }
 
@@ -61,7 +62,7 @@ func (x *shaped) losses(s hierarchy.State) error {
 		return nil
 	}
 	if !s.Root.Ours() {
-		return r.treeLost(s.Root)
+		return treeLost(r, s.Root)
 	}
 	e := &lostError{iface: r.Interface, policy: r.Policy}
 	bare, err := x.bare()
@@ -171,7 +172,7 @@ func (x *shaped) misplaced(s hierarchy.State) error {
 func (m *machine) misnamed(x *shaped, bound []hierarchy.Bound) error {
 	for _, b := range bound {
 		ns, p, ok := cgroup.ParseHome(b.Target)
-		if !ok || ns != m.store.netNS || p.Interface() != x.record.Interface {
+		if !ok || ns != m.store.NetNS || p.Interface() != x.record.Interface {
 			continue
 		}
 		if err := x.misnamedHome(p, b.Class); err != nil {
@@ -183,7 +184,7 @@ func (m *machine) misnamed(x *shaped, bound []hierarchy.Bound) error {
 
 func (x *shaped) misnamedHome(p hierarchy.Path, is hierarchy.ClassID) error {
 	r := x.record
-	if _, class, ok := r.leaf(p); ok && class != is {
+	if _, class, ok := r.Leaf(p); ok && class != is {
 		return &contradictionError{r.Interface, r.Policy, fmt.Sprintf("the programs of %s are in class %v, and it says %v", p, is, class)}
 	}
 	return nil

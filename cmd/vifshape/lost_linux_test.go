@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -44,7 +45,7 @@ func (n *network) takeAway() map[string]func() {
 			n.device(func(d *tc.Device) error { return d.DetachEgress() })
 		},
 		"of eth0/b is gone": func() {
-			r, err := n.store.load(n.Dev)
+			r, err := n.store.Load(n.Dev)
 			if err != nil {
 				n.Fatal(err)
 			}
@@ -140,7 +141,7 @@ func (n *network) boundClasses() map[string]hierarchy.ClassID {
 	all := map[string]hierarchy.ClassID{}
 	n.device(func(d *tc.Device) error {
 		return n.Near.Do(func() error {
-			b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: n.Dev, Index: d.Index, NetNS: n.store.netNS})
+			b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: n.Dev, Index: d.Index, NetNS: n.store.NetNS})
 			if err != nil {
 				return err
 			}
@@ -166,40 +167,40 @@ func TestKernelAgentForged(t *testing.T) {
 	a := n.agent()
 	n.ok("run", "--level", "tag", "eth0/a", "--", n.bin, "version") // from now on the kernel knows its class
 	n.until("the home", func() bool { return len(n.targets()) == 2 })
-	real, err := os.ReadFile(n.store.file(n.Dev))
+	real, err := os.ReadFile(n.store.File(n.Dev))
 	if err != nil {
 		t.Fatal(err)
 	}
 	write := func(content []byte) {
 		t.Helper()
-		forged := filepath.Join(n.store.dir, ".forged")
+		forged := filepath.Join(n.store.Dir, ".forged")
 		if err := os.WriteFile(forged, content, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Rename(forged, n.store.file(n.Dev)); err != nil {
+		if err := os.Rename(forged, n.store.File(n.Dev)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	before, classes := n.targets(), n.boundClasses()
-	swap := func(r *record) {
+	swap := func(r *record.Record) {
 		m := r.IDs.Minors
 		m["eth0/a"], m["eth0/b"] = m["eth0/b"], m["eth0/a"]
 	}
 	for _, x := range []struct {
 		name  string
-		forge func(*record)
+		forge func(*record.Record)
 		want  string
 	}{
 		{"ids", swap, `eth0.json is damaged`},
-		{"ids and bindings", func(r *record) {
+		{"ids and bindings", func(r *record.Record) {
 			swap(r)
 			for i := range r.Bound {
-				if _, class, ok := r.leaf(r.Bound[i].Path); ok && r.Bound[i].Target.Kind != bind.TargetNone {
+				if _, class, ok := r.Leaf(r.Bound[i].Path); ok && r.Bound[i].Target.Kind != bind.TargetNone {
 					r.Bound[i].Class = class
 				}
 			}
 		}, "the record of eth0 contradicts the kernel, and nothing is done by it: the programs of eth0/a are in class "},
-		{"a tree", func(r *record) {
+		{"a tree", func(r *record.Record) {
 			r.IDs.Minors["eth0/a/b"] = r.IDs.Minors["eth0/b"]
 			delete(r.IDs.Minors, "eth0/b")
 			r.IDs.Minors["eth0/a/"] = r.IDs.Minors["eth0/a"]
@@ -208,7 +209,7 @@ func TestKernelAgentForged(t *testing.T) {
 		}, "the record of eth0 contradicts the kernel, and nothing is done by it: eth0/a/b is class "},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			var r record
+			var r record.Record
 			if err := json.Unmarshal(real, &r); err != nil {
 				t.Fatal(err)
 			}
@@ -230,20 +231,20 @@ func TestKernelAgentForged(t *testing.T) {
 			n.bound(before)
 		})
 	}
-	for _, x := range impostors(t) {
-		t.Run(x.name, func(t *testing.T) {
-			if err := os.Remove(n.store.file(n.Dev)); err != nil {
+	for _, x := range tctest.Impostors(t) {
+		t.Run(x.Name, func(t *testing.T) {
+			if err := os.Remove(n.store.File(n.Dev)); err != nil {
 				t.Fatal(err)
 			}
 			a.says("not shaped any more")
-			if err := x.make(filepath.Join(n.store.dir, ".forged")); err != nil {
+			if err := x.Make(filepath.Join(n.store.Dir, ".forged")); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.Rename(filepath.Join(n.store.dir, ".forged"), n.store.file(n.Dev)); err != nil {
+			if err := os.Rename(filepath.Join(n.store.Dir, ".forged"), n.store.File(n.Dev)); err != nil {
 				t.Fatal(err)
 			}
-			a.says(x.want)
-			if err := os.RemoveAll(n.store.file(n.Dev)); err != nil {
+			a.says(x.Want)
+			if err := os.RemoveAll(n.store.File(n.Dev)); err != nil {
 				t.Fatal(err)
 			}
 			n.ok("apply", file)

@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -26,7 +30,7 @@ import (
 type machine struct {
 	*env
 	conn  *rtnl.Conn
-	store *store
+	store *record.Store
 	early map[string]hierarchy.State // see ahead
 	tags  []string                   // interfaces of the policy at hand that net_cls tags will bind
 
@@ -39,7 +43,7 @@ type machine struct {
 }
 
 func (e *env) machine() (*machine, error) {
-	s, err := e.store()
+	s, err := record.Open(e.runDir)
 	if err != nil {
 		return nil, err
 	}
@@ -55,9 +59,9 @@ func (m *machine) Close() error { return m.conn.Close() }
 // lock is that of the store. Where there is no room for its file nobody else has it
 // either, and trees are made and taken away nevertheless.
 func (m *machine) lock(ctx context.Context, what string) (func(), error) {
-	unlock, err := m.store.lock(ctx, what)
-	if full(err) {
-		m.warnf("there is no room for a lock in %s: two that change the interfaces at once will not see each other", m.store.dir)
+	unlock, err := m.store.Lock(ctx, what)
+	if record.Full(err) {
+		m.warnf("there is no room for a lock in %s: two that change the interfaces at once will not see each other", m.store.Dir)
 		return func() {}, nil
 	}
 	return unlock, err
@@ -90,7 +94,7 @@ type shaped struct {
 	device *tc.Device
 	binder *cgroup.Binder
 	kernel hierarchy.Kernel
-	record *record
+	record *record.Record
 }
 
 // shaped opens an interface that may or may not have a tree of ours. An empty
@@ -105,7 +109,7 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	}
 	names := r.IDs.Names(iface)
 	cfg := cgroup.Config{
-		Hook: d, Interface: iface, Index: d.Index, NetNS: m.store.netNS, RunDir: m.runDir,
+		Hook: d, Interface: iface, Index: d.Index, NetNS: m.store.NetNS, RunDir: m.runDir,
 		Ways: ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
 		Others: func() ([]string, error) { return m.tagged(iface, d.Index) },
 		Lacks:  m.lacks,
@@ -126,13 +130,13 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 // tagged lists the interfaces but the given one that are bound by net_cls tags, or
 // will be.
 func (m *machine) tagged(iface string, index uint32) ([]string, error) {
-	names, err := m.store.interfaces()
+	names, err := m.store.Interfaces()
 	if err != nil {
 		return nil, err
 	}
 	all := slices.Clone(m.tags)
 	for _, n := range names {
-		r, err := m.store.load(n)
+		r, err := m.store.Load(n)
 		if err != nil {
 			return nil, err
 		}
@@ -162,14 +166,14 @@ func ways(binding string) []bind.Way {
 type target struct {
 	*shaped
 	tree    *hierarchy.Tree
-	next    *record // the record that belongs to want
+	next    *record.Record // the record that belongs to want
 	before  hierarchy.State
 	want    hierarchy.State
 	plan    hierarchy.Plan
 	pending []cgroup.Pending // bindings that name what is not there yet
 	outside []cgroup.Outside // bindings that do not hold all of what they name
-	kept    []boundSpec      // bindings made at run time, that stay
-	lost    []boundSpec      // and those that go with their branches
+	kept    []record.Binding // bindings made at run time, that stay
+	lost    []record.Binding // and those that go with their branches
 	spec    json.RawMessage  // what the policy says of the interface
 	added   []amend.Branch   // branches beside the policy's, in tree
 	dropped []amend.Dropped  // and those that have no place in it any more
@@ -198,9 +202,9 @@ func (m *machine) settle(ctx context.Context, file, binding string, x *target) e
 		return foreignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, rtnl.ErrForeign)}
 	}
 	x.want = t.State()
-	x.next = &record{
-		Version: recordVersion, Interface: t.Interface, Index: s.device.Index, Policy: absolute(file),
-		Binding: binding, IDs: ids, Former: s.record.Former, was: s.record.was,
+	x.next = &record.Record{
+		Version: record.Version, Interface: t.Interface, Index: s.device.Index, Policy: absolute(file),
+		Binding: binding, IDs: ids, Former: s.record.Former, Was: s.record.Was,
 		Spec: x.spec, Delegated: delegations(t), Added: x.added,
 	}
 	if !x.before.Root.Ours() {
@@ -242,7 +246,7 @@ func (x *target) bind() (err error) {
 	for b := range x.tree.All() {
 		x.next.Order = append(x.next.Order, b.Path)
 		for _, bind := range b.Bind {
-			x.next.Bindings = append(x.next.Bindings, boundSpec{Path: b.Path, Binding: bind})
+			x.next.Bindings = append(x.next.Bindings, record.Binding{Path: b.Path, Binding: bind})
 		}
 	}
 	x.keepBindings()
@@ -258,7 +262,7 @@ func (x *target) bind() (err error) {
 		return nil
 	}
 	x.next.Way = x.want.Hook.Way
-	r, err := x.binder.Resolve(x.next.branches())
+	r, err := x.binder.Resolve(x.next.Branches())
 	if err == nil {
 		err = x.refused(r)
 	}
@@ -266,7 +270,7 @@ func (x *target) bind() (err error) {
 		return err
 	}
 	x.want.Bound, x.pending, x.outside = r.Bound, r.Pending, r.Outside
-	x.next.came(r)
+	x.next.Came(r)
 	return nil
 }
 
@@ -373,15 +377,15 @@ func (m *machine) applyOne(ctx context.Context, x *target) error {
 	if err := x.leave(m); err != nil {
 		return err
 	}
-	unsaved := m.store.save(x.next)
-	if unsaved != nil && (!full(unsaved) || x.amends || x.before.Root.Foreign()) {
+	unsaved := m.store.Save(x.next)
+	if unsaved != nil && (!record.Full(unsaved) || x.amends || x.before.Root.Foreign()) {
 		return fmt.Errorf("%s: its record cannot be written, and nothing was changed: %w", x.tree.Interface, unsaved)
 	}
 	err := x.kernel.Apply(ctx, x.before, x.want, x.plan)
 	var failed *hierarchy.ApplyError
 	switch {
 	case err == nil && unsaved != nil:
-		return &unrecordedError{x.tree.Interface, x.next.policy(), unsaved}
+		return &unrecordedError{x.tree.Interface, x.next.PolicyName(), unsaved}
 	case errors.Is(err, rtnl.ErrGone):
 		// What was made on it went with it: there is nothing to go back to.
 		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.tree.Interface, rtnl.ErrGone)
@@ -409,7 +413,32 @@ func (m *machine) takeBack(ctx context.Context, x *target) error {
 // restore writes the record that was there before.
 func (m *machine) restore(x *target) error {
 	if x.record.Policy == "" {
-		return m.store.remove(x.tree.Interface)
+		return m.store.Remove(x.tree.Interface)
 	}
-	return m.store.save(x.record)
+	return m.store.Save(x.record)
+}
+
+// openPolicy opens a policy's file, which may be whose it likes. A named pipe could
+// make the reader wait for ever, and a device be anything; what a shell makes of
+// <(command) is a pipe without a name, and has an end.
+func openPolicy(file string) (*os.File, error) {
+	if st, err := os.Stat(file); err == nil && !st.Mode().IsRegular() && st.Mode()&fs.ModeNamedPipe == 0 {
+		return nil, &record.NotFileError{File: file, Mode: st.Mode()}
+	}
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	var in unix.Statfs_t
+	st, err := f.Stat()
+	if err == nil {
+		err = unix.Fstatfs(int(f.Fd()), &in)
+	}
+	if err == nil && !st.Mode().IsRegular() && in.Type != unix.PIPEFS_MAGIC {
+		err = fmt.Errorf("%w: read it into a file, or write - and pipe it in", &record.NotFileError{File: file, Mode: st.Mode()})
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }

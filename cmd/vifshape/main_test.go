@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -66,12 +67,12 @@ func TestKernelScript(t *testing.T) {
 		if err := unix.Setns(pair.Near.FD(), unix.CLONE_NEWNET); err != nil {
 			return err
 		}
-		s, err := (&env{runDir: defaultRunDir}).store()
+		s, err := record.Open(defaultRunDir)
 		if err != nil {
 			return err
 		}
 		e.Defer(func() { // a script that failed does not clear
-			b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: "eth0", NetNS: s.netNS})
+			b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: "eth0", NetNS: s.NetNS})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -83,7 +84,7 @@ func TestKernelScript(t *testing.T) {
 			}
 		})
 		e.Defer(func() {
-			if err := s.discard(); err != nil {
+			if err := s.Discard(); err != nil {
 				t.Error(err)
 			}
 		})

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
@@ -32,23 +33,23 @@ import (
 type network struct {
 	testing.TB
 	*lab.Pair
-	dir   string // for files of the test
-	bin   string // the program
-	store *store // of the near end
+	dir   string        // for files of the test
+	bin   string        // the program
+	store *record.Store // of the near end
 }
 
 func newNetwork(t testing.TB) *network {
 	t.Helper()
 	n := &network{TB: t, Pair: tctest.New(t, lab.PairConfig{}), dir: t.TempDir(), bin: filepath.Join(program(t), "vifshape")}
 	err := n.Near.Do(func() (err error) {
-		n.store, err = (&env{runDir: defaultRunDir}).store()
+		n.store, err = record.Open(defaultRunDir)
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(n.removeCgroups(), n.store.discard()); err != nil {
+		if err := errors.Join(n.removeCgroups(), n.store.Discard()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -61,7 +62,7 @@ func (n *network) cgroups() string {
 	if !vm.Inside() || isV2("/sys/fs/cgroup") || isV2("/sys/fs/cgroup/unified") {
 		mount = tctest.Cgroup2Mount(n)
 	}
-	return filepath.Join(mount, "vifshape", n.store.netNS)
+	return filepath.Join(mount, "vifshape", n.store.NetNS)
 }
 
 // isV2 says whether cgroup v2 is mounted there.
@@ -291,7 +292,7 @@ func (n *network) clean() {
 	if out := tctest.TC(n, n.Near, "qdisc", "show", "dev", n.Dev); strings.Contains(out, "clsact") || strings.Contains(out, "htb") {
 		n.Errorf("qdiscs are left:\n%s", out)
 	}
-	if i, err := n.store.interfaces(); err != nil || len(i) != 0 {
+	if i, err := n.store.Interfaces(); err != nil || len(i) != 0 {
 		n.Errorf("records are left: %v, %v", i, err)
 	}
 	if c := n.branchCgroups(); len(c) != 0 {

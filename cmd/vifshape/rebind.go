@@ -10,6 +10,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -40,7 +41,7 @@ func (m *machine) rebind(ctx context.Context, iface string) (*rebound, error) {
 // rebindTo is rebind with the bindings of another record, which takes the place of
 // the interface's own. Where one of the fresh bindings cannot be in force, nothing is
 // changed.
-func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh []bind.Binding) (*rebound, error) {
+func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record.Record, fresh []bind.Binding) (*rebound, error) {
 	if x.record.Policy == "" {
 		return nil, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", x.record.Interface)
 	}
@@ -59,7 +60,7 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 	if err != nil {
 		return nil, err
 	}
-	r, err := x.binder.Resolve(next.branches())
+	r, err := x.binder.Resolve(next.Branches())
 	if err != nil {
 		return nil, err
 	}
@@ -71,9 +72,9 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record, fresh [
 	}
 	// The record first, as with apply.
 	n := *next
-	n.came(r)
+	n.Came(r)
 	if !reflect.DeepEqual(&n, x.record) {
-		if err := m.store.save(&n); err != nil {
+		if err := m.store.Save(&n); err != nil {
 			return out, err
 		}
 	}
@@ -124,23 +125,23 @@ func (m *machine) again(ctx context.Context, iface string) error {
 func (x *shaped) keep() error {
 	err := x.binder.Keep()
 	if err != nil && !errors.Is(err, caps.ErrNotPrivileged) {
-		err = fmt.Errorf("%w: apply %s again", err, x.record.policy())
+		err = fmt.Errorf("%w: apply %s again", err, x.record.PolicyName())
 	}
 	return err
 }
 
 // rebindOrBack is rebindTo; where it fails in the middle, everything is put back.
-func (m *machine) rebindOrBack(ctx context.Context, x *shaped, next *record, fresh []bind.Binding) (*rebound, error) {
+func (m *machine) rebindOrBack(ctx context.Context, x *shaped, next *record.Record, fresh []bind.Binding) (*rebound, error) {
 	r, err := m.rebindTo(ctx, x, next, fresh)
 	if err == nil {
 		return r, nil
 	}
-	now, failed := m.store.load(x.record.Interface)
+	now, failed := m.store.Load(x.record.Interface)
 	if failed == nil && reflect.DeepEqual(now.Bindings, x.record.Bindings) {
 		return r, err // nothing was begun
 	}
 	ctx = context.WithoutCancel(ctx)
-	if failed = errors.Join(failed, m.store.save(x.record)); failed == nil {
+	if failed = errors.Join(failed, m.store.Save(x.record)); failed == nil {
 		_, failed = m.rebindTo(ctx, x, x.record, nil)
 	}
 	if failed != nil {
@@ -160,7 +161,7 @@ func (x *target) keepBindings() {
 		if !b.AtRuntime || named[b.Binding] {
 			continue
 		}
-		if _, _, ok := x.next.leaf(b.Path); !ok || !slices.Contains(x.next.Order, b.Path) {
+		if _, _, ok := x.next.Leaf(b.Path); !ok || !slices.Contains(x.next.Order, b.Path) {
 			x.lost = append(x.lost, b)
 			continue
 		}

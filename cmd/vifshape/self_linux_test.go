@@ -16,6 +16,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -109,7 +110,7 @@ func play(trick, dir string, join func(string) error) error {
 		if err != nil {
 			return err
 		}
-		var r record
+		var r record.Record
 		if err := json.Unmarshal(real, &r); err != nil {
 			return err
 		}
@@ -207,7 +208,7 @@ func TestKernelSelf(t *testing.T) {
 				t.Fatalf("%v: %v", err, r)
 			}
 			b := got.Branches[0]
-			want := strings.Replace(tt.want, "NS", n.store.netNS, 1)
+			want := strings.Replace(tt.want, "NS", n.store.NetNS, 1)
 			if d := cmp.Diff(want, b.Path+" "+b.From+" "+b.Target); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
@@ -314,7 +315,7 @@ func TestKernelWithin(t *testing.T) {
 		{"another network", api, "elsewhere", api, api},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tricks := strings.Replace(tt.tricks, "STORE", n.store.dir, 1)
+			tricks := strings.Replace(tt.tricks, "STORE", n.store.Dir, 1)
 			r := n.placed(tt.branch, tricks, 0, "run", "--level", "tag", tt.to, "--", "cat", "/proc/self/cgroup")
 			if tt.at != "" {
 				n.failed(r, exitError, tt.to)

@@ -31,7 +31,7 @@ func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 		at, of, from := hierarchy.Path(""), "", ""
 		ns, home, ok := cgroup.ParseHome(target)
 		switch {
-		case ok && ns != m.store.netNS:
+		case ok && ns != m.store.NetNS:
 			at, of = home, " of another network namespace"
 		case ok:
 			at = m.deepest(home)
@@ -62,7 +62,7 @@ func (m *machine) branch() (hierarchy.Path, error) {
 		if err != nil {
 			return "", err
 		}
-		if ns, home, ok := cgroup.ParseHome(target); ok && ns == m.store.netNS {
+		if ns, home, ok := cgroup.ParseHome(target); ok && ns == m.store.NetNS {
 			return m.deepest(home), nil
 		}
 	}
@@ -72,7 +72,7 @@ func (m *machine) branch() (hierarchy.Path, error) {
 // deepest is the branch at or above p. A program may make cgroups below its home,
 // which are no branches. Where there is no branch, it is p: then nothing is known.
 func (m *machine) deepest(p hierarchy.Path) hierarchy.Path {
-	r, err := m.store.load(p.Interface())
+	r, err := m.store.Load(p.Interface())
 	if err != nil {
 		return p
 	}
@@ -88,7 +88,7 @@ func (m *machine) deepest(p hierarchy.Path) hierarchy.Path {
 // that of a program is that run has started. Empty: none, or it cannot be read. Hidden
 // is one that what lies above that root may be bound to, empty where nothing is.
 func (m *machine) confined(ctx context.Context, way bind.Way) (at, hidden hierarchy.Path, err error) {
-	names, err := m.store.interfaces()
+	names, err := m.store.Interfaces()
 	if err != nil {
 		return "", "", err
 	}
@@ -146,7 +146,7 @@ func (m *machine) inside(x *shaped, way bind.Way, all []hierarchy.Bound, blind b
 		if b, ok := bound[at]; ok {
 			return b, nil
 		}
-		if ns, p, ok := cgroup.ParseHome(at); ok && blind && ns == m.store.netNS && p.Interface() == x.record.Interface {
+		if ns, p, ok := cgroup.ParseHome(at); ok && blind && ns == m.store.NetNS && p.Interface() == x.record.Interface {
 			if class, err := x.entry(p); err == nil { // else a cgroup that a program made in its home
 				return hierarchy.Bound{Target: at, Class: class, Path: p, From: "run"}, nil
 			}

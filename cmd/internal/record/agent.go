@@ -1,59 +1,63 @@
-package main
+package record
 
 import (
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 )
 
 // agentSocket is the agent's in the run directory.
-const agentSocket = "agent.sock"
+const AgentSocket = "agent.sock"
 
 // runningError says that there is an agent already.
-type runningError struct{ holder string }
+type RunningError struct{ holder string }
 
-func (e *runningError) Error() string {
+func (e *RunningError) Error() string {
 	return fmt.Sprintf("%s is already running in this network namespace, and one watches all its interfaces", e.holder)
 }
 
 // agentFile is locked as long as the agent lives, however it ends.
-func (s *store) agentFile() string { return s.lockNamed("agent.lock") }
+func (s *Store) AgentFile() string { return s.lockNamed("agent.lock") }
 
 // takeAgent makes the caller the agent, until the file is closed. The caller holds
 // the lock of writers.
-func (s *store) takeAgent() (*os.File, error) {
-	f, err := s.tryLock(s.agentFile(), "agent")
+func (s *Store) TakeAgent() (*os.File, error) {
+	f, err := s.TryLock(s.AgentFile(), "agent")
 	if f == nil && err == nil {
-		err = &runningError{holder(s.agentFile(), "an agent")}
+		err = &RunningError{holder(s.AgentFile(), "an agent")}
 	}
 	return f, err
 }
 
 // agentHeld says whether a file of takeAgent is still the one that others find.
-func (s *store) agentHeld(f *os.File) bool {
+func (s *Store) AgentHeld(f *os.File) bool {
 	mine, err := f.Stat()
 	if err != nil {
 		return false
 	}
-	now, err := os.Lstat(s.agentFile())
+	now, err := os.Lstat(s.AgentFile())
 	return err == nil && os.SameFile(mine, now)
 }
 
 // reachable says whether the agent's socket is there.
-func (s *store) reachable() bool {
-	_, err := os.Lstat(s.agentSocketFile())
+func (s *Store) Reachable() bool {
+	_, err := os.Lstat(s.AgentSocketFile())
 	return err == nil
 }
 
 // agentRuns says whether there is an agent. The caller holds the lock of writers: to
 // ask is to hold the agent's for a moment.
-func (s *store) agentRuns() bool {
-	f, err := openOwn(s.agentFile(), os.O_RDWR, 0)
+func (s *Store) agentRuns() bool {
+	f, err := openOwn(s.AgentFile(), os.O_RDWR, 0)
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)
 	}
 	defer f.Close()
 	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil
 }
+
+// agentSocketFile is where the agent of a network namespace listens.
+func (s *Store) AgentSocketFile() string { return filepath.Join(s.Dir, AgentSocket) }

@@ -1,4 +1,4 @@
-package main
+package record
 
 import (
 	"context"
@@ -24,38 +24,38 @@ import (
 )
 
 func TestStore(t *testing.T) {
-	s := &store{dir: t.TempDir(), locks: t.TempDir()}
-	r, err := s.load("eth0")
+	s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
+	r, err := s.Load("eth0")
 	if err != nil || r.Policy != "" {
 		t.Fatalf("an interface without a record gave %+v, %v", r, err)
 	}
 	r.Policy = "/etc/p.toml"
 	r.IDs = hierarchy.IDs{Minors: map[string]uint16{"eth0/web": 16}}
 	r.Order = []hierarchy.Path{"eth0", "eth0/web"}
-	if err := s.save(r); err != nil {
+	if err := s.Save(r); err != nil {
 		t.Fatal(err)
 	}
-	back, err := s.load("eth0")
+	back, err := s.Load("eth0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(r, back, cmp.AllowUnexported(record{})); d != "" {
+	if d := cmp.Diff(r, back, cmp.AllowUnexported(Record{})); d != "" {
 		t.Errorf("record after a round trip (-want +got):\n%s", d)
 	}
-	names, err := s.interfaces()
+	names, err := s.Interfaces()
 	if d := cmp.Diff([]string{"eth0"}, names); d != "" || err != nil {
 		t.Errorf("interfaces: %v (-want +got):\n%s", err, d)
 	}
-	if ents, err := os.ReadDir(s.dir); err != nil || len(ents) != 1 {
+	if ents, err := os.ReadDir(s.Dir); err != nil || len(ents) != 1 {
 		t.Errorf("temporary files are left: %v, %v", ents, err)
 	}
-	if err := errors.Join(s.remove("eth0"), s.remove("eth0")); err != nil {
+	if err := errors.Join(s.Remove("eth0"), s.Remove("eth0")); err != nil {
 		t.Errorf("remove twice: %v", err)
 	}
 }
 
 func TestStoreDamaged(t *testing.T) {
-	s := &store{dir: t.TempDir(), locks: t.TempDir()}
+	s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
 	for content, want := range map[string]string{
 		`{"version":`:                         "is damaged",
 		`{"version": 99}`:                     "another version of vifshape (format 99, this one has 2)",
@@ -67,37 +67,34 @@ func TestStoreDamaged(t *testing.T) {
 		`{"version": 2, "interface": "eth0", "bindings": [{"path": "eth0/a", "binding": "a"}]}`: `is damaged (binding "a" does not say what it names`,
 		`{"version": 1, "interface": "eth0"}`:                                                   "another version of vifshape (format 1, this one has 2): clear with that version, or remove the file",
 	} {
-		if err := os.WriteFile(filepath.Join(s.dir, "eth0.json"), []byte(content), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(s.Dir, "eth0.json"), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.load("eth0"); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := s.Load("eth0"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, not %q", content, err, want)
 		}
 	}
 }
 
 func TestLock(t *testing.T) {
-	s := &store{dir: t.TempDir(), locks: t.TempDir(), wait: 50 * time.Millisecond}
-	unlock, err := s.lock(t.Context(), "apply a.toml")
+	s := &Store{Dir: t.TempDir(), Locks: t.TempDir(), Wait: 50 * time.Millisecond}
+	unlock, err := s.Lock(t.Context(), "apply a.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.lock(t.Context(), "apply b.toml")
-	var locked *lockedError
+	_, err = s.Lock(t.Context(), "apply b.toml")
+	var locked *LockedError
 	if !errors.As(err, &locked) || !strings.Contains(err.Error(), "vifshape apply a.toml (process ") {
 		t.Errorf("second writer got %v", err)
 	}
-	if exitCode(err) != exitLocked {
-		t.Errorf("exit code %d, not %d", exitCode(err), exitLocked)
-	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	s.wait = time.Hour
-	if _, err := s.lock(ctx, "apply c.toml"); !errors.Is(err, context.Canceled) {
+	s.Wait = time.Hour
+	if _, err := s.Lock(ctx, "apply c.toml"); !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted writer got %v", err)
 	}
 	unlock()
-	again, err := s.lock(t.Context(), "apply d.toml")
+	again, err := s.Lock(t.Context(), "apply d.toml")
 	if err != nil {
 		t.Fatalf("after the first is done: %v", err)
 	}
@@ -111,7 +108,7 @@ func TestLockMode(t *testing.T) {
 	for _, umask := range []int{0, 0o077} {
 		t.Run(fmt.Sprintf("umask %03o", umask), func(t *testing.T) {
 			run := filepath.Join(t.TempDir(), "run")
-			s := &store{dir: filepath.Join(run, "ns-1"), locks: filepath.Join(run, "locks"), wait: time.Minute}
+			s := &Store{Dir: filepath.Join(run, "ns-1"), Locks: filepath.Join(run, "locks"), Wait: time.Minute}
 			before := syscall.Umask(umask)
 			defer syscall.Umask(before)
 			mode := func(file string) fs.FileMode {
@@ -122,33 +119,33 @@ func TestLockMode(t *testing.T) {
 				}
 				return st.Mode().Perm()
 			}
-			unlock, err := s.lock(t.Context(), "test")
+			unlock, err := s.Lock(t.Context(), "test")
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := []fs.FileMode{mode(s.lockFile()), mode(s.dir), mode(filepath.Dir(s.dir))}
+			got := []fs.FileMode{mode(s.LockFile()), mode(s.Dir), mode(filepath.Dir(s.Dir))}
 			if want := []fs.FileMode{0o600, 0o755, 0o755}; !slices.Equal(got, want) {
 				t.Errorf("modes %o, not %o", got, want)
 			}
-			if err := s.save(&record{Version: recordVersion, Interface: "eth0"}); err != nil {
+			if err := s.Save(&Record{Version: Version, Interface: "eth0"}); err != nil {
 				t.Fatal(err)
 			}
-			if m := mode(s.file("eth0")); m != 0o644 {
+			if m := mode(s.File("eth0")); m != 0o644 {
 				t.Errorf("record has mode %o", m)
 			}
 			unlock()
-			if b, err := os.ReadFile(s.lockFile()); err != nil || len(b) != 0 {
+			if b, err := os.ReadFile(s.LockFile()); err != nil || len(b) != 0 {
 				t.Errorf("the free lock names %q, %v", b, err)
 			}
-			if err := os.Chmod(s.lockFile(), 0o644); err != nil {
+			if err := os.Chmod(s.LockFile(), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			unlock, err = s.lock(t.Context(), "test")
+			unlock, err = s.Lock(t.Context(), "test")
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer unlock()
-			if m := mode(s.lockFile()); m != 0o600 {
+			if m := mode(s.LockFile()); m != 0o600 {
 				t.Errorf("mode %o is left as it was", m)
 			}
 		})
@@ -167,11 +164,11 @@ func TestLockedByNobody(t *testing.T) {
 		fmt.Sprintf("vifshape apply a (process 1).toml (process %d)\n", os.Getpid()): "vifshape apply a (process 1).toml (process ",
 		fmt.Sprintf("vifshape apply \x1b[2J (process %d)\n", os.Getpid()):            `"vifshape apply \x1b[2J (process `,
 	} {
-		s := &store{dir: t.TempDir(), locks: t.TempDir()}
-		if err := os.WriteFile(s.lockFile(), []byte(text), 0o600); err != nil {
+		s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
+		if err := os.WriteFile(s.LockFile(), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := holder(s.lockFile(), "another vifshape"); !strings.HasPrefix(got, want) {
+		if got := holder(s.LockFile(), "another vifshape"); !strings.HasPrefix(got, want) {
 			t.Errorf("%q gives %q, not %q", text, got, want)
 		}
 	}
@@ -180,47 +177,47 @@ func TestLockedByNobody(t *testing.T) {
 // A record found under an earlier name goes when it is saved under the new one,
 // and its homes are remembered.
 func TestStoreRenamed(t *testing.T) {
-	s := &store{dir: t.TempDir(), locks: t.TempDir()}
-	old := &record{
-		Version: recordVersion, Interface: "eth0", Index: 7, Policy: "/etc/p.toml",
+	s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
+	old := &Record{
+		Version: Version, Interface: "eth0", Index: 7, Policy: "/etc/p.toml",
 		IDs:   hierarchy.IDs{Minors: map[string]uint16{"eth0/web/": 16, "eth0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "eth0/x", Minor: 18}}},
 		Order: []hierarchy.Path{"eth0", "eth0/web", "eth0/web/a"},
 		Bound: []hierarchy.Bound{{Path: "eth0/web/a", From: "user:a"}},
 
-		Bindings: []boundSpec{{Path: "eth0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true}},
+		Bindings: []Binding{{Path: "eth0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true}},
 
-		Delegated: []delegated{{"eth0/web", []bind.Delegate{"uid:1000"}}},
+		Delegated: []Delegated{{"eth0/web", []bind.Delegate{"uid:1000"}}},
 		Added:     []amend.Branch{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
 	}
-	if err := s.save(old); err != nil {
+	if err := s.Save(old); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.save(old.renamed("wan0")); err != nil {
+	if err := s.Save(old.Renamed("wan0")); err != nil {
 		t.Fatal(err)
 	}
-	got, err := s.load("wan0")
+	got, err := s.Load("wan0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &record{
-		Version: recordVersion, Interface: "wan0", Index: 7, Policy: "/etc/p.toml",
+	want := &Record{
+		Version: Version, Interface: "wan0", Index: 7, Policy: "/etc/p.toml",
 		IDs:   hierarchy.IDs{Minors: map[string]uint16{"wan0/web/": 16, "wan0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "wan0/x", Minor: 18}}},
 		Order: []hierarchy.Path{"wan0", "wan0/web", "wan0/web/a"},
 		Bound: []hierarchy.Bound{{Path: "wan0/web/a", From: "user:a"}},
 
-		Bindings: []boundSpec{{Path: "wan0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true}},
+		Bindings: []Binding{{Path: "wan0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true}},
 
-		Delegated: []delegated{{"wan0/web", []bind.Delegate{"uid:1000"}}},
+		Delegated: []Delegated{{"wan0/web", []bind.Delegate{"uid:1000"}}},
 		Added:     []amend.Branch{{Path: "wan0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
 	}
-	if d := cmp.Diff(want, got, cmp.AllowUnexported(record{}, hierarchy.Amount{})); d != "" {
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(Record{}, hierarchy.Amount{})); d != "" {
 		t.Errorf("record (-want +got):\n%s", d)
 	}
-	names, err := s.interfaces()
+	names, err := s.Interfaces()
 	if d := cmp.Diff([]string{"wan0"}, names); d != "" || err != nil {
 		t.Errorf("interfaces: %v (-want +got):\n%s", err, d)
 	}
-	homes, err := s.homes()
+	homes, err := s.Homes()
 	if d := cmp.Diff([]string{"eth0"}, homes); d != "" || err != nil {
 		t.Errorf("homes: %v (-want +got):\n%s", err, d)
 	}
@@ -230,13 +227,13 @@ func TestStoreRenamed(t *testing.T) {
 // meanwhile no two ever hold the lock at once.
 func TestLockRemoved(t *testing.T) {
 	run := t.TempDir()
-	s := &store{dir: filepath.Join(run, "ns-1"), locks: filepath.Join(run, "locks"), netNS: "ns-1", wait: time.Minute}
+	s := &Store{Dir: filepath.Join(run, "ns-1"), Locks: filepath.Join(run, "locks"), NetNS: "ns-1", Wait: time.Minute}
 	var holders, most atomic.Int32
 	var wait sync.WaitGroup
 	for range 8 {
 		wait.Go(func() {
 			for range 50 {
-				unlock, err := s.lock(t.Context(), "test")
+				unlock, err := s.Lock(t.Context(), "test")
 				if err != nil {
 					t.Error(err)
 					return
@@ -254,22 +251,22 @@ func TestLockRemoved(t *testing.T) {
 	if most.Load() != 1 {
 		t.Errorf("%d held the lock at once", most.Load())
 	}
-	if _, err := os.Stat(s.dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(s.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the directory is left: %v", err)
 	}
 	// but not that of the locks, which who must not see it would see if it were made anew
-	if ents, err := os.ReadDir(s.locks); err != nil || len(ents) != 0 {
+	if ents, err := os.ReadDir(s.Locks); err != nil || len(ents) != 0 {
 		t.Errorf("of locks there are %v, %v", ents, err)
 	}
-	unlock, err := s.lock(t.Context(), "test")
+	unlock, err := s.Lock(t.Context(), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.save(&record{Version: recordVersion, Interface: "eth0"}); err != nil {
+	if err := s.Save(&Record{Version: Version, Interface: "eth0"}); err != nil {
 		t.Fatal(err)
 	}
 	unlock()
-	if names, err := s.interfaces(); err != nil || len(names) != 1 {
+	if names, err := s.Interfaces(); err != nil || len(names) != 1 {
 		t.Errorf("a record went with the lock: %v, %v", names, err)
 	}
 }

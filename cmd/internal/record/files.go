@@ -1,4 +1,4 @@
-package main
+package record
 
 import (
 	"errors"
@@ -15,23 +15,23 @@ import (
 const mostRecord = 64 << 20
 
 // notFileError says that something else stands where a file should.
-type notFileError struct {
-	file string
-	mode fs.FileMode
+type NotFileError struct {
+	File string
+	Mode fs.FileMode
 }
 
-func (e *notFileError) Error() string {
+func (e *NotFileError) Error() string {
 	what := "is no ordinary file"
 	for _, k := range []struct {
 		mode fs.FileMode
 		what string
 	}{{fs.ModeSymlink, "is a symbolic link"}, {fs.ModeDir, "is a directory"}, {fs.ModeNamedPipe, "is a named pipe"}, {fs.ModeSocket, "is a socket"}, {fs.ModeDevice, "is a device"}} {
-		if e.mode&k.mode != 0 {
+		if e.Mode&k.mode != 0 {
 			what = k.what
 			break
 		}
 	}
-	return e.file + " " + what
+	return e.File + " " + what
 }
 
 // trusted refuses what others than root, and the caller, may have written.
@@ -50,7 +50,7 @@ func trusted(file string, st fs.FileInfo) error {
 // link, a named pipe or a device, is neither followed nor waited for nor touched.
 func openOwn(file string, flags int, mode fs.FileMode) (*os.File, error) {
 	if st, err := os.Lstat(file); err == nil && !st.Mode().IsRegular() {
-		return nil, &notFileError{file, st.Mode()}
+		return nil, &NotFileError{file, st.Mode()}
 	}
 	f, err := os.OpenFile(file, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, mode)
 	if err != nil {
@@ -58,7 +58,7 @@ func openOwn(file string, flags int, mode fs.FileMode) (*os.File, error) {
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() { // it was put there meanwhile
-		err = &notFileError{file, st.Mode()}
+		err = &NotFileError{file, st.Mode()}
 	}
 	if err == nil {
 		err = trusted(file, st)
@@ -83,50 +83,25 @@ func readOwn(file string, most int64) ([]byte, error) {
 	return b, err
 }
 
-// openPolicy opens a policy's file, which may be whose it likes. A named pipe could
-// make the reader wait for ever, and a device be anything; what a shell makes of
-// <(command) is a pipe without a name, and has an end.
-func openPolicy(file string) (*os.File, error) {
-	if st, err := os.Stat(file); err == nil && !st.Mode().IsRegular() && st.Mode()&fs.ModeNamedPipe == 0 {
-		return nil, &notFileError{file, st.Mode()}
-	}
-	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	var in unix.Statfs_t
-	st, err := f.Stat()
-	if err == nil {
-		err = unix.Fstatfs(int(f.Fd()), &in)
-	}
-	if err == nil && !st.Mode().IsRegular() && in.Type != unix.PIPEFS_MAGIC {
-		err = fmt.Errorf("%w: read it into a file, or write - and pipe it in", &notFileError{file, st.Mode()})
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
-}
-
 // noRoomError says that the run directory is full.
-type noRoomError struct {
-	dir string
+type NoRoomError struct {
+	Dir string
 	err error
 }
 
-func (e *noRoomError) Error() string { return e.err.Error() }
-func (e *noRoomError) Unwrap() error { return e.err }
+func (e *NoRoomError) Error() string { return e.err.Error() }
+func (e *NoRoomError) Unwrap() error { return e.err }
 
 // full says whether an error is that the run directory is full.
-func full(err error) bool {
-	var no *noRoomError
+func Full(err error) bool {
+	var no *NoRoomError
 	return errors.As(err, &no)
 }
 
 // room makes that error of one of writing in the directory.
-func (s *store) room(err error) error {
+func (s *Store) room(err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return &noRoomError{s.dir, err}
+		return &NoRoomError{s.Dir, err}
 	}
 	return err
 }

@@ -1,0 +1,106 @@
+package record
+
+import (
+	"slices"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/words"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// moved is the interface that the record was written for, where it has another
+// name by now. An index alone proves little: it may come back with an interface
+// that was in another namespace, but not with a tree on it.
+func (r *Record) Moved(links []tc.Link) *tc.Link {
+	i := slices.IndexFunc(links, func(l tc.Link) bool {
+		return r.Index != 0 && l.Index == int(r.Index) && l.Name != r.Interface && l.Qdisc == "htb"
+	})
+	if i < 0 {
+		return nil
+	}
+	return &links[i]
+}
+
+// renamed is the record under another name of the interface: branches keep their
+// classes.
+func (r *Record) Renamed(iface string) *Record {
+	path := func(p hierarchy.Path) hierarchy.Path { return hierarchy.Path(iface) + p[len(r.Interface):] }
+	n := *r
+	n.Interface, n.Was = iface, r.Interface
+	n.IDs = hierarchy.IDs{Minors: make(map[string]uint16, len(r.IDs.Minors)), Retired: slices.Clone(r.IDs.Retired)}
+	for key, minor := range r.IDs.Minors {
+		n.IDs.Minors[string(path(hierarchy.Path(key)))] = minor
+	}
+	for i := range n.IDs.Retired {
+		n.IDs.Retired[i].Key = string(path(hierarchy.Path(n.IDs.Retired[i].Key)))
+	}
+	n.Order, n.Bound, n.Bindings = slices.Clone(r.Order), slices.Clone(r.Bound), slices.Clone(r.Bindings)
+	for i := range n.Order {
+		n.Order[i] = path(n.Order[i])
+	}
+	for i := range n.Bound {
+		n.Bound[i].Path = path(n.Bound[i].Path)
+	}
+	for i := range n.Bindings {
+		n.Bindings[i].Path = path(n.Bindings[i].Path)
+	}
+	n.Delegated, n.Added = slices.Clone(r.Delegated), slices.Clone(r.Added)
+	for i := range n.Delegated {
+		n.Delegated[i].Path = path(n.Delegated[i].Path)
+	}
+	for i := range n.Added {
+		n.Added[i].Path = path(n.Added[i].Path)
+	}
+	return &n
+}
+
+// leaf is the leaf that the branch's own processes use, and its class.
+func (r *Record) Leaf(p hierarchy.Path) (leaf hierarchy.Path, class hierarchy.ClassID, ok bool) {
+	class, inner, ok := r.IDs.Find(p)
+	if inner {
+		p = p.Join(hierarchy.RestName)
+		class, _, ok = r.IDs.Find(p)
+	}
+	return p, class, ok
+}
+
+// branches are those that processes can be in, with their bindings.
+func (r *Record) Branches() []cgroup.Branch {
+	bind := map[hierarchy.Path][]bind.Binding{}
+	for _, b := range r.Bindings {
+		bind[b.Path] = append(bind[b.Path], b.Binding)
+	}
+	all := make([]cgroup.Branch, 0, len(r.Order))
+	for _, p := range r.Order {
+		if entry, class, ok := r.Leaf(p); ok {
+			all = append(all, cgroup.Branch{Path: p, Entry: entry, Class: class, Bind: bind[p]})
+		}
+	}
+	return all
+}
+
+// came notes what the bindings came to, for those who may not read the kernel.
+func (r *Record) Came(to *cgroup.Resolution) {
+	r.Bound = slices.Clone(to.Bound)
+	for _, p := range to.Pending {
+		r.Bound = append(r.Bound, hierarchy.Bound{Path: p.Path, From: p.Binding.String()})
+	}
+}
+
+// policy is the policy's file in words.
+func (r *Record) PolicyName() string {
+	if r.Policy == "-" {
+		return "the policy"
+	}
+	return words.Printable(r.Policy)
+}
+
+func (r *Record) Paths() []string {
+	var all []string
+	for _, p := range r.IDs.Names(r.Interface) {
+		all = append(all, string(p))
+	}
+	return all
+}

@@ -1,0 +1,101 @@
+package record
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// record is what the kernel cannot keep about one interface.
+type Record struct {
+	Version   int               `json:"version"`
+	Interface string            `json:"interface"`
+	Index     uint32            `json:"ifindex"` // tells the interface after it was renamed
+	Policy    string            `json:"policy"`  // the file that the tree came from
+	Binding   string            `json:"binding"`
+	Way       bind.Way          `json:"way,omitempty"` // that was taken
+	IDs       hierarchy.IDs     `json:"ids"`
+	Order     []hierarchy.Path  `json:"order"` // branches as the policy lists them
+	Bindings  []Binding         `json:"bindings,omitempty"`
+	Bound     []hierarchy.Bound `json:"bound,omitempty"` // what the bindings came to; no target: not there yet
+	Former    tc.Former         `json:"former,omitzero"` // the root qdisc that ours replaced
+	Spec      json.RawMessage   `json:"spec,omitempty"`  // what the policy says, a hierarchy.Spec
+	Delegated []Delegated       `json:"delegated,omitempty"`
+	Added     []amend.Branch    `json:"added,omitempty"` // branches, parents first
+
+	Was string `json:"-"` // the name under which it was found, if that is another
+}
+
+// boundSpec is a binding as it was written.
+type Binding struct {
+	Path      hierarchy.Path `json:"path"` // the branch
+	Binding   bind.Binding   `json:"binding"`
+	AtRuntime bool           `json:"at_runtime,omitempty"` // by bind, not in the policy
+}
+
+// recordVersion is the form of a record. Version 1 had no bindings as they were
+// written, so that what it says would unbind all of them.
+const Version = 2
+
+// delegated is a branch with the users it is delegated to.
+type Delegated struct {
+	Path hierarchy.Path  `json:"path"`
+	To   []bind.Delegate `json:"to"`
+}
+
+// to are the delegates in words.
+func (d Delegated) Names() string {
+	names := make([]string, len(d.To))
+	for i, t := range d.To {
+		names[i] = string(t)
+	}
+	return strings.Join(names, ", ")
+}
+
+// check says what cannot be true in a record that was read.
+func (r *Record) check(iface string) error {
+	if r.Interface != iface {
+		return fmt.Errorf("it is about interface %q", r.Interface)
+	}
+	key := make(map[uint16]string, len(r.IDs.Minors))
+	for k, m := range r.IDs.Minors {
+		if o, twice := key[m]; twice {
+			return fmt.Errorf("%q and %q have the same class id %v", min(k, o), max(k, o), hierarchy.ID(m))
+		}
+		key[m] = k
+		if !hierarchy.Path(k).Below(hierarchy.Path(iface)) {
+			return fmt.Errorf("%q is not below %s", k, iface)
+		}
+	}
+	paths := slices.Clone(r.Order)
+	for _, x := range r.IDs.Retired {
+		paths = append(paths, hierarchy.Path(x.Key))
+	}
+	for _, b := range r.Bound {
+		paths = append(paths, b.Path)
+		if _, class, ok := r.Leaf(b.Path); ok && b.Target.Kind != bind.TargetNone && b.Class != class {
+			return fmt.Errorf("%q is class %v in one place and %v in another", b.Path, class, b.Class)
+		}
+	}
+	for _, b := range r.Bindings {
+		paths = append(paths, b.Path)
+	}
+	for _, d := range r.Delegated {
+		paths = append(paths, d.Path)
+	}
+	for _, a := range r.Added {
+		paths = append(paths, a.Path)
+	}
+	for _, p := range paths {
+		if !p.Below(hierarchy.Path(iface)) {
+			return fmt.Errorf("%q is not below %s", p, iface)
+		}
+	}
+	return nil
+}

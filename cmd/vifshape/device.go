@@ -1,0 +1,80 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// device finds an interface and its record, also where the interface had another
+// name when the record was written.
+func (m *machine) device(iface string) (*tc.Device, *record.Record, error) {
+	d, err := tc.Find(m.conn, iface)
+	var no *tc.ErrNoDevice
+	if errors.As(err, &no) {
+		return nil, nil, m.called(no, iface)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if d.Name != iface {
+		return nil, nil, fmt.Errorf("%s is an alternative name of %s: write that, branches have their names from it", iface, d.Name)
+	}
+	r, err := m.record(d.Name, d.Index)
+	return d, r, err
+}
+
+// called says in place of the error that there is no such interface what it is
+// called now, where that is known. What had a tree was meant, not one with a like
+// name.
+func (m *machine) called(no *tc.ErrNoDevice, iface string) error {
+	r, err := m.store.Load(iface)
+	if err != nil || r.Policy == "" {
+		return no
+	}
+	no = &tc.ErrNoDevice{Name: no.Name}
+	links, err := tc.Links(m.conn)
+	if err != nil {
+		return no
+	}
+	if l := r.Moved(links); l != nil {
+		return fmt.Errorf("%s is called %s now, and so are its branches: use that name, also in the policy", iface, l.Name)
+	}
+	return no
+}
+
+// record is the record of an interface: the one under its name, else the one that
+// was written under a name that it had before. One under its name that belongs to
+// an interface which has another name now is not its own.
+func (m *machine) record(iface string, index uint32) (*record.Record, error) {
+	r, err := m.store.Load(iface)
+	if err != nil || r.Policy != "" && r.Index == index {
+		return r, err
+	}
+	names, err := m.store.Interfaces()
+	if err != nil || len(names) == 0 {
+		return r, err
+	}
+	links, err := tc.Links(m.conn)
+	if err != nil {
+		return nil, err
+	}
+	if r.Policy != "" {
+		if r.Moved(links) == nil {
+			return r, nil // the interface was made anew
+		}
+		r = &record.Record{Version: record.Version, Interface: iface}
+	}
+	for _, n := range names {
+		o, err := m.store.Load(n)
+		if err != nil || n == iface {
+			continue // a damaged one is reported with its own interface
+		}
+		if l := o.Moved(links); l != nil && l.Index == int(index) {
+			return o.Renamed(iface), nil
+		}
+	}
+	return r, nil
+}
