@@ -125,7 +125,7 @@ func NewBinder(cfg Config) (*Binder, error) {
 	}
 	for _, w := range cfg.Ways {
 		if !slices.Contains(ways(), w) {
-			return nil, fmt.Errorf("classifier %q is none of %v", w, ways())
+			return nil, fmt.Errorf("binding %q is none of %v", w, ways())
 		}
 	}
 	if cfg.RunDir == "" {
@@ -223,7 +223,7 @@ func (b *Binder) choose() error {
 			b.way, b.at, b.before = w, w, tried
 			return nil
 		}
-		tried = append(tried, fmt.Errorf("classifier %s: %w", w, err))
+		tried = append(tried, fmt.Errorf("binding %s: %w", w, err))
 	}
 	if len(tried) > 1 {
 		return fmt.Errorf("%s: nothing here tells whose packets are whose: %w", b.cfg.Interface, tried)

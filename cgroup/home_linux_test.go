@@ -480,7 +480,7 @@ func TestKernelConfined(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "true true eth0: classifier bpf: load the classifier: not privileged although no capability is missing (they are those of a user namespace): "
+	want := "true true eth0: binding bpf: load the classifier: not privileged although no capability is missing (they are those of a user namespace): "
 	if got := string(out); !strings.HasPrefix(got, want) {
 		t.Errorf("%q, want %q...", got, want)
 	}
@@ -530,11 +530,11 @@ func TestKernelUnprivileged(t *testing.T) {
 	}
 	const (
 		refused = "load the classifier: not privileged: needs root or CAP_BPF and CAP_NET_ADMIN"
-		v2      = "classifier bpf: " + refused + "; classifier nft: the interface's index is not given; "
-		netCls  = "classifier net_cls: " + refused
-		all     = v2 + netCls + "; classifier net_cls+nft: the interface's index is not given"
+		v2      = "binding bpf: " + refused + "; binding nft: the interface's index is not given; "
+		netCls  = "binding net_cls: " + refused
+		all     = v2 + netCls + "; binding net_cls+nft: the interface's index is not given"
 	)
-	want := "true eth0: classifier bpf: " + refused + "\ntrue\n<nil>\n"
+	want := "true eth0: binding bpf: " + refused + "\ntrue\n<nil>\n"
 	// without BPF the kernel's own classifier reads the tags
 	classic := `"cls_cgroup" <nil>` + "\neth0: classifier: no cls_cgroup; "
 	want += classic + all + "\n" + classic + netCls + "\n"

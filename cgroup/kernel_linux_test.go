@@ -657,8 +657,8 @@ func TestKernelOthers(t *testing.T) {
 		want   string
 	}{
 		{"none", nil, nil, ""},
-		{"two", []string{"eth1", "eth2"}, nil, "eth0: classifier net_cls: one process has one net_cls tag for all interfaces, and eth1 uses it already: bind with bpf or nft, or shape one interface"},
-		{"not known", nil, unread, "eth0: classifier net_cls: records cannot be read"},
+		{"two", []string{"eth1", "eth2"}, nil, "eth0: binding net_cls: one process has one net_cls tag for all interfaces, and eth1 uses it already: bind with bpf or nft, or shape one interface"},
+		{"not known", nil, unread, "eth0: binding net_cls: records cannot be read"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b, err := cgroup.NewBinder(cgroup.Config{

@@ -14,7 +14,7 @@
 // branch, and so on down. The order of the file is the order of the trees and of
 // the branches in them.
 //
-// At the top stand version, which must be 1, and classifier, which is "auto", "bpf",
+// At the top stand version, which must be 1, and binding, which is "auto", "bpf",
 // "nft" or "net_cls". An interface has rate, ceil, burst, cburst, overhead, mpu,
 // linklayer, mtu and replace; a branch has rate, ceil, prio, burst, cburst,
 // quantum, qdisc, bind and delegate. No branch can have the name of a key. Keys are

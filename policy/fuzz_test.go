@@ -57,7 +57,7 @@ func FuzzParse(f *testing.F) {
 		case err != nil:
 			t.Fatal(err)
 		default:
-			if len(p.Trees) == 0 || p.Classifier == "" {
+			if len(p.Trees) == 0 || p.Binding == "" {
 				t.Fatalf("half a policy: %+v", p)
 			}
 			for _, tree := range p.Trees {

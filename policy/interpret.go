@@ -33,7 +33,7 @@ type word struct {
 }
 
 var words = []word{
-	{"version", levelFile}, {"classifier", levelFile}, {"interface", levelFile},
+	{"version", levelFile}, {"binding", levelFile}, {"interface", levelFile},
 	{"rate", levelInterface | levelBranch}, {"ceil", levelInterface | levelBranch},
 	{"prio", levelBranch}, {"burst", levelInterface | levelBranch}, {"cburst", levelInterface | levelBranch},
 	{"quantum", levelBranch}, {"qdisc", levelBranch}, {"bind", levelBranch}, {"delegate", levelBranch},
@@ -269,7 +269,7 @@ func (r *reader) enter(n *node, name string) *node {
 		kid = &node{level: levelInterfaces}
 	case n.level == levelFile && where(name) == levelFile:
 		if name != "version" { // reported already
-			r.key(n, name, name+" is a table, but must be a string", `write classifier = "auto"`)
+			r.key(n, name, name+" is a table, but must be a string", `write binding = "auto"`)
 		}
 	case n.level == levelFile:
 		r.unknownTable(n, name)
@@ -489,18 +489,18 @@ func (r *reader) noInterface(n *node, name string, v any) {
 func (r *reader) fileKey(n *node, name string, v any) {
 	switch name {
 	case "version": // read already
-	case "classifier":
-		classifiers := []string{"auto", "bpf", "nft", "net_cls"}
+	case "binding":
+		bindings := []string{"auto", "bpf", "nft", "net_cls"}
 		s, ok := v.(string)
-		if !ok || !slices.Contains(classifiers, s) {
+		if !ok || !slices.Contains(bindings, s) {
 			hint := `leave it out, or write "auto", to take the best way that the machine offers`
-			if near := hierarchy.Nearest(s, classifiers); near != "" {
+			if near := hierarchy.Nearest(s, bindings); near != "" {
 				hint = fmt.Sprintf("did you mean %q?", near)
 			}
-			r.value(n, name, fmt.Sprintf("classifier is %s, but must be \"auto\", \"bpf\", \"nft\" or \"net_cls\"", quote(v)), hint)
+			r.value(n, name, fmt.Sprintf("binding is %s, but must be \"auto\", \"bpf\", \"nft\" or \"net_cls\"", quote(v)), hint)
 			return
 		}
-		r.policy.Classifier = s
+		r.policy.Binding = s
 	case "interface":
 		r.lost = true
 		if tables(v) {

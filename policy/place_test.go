@@ -10,7 +10,7 @@ import (
 
 func TestPlace(t *testing.T) {
 	const text = `version = 1
-classifier = "bpf"
+binding = "bpf"
 [interface.eth0]
 rate = "10mbit"
 [interface.eth0.web]
@@ -31,7 +31,7 @@ web.rate = "10kbit"
 		key          string
 		line, column int
 	}{
-		{"", "classifier", 2, 14},
+		{"", "binding", 2, 11},
 		{"", "none", 0, 0},
 		{"eth0", "rate", 4, 8},
 		{"eth0", "", 3, 12},

@@ -19,9 +19,9 @@ const maxInput = 64 << 20
 
 // Policy is what a policy file asks for.
 type Policy struct {
-	// Classifier is what tells which packets are whose: "auto", "bpf", "nft" or
+	// Binding is how processes are tied to branches: "auto", "bpf", "nft" or
 	// "net_cls".
-	Classifier string
+	Binding string
 	// Trees are the interfaces in the order of the file, at least one.
 	Trees []*hierarchy.Tree
 	// Specs are the same as written: what [hierarchy.Resolve] made Trees of.
@@ -70,7 +70,7 @@ func Parse(name string, r io.Reader, kinds []hierarchy.Kind) (*Policy, error) {
 	case !rep.index.agrees(keys):
 		return nil, fmt.Errorf("%s: the TOML decoder and the position index disagree about this file; please report it as a fault of vifshape", name)
 	}
-	p := &Policy{Classifier: "auto", file: name, index: rep.index, keys: keys}
+	p := &Policy{Binding: "auto", file: name, index: rep.index, keys: keys}
 	rd := reader{report: rep, keys: keys, kinds: kinds, policy: p}
 	rd.read(doc)
 	all := rep.errs()

@@ -94,7 +94,7 @@ func golden(t *testing.T, file, got string) {
 // describe writes a policy as one line per branch, with all that was given.
 func describe(p *policy.Policy) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "classifier %s\n", p.Classifier)
+	fmt.Fprintf(&b, "binding %s\n", p.Binding)
 	for _, t := range p.Trees {
 		fmt.Fprintf(&b, "interface %s", t.Interface)
 		if t.Replace {
@@ -254,7 +254,7 @@ func TestHostile(t *testing.T) {
 		{"end in a header", "["},
 		{"end in a list", "version = ["},
 		{"end in a table", "version = {"},
-		{"end behind a key", "version = 1\nclassifier"},
+		{"end behind a key", "version = 1\nbinding"},
 		{"lists", "version = " + strings.Repeat("[", n)},
 		{"tables", "version = " + strings.Repeat("{a=", n)},
 		{"header", "[a" + strings.Repeat(".a", n) + "]"},

@@ -32,7 +32,7 @@ const (
 
 // Case is what an attempt is made against.
 type Case struct {
-	Way   bind.Way `json:"classifier"`
+	Way   bind.Way `json:"way"`
 	Level Level    `json:"level"`
 	User  User     `json:"user"`
 }

@@ -382,7 +382,7 @@ func agentRestart(t *testing.T, binding string) {
 	n := newNetwork(t)
 	slice := systemSlice(t)
 	svc := strings.TrimSuffix(filepath.Join(slice, filepath.Base(slice)), ".slice") + ".service"
-	n.ok("apply", "--classifier", binding, n.policy("policy.toml", fmt.Sprintf(agentPolicy, "unit:"+filepath.Base(svc))))
+	n.ok("apply", "--binding", binding, n.policy("policy.toml", fmt.Sprintf(agentPolicy, "unit:"+filepath.Base(svc))))
 	a := n.agent()
 	a.says("waits: the unit is not running")
 	if err := os.Mkdir(svc, 0o755); err != nil {
@@ -692,7 +692,7 @@ func TestKernelAgentTrouble(t *testing.T) {
 func TestAgentRemembers(t *testing.T) {
 	tctest.RequireRoot(t)
 	n := newNetwork(t)
-	n.ok("apply", "--classifier", "bpf", n.policy("policy.toml", fmt.Sprintf(agentPolicy, "link:late0")))
+	n.ok("apply", "--binding", "bpf", n.policy("policy.toml", fmt.Sprintf(agentPolicy, "link:late0")))
 	a := n.agent()
 	record := n.store.File("eth0")
 	good, err := os.ReadFile(record)

@@ -94,7 +94,7 @@ func (n *network) packets() map[hierarchy.Path]uint64 {
 }
 
 const bindPolicy = `version = 1
-classifier = "%[3]s"
+binding = "%[3]s"
 [interface.eth0]
 rate = "100mbit"
 [interface.eth0.base]

@@ -10,9 +10,9 @@ import (
 )
 
 type applyOptions struct {
-	classifier string
-	verbose    bool
-	all        bool
+	binding string
+	verbose bool
+	all     bool
 }
 
 func newApplyCommand(e *env) *cobra.Command {
@@ -43,14 +43,14 @@ carries on, and clear takes away what there is.
 		Args: args(1, 1, "one policy file"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.apply(c.Context(), a[0], o) }),
 	}
-	c.Flags().StringVar(&o.classifier, "classifier", "", classifierHelp)
+	c.Flags().StringVar(&o.binding, "binding", "", bindingHelp)
 	c.Flags().BoolVar(&o.all, "all-or-nothing", false, allOrNothingHelp)
 	c.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "print what is changed")
 	return c
 }
 
 func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
-	if err := checkClassifier(o.classifier); err != nil {
+	if err := checkBinding(o.binding); err != nil {
 		return err
 	}
 	parsing := e.parse(file)
@@ -64,7 +64,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return parsing.before(ctx, err)
 	}
 	defer unlock()
-	all, err := m.targets(ctx, file, o.classifier, parsing)
+	all, err := m.targets(ctx, file, o.binding, parsing)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ socket. With it the interface is bound that leads there, if there is one and nob
 was there before; else attach says why not.
 
 A socket that cannot be given the branch, as one whose options take all the memory
-that the kernel allows, is named, and the exit status is 3. With classifier nft open
+that the kernel allows, is named, and the exit status is 3. With binding nft open
 sockets keep their class; with net_cls those of a process whose first thread has
 ended may. Attach says so. A service of
 systemd is no part of its unit's cgroup any more: where the unit as a whole is

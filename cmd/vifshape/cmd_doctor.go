@@ -160,7 +160,7 @@ func (e *env) doctor(ctx context.Context, interfaces []string, o doctorOptions) 
 			OK       bool      `json:"ok"`
 			Policy   string    `json:"policy,omitempty"`
 			Kernel   string    `json:"kernel"`
-			Way      string    `json:"classifier"` // that auto takes, empty: none
+			Way      string    `json:"way"` // that auto takes, empty: none
 			Findings []finding `json:"findings"`
 		}{v, v == can, o.policy, x.release, string(x.way), x.all})
 	} else {

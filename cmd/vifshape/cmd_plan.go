@@ -13,10 +13,10 @@ import (
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
-const classifierHelp = "what tells which packets are whose: `auto`, bpf, nft or net_cls (default: the policy's word, else auto)"
+const bindingHelp = "how processes are bound: `auto`, bpf, nft or net_cls (default: the policy's word, else auto)"
 
 type planOptions struct {
-	classifier            string
+	binding               string
 	tc, json, detail, all bool
 }
 
@@ -44,7 +44,7 @@ EXIT STATUS
 		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.plan(c.Context(), a[0], o) }),
 	}
 	f := c.Flags()
-	f.StringVar(&o.classifier, "classifier", "", classifierHelp)
+	f.StringVar(&o.binding, "binding", "", bindingHelp)
 	f.BoolVar(&o.tc, "tc", false, "print the equivalent tc commands")
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	f.BoolVar(&o.all, "all-or-nothing", false, "fail unless every interface of the policy is there")
@@ -53,7 +53,7 @@ EXIT STATUS
 }
 
 func (e *env) plan(ctx context.Context, file string, o planOptions) error {
-	if err := checkClassifier(o.classifier); err != nil {
+	if err := checkBinding(o.binding); err != nil {
 		return err
 	}
 	if o.tc && o.json {
@@ -65,7 +65,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 		return parsing.before(ctx, err)
 	}
 	defer m.Close()
-	all, err := m.targets(ctx, file, o.classifier, parsing)
+	all, err := m.targets(ctx, file, o.binding, parsing)
 	if err != nil {
 		return err
 	}
@@ -190,10 +190,10 @@ func bindingText(b bind.Binding) string {
 	return b.String()
 }
 
-func checkClassifier(s string) error {
+func checkBinding(s string) error {
 	switch s {
 	case "", "auto", "bpf", "nft", "net_cls":
 		return nil
 	}
-	return usagef("classifier %q is not one of auto, bpf, nft, net_cls", s)
+	return usagef("binding %q is not one of auto, bpf, nft, net_cls", s)
 }

@@ -42,7 +42,7 @@ Sent are UDP datagrams of 16 bytes to the groups 239.255.7.31 and ff12::71f, por
 which nobody listens to and no router passes on. What is to be forwarded goes to
 192.0.2.1, an address that belongs to nobody, and its time to live ends at the next
 router; where no route leads there, to a neighbour. Counted are these packets alone.
-With classifier cls_cgroup, and where the kernel lets no program count, the counters of
+With binding cls_cgroup, and where the kernel lets no program count, the counters of
 classes are read, until nobody else sends; "at least" is said where somebody does.
 
 Others that change this network namespace wait meanwhile. Nothing is left behind; of a

@@ -30,7 +30,7 @@ process id, same terminal, and the program's own exit status. Nothing stands
 between the program and its signals; of those that were ignored only SIGINT and
 SIGHUP stay so, as under nohup. The program and all its children send as the
 branch allows. What was opened before, such as a socket on standard input, keeps the
-class it had; with classifier bpf an accepted connection is the branch's as soon as the
+class it had; with binding bpf an accepted connection is the branch's as soon as the
 program sends on it.
 
 Environment and working directory are passed on, but for what flags say, and

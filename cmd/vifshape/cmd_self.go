@@ -61,7 +61,7 @@ type selfJSON struct {
 type selfView struct {
 	Interface string `json:"interface"`
 	*branchView
-	Way    bind.Way    `json:"classifier"`
+	Way    bind.Way    `json:"binding"`
 	From   string      `json:"from"`
 	Target bind.Target `json:"target,omitzero"` // empty: only the environment says so
 	// Delegated are the branches at and above this one that are delegated.

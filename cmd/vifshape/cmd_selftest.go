@@ -57,9 +57,9 @@ const (
 )
 
 type escapeOptions struct {
-	classifier, level, user string
-	only                    []string
-	json, verbose           bool
+	binding, level, user string
+	only             []string
+	json, verbose    bool
 }
 
 func newSelftestCommand(e *env) *cobra.Command {
@@ -92,15 +92,15 @@ func newEscapeCommand(e *env) *cobra.Command {
 		Short: "Try to get out of a branch, in every way that is known",
 		Long: `Escape makes two network namespaces and a cable between them, applies a small
 policy there, and starts programs inside a branch that try to get out of it: as
-root and as a user without privileges, at both levels of run, and for each
-classifier that this machine has. The interfaces of this machine are left alone.
+root and as a user without privileges, at both levels of run, and for each way of
+binding that this machine has. The interfaces of this machine are left alone.
 
 Each attempt sends a known number of packets. Which class counted them, and how
 many arrived at the far end, says what came of it:
 
   held        all were counted in the branch's own class
   refused     the kernel refused a call
-  open        it got out, which is documented for this classifier, level and user
+  open        it got out, which is documented for this way, level and user
   impossible  it got out, and nothing on the machine could close that
   not tried   the kernel lacks what it takes
   ESCAPED     it got out and should not have
@@ -117,7 +117,7 @@ EXIT STATUS
 		}),
 	}
 	f := c.Flags()
-	f.StringVar(&o.classifier, "classifier", "", "one classifier alone: `bpf`, nft or net_cls")
+	f.StringVar(&o.binding, "binding", "", "one binding alone: `bpf`, nft or net_cls")
 	f.StringVar(&o.level, "level", "", "one level alone: `lock` or tag")
 	f.StringVar(&o.user, "user", "", "one user alone: `root` or nobody")
 	f.BoolVar(&o.json, "json", false, "print JSON")
@@ -174,9 +174,9 @@ type escapeResult struct {
 
 // escapes are the results for one way of binding.
 type escapes struct {
-	Asked   string         `json:"asked"`
-	Way     bind.Way       `json:"classifier,omitempty"` // that was taken
-	Lacks   string         `json:"lacks,omitempty"`      // why the way, or a level with it, was not tried
+	Binding string         `json:"binding"`
+	Way     bind.Way       `json:"way,omitempty"`
+	Lacks   string         `json:"lacks,omitempty"` // why the way, or a level with it, was not tried
 	Results []escapeResult `json:"results,omitempty"`
 }
 
@@ -192,7 +192,7 @@ func (o *escapeOptions) check() error {
 			return usagef("there is no attempt %q", name)
 		}
 	}
-	return errors.Join(one("classifier", o.classifier, "bpf", "nft", "net_cls"), one("level", o.level, "tag", "lock"), one("user", o.user, "root", "nobody"))
+	return errors.Join(one("binding", o.binding, "bpf", "nft", "net_cls"), one("level", o.level, "tag", "lock"), one("user", o.user, "root", "nobody"))
 }
 
 func (e *env) escape(ctx context.Context, o escapeOptions) error {
@@ -201,7 +201,7 @@ func (e *env) escape(ctx context.Context, o escapeOptions) error {
 	}
 	var all []*escapes
 	for _, binding := range []string{"bpf", "nft", "net_cls"} {
-		if o.classifier != "" && o.classifier != binding {
+		if o.binding != "" && o.binding != binding {
 			continue
 		}
 		found, err := e.escapeBy(ctx, binding, o)
@@ -224,8 +224,8 @@ func (e *env) escape(ctx context.Context, o escapeOptions) error {
 	}
 	if o.json {
 		if err := e.json(struct {
-			Holds       bool       `json:"holds"`
-			Classifiers []*escapes `json:"classifiers"`
+			Holds bool       `json:"holds"`
+			Ways  []*escapes `json:"ways"`
 		}{bad == 0 && tried > 0, all}); err != nil {
 			return err
 		}
@@ -271,7 +271,7 @@ type outsider struct {
 
 // escapeBy makes all attempts for one way of binding.
 func (e *env) escapeBy(ctx context.Context, binding string, o escapeOptions) (found *escapes, err error) {
-	found = &escapes{Asked: binding}
+	found = &escapes{Binding: binding}
 	if found.Lacks = lacksWay(binding); found.Lacks != "" {
 		return found, nil
 	}
@@ -409,7 +409,7 @@ func (t *trial) apply(ctx context.Context) error {
 	if err := errors.Join(record.MakeDir(s.Dir), os.WriteFile(t.file, []byte(selftestPolicy), 0o644)); err != nil {
 		return err
 	}
-	if err := t.env.apply(ctx, t.file, applyOptions{classifier: t.binding}); err != nil {
+	if err := t.env.apply(ctx, t.file, applyOptions{binding: t.binding}); err != nil {
 		return err
 	}
 	// users may ping, as on most machines
@@ -750,7 +750,7 @@ func (t *trial) plan(ctx context.Context) (string, error) {
 	e := *t.env
 	var out strings.Builder
 	e.stdout = &out
-	err := t.pair.Near.Do(func() error { return e.plan(ctx, t.file, planOptions{classifier: t.binding}) })
+	err := t.pair.Near.Do(func() error { return e.plan(ctx, t.file, planOptions{binding: t.binding}) })
 	return strings.Join(strings.Fields(out.String()), " "), err
 }
 

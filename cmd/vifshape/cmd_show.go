@@ -78,8 +78,8 @@ type showJSON struct {
 type treeView struct {
 	Interface string        `json:"interface"`
 	Policy    string        `json:"policy,omitempty"`
-	Way       bind.Way      `json:"classifier"`
-	Why       string        `json:"classifier_why,omitempty"`
+	Way       bind.Way      `json:"binding"`
+	Why       string        `json:"binding_why,omitempty"`
 	Lost      []string      `json:"lost,omitempty"` // what the kernel has not that the last apply made
 	Branches  []*branchView `json:"branches"`
 }

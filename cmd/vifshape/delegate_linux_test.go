@@ -341,7 +341,7 @@ func TestKernelDelegateHeadless(t *testing.T) {
 			n := newNetwork(t)
 			defer n.run("clear") // the homes of net_cls, too
 			n.public()
-			n.ok("apply", n.policy("policy.toml", "classifier = \""+way+"\"\n"+delegatedPolicy))
+			n.ok("apply", n.policy("policy.toml", "binding = \""+way+"\"\n"+delegatedPolicy))
 			n.agent()
 			// The agent knows alice's programs outside of all branches, and in one that is
 			// attached, which the first thread never was in.

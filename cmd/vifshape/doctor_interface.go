@@ -373,7 +373,7 @@ func (x *examination) bridge(l tc.Link) (finding, bool) {
 	case !hardware:
 		f.State = weaker
 		f.Text += ", none of them on hardware: what containers behind it send is routed on"
-		f.Follows = "routed packets have lost their socket: they are of a branch by the ports that are bound with cgroups, with classifier bpf, else the rest of the interface that they leave by; bindings of users do not hold for them"
+		f.Follows = "routed packets have lost their socket: they are of a branch by the ports that are bound with cgroups, with binding bpf, else the rest of the interface that they leave by; bindings of users do not hold for them"
 	case filtered:
 		f.State = weaker
 		f.Text += ", bridge-nf-call-iptables is 1"

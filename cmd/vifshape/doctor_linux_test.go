@@ -21,9 +21,9 @@ import (
 
 // diagnosis is what doctor --json prints, as somebody else would read it.
 type diagnosis struct {
-	Verdict, Kernel, Classifier string
-	OK                          bool
-	Findings                    []struct {
+	Verdict, Kernel, Way string
+	OK                   bool
+	Findings             []struct {
 		Group, Topic, State, Text, Follows, Interface, Path, File string
 		Needed                                                    bool
 		Fix, Names                                                []string
@@ -115,13 +115,13 @@ func TestKernelDoctorFacts(t *testing.T) {
 		t.Errorf("cgroup v2 is %q, mounted: %t", got, v2)
 	}
 	for _, f := range d.Findings {
-		if f.Group == "binding" && f.Topic == d.Classifier && f.State != "good" && f.State != "weaker" {
-			t.Errorf("auto takes %s, which is %s: %s", d.Classifier, f.State, f.Text)
+		if f.Group == "binding" && f.Topic == d.Way && f.State != "good" && f.State != "weaker" {
+			t.Errorf("auto takes %s, which is %s: %s", d.Way, f.State, f.Text)
 		}
 	}
 
-	if want, ok := os.LookupEnv(wayEnv); ok && d.Classifier != want {
-		t.Errorf("auto takes %q, want %q", d.Classifier, want)
+	if want, ok := os.LookupEnv(wayEnv); ok && d.Way != want {
+		t.Errorf("auto takes %q, want %q", d.Way, want)
 	}
 
 	// The way that it names is the one that apply takes, and it takes one when
@@ -131,8 +131,8 @@ func TestKernelDoctorFacts(t *testing.T) {
 		t.Errorf("the verdict is %q, and apply: %v", d.Verdict, r)
 	}
 	if r.code == 0 {
-		if rec, err := n.store.Load(n.Dev); err != nil || string(rec.Way) != d.Classifier {
-			t.Errorf("apply took %q (%v), doctor says %q", rec.Way, err, d.Classifier)
+		if rec, err := n.store.Load(n.Dev); err != nil || string(rec.Way) != d.Way {
+			t.Errorf("apply took %q (%v), doctor says %q", rec.Way, err, d.Way)
 		}
 		n.ok("clear")
 	}
@@ -298,7 +298,7 @@ func TestKernelDoctorVerdict(t *testing.T) {
 		{"right", "true", eth0, "", 0},
 		{"missing interface", "true", "version = 1\n[interface.eth5]\nrate = \"1mbit\"\n", "interface", 2},
 		{"another that is missing", "true", eth0 + "[interface.eth5]\nrate = \"1mbit\"\n", "", 0},
-		{"tags for one that is there", "true", strings.Replace(eth0, "\n", "\nclassifier = \"net_cls\"\n", 1) + "[interface.eth5]\nrate = \"1mbit\"\n", "", 0},
+		{"tags for one that is there", "true", strings.Replace(eth0, "\n", "\nbinding = \"net_cls\"\n", 1) + "[interface.eth5]\nrate = \"1mbit\"\n", "", 0},
 		{"foreign root", "tc qdisc add dev eth0 root handle 7: pfifo", eth0, "root qdisc", 2},
 		{"foreign root, replaced", "tc qdisc add dev eth0 root handle 7: pfifo", eth0 + "replace = true\n", "", 0},
 		{"ingress", "tc qdisc add dev eth0 ingress", eth0, "egress hook", 2},
@@ -307,7 +307,7 @@ func TestKernelDoctorVerdict(t *testing.T) {
 		{"burst", "true", eth0 + "[interface.eth0.a]\nrate = \"8kbit\"\nburst = \"1gb\"\n", "policy", 6},
 		{"one cgroup twice", "true", eth0 + "[interface.eth0.a]\nbind = [\"user:0\"]\n[interface.eth0.b]\nbind = [\"user:root\"]\n", "binding", 2},
 		{"switched off", "ip link set dev eth0 down", eth0, "", 0},
-		{"two by tags", "ip link add eth1 type veth peer name far1", strings.Replace(eth0, "\n", "\nclassifier = \"net_cls\"\n", 1) + "[interface.eth1]\nrate = \"1mbit\"\n", "classifier", 2},
+		{"two by tags", "ip link add eth1 type veth peer name far1", strings.Replace(eth0, "\n", "\nbinding = \"net_cls\"\n", 1) + "[interface.eth1]\nrate = \"1mbit\"\n", "binding", 2},
 	}
 	if lacking != "" { // as user-mode Linux does fq_pie
 		verdicts = append(verdicts, verdict{"leaf kind", "true", eth0 + "[interface.eth0.a]\nqdisc = \"" + lacking + "\"\n", "qdisc", 5})
@@ -353,12 +353,12 @@ func TestKernelDoctorTags(t *testing.T) {
 	tctest.Require(t, s == "good", "net_cls tags read by BPF")
 	tctest.Output(t, n.Near, "ip", "link", "add", "eth1", "type", "veth", "peer", "name", "far1")
 	by := func(dev string) string {
-		return n.policy(dev+".toml", "version = 1\nclassifier = \"net_cls\"\n[interface."+dev+"]\nrate = \"1mbit\"\n")
+		return n.policy(dev+".toml", "version = 1\nbinding = \"net_cls\"\n[interface."+dev+"]\nrate = \"1mbit\"\n")
 	}
 	n.ok("apply", by("eth1"))
 	file := by("eth0")
 	d := n.diagnose("--policy", file)
-	if s, text, _, _ := d.find(t, "policy", "tags"); d.OK || s != "missing" || !strings.Contains(text, "eth1 uses it already") {
+	if s, text, _, _ := d.find(t, "policy", "binding"); d.OK || s != "missing" || !strings.Contains(text, "eth1 uses it already") {
 		t.Errorf("%s: %s; verdict %s", s, text, d.Verdict)
 	}
 	if r := n.run("apply", file); r.code == 0 {

@@ -212,7 +212,7 @@ func (x *examination) classifiers(noClsact bool) {
 	case tried:
 		if !noClsact {
 			x.kind("cls_bpf", "cls_bpf", program, lacks["bpf"] != "", "runs that program")
-			x.kind("cls_cgroup", "cls_cgroup", false, lacks["cgroup"] != "", "for classifier cls_cgroup, where BPF is not to be had")
+			x.kind("cls_cgroup", "cls_cgroup", false, lacks["cgroup"] != "", "for binding cls_cgroup, where BPF is not to be had")
 		}
 		x.kind("ifb", "ifb", false, noIFB, "nothing needs it yet: shaping of received traffic will")
 	case !x.root():

@@ -106,13 +106,13 @@ func (c *policyCheck) say(path hierarchy.Path, key string, f finding) {
 
 // binding finds the way that the policy is bound by, on so many interfaces.
 func (c *policyCheck) binding(interfaces int) bind.Way {
-	f := finding{Topic: "classifier", State: missing, Needed: true, Interface: ""}
+	f := finding{Topic: "binding", State: missing, Needed: true, Interface: ""}
 	if !c.root() {
 		f.State, f.Text = unknown, "ways of binding could not be tried without privileges"
-		c.say("", "classifier", f)
+		c.say("", "binding", f)
 		return bind.WayNone
 	}
-	allowed := ways(c.policy.Classifier)
+	allowed := ways(c.policy.Binding)
 	way, weak := bind.WayNone, []string(nil)
 	for _, w := range c.report.Ways {
 		if w.Err == nil && c.ways[w.Way] == "" && (allowed == nil || slices.Contains(allowed, w.Way)) {
@@ -122,15 +122,15 @@ func (c *policyCheck) binding(interfaces int) bind.Way {
 	}
 	switch {
 	case way == bind.WayNone:
-		f.Text = fmt.Sprintf("classifier %q: no way of it works here", c.policy.Classifier)
+		f.Text = fmt.Sprintf("binding %q: no way of it works here", c.policy.Binding)
 		f.Follows = "the findings about binding say why"
-		c.say("", "classifier", f)
+		c.say("", "binding", f)
 	case way.Tagged() && interfaces > 1:
-		f.Text = fmt.Sprintf("classifier %s: one process has one net_cls tag for all interfaces, and the policy shapes %d", way, interfaces)
-		c.say("", "classifier", f)
+		f.Text = fmt.Sprintf("binding %s: one process has one net_cls tag for all interfaces, and the policy shapes %d", way, interfaces)
+		c.say("", "binding", f)
 	default:
 		if len(weak) > 0 {
-			c.say("", "classifier", finding{Topic: "classifier", State: weaker, Text: fmt.Sprintf("classifier %q takes %s", c.policy.Classifier, way), Weak: weak})
+			c.say("", "binding", finding{Topic: "way", State: weaker, Text: fmt.Sprintf("binding %q takes %s", c.policy.Binding, way), Weak: weak})
 		}
 		return way
 	}
@@ -285,8 +285,8 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 			return err
 		}
 		if len(others) > 0 {
-			c.say("", "classifier", finding{Topic: "tags", State: missing, Needed: true,
-				Text: fmt.Sprintf("classifier %s: one process has one net_cls tag for all interfaces, and %s uses it already", way, others[0])})
+			c.say("", "binding", finding{Topic: "binding", State: missing, Needed: true,
+				Text: fmt.Sprintf("binding %s: one process has one net_cls tag for all interfaces, and %s uses it already", way, others[0])})
 		}
 		// Where net_cls is not mounted, looking there would mount it.
 		for b := range t.All() {

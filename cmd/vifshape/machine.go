@@ -293,7 +293,7 @@ func (m *machine) targets(ctx context.Context, file, binding string, parsing *pa
 	}
 	m.policy = p
 	if binding == "" {
-		binding = p.Classifier
+		binding = p.Binding
 	}
 	var all []*target
 	for i, t := range p.Trees {

@@ -14,7 +14,7 @@ import (
 // column for each level and user.
 func writeEscapes(w io.Writer, x *escapes, verbose bool) {
 	if len(x.Results) == 0 {
-		fmt.Fprintf(w, "Classifier %s: not tried: %s\n\n", x.Asked, x.Lacks)
+		fmt.Fprintf(w, "Binding %s: not tried: %s\n\n", x.Binding, x.Lacks)
 		return
 	}
 	var columns []escape.Case
@@ -30,11 +30,7 @@ func writeEscapes(w io.Writer, x *escapes, verbose bool) {
 		of[r.Attempt][r.Case] = r
 		counted[r.Verdict]++
 	}
-	here := ""
-	if string(x.Way) != x.Asked {
-		here = fmt.Sprintf(", here %s", x.Way)
-	}
-	fmt.Fprintf(w, "Classifier %s%s:\n\n", x.Asked, here)
+	fmt.Fprintf(w, "Binding %s, way %s:\n\n", x.Binding, x.Way)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprint(t, "ATTEMPT")
 	for _, c := range columns {

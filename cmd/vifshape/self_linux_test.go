@@ -23,7 +23,7 @@ import (
 )
 
 const nestedPolicy = `version = 1
-classifier = "bpf"
+binding = "bpf"
 [interface.eth0]
 rate = "100mbit"
 [interface.eth0.web]

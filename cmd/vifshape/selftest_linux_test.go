@@ -51,7 +51,7 @@ func TestKernelEscape(t *testing.T) {
 		t.Run(binding, func(t *testing.T) {
 			why := lacksWay(binding)
 			tctest.Require(t, why == "", "binding "+binding+": "+why)
-			c := exec.CommandContext(t.Context(), filepath.Join(program(t), "vifshape"), "selftest", "escape", "--classifier", binding, "--json")
+			c := exec.CommandContext(t.Context(), filepath.Join(program(t), "vifshape"), "selftest", "escape", "--binding", binding, "--json")
 			if vm.Inside() {
 				c.Args = append(c.Args, guestAttempts(binding)...)
 			}
@@ -62,16 +62,16 @@ func TestKernelEscape(t *testing.T) {
 				t.Fatal(err)
 			}
 			var v struct {
-				Holds       bool
-				Classifiers []escapes
+				Holds bool
+				Ways  []escapes
 			}
 			if err := json.Unmarshal([]byte(stdout.String()), &v); err != nil {
 				t.Fatalf("%v in %q: %s", err, stdout.String(), stderr.String())
 			}
-			if len(v.Classifiers) != 1 {
-				t.Fatalf("%d classifiers", len(v.Classifiers))
+			if len(v.Ways) != 1 {
+				t.Fatalf("%d ways", len(v.Ways))
 			}
-			w := &v.Classifiers[0]
+			w := &v.Ways[0]
 			var table testWriter
 			writeEscapes(&table, w, testing.Verbose())
 			t.Logf("%s", table)
