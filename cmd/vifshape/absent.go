@@ -9,8 +9,6 @@ import (
 	"github.com/vifshape/vifshape/tc"
 )
 
-const allOrNothingHelp = "fail, and change nothing, unless every interface of the policy is there"
-
 // unlike is the error without a name that the policy has as well: that is not what
 // was meant.
 func unlike(no *tc.ErrNoDevice, p *policy.Policy) *tc.ErrNoDevice {
@@ -21,8 +19,8 @@ func unlike(no *tc.ErrNoDevice, p *policy.Policy) *tc.ErrNoDevice {
 }
 
 // notThere is the error of interfaces that are not there.
-func (m *machine) notThere() (err error) {
-	for _, no := range m.absent {
+func (c *Changes) notThere() (err error) {
+	for _, no := range c.absent {
 		if err == nil {
 			err = no
 		} else {
@@ -32,25 +30,17 @@ func (m *machine) notThere() (err error) {
 	return err
 }
 
-// absentRemarks says which interfaces of the policy are left out.
-func (m *machine) absentRemarks() {
-	for _, no := range m.absent {
-		m.warnf("%v; what the policy says of it is left out", no)
+// tellAbsent says which interfaces of the policy are left out.
+func (c *Changes) tellAbsent() {
+	for _, no := range c.absent {
+		c.m.warnf(hierarchy.Path(no.Name), "%v; what the policy says of it is left out", no)
 	}
-	switch len(m.absent) {
+	switch len(c.absent) {
 	case 0:
 		return
 	case 1:
-		m.hintf("apply again once it is there; with --all-or-nothing nothing is changed without it")
+		c.m.hintf("", "apply again once it is there; with --all-or-nothing nothing is changed without it")
 	default:
-		m.hintf("apply again once they are there; with --all-or-nothing nothing is changed without them")
+		c.m.hintf("", "apply again once they are there; with --all-or-nothing nothing is changed without them")
 	}
-}
-
-// partial is the exit status where interfaces of the policy were left out, else nil.
-func (m *machine) partial() error {
-	if len(m.absent) > 0 {
-		return codeError(exitAbsent)
-	}
-	return nil
 }

@@ -68,16 +68,16 @@ func delegations(t *hierarchy.Tree) (all []record.Delegated) {
 	return all
 }
 
-// addedRemarks says on stderr what becomes of delegations and added branches. What
+// tellAdded says what becomes of delegations and added branches. What
 // stays as it is is for plan alone.
-func (m *machine) addedRemarks(x *target, all bool) {
+func (m *machine) tellAdded(x *target, all bool) {
 	for _, d := range x.dropped {
-		m.warnf("%s, which was added at run time, goes: %s", d.Path, d.Why)
+		m.warnf(d.Path, "%s, which was added at run time, goes: %s", d.Path, d.Why)
 	}
 	for _, d := range x.next.Delegated {
 		for _, to := range d.To {
 			if _, ok := uid(to); !ok {
-				m.warnf("%s is delegated to %s, who is no user of this machine", d.Path, words.Printable(string(to)))
+				m.warnf(d.Path, "%s is delegated to %s, who is no user of this machine", d.Path, words.Printable(string(to)))
 			}
 		}
 	}
@@ -85,7 +85,7 @@ func (m *machine) addedRemarks(x *target, all bool) {
 		return
 	}
 	for _, a := range x.added {
-		m.notef("%s stays: it was added at run time", a.Path)
+		m.notef(a.Path, "%s stays: it was added at run time", a.Path)
 	}
 	was := map[hierarchy.Path]string{}
 	for _, d := range x.record.Delegated {
@@ -93,13 +93,13 @@ func (m *machine) addedRemarks(x *target, all bool) {
 	}
 	for _, d := range x.next.Delegated {
 		if was[d.Path] != d.Names() {
-			m.notef("%s is delegated to %s", d.Path, words.Printable(d.Names()))
+			m.notef(d.Path, "%s is delegated to %s", d.Path, words.Printable(d.Names()))
 		}
 		delete(was, d.Path)
 	}
 	for _, d := range x.record.Delegated {
 		if _, gone := was[d.Path]; gone {
-			m.notef("%s is delegated to nobody any more", d.Path)
+			m.notef(d.Path, "%s is delegated to nobody any more", d.Path)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -26,8 +27,8 @@ import (
 // agent keeps the bindings of all interfaces of a network namespace up to date. Its
 // methods are for one goroutine; petitions has its own.
 type agent struct {
-	*env // whose stderr is the log
 	log  *slog.Logger
+	said *remarks
 	m    *machine
 	hold *os.File // the agent's lock
 	asks *petitions
@@ -65,7 +66,8 @@ type places struct {
 	links []func(string) bool         // which interfaces
 }
 
-func (e *env) newAgent(ctx context.Context, level slog.Level) (*agent, error) {
+// newAgent is the agent of the network namespace that the program runs in; it logs to w.
+func newAgent(ctx context.Context, runDir string, w io.Writer, level slog.Level) (*agent, error) {
 	options := &slog.HandlerOptions{Level: level}
 	if os.Getenv("JOURNAL_STREAM") != "" { // the journal has the time
 		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
@@ -76,12 +78,12 @@ func (e *env) newAgent(ctx context.Context, level slog.Level) (*agent, error) {
 		}
 	}
 	a := &agent{
-		log: slog.New(slog.NewTextHandler(e.stderr, options)), runDir: -1, lockDir: -1,
+		log: slog.New(slog.NewTextHandler(w, options)), runDir: -1, lockDir: -1,
 		interfaces: map[string]*watched{}, seen: map[int]string{}, dirty: map[string]bool{}, later: make(chan string), ended: make(chan struct{}),
 	}
-	a.env = &env{stdout: e.stdout, stderr: &remarks{log: a.log, said: map[string]bool{}}, runDir: e.runDir}
+	a.said = &remarks{log: a.log, said: map[string]bool{}}
 	var err error
-	if a.m, err = a.machine(); err != nil {
+	if a.m, err = openMachine(runDir, a.said.tell); err != nil {
 		return nil, err
 	}
 	a.m.store.Saved = map[string]os.FileInfo{}
@@ -125,7 +127,7 @@ func (a *agent) take(ctx context.Context) error {
 	if a.asks != nil {
 		a.asks.close()
 	}
-	if a.asks, err = a.petitions(a.m.store); err != nil {
+	if a.asks, err = newPetitions(a.m, a.said); err != nil {
 		return err
 	}
 	if a.lockDir, err = a.dirs.add(a.m.store.Locks, unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
@@ -290,7 +292,7 @@ func (a *agent) everything() {
 
 // forget makes the agent say again what is wrong.
 func (a *agent) forget() {
-	a.env.stderr.(*remarks).forget()
+	a.said.forget()
 	for _, w := range a.interfaces {
 		w.said, w.missing = "", nil
 	}
@@ -624,7 +626,7 @@ func (a *agent) place(p *places, path string, m func(string) bool) {
 	case err == nil:
 		p.dirs[wd] = append(p.dirs[wd], m)
 	case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR): // the directory above tells when it comes
-		fmt.Fprintf(a.stderr, "%v", err)
+		a.said.tell(Remark{Level: Warning, Text: err.Error()})
 	}
 }
 
@@ -695,8 +697,7 @@ func (a *agent) tell(state ...string) {
 	}
 }
 
-// remarks makes log lines of what is otherwise written to standard error, each one
-// once.
+// remarks logs what is told, each remark once.
 type remarks struct {
 	log  *slog.Logger
 	mu   sync.Mutex
@@ -710,16 +711,20 @@ func (r *remarks) forget() {
 	clear(r.said)
 }
 
-func (r *remarks) Write(b []byte) (int, error) {
-	text := strings.TrimPrefix(strings.TrimSpace(string(b)), "vifshape: ")
+// tell logs a remark that was not said yet.
+func (r *remarks) tell(x Remark) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.said) > 1000 {
 		clear(r.said)
 	}
-	if !r.said[text] {
-		r.said[text] = true
-		r.log.Warn(text)
+	if r.said[x.Text] {
+		return
 	}
-	return len(b), nil
+	r.said[x.Text] = true
+	level := slog.LevelInfo
+	if x.Level == Warning {
+		level = slog.LevelWarn
+	}
+	r.log.Log(context.Background(), level, x.Text)
 }

@@ -12,12 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vifshape/vifshape/cgroup"
-	"github.com/vifshape/vifshape/cgroup/cgroupfs"
-	"github.com/vifshape/vifshape/cgroup/confine"
-	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // agentVersion is the version of what is said over the agent's socket: one line of
@@ -121,43 +116,4 @@ func (m *machine) askOnce(ctx context.Context, q agentRequest) error {
 		return &agentError{r.Code, r.Error, r.Hints}
 	}
 	return nil
-}
-
-// runDelegated is run for those who are not root: the agent puts this process into
-// the branch.
-func (m *machine) runDelegated(ctx context.Context, path hierarchy.Path, cmd confine.Command) error {
-	if cmd.User != "" {
-		return &agentError{exitPrivilege, "--user: only root can start programs as another user", nil}
-	}
-	if err := m.within(ctx, path); err != nil {
-		return err
-	}
-	x, err := m.shaped(path.Interface(), "")
-	if err != nil {
-		return err
-	}
-	defer x.binder.Close()
-	if _, err := x.entry(path); err != nil {
-		return err
-	}
-	cmd.Warn = func(s string) { m.notef("%s", s) }
-	return cmd.Exec(func() error {
-		if err := m.ask(ctx, agentRequest{Op: opEnter, Path: path}); err != nil {
-			return err
-		}
-		return m.placed(path, x.record.Way)
-	})
-}
-
-// placed says whether this process is in the home of a branch.
-func (m *machine) placed(path hierarchy.Path, way bind.Way) error {
-	target, whole, err := cgroupfs.Own(way)
-	if err != nil {
-		return err
-	}
-	ns, home, ok := cgroup.ParseHome(target)
-	if ok && ns == m.store.NetNS && home == path || !ok && !whole { // hidden by a container: the agent's word is all there is
-		return nil
-	}
-	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, words.Printable(target.String()))
 }

@@ -253,7 +253,7 @@ func (n *network) targets() map[string]hierarchy.Path {
 	n.Helper()
 	all := map[string]hierarchy.Path{}
 	err := n.Near.Do(func() error {
-		m, err := (&env{stdout: io.Discard, stderr: io.Discard, runDir: defaultRunDir}).machine()
+		m, err := openMachine(defaultRunDir, func(Remark) {})
 		if err != nil {
 			return err
 		}

@@ -40,7 +40,8 @@ const (
 // petitions answers those who are not root: users to whom branches are delegated. The
 // kernel says who asks; nothing that they say of themselves is believed.
 type petitions struct {
-	*env
+	said     *remarks
+	runDir   string
 	store    *record.Store
 	listener *net.UnixListener
 	records  map[string]os.FileInfo // by interface: those that delegates are of
@@ -54,10 +55,10 @@ type petitions struct {
 	work  sync.WaitGroup
 }
 
-// petitions makes the agent's socket and answers at it until close. The caller is the
+// newPetitions makes the agent's socket and answers at it until close. The caller is the
 // agent, of which there is one: a socket that is there is left over.
-func (e *env) petitions(at *record.Store) (*petitions, error) {
-	file := at.AgentSocketFile()
+func newPetitions(m *machine, said *remarks) (*petitions, error) {
+	file := m.store.AgentSocketFile()
 	if err := record.UnlessGone(os.Remove(file)); err != nil {
 		return nil, err
 	}
@@ -70,7 +71,7 @@ func (e *env) petitions(at *record.Store) (*petitions, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	ctx, end := context.WithCancel(context.Background())
-	s := &petitions{env: e, store: at, listener: l, end: end, turn: make(chan struct{}, 1), peers: map[uint32]int{}}
+	s := &petitions{said: said, runDir: m.runDir, store: m.store, listener: l, end: end, turn: make(chan struct{}, 1), peers: map[uint32]int{}}
 	s.work.Go(func() { s.serve(ctx) })
 	return s, nil
 }
@@ -89,7 +90,7 @@ func (s *petitions) serve(ctx context.Context) {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil:
-			s.warnf("the agent's socket: %v", err)
+			s.said.tell(Remark{Level: Warning, Text: fmt.Sprintf("the agent's socket: %v", err)})
 			time.Sleep(100 * time.Millisecond) // until there are descriptors again
 			continue
 		}
@@ -220,7 +221,7 @@ func (s *petitions) answer(ctx context.Context, c *net.UnixConn, p *peer) error 
 	case <-ctx.Done():
 		return &agentError{code: exitLocked, text: "the agent did not come to it in time: try again later"}
 	}
-	m, err := s.machine()
+	m, err := openMachine(s.runDir, s.said.tell)
 	if err != nil {
 		return err
 	}

@@ -8,24 +8,26 @@ import (
 	"github.com/vifshape/vifshape/tc"
 )
 
-// parsing is a policy that is being read while the kernel is asked for its
+// reading is a policy that is being read while the kernel is asked for its
 // state: with ten thousand branches each takes as long as the other.
-type parsing struct {
+type reading struct {
+	file   string
 	done   chan struct{}
 	policy *policy.Policy
 	err    error
 }
 
-func (e *env) parse(file string) *parsing {
-	p := &parsing{done: make(chan struct{})}
+// read begins to read a policy; "-" is standard input.
+func read(file string) *reading {
+	p := &reading{file: file, done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
-		p.policy, p.err = e.readPolicy(file)
+		p.policy, p.err = readPolicy(file)
 	}()
 	return p
 }
 
-func (p *parsing) wait(ctx context.Context) (*policy.Policy, error) {
+func (p *reading) wait(ctx context.Context) (*policy.Policy, error) {
 	select {
 	case <-p.done:
 		return p.policy, p.err
@@ -36,7 +38,7 @@ func (p *parsing) wait(ctx context.Context) (*policy.Policy, error) {
 
 // before is the policy's mistakes, else err: they are worth knowing even where
 // nothing could be applied.
-func (p *parsing) before(ctx context.Context, err error) error {
+func (p *reading) before(ctx context.Context, err error) error {
 	if _, bad := p.wait(ctx); bad != nil {
 		return bad
 	}

@@ -36,11 +36,11 @@ func TestBadPolicyFirst(t *testing.T) {
 	}
 }
 
-// TestParsingInterrupted: reading a policy from a terminal can be interrupted.
-func TestParsingInterrupted(t *testing.T) {
+// TestReadingInterrupted: reading a policy from a terminal can be interrupted.
+func TestReadingInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := (&parsing{done: make(chan struct{})}).wait(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := (&reading{done: make(chan struct{})}).wait(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }

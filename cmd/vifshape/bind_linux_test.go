@@ -295,7 +295,7 @@ func TestKernelBindInterrupted(t *testing.T) {
 	for steps := 0; ; steps++ {
 		left := steps
 		err := n.Near.Do(func() error {
-			m, err := (&env{stdout: io.Discard, stderr: io.Discard, runDir: defaultRunDir}).machine()
+			m, err := openMachine(defaultRunDir, func(Remark) {})
 			if err != nil {
 				return err
 			}

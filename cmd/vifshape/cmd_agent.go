@@ -67,7 +67,7 @@ func (e *env) agent(ctx context.Context, level slog.Level, repair bool) error {
 	signal.Notify(again, syscall.SIGHUP)
 	defer signal.Stop(again)
 	debug.SetGCPercent(100) // it stays
-	a, err := e.newAgent(ctx, level)
+	a, err := newAgent(ctx, e.runDir, e.stderr, level)
 	if err != nil {
 		return err
 	}

@@ -5,8 +5,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-
-	"github.com/vifshape/vifshape/hierarchy"
 )
 
 type applyOptions struct {
@@ -44,7 +42,7 @@ carries on, and clear takes away what there is.
 		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.apply(c.Context(), a[0], o) }),
 	}
 	c.Flags().StringVar(&o.binding, "binding", "", bindingHelp)
-	c.Flags().BoolVar(&o.all, "all-or-nothing", false, allOrNothingHelp)
+	c.Flags().BoolVar(&o.all, "all-or-nothing", false, "fail, and change nothing, unless every interface of the policy is there")
 	c.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "print what is changed")
 	return c
 }
@@ -53,48 +51,41 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 	if err := checkBinding(o.binding); err != nil {
 		return err
 	}
-	parsing := e.parse(file)
+	r := read(file)
 	m, err := e.machine()
 	if err != nil {
-		return parsing.before(ctx, err)
+		return r.before(ctx, err)
 	}
 	defer m.Close()
 	unlock, err := m.lock(ctx, "apply "+file)
 	if err != nil {
-		return parsing.before(ctx, err)
+		return r.before(ctx, err)
 	}
 	defer unlock()
-	all, err := m.targets(ctx, file, o.binding, parsing)
+	c, err := m.plan(ctx, r, o.binding)
 	if err != nil {
 		return err
 	}
-	defer release(all)
-	if o.all && len(m.absent) > 0 {
-		return m.notThere()
+	defer c.close()
+	if o.all && len(c.absent) > 0 {
+		return c.notThere()
 	}
-	m.absentRemarks()
-	var plans []hierarchy.Plan
-	for _, x := range all {
-		if x.blind != nil {
-			return x.blind
-		}
-		plans = append(plans, x.plan)
-		m.remarks(x)
-		m.addedRemarks(x, false)
-	}
-	if err := m.linkRemarks(all); err != nil {
+	if err := c.blind(); err != nil {
 		return err
 	}
-	if err := m.apply(ctx, all); err != nil {
+	if err := c.tell(false); err != nil {
 		return err
 	}
-	for _, x := range all {
-		m.strayed(ctx, x.shaped, x.plan.Steps)
+	if err := c.apply(ctx); err != nil {
+		return err
+	}
+	for _, x := range c.targets {
+		m.strayed(ctx, x.tree.Interface, x.plan.Steps)
 	}
 	if o.verbose {
-		if err := m.writePlans(plans, planOptions{}); err != nil {
+		if err := e.writePlans(c, planOptions{}); err != nil {
 			return err
 		}
 	}
-	return m.partial()
+	return left(c)
 }

@@ -85,30 +85,11 @@ func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree 
 		return err
 	}
 	defer m.Close()
-	x, home, err := m.enter(ctx, path)
-	if err != nil {
-		return err
-	}
-	defer x.binder.Close()
-	unlock, err := m.store.Lock(ctx, "attach "+string(path))
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	got, err := x.binder.Attach(ctx, home, pids, tree)
-	var outside []cgroup.Outside
-	if got != nil && len(got.Processes) > 0 && err == nil {
-		var r *rebound // for those that are in another network namespace
-		if r, err = m.rebind(ctx, path.Interface()); r != nil {
-			outside = slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool {
-				return !slices.ContainsFunc(got.Processes, func(p cgroup.AttachedProcess) bool { return slices.Contains(o.PIDs, p.PID) })
-			})
-		}
-	}
+	got, outside, err := m.attach(ctx, path, pids, tree)
 	if got != nil {
 		e.attached(path, got, outside)
 		if got.Stay == "" {
-			m.leftBehind(x, path, got)
+			m.leftBehind(path, got)
 		}
 	}
 	switch {

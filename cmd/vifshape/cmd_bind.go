@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -95,35 +94,11 @@ func (e *env) changeBindings(ctx context.Context, what string, a []string, chang
 		return err
 	}
 	defer m.Close()
-	unlock, err := m.store.Lock(ctx, what+" "+string(path))
+	r, err := m.changeBindings(ctx, what, path, specs, change)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	x, err := m.shaped(path.Interface(), "")
-	if err != nil {
-		return err
-	}
-	defer x.binder.Close()
-	if _, err := x.entry(path); err != nil {
-		return err
-	}
-	next := *x.record
-	next.Bindings = slices.Clone(next.Bindings)
-	fresh, remarks, err := change(&next, path, specs)
-	if err != nil {
-		return err
-	}
-	r, err := m.rebindOrBack(ctx, x, &next, fresh)
-	if err != nil {
-		return err
-	}
-	for _, s := range remarks {
-		e.notef("%s", s)
-	}
-	m.waiting(slices.DeleteFunc(r.pending, func(p cgroup.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
-	m.unheld(slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
-	m.strayed(ctx, x, r.done)
+	m.strayed(ctx, path.Interface(), r.done)
 	return nil
 }
 
@@ -178,7 +153,7 @@ func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) erro
 	}
 	defer m.Close()
 	out := bindingsJSON{Bindings: []*bindingView{}}
-	err = m.each(path, func(iface string) error {
+	err = e.each(m, path, func(iface string) error {
 		v, err := m.bindings(ctx, iface, path)
 		out.Bindings = append(out.Bindings, v...)
 		return err
@@ -228,7 +203,7 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 		return &bindingView{} // a branch's own cgroup
 	}
 	if x.blind != nil {
-		m.notef("%s: without privileges the bindings in force cannot be read; what they came to when they were last changed is shown", iface)
+		m.notef(hierarchy.Path(iface), "%s: without privileges the bindings in force cannot be read; what they came to when they were last changed is shown", iface)
 		for _, b := range x.record.Bound {
 			v := at(b.From)
 			if b.Target.Kind == bind.TargetNone {

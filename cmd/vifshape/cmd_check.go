@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -28,11 +29,11 @@ EXIT STATUS
   64  wrong flags or arguments`,
 		Args: args(1, 1, "one policy file"),
 		RunE: func(_ *cobra.Command, a []string) error {
-			p, err := e.readPolicy(a[0])
+			p, err := readPolicy(a[0])
 			if err != nil {
 				return err
 			}
-			fmt.Fprint(e.stderr, p.Unquoted(policy.VLAN).Render())
+			fmt.Fprint(e.stderr, append(slices.Clip(policy.Errors(p.Warnings)), p.Unquoted(policy.VLAN)...).Render())
 			if !tree {
 				return nil
 			}

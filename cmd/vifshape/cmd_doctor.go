@@ -135,11 +135,15 @@ func judge(all []finding) verdict {
 }
 
 func (e *env) doctor(ctx context.Context, interfaces []string, o doctorOptions) error {
-	x, err := e.examine()
+	m, err := e.machine()
 	if err != nil {
 		return err
 	}
-	defer x.conn.Close()
+	defer m.Close()
+	x, err := examine(m)
+	if err != nil {
+		return err
+	}
 	x.machine()
 	if o.policy != "" {
 		named, err := x.policy(o.policy)

@@ -2,14 +2,9 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
-	"github.com/vifshape/vifshape/cgroup"
-	"github.com/vifshape/vifshape/cmd/internal/words"
-	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
@@ -59,135 +54,59 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	if o.tc && o.json {
 		return usagef("--tc and --json are two forms of the same plan: write one of them")
 	}
-	parsing := e.parse(file)
+	r := read(file)
 	m, err := e.machine()
 	if err != nil {
-		return parsing.before(ctx, err)
+		return r.before(ctx, err)
 	}
 	defer m.Close()
-	all, err := m.targets(ctx, file, o.binding, parsing)
+	c, err := m.plan(ctx, r, o.binding)
 	if err != nil {
 		return err
 	}
-	defer release(all)
-	if o.all && len(m.absent) > 0 {
-		return m.notThere()
+	defer c.close()
+	if o.all && len(c.absent) > 0 {
+		return c.notThere()
 	}
-	m.absentRemarks()
-	if err := m.linkRemarks(all); err != nil {
+	if err := c.tell(true); err != nil {
 		return err
 	}
-	var plans []hierarchy.Plan
-	empty := true
-	for _, x := range all {
-		plans = append(plans, x.plan)
-		empty = empty && x.plan.Empty() && !x.unknown()
-		if x.unknown() {
-			m.notef("%s: the record of its tree is lost: apply writes it anew; what bind and add had made goes, and clear cannot put back the root qdisc from before", x.tree.Interface)
-		}
-		m.remarks(x)
-		m.addedRemarks(x, true)
-		for _, b := range x.kept {
-			m.notef("%s: %v, bound at run time, stays", b.Path, b.Binding)
-		}
-		if x.blind != nil {
-			e.notef("%s: bindings are left out: without privileges they can be neither read nor tried", x.tree.Interface)
-		}
-	}
-	if err := m.writePlans(plans, o); err != nil {
+	if err := e.writePlans(c, o); err != nil {
 		return err
 	}
-	if err := m.partial(); err != nil || empty || !o.detail {
+	if err := left(c); err != nil || c.empty() || !o.detail {
 		return err
 	}
 	return codeError(exitChanges)
 }
 
-func (m *machine) writePlans(plans []hierarchy.Plan, o planOptions) error {
+// left is the exit status where interfaces of the policy were left out, else nil.
+func left(c *Changes) error {
+	if len(c.absent) > 0 {
+		return codeError(exitAbsent)
+	}
+	return nil
+}
+
+func (e *env) writePlans(c *Changes, o planOptions) error {
 	kinds := newKindTable(qdisc.Kinds())
 	if o.json {
-		out := planAsJSON(plans)
-		for _, no := range m.absent {
+		out := planAsJSON(c.plans())
+		for _, no := range c.absent {
 			out.Missing = append(out.Missing, no.Name)
 		}
-		return m.json(out)
+		return e.json(out)
 	}
-	for _, p := range plans {
-		write := func() error { return writePlan(m.stdout, p, kinds) }
+	for _, p := range c.plans() {
+		write := func() error { return writePlan(e.stdout, p, kinds) }
 		if o.tc {
-			write = func() error { return writeTC(m.stdout, p) }
+			write = func() error { return writeTC(e.stdout, p) }
 		}
 		if err := write(); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// remarks says on stderr what a plan does not show.
-func (m *machine) remarks(x *target) {
-	for _, b := range x.lost {
-		m.notef("%s: %v, bound at run time, goes: the policy has no branch for it any more", b.Path, b.Binding)
-	}
-	m.waiting(x.pending)
-	m.unheld(x.outside)
-	if f := x.next.Former; f.Kind != "" && x.before.Root.Foreign() {
-		back := "`vifshape clear` puts it back"
-		if f.Partial {
-			back = "it has classes, filters or qdiscs of its own and cannot be put back: keep what made it"
-		}
-		m.warnf("%s: the root qdisc %s %v is replaced; %s", x.tree.Interface, f.Kind, f.Handle, back)
-	}
-	var anew []hierarchy.Path
-	var gone []hierarchy.Bound
-	for _, s := range x.plan.Steps {
-		switch old := s.Old.(type) {
-		case *hierarchy.Leaf:
-			if s.Action == hierarchy.Change && !qdisc.InPlace(old.Qdisc, s.New.(*hierarchy.Leaf).Qdisc) {
-				anew = append(anew, s.New.(*hierarchy.Leaf).Path)
-			}
-		case *hierarchy.Bound:
-			if s.Action == hierarchy.Delete {
-				gone = append(gone, *old)
-			}
-		}
-	}
-	if len(anew) > 0 {
-		others := ""
-		if n := len(anew) - 1; n > 0 {
-			others = fmt.Sprintf(", and those of %d more branches,", n)
-		}
-		m.warnf("%s: its queue%s cannot be changed in place: it is made anew, and packets that wait in it then are dropped", anew[0], others)
-	}
-	// Processes that cannot be listed are no reason to stop a change.
-	held, _ := x.held(x.before.Bound)
-	for _, b := range gone {
-		if n := len(held[b.Target]); n > 0 {
-			m.warnf("%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", name(b.Path, b.Class), words.Printable(b.Target.String()), n)
-		}
-	}
-}
-
-// waiting says which bindings name what is not there.
-func (m *machine) waiting(all []cgroup.Pending) {
-	for _, w := range all {
-		m.notef("%s: %v is not bound yet: %s; once it is there, vifshape agent binds it at once, else the next apply", w.Path, w.Binding, w.Reason)
-	}
-}
-
-// unheld says which bindings do not hold all processes of what they name.
-func (m *machine) unheld(all []cgroup.Outside) {
-	for _, o := range all {
-		m.warnf("%s: %s does not hold all of it: %s", o.Path, bindingText(o.Binding), words.Printable(o.String()))
-	}
-}
-
-// bindingText is a binding, or words for that of a branch's own cgroup.
-func bindingText(b bind.Binding) string {
-	if b == (bind.Binding{}) {
-		return "its own cgroup"
-	}
-	return b.String()
 }
 
 func checkBinding(s string) error {

@@ -120,7 +120,7 @@ func (e *env) prove(ctx context.Context, path hierarchy.Path, json bool) error {
 	}
 	defer unlock()
 	out := proveJSON{Proofs: []proofView{}}
-	err = m.each(path, func(iface string) error {
+	err = e.each(m, path, func(iface string) error {
 		v, err := m.prove(ctx, iface, path)
 		out.Proofs = append(out.Proofs, v...)
 		return err

@@ -77,7 +77,7 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 	out := selfJSON{Branches: []*selfView{}}
 	var rests []string // of the interfaces on which it has no branch
 	var own []*own
-	err = m.each("", func(iface string) error {
+	err = e.each(m, "", func(iface string) error {
 		x, err := m.own(ctx, iface)
 		switch {
 		case err != nil:

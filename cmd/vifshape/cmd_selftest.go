@@ -58,8 +58,8 @@ const (
 
 type escapeOptions struct {
 	binding, level, user string
-	only             []string
-	json, verbose    bool
+	only                 []string
+	json, verbose        bool
 }
 
 func newSelftestCommand(e *env) *cobra.Command {

@@ -127,7 +127,7 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 	}
 	defer m.Close()
 	out := showJSON{Interfaces: []*treeView{}}
-	err = m.each(path, func(iface string) error {
+	err = e.each(m, path, func(iface string) error {
 		v, err := m.view(ctx, iface, o.sample)
 		if v == nil {
 			return err
@@ -163,7 +163,7 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 
 // each looks at the interface of a path or, where that is empty, at all that have a
 // policy. Of those the user is told which are not there, and what they have lost.
-func (m *machine) each(path hierarchy.Path, look func(iface string) error) error {
+func (e *env) each(m *machine, path hierarchy.Path, look func(iface string) error) error {
 	if path != "" {
 		return look(path.Interface())
 	}
@@ -176,9 +176,9 @@ func (m *machine) each(path hierarchy.Path, look func(iface string) error) error
 		err := look(i)
 		switch {
 		case onlyLost(err):
-			m.report(err)
+			e.report(err)
 			lost = codeError(exitError)
-		case err != nil && !m.noTree(i, err):
+		case err != nil && !e.noTree(i, err):
 			return err
 		}
 	}
@@ -234,7 +234,7 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 		return nil, err
 	}
 	if x.blind != nil {
-		m.notef("%s: without privileges the bindings in force cannot be read; those of the last apply are shown", iface)
+		m.notef(hierarchy.Path(iface), "%s: without privileges the bindings in force cannot be read; those of the last apply are shown", iface)
 		s.Bound = nil
 	}
 	s.Bound = x.named(s.Bound, x.blind != nil)
@@ -441,52 +441,6 @@ func (x *shaped) bound(all []hierarchy.Bound) (map[hierarchy.ClassID][]boundView
 	return out, x.holds(out)
 }
 
-// held is the processes that each target holds: a process in several of them
-// belongs to the deepest cgroup, and to its user only where none is bound, as the
-// classifier has it.
-func (x *shaped) held(all []hierarchy.Bound) (map[bind.Target][]int, error) {
-	held := map[bind.Target][]int{}
-	owner := map[int]bind.Target{}
-	for _, b := range all {
-		if b.Target.Kind == bind.TargetNone || held[b.Target] != nil {
-			continue
-		}
-		pids, err := x.binder.Processes(b.Target)
-		if err != nil {
-			return nil, err
-		}
-		held[b.Target] = pids
-		for _, pid := range pids {
-			if deeper(b.Target, owner[pid]) {
-				owner[pid] = b.Target
-			}
-		}
-	}
-	for target, pids := range held {
-		held[target] = slices.DeleteFunc(pids, func(pid int) bool { return owner[pid] != target })
-	}
-	return held, nil
-}
-
-// deeper says which of two targets that hold the same process comes first. Both
-// are cgroups on one way to the root, or one is a user; no target holds nothing.
-func deeper(a, b bind.Target) bool {
-	if b.Kind != bind.TargetCgroup {
-		return true
-	}
-	return a.Kind == bind.TargetCgroup && len(a.Name) > len(b.Name)
-}
-
-func rootText(r hierarchy.Root) string {
-	switch {
-	case r.Kind == "":
-		return "the kernel's own"
-	case r.Handle == 0:
-		return r.Kind + ", the kernel's own"
-	}
-	return fmt.Sprintf("%s %v", r.Kind, r.Handle)
-}
-
 // bound says by what.
 func (v *treeView) bound() string {
 	switch {
@@ -585,4 +539,12 @@ func (b *boundView) String() string {
 		s += ": " + processNames(b.Processes)
 	}
 	return s
+}
+
+// onlyLost says whether err is that something is lost, which keeps nobody from looking
+// at the rest.
+func onlyLost(err error) bool {
+	var lost *lostError
+	var said codeError // by each
+	return errors.As(err, &lost) || errors.As(err, &said)
 }

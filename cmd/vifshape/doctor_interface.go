@@ -22,7 +22,7 @@ import (
 // no policy that says which, at all but loopback.
 func (x *examination) interfaces(ctx context.Context, names []string, policy bool) error {
 	var err error
-	if x.links, err = tc.Links(x.conn); err != nil {
+	if x.links, err = tc.Links(x.m.conn); err != nil {
 		return err
 	}
 	if len(names) == 0 && !policy {
@@ -33,7 +33,7 @@ func (x *examination) interfaces(ctx context.Context, names []string, policy boo
 		}
 	}
 	for _, n := range names {
-		d, err := tc.Find(x.conn, n)
+		d, err := tc.Find(x.m.conn, n)
 		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
 			x.add(finding{Group: groupInterface, Interface: n, Topic: "link", State: missing, Needed: true, Text: err.Error()})
 			continue
@@ -92,8 +92,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		}
 		return nil
 	})
-	m := &machine{env: x.env, conn: x.conn, store: x.store}
-	if lost := (*lostError)(nil); errors.As(m.intact(ctx, l.Name), &lost) { // other errors are other findings
+	if lost := (*lostError)(nil); errors.As(x.m.intact(ctx, l.Name), &lost) { // other errors are other findings
 		f := finding{Topic: "tree", State: missing, Text: strings.Join(lost.what, "; "), Follows: "it limits nothing that is not there"}
 		if lost.policy != "-" {
 			f.Fix = []string{"vifshape apply " + words.Quoted(lost.policy)}
@@ -118,7 +117,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		}
 		return err
 	})
-	if x.store.NetNS == "" { // managers name interfaces by their numbers in the initial namespace
+	if x.m.store.NetNS == "" { // managers name interfaces by their numbers in the initial namespace
 		for _, w := range owners("/", l.Index) {
 			say(finding{Topic: "manager", State: weaker, Text: fmt.Sprintf("%s: section %s of %s", w.name, w.section, w.file),
 				Follows: "it makes its own queues whenever it sets up the interface, in place of vifshape's: take the section out"})
@@ -139,8 +138,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 
 // unheld says what the bindings in force do not hold, as far as they can be read.
 func (x *examination) unheld(ctx context.Context, iface string) (all []finding, err error) {
-	m := &machine{env: x.env, conn: x.conn, store: x.store}
-	t, s, err := m.treeOf(ctx, iface)
+	t, s, err := x.m.treeOf(ctx, iface)
 	if err != nil {
 		return nil, err
 	}
@@ -305,7 +303,7 @@ func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.
 	f.Follows += "; turning tso and gso off by ethtool does not make them smaller"
 	if forwarding() {
 		for _, other := range x.links {
-			d, err := tc.Find(x.conn, other.Name)
+			d, err := tc.Find(x.m.conn, other.Name)
 			if err != nil || other.Index == l.Index {
 				continue
 			}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
-	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -21,10 +20,8 @@ import (
 
 // examination is what doctor finds out, and what it is found out with.
 type examination struct {
-	*env
 	remedies
-	conn     *rtnl.Conn
-	store    *record.Store
+	m        *machine
 	report   cgroup.Report
 	settings cgroup.Settings
 	way      bind.Way            // that auto takes here
@@ -35,16 +32,10 @@ type examination struct {
 	all      []finding
 }
 
-func (e *env) examine() (*examination, error) {
-	x := &examination{env: e, report: cgroup.Probe(), ways: map[bind.Way]string{}, hardware: map[string]bool{}}
+func examine(m *machine) (*examination, error) {
+	x := &examination{m: m, report: cgroup.Probe(), ways: map[bind.Way]string{}, hardware: map[string]bool{}}
 	var err error
-	if x.remedies, err = newRemedies(); err != nil {
-		return nil, err
-	}
-	if x.store, err = record.Open(e.runDir); err != nil {
-		return nil, err
-	}
-	x.conn, err = e.open()
+	x.remedies, err = newRemedies()
 	return x, err
 }
 
@@ -113,7 +104,7 @@ func timerFinding(hz uint64) finding {
 
 // qdiscs asks for those that every tree takes.
 func (x *examination) qdiscs() (noClsact bool, err error) {
-	lo, err := tc.Find(x.conn, "lo")
+	lo, err := tc.Find(x.m.conn, "lo")
 	if err != nil {
 		return false, err
 	}
@@ -127,7 +118,7 @@ func (x *examination) qdiscs() (noClsact bool, err error) {
 
 // leaves asks for the qdiscs that leaves can have.
 func (x *examination) leaves() error {
-	lo, err := tc.Find(x.conn, "lo")
+	lo, err := tc.Find(x.m.conn, "lo")
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ type policyCheck struct {
 
 // policy says what stands in the way of a policy and returns its interfaces.
 func (x *examination) policy(file string) ([]string, error) {
-	p, err := x.env.readPolicy(file)
+	p, err := readPolicy(file)
 	var bad policy.Errors
 	switch {
 	case errors.As(err, &bad):
@@ -43,28 +43,29 @@ func (x *examination) policy(file string) ([]string, error) {
 	case err != nil:
 		return nil, err
 	}
+	x.m.tellPlaced(p.Warnings)
 	c := &policyCheck{examination: x, file: file, policy: p}
 	c.try("", "interfaces", func() error {
-		x.links, err = tc.Links(x.conn)
+		x.links, err = tc.Links(x.m.conn)
 		return err
 	})
 	for _, w := range p.Unquoted(among(x.links)) {
 		c.say(w.Path, "", finding{Topic: "name", State: weaker, Text: fmt.Sprintf("%s: %s", w.Path, w.Msg), Follows: w.Hint})
 	}
-	m := &machine{env: x.env, conn: x.conn, store: x.store}
+	var absent []*tc.ErrNoDevice
 	devices := map[*hierarchy.Tree]*tc.Device{}
 	for _, t := range p.Trees {
-		d, _, err := m.device(t.Interface)
+		d, _, err := x.m.device(t.Interface)
 		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
-			m.absent = append(m.absent, unlike(no, p))
+			absent = append(absent, unlike(no, p))
 		} else if err != nil {
 			c.say(hierarchy.Path(t.Interface), "", finding{Topic: "name", State: missing, Needed: true, Text: err.Error()})
 		} else {
 			devices[t] = d
 		}
 	}
-	for _, no := range m.absent {
-		f := finding{Topic: topicAbsent, State: missing, Needed: len(m.absent) == len(p.Trees), Text: no.Error()}
+	for _, no := range absent {
+		f := finding{Topic: topicAbsent, State: missing, Needed: len(absent) == len(p.Trees), Text: no.Error()}
 		if !f.Needed {
 			f.Follows = "apply shapes the others, and nothing with --all-or-nothing; once it is there, apply again"
 		}
@@ -239,7 +240,7 @@ func (c *policyCheck) speed(l tc.Link, t *hierarchy.Tree) {
 
 // twice says which packets of the policy's trees go through another tree.
 func (c *policyCheck) twice(names []string) error {
-	warnings, err := twice(c.links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(c.conn) })
+	warnings, err := twice(c.links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(c.m.conn) })
 	for _, w := range warnings {
 		c.say("", "interface", finding{Topic: "shaped twice", State: weaker, Text: w})
 	}
@@ -279,8 +280,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		return nil
 	}
 	if way.Tagged() {
-		m := &machine{env: c.env, conn: c.conn, store: c.store}
-		others, err := m.tagged(t.Interface, d.Index)
+		others, err := c.m.tagged(t.Interface, d.Index)
 		if err != nil {
 			return err
 		}
@@ -298,7 +298,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		}
 		return nil
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: t.Interface, Index: d.Index, NetNS: c.store.NetNS, RunDir: c.runDir, Ways: []bind.Way{way}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: t.Interface, Index: d.Index, NetNS: c.m.store.NetNS, RunDir: c.m.runDir, Ways: []bind.Way{way}})
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/vifshape/vifshape/tc/rtnl"
+	"github.com/vifshape/vifshape/policy"
 )
 
 // defaultRunDir holds what the kernel cannot keep for us. It is empty again
@@ -44,7 +44,19 @@ func (e *env) json(v any) error {
 	return enc.Encode(v)
 }
 
-// open connects to the kernel's traffic control in the caller's namespace.
-func (e *env) open() (*rtnl.Conn, error) {
-	return rtnl.Open(rtnl.Config{Warn: func(s string) { e.warnf("kernel: %s", s) }})
+// machine opens the network namespace that the program runs in.
+func (e *env) machine() (*machine, error) { return openMachine(e.runDir, e.tell) }
+
+// tell writes a remark to stderr.
+func (e *env) tell(r Remark) {
+	switch {
+	case r.At != nil:
+		fmt.Fprint(e.stderr, policy.Errors{*r.At}.Render())
+	case r.Level == Warning:
+		e.warnf("%s", r.Text)
+	case r.Level == Hint:
+		e.hintf("%s", r.Text)
+	default:
+		e.notef("%s", r.Text)
+	}
 }

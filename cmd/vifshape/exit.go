@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
-	"syscall"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/confine"
@@ -59,22 +57,6 @@ func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// partlyError says that something was changed and could not be put back.
-type partlyError struct{ error }
-
-func (e partlyError) Unwrap() error { return e.error }
-
-// formerError says that a tree was cleared and what was there before is not back.
-type formerError struct{ error }
-
-func (e formerError) Unwrap() error { return e.error }
-
-// foreignRootError says that somebody else's root qdisc stands where a tree
-// should. What else is foreign says itself what to do about it.
-type foreignRootError struct{ error }
-
-func (e foreignRootError) Unwrap() error { return e.error }
-
 // codeError ends the program with a code and no message.
 type codeError int
 
@@ -121,9 +103,7 @@ func partly(err error) bool {
 }
 
 func privilege(err error) bool {
-	var denied deniedError
-	return errors.As(err, &denied) || errors.Is(err, rtnl.ErrNotPrivileged) || errors.Is(err, caps.ErrNotPrivileged) ||
-		errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EPERM)
+	return errors.As(err, new(deniedError)) || errors.As(err, new(*insideError)) || notPrivileged(err)
 }
 
 // report prints an error as a user wants to read it.

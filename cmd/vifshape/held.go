@@ -219,7 +219,7 @@ func (v *bindingView) inForce(i int, target bind.Target) (lines []string) {
 
 // strayed warns of sockets that new bindings do not hold, because they were open
 // before. What was done is done, whether that can be told or not.
-func (m *machine) strayed(ctx context.Context, x *shaped, steps []hierarchy.Step) {
+func (m *machine) strayed(ctx context.Context, iface string, steps []hierarchy.Step) {
 	var fresh []hierarchy.Bound
 	for _, s := range steps {
 		if b, ok := s.New.(*hierarchy.Bound); ok && b != nil {
@@ -233,13 +233,17 @@ func (m *machine) strayed(ctx context.Context, x *shaped, steps []hierarchy.Step
 	}
 	// all bindings: what another one names more exactly is not theirs
 	var s hierarchy.State
-	err := x.binder.Read(ctx, &s)
 	var held map[bind.Target]boundView
+	x, err := m.shaped(iface, "")
+	if err == nil {
+		defer x.binder.Close()
+		err = x.binder.Read(ctx, &s)
+	}
 	if err == nil {
 		held, err = x.heldBy(s.Bound)
 	}
 	if err != nil {
-		m.warnf("whether it holds what is open already cannot be told: %v", err)
+		m.warnf("", "whether it holds what is open already cannot be told: %v", err)
 		return
 	}
 	for _, b := range fresh {
@@ -250,7 +254,7 @@ func (m *machine) strayed(ctx context.Context, x *shaped, steps []hierarchy.Step
 }
 
 // stays warns of open sockets that a branch does not have.
-func (e *env) stays(in hierarchy.Path, what string, v heldView, way bind.Way) {
+func (m *machine) stays(in hierarchy.Path, what string, v heldView, way bind.Way) {
 	var where, pids []string
 	n := 0
 	for _, s := range v.Elsewhere {
@@ -264,16 +268,22 @@ func (e *env) stays(in hierarchy.Path, what string, v heldView, way bind.Way) {
 		return
 	}
 	of := words.Number(*v.Sockets, "open socket stays", "open sockets stay")
-	e.warnf("%s: %s: %d of %s in %s; what is opened from now on is held", in, what, n, of, strings.Join(where, ", in "))
+	m.warnf(in, "%s: %s: %d of %s in %s; what is opened from now on is held", in, what, n, of, strings.Join(where, ", in "))
 	if way == bind.WayBPF {
 		slices.Sort(pids)
-		e.hintf("`vifshape attach %s %s` carries open connections over", in, strings.Join(slices.Compact(pids), " "))
+		m.hintf(in, "`vifshape attach %s %s` carries open connections over", in, strings.Join(slices.Compact(pids), " "))
 	}
 }
 
 // leftBehind warns of sockets of attached processes that attach could not carry over,
 // though the kernel did not say so.
-func (m *machine) leftBehind(x *shaped, path hierarchy.Path, got *cgroup.Attachment) {
+func (m *machine) leftBehind(path hierarchy.Path, got *cgroup.Attachment) {
+	x, err := m.shaped(path.Interface(), "")
+	if err != nil {
+		m.warnf(path, "whether it holds what was open cannot be told: %v", err)
+		return
+	}
+	defer x.binder.Close()
 	_, class, _ := x.record.Leaf(path)
 	v := boundView{Target: bind.ToCgroup("")}
 	for _, p := range got.Processes {
@@ -281,7 +291,7 @@ func (m *machine) leftBehind(x *shaped, path hierarchy.Path, got *cgroup.Attachm
 	}
 	one := map[hierarchy.ClassID][]boundView{class: {v}}
 	if err := x.holds(one); err != nil {
-		m.warnf("whether it holds what was open cannot be told: %v", err)
+		m.warnf("", "whether it holds what was open cannot be told: %v", err)
 		return
 	}
 	m.stays(path, "attached", one[class][0].heldView, bind.WayNone)

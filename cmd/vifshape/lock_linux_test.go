@@ -290,9 +290,9 @@ wait $!`, dir}, "run", "--user", user, "--cwd", dir, "eth0/web/api", "--", "sh",
 		if want := dir + " 1 2=3 eth0/web/api\n"; got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
-		n.fails(2, "write NAME=VALUE", "run", "--env", "A", "eth0/web/api", "--", "true")
+		n.fails(exitUsage, "write NAME=VALUE", "run", "--env", "A", "eth0/web/api", "--", "true")
 		n.fails(1, "no such file or directory", "run", "--cwd", "/no/such", "eth0/web/api", "--", "true")
-		n.fails(2, "none of lock, tag, best", "run", "--level", "none", "eth0/web/api", "--", "true")
+		n.fails(exitUsage, "none of lock, tag, best", "run", "--level", "none", "eth0/web/api", "--", "true")
 	})
 }
 

@@ -190,10 +190,12 @@ func (x *shaped) misnamedHome(p hierarchy.Path, is hierarchy.ClassID) error {
 	return nil
 }
 
-// onlyLost says whether err is that something is lost, which keeps nobody from looking
-// at the rest.
-func onlyLost(err error) bool {
-	var lost *lostError
-	var said codeError // by each
-	return errors.As(err, &lost) || errors.As(err, &said)
+func rootText(r hierarchy.Root) string {
+	switch {
+	case r.Kind == "":
+		return "the kernel's own"
+	case r.Handle == 0:
+		return r.Kind + ", the kernel's own"
+	}
+	return fmt.Sprintf("%s %v", r.Kind, r.Handle)
 }

@@ -28,30 +28,32 @@ import (
 
 // machine is the network namespace that the program runs in.
 type machine struct {
-	*env
-	conn  *rtnl.Conn
-	store *record.Store
-	early map[string]hierarchy.State // see ahead
-	tags  []string                   // interfaces of the policy at hand that net_cls tags will bind
-
-	policy *policy.Policy    // at hand
-	absent []*tc.ErrNoDevice // interfaces of it that are not there
+	conn   *rtnl.Conn
+	store  *record.Store
+	runDir string
+	tell   func(Remark)
+	early  map[string]hierarchy.State // see ahead
+	tags   []string                   // interfaces of the policy at hand that net_cls tags will bind
 
 	missing map[string]string // of classifiers, once the kernel was asked; see lacks
 
 	watch func(path string, matters func(name string) bool) // is told what bindings go by; may be nil
 }
 
-func (e *env) machine() (*machine, error) {
-	s, err := record.Open(e.runDir)
+// openMachine opens the network namespace of the caller, with what vifshape keeps of it
+// in a run directory. Nothing is changed. What is to be said besides results and errors
+// is told as it comes up, by one goroutine at a time.
+func openMachine(runDir string, tell func(Remark)) (*machine, error) {
+	s, err := record.Open(runDir)
 	if err != nil {
 		return nil, err
 	}
-	c, err := e.open()
+	m := &machine{store: s, runDir: runDir, tell: tell}
+	m.conn, err = rtnl.Open(rtnl.Config{Warn: func(s string) { m.warnf("", "kernel: %s", s) }})
 	if err != nil {
 		return nil, err
 	}
-	return &machine{env: e, conn: c, store: s}, nil
+	return m, nil
 }
 
 func (m *machine) Close() error { return m.conn.Close() }
@@ -61,14 +63,14 @@ func (m *machine) Close() error { return m.conn.Close() }
 func (m *machine) lock(ctx context.Context, what string) (func(), error) {
 	unlock, err := m.store.Lock(ctx, what)
 	if record.Full(err) {
-		m.warnf("there is no room for a lock in %s: two that change the interfaces at once will not see each other", m.store.Dir)
+		m.warnf("", "there is no room for a lock in %s: two that change the interfaces at once will not see each other", m.store.Dir)
 		return func() {}, nil
 	}
 	return unlock, err
 }
 
-// readPolicy parses a policy and prints its warnings. "-" is standard input.
-func (e *env) readPolicy(file string) (*policy.Policy, error) {
+// readPolicy parses a policy. "-" is standard input.
+func readPolicy(file string) (*policy.Policy, error) {
 	var r io.Reader = os.Stdin
 	name := "standard input"
 	if file != "-" {
@@ -79,14 +81,7 @@ func (e *env) readPolicy(file string) (*policy.Policy, error) {
 		defer f.Close()
 		r, name = f, file
 	}
-	p, err := policy.Parse(name, r, qdisc.Kinds())
-	if err != nil {
-		return nil, err
-	}
-	if len(p.Warnings) > 0 {
-		fmt.Fprint(e.stderr, policy.Errors(p.Warnings).Render())
-	}
-	return p, nil
+	return policy.Parse(name, r, qdisc.Kinds())
 }
 
 // shaped is one interface with what is known about it.
@@ -113,7 +108,7 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 		Ways: ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
 		Others: func() ([]string, error) { return m.tagged(iface, d.Index) },
 		Lacks:  m.lacks,
-		Warn:   func(s string) { m.notef("%s", s) },
+		Warn:   func(s string) { m.notef(hierarchy.Path(iface), "%s", s) },
 		Watch:  m.watch,
 	}
 	b, err := cgroup.NewBinder(cfg)
@@ -282,56 +277,120 @@ func absolute(file string) string {
 	return file
 }
 
-// targets works out every interface of a policy before the first is changed. It
-// looks at the kernel while the policy is still being parsed. Interfaces that are
-// not there are left out, and noted, unless none is.
-func (m *machine) targets(ctx context.Context, file, binding string, parsing *parsing) ([]*target, error) {
+// Changes are what a policy comes to on this machine.
+type Changes struct {
+	m       *machine
+	policy  *policy.Policy
+	targets []*target
+	absent  []*tc.ErrNoDevice // interfaces of the policy that are not there, and left out
+}
+
+// plan works out every interface of a policy before the first is changed, and looks at
+// the kernel while the policy is still being read. Interfaces that are not there are
+// left out, unless none is. An empty binding is the policy's.
+func (m *machine) plan(ctx context.Context, r *reading, binding string) (*Changes, error) {
 	m.ahead(ctx)
-	p, err := parsing.wait(ctx)
+	p, err := r.wait(ctx)
 	if err != nil {
 		return nil, err
 	}
-	m.policy = p
 	if binding == "" {
 		binding = p.Binding
 	}
-	var all []*target
+	m.tellPlaced(p.Warnings)
+	c := &Changes{m: m, policy: p}
 	for i, t := range p.Trees {
 		s, err := m.shaped(t.Interface, binding)
 		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
-			m.absent = append(m.absent, unlike(no, p))
+			c.absent = append(c.absent, unlike(no, p))
 			continue
 		}
 		if err == nil {
 			x := &target{shaped: s, tree: t}
-			all = append(all, x)
+			c.targets = append(c.targets, x)
 			if x.spec, err = json.Marshal(p.Specs[i]); err == nil {
 				err = x.keepAdded()
 			}
 			if err == nil {
-				err = m.settle(ctx, file, binding, x)
+				err = m.settle(ctx, r.file, binding, x)
+			}
+			if err == nil && x.want.Hook.Way.Tagged() {
+				m.tags = append(m.tags, t.Interface)
 			}
 		}
-		if err == nil && all[len(all)-1].want.Hook.Way.Tagged() {
-			m.tags = append(m.tags, t.Interface)
-		}
 		if err != nil {
-			release(all)
+			c.close()
 			return nil, err
 		}
 	}
-	if len(all) == 0 {
-		return nil, m.notThere()
+	if len(c.targets) == 0 {
+		return nil, c.notThere()
 	}
-	return all, nil
+	return c, nil
 }
 
-// release lets go of descriptors. That it fails changes nothing.
+// plans are those of the interfaces, in the policy's order.
+func (c *Changes) plans() []hierarchy.Plan {
+	all := make([]hierarchy.Plan, len(c.targets))
+	for i, x := range c.targets {
+		all[i] = x.plan
+	}
+	return all
+}
+
+// empty says whether there is nothing to do, and nothing to write down.
+func (c *Changes) empty() bool {
+	return !slices.ContainsFunc(c.targets, func(x *target) bool { return !x.plan.Empty() || x.unknown() })
+}
+
+// blind is why the bindings in force could not be read; nil: they were.
+func (c *Changes) blind() error {
+	for _, x := range c.targets {
+		if x.blind != nil {
+			return x.blind
+		}
+	}
+	return nil
+}
+
+// tell says what the plans do not show. What stays as it is is for those who only look.
+func (c *Changes) tell(stays bool) error {
+	c.tellAbsent()
+	if err := c.tellPlaces(); err != nil {
+		return err
+	}
+	for _, x := range c.targets {
+		about := hierarchy.Path(x.tree.Interface)
+		if stays && x.unknown() {
+			c.m.notef(about, "%s: the record of its tree is lost: apply writes it anew; what bind and add had made goes, and clear cannot put back the root qdisc from before", about)
+		}
+		c.m.tellPlan(x)
+		c.m.tellAdded(x, stays)
+		if !stays {
+			continue
+		}
+		for _, b := range x.kept {
+			c.m.notef(b.Path, "%s: %v, bound at run time, stays", b.Path, b.Binding)
+		}
+		if x.blind != nil {
+			c.m.notef(about, "%s: bindings are left out: without privileges they can be neither read nor tried", about)
+		}
+	}
+	return nil
+}
+
+// close lets go of descriptors. That it fails changes nothing.
+func (c *Changes) close() { release(c.targets) }
+
+// release lets go of descriptors.
 func release(all []*target) {
 	for _, x := range all {
 		x.binder.Close()
 	}
 }
+
+// apply carries the plans of all interfaces out, or none.
+func (c *Changes) apply(ctx context.Context) error { return c.m.apply(ctx, c.targets) }
 
 // apply carries out the plans of all targets, or none: when one fails, those
 // before it are taken back as well.

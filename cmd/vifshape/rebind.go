@@ -183,3 +183,38 @@ func (x *target) refused(r *cgroup.Resolution) error {
 	}
 	return err
 }
+
+// changeBindings brings the bindings of a branch into force that change makes of
+// them, all or none, and tells what they wait for and do not hold. Change returns the
+// bindings that are new, and its remarks.
+func (m *machine) changeBindings(ctx context.Context, what string, path hierarchy.Path, specs []bind.Binding, change func(*record.Record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) (*rebound, error) {
+	unlock, err := m.store.Lock(ctx, what+" "+string(path))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	x, err := m.shaped(path.Interface(), "")
+	if err != nil {
+		return nil, err
+	}
+	defer x.binder.Close()
+	if _, err := x.entry(path); err != nil {
+		return nil, err
+	}
+	next := *x.record
+	next.Bindings = slices.Clone(next.Bindings)
+	fresh, remarks, err := change(&next, path, specs)
+	if err != nil {
+		return nil, err
+	}
+	r, err := m.rebindOrBack(ctx, x, &next, fresh)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range remarks {
+		m.notef(path, "%s", s)
+	}
+	m.tellPending(slices.DeleteFunc(r.pending, func(p cgroup.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
+	m.tellOutside(slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
+	return r, nil
+}

@@ -123,15 +123,6 @@ func stepText(s hierarchy.Step, kinds kindTable) string {
 	return s.String()
 }
 
-// name is a path, or the class id of one that has none because somebody else
-// made it.
-func name(p hierarchy.Path, id hierarchy.ClassID) string {
-	if p == "" {
-		return id.String()
-	}
-	return string(p)
-}
-
 // classText is what people set: the sizes that follow from it are in the JSON and
 // tc forms.
 func classText(c hierarchy.Class) string {

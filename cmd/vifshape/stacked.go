@@ -10,34 +10,35 @@ import (
 	"github.com/vifshape/vifshape/tc"
 )
 
-// linkRemarks says on stderr what follows from the places of the interfaces among
-// the others of the machine.
-func (m *machine) linkRemarks(all []*target) error {
+// tellPlaces says what follows from the places of the interfaces among the others of
+// the machine.
+func (c *Changes) tellPlaces() error {
+	m := c.m
 	links, err := tc.Links(m.conn)
 	if err != nil {
 		return err
 	}
-	fmt.Fprint(m.stderr, m.policy.Unquoted(among(links)).Render())
+	m.tellPlaced(c.policy.Unquoted(among(links)))
 	var names []string
-	for _, x := range all {
+	for _, x := range c.targets {
 		names = append(names, x.tree.Interface)
 		for _, r := range x.device.Remarks(x.tree) {
-			m.warnf("%s", r)
+			m.warnf(hierarchy.Path(x.tree.Interface), "%s", r)
 		}
 		i := slices.IndexFunc(links, func(l tc.Link) bool { return l.Name == x.tree.Interface })
 		if i < 0 {
 			continue // it vanished, which the next step finds, too
 		}
 		if w := overLine(links[i], x.tree.Root.Rate); w != "" {
-			m.warnf("%s", w)
+			m.warnf(hierarchy.Path(x.tree.Interface), "%s", w)
 		}
 		if n := newTreeNote(links[i]); n != "" && x.before.Root == (hierarchy.Root{}) {
-			m.notef("%s", n)
+			m.notef(hierarchy.Path(x.tree.Interface), "%s", n)
 		}
 	}
 	warnings, err := twice(links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(m.conn) })
 	for _, w := range warnings {
-		m.warnf("%s", w)
+		m.warnf("", "%s", w)
 	}
 	return err
 }

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc"
+)
+
+// clearAll takes away what vifshape made on the interfaces named, or on all and in all
+// homes, and puts back what was there before.
+func (m *machine) clearAll(ctx context.Context, ifaces []string) error {
+	unlock, err := m.lock(ctx, "clear")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var homes []string // of interfaces that are not shaped now
+	if len(ifaces) == 0 {
+		if ifaces, err = m.ours(); err != nil {
+			return err
+		}
+		if homes, err = m.store.Homes(); err != nil {
+			return err
+		}
+	}
+	// Every name is looked up before the first thing is changed.
+	var all []*clearing
+	var errs []error
+	for _, i := range ifaces {
+		x, err := m.clearing(i)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		defer x.Close()
+		all = append(all, x)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	changed := false
+	for _, x := range all {
+		did, err := m.clear(ctx, x)
+		changed = changed || did
+		errs = append(errs, err)
+	}
+	for _, i := range homes {
+		if !slices.Contains(ifaces, i) {
+			errs = append(errs, m.removeHomes(i))
+		}
+	}
+	if err = errors.Join(errs...); err != nil && changed {
+		return partlyError{err}
+	}
+	return err
+}
+
+// clearing is an interface that is to be cleared.
+type clearing struct {
+	iface   string
+	*shaped // nil: the interface has vanished
+}
+
+func (x *clearing) Close() error {
+	if x.shaped == nil {
+		return nil
+	}
+	return x.binder.Close()
+}
+
+func (m *machine) clearing(iface string) (*clearing, error) {
+	x, err := m.shaped(iface, "")
+	var no *tc.ErrNoDevice
+	if !errors.As(err, &no) {
+		return &clearing{iface, x}, err
+	}
+	if r, rerr := m.store.Load(iface); rerr != nil || r.Policy == "" {
+		return nil, errors.Join(err, rerr)
+	}
+	return &clearing{iface: iface}, nil
+}
+
+// ours are the interfaces with a tree or a record of ours, under the names that
+// they have now.
+func (m *machine) ours() ([]string, error) {
+	records, err := m.store.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	links, err := tc.Links(m.conn)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, n := range records {
+		// Another interface may have the name now. A damaged record is reported by
+		// who reads it for what is in it.
+		if r, err := m.store.Load(n); err == nil && r.Moved(links) != nil {
+			continue // it comes below
+		}
+		names = append(names, n)
+	}
+	for _, l := range links {
+		if slices.Contains(names, l.Name) || l.Qdisc != "htb" {
+			continue
+		}
+		d, err := tc.Find(m.conn, l.Name)
+		if err != nil {
+			return nil, err
+		}
+		var s hierarchy.State
+		if err := d.Read(context.Background(), &s); err != nil {
+			return nil, err
+		}
+		if s.Root.Ours() {
+			names = append(names, l.Name)
+		}
+	}
+	return names, nil
+}
+
+// clear removes what is ours, and says whether that changed what the kernel
+// does with packets.
+func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err error) {
+	if x.shaped == nil {
+		m.notef(hierarchy.Path(x.iface), "%s is gone, and its tree with it; its record is removed", x.iface)
+		r, err := m.store.Load(x.iface)
+		if err == nil {
+			err = m.unmark(r)
+		}
+		return false, errors.Join(err, m.removeHomes(x.iface), m.store.Remove(x.iface))
+	}
+	if err := x.leave(m); err != nil {
+		return false, err
+	}
+	before, err := x.kernel.Read(ctx)
+	if err != nil {
+		return false, err
+	}
+	want := hierarchy.State{Interface: x.iface, Root: before.Root}
+	if before.Root.Ours() {
+		want.Root = hierarchy.Root{}
+	}
+	plan := hierarchy.Diff(before, want)
+	if err := x.kernel.Apply(ctx, before, want, plan); err != nil {
+		return false, err
+	}
+	var errs []error
+	if before.Root.Ours() && before.Hook.Way == bind.WayNone {
+		// An apply that was killed may have made the place for a classifier.
+		errs = append(errs, x.device.DetachEgress())
+	}
+	if before.Root.Ours() && x.record.Former.Kind != "" {
+		if err := x.device.Restore(x.record.Former); err != nil {
+			errs = append(errs, formerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
+		}
+	}
+	if was := x.record.Was; was != "" {
+		errs = append(errs, m.removeHomes(was), m.store.Remove(was))
+	}
+	errs = append(errs, m.removeHomes(x.iface), m.store.Remove(x.iface))
+	return !plan.Empty(), errors.Join(errs...)
+}
+
+// leave takes away what the interface that had the name before this one has left.
+func (s *shaped) leave(m *machine) error {
+	if s.record.Index == 0 || s.record.Index == s.device.Index {
+		return nil
+	}
+	return m.unmark(s.record)
+}
+
+// unmark takes away what an interface that is gone has left on others: the programs
+// that marked what they brought in.
+func (m *machine) unmark(r *record.Record) error {
+	var errs []error
+	for _, b := range r.Bound {
+		if b.Target.Kind != bind.TargetLink {
+			continue
+		}
+		var no *tc.ErrNoDevice
+		if err := tc.DetachIngressOf(m.conn, r.Index, b.Target.Name); !errors.As(err, &no) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeHomes removes the cgroups of an interface's branches, whether the
+// interface is there or not, and remembers it where processes live in some.
+func (m *machine) removeHomes(iface string) error {
+	b, err := cgroup.NewBinder(cgroup.Config{
+		Hook: noHook{}, Interface: iface, NetNS: m.store.NetNS, RunDir: m.runDir,
+		Others: func() ([]string, error) { return m.tagged(iface, 0) },
+	})
+	if err != nil {
+		return err
+	}
+	busy, err := b.RemoveHomes()
+	if err = errors.Join(err, b.Close()); err != nil {
+		return err
+	}
+	for _, h := range busy {
+		m.notef(hierarchy.Path(iface), "%s keeps its cgroup: processes live in it", h)
+	}
+	return m.store.Note(iface, len(busy) > 0)
+}
+
+// noHook is where nothing is asked of the interface: homes are cgroups alone.
+type noHook struct{ cgroup.Hook }

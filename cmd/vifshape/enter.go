@@ -1,0 +1,226 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/confine"
+	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/words"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
+
+// insideError says that a process that is locked into a branch has no rights to do what
+// it asked for.
+type insideError struct{ path, at hierarchy.Path }
+
+func (e *insideError) Error() string {
+	return fmt.Sprintf("%s: this process is in branch %s, and without the rights that level lock takes away: call vifshape from outside of it", e.path, e.at)
+}
+
+// exec makes this process a program in a branch. It returns only where it cannot.
+func (m *machine) exec(ctx context.Context, path hierarchy.Path, cmd confine.Command) error {
+	x, home, err := m.enter(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer x.binder.Close()
+	if err := record.MakeDir(m.store.Locks); err != nil {
+		return err
+	}
+	cmd.ReadOnly, cmd.Hidden = m.runDir, m.store.Locks
+	cmd.Past = func() string { return x.binder.Unguarded(home) }
+	cmd.Warn = func(s string) { m.notef(path, "%s", s) }
+	return cmd.Exec(func() error { return x.binder.Join(home, 0) })
+}
+
+// execPlaced is exec for those who are not root: place has somebody who may put this
+// process into the branch.
+func (m *machine) execPlaced(ctx context.Context, path hierarchy.Path, cmd confine.Command, place func() error) error {
+	if err := m.within(ctx, path); err != nil {
+		return err
+	}
+	x, err := m.shaped(path.Interface(), "")
+	if err != nil {
+		return err
+	}
+	defer x.binder.Close()
+	if _, err := x.entry(path); err != nil {
+		return err
+	}
+	cmd.Warn = func(s string) { m.notef(path, "%s", s) }
+	return cmd.Exec(func() error {
+		if err := place(); err != nil {
+			return err
+		}
+		return m.isIn(path, x.record.Way)
+	})
+}
+
+// attach moves running processes into a branch, and binds what leads to their network
+// namespaces. What could not be held is returned beside what was moved, on an error too.
+func (m *machine) attach(ctx context.Context, path hierarchy.Path, pids []int, tree bool) (*cgroup.Attachment, []cgroup.Outside, error) {
+	x, home, err := m.enter(ctx, path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer x.binder.Close()
+	unlock, err := m.store.Lock(ctx, "attach "+string(path))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unlock()
+	got, err := x.binder.Attach(ctx, home, pids, tree)
+	if err != nil || got == nil || len(got.Processes) == 0 {
+		return got, nil, err
+	}
+	r, err := m.rebind(ctx, path.Interface()) // for those that are in another network namespace
+	if r == nil {
+		return got, nil, err
+	}
+	return got, slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool {
+		return !slices.ContainsFunc(got.Processes, func(p cgroup.AttachedProcess) bool { return slices.Contains(o.PIDs, p.PID) })
+	}), err
+}
+
+// enter finds the cgroup where the processes of a branch are put, made and bound if
+// it is not yet. The caller closes x's binder.
+func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, home bind.Target, err error) {
+	if err := m.within(ctx, path); err != nil {
+		return nil, home, err
+	}
+	if x, home, err = m.open(ctx, path); notPrivileged(err) {
+		if at, e := m.branch(); e == nil && at != "" {
+			err = &insideError{path, at}
+		}
+	}
+	return x, home, err
+}
+
+// open is enter for whoever may be put there.
+func (m *machine) open(ctx context.Context, path hierarchy.Path) (x *shaped, home bind.Target, err error) {
+	x, class, err := m.standing(path)
+	if err != nil {
+		return nil, home, err
+	}
+	home, now, err := x.binder.BoundHome(path)
+	if err == nil && now == class { // there is nothing to change, and nobody to wait for
+		return x, home, nil
+	}
+	if err := errors.Join(err, x.binder.Close()); err != nil {
+		return nil, home, err
+	}
+	unlock, err := m.store.Lock(ctx, "run "+string(path))
+	if err != nil {
+		return nil, home, err
+	}
+	defer unlock()
+	// Who had the lock may have given the branch another class.
+	if x, class, err = m.standing(path); err != nil {
+		return nil, home, err
+	}
+	if home, err = x.home(ctx, path, class); err != nil {
+		return nil, home, errors.Join(err, x.binder.Close())
+	}
+	return x, home, nil
+}
+
+// standing finds a branch's interface and the class of the branch's own processes, and
+// holds that the kernel has both.
+func (m *machine) standing(path hierarchy.Path) (*shaped, hierarchy.ClassID, error) {
+	x, err := m.shaped(path.Interface(), "")
+	if err != nil {
+		return nil, 0, err
+	}
+	class, err := x.entry(path)
+	if err == nil {
+		err = x.stands(class)
+	}
+	if err != nil {
+		return nil, 0, errors.Join(err, x.binder.Close())
+	}
+	return x, class, nil
+}
+
+// stands says whether the kernel has what the record tells of. A program that was
+// started without it would go past every limit.
+func (x *shaped) stands(class hierarchy.ClassID) error {
+	has, err := x.device.HasClass(class)
+	if err == nil && has {
+		has, err = x.bare()
+		has = !has
+	}
+	if err != nil || has {
+		return err
+	}
+	s, err := x.queues(context.Background())
+	if err == nil {
+		err = x.losses(s)
+	}
+	if err == nil {
+		err = fmt.Errorf("%s: class %v is gone: apply %s again", x.record.Interface, class, x.record.PolicyName())
+	}
+	return err
+}
+
+// entry is the class that a branch's own processes belong to.
+func (x *shaped) entry(path hierarchy.Path) (hierarchy.ClassID, error) {
+	if x.record.Policy == "" {
+		return 0, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", path.Interface())
+	}
+	if _, _, ok := x.record.IDs.Find(path); !ok {
+		err := fmt.Errorf("there is no branch %s", path)
+		if n := hierarchy.Nearest(string(path), x.record.Paths()); n != "" {
+			err = fmt.Errorf("%w; did you mean %s?", err, n)
+		}
+		return 0, err
+	}
+	_, class, ok := x.record.Leaf(path)
+	if !ok {
+		return 0, fmt.Errorf("%s has branches below it and no leaf of its own: name one of them, or add [interface.%s.rest] to the policy", path, strings.ReplaceAll(string(path), "/", "."))
+	}
+	return class, nil
+}
+
+// home is the cgroup of a branch, made and bound if it is not yet. The caller holds the
+// store's lock.
+func (x *shaped) home(ctx context.Context, path hierarchy.Path, class hierarchy.ClassID) (home bind.Target, err error) {
+	_, was, err := x.binder.BoundHome(path)
+	if err == nil && was != 0 {
+		err = x.misnamedHome(path, was)
+	}
+	if err != nil {
+		return home, err
+	}
+	home, err = x.binder.Home(path)
+	if err != nil {
+		return home, err
+	}
+	_, err = x.binder.Do(ctx, []hierarchy.Step{{Action: hierarchy.Create, New: &hierarchy.Bound{Target: home, Class: class, Path: path, From: "run"}}})
+	if err != nil {
+		return home, err
+	}
+	if _, now, err := x.binder.BoundHome(path); err != nil || now != class {
+		return home, errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.record.PolicyName()))
+	}
+	return home, nil
+}
+
+// isIn says whether this process is in the home of a branch.
+func (m *machine) isIn(path hierarchy.Path, way bind.Way) error {
+	target, whole, err := cgroupfs.Own(way)
+	if err != nil {
+		return err
+	}
+	ns, home, ok := cgroup.ParseHome(target)
+	if ok && ns == m.store.NetNS && home == path || !ok && !whole { // hidden by a container: the agent's word is all there is
+		return nil
+	}
+	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, words.Printable(target.String()))
+}
