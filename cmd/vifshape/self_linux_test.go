@@ -200,7 +200,7 @@ func TestKernelSelf(t *testing.T) {
 			}
 			var got struct {
 				Branches []struct {
-					Interface, Path, From, Target, Binding string
+					Interface, Path, From, Target, Classifier string
 					Rate, Ceil                             hierarchy.Bandwidth
 				}
 			}
@@ -212,7 +212,7 @@ func TestKernelSelf(t *testing.T) {
 			if d := cmp.Diff(want, b.Path+" "+b.From+" "+b.Target); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
-			if b.Interface != "eth0" || b.Binding != "bpf" || strings.HasPrefix(b.Path, api) && (b.Rate != 20*hierarchy.Mbit || b.Ceil != 30*hierarchy.Mbit) {
+			if b.Interface != "eth0" || b.Classifier != "bpf" || strings.HasPrefix(b.Path, api) && (b.Rate != 20*hierarchy.Mbit || b.Ceil != 30*hierarchy.Mbit) {
 				t.Errorf("got %+v", b)
 			}
 		})
