@@ -5,7 +5,6 @@ package manual
 import (
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 )
 
@@ -76,12 +75,10 @@ func (p *Page) options() string {
 	return s.String()
 }
 
-var capitals = regexp.MustCompile(`^[A-Z]+( [A-Z]+)*$`)
-
 // heading says whether a line is the head of a section.
 func heading(s string) (string, bool) {
 	head, ok := strings.CutPrefix(s, "# ")
-	return head, ok || capitals.MatchString(s)
+	return head, ok || s != "" && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ ") == ""
 }
 
 // paragraphs writes lines between two empty ones.
@@ -121,30 +118,27 @@ type entry struct {
 	text []string
 }
 
-var (
-	beside = regexp.MustCompile(`^  (\S+(?: \S+)*?)( {2,})(\S.*)$`)
-	alone  = regexp.MustCompile(`^  (\S+(?: \S+)*)$`)
-)
-
 // entries reads indented lines as a list; nil where they are none.
 func entries(lines []string) []entry {
 	var all []entry
 	column := 0 // of the text of the last entry; below its word: 0
 	for i, l := range lines {
 		indent := len(l) - len(strings.TrimLeft(l, " "))
-		switch m := beside.FindStringSubmatch(l); {
+		term, text, beside := strings.Cut(l[indent:], "  ")
+		switch {
 		case indent > 2 && len(all) > 0 && (column == 0 || indent == column):
 			e := &all[len(all)-1]
-			text := line(strings.TrimSpace(l))
+			text := line(l[indent:])
 			if column == 0 && len(e.text) > 0 {
 				text = ".br\n" + text // each line is a statement of its own
 			}
 			e.text = append(e.text, text)
-		case m != nil:
-			all = append(all, entry{m[1], []string{line(m[3])}})
-			column = 2 + len(m[1]) + len(m[2])
-		case alone.MatchString(l) && i+1 < len(lines) && strings.HasPrefix(lines[i+1], "   "):
-			all = append(all, entry{term: l[2:]})
+		case indent == 2 && beside:
+			text = strings.TrimLeft(text, " ")
+			all = append(all, entry{term, []string{line(text)}})
+			column = len(l) - len(text)
+		case indent == 2 && i+1 < len(lines) && strings.HasPrefix(lines[i+1], "   "):
+			all = append(all, entry{term: term})
 			column = 0
 		default:
 			return nil
