@@ -201,7 +201,7 @@ func TestKernelSelf(t *testing.T) {
 			var got struct {
 				Branches []struct {
 					Interface, Path, From, Target, Classifier string
-					Rate, Ceil                             hierarchy.Bandwidth
+					Rate, Ceil                                hierarchy.Bandwidth
 				}
 			}
 			if err := json.Unmarshal([]byte(r.stdout), &got); err != nil || len(got.Branches) != 1 {
