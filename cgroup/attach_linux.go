@@ -62,7 +62,7 @@ type AttachFailure struct {
 // Failed. The rules of nf_tables look at a socket's birth place alone: there open
 // sockets stay, and Stay says so. Needs what [Binder.Do] needs.
 func (b *Binder) Attach(ctx context.Context, target bind.Target, pids []int, tree bool) (*Attachment, error) {
-	way, err := b.inForce()
+	on, err := b.inForce()
 	if err != nil {
 		return nil, b.wrap(err)
 	}
@@ -77,7 +77,7 @@ func (b *Binder) Attach(ctx context.Context, target bind.Target, pids []int, tre
 	if a.before, err = b.tree().Members(home); err != nil {
 		return nil, b.wrap(err)
 	}
-	if a.carrier, a.got.Stay, err = b.carrier(way, home); err != nil {
+	if a.carrier, a.got.Stay, err = b.carrier(on, target); err != nil {
 		return nil, b.wrap(err)
 	}
 	if a.carrier != nil {
@@ -87,7 +87,7 @@ func (b *Binder) Attach(ctx context.Context, target bind.Target, pids []int, tre
 		return &a.got, b.wrap(err)
 	}
 	if a.got.Stay == "" {
-		err = a.describe(way.Tagged())
+		err = a.describe(a.carrier == nil)
 	}
 	return &a.got, b.wrap(err)
 }
@@ -317,14 +317,15 @@ func (a *attaching) carry() (old int, err error) {
 		}
 	}
 	if err == nil && len(carried) > 0 {
-		err = a.set.publish()
+		err = a.carrier.publish()
 	}
 	return old, err
 }
 
-// describe finds out what the sockets are. With tags all that are open followed.
-func (a *attaching) describe(tags bool) error {
-	if tags {
+// describe finds out what the sockets are. All that are open followed where nobody had
+// to carry them.
+func (a *attaching) describe(all bool) error {
+	if all {
 		for pid := range a.here {
 			fds, _ := socket.Of(pid) // none: it is gone or may not be looked at
 			for _, inode := range fds {
@@ -341,6 +342,8 @@ func (a *attaching) describe(tags bool) error {
 type carrier interface {
 	// carry does so for the sockets of the processes and says which have got it.
 	carry(pids map[int]bool) ([]carried, []AttachFailure, error)
+	// publish brings what was carried into force.
+	publish() error
 	close()
 }
 
@@ -351,28 +354,13 @@ type carried struct {
 	inside bool // it was made in the cgroup
 }
 
-// carrier is the best that this kernel has, nil where none is needed or none is
-// possible: then stay says why.
-func (b *Binder) carrier(way bind.Way, home string) (c carrier, stay string, err error) {
-	switch {
-	case way.Tagged():
-		return nil, "", nil
-	case way == bind.WayNft:
-		return nil, "the rules of nf_tables go by the cgroup in which a socket was made", nil
-	case !b.set.current(bind.WayBPF):
-		return nil, "", errors.New("it is another version's: apply the policy again")
+func (b *Binder) carrier(on *way, target bind.Target) (carrier, string, error) {
+	if on == nil {
+		return nil, "", errOtherVersion
 	}
-	id, _, err := b.tree().ID(home)
+	home, err := b.key(on, target)
 	if err != nil {
 		return nil, "", err
 	}
-	c, err = newIterator(b.set, id, b.types)
-	if err == nil {
-		return c, "", nil
-	}
-	d, other := newBorrower(b.set, id)
-	if other == nil {
-		return d, "", nil
-	}
-	return nil, fmt.Sprintf("this kernel lets nobody reach the sockets of another process (%v)", clauses{err, other}), nil
+	return on.sockets.carrier(home)
 }

@@ -19,6 +19,7 @@ import (
 // iterator carries by programs that go through the files of all processes and
 // through all TCP sockets (bpf/sockets.bpf.c).
 type iterator struct {
+	*set
 	coll         *ebpf.Collection
 	files, other *link.Iter
 }
@@ -37,7 +38,7 @@ func newIterator(s *set, home uint64, types *btf.Cache) (_ *iterator, err error)
 	if err := spec.Variables[socketsVarVifHome].Set(home); err != nil {
 		return nil, err
 	}
-	it := &iterator{}
+	it := &iterator{set: s}
 	it.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types, MapReplacements: map[string]*ebpf.Map{
 		socketsMapVifSockets: s.sockets, socketsMapVifCgroups: s.cgroups, socketsMapVifUsers: s.numbers[byUser],
 	}})
@@ -169,7 +170,7 @@ func (s *set) adopt(types *btf.Cache, warn func(string)) (changed bool, err erro
 // borrower carries by descriptors that it borrows from the processes. Connections
 // that wait to be accepted are out of its reach.
 type borrower struct {
-	set  *set
+	*set
 	home uint64
 }
 
@@ -241,10 +242,10 @@ func (b *borrower) override(fd int) (changed bool, err error) {
 		return false, nil // another file by now, or it goes to no interface
 	}
 	var v classifyVifSocket
-	err = gone(b.set.sockets.Lookup(int32(fd), &v))
+	err = gone(b.sockets.Lookup(int32(fd), &v))
 	if err != nil || v.Override == b.home {
 		return false, err
 	}
 	v.Override, v.Cached = b.home, 0
-	return true, put(b.set.sockets, int32(fd), &v)
+	return true, put(b.sockets, int32(fd), &v)
 }

@@ -40,8 +40,8 @@ func (b *Binder) Census(pids []int) (map[int]ProcessSockets, error) {
 }
 
 func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
-	way, err := b.inForce()
-	if err != nil || way == bind.WayNone || len(pids) == 0 {
+	on, err := b.inForce()
+	if err != nil || on == nil || len(pids) == 0 {
 		return nil, err
 	}
 	home, err := b.homeNetNS()
@@ -62,23 +62,20 @@ func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
 	}
 	sockets := map[uint64]socket.Diag{}
 	if len(wanted) > 0 {
-		d, err := b.decider(way)
-		if err != nil {
-			return nil, err
-		}
-		err = socket.Diagnose(b.cfg.NetNSFD, func(s socket.Diag) {
+		err := socket.Diagnose(b.cfg.NetNSFD, func(s socket.Diag) {
 			if _, ok := wanted[s.Inode]; ok {
 				sockets[s.Inode] = s
 			}
 		})
-		if err == nil && way == bind.WayBPF {
-			d.known, d.all, err = b.known(pids, sockets)
+		if err != nil {
+			return nil, err
 		}
+		class, err := on.sockets.decider(pids, sockets)
 		if err != nil {
 			return nil, err
 		}
 		for inode, s := range sockets {
-			if wanted[inode], err = d.class(s); err != nil {
+			if wanted[inode], err = class(s); err != nil {
 				return nil, err
 			}
 		}
@@ -117,16 +114,6 @@ func heldSockets(pid int, home uint64) (p ProcessSockets, err error) {
 		return p, nil
 	}
 	return p, err
-}
-
-// known is what the classifier knows of sockets, by their inodes; all says that it
-// knows nothing of those that are missing.
-func (b *Binder) known(pids []int, of map[uint64]socket.Diag) (known map[uint64]classifyVifSocket, all bool, err error) {
-	if known, err = b.set.known(); err == nil {
-		return known, true, nil
-	}
-	known, err = b.set.borrowKnown(pids, of)
-	return known, false, err
 }
 
 // known goes through the map itself, which takes Linux 5.9 and a kernel that describes
@@ -211,51 +198,27 @@ func (s *set) borrowKnown(pids []int, of map[uint64]socket.Diag) (map[uint64]cla
 	return known, nil
 }
 
-// decider finds the class of a socket as the classifier does: vif_egress and
-// vif_net_cls in bpf/classify.bpf.c, or the rules of nf_tables.
+// decider finds the class of a socket of v2 as the classifier does: vif_egress in
+// bpf/classify.bpf.c, or the rules of nf_tables.
 type decider struct {
-	way  bind.Way
-	tree *cgroupfs.Tree
-	ours func(hierarchy.ClassID) bool
-	// With bpf, what the classifier knows of sockets, see [Binder.known].
-	known map[uint64]classifyVifSocket
-	all   bool
-	// Of the classifier, as it is now.
-	generation uint32
-	bound      map[uint64]hierarchy.ClassID // cgroups by id
-	users      map[uint32]hierarchy.ClassID
-	inside     map[uint64]hierarchy.ClassID // what was found out: the class of a cgroup, by its id; 0: of none
+	tree   *cgroupfs.Tree
+	bound  map[uint64]hierarchy.ClassID // cgroups by id
+	users  map[uint32]hierarchy.ClassID
+	inside map[uint64]hierarchy.ClassID // what was found out: the class of a cgroup, by its id; 0: of none
 }
 
-func (b *Binder) decider(way bind.Way) (*decider, error) {
-	d := &decider{
-		way: way, ours: b.ours, all: true, bound: map[uint64]hierarchy.ClassID{}, users: map[uint32]hierarchy.ClassID{},
-		inside: map[uint64]hierarchy.ClassID{},
-	}
-	if way.Tagged() {
-		return d, nil
-	}
-	on := b.on(way)
-	if on == nil {
-		return nil, errors.New("it is another version's: apply the policy again")
-	}
+func newDecider(tree func() (*cgroupfs.Tree, error), all func(func(key, hierarchy.ClassID) error) error) (*decider, error) {
+	d := &decider{bound: map[uint64]hierarchy.ClassID{}, users: map[uint32]hierarchy.ClassID{}, inside: map[uint64]hierarchy.ClassID{}}
 	var err error
-	if d.tree, err = b.hierarchy(way); err != nil {
+	if d.tree, err = tree(); err != nil {
 		return nil, err
 	}
-	if way == bind.WayBPF {
-		var c classifyVifConfig
-		if err := b.set.config.Lookup(uint32(0), &c); err != nil {
-			return nil, err
-		}
-		d.generation = c.Generation
-	}
-	return d, on.each(func(id uint64, v binding) error {
-		d.bound[id] = v.class
-		return nil
-	}, func(of numbered, n uint32, class hierarchy.ClassID) error {
-		if of == byUser {
-			d.users[n] = class
+	return d, all(func(k key, class hierarchy.ClassID) error {
+		switch k.kind {
+		case bind.TargetCgroup:
+			d.bound[k.id] = class
+		case bind.TargetUser:
+			d.users[uint32(k.id)] = class
 		}
 		return nil
 	})
@@ -263,23 +226,7 @@ func (b *Binder) decider(way bind.Way) (*decider, error) {
 
 // class is 0 where it cannot be told.
 func (d *decider) class(s socket.Diag) (hierarchy.ClassID, error) {
-	known, is := d.known[s.Inode]
-	switch {
-	case d.way.Tagged() && s.Packet:
-		return 0, nil
-	case d.way.Tagged() && !d.ours(s.Tag):
-		return restClass, nil
-	case d.way.Tagged():
-		return s.Tag, nil
-	case d.way == bind.WayNft && s.Packet:
-		return restClass, nil
-	case uint32(known.Cached>>32) == d.generation && is:
-		return hierarchy.ClassID(uint32(known.Cached)), nil
-	}
-	if class := d.override(known.Override); class != 0 {
-		return class, nil
-	}
-	if s.Cgroup == 0 || !is && !d.all {
+	if s.Cgroup == 0 {
 		return 0, nil
 	}
 	class, err := d.cgroup(s.Cgroup)
@@ -293,6 +240,42 @@ func (d *decider) class(s socket.Diag) (hierarchy.ClassID, error) {
 		class = restClass
 	}
 	return class, err
+}
+
+func (e *egress) decider(pids []int, sockets map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
+	set := e.inForce()
+	if set == nil {
+		return nil, errOtherVersion
+	}
+	d, err := newDecider(e.tree, e.all)
+	if err != nil {
+		return nil, err
+	}
+	var c classifyVifConfig
+	if err := set.config.Lookup(uint32(0), &c); err != nil {
+		return nil, err
+	}
+	all := true // that the classifier knows: nothing of those that are missing
+	known, err := set.known()
+	if err != nil {
+		all = false
+		if known, err = set.borrowKnown(pids, sockets); err != nil {
+			return nil, err
+		}
+	}
+	return func(s socket.Diag) (hierarchy.ClassID, error) {
+		k, is := known[s.Inode]
+		if is && uint32(k.Cached>>32) == c.Generation {
+			return hierarchy.ClassID(uint32(k.Cached)), nil
+		}
+		if class := d.override(k.Override); class != 0 {
+			return class, nil
+		}
+		if !is && !all {
+			return 0, nil
+		}
+		return d.class(s)
+	}, nil
 }
 
 const userOverride = 1 << 63 // VIF_USER in bpf/socket.h

@@ -51,7 +51,7 @@ func (c *containers) target(name string) (target bind.Target, missing string, er
 
 // where says more of a container that was not found by its cgroup.
 func (c *containers) where() string {
-	if c.way.Tagged() {
+	if !c.tree().V2() {
 		return ", or has no cgroup in the net_cls hierarchy"
 	}
 	return ""

@@ -94,27 +94,19 @@ func (b *Binder) Home(p hierarchy.Path) (target bind.Target, err error) {
 // 0 when there is none, when it is not bound, or when no classifier of this
 // version is on the interface. It changes nothing and takes one look-up.
 func (b *Binder) BoundHome(p hierarchy.Path) (target bind.Target, class hierarchy.ClassID, err error) {
-	way, err := b.inForce()
-	on := b.on(way)
-	if err != nil || way == bind.WayNone || way != bind.WayClsCgroup && on == nil {
+	on, err := b.inForce()
+	if err != nil || on == nil || b.is != version {
 		return target, 0, b.wrap(err)
 	}
-	t, err := b.find(way)
+	t, err := on.find()
 	if t == nil || err != nil {
 		return target, 0, b.wrap(err)
 	}
-	b.at = way
-	home := b.homePath(p)
-	target = bind.ToCgroup(home)
-	if way.Tagged() {
-		class, err = t.Class(home)
-	} else {
-		var id uint64
-		if id, _, err = t.ID(home); err == nil {
-			var v binding
-			v, _, err = on.cgroup(id)
-			class = v.class
-		}
+	b.at = on
+	target = bind.ToCgroup(b.homePath(p))
+	k, err := b.key(on, target)
+	if err == nil {
+		class, _, err = on.store.get(k)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return target, 0, nil
@@ -154,8 +146,8 @@ func (b *Binder) homesIn(t *cgroupfs.Tree) (homes []hierarchy.Path, err error) {
 // The homes of a network namespace that went without this stay behind, empty:
 // nothing tells cheaply that no descriptor or socket holds a namespace any more.
 func (b *Binder) RemoveHomes() (kept []hierarchy.Path, err error) {
-	for _, w := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
-		t, err := b.find(w)
+	for _, find := range []func() (*cgroupfs.Tree, error){b.findV2, b.findV1} {
+		t, err := find()
 		if errors.Is(err, cgroupfs.ErrNoCgroup2) || t == nil && err == nil {
 			continue
 		}
@@ -168,7 +160,7 @@ func (b *Binder) RemoveHomes() (kept []hierarchy.Path, err error) {
 		}
 		kept = append(kept, in...)
 	}
-	return kept, b.wrap(nfTables{netNS: b.cfg.NetNSFD}.write(newRuleset(bind.WayNone)))
+	return kept, b.wrap(b.tables.sweep())
 }
 
 func (b *Binder) removeHomesIn(t *cgroupfs.Tree) (kept []hierarchy.Path, err error) {

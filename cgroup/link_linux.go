@@ -28,9 +28,10 @@ func (noLink) Is(target error) bool { return target == fs.ErrNotExist }
 
 // resolveLink is the target of a bound interface, or why there is none at present.
 func (b *Binder) resolveLink(name string) (target bind.Target, reason string, err error) {
+	refused := b.way.store.holds(bind.TargetLink)
 	switch {
-	case b.way != bind.WayBPF:
-		return bind.Target{}, "", errLinksByBPF
+	case refused != nil:
+		return bind.Target{}, "", refused
 	case name == b.cfg.Interface:
 		return bind.Target{}, "", errors.New("it is the shaped interface itself: what comes in by it and leaves by it again is the rest's")
 	}

@@ -123,7 +123,7 @@ func on(t *cgroupfs.Tree, path string, fn func(fd int) error) error {
 
 // open says whether the program is missing on a cgroup on which it could be.
 func (b *Binder) open(t *cgroupfs.Tree, path string) (open bool) {
-	if b.narrow.off != nil || b.narrow.refused[path] != nil {
+	if !t.V2() || b.narrow.off != nil || b.narrow.refused[path] != nil {
 		return false
 	}
 	err := on(t, path, func(fd int) error {
@@ -189,7 +189,7 @@ func (b *Binder) Unguarded(target bind.Target) string {
 	}
 	path := target.Name
 	switch {
-	case b.at.Tagged():
+	case !b.tree().V2():
 		return "the branch is bound by cgroup v1, where no program can be attached"
 	case b.open(b.tree(), path):
 		return "the program against it is gone: apply the policy again"

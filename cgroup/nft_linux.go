@@ -72,6 +72,7 @@ type ruleset struct {
 	version uint32   // 0: something of it is not as this package writes it
 	cgroups map[uint64]binding
 	users   map[uint32]hierarchy.ClassID
+	changed bool // and not written
 }
 
 func newRuleset(w bind.Way) *ruleset {
@@ -82,56 +83,54 @@ func (r *ruleset) current(w bind.Way) bool {
 	return r != nil && r.way == w && r.version == version
 }
 
-func (r *ruleset) cgroup(id uint64) (b binding, bound bool, err error) {
-	b, bound = r.cgroups[id]
-	return b, bound, nil
+func (r *ruleset) get(k key) (class hierarchy.ClassID, bound bool) {
+	switch k.kind {
+	case bind.TargetCgroup:
+		b, bound := r.cgroups[k.id]
+		return b.class, bound
+	case bind.TargetUser:
+		class, bound = r.users[uint32(k.id)]
+	}
+	return class, bound
 }
 
-func (r *ruleset) bindCgroup(id uint64, b binding) error {
+func (r *ruleset) put(k key, class hierarchy.ClassID) error {
 	const most = 255 // nft_socket_init, net/netfilter/nft_socket.c, v6.12
-	if b.level > most {
-		return fmt.Errorf("%d levels below the root, more than %d", b.level, most)
-	}
-	r.cgroups[id] = b
-	return nil
-}
-
-func (r *ruleset) unbindCgroup(id uint64) error {
-	delete(r.cgroups, id)
-	return nil
-}
-
-// number finds users alone.
-func (r *ruleset) number(of numbered, n uint32) (class hierarchy.ClassID, bound bool, err error) {
-	if of == byUser {
-		class, bound = r.users[n]
-	}
-	return class, bound, nil
-}
-
-func (r *ruleset) bindNumber(of numbered, n uint32, class hierarchy.ClassID) error {
-	if of != byUser {
+	switch next := (binding{class, k.level}); {
+	case k.kind == bind.TargetUser:
+		is, bound := r.users[uint32(k.id)]
+		r.changed = r.changed || !bound || is != class
+		r.users[uint32(k.id)] = class
+	case k.kind != bind.TargetCgroup:
 		return errLinksByBPF
-	}
-	r.users[n] = class
-	return nil
-}
-
-func (r *ruleset) unbindNumber(of numbered, n uint32) error {
-	if of == byUser {
-		delete(r.users, n)
+	case k.level > most:
+		return fmt.Errorf("%d levels below the root, more than %d", k.level, most)
+	default:
+		is, bound := r.cgroups[k.id]
+		r.changed = r.changed || !bound || is != next
+		r.cgroups[k.id] = next
 	}
 	return nil
 }
 
-func (r *ruleset) each(cgroup func(uint64, binding) error, number func(numbered, uint32, hierarchy.ClassID) error) error {
+func (r *ruleset) remove(k key) {
+	r.changed = true
+	switch k.kind {
+	case bind.TargetCgroup:
+		delete(r.cgroups, k.id)
+	case bind.TargetUser:
+		delete(r.users, uint32(k.id))
+	}
+}
+
+func (r *ruleset) each(fn func(key, hierarchy.ClassID) error) error {
 	for id, b := range r.cgroups {
-		if err := cgroup(id, b); err != nil {
+		if err := fn(key{kind: bind.TargetCgroup, id: id, level: b.level}, b.class); err != nil {
 			return err
 		}
 	}
 	for uid, class := range r.users {
-		if err := number(byUser, uid, class); err != nil {
+		if err := fn(key{kind: bind.TargetUser, id: uint64(uid)}, class); err != nil {
 			return err
 		}
 	}

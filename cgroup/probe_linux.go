@@ -101,6 +101,30 @@ func weak(w bind.Way) (text []string) {
 	return text
 }
 
+const weaker = "; weaker than with BPF: root may ask for another class by SO_PRIORITY"
+
+// basis says what a way stands on.
+func basis(w bind.Way, t *cgroupfs.Tree) string {
+	switch {
+	case w.Tagged():
+		return by(w, "net_cls at "+t.Where)
+	case t.Whole:
+		return by(w, "cgroup v2 at "+t.Where)
+	}
+	return by(w, "cgroup v2 at "+t.Where+", below the root of a cgroup namespace")
+}
+
+// by adds to what a way stands on what it works with, where that is not BPF.
+func by(w bind.Way, text string) string {
+	switch {
+	case w == bind.WayClsCgroup:
+		text += weaker
+	case w == bind.WayNft, w == bind.WayNetClsNft:
+		text += ", by nf_tables"
+	}
+	return text
+}
+
 func probeV2(w bind.Way, try func(bind.Way) error) (string, error) {
 	t, err := cgroupfs.FindV2()
 	if err != nil {

@@ -72,22 +72,22 @@ func (b *Binder) Prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfi
 }
 
 func (b *Binder) prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfig) (_ []Proof, err error) {
-	way, err := b.inForce()
+	on, err := b.inForce()
 	if err != nil {
 		return nil, err
 	}
-	if way == bind.WayNone {
+	if on == nil {
 		return nil, errors.New("there is none on the interface")
 	}
-	t, err := b.find(way)
+	t, err := on.find()
 	if err != nil {
 		return nil, err
 	}
 	if t == nil {
-		return nil, errors.New("net_cls is not mounted any more")
+		return nil, errNotMounted
 	}
-	p := &proving{Binder: b, with: cfg, way: way, tree: t, run: random()}
-	if way != bind.WayClsCgroup {
+	p := &proving{Binder: b, with: cfg, on: on, tree: t, run: random()}
+	if !on.unseen {
 		tap, err := b.newTap(p.run)
 		if err != nil && cfg.Counters == nil {
 			return nil, err
@@ -123,7 +123,7 @@ const patience = 5 * time.Second
 type proving struct {
 	*Binder
 	with   ProveConfig
-	way    bind.Way
+	on     *way
 	tree   *cgroupfs.Tree
 	run    uint64 // that the packets carry
 	tap    *tap   // nil: classes are counted
@@ -226,15 +226,14 @@ func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sen
 
 // nobody is a user who is not bound.
 func (p *proving) nobody() (uid uint32, err error) {
-	if p.way.Tagged() { // users are not
+	if p.on.store.holds(bind.TargetUser) != nil {
 		return 0, nil
 	}
-	on := p.on(p.way)
-	if on == nil {
-		return 0, errors.New("it is another version's: apply the policy again")
+	if p.is != version {
+		return 0, errOtherVersion
 	}
 	for {
-		if _, bound, err := on.number(byUser, uid); err != nil || !bound {
+		if _, bound, err := p.on.store.get(key{kind: bind.TargetUser, id: uint64(uid)}); err != nil || !bound {
 			return uid, err
 		}
 		uid++

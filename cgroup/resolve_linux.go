@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -148,7 +147,7 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 	if err := b.reach(&r); err != nil {
 		return nil, b.wrap(err)
 	}
-	if b.way.Tagged() {
+	if !b.tree().V2() {
 		r.Bound = withoutInherited(r.Bound)
 	}
 	return &r.Resolution, nil
@@ -157,18 +156,18 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 // Keep chooses the way of the classifier that is on the interface, whatever
 // [Binder.Hook] would choose by now. There must be one, of this version.
 func (b *Binder) Keep() error {
-	way, err := b.inForce()
+	on, err := b.inForce()
 	switch {
 	case err != nil:
-	case way == bind.WayNone:
+	case on == nil:
 		err = errors.New("there is none on the interface")
-	case way != bind.WayClsCgroup && b.on(way) == nil:
+	case b.is != version:
 		err = errors.New("the one on the interface is another version's")
 	default:
-		_, err = b.hierarchy(way)
+		_, err = b.hierarchy(on)
 	}
 	if err == nil {
-		b.way, b.at = way, way
+		b.way, b.at = on, on
 	}
 	return b.wrap(err)
 }
@@ -329,7 +328,7 @@ func (b *Binder) cgroups(name string) (targets []bind.Target, missing []string, 
 		if err != nil {
 			return nil, nil, err
 		}
-		if !b.way.Tagged() {
+		if t.V2() {
 			b.paths[id] = name
 		}
 		return []bind.Target{bind.ToCgroup(name)}, nil, nil
@@ -363,7 +362,7 @@ func (b *Binder) unitTargets(x bind.Binding, units map[string][]string) (targets
 	}
 	switch {
 	case len(targets)+len(missing) > 0:
-	case b.way.Tagged():
+	case !b.tree().V2():
 		missing = []string{"no such cgroup in the net_cls hierarchy, which systemd leaves alone"}
 	case len(names) == 0:
 		missing = []string{fmt.Sprintf("no such %s is running (a user's own or a container's is named by cgroup:/PATH)", x.Kind)}
@@ -391,8 +390,8 @@ func running(p bind.Pattern, kind bind.Kind, units map[string][]string) (names [
 
 // user is the target of a user, or why there is none at present.
 func (b *Binder) user(name string) (target bind.Target, reason string, err error) {
-	if b.way.Tagged() {
-		return target, "", fmt.Errorf("users can be bound with cgroup v2 only, not with net_cls: %w", caps.ErrNotSupported)
+	if err := b.way.store.holds(bind.TargetUser); err != nil {
+		return target, "", err
 	}
 	if uid, err := strconv.ParseUint(name, 10, 32); err == nil {
 		return bind.ToUser(uint32(uid)), "", nil

@@ -38,19 +38,6 @@ const (
 	byLink                 // by the index of an interface that packets came in by
 )
 
-// bindings hold what is bound, for a way that goes by cgroup v2. Unbinding what is
-// not bound is no error.
-type bindings interface {
-	cgroup(id uint64) (b binding, bound bool, err error)
-	bindCgroup(id uint64, b binding) error
-	unbindCgroup(id uint64) error
-	number(of numbered, n uint32) (class hierarchy.ClassID, bound bool, err error)
-	bindNumber(of numbered, n uint32, class hierarchy.ClassID) error
-	unbindNumber(of numbered, n uint32) error
-	// each calls a function for every binding, in any order.
-	each(cgroup func(uint64, binding) error, number func(numbered, uint32, hierarchy.ClassID) error) error
-}
-
 // set is one interface's program with its maps.
 type set struct {
 	way     bind.Way
@@ -62,6 +49,9 @@ type set struct {
 	cgroups *ebpf.Map    // nil for net_cls, and so the others
 	numbers [2]*ebpf.Map // by numbered
 	sockets *ebpf.Map
+	// What is to be brought into force for open sockets.
+	changed, removed bool
+	held             bool // what is bound now may have sockets of somebody else
 }
 
 // name is the program's, which tells the ways apart when it is found again.
@@ -279,15 +269,53 @@ func (s *set) bindNumber(of numbered, n uint32, class hierarchy.ClassID) error {
 
 func (s *set) unbindNumber(of numbered, n uint32) error { return gone(s.numbers[of].Delete(n)) }
 
-func (s *set) each(cgroup func(uint64, binding) error, number func(numbered, uint32, hierarchy.ClassID) error) error {
+// numberedOf is how a target of a kind is bound that is no cgroup.
+func numberedOf(k bind.TargetKind) numbered {
+	if k == bind.TargetLink {
+		return byLink
+	}
+	return byUser
+}
+
+func (s *set) get(k key) (hierarchy.ClassID, bool, error) {
+	if k.kind == bind.TargetCgroup {
+		b, bound, err := s.cgroup(k.id)
+		return b.class, bound, err
+	}
+	return s.number(numberedOf(k.kind), uint32(k.id))
+}
+
+func (s *set) put(k key, class hierarchy.ClassID) error {
+	if k.kind != bind.TargetCgroup {
+		of := numberedOf(k.kind)
+		is, bound, err := s.number(of, uint32(k.id))
+		if err != nil || bound && is == class {
+			return err
+		}
+		s.changed, s.held = true, s.held || of == byUser && !bound
+		return s.bindNumber(of, uint32(k.id), class)
+	}
+	next := binding{class, k.level}
+	was, bound, err := s.cgroup(k.id)
+	if err != nil || bound && was == next {
+		return err
+	}
+	s.changed = s.changed || !k.fresh // a new one has no sockets yet that could know another class
+	s.held = s.held || !bound && k.used != nil && k.used()
+	return s.bindCgroup(k.id, next)
+}
+
+func (s *set) each(fn func(key, hierarchy.ClassID) error) error {
 	err := each(s.cgroups, func(id uint64, v classifyVifBinding) error {
-		return cgroup(id, binding{hierarchy.ClassID(v.Class), v.Level})
+		return fn(key{kind: bind.TargetCgroup, id: id, level: v.Level}, hierarchy.ClassID(v.Class))
 	})
 	if err != nil {
 		return err
 	}
-	for of, m := range s.numbers {
-		err := each(m, func(n, class uint32) error { return number(numbered(of), n, hierarchy.ClassID(class)) })
+	for of, kind := range []bind.TargetKind{byUser: bind.TargetUser, byLink: bind.TargetLink} {
+		err := each(s.numbers[of], func(n, class uint32) error {
+			return fn(key{kind: kind, id: uint64(n)}, hierarchy.ClassID(class))
+		})
 		if err != nil {
 			return err
 		}

@@ -33,6 +33,7 @@ type spaces struct {
 	*Binder
 	*resolver
 	home    uint64 // the interface's own
+	links   error  // why interfaces cannot be bound, nil when they can
 	proc    *os.File
 	ports   []netLink
 	members map[int]*member
@@ -63,7 +64,7 @@ type member struct {
 // hide its own: all its processes leave it, and its sockets stay. Who cannot trust it
 // so far binds its interface by name.
 func (b *Binder) reach(r *resolver) (err error) {
-	s := &spaces{Binder: b, resolver: r, members: map[int]*member{}, by: map[uint64][]*member{}, held: map[uint64]*Branch{}}
+	s := &spaces{Binder: b, resolver: r, links: b.way.store.holds(bind.TargetLink), members: map[int]*member{}, by: map[uint64][]*member{}, held: map[uint64]*Branch{}}
 	if s.proc, err = os.Open("/proc"); err != nil {
 		return err
 	}
@@ -77,7 +78,7 @@ func (b *Binder) reach(r *resolver) (err error) {
 	if err = s.locate(); err != nil {
 		return err
 	}
-	if b.way == bind.WayBPF {
+	if s.links == nil {
 		if s.ports, err = b.listPorts(); err != nil {
 			return err
 		}
@@ -133,7 +134,7 @@ func (s *spaces) walk() error {
 			queue = append(queue, place{target.Name, by})
 		}
 	}
-	if len(queue) > 0 && s.way == bind.WayBPF {
+	if len(queue) > 0 && s.links == nil {
 		s.cfg.Watch("", func(string) bool { return true })
 	}
 	for i := 0; i < len(queue); i++ {
@@ -144,7 +145,7 @@ func (s *spaces) walk() error {
 			}
 			break
 		}
-		if s.way == bind.WayBPF {
+		if s.links == nil {
 			s.cfg.Watch(t.Dir(at.dir), func(string) bool { return true })
 			s.cfg.Watch(t.Dir(at.dir+"/cgroup.events"), nil)
 		}
@@ -296,8 +297,8 @@ func (s *spaces) visitors() error {
 // space binds the interfaces that lead to a network namespace, and says whether there
 // are any.
 func (s *spaces) space(ns uint64) (leads bool, err error) {
-	if s.way != bind.WayBPF {
-		s.all(ns, nil, fmt.Sprintf("packets from there go to the rest: %v", errLinksByBPF))
+	if s.links != nil {
+		s.all(ns, nil, fmt.Sprintf("packets from there go to the rest: %v", s.links))
 		return true, nil
 	}
 	f, err := s.open(ns)

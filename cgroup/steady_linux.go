@@ -52,7 +52,7 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 	if st.Hook.Way == bind.WayNone {
 		return nil
 	}
-	t, err := s.find(st.Hook.Way)
+	t, err := s.last.find()
 	if t == nil || err != nil {
 		return s.wrap(err)
 	}

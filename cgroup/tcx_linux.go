@@ -15,12 +15,12 @@ import (
 // asked (sch_handle_egress, net/core/dev.c, v6.12). It is silent where that cannot
 // be found out: before Linux 6.6, which has no TCX, without privileges, and for an
 // interface that is gone.
-func (b *Binder) warnTCX() error {
+func (b *Binder) warnTCX(w *way) error {
 	if b.cfg.Index == 0 || b.warned {
 		return nil
 	}
-	b.warned = true
-	found, err := tcxPrograms(b.cfg.Index)
+	found, err := w.classifier.before(b.cfg.Index)
+	b.warned = len(found) > 0
 	for _, x := range found {
 		name := x.name
 		if name != "" {

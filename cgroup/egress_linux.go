@@ -1,0 +1,221 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
+
+// egress is the program at the egress hook of an interface, and the store of what that
+// of bpf goes by.
+type egress struct {
+	hook    Hook
+	types   *btf.Cache // of the kernel
+	warn    func(string)
+	tree    func() (*cgroupfs.Tree, error)
+	set     *set // on the hook
+	spare   *set // not on the hook yet
+	former  *set // taken off the hook by this Binder: the way back when an apply fails
+	filling bool // what is put goes into the spare one
+}
+
+func (e *egress) close() error {
+	var errs []error
+	for _, s := range []*set{e.set, e.spare, e.former} {
+		if s != nil {
+			errs = append(errs, s.close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// refresh opens the set that is on the hook.
+func (e *egress) refresh() error {
+	id, err := e.hook.EgressProgram()
+	if err != nil {
+		return err
+	}
+	if e.set != nil && e.set.id == id {
+		return nil
+	}
+	if e.set != nil {
+		err = e.set.close()
+		e.set = nil
+	}
+	if id != 0 && err == nil {
+		e.set, err = openSet(id)
+	}
+	return err
+}
+
+// take is the set that goes onto the hook next.
+func (e *egress) take(w bind.Way) (*set, error) {
+	if e.spare != nil && e.spare.way == w {
+		return e.spare, nil
+	}
+	s, err := loadSet(w, e.types)
+	if err != nil {
+		return nil, err
+	}
+	if e.spare != nil {
+		err = e.spare.close()
+	}
+	e.spare = s
+	return s, err
+}
+
+func (e *egress) probe(w bind.Way) (on bool, err error) {
+	if err := e.refresh(); err != nil || e.set.current(w) {
+		return err == nil, err
+	}
+	_, err = e.take(w)
+	return false, err
+}
+
+func (e *egress) read() (bind.Way, uint32, error) {
+	if err := e.refresh(); err != nil || e.set == nil {
+		return bind.WayNone, 0, err
+	}
+	return e.set.way, e.set.version, nil
+}
+
+// attach puts a former one back as it is; a new one is filled, and so is one of this
+// version, whose bindings may be out of date.
+func (e *egress) attach(w bind.Way, v uint32, over bool, fill func()) error {
+	on := e.former
+	if on == nil || on.way != w || on.version != v || v == version {
+		if err := versioned(v); err != nil {
+			return err
+		}
+		var err error
+		if on, err = e.take(w); err != nil {
+			return err
+		}
+		e.filling = true
+		fill()
+		e.filling = false
+		if on.held && over { // so that what they have been given is not lost for a moment
+			if _, err := on.adopt(e.types, e.warn); err != nil {
+				return err
+			}
+		}
+		on.changed, on.removed = false, false
+	}
+	if err := e.hook.AttachEgress(on.prog.FD(), name(on.way)); err != nil {
+		return err
+	}
+	var err error
+	if e.former != nil && e.former != on {
+		err = e.former.close()
+	}
+	e.set, e.former = on, e.set
+	if e.spare == on {
+		e.spare = nil
+	}
+	return err
+}
+
+func (e *egress) detach() error {
+	if e.set == nil {
+		return nil
+	}
+	return errors.Join(e.hook.DetachEgress(), e.refresh())
+}
+
+func (e *egress) before(index uint32) ([]tcxProgram, error) { return tcxPrograms(index) }
+
+func (e *egress) holds(bind.TargetKind) error { return nil }
+
+// inForce is the set by which packets are bound, nil where there is none of this version.
+func (e *egress) inForce() *set {
+	if e.set.current(bind.WayBPF) {
+		return e.set
+	}
+	return nil
+}
+
+func (e *egress) get(k key) (hierarchy.ClassID, bool, error) {
+	s := e.inForce()
+	if s == nil {
+		return 0, false, nil
+	}
+	return s.get(k)
+}
+
+func (e *egress) put(k key, class hierarchy.ClassID) (err error) {
+	s := e.inForce()
+	if s == nil || e.filling {
+		if s, err = e.take(bind.WayBPF); err != nil {
+			return err
+		}
+	}
+	return s.put(k, class)
+}
+
+func (e *egress) remove(k key) error {
+	s := e.inForce()
+	if s == nil {
+		return nil // gone with the classifier
+	}
+	s.changed, s.removed = true, true
+	if k.kind == bind.TargetCgroup {
+		return s.unbindCgroup(k.id)
+	}
+	return s.unbindNumber(numberedOf(k.kind), uint32(k.id))
+}
+
+func (e *egress) all(fn func(key, hierarchy.ClassID) error) error {
+	s := e.inForce()
+	if s == nil {
+		return nil
+	}
+	return s.each(fn)
+}
+
+func (e *egress) clear() error { return nil }
+
+func (e *egress) flush() error {
+	s := e.inForce()
+	if s == nil {
+		return nil
+	}
+	changed, removed, held := s.changed, s.removed, s.held
+	s.changed, s.removed, s.held = false, false, false
+	if held {
+		adopted, err := s.adopt(e.types, e.warn)
+		if err != nil {
+			return err
+		}
+		changed = changed || adopted
+	}
+	if !changed {
+		return nil
+	}
+	if removed {
+		if err := s.relevel(); err != nil {
+			return err
+		}
+	}
+	return s.publish()
+}
+
+func (e *egress) carrier(home key) (carrier, string, error) {
+	s := e.inForce()
+	if s == nil {
+		return nil, "", errOtherVersion
+	}
+	c, err := newIterator(s, home.id, e.types)
+	if err == nil {
+		return c, "", nil
+	}
+	d, other := newBorrower(s, home.id)
+	if other == nil {
+		return d, "", nil
+	}
+	return nil, fmt.Sprintf("this kernel lets nobody reach the sockets of another process (%v)", clauses{err, other}), nil
+}
