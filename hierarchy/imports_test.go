@@ -26,6 +26,7 @@ var rooms = []struct{ path, may, why string }{
 	{"tc", "hierarchy/... tc/...", "tc makes the model into rtnetlink: only cmd knows it beside policy and cgroup"},
 	{"tc/rtnl", "hierarchy/...", "rtnl is below all of tc"},
 	{"tc/qdisc", "hierarchy/... tc/rtnl", "a kind of qdisc knows messages, and nobody who makes it"},
+	{"tc/link", "hierarchy/... tc/rtnl", "an interface does not know what is made of it"},
 	{"tc/lab", "hierarchy/...", "what lies below tc does not look up"},
 	{"tc/tctest", "hierarchy/... tc/lab tc/tctest/...", "what lies below tc does not look up"},
 

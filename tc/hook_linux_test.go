@@ -11,6 +11,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
@@ -241,7 +242,7 @@ func TestKernelIngress(t *testing.T) {
 	if on, err := a.HasIngress(port); on || !errors.Is(err, rtnl.ErrForeign) {
 		t.Errorf("in a foreign place: %v, %v", on, err)
 	}
-	var no *tc.ErrNoDevice
+	var no *link.NotFoundError
 	if err := a.AttachIngress("none0", prog.FD(), "mark"); !errors.As(err, &no) {
 		t.Errorf("at no interface: %v", err)
 	}

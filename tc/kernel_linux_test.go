@@ -18,6 +18,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -633,7 +634,7 @@ func TestKernelNoDevice(t *testing.T) {
 		"":                               ": no such interface",
 	} {
 		_, err := tc.Find(b.conn, name)
-		var no *tc.ErrNoDevice
+		var no *link.NotFoundError
 		if !errors.As(err, &no) || err.Error() != want {
 			t.Errorf("%q: %v, want %s", name, err, want)
 		}

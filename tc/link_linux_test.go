@@ -20,28 +20,29 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
-func links(t *testing.T, n *lab.NetNS) []tc.Link {
+func links(t *testing.T, n *lab.NetNS) []link.Link {
 	t.Helper()
 	c, err := rtnl.Open(rtnl.Config{NetNS: n.FD()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	l, err := tc.Links(c)
+	l, err := link.List(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return l
 }
 
-func find(t *testing.T, list []tc.Link, name string) tc.Link {
+func find(t *testing.T, list []link.Link, name string) link.Link {
 	t.Helper()
-	i := slices.IndexFunc(list, func(l tc.Link) bool { return l.Name == name })
+	i := slices.IndexFunc(list, func(l link.Link) bool { return l.Name == name })
 	if i < 0 {
 		t.Fatalf("no %s in %v", name, list)
 	}
@@ -74,7 +75,7 @@ type linkCase struct {
 	link    lab.Link
 	on      uint16 // attribute that binds a tunnel to eth0
 	members []lab.Link
-	want    tc.Link
+	want    link.Link
 }
 
 // The attributes that tunnels take, of linux/if_tunnel.h, linux/if_link.h and
@@ -106,57 +107,57 @@ func vxlan(id uint32) func(*netlink.AttributeEncoder) {
 
 // linkCases has interfaces of every kind. Two of one kind have two names.
 func linkCases() []linkCase {
-	up := func(n tc.Nature) tc.Link { return tc.Link{Nature: n, Carrier: true, Up: true, Qdisc: "noqueue"} }
-	down := func(n tc.Nature) tc.Link { return tc.Link{Nature: n, Qdisc: "noop"} }
-	byRoute := func(l tc.Link) tc.Link { l.ByRoute = true; return l }
-	with := func(l tc.Link, members ...string) tc.Link { l.Members = members; return l }
-	multi := up(tc.NatureVirtual)
+	up := func(n link.Nature) link.Link { return link.Link{Nature: n, Carrier: true, Up: true, Qdisc: "noqueue"} }
+	down := func(n link.Nature) link.Link { return link.Link{Nature: n, Qdisc: "noop"} }
+	byRoute := func(l link.Link) link.Link { l.ByRoute = true; return l }
+	with := func(l link.Link, members ...string) link.Link { l.Members = members; return l }
+	multi := up(link.Virtual)
 	multi.Qdisc = "mq"
-	peer := up(tc.NatureVirtual)
+	peer := up(link.Virtual)
 	peer.LowerName = "far0"
 	const a4, b4, a6, b6 = "192.0.2.2", "192.0.2.1", "2001:db8::2", "2001:db8::1"
 	gre4, gre6 := ends(iflaGRELocal, iflaGRERemote, a4, b4), ends(iflaGRELocal, iflaGRERemote, a6, b6)
 	ip4, ip6 := ends(iflaIPTunLocal, iflaIPTunRemote, a4, b4), ends(iflaIPTunLocal, iflaIPTunRemote, a6, b6)
 	ports := []lab.Link{{Name: "port0", Kind: "ifb", Master: "br0"}, {Name: "port1", Kind: "ifb", Master: "br0"}}
 	return []linkCase{
-		{link: lab.Link{Name: "lo"}, want: up(tc.NatureLoopback)},
+		{link: lab.Link{Name: "lo"}, want: up(link.Loopback)},
 		{link: lab.Link{Name: "eth0", Kind: "veth"}, want: peer},
 		{link: lab.Link{Name: "ifb7", Kind: "ifb", TxQueueLen: 77, MTU: 1400, Queues: 3}, want: multi},
-		{link: lab.Link{Name: "dummy7", Kind: "dummy"}, want: up(tc.NatureVirtual)},
+		{link: lab.Link{Name: "dummy7", Kind: "dummy"}, want: up(link.Virtual)},
 
-		{link: lab.Link{Name: "br1", Kind: "bridge", Down: true}, want: down(tc.NatureBridge)},
-		{link: lab.Link{Name: "br0", Kind: "bridge"}, members: ports, want: with(up(tc.NatureBridge), "port0", "port1")},
-		{link: lab.Link{Name: "bond7", Kind: "bond", Down: true}, want: down(tc.NatureBond)},
+		{link: lab.Link{Name: "br1", Kind: "bridge", Down: true}, want: down(link.Bridge)},
+		{link: lab.Link{Name: "br0", Kind: "bridge"}, members: ports, want: with(up(link.Bridge), "port0", "port1")},
+		{link: lab.Link{Name: "bond7", Kind: "bond", Down: true}, want: down(link.Bond)},
 		{link: lab.Link{Name: "bond8", Kind: "bond"}, members: []lab.Link{{Name: "port0", Kind: "dummy", Master: "bond8"}, {Name: "port1", Kind: "dummy", Master: "bond8"}},
-			want: with(up(tc.NatureBond), "port0", "port1")},
-		{link: lab.Link{Name: "team7", Kind: "team", Down: true}, members: []lab.Link{{Name: "port0", Kind: "dummy", Master: "team7", Down: true}}, want: with(down(tc.NatureBond), "port0")},
+			want: with(up(link.Bond), "port0", "port1")},
+		{link: lab.Link{Name: "team7", Kind: "team", Down: true}, members: []lab.Link{{Name: "port0", Kind: "dummy", Master: "team7", Down: true}}, want: with(down(link.Bond), "port0")},
 		{link: lab.Link{Name: "red", Kind: "vrf", Data: func(ae *netlink.AttributeEncoder) { ae.Uint32(iflaVRFTable, 77) }},
-			members: []lab.Link{{Name: "port0", Kind: "dummy", Master: "red"}}, want: with(up(tc.NatureVirtual), "port0")},
+			members: []lab.Link{{Name: "port0", Kind: "dummy", Master: "red"}}, want: with(up(link.Virtual), "port0")},
 
-		{link: lab.Link{Name: "eth0.5", Kind: "vlan", Parent: "eth0", VLAN: 5}, want: up(tc.NatureVLAN)},
-		{link: lab.Link{Name: "mac0", Kind: "macvlan", Parent: "eth0"}, want: up(tc.NatureVirtual)},
-		{link: lab.Link{Name: "tap0", Kind: "macvtap", Parent: "eth0", Down: true}, want: down(tc.NatureVirtual)},
-		{link: lab.Link{Name: "ipv0", Kind: "ipvlan", Parent: "eth0"}, want: up(tc.NatureVirtual)},
-		{link: lab.Link{Name: "macsec0", Kind: "macsec", Parent: "eth0", Down: true}, want: down(tc.NatureTunnel)},
+		{link: lab.Link{Name: "eth0.5", Kind: "vlan", Parent: "eth0", VLAN: 5}, want: up(link.VLAN)},
+		{link: lab.Link{Name: "mac0", Kind: "macvlan", Parent: "eth0"}, want: up(link.Virtual)},
+		{link: lab.Link{Name: "tap0", Kind: "macvtap", Parent: "eth0", Down: true}, want: down(link.Virtual)},
+		{link: lab.Link{Name: "ipv0", Kind: "ipvlan", Parent: "eth0"}, want: up(link.Virtual)},
+		{link: lab.Link{Name: "macsec0", Kind: "macsec", Parent: "eth0", Down: true}, want: down(link.Tunnel)},
 
-		{link: lab.Link{Name: "tun7", Kind: "tun"}, want: down(tc.NatureTunnel)},
-		{link: lab.Link{Name: "wg0", Kind: "wireguard"}, want: byRoute(up(tc.NatureTunnel))},
-		{link: lab.Link{Name: "vx0", Kind: "vxlan", Data: vxlan(7)}, want: byRoute(up(tc.NatureTunnel))},
-		{link: lab.Link{Name: "vx1", Kind: "vxlan", Data: vxlan(8)}, on: unix.IFLA_VXLAN_LINK, want: up(tc.NatureTunnel)},
+		{link: lab.Link{Name: "tun7", Kind: "tun"}, want: down(link.Tunnel)},
+		{link: lab.Link{Name: "wg0", Kind: "wireguard"}, want: byRoute(up(link.Tunnel))},
+		{link: lab.Link{Name: "vx0", Kind: "vxlan", Data: vxlan(7)}, want: byRoute(up(link.Tunnel))},
+		{link: lab.Link{Name: "vx1", Kind: "vxlan", Data: vxlan(8)}, on: unix.IFLA_VXLAN_LINK, want: up(link.Tunnel)},
 		{link: lab.Link{Name: "gen0", Kind: "geneve", Data: func(ae *netlink.AttributeEncoder) {
 			ae.Uint32(iflaGeneveID, 7)
 			ae.Bytes(iflaGeneveRemote, []byte{192, 0, 2, 1})
-		}}, want: byRoute(up(tc.NatureTunnel))},
-		{link: lab.Link{Name: "gre7", Kind: "gre", Data: gre4}, want: byRoute(up(tc.NatureTunnel))},
-		{link: lab.Link{Name: "gre8", Kind: "gre", Data: gre4}, on: iflaGRELink, want: up(tc.NatureTunnel)},
-		{link: lab.Link{Name: "gretap7", Kind: "gretap", Data: gre4, Down: true}, on: iflaGRELink, want: down(tc.NatureTunnel)},
-		{link: lab.Link{Name: "gre67", Kind: "ip6gre", Data: gre6}, on: iflaGRELink, want: up(tc.NatureTunnel)},
-		{link: lab.Link{Name: "ipip7", Kind: "ipip", Data: ip4}, want: byRoute(up(tc.NatureTunnel))},
-		{link: lab.Link{Name: "ipip8", Kind: "ipip", Data: ip4}, on: iflaIPTunLink, want: up(tc.NatureTunnel)},
-		{link: lab.Link{Name: "sit7", Kind: "sit", Data: ip4}, on: iflaIPTunLink, want: up(tc.NatureTunnel)},
-		{link: lab.Link{Name: "ip67", Kind: "ip6tnl", Data: ip6}, on: iflaIPTunLink, want: up(tc.NatureTunnel)},
-		{link: lab.Link{Name: "vti7", Kind: "vti", Data: ends(iflaVTILocal, iflaVTIRemote, a4, b4)}, on: iflaVTILink, want: up(tc.NatureTunnel)},
-		{link: lab.Link{Name: "xfrm7", Kind: "xfrm", Data: func(ae *netlink.AttributeEncoder) { ae.Uint32(iflaXfrmIfID, 7) }}, on: iflaXfrmLink, want: up(tc.NatureTunnel)},
+		}}, want: byRoute(up(link.Tunnel))},
+		{link: lab.Link{Name: "gre7", Kind: "gre", Data: gre4}, want: byRoute(up(link.Tunnel))},
+		{link: lab.Link{Name: "gre8", Kind: "gre", Data: gre4}, on: iflaGRELink, want: up(link.Tunnel)},
+		{link: lab.Link{Name: "gretap7", Kind: "gretap", Data: gre4, Down: true}, on: iflaGRELink, want: down(link.Tunnel)},
+		{link: lab.Link{Name: "gre67", Kind: "ip6gre", Data: gre6}, on: iflaGRELink, want: up(link.Tunnel)},
+		{link: lab.Link{Name: "ipip7", Kind: "ipip", Data: ip4}, want: byRoute(up(link.Tunnel))},
+		{link: lab.Link{Name: "ipip8", Kind: "ipip", Data: ip4}, on: iflaIPTunLink, want: up(link.Tunnel)},
+		{link: lab.Link{Name: "sit7", Kind: "sit", Data: ip4}, on: iflaIPTunLink, want: up(link.Tunnel)},
+		{link: lab.Link{Name: "ip67", Kind: "ip6tnl", Data: ip6}, on: iflaIPTunLink, want: up(link.Tunnel)},
+		{link: lab.Link{Name: "vti7", Kind: "vti", Data: ends(iflaVTILocal, iflaVTIRemote, a4, b4)}, on: iflaVTILink, want: up(link.Tunnel)},
+		{link: lab.Link{Name: "xfrm7", Kind: "xfrm", Data: func(ae *netlink.AttributeEncoder) { ae.Uint32(iflaXfrmIfID, 7) }}, on: iflaXfrmLink, want: up(link.Tunnel)},
 	}
 }
 
@@ -212,7 +213,7 @@ func TestKernelLinks(t *testing.T) {
 			case tt.link.Kind == "veth":
 				want.Lower, want.LowerNetNS = find(t, links(t, p.Far), p.FarDev).Index, 0
 			}
-			ignored := []string{"Index", "MTU", "TxQueues", "RxQueues", "TxQueueLen", "GSOMaxSize", "GSOMaxSegs", "OperState"}
+			ignored := []string{"Index", "MTU", "Header", "TxQueues", "RxQueues", "TxQueueLen", "GSOMaxSize", "GSOMaxSegs", "OperState"}
 			compareWithIP(t, p.Near)
 			all := links(t, p.Near)
 			if tt.link.Queues != 0 {
@@ -220,15 +221,15 @@ func TestKernelLinks(t *testing.T) {
 				if find(t, all, "lo").RxQueues != 0 { // the kernel says how many there are
 					want.RxQueues = tt.link.Queues
 				}
-				ignored = []string{"Index", "GSOMaxSize", "GSOMaxSegs", "OperState"}
+				ignored = []string{"Index", "Header", "GSOMaxSize", "GSOMaxSegs", "OperState"}
 			}
 			got := find(t, all, tt.link.Name)
-			if d := cmp.Diff(want, got, cmpopts.IgnoreFields(tc.Link{}, ignored...)); d != "" {
+			if d := cmp.Diff(want, got, cmpopts.IgnoreFields(link.Link{}, ignored...)); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}
 			for _, name := range append(got.Members, tt.link.Parent) {
 				var carriers []string
-				for _, c := range tc.Carriers(all, got) {
+				for _, c := range link.Carriers(all, got) {
 					carriers = append(carriers, c.Name)
 				}
 				if name != "" && !slices.Contains(carriers, name) {
@@ -258,7 +259,7 @@ func compareWithIP(t *testing.T, n *lab.NetNS) {
 				got[i].LowerName = "" // ip does not ask for it
 			}
 		}
-		d := cmp.Diff(linksOfIP(t, n), got, cmpopts.IgnoreFields(tc.Link{}, "Nature", "Speed", "Carrier", "ParentDev", "ParentBus", "ByRoute"))
+		d := cmp.Diff(linksOfIP(t, n), got, cmpopts.IgnoreFields(link.Link{}, "Nature", "Speed", "Carrier", "ParentDev", "ParentBus", "ByRoute"))
 		if d == "" {
 			return
 		}
@@ -270,7 +271,7 @@ func compareWithIP(t *testing.T, n *lab.NetNS) {
 }
 
 // linksOfIP is what "ip -d -j link show" says.
-func linksOfIP(t *testing.T, n *lab.NetNS) []tc.Link {
+func linksOfIP(t *testing.T, n *lab.NetNS) []link.Link {
 	t.Helper()
 	var list []struct {
 		IfIndex     int
@@ -280,8 +281,9 @@ func linksOfIP(t *testing.T, n *lab.NetNS) []tc.Link {
 		Qdisc       string
 		OperState   string
 		Link        string
-		LinkIndex   int  `json:"link_index"`
-		LinkNetNSID *int `json:"link_netnsid"`
+		LinkType    string `json:"link_type"`
+		LinkIndex   int    `json:"link_index"`
+		LinkNetNSID *int   `json:"link_netnsid"`
 		Master      string
 		TxQLen      int
 		AltNames    []string
@@ -322,10 +324,11 @@ func linksOfIP(t *testing.T, n *lab.NetNS) []tc.Link {
 			members[l.Master] = append(members[l.Master], l.IfName)
 		}
 	}
-	var want []tc.Link
+	headers := map[string]hierarchy.Size{"ether": 14, "loopback": 14, "infiniband": 24}
+	var want []link.Link
 	for _, l := range list {
-		w := tc.Link{
-			Index: l.IfIndex, Name: l.IfName, Kind: l.LinkInfo.Kind, MTU: l.MTU, Qdisc: l.Qdisc,
+		w := link.Link{
+			Index: l.IfIndex, Name: l.IfName, Kind: l.LinkInfo.Kind, MTU: l.MTU, Header: headers[l.LinkType], Qdisc: l.Qdisc,
 			OperState: strings.ToLower(l.OperState), Lower: l.LinkIndex, LowerNetNS: -1, Master: index[l.Master],
 			TxQueueLen: l.TxQLen, TxQueues: l.NumTx, RxQueues: l.NumRx, GSOMaxSize: l.GSOSize, GSOMaxSegs: l.GSOSegs,
 			Up: slices.Contains(l.Flags, "UP"), Members: members[l.IfName], AltNames: l.AltNames, LowerName: stdcmp.Or(l.Link, l.LinkInfo.Data.Link),
@@ -420,11 +423,11 @@ func TestKernelLinksUnprivileged(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	l, err := tc.Links(c)
+	l, err := link.List(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if lo := find(t, l, "lo"); lo.Nature != tc.NatureLoopback {
+	if lo := find(t, l, "lo"); lo.Nature != link.Loopback {
 		t.Errorf("%+v", lo)
 	}
 	for _, l := range l {

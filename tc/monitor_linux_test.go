@@ -10,6 +10,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -18,13 +19,13 @@ import (
 // interface.
 type monitor struct {
 	*testing.T
-	*tc.LinkMonitor
+	*rtnl.Monitor[link.Event]
 	told map[string]string
 }
 
 func newMonitor(t *testing.T, n *lab.NetNS) *monitor {
 	t.Helper()
-	m, err := tc.MonitorLinks(rtnl.Config{NetNS: n.FD()})
+	m, err := link.Watch(rtnl.Config{NetNS: n.FD()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +132,7 @@ func TestKernelLossMonitor(t *testing.T) {
 	c, err := rtnl.Open(rtnl.Config{NetNS: n.FD()})
 	must(err)
 	defer c.Close()
-	m, err := tc.MonitorLosses(rtnl.Config{NetNS: n.FD()})
+	m, err := tc.WatchLosses(rtnl.Config{NetNS: n.FD()})
 	must(err)
 	defer m.Close()
 	a, err := tc.Find(c, "a0")

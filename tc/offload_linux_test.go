@@ -10,8 +10,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/link"
+	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -41,6 +42,27 @@ func setOffload(t *testing.T, n *lab.NetNS, dev string, command, value uint32) {
 	}
 }
 
+// found is an interface and a connection to its namespace.
+func found(t *testing.T, n *lab.NetNS, dev string) (link.Link, *rtnl.Conn) {
+	t.Helper()
+	c := open(t, n, dev).conn
+	l, err := link.Find(c, dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, c
+}
+
+func offloads(t *testing.T, p *lab.Pair) link.Offloads {
+	t.Helper()
+	l, c := found(t, p.Near, p.Dev)
+	o, err := l.Offloads(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
 // TestKernelOffloads holds what is said about offloads against the packets that a
 // tree gets to see: HTB counts each that it serves, and the bytes of all.
 func TestKernelOffloads(t *testing.T) {
@@ -68,28 +90,22 @@ func TestKernelOffloads(t *testing.T) {
 		name     string
 		set      func(*testing.T, *lab.Pair)
 		from, to float64 // mean packet in bytes
-		want     func(*tc.Offloads)
+		want     func(*link.Offloads)
 	}{
-		{"default", ethtool(0), 8000, most, func(*tc.Offloads) {}},
-		{"no TSO, no GSO", ethtool(0, unix.ETHTOOL_STSO, unix.ETHTOOL_SGSO), 8000, most, func(o *tc.Offloads) { o.TSO, o.GSO = false, false }},
-		{"GRO", ethtool(1, unix.ETHTOOL_SGRO), 8000, most, func(o *tc.Offloads) { o.GRO = true }},
-		{"gso_max_size", ip("gso_max_size", "8000"), 3000, 8000, func(o *tc.Offloads) { o.Packet = 8000 }},
-		{"gso_max_size below two", ip("gso_max_size", "2000"), two, 3028, func(o *tc.Offloads) { o.Packet = 3028 }},
-		{"gso_max_segs", ip("gso_max_segs", "1"), 0, 1514, func(o *tc.Offloads) { o.Packet = 1514 }},
-		{"gso_max_segs 4", ip("gso_max_segs", "4"), 4000, 6056, func(o *tc.Offloads) { o.Packet = 6056 }},
+		{"default", ethtool(0), 8000, most, func(*link.Offloads) {}},
+		{"no TSO, no GSO", ethtool(0, unix.ETHTOOL_STSO, unix.ETHTOOL_SGSO), 8000, most, func(o *link.Offloads) { o.TSO, o.GSO = false, false }},
+		{"GRO", ethtool(1, unix.ETHTOOL_SGRO), 8000, most, func(o *link.Offloads) { o.GRO = true }},
+		{"gso_max_size", ip("gso_max_size", "8000"), 3000, 8000, func(o *link.Offloads) { o.Packet = 8000 }},
+		{"gso_max_size below two", ip("gso_max_size", "2000"), two, 3028, func(o *link.Offloads) { o.Packet = 3028 }},
+		{"gso_max_segs", ip("gso_max_segs", "1"), 0, 1514, func(o *link.Offloads) { o.Packet = 1514 }},
+		{"gso_max_segs 4", ip("gso_max_segs", "4"), 4000, 6056, func(o *link.Offloads) { o.Packet = 6056 }},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			p := tctest.New(t, lab.PairConfig{})
-			want, err := open(t, p.Near, p.Dev).Offloads()
-			if err != nil {
-				t.Fatal(err)
-			}
+			want := offloads(t, p)
 			x.set(t, p)
 			x.want(&want)
-			got, err := open(t, p.Near, p.Dev).Offloads()
-			if err != nil {
-				t.Fatal(err)
-			}
+			got := offloads(t, p)
 			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("offloads (-want +got):\n%s", d)
 			}
@@ -124,10 +140,12 @@ func TestKernelOffloads(t *testing.T) {
 func TestKernelQueues(t *testing.T) {
 	for _, want := range []int{1, 3} {
 		p := tctest.New(t, lab.PairConfig{Queues: want})
-		if got, err := open(t, p.Near, p.Dev).Queues(); err != nil || got != want {
+		l, c := found(t, p.Near, p.Dev)
+		if got, err := l.Queues(c); err != nil || got != want {
 			t.Errorf("%d queues, %v; want %d", got, err, want)
 		}
-		if got, err := open(t, p.Near, "lo").Queues(); err != nil || got != 0 {
+		l, c = found(t, p.Near, "lo")
+		if got, err := l.Queues(c); err != nil || got != 0 {
 			t.Errorf("lo: %d queues, %v", got, err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -120,11 +121,11 @@ func TestKernelLacksFilters(t *testing.T) {
 func TestKernelHasIFB(t *testing.T) {
 	n := tctest.NetNS(t)
 	b := open(t, n, "lo")
-	got, err := tc.HasIFB(b.conn)
+	got, err := link.HasIFB(b.conn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	links, err := tc.Links(b.conn)
+	links, err := link.List(b.conn)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -211,3 +211,19 @@ func parentsFirst(classes []hierarchy.Class) []hierarchy.Class {
 	walk(tops)
 	return out
 }
+
+// Roots reads the root qdisc of every interface of the namespace that somebody
+// has given one, by the index of the interface. It needs no privileges.
+func Roots(c *rtnl.Conn) (map[int]hierarchy.Root, error) {
+	roots := map[int]hierarchy.Root{}
+	err := c.Dump(unix.RTM_GETQDISC, make([]byte, rtnl.SizeofTcMsg), func(body []byte) error {
+		m, _, err := rtnl.DecodeTcMsg(body)
+		if err != nil || m.Parent != rtnl.RootParent || m.Handle == 0 {
+			return err
+		}
+		q, err := rtnl.DecodeQdisc(body)
+		roots[int(m.Index)] = q.Root()
+		return err
+	})
+	return roots, rtnl.Fail("read qdiscs", "", err)
+}

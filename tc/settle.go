@@ -3,10 +3,13 @@
 package tc
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,8 +31,8 @@ import (
 // lists all that the kernel could not keep or does not have, each with its path; it
 // is [rtnl.ErrNotSupported] when a kind is missing.
 func (d *Device) Settle(t *hierarchy.Tree) error {
-	packet := d.packet
-	mtu := d.mtu
+	packet := d.link.Packet()
+	mtu := d.link.Frame()
 	if t.MTU != 0 {
 		packet, mtu = t.MTU, t.MTU
 	}
@@ -42,7 +45,7 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 	refuse := func(b *hierarchy.Branch, err error) {
 		errs = append(errs, fmt.Errorf("%s: %w", b.Path, err))
 	}
-	link, err := t.Line.On(d.header)
+	line, err := t.Line.On(d.link.Header)
 	if err != nil {
 		refuse(t.Root, err)
 	}
@@ -50,7 +53,7 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 		errs = append(errs, err)
 	}
 	for b := range t.All() {
-		b.Link = link
+		b.Link = line
 		if !b.Leaf() {
 			b.Quantum, b.Prio = 0, 0
 			continue
@@ -81,6 +84,26 @@ func clock() (hz uint64, err error) {
 	return (uint64(time.Second) + ns/2) / ns, nil
 }
 
+// TimerRate is how often a second the kernel can wake a queue that waits for its
+// turn: 1,000,000,000 with high-resolution timers, else its clock interrupts
+// (psched_show, net/sched/sch_api.c, v6.12).
+func TimerRate() (uint64, error) {
+	const file = "/proc/net/psched"
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	words := bytes.Fields(b)
+	if len(words) < 4 {
+		return 0, fmt.Errorf("%s: %q has no fourth word", file, b)
+	}
+	n, err := strconv.ParseUint(string(words[3]), 16, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", file, err)
+	}
+	return n, nil
+}
+
 // Remarks says what a settled tree asks for and the kernel does less exactly on this
 // interface, each with what mends it.
 //
@@ -97,13 +120,13 @@ func (d *Device) Remarks(t *hierarchy.Tree) []string {
 }
 
 func (d *Device) segmented(t *hierarchy.Tree) string {
-	frame := d.mtu - ethernetHeader + d.header
-	parts := d.packet / frame
+	frame := hierarchy.Size(d.link.MTU) + d.link.Header
+	parts := d.link.Packet() / frame
 	if parts < 2 {
 		return ""
 	}
-	link := t.Root.Link
-	counted, sent := link.Bytes(parts*frame), parts*link.Bytes(frame)
+	line := t.Root.Link
+	counted, sent := line.Bytes(parts*frame), parts*line.Bytes(frame)
 	if sent*100 < counted*101 {
 		return ""
 	}
@@ -120,7 +143,7 @@ func place(b *hierarchy.Branch, mtu, packet hierarchy.Size) qdisc.Site {
 }
 
 func (d *Device) waiting(t *hierarchy.Tree) string {
-	mtu, packet := d.mtu, d.packet
+	mtu, packet := d.link.Frame(), d.link.Packet()
 	if t.MTU != 0 {
 		mtu, packet = t.MTU, t.MTU
 	}

@@ -6,14 +6,14 @@ import (
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/policy"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 )
 
 // unlike is the error without a name that the policy has as well: that is not what
 // was meant.
-func unlike(no *tc.ErrNoDevice, p *policy.Policy) *tc.ErrNoDevice {
+func unlike(no *link.NotFoundError, p *policy.Policy) *link.NotFoundError {
 	if slices.ContainsFunc(p.Trees, func(t *hierarchy.Tree) bool { return t.Interface == no.Nearest }) {
-		return &tc.ErrNoDevice{Name: no.Name}
+		return &link.NotFoundError{Name: no.Name}
 	}
 	return no
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -33,8 +34,8 @@ type agent struct {
 	hold *os.File // the agent's lock
 	asks *petitions
 	dirs *inotify
-	link *tc.LinkMonitor
-	loss *tc.LossMonitor
+	link *rtnl.Monitor[link.Event]
+	loss *rtnl.Monitor[int]
 
 	runDir     int                 // the watch of the run directory
 	lockDir    int                 // and of its locks
@@ -97,10 +98,10 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.dirs, err = newInotify(); err != nil {
 		return err
 	}
-	if a.link, err = tc.MonitorLinks(rtnl.Config{}); err != nil {
+	if a.link, err = link.Watch(rtnl.Config{}); err != nil {
 		return err
 	}
-	if a.loss, err = tc.MonitorLosses(rtnl.Config{}); err != nil {
+	if a.loss, err = tc.WatchLosses(rtnl.Config{}); err != nil {
 		return err
 	}
 	return a.take(ctx)
@@ -176,7 +177,7 @@ func (a *agent) leave() error {
 
 // serve is the agent's life. Its end by ctx is no error.
 func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
-	notices, links, losses, failed := make(chan []notice), make(chan []tc.LinkEvent), make(chan []int), make(chan error, 3)
+	notices, links, losses, failed := make(chan []notice), make(chan []link.Event), make(chan []int), make(chan error, 3)
 	defer close(a.ended)
 	go forward(a.ended, notices, failed, a.dirs.read)
 	go forward(a.ended, links, failed, unlessMissed(a.link.Receive))
@@ -280,7 +281,7 @@ func (a *agent) everything() {
 			w.whether = true
 		}
 	}
-	if links, err := tc.Links(a.m.conn); err != nil {
+	if links, err := link.List(a.m.conn); err != nil {
 		a.log.Error("interfaces cannot be listed", "error", err)
 	} else {
 		clear(a.seen)
@@ -391,7 +392,7 @@ func (a *agent) needs(wd int) bool {
 }
 
 // linked takes changes of interfaces in. None at all: some were missed.
-func (a *agent) linked(all []tc.LinkEvent) {
+func (a *agent) linked(all []link.Event) {
 	if len(all) == 0 {
 		a.log.Warn("changes of interfaces came faster than they could be read: all is read anew")
 		a.everything()
@@ -443,7 +444,7 @@ func (a *agent) mark(name, because string) {
 
 // traits tell what bindings may go by: the names of an interface, whose port it is, and
 // in which network namespace its other end is. A name has no space in it (dev_valid_name, net/core/dev.c, v6.12).
-func traits(l tc.Link) string {
+func traits(l link.Link) string {
 	return fmt.Sprintf("%s master/%d netns/%d", strings.Join(append([]string{l.Name}, l.AltNames...), " "), l.Master, l.LowerNetNS)
 }
 

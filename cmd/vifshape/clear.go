@@ -11,6 +11,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 )
 
 // clearAll takes away what vifshape made on the interfaces named, or on all and in all
@@ -77,7 +78,7 @@ func (x *clearing) Close() error {
 
 func (m *machine) clearing(iface string) (*clearing, error) {
 	x, err := m.shaped(iface, "")
-	var no *tc.ErrNoDevice
+	var no *link.NotFoundError
 	if !errors.As(err, &no) {
 		return &clearing{iface, x}, err
 	}
@@ -94,7 +95,7 @@ func (m *machine) ours() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	links, err := tc.Links(m.conn)
+	links, err := link.List(m.conn)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +186,7 @@ func (m *machine) unmark(r *record.Record) error {
 		if b.Target.Kind != bind.TargetLink {
 			continue
 		}
-		var no *tc.ErrNoDevice
+		var no *link.NotFoundError
 		if err := tc.DetachIngressOf(m.conn, r.Index, b.Target.Name); !errors.As(err, &no) {
 			errs = append(errs, err)
 		}

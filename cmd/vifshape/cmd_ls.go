@@ -14,6 +14,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -46,7 +47,7 @@ EXIT STATUS
 
 // linkView is an interface in the form of ls.
 type linkView struct {
-	tc.Link
+	link.Link
 	Shaper   string            `json:"shaped_by"` // "vifshape", the kind of a foreign root qdisc, or ""
 	Branches []hierarchy.Class `json:"branches,omitempty"`
 	Lost     []string          `json:"lost,omitempty"` // what the kernel has not that the last apply made
@@ -60,7 +61,7 @@ func (e *env) ls(ctx context.Context, asJSON bool) error {
 		return err
 	}
 	defer m.Close()
-	links, err := tc.Links(m.conn)
+	links, err := link.List(m.conn)
 	if err != nil {
 		return err
 	}
@@ -98,7 +99,7 @@ func writeViews(t io.Writer, views []*linkView) {
 }
 
 // linkView finds out who shapes an interface.
-func (m *machine) linkView(ctx context.Context, l tc.Link, root hierarchy.Root) (*linkView, error) {
+func (m *machine) linkView(ctx context.Context, l link.Link, root hierarchy.Root) (*linkView, error) {
 	v := &linkView{Link: l}
 	if root.Foreign() {
 		v.Shaper = fmt.Sprintf("%s %v", root.Kind, root.Handle)
@@ -141,7 +142,7 @@ func (m *machine) linkView(ctx context.Context, l tc.Link, root hierarchy.Root) 
 // vanished says whether an error is that an interface is not there any more: those
 // of containers come and go.
 func vanished(err error) bool {
-	var no *tc.ErrNoDevice
+	var no *link.NotFoundError
 	return errors.As(err, &no) || errors.Is(err, rtnl.ErrGone)
 }
 
@@ -228,7 +229,7 @@ func ordered(classes []hierarchy.Class, r *record.Record) []hierarchy.Class {
 }
 
 // kindText is the nature of an interface, with the kernel's word for its kind.
-func kindText(l tc.Link) string {
+func kindText(l link.Link) string {
 	n := string(l.Nature)
 	if l.Kind != "" && !strings.EqualFold(l.Kind, n) {
 		n += " (" + l.Kind + ")"
@@ -237,7 +238,7 @@ func kindText(l tc.Link) string {
 }
 
 // stateText says whether an interface can send, and if not, why.
-func stateText(l tc.Link) string {
+func stateText(l link.Link) string {
 	switch {
 	case !l.Up:
 		return "down"
@@ -250,7 +251,7 @@ func stateText(l tc.Link) string {
 }
 
 // viaText is what the packets of an interface leave by.
-func viaText(l tc.Link) string {
+func viaText(l link.Link) string {
 	const most = 4
 	var s []string
 	if l.Lower != 0 {

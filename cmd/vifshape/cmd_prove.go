@@ -15,7 +15,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 )
 
 // provePackets are sent through each way in.
@@ -214,7 +214,7 @@ func (m *machine) prove(ctx context.Context, iface string, path hierarchy.Path) 
 
 // sends says why nothing can leave an interface.
 func (m *machine) sends(iface string) error {
-	links, err := tc.Links(m.conn)
+	links, err := link.List(m.conn)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
@@ -188,7 +189,7 @@ func (e *env) each(m *machine, path hierarchy.Path, look func(iface string) erro
 // noTree says whether err is only that an interface with a policy is not there, and
 // tells the user.
 func (e *env) noTree(iface string, err error) bool {
-	var gone *tc.ErrNoDevice
+	var gone *link.NotFoundError
 	if !errors.As(err, &gone) {
 		return false
 	}

@@ -6,13 +6,14 @@ import (
 
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 )
 
 // device finds an interface and its record, also where the interface had another
 // name when the record was written.
 func (m *machine) device(iface string) (*tc.Device, *record.Record, error) {
 	d, err := tc.Find(m.conn, iface)
-	var no *tc.ErrNoDevice
+	var no *link.NotFoundError
 	if errors.As(err, &no) {
 		return nil, nil, m.called(no, iface)
 	}
@@ -29,13 +30,13 @@ func (m *machine) device(iface string) (*tc.Device, *record.Record, error) {
 // called says in place of the error that there is no such interface what it is
 // called now, where that is known. What had a tree was meant, not one with a like
 // name.
-func (m *machine) called(no *tc.ErrNoDevice, iface string) error {
+func (m *machine) called(no *link.NotFoundError, iface string) error {
 	r, err := m.store.Load(iface)
 	if err != nil || r.Policy == "" {
 		return no
 	}
-	no = &tc.ErrNoDevice{Name: no.Name}
-	links, err := tc.Links(m.conn)
+	no = &link.NotFoundError{Name: no.Name}
+	links, err := link.List(m.conn)
 	if err != nil {
 		return no
 	}
@@ -57,7 +58,7 @@ func (m *machine) record(iface string, index uint32) (*record.Record, error) {
 	if err != nil || len(names) == 0 {
 		return r, err
 	}
-	links, err := tc.Links(m.conn)
+	links, err := link.List(m.conn)
 	if err != nil {
 		return nil, err
 	}

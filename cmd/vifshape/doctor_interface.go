@@ -15,6 +15,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -22,19 +23,19 @@ import (
 // no policy that says which, at all but loopback.
 func (x *examination) interfaces(ctx context.Context, names []string, policy bool) error {
 	var err error
-	if x.links, err = tc.Links(x.m.conn); err != nil {
+	if x.links, err = link.List(x.m.conn); err != nil {
 		return err
 	}
 	if len(names) == 0 && !policy {
 		for _, l := range x.links {
-			if l.Nature != tc.NatureLoopback {
+			if l.Nature != link.Loopback {
 				names = append(names, l.Name)
 			}
 		}
 	}
 	for _, n := range names {
 		d, err := tc.Find(x.m.conn, n)
-		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
+		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
 			x.add(finding{Group: groupInterface, Interface: n, Topic: "link", State: missing, Needed: true, Text: err.Error()})
 			continue
 		}
@@ -51,12 +52,12 @@ func (x *examination) interfaces(ctx context.Context, names []string, policy boo
 // iface says how things stand with an interface. One that vanishes meanwhile says
 // nothing.
 func (x *examination) iface(ctx context.Context, d *tc.Device) {
-	i := slices.IndexFunc(x.links, func(l tc.Link) bool { return l.Index == int(d.Index) })
+	i := slices.IndexFunc(x.links, func(l link.Link) bool { return l.Index == int(d.Index) })
 	if i < 0 {
 		return // it came after the list was read
 	}
 	l := x.links[i]
-	x.hardware[l.Name] = l.Nature == tc.NaturePhysical
+	x.hardware[l.Name] = l.Nature == link.Physical
 	say := func(f finding) {
 		f.Group, f.Interface = groupInterface, l.Name
 		x.add(f)
@@ -71,7 +72,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 	}
 	say(x.link(l))
 	try("transmit queues", func() error {
-		f, err := x.queues(d, l)
+		f, err := x.queues(l)
 		if f.Topic != "" {
 			say(f)
 		}
@@ -124,7 +125,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		}
 	}
 	try("packets", func() error {
-		off, err := d.Offloads()
+		off, err := l.Offloads(x.m.conn)
 		if err == nil {
 			root, slowest := rates(s)
 			say(x.packets(l, off, root, slowest))
@@ -156,7 +157,7 @@ func (x *examination) unheld(ctx context.Context, iface string) (all []finding, 
 }
 
 // link says what an interface is.
-func (x *examination) link(l tc.Link) finding {
+func (x *examination) link(l link.Link) finding {
 	text := []string{kindText(l), fmt.Sprintf("mtu %d", l.MTU)}
 	if l.Speed != 0 {
 		text = append(text, words.Short(l.Speed))
@@ -171,19 +172,19 @@ func (x *examination) link(l tc.Link) finding {
 		f.Text += ", no carrier"
 		f.Follows = "nothing is sent; a tree can be made and waits"
 	}
-	if f.Follows != "" && l.Nature == tc.NaturePhysical { // the others are often made long before they are used
+	if f.Follows != "" && l.Nature == link.Physical { // the others are often made long before they are used
 		f.State = weaker
 	}
 	return f
 }
 
 // queues says what a tree does to an interface with several transmit queues.
-func (x *examination) queues(d *tc.Device, l tc.Link) (finding, error) {
-	n, err := d.Queues()
+func (x *examination) queues(l link.Link) (finding, error) {
+	n, err := l.Queues(x.m.conn)
 	if err != nil {
 		return finding{}, err
 	}
-	if n == 0 && l.Nature == tc.NaturePhysical {
+	if n == 0 && l.Nature == link.Physical {
 		n = l.TxQueues
 	}
 	f := finding{Topic: "transmit queues", State: good, Text: fmt.Sprint(n)}
@@ -198,7 +199,7 @@ func (x *examination) queues(d *tc.Device, l tc.Link) (finding, error) {
 }
 
 // rootFinding says whose root qdisc an interface has.
-func rootFinding(l tc.Link, s hierarchy.State, o tc.Others) finding {
+func rootFinding(l link.Link, s hierarchy.State, o tc.Others) finding {
 	f := finding{Topic: "root qdisc", State: good}
 	switch {
 	case o.Root.Kind != "":
@@ -220,7 +221,7 @@ func rootFinding(l tc.Link, s hierarchy.State, o tc.Others) finding {
 }
 
 // hooks says who else has filters at egress.
-func (x *examination) hooks(l tc.Link, o tc.Others) (all []finding) {
+func (x *examination) hooks(l link.Link, o tc.Others) (all []finding) {
 	if o.Ingress {
 		return []finding{{Topic: "egress hook", State: weaker, Text: "qdisc ingress stands where clsact has its place",
 			Follows: "bindings bpf and net_cls are refused", Fix: []string{"tc qdisc del dev " + words.Quoted(l.Name) + " ingress"}}}
@@ -276,7 +277,7 @@ const (
 
 // packets says what the largest packets do at the rates of a tree. Without one it
 // says from which rate on they matter.
-func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.Bandwidth) finding {
+func (x *examination) packets(l link.Link, o link.Offloads, root, slowest hierarchy.Bandwidth) finding {
 	f := finding{Topic: "packets", State: good, Text: fmt.Sprintf("up to %v each (GRO %s)", o.Packet, onOff(o.GRO))}
 	if o.Packet <= frame(l) {
 		return f
@@ -303,11 +304,10 @@ func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.
 	f.Follows += "; turning tso and gso off by ethtool does not make them smaller"
 	if forwarding() {
 		for _, other := range x.links {
-			d, err := tc.Find(x.m.conn, other.Name)
-			if err != nil || other.Index == l.Index {
+			if other.Index == l.Index {
 				continue
 			}
-			if o, err := d.Offloads(); err == nil && o.GRO && other.Nature == tc.NaturePhysical {
+			if o, err := other.Offloads(x.m.conn); err == nil && o.GRO && other.Nature == link.Physical {
 				f.Fix = append(f.Fix, "ethtool -K "+words.Quoted(other.Name)+" gro off")
 			}
 		}
@@ -318,7 +318,7 @@ func (x *examination) packets(l tc.Link, o tc.Offloads, root, slowest hierarchy.
 // smaller is the command that keeps the packets of an interface within a size, or
 // one segment each. TCP makes packets of two segments whatever gso_max_size allows
 // (tcp_tso_autosize, net/ipv4/tcp_output.c, v6.12).
-func smaller(l tc.Link, size hierarchy.Size) string {
+func smaller(l link.Link, size hierarchy.Size) string {
 	if size < 2*frame(l) {
 		return "ip link set dev " + words.Quoted(l.Name) + " gso_max_segs 1"
 	}
@@ -326,7 +326,7 @@ func smaller(l tc.Link, size hierarchy.Size) string {
 }
 
 // frame is the largest packet of one segment, with its Ethernet header.
-func frame(l tc.Link) hierarchy.Size { return hierarchy.Size(l.MTU) + 14 }
+func frame(l link.Link) hierarchy.Size { return hierarchy.Size(l.MTU) + 14 }
 
 func onOff(on bool) string {
 	if on {
@@ -357,12 +357,12 @@ func rateOf(size hierarchy.Size, t time.Duration) hierarchy.Bandwidth {
 }
 
 // bridge says what becomes of the bindings of those behind a bridge.
-func (x *examination) bridge(l tc.Link) (finding, bool) {
-	if l.Nature != tc.NatureBridge {
+func (x *examination) bridge(l link.Link) (finding, bool) {
+	if l.Nature != link.Bridge {
 		return finding{}, false
 	}
 	ports := len(l.Members)
-	hardware := slices.ContainsFunc(tc.Carriers(x.links, l), func(c tc.Link) bool { return c.Nature == tc.NaturePhysical })
+	hardware := slices.ContainsFunc(link.Carriers(x.links, l), func(c link.Link) bool { return c.Nature == link.Physical })
 	f := finding{Topic: "bridge", State: good, Text: fmt.Sprintf("%d ports", ports)}
 	b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
 	filtered := err == nil && strings.TrimSpace(string(b)) == "1"

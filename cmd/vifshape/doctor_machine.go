@@ -14,6 +14,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
@@ -27,7 +28,7 @@ type examination struct {
 	way      bind.Way            // that auto takes here
 	ways     map[bind.Way]string // why the interface cannot have a way that cgroup can
 	rules    []string            // chains of the firewall that choose classes
-	links    []tc.Link
+	links    []link.Link
 	hardware map[string]bool // interfaces that are
 	all      []finding
 }
@@ -178,7 +179,7 @@ func (x *examination) classifiers(noClsact bool) {
 	if x.root() {
 		x.try(finding{Group: groupQueueing, Topic: "classifiers", Needed: true}, func() error {
 			return asked(func(c *rtnl.Conn, lo *tc.Device) error {
-				has, err := tc.HasIFB(c)
+				has, err := link.HasIFB(c)
 				noIFB = err == nil && !has
 				var e error
 				lacks, e = missingClassifiers(lo)

@@ -12,6 +12,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -46,17 +47,17 @@ func (x *examination) policy(file string) ([]string, error) {
 	x.m.tellPlaced(p.Warnings)
 	c := &policyCheck{examination: x, file: file, policy: p}
 	c.try("", "interfaces", func() error {
-		x.links, err = tc.Links(x.m.conn)
+		x.links, err = link.List(x.m.conn)
 		return err
 	})
 	for _, w := range p.Unquoted(among(x.links)) {
 		c.say(w.Path, "", finding{Topic: "name", State: weaker, Text: fmt.Sprintf("%s: %s", w.Path, w.Msg), Follows: w.Hint})
 	}
-	var absent []*tc.ErrNoDevice
+	var absent []*link.NotFoundError
 	devices := map[*hierarchy.Tree]*tc.Device{}
 	for _, t := range p.Trees {
 		d, _, err := x.m.device(t.Interface)
-		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
+		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
 			absent = append(absent, unlike(no, p))
 		} else if err != nil {
 			c.say(hierarchy.Path(t.Interface), "", finding{Topic: "name", State: missing, Needed: true, Text: err.Error()})
@@ -141,14 +142,14 @@ func (c *policyCheck) binding(interfaces int) bind.Way {
 // tree holds one interface of the policy against the one that is there.
 func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way bind.Way) {
 	top := hierarchy.Path(t.Interface)
-	i := slices.IndexFunc(c.links, func(l tc.Link) bool { return l.Index == int(d.Index) })
+	i := slices.IndexFunc(c.links, func(l link.Link) bool { return l.Index == int(d.Index) })
 	if i < 0 {
 		return // it came after the list was read
 	}
 	l := c.links[i]
 	c.try(top, "root qdisc", func() error { return c.others(d, l, t, way) })
 	c.speed(l, t)
-	c.try(top, "packets", func() error { return c.large(d, l, t) })
+	c.try(top, "packets", func() error { return c.large(l, t) })
 	if err := d.Settle(t); err != nil {
 		c.unsettled(t, err)
 	} else {
@@ -161,7 +162,7 @@ func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way bind.Way) {
 
 // others says what of others stands where the tree and its classifier have their
 // places.
-func (c *policyCheck) others(d *tc.Device, l tc.Link, t *hierarchy.Tree, way bind.Way) error {
+func (c *policyCheck) others(d *tc.Device, l link.Link, t *hierarchy.Tree, way bind.Way) error {
 	top := hierarchy.Path(t.Interface)
 	o, err := d.Others()
 	if err != nil {
@@ -197,9 +198,9 @@ func (c *policyCheck) others(d *tc.Device, l tc.Link, t *hierarchy.Tree, way bin
 }
 
 // large says what the largest packets do to the tree.
-func (c *policyCheck) large(d *tc.Device, l tc.Link, t *hierarchy.Tree) error {
+func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 	top := hierarchy.Path(t.Interface)
-	off, err := d.Offloads()
+	off, err := l.Offloads(c.m.conn)
 	if err != nil {
 		return err
 	}
@@ -227,7 +228,7 @@ func (c *policyCheck) large(d *tc.Device, l tc.Link, t *hierarchy.Tree) error {
 }
 
 // speed says whether the line carries what the policy promises.
-func (c *policyCheck) speed(l tc.Link, t *hierarchy.Tree) {
+func (c *policyCheck) speed(l link.Link, t *hierarchy.Tree) {
 	path := hierarchy.Path(t.Interface)
 	if w := overLine(l, t.Root.Rate); w != "" {
 		c.say(path, "rate", finding{Topic: "rate", State: weaker, Text: w})

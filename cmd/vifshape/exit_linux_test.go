@@ -14,7 +14,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -41,7 +41,7 @@ func TestExitCode(t *testing.T) {
 		{"confined", fmt.Errorf("eth0: %w", caps.ErrConfined), exitPrivilege, "eth0: not privileged\nvifshape: hint: run it as root of the machine, outside of containers and user namespaces; "},
 		{"file refuses", &fs.PathError{Op: "open", Path: "x", Err: fs.ErrPermission}, exitPrivilege, "vifshape: hint: "},
 		{"another writer", fmt.Errorf("eth0: %w", &record.LockedError{Holder: "vifshape apply", Wait: time.Second}), exitLocked, "did not finish within 1s\nvifshape: hint: "},
-		{"no such interface", &tc.ErrNoDevice{Name: "eth9"}, exitError, "vifshape: error: eth9: no such interface\n"},
+		{"no such interface", &link.NotFoundError{Name: "eth9"}, exitError, "vifshape: error: eth9: no such interface\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := exitCode(c.err); got != c.code {

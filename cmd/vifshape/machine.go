@@ -22,6 +22,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
@@ -282,7 +283,7 @@ type Changes struct {
 	m       *machine
 	policy  *policy.Policy
 	targets []*target
-	absent  []*tc.ErrNoDevice // interfaces of the policy that are not there, and left out
+	absent  []*link.NotFoundError // interfaces of the policy that are not there, and left out
 }
 
 // plan works out every interface of a policy before the first is changed, and looks at
@@ -301,7 +302,7 @@ func (m *machine) plan(ctx context.Context, r *reading, binding string) (*Change
 	c := &Changes{m: m, policy: p}
 	for i, t := range p.Trees {
 		s, err := m.shaped(t.Interface, binding)
-		if no := (*tc.ErrNoDevice)(nil); errors.As(err, &no) {
+		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
 			c.absent = append(c.absent, unlike(no, p))
 			continue
 		}

@@ -8,13 +8,14 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 )
 
 // tellPlaces says what follows from the places of the interfaces among the others of
 // the machine.
 func (c *Changes) tellPlaces() error {
 	m := c.m
-	links, err := tc.Links(m.conn)
+	links, err := link.List(m.conn)
 	if err != nil {
 		return err
 	}
@@ -25,7 +26,7 @@ func (c *Changes) tellPlaces() error {
 		for _, r := range x.device.Remarks(x.tree) {
 			m.warnf(hierarchy.Path(x.tree.Interface), "%s", r)
 		}
-		i := slices.IndexFunc(links, func(l tc.Link) bool { return l.Name == x.tree.Interface })
+		i := slices.IndexFunc(links, func(l link.Link) bool { return l.Name == x.tree.Interface })
 		if i < 0 {
 			continue // it vanished, which the next step finds, too
 		}
@@ -44,15 +45,15 @@ func (c *Changes) tellPlaces() error {
 }
 
 // among asks whether an interface is one of those.
-func among(links []tc.Link) func(string) bool {
+func among(links []link.Link) func(string) bool {
 	return func(name string) bool {
-		return slices.ContainsFunc(links, func(l tc.Link) bool { return l.Name == name })
+		return slices.ContainsFunc(links, func(l link.Link) bool { return l.Name == name })
 	}
 }
 
 // overLine says of a rate that the line cannot carry what follows; it is empty
 // where it can, and where the speed is unknown.
-func overLine(l tc.Link, rate hierarchy.Bandwidth) string {
+func overLine(l link.Link, rate hierarchy.Bandwidth) string {
 	if l.Speed == 0 || rate <= l.Speed {
 		return ""
 	}
@@ -61,7 +62,7 @@ func overLine(l tc.Link, rate hierarchy.Bandwidth) string {
 }
 
 // newTreeNote says what a first tree on an interface does not do, or takes away.
-func newTreeNote(l tc.Link) string {
+func newTreeNote(l link.Link) string {
 	switch {
 	case l.Kind == "bridge":
 		return fmt.Sprintf("%s: what it forwards from port to port does not pass its tree, only what this machine sends by it: shape the ports to shape both", l.Name)
@@ -74,7 +75,7 @@ func newTreeNote(l tc.Link) string {
 // twice warns of interfaces that shape the same packets, where one of them at
 // least is among names: the others are shaped by vifshape or by somebody else
 // already. Only where one may be are the roots read.
-func twice(links []tc.Link, names []string, readRoots func() (map[int]hierarchy.Root, error)) ([]string, error) {
+func twice(links []link.Link, names []string, readRoots func() (map[int]hierarchy.Root, error)) ([]string, error) {
 	shapers := map[int]shaper{}
 	var roots map[int]hierarchy.Root
 	for _, l := range links {
@@ -99,9 +100,9 @@ func twice(links []tc.Link, names []string, readRoots func() (map[int]hierarchy.
 		if !ok {
 			continue
 		}
-		lowers := tc.Carriers(links, upper)
+		lowers := link.Carriers(links, upper)
 		if upper.ByRoute {
-			lowers = slices.DeleteFunc(slices.Clone(links), func(l tc.Link) bool { return !onRoutes(l) })
+			lowers = slices.DeleteFunc(slices.Clone(links), func(l link.Link) bool { return !onRoutes(l) })
 		}
 		for _, lower := range lowers {
 			l, ok := shapers[lower.Index]
@@ -134,9 +135,9 @@ func shapes(qdisc string) bool {
 
 // onRoutes says whether a tunnel may leave by an interface. In a container that is
 // one end of a pair, on a line with PPPoE a ppp.
-func onRoutes(l tc.Link) bool {
+func onRoutes(l link.Link) bool {
 	switch l.Nature {
-	case tc.NaturePhysical, tc.NatureBond, tc.NatureVLAN, tc.NatureBridge:
+	case link.Physical, link.Bond, link.VLAN, link.Bridge:
 		return true
 	}
 	return l.Peer() && l.Master == 0 || slices.Contains([]string{"macvlan", "ipvlan", "ppp"}, l.Kind)

@@ -7,14 +7,14 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/link"
 )
 
 // moved is the interface that the record was written for, where it has another
 // name by now. An index alone proves little: it may come back with an interface
 // that was in another namespace, but not with a tree on it.
-func (r *Record) Moved(links []tc.Link) *tc.Link {
-	i := slices.IndexFunc(links, func(l tc.Link) bool {
+func (r *Record) Moved(links []link.Link) *link.Link {
+	i := slices.IndexFunc(links, func(l link.Link) bool {
 		return r.Index != 0 && l.Index == int(r.Index) && l.Name != r.Interface && l.Qdisc == "htb"
 	})
 	if i < 0 {

@@ -1,16 +1,13 @@
 //go:build linux
 
-package tc
+package link
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
-	"runtime"
 	"slices"
-	"syscall"
-	"unsafe"
+	"strings"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -25,13 +22,13 @@ type Nature string
 // The natures. Everything that is none of the others is virtual: veth, dummy,
 // ifb, macvlan, ipvlan, vrf and whatever a later kernel brings.
 const (
-	NaturePhysical Nature = "physical"
-	NatureVirtual  Nature = "virtual"
-	NatureLoopback Nature = "loopback"
-	NatureBridge   Nature = "bridge" // bridges and Open vSwitch
-	NatureBond     Nature = "bond"   // bonds and teams
-	NatureVLAN     Nature = "vlan"
-	NatureTunnel   Nature = "tunnel" // packets leave inside others, or to a process: WireGuard, GRE, VXLAN, tun, PPP ...
+	Physical Nature = "physical"
+	Virtual  Nature = "virtual"
+	Loopback Nature = "loopback"
+	Bridge   Nature = "bridge" // bridges and Open vSwitch
+	Bond     Nature = "bond"   // bonds and teams
+	VLAN     Nature = "vlan"
+	Tunnel   Nature = "tunnel" // packets leave inside others, or to a process: WireGuard, GRE, VXLAN, tun, PPP ...
 )
 
 // Link is one network interface as the kernel describes it. Its JSON form is
@@ -44,6 +41,7 @@ type Link struct {
 	Nature   Nature   `json:"nature"`
 
 	MTU        int            `json:"mtu"` // bytes, without the link-layer header
+	Header     hierarchy.Size `json:"-"`   // what a packet has of it when it comes to a queueing discipline
 	TxQueues   int            `json:"tx_queues"`
 	RxQueues   int            `json:"rx_queues,omitempty"`    // 0 on a kernel built for one processor
 	TxQueueLen int            `json:"tx_queue_len"`           // packets
@@ -81,9 +79,54 @@ type Link struct {
 	ParentBus string `json:"parent_bus,omitempty"` // "pci", "usb", "virtio" ...
 }
 
-// Links lists the interfaces of the namespace in the kernel's order. It needs
+// Find reads the interface of that name, also of that alternative name. The error
+// is a [*NotFoundError] when there is none.
+func Find(c *rtnl.Conn, name string) (Link, error) {
+	err := error(unix.ENODEV)
+	var l Link
+	if name != "" {
+		l, err = readLink(c, name)
+	}
+	if errors.Is(err, unix.ENODEV) {
+		return Link{}, &NotFoundError{Name: name, Nearest: nearest(c, name)}
+	}
+	return l, rtnl.Fail("find interface", name, err)
+}
+
+// NotFoundError says that there is no interface of that name.
+type NotFoundError struct {
+	Name    string
+	Nearest string // the name most like it, empty when none is alike
+}
+
+// Error names the interface and what may have been meant.
+func (e *NotFoundError) Error() string {
+	if e.Nearest != "" {
+		return fmt.Sprintf("%s: no such interface: did you mean %s?", e.Name, e.Nearest)
+	}
+	return e.Name + ": no such interface"
+}
+
+// nearest is the name of an interface that is like name, empty if there is none.
+func nearest(c *rtnl.Conn, name string) string {
+	links, err := readLinks(c)
+	if err != nil {
+		return "" // the name is wrong all the same
+	}
+	names := make([]string, len(links))
+	for i, l := range links {
+		names[i] = l.Name
+	}
+	// Behind an @ `ip link` prints what an interface is linked to.
+	if before, _, ok := strings.Cut(name, "@"); ok && slices.Contains(names, before) {
+		return before
+	}
+	return hierarchy.Nearest(name, names)
+}
+
+// List lists the interfaces of the namespace in the kernel's order. It needs
 // no privileges.
-func Links(c *rtnl.Conn) ([]Link, error) {
+func List(c *rtnl.Conn) ([]Link, error) {
 	links, err := readLinks(c)
 	if err != nil {
 		return nil, rtnl.Fail("list interfaces", "", err)
@@ -92,22 +135,6 @@ func Links(c *rtnl.Conn) ([]Link, error) {
 		func(name string) hierarchy.Bandwidth { return speed(c, name) },
 		func(netNS, index int) string { return nameIn(c, netNS, index) })
 	return links, nil
-}
-
-// Roots reads the root qdisc of every interface of the namespace that somebody
-// has given one, by the index of the interface. It needs no privileges.
-func Roots(c *rtnl.Conn) (map[int]hierarchy.Root, error) {
-	roots := map[int]hierarchy.Root{}
-	err := c.Dump(unix.RTM_GETQDISC, make([]byte, rtnl.SizeofTcMsg), func(body []byte) error {
-		m, _, err := rtnl.DecodeTcMsg(body)
-		if err != nil || m.Parent != rtnl.RootParent || m.Handle == 0 {
-			return err
-		}
-		q, err := rtnl.DecodeQdisc(body)
-		roots[int(m.Index)] = q.Root()
-		return err
-	})
-	return roots, rtnl.Fail("read qdiscs", "", err)
 }
 
 // rtextSkipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are
@@ -199,6 +226,7 @@ func decodeLink(b []byte) (Link, error) {
 	flags := binary.NativeEndian.Uint32(b[8:])
 	l := Link{
 		Index:      int(binary.NativeEndian.Uint32(b[4:])),
+		Header:     header(hardware),
 		Up:         flags&unix.IFF_UP != 0,
 		OperState:  "unknown",
 		LowerNetNS: -1,
@@ -289,27 +317,27 @@ func nature(kind string, hardware uint16, flags uint32) Nature {
 	case "":
 		switch {
 		case flags&unix.IFF_LOOPBACK != 0:
-			return NatureLoopback
+			return Loopback
 		case hardware == unix.ARPHRD_ETHER || hardware == unix.ARPHRD_INFINIBAND || hardware == unix.ARPHRD_IEEE80211:
-			return NaturePhysical
+			return Physical
 		case flags&unix.IFF_POINTOPOINT != 0:
-			return NatureTunnel
+			return Tunnel
 		}
 	case "ipoib", "dsa", "wwan":
-		return NaturePhysical
+		return Physical
 	case "bridge", "openvswitch":
-		return NatureBridge
+		return Bridge
 	case "bond", "team":
-		return NatureBond
+		return Bond
 	case "vlan":
-		return NatureVLAN
+		return VLAN
 	case "tun", "ppp", "macsec":
-		return NatureTunnel
+		return Tunnel
 	}
 	if encapsulates(kind) {
-		return NatureTunnel
+		return Tunnel
 	}
-	return NatureVirtual
+	return Virtual
 }
 
 // encapsulates says whether interfaces of the kind send their packets inside
@@ -323,47 +351,4 @@ func encapsulates(kind string) bool {
 		return true
 	}
 	return false
-}
-
-// linkSettings is struct ethtool_link_settings of linux/ethtool.h with room for
-// the bit sets behind it, of which the kernel says how many words it has.
-type linkSettings struct {
-	cmd       uint32
-	speed     uint32 // megabits per second
-	_         [7]uint8
-	maskWords int8
-	_         [32]uint8
-	_         [3 * math.MaxInt8]uint32
-}
-
-// speed asks the driver for the speed of the line, 0 when it does not say. It
-// is asked over c itself, because a socket that is opened elsewhere may be in
-// another namespace: any socket takes this ioctl (dev_ioctl,
-// net/core/dev_ioctl.c, v6.12), and without privileges.
-func speed(c *rtnl.Conn, name string) hierarchy.Bandwidth {
-	s := &linkSettings{}
-	// struct ifreq of linux/if.h.
-	req := struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte
-	}{data: unsafe.Pointer(s)}
-	copy(req.name[:unix.IFNAMSIZ-1], name)
-	var errno syscall.Errno
-	// The first call tells the number of words, the second the settings
-	// (ethtool_get_link_ksettings, net/ethtool/ioctl.c, v6.12).
-	for range 2 {
-		s.cmd, s.maskWords = unix.ETHTOOL_GLINKSETTINGS, -s.maskWords
-		err := c.Control(func(fd uintptr) {
-			_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req)))
-		})
-		if err != nil || errno != 0 {
-			return 0
-		}
-	}
-	runtime.KeepAlive(s)
-	if s.speed > math.MaxInt32 { // SPEED_UNKNOWN is -1
-		return 0
-	}
-	return hierarchy.Bandwidth(s.speed) * hierarchy.Mbit
 }

@@ -1,19 +1,17 @@
 //go:build linux
 
-package tc
+package link
 
 import (
-	"bytes"
-	"fmt"
-	"os"
+	"math"
 	"runtime"
-	"strconv"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Offloads say how large the packets are that a tree gets to see: HTB charges, and
@@ -33,19 +31,19 @@ type Offloads struct {
 
 // Offloads asks for the settings that "ethtool -k" shows. It needs no privileges.
 // What a driver does not tell reads as off.
-func (d *Device) Offloads() (Offloads, error) {
-	o := Offloads{Packet: d.packet}
+func (l *Link) Offloads(c *rtnl.Conn) (Offloads, error) {
+	o := Offloads{Packet: l.Packet()}
 	for _, x := range []struct {
 		command uint32
 		to      *bool
 	}{{unix.ETHTOOL_GTSO, &o.TSO}, {unix.ETHTOOL_GGSO, &o.GSO}, {unix.ETHTOOL_GGRO, &o.GRO}} {
 		// struct ethtool_value of linux/ethtool.h
 		v := struct{ command, data uint32 }{command: x.command}
-		switch errno, err := d.ethtool(unsafe.Pointer(&v)); {
+		switch errno, err := ethtool(c, l.Name, unsafe.Pointer(&v)); {
 		case err != nil:
-			return o, d.Fail("read offloads", err)
+			return o, rtnl.Fail("read offloads", l.Name, err)
 		case errno == unix.ENODEV:
-			return o, d.Fail("read offloads", errno)
+			return o, rtnl.Fail("read offloads", l.Name, errno)
 		case errno == 0:
 			*x.to = v.data != 0
 		}
@@ -54,59 +52,68 @@ func (d *Device) Offloads() (Offloads, error) {
 }
 
 // ethtool carries out a command of SIOCETHTOOL, whose struct is at data, over the
-// connection's socket: one opened elsewhere may be in another namespace.
-func (d *Device) ethtool(data unsafe.Pointer) (syscall.Errno, error) {
+// connection's socket: one opened elsewhere may be in another namespace. Any socket
+// takes this ioctl (dev_ioctl, net/core/dev_ioctl.c, v6.12), and without privileges.
+func ethtool(c *rtnl.Conn, name string, data unsafe.Pointer) (syscall.Errno, error) {
 	// struct ifreq of linux/if.h
 	req := struct {
 		name [unix.IFNAMSIZ]byte
 		data unsafe.Pointer
 		_    [16]byte
 	}{data: data}
-	copy(req.name[:unix.IFNAMSIZ-1], d.Name)
+	copy(req.name[:unix.IFNAMSIZ-1], name)
 	var errno syscall.Errno
-	err := d.Conn.Control(func(fd uintptr) {
+	err := c.Control(func(fd uintptr) {
 		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req)))
 	})
 	runtime.KeepAlive(data)
 	return errno, err
 }
 
-// TimerRate is how often a second the kernel can wake a queue that waits for its
-// turn: 1,000,000,000 with high-resolution timers, else its clock interrupts
-// (psched_show, net/sched/sch_api.c, v6.12).
-func TimerRate() (uint64, error) {
-	const file = "/proc/net/psched"
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return 0, err
-	}
-	words := bytes.Fields(b)
-	if len(words) < 4 {
-		return 0, fmt.Errorf("%s: %q has no fourth word", file, b)
-	}
-	n, err := strconv.ParseUint(string(words[3]), 16, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", file, err)
-	}
-	return n, nil
-}
-
 // Queues is the number of transmit queues in use, of those that [Link] counts; 0
 // where the driver does not say. It needs no privileges.
-func (d *Device) Queues() (int, error) {
+func (l *Link) Queues(c *rtnl.Conn) (int, error) {
 	// struct ethtool_channels of linux/ethtool.h
 	v := struct {
 		command                             uint32
 		maxRx, maxTx, maxOther, maxCombined uint32
 		rx, tx, other, combined             uint32
 	}{command: unix.ETHTOOL_GCHANNELS}
-	switch errno, err := d.ethtool(unsafe.Pointer(&v)); {
+	switch errno, err := ethtool(c, l.Name, unsafe.Pointer(&v)); {
 	case err != nil:
-		return 0, d.Fail("read queues", err)
+		return 0, rtnl.Fail("read queues", l.Name, err)
 	case errno == unix.ENODEV:
-		return 0, d.Fail("read queues", errno)
+		return 0, rtnl.Fail("read queues", l.Name, errno)
 	case errno != 0:
 		return 0, nil
 	}
 	return int(v.tx + v.combined), nil
+}
+
+// linkSettings is struct ethtool_link_settings of linux/ethtool.h with room for
+// the bit sets behind it, of which the kernel says how many words it has.
+type linkSettings struct {
+	cmd       uint32
+	speed     uint32 // megabits per second
+	_         [7]uint8
+	maskWords int8
+	_         [32]uint8
+	_         [3 * math.MaxInt8]uint32
+}
+
+// speed asks the driver for the speed of the line, 0 when it does not say.
+func speed(c *rtnl.Conn, name string) hierarchy.Bandwidth {
+	s := &linkSettings{}
+	// The first call tells the number of words, the second the settings
+	// (ethtool_get_link_ksettings, net/ethtool/ioctl.c, v6.12).
+	for range 2 {
+		s.cmd, s.maskWords = unix.ETHTOOL_GLINKSETTINGS, -s.maskWords
+		if errno, err := ethtool(c, name, unsafe.Pointer(s)); err != nil || errno != 0 {
+			return 0
+		}
+	}
+	if s.speed > math.MaxInt32 { // SPEED_UNKNOWN is -1
+		return 0
+	}
+	return hierarchy.Bandwidth(s.speed) * hierarchy.Mbit
 }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package link
 
 import (
 	"slices"
@@ -89,14 +89,14 @@ func connect(links []Link, ask func(name string) hierarchy.Bandwidth, name func(
 		}
 		done[i] = true
 		switch {
-		case l.Nature == NaturePhysical:
+		case l.Nature == Physical:
 			l.Speed = ask(l.Name)
-		case l.Nature == NatureBond:
+		case l.Nature == Bond:
 			// The driver knows which members send.
 			if fastest(s.members[l.Index]) != 0 {
 				l.Speed = ask(l.Name)
 			}
-		case l.Nature == NatureBridge: // of those that can send now
+		case l.Nature == Bridge: // of those that can send now
 			l.Speed = fastest(slices.DeleteFunc(slices.Clone(s.members[l.Index]), func(i int) bool { return !links[i].Carrier }))
 		case l.LowerNetNS != -1 && passesOn(l.Kind):
 			l.Speed = ask(l.Name) // what carries it cannot be seen from here

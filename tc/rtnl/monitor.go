@@ -14,52 +14,61 @@ import (
 // happened in between is to be read from the kernel.
 var ErrMissed = errors.New("changes of interfaces were missed")
 
-// Notices are what the kernel tells everybody who listens to a group of rtnetlink's.
-// One goroutine may wait in Receive while another one calls Close.
-type Notices struct {
+// Monitor tells of what happens in a network namespace, as read makes it of the notices
+// that the kernel gives everybody who listens to one of rtnetlink's groups. One
+// goroutine may wait in Receive while another one calls Close.
+type Monitor[T any] struct {
 	nl   *netlink.Conn
 	what string
+	read func([]netlink.Message) ([]T, error)
 }
 
 // Listen starts to collect the notices of a group, for what errors then say. It needs
 // no privileges, except CAP_SYS_ADMIN for the namespace of another.
-func Listen(cfg Config, what string, group int) (*Notices, error) {
+func Listen[T any](cfg Config, what string, group int, read func([]netlink.Message) ([]T, error)) (*Monitor[T], error) {
 	nl, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{
 		NetNS: cfg.NetNS, Groups: 1 << (group - 1), MessageBufferSize: messageBuffer,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	n := &Notices{nl, what}
 	if err := nl.SetReadBuffer(socketBuffer); err != nil {
-		return nil, errors.Join(n.Fail(err), nl.Close())
+		return nil, errors.Join(fmt.Errorf("%s: %w", what, err), nl.Close())
 	}
-	return n, nil
+	return &Monitor[T]{nl, what, read}, nil
 }
 
-// Fail says what was being watched when err came.
-func (n *Notices) Fail(err error) error { return fmt.Errorf("%s: %w", n.what, err) }
-
-// Receive waits for notices. After [ErrMissed] it goes on; any other error is the
-// end, also that of Close.
-func (n *Notices) Receive() ([]netlink.Message, error) {
-	msgs, err := n.nl.Receive()
-	if errors.Is(err, unix.ENOBUFS) {
-		if err = n.drain(); err == nil {
-			return nil, ErrMissed
+// Receive waits for something to tell. After [ErrMissed] it goes on; any other error is
+// the end, also that of Close.
+func (m *Monitor[T]) Receive() ([]T, error) {
+	for {
+		msgs, err := m.nl.Receive()
+		if errors.Is(err, unix.ENOBUFS) {
+			if err = drain(m.nl); err == nil {
+				return nil, ErrMissed
+			}
+		}
+		var events []T
+		if err == nil {
+			events, err = m.read(msgs)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", m.what, err)
+		}
+		if len(events) > 0 {
+			return events, nil
 		}
 	}
-	if err != nil {
-		return nil, n.Fail(err)
-	}
-	return msgs, nil
 }
+
+// Close ends a Receive that waits.
+func (m *Monitor[T]) Close() error { return m.nl.Close() }
 
 // drain throws away what waits. Once it had no room the kernel keeps nothing more, and
 // does not say so again, until all was read (netlink_overrun and netlink_rcv_wake,
 // net/netlink/af_netlink.c, v6.12).
-func (n *Notices) drain() error {
-	raw, err := n.nl.SyscallConn()
+func drain(nl *netlink.Conn) error {
+	raw, err := nl.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -77,6 +86,3 @@ func (n *Notices) drain() error {
 	}
 	return errors.Join(err, failed)
 }
-
-// Close ends a Receive that waits.
-func (n *Notices) Close() error { return n.nl.Close() }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package link
 
 import (
 	"encoding/json"
@@ -23,25 +23,25 @@ func TestNature(t *testing.T) {
 		flags      uint32
 		want       Nature
 	}{
-		{what: "Ethernet card", hardware: unix.ARPHRD_ETHER, flags: unix.IFF_BROADCAST, want: NaturePhysical},
-		{what: "InfiniBand", hardware: unix.ARPHRD_INFINIBAND, want: NaturePhysical},
-		{what: "loopback", hardware: unix.ARPHRD_LOOPBACK, flags: unix.IFF_LOOPBACK, want: NatureLoopback},
-		{what: "old ppp", hardware: unix.ARPHRD_PPP, flags: unix.IFF_POINTOPOINT, want: NatureTunnel},
-		{what: "can", hardware: unix.ARPHRD_CAN, want: NatureVirtual},
-		{what: "InfiniBand, ", kind: "ipoib", hardware: unix.ARPHRD_INFINIBAND, want: NaturePhysical},
-		{kind: "macsec", hardware: unix.ARPHRD_ETHER, want: NatureTunnel},
-		{kind: "bridge", hardware: unix.ARPHRD_ETHER, want: NatureBridge},
-		{kind: "openvswitch", hardware: unix.ARPHRD_ETHER, want: NatureBridge},
-		{kind: "bond", want: NatureBond},
-		{kind: "team", want: NatureBond},
-		{kind: "vlan", want: NatureVLAN},
-		{kind: "wireguard", want: NatureTunnel},
-		{kind: "tun", want: NatureTunnel},
-		{kind: "vxlan", want: NatureTunnel},
-		{kind: "veth", hardware: unix.ARPHRD_ETHER, want: NatureVirtual},
-		{kind: "ifb", want: NatureVirtual},
-		{kind: "macvlan", want: NatureVirtual},
-		{kind: "of a later kernel", want: NatureVirtual},
+		{what: "Ethernet card", hardware: unix.ARPHRD_ETHER, flags: unix.IFF_BROADCAST, want: Physical},
+		{what: "InfiniBand", hardware: unix.ARPHRD_INFINIBAND, want: Physical},
+		{what: "loopback", hardware: unix.ARPHRD_LOOPBACK, flags: unix.IFF_LOOPBACK, want: Loopback},
+		{what: "old ppp", hardware: unix.ARPHRD_PPP, flags: unix.IFF_POINTOPOINT, want: Tunnel},
+		{what: "can", hardware: unix.ARPHRD_CAN, want: Virtual},
+		{what: "InfiniBand, ", kind: "ipoib", hardware: unix.ARPHRD_INFINIBAND, want: Physical},
+		{kind: "macsec", hardware: unix.ARPHRD_ETHER, want: Tunnel},
+		{kind: "bridge", hardware: unix.ARPHRD_ETHER, want: Bridge},
+		{kind: "openvswitch", hardware: unix.ARPHRD_ETHER, want: Bridge},
+		{kind: "bond", want: Bond},
+		{kind: "team", want: Bond},
+		{kind: "vlan", want: VLAN},
+		{kind: "wireguard", want: Tunnel},
+		{kind: "tun", want: Tunnel},
+		{kind: "vxlan", want: Tunnel},
+		{kind: "veth", hardware: unix.ARPHRD_ETHER, want: Virtual},
+		{kind: "ifb", want: Virtual},
+		{kind: "macvlan", want: Virtual},
+		{kind: "of a later kernel", want: Virtual},
 	} {
 		if got := nature(tt.kind, tt.hardware, tt.flags); got != tt.want {
 			t.Errorf("%s%s: %s, want %s", tt.what, tt.kind, got, tt.want)
@@ -96,7 +96,7 @@ func vxlanMessage(lower uint32) []byte {
 }
 
 func TestDecodeLinkTunnel(t *testing.T) {
-	want := Link{Kind: "vxlan", Nature: NatureTunnel, OperState: "unknown", LowerNetNS: -1}
+	want := Link{Kind: "vxlan", Nature: Tunnel, OperState: "unknown", LowerNetNS: -1}
 	for _, lower := range []int{0, 4} {
 		got, err := decodeLink(vxlanMessage(uint32(lower)))
 		if err != nil {
@@ -111,8 +111,8 @@ func TestDecodeLinkTunnel(t *testing.T) {
 
 func TestDecodeLink(t *testing.T) {
 	want := Link{
-		Index: 7, Name: "eth0.5", Kind: "vlan", Nature: NatureVLAN,
-		MTU: 1496, TxQueues: 4, RxQueues: 2, TxQueueLen: 1000, GSOMaxSize: 64 * hierarchy.KiB, GSOMaxSegs: 65535,
+		Index: 7, Name: "eth0.5", Kind: "vlan", Nature: VLAN,
+		MTU: 1496, Header: 14, TxQueues: 4, RxQueues: 2, TxQueueLen: 1000, GSOMaxSize: 64 * hierarchy.KiB, GSOMaxSegs: 65535,
 		Up: true, Carrier: true, OperState: "up", Master: 9, Lower: 2, LowerNetNS: 0, Qdisc: "noqueue",
 		ParentDev: "0000:00:03.0", ParentBus: "pci", AltNames: []string{"office", "enp0s31f6-longer.5"},
 	}
@@ -127,7 +127,7 @@ func TestDecodeLink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(Link{Nature: NatureVirtual, OperState: "unknown", LowerNetNS: -1}, got); d != "" {
+	if d := cmp.Diff(Link{Nature: Virtual, OperState: "unknown", LowerNetNS: -1}, got); d != "" {
 		t.Errorf("without attributes (-want +got)\n%s", d)
 	}
 	if _, err := decodeLink(linkMessage()[:20]); !errors.Is(err, rtnl.ErrMalformed) {
@@ -142,9 +142,9 @@ func TestLinkJSON(t *testing.T) {
 		link Link
 		want string
 	}{
-		{"little known", Link{Index: 1, Name: "lo", Nature: NatureLoopback, OperState: "unknown", LowerNetNS: -1, Qdisc: "noqueue"},
+		{"little known", Link{Index: 1, Name: "lo", Nature: Loopback, OperState: "unknown", LowerNetNS: -1, Qdisc: "noqueue"},
 			`{"ifindex":1,"name":"lo","nature":"loopback","mtu":0,"tx_queues":0,"tx_queue_len":0,"up":false,"carrier":false,"oper_state":"unknown","lower_netns":-1,"qdisc":"noqueue"}`},
-		{"all known", Link{Index: 2, Name: "eth0", Kind: "bond", Nature: NatureBond, MTU: 1500, TxQueues: 4, RxQueues: 2, TxQueueLen: 1000,
+		{"all known", Link{Index: 2, Name: "eth0", Kind: "bond", Nature: Bond, MTU: 1500, TxQueues: 4, RxQueues: 2, TxQueueLen: 1000,
 			GSOMaxSize: 64 * hierarchy.KiB, GSOMaxSegs: 65535, Up: true, Carrier: true, OperState: "up", Speed: 10 * hierarchy.Gbit,
 			Master: 3, Members: []string{"eth1", "eth2"}, Lower: 4, LowerNetNS: 5, LowerName: "far0", ByRoute: true, Qdisc: "mq",
 			ParentDev: "0000:00:03.0", ParentBus: "pci", AltNames: []string{"office"}},

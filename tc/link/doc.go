@@ -1,0 +1,4 @@
+// Package link tells of network interfaces: what each really is and lies on, how fast its
+// line is and how large the packets are that it is given, and when one comes, changes or
+// goes. It knows no traffic control.
+package link
