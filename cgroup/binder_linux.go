@@ -379,6 +379,9 @@ func (b *Binder) Why() (string, error) {
 	return basis(on.name, t), nil
 }
 
+// Port implements [hierarchy.Part]: a classifier is for all ports of its device.
+func (b *Binder) Port() hierarchy.Port { return hierarchy.Port{} }
+
 // Read implements [hierarchy.Part]: it fills in Hook and Bound as they are.
 //
 // Path and From stay empty; the kernel does not hold them. A classifier of another

@@ -145,7 +145,7 @@ func TestKernelContainer(t *testing.T) {
 	only(t, n.during(t, send(web)), leaf, 20)
 
 	// The interface named by itself is the one's who names it.
-	r := resolve(t, b, &hierarchy.Tree{Interface: "eth0", Root: &hierarchy.Branch{
+	r := resolve(t, b, &hierarchy.Tree{Port: hierarchy.Port{Device: "eth0"}, Root: &hierarchy.Branch{
 		Class: hierarchy.Class{Path: "eth0", ID: hierarchy.ID(hierarchy.RootMinor)},
 		Children: []*hierarchy.Branch{
 			{Class: hierarchy.Class{Path: "eth0/a", ID: red}, Bind: []bind.Binding{{Kind: bind.Container, Name: "web"}}},

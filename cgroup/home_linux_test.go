@@ -103,7 +103,7 @@ func tree(t testing.TB, names ...string) *hierarchy.Tree {
 		}
 		web.Bind = append(web.Bind, b)
 	}
-	return &hierarchy.Tree{Interface: "eth0", Root: &hierarchy.Branch{
+	return &hierarchy.Tree{Port: hierarchy.Port{Device: "eth0"}, Root: &hierarchy.Branch{
 		Class:    hierarchy.Class{Path: "eth0", ID: hierarchy.ID(hierarchy.RootMinor)},
 		Children: []*hierarchy.Branch{web, leaf("eth0/rest", rest)},
 	}}

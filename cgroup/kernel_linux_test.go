@@ -94,7 +94,7 @@ func exact(t testing.TB) []bind.Way {
 // apply goes from what is there to the given bindings.
 func apply(t testing.TB, b *cgroup.Binder, bound ...hierarchy.Bound) {
 	t.Helper()
-	want := hierarchy.State{Interface: "eth0", Root: hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}, Bound: bound}
+	want := hierarchy.State{Device: "eth0", Bound: bound}
 	var err error
 	if want.Hook, err = b.Hook(); err != nil {
 		t.Fatal(err)
@@ -127,7 +127,7 @@ func classifier(p hierarchy.Plan) []hierarchy.Step {
 // the classifier's.
 func read(t testing.TB, b *cgroup.Binder) hierarchy.State {
 	t.Helper()
-	s := hierarchy.State{Interface: "eth0", Root: hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}}
+	s := hierarchy.State{Device: "eth0"}
 	if err := b.Read(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
@@ -264,8 +264,8 @@ func TestKernelFoundAgain(t *testing.T) {
 			apply(t, second, bound(p.target(a), green), bound(p.target(c), blue))
 			only(t, n.during(t, func() { x.do("more s %s 20", addr) }), green, 20)
 
-			converge(t, second, hierarchy.State{Interface: "eth0"})
-			if diff := cmp.Diff(hierarchy.State{Interface: "eth0"}, stateOnly(read(t, second))); diff != "" {
+			converge(t, second, hierarchy.State{Device: "eth0"})
+			if diff := cmp.Diff(hierarchy.State{Device: "eth0"}, read(t, second)); diff != "" {
 				t.Errorf("state after clearing (-want +got):\n%s", diff)
 			}
 			if id, err := n.hook.EgressProgram(); id != 0 || err != nil {
@@ -274,11 +274,6 @@ func TestKernelFoundAgain(t *testing.T) {
 			only(t, n.during(t, func() { x.do("more s %s 20", addr) }), rest, 20)
 		})
 	}
-}
-
-func stateOnly(s hierarchy.State) hierarchy.State {
-	s.Root = hierarchy.Root{}
-	return s
 }
 
 // TestKernelGone: the binding of a removed cgroup shows under its number and can
@@ -508,7 +503,7 @@ func TestKernelChangeOfWay(t *testing.T) {
 		apply(t, b, tt.bound)
 		only(t, n.during(t, func() { x.do("udp %s 20", addr) }), tt.want, 20)
 	}
-	converge(t, n.binder(t), hierarchy.State{Interface: "eth0"})
+	converge(t, n.binder(t), hierarchy.State{Device: "eth0"})
 	if got := read(t, n.binder(t, bind.WayNetCls)); got.Hook.Way != bind.WayNone || len(got.Bound) != 0 {
 		t.Errorf("state after clearing: %+v", got)
 	}

@@ -303,7 +303,7 @@ func TestKernelMark(t *testing.T) {
 	// all goes with the classifier
 	apply(t, b, bound("link:veth1", green))
 	state := read(t, b)
-	steps := classifier(hierarchy.Diff(state, hierarchy.State{Interface: "eth0"}))
+	steps := classifier(hierarchy.Diff(state, hierarchy.State{Device: "eth0"}))
 	if done, err := b.Do(t.Context(), steps); err != nil || done != len(steps) {
 		t.Fatalf("%d of %d steps done: %v", done, len(steps), err)
 	}

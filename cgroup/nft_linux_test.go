@@ -191,7 +191,7 @@ func TestKernelForeignRules(t *testing.T) {
 				t.Run(tt.name, func(t *testing.T) {
 					tt.meddle(t)
 					flush(t, c)
-					want := hierarchy.State{Interface: "eth0", Root: hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}, Bound: bind}
+					want := hierarchy.State{Device: "eth0", Bound: bind}
 					var err error
 					if want.Hook, err = b.Hook(); err != nil {
 						t.Fatal(err)
@@ -203,7 +203,7 @@ func TestKernelForeignRules(t *testing.T) {
 					only(t, n.during(t, func() { x.do("udp %s 20", addr) }), red, 20)
 				})
 			}
-			converge(t, b, hierarchy.State{Interface: "eth0"})
+			converge(t, b, hierarchy.State{Device: "eth0"})
 			left := chains(t, c)
 			delete(left, "vifshape:guest")
 			if diff := cmp.Diff(map[string]int{"theirs:own": 1}, left); diff != "" {
@@ -227,7 +227,7 @@ func TestKernelTablesGo(t *testing.T) {
 				name string
 				do   func()
 			}{
-				{"clearing", func() { converge(t, n.binder(t), hierarchy.State{Interface: "eth0"}) }},
+				{"clearing", func() { converge(t, n.binder(t), hierarchy.State{Device: "eth0"}) }},
 				{"another way", func() { apply(t, n.binder(t, bind.WayNetCls), bound(q.target(q.dir), blue)) }},
 			} {
 				b := n.binder(t, way)

@@ -5,13 +5,15 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
+	"strings"
 )
 
-// IDs is the memory of one interface's class ids: which branch has which minor
-// number, and which numbers were given up not long ago. The zero value is an
-// interface that never had a tree.
+// IDs is the memory of one device's class ids: which branch has which minor
+// number, and which numbers were given up not long ago. Branches are named as they
+// are below the device, whatever its name, and have the same number at each of its
+// ports. The zero value is a device that never had a tree.
 type IDs struct {
-	Minors  map[string]uint16 `json:"minors"`            // by key, see Assign
+	Minors  map[string]uint16 `json:"minors"`            // by key: "web/api", and "web/" for an inner branch
 	Retired []Retired         `json:"retired,omitempty"` // oldest first
 }
 
@@ -30,8 +32,8 @@ const (
 	lowMinors  = 0x7ff0 // where the search begins: below the kernel's automatic qdisc handles
 )
 
-// Assign gives every class of the tree its id and returns the memory to keep.
-// The receiver is not changed.
+// Assign gives every class of the trees, which are those of one device, its id and
+// returns the memory to keep. The receiver is not changed.
 //
 // The id follows from the branch's path alone (a hash, and the next free number
 // where two paths meet), so that the same policy gives the same ids on every
@@ -44,42 +46,42 @@ const (
 // class: the kernel would throw away the queue of the old one at the first child
 // (htb_change_class, net/sched/sch_htb.c, v6.12) and send its packets elsewhere
 // until the binding has moved.
-func (ids IDs) Assign(t *Tree) (IDs, error) {
+func (ids IDs) Assign(trees ...*Tree) (IDs, error) {
 	next := IDs{Minors: make(map[string]uint16, len(ids.Minors)), Retired: slices.Clone(ids.Retired)}
 	var taken minors
 	for _, m := range []uint16{0, RootMinor, RestMinor, Major, 0xffff} {
-		taken[m] = true
-	}
-	type newcomer struct {
-		*Branch
-		key string
+		taken[m] = noTree
 	}
 	var fresh []newcomer
-	rest := t.Root.Path.Join(RestName)
-	for b := range t.All() {
-		switch {
-		case b == t.Root:
-			b.ID = ID(RootMinor)
-			continue
-		case b.Path == rest:
-			b.ID = ID(RestMinor)
-			continue
+	for i, t := range trees {
+		tree := uint16(i + 1)
+		rest := t.Root.Path.Join(RestName)
+		for b := range t.All() {
+			switch {
+			case b == t.Root:
+				b.ID = ID(RootMinor)
+				continue
+			case b.Path == rest:
+				b.ID = ID(RestMinor)
+				continue
+			}
+			key := b.key()
+			m, ok := ids.Minors[key]
+			if !ok {
+				fresh = append(fresh, newcomer{b, key, tree})
+				continue
+			}
+			if taken[m] != 0 {
+				if _, same := next.Minors[key]; !same {
+					return ids, fmt.Errorf("class id %v is remembered for %s and for another branch", ID(m), b.Path)
+				} else if taken[m] == tree {
+					return ids, fmt.Errorf("%s is there twice", b.Path)
+				}
+			}
+			taken[m] = tree
+			next.Minors[key] = m
+			b.ID = ID(m)
 		}
-		key := b.key()
-		if _, twice := next.Minors[key]; twice {
-			return ids, fmt.Errorf("%s is there twice", b.Path)
-		}
-		m, ok := ids.Minors[key]
-		if !ok {
-			fresh = append(fresh, newcomer{b, key})
-			continue
-		}
-		if taken[m] {
-			return ids, fmt.Errorf("class id %v is remembered for %s and for another branch", ID(m), b.Path)
-		}
-		taken[m] = true
-		next.Minors[key] = m
-		b.ID = ID(m)
 	}
 	old := len(next.Retired)
 	for key, m := range ids.Minors {
@@ -88,65 +90,82 @@ func (ids IDs) Assign(t *Tree) (IDs, error) {
 		}
 	}
 	slices.SortFunc(next.Retired[old:], func(a, b Retired) int { return cmp.Compare(a.Key, b.Key) })
-	if len(fresh) == 0 {
-		return next.finish(t, &taken), nil
+	if err := next.number(fresh, &taken); err != nil {
+		return ids, err
 	}
-	barred := taken // and what was given up
-	back := make(map[string]uint16, len(next.Retired))
-	for _, r := range next.Retired {
-		barred[r.Minor] = true
+	next.Retired = slices.DeleteFunc(next.Retired, func(r Retired) bool { return taken[r.Minor] != 0 })
+	if n := len(next.Retired) - keepRetired; n > 0 {
+		next.Retired = next.Retired[n:]
+	}
+	for _, t := range trees {
+		for b := range t.All() {
+			for _, c := range b.Children {
+				c.Parent = b.ID
+			}
+		}
+	}
+	return next, nil
+}
+
+// newcomer is a branch that is not remembered.
+type newcomer struct {
+	*Branch
+	key  string
+	tree uint16
+}
+
+// number gives newcomers free numbers, or those that they had given up.
+func (ids *IDs) number(fresh []newcomer, taken *minors) error {
+	if len(fresh) == 0 {
+		return nil
+	}
+	barred := *taken // and what was given up
+	back := make(map[string]uint16, len(ids.Retired))
+	for _, r := range ids.Retired {
+		barred[r.Minor] = noTree
 		back[r.Key] = r.Minor
 	}
 	search := newSearch(&barred)
-	oldest := 0 // in next.Retired
+	oldest := 0 // in ids.Retired
 	for _, b := range fresh {
-		if _, twice := next.Minors[b.key]; twice {
-			return ids, fmt.Errorf("%s is there twice", b.Path)
+		m, ok := ids.Minors[b.key] // another newcomer has it already
+		if ok && taken[m] == b.tree {
+			return fmt.Errorf("%s is there twice", b.Path)
 		}
-		m, ok := back[b.key]
-		if !ok || taken[m] {
-			m, ok = search.next(b.key)
+		if !ok {
+			if m, ok = back[b.key]; !ok || taken[m] != 0 {
+				m, ok = search.next(b.Path, b.key)
+			}
 		}
-		for ; !ok && oldest < len(next.Retired); oldest++ { // every number belonged to somebody
-			if r := next.Retired[oldest]; !taken[r.Minor] {
+		for ; !ok && oldest < len(ids.Retired); oldest++ { // every number belonged to somebody
+			if r := ids.Retired[oldest]; taken[r.Minor] == 0 {
 				m, ok = r.Minor, true
 			}
 		}
 		if !ok {
-			return ids, fmt.Errorf("no class id is left for %s", b.Path)
+			return fmt.Errorf("no class id is left for %s", b.Path)
 		}
-		taken[m] = true
-		next.Minors[b.key] = m
+		taken[m] = b.tree
+		ids.Minors[b.key] = m
 		b.ID = ID(m)
 	}
-	return next.finish(t, &taken), nil
+	return nil
 }
 
-// finish forgets given-up numbers that are in use again or that are too many,
-// and tells the branches their parents.
-func (ids IDs) finish(t *Tree, taken *minors) IDs {
-	ids.Retired = slices.DeleteFunc(ids.Retired, func(r Retired) bool { return taken[r.Minor] })
-	if n := len(ids.Retired) - keepRetired; n > 0 {
-		ids.Retired = ids.Retired[n:]
-	}
-	for b := range t.All() {
-		for _, c := range b.Children {
-			c.Parent = b.ID
-		}
-	}
-	return ids
-}
+// minors says which minor numbers are in use, and by which tree, from 1, the last time.
+type minors [1 << 16]uint16
 
-// minors says which minor numbers are in use.
-type minors [1 << 16]bool
+// noTree has the numbers that no tree may have.
+const noTree = 0xffff
 
-// key tells a branch's class from all others of the interface, and a leaf from
+// key tells a branch's class from all others of the device, and a leaf from
 // an inner branch of the same path.
 func (b *Branch) key() string {
+	_, below, _ := strings.Cut(string(b.Path), "/")
 	if b.Leaf() {
-		return string(b.Path)
+		return below
 	}
-	return string(b.Path) + "/"
+	return below + "/"
 }
 
 // search finds free numbers. For each number it knows one to go on with, itself
@@ -160,7 +179,7 @@ type search struct {
 func newSearch(used *minors) *search {
 	var s search
 	for m := range uint16(len(used) - 1) {
-		if used[m] || m < firstMinor || control(m) {
+		if used[m] != 0 || m < firstMinor || control(m) {
 			s.on[m] = after(m)
 		} else {
 			s.on[m] = m
@@ -185,10 +204,10 @@ func after(m uint16) uint16 {
 	return m + 1
 }
 
-// next takes the first free number from where the hash of the key points.
-func (s *search) next(key string) (uint16, bool) {
+// next takes the first free number from where the hash of the branch's path points.
+func (s *search) next(p Path, key string) (uint16, bool) {
 	h := fnv.New32a()
-	h.Write([]byte(key)) // never fails
+	h.Write([]byte(p.Interface() + "/" + key)) // never fails
 	m := firstMinor + uint16(h.Sum32()%lowMinors)
 	if s.left == 0 {
 		return 0, false
@@ -202,36 +221,43 @@ func (s *search) next(key string) (uint16, bool) {
 	return m, true
 }
 
-// Names is the path of every class id in memory.
-func (ids IDs) Names(iface string) map[ClassID]Path {
+// Names is the path of every class id in memory, below a device of that name.
+func (ids IDs) Names(device string) map[ClassID]Path {
 	names := make(map[ClassID]Path, len(ids.Minors)+2)
-	names[ID(RootMinor)] = Path(iface)
-	names[ID(RestMinor)] = Path(iface).Join(RestName)
+	names[ID(RootMinor)] = Path(device)
+	names[ID(RestMinor)] = Path(device).Join(RestName)
+	all := strings.Builder{} // one string for all of them: there may be many
+	size := 0
+	for key := range ids.Minors {
+		size += len(device) + 1 + len(key)
+	}
+	all.Grow(size)
 	for key, m := range ids.Minors {
-		p := Path(key)
-		if p.Base() == "" { // an inner branch's key ends with a slash
-			p = p.Parent()
-		}
-		names[ID(m)] = p
+		from := all.Len()
+		all.WriteString(device)
+		all.WriteByte('/')
+		all.WriteString(strings.TrimSuffix(key, "/"))
+		names[ID(m)] = Path(all.String()[from:])
 	}
 	return names
 }
 
-// Find is the class of the branch with the given path, and whether the branch
-// is an inner one. A path whose last part is empty names none.
+// Find is the class of the branch with the given path, whatever the device in it,
+// and whether the branch is an inner one. A path whose last part is empty names none.
 func (ids IDs) Find(p Path) (id ClassID, inner, ok bool) {
+	_, key, below := strings.Cut(string(p), "/")
 	switch {
 	case p.Base() == "":
 		return 0, false, false
-	case p.Parent() == "":
+	case !below:
 		return ID(RootMinor), true, true
-	case p.Base() == RestName && p.Parent().Parent() == "":
+	case key == RestName:
 		return ID(RestMinor), false, true
 	}
-	if m, ok := ids.Minors[string(p)]; ok {
+	if m, ok := ids.Minors[key]; ok {
 		return ID(m), false, true
 	}
-	if m, ok := ids.Minors[string(p)+"/"]; ok {
+	if m, ok := ids.Minors[key+"/"]; ok {
 		return ID(m), true, true
 	}
 	return 0, false, false

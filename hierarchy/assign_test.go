@@ -221,8 +221,8 @@ func TestAssignErrors(t *testing.T) {
 		minors map[string]uint16
 		want   string
 	}{
-		{"one number for two", map[string]uint16{"eth0/a": 77, "eth0/b": 77}, "class id 71f:4d is remembered for eth0/b and for another branch"},
-		{"a number with a meaning", map[string]uint16{"eth0/a": RestMinor}, "class id 71f:2 is remembered for eth0/a and for another branch"},
+		{"one number for two", map[string]uint16{"a": 77, "b": 77}, "class id 71f:4d is remembered for eth0/b and for another branch"},
+		{"a number with a meaning", map[string]uint16{"a": RestMinor}, "class id 71f:2 is remembered for eth0/a and for another branch"},
 	} {
 		t.Run(r.name, func(t *testing.T) {
 			got, err := IDs{Minors: r.minors}.Assign(tree)
@@ -234,11 +234,11 @@ func TestAssignErrors(t *testing.T) {
 			}
 		})
 	}
-	twin := &Tree{Interface: "eth0", Root: &Branch{Class: Class{Path: "eth0"}}}
+	twin := &Tree{Port: sending, Root: &Branch{Class: Class{Path: "eth0"}}}
 	for range 2 {
 		twin.Root.Children = append(twin.Root.Children, &Branch{Class: Class{Path: "eth0/a"}})
 	}
-	known := IDs{Minors: map[string]uint16{"eth0/a": 77}}
+	known := IDs{Minors: map[string]uint16{"a": 77}}
 	if _, err := known.Assign(twin); err == nil || err.Error() != "eth0/a is there twice" {
 		t.Errorf("two branches of one path that is remembered: %v", err)
 	}
@@ -250,11 +250,11 @@ func TestAssignErrors(t *testing.T) {
 // A tree that Resolve would refuse for its size is an error here too, also with
 // every given-up number used again.
 func TestAssignTooMany(t *testing.T) {
-	tree := &Tree{Interface: "eth0", Root: &Branch{Class: Class{Path: "eth0"}}}
+	tree := &Tree{Port: sending, Root: &Branch{Class: Class{Path: "eth0"}}}
 	for i := range 0xfffe - 0x10 + 1 {
 		tree.Root.Children = append(tree.Root.Children, &Branch{Class: Class{Path: Path(fmt.Sprint("eth0/b", i))}})
 	}
-	ids := IDs{Retired: []Retired{{Key: "eth0/old", Minor: 0x4711}, {Key: "eth0/older", Minor: 0x4712}}}
+	ids := IDs{Retired: []Retired{{Key: "old", Minor: 0x4711}, {Key: "older", Minor: 0x4712}}}
 	if _, err := ids.Assign(tree); err == nil || err.Error() != "no class id is left for eth0/b61423" {
 		t.Errorf("error %v", err)
 	}

@@ -60,7 +60,7 @@ func BenchmarkState10k(b *testing.B) {
 	assign(b, IDs{}, tree)
 	b.ReportAllocs()
 	for b.Loop() {
-		if len(tree.State().Classes) != 10_002 {
+		if len(tree.State().Ports[0].Classes) != 10_002 {
 			b.Fatal("not 10,002 classes")
 		}
 	}
@@ -71,7 +71,7 @@ func BenchmarkDiff10k(b *testing.B) {
 	assign(b, IDs{}, tree)
 	one := stateOf(tree)
 	other := stateOf(tree)
-	other.Classes[5000].Rate -= 8
+	other.Ports[0].Classes[5000].Rate -= 8
 	for _, r := range []struct {
 		name     string
 		old, new State

@@ -44,7 +44,7 @@ func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 type Item interface {
 	// String names the item with its path where it has one: "class eth0/web (71f:1a)".
 	String() string
-	queue() bool // whether it is a qdisc or class
+	item()
 }
 
 // String names the qdisc.
@@ -72,15 +72,16 @@ func label(p Path, id ClassID) string {
 	return fmt.Sprintf("%s (%v)", p, id)
 }
 
-func (*Root) queue() bool  { return true }
-func (*Class) queue() bool { return true }
-func (*Leaf) queue() bool  { return true }
-func (*Hook) queue() bool  { return false }
-func (*Bound) queue() bool { return false }
+func (*Root) item()  {}
+func (*Class) item() {}
+func (*Leaf) item()  {}
+func (*Hook) item()  {}
+func (*Bound) item() {}
 
 // Step is one change. Old is nil for Create, New for Delete; otherwise both are
 // of the same type.
 type Step struct {
+	Port     Port // whose root, class or leaf it is; zero for the classifier and bindings
 	Action   Action
 	Old, New Item
 }
@@ -93,18 +94,24 @@ func (s Step) Item() Item {
 	return s.Old
 }
 
-// String says what the step does to what.
-func (s Step) String() string { return s.Action.String() + " " + s.Item().String() }
+// String says what the step does to what, and on which port where that does not send.
+func (s Step) String() string {
+	text := s.Action.String() + " " + s.Item().String()
+	if s.Port.Direction != Send {
+		text += " of " + s.Port.String()
+	}
+	return text
+}
 
-// Plan is an ordered list of steps that turns one state into another. The order
-// keeps every moment of the way sound: the guarantees of the children that stay
+// Plan is an ordered list of steps that turns one state of a device into another. The
+// order keeps every moment of the way sound: the guarantees of the children that stay
 // or come fit their parent's (those that go keep theirs until the last steps, so
 // that their traffic is served while the bindings move), no binding points at a
 // class that is not there, and a class goes only when nothing points at it any
 // more.
 type Plan struct {
-	Interface string
-	Steps     []Step
+	Device string
+	Steps  []Step
 }
 
 // Empty says whether there is nothing to do.
@@ -113,38 +120,65 @@ func (p Plan) Empty() bool { return len(p.Steps) == 0 }
 // Diff is the plan that turns the state old into the state want. Paths, and
 // where a binding comes from, are names only and make no difference.
 //
-// The order of steps: the root qdisc; classes that stand in the way of others
-// (see clear); classes that shrink, children first; new classes and those that
-// grow, parents first, and of the new ones the rest as early as can be; leaf queues; the classifier; bindings; and at last the
-// classes that go, children first. Taking everything away is the reverse, and one
-// message for the whole tree.
+// The order of steps is, for one port after the other: the root qdisc; classes that
+// stand in the way of others (see clear); classes that shrink, children first; new
+// classes and those that grow, parents first, and of the new ones the rest as early as
+// can be; leaf queues. Then, for all of them, the classifier and the bindings; and at
+// last, from the last port to the first, the classes that go, children first. Taking
+// everything away is the reverse, and one message for each tree.
 func Diff(old, want State) Plan {
-	p := Plan{Interface: want.Interface}
-	if p.Interface == "" {
-		p.Interface = old.Interface
+	p := Plan{Device: want.Device}
+	if p.Device == "" {
+		p.Device = old.Device
 	}
-	if !want.Root.Ours() {
-		p.binder(old, want)
-		if old.Root.Ours() {
-			p.Steps = append(p.Steps, Step{Action: Delete, Old: &old.Root})
+	ports := make([]Port, 0, len(want.Ports)+len(old.Ports))
+	for _, list := range [...][]PortState{want.Ports, old.Ports} {
+		for i := range list {
+			if !slices.Contains(ports, list[i].Port) {
+				ports = append(ports, list[i].Port)
+			}
 		}
-		return p
 	}
-	switch {
-	case old.Root.Ours():
-	case old.Root.Foreign():
-		p.Steps = append(p.Steps, Step{Change, &old.Root, &want.Root})
-		old.Classes, old.Leaves = nil, nil
-	default:
-		p.Steps = append(p.Steps, Step{Action: Create, New: &want.Root})
-		old.Classes, old.Leaves = nil, nil
+	last, many := make([][]Step, len(ports)), 0
+	for _, w := range want.Ports {
+		if !old.On(w.Port).Root.Ours() { // and then all of it is new
+			many += 1 + len(w.Classes) + len(w.Leaves)
+		}
 	}
-	old = p.clear(old, want)
-	last := p.classes(old.Classes, want.Classes)
-	p.leaves(old.Leaves, want.Leaves)
+	if many > 0 {
+		p.Steps = make([]Step, 0, many+1+len(want.Bound))
+	}
+	for i, port := range ports {
+		last[i] = p.port(old.On(port), want.On(port), &old.Bound)
+	}
 	p.binder(old, want)
-	p.Steps = append(p.Steps, last...)
+	for _, steps := range slices.Backward(last) {
+		p.Steps = append(p.Steps, steps...)
+	}
 	return p
+}
+
+// port appends the steps for what stays and comes on a port, and takes from bound
+// those that had to go first. It returns the steps for what goes.
+func (p *Plan) port(old, want PortState, bound *[]Bound) (last []Step) {
+	if !want.Root.Ours() {
+		if old.Root.Ours() {
+			last = []Step{{Port: old.Port, Action: Delete, Old: &old.Root}}
+		}
+		return last
+	}
+	if !old.Root.Ours() {
+		root := Step{Port: want.Port, Action: Create, New: &want.Root}
+		if old.Root.Foreign() {
+			root.Action, root.Old = Change, &old.Root
+		}
+		p.Steps = append(p.Steps, root)
+		old.Classes, old.Leaves = nil, nil
+	}
+	old = p.clear(old, want, bound)
+	last = p.classes(old, want)
+	p.leaves(old, want)
+	return last
 }
 
 // clear appends the steps that take away what no change in place can turn into
@@ -153,7 +187,7 @@ func Diff(old, want State) Plan {
 // leaf, and all below those; bindings to any of them go first. Ids that [IDs.Assign]
 // gives need this only when no other number is left; foreign hands may need it
 // any time.
-func (p *Plan) clear(old, want State) State {
+func (p *Plan) clear(old, want PortState, bound *[]Bound) PortState {
 	parent := make(map[ClassID]ClassID, len(want.Classes))
 	inner := make(map[ClassID]bool)
 	for i := range want.Classes {
@@ -172,20 +206,21 @@ func (p *Plan) clear(old, want State) State {
 	if len(gone) == 0 {
 		return old
 	}
-	keep := old
-	keep.Classes, keep.Leaves, keep.Bound = nil, nil, nil
-	for i := range old.Bound {
-		if gone[old.Bound[i].Class] {
-			p.Steps = append(p.Steps, Step{Action: Delete, Old: &old.Bound[i]})
+	var left []Bound
+	for i := range *bound {
+		if b := &(*bound)[i]; gone[b.Class] {
+			p.Steps = append(p.Steps, Step{Action: Delete, Old: b})
 		} else {
-			keep.Bound = append(keep.Bound, old.Bound[i])
+			left = append(left, *b)
 		}
 	}
+	*bound = left
 	for i := len(old.Classes) - 1; i >= 0; i-- {
 		if gone[old.Classes[i].ID] {
-			p.Steps = append(p.Steps, Step{Action: Delete, Old: &old.Classes[i]})
+			p.Steps = append(p.Steps, Step{Port: old.Port, Action: Delete, Old: &old.Classes[i]})
 		}
 	}
+	keep := PortState{Port: old.Port, Root: old.Root}
 	for _, c := range old.Classes {
 		if !gone[c.ID] {
 			keep.Classes = append(keep.Classes, c)
@@ -201,29 +236,30 @@ func (p *Plan) clear(old, want State) State {
 
 // classes appends the steps for changed and new classes and returns those for
 // classes that go.
-func (p *Plan) classes(old, want []Class) (last []Step) {
-	was := make(map[ClassID]*Class, len(old))
-	for i := range old {
-		was[old[i].ID] = &old[i]
+func (p *Plan) classes(old, want PortState) (last []Step) {
+	was := make(map[ClassID]*Class, len(old.Classes))
+	for i := range old.Classes {
+		was[old.Classes[i].ID] = &old.Classes[i]
 	}
-	var shrink, rest []Step
-	for i := range want {
-		w := &want[i]
+	var shrink []Step
+	rest := make([]Step, 0, max(0, len(want.Classes)-len(old.Classes)))
+	for i := range want.Classes {
+		w := &want.Classes[i]
 		o := was[w.ID]
 		delete(was, w.ID)
 		switch {
 		case o == nil:
-			rest = append(rest, Step{Action: Create, New: w})
+			rest = append(rest, Step{Port: want.Port, Action: Create, New: w})
 		case same(*o, *w):
 		case w.Rate < o.Rate || w.Rate == o.Rate && w.Ceil < o.Ceil:
-			shrink = append(shrink, Step{Change, o, w})
+			shrink = append(shrink, Step{want.Port, Change, o, w})
 		default:
-			rest = append(rest, Step{Change, o, w})
+			rest = append(rest, Step{want.Port, Change, o, w})
 		}
 	}
-	for i := len(old) - 1; i >= 0; i-- {
-		if was[old[i].ID] != nil {
-			last = append(last, Step{Action: Delete, Old: &old[i]})
+	for i := len(old.Classes) - 1; i >= 0; i-- {
+		if c := &old.Classes[i]; was[c.ID] != nil {
+			last = append(last, Step{Port: want.Port, Action: Delete, Old: c})
 		}
 	}
 	restFirst(rest)
@@ -254,18 +290,18 @@ func same(a, b Class) bool {
 
 // leaves appends the steps for new and changed leaf queues. One that goes goes
 // with its class.
-func (p *Plan) leaves(old, want []Leaf) {
-	was := make(map[ClassID]*Leaf, len(old))
-	for i := range old {
-		was[old[i].Class] = &old[i]
+func (p *Plan) leaves(old, want PortState) {
+	was := make(map[ClassID]*Leaf, len(old.Leaves))
+	for i := range old.Leaves {
+		was[old.Leaves[i].Class] = &old.Leaves[i]
 	}
-	for i := range want {
-		w := &want[i]
+	for i := range want.Leaves {
+		w := &want.Leaves[i]
 		switch o := was[w.Class]; {
 		case o == nil:
-			p.Steps = append(p.Steps, Step{Action: Create, New: w})
+			p.Steps = append(p.Steps, Step{Port: want.Port, Action: Create, New: w})
 		case !o.Qdisc.Equal(w.Qdisc):
-			p.Steps = append(p.Steps, Step{Change, o, w})
+			p.Steps = append(p.Steps, Step{want.Port, Change, o, w})
 		}
 	}
 }
@@ -289,7 +325,7 @@ func (p *Plan) hook(old, want Hook) {
 	case want.Way == bind.WayNone:
 		p.Steps = append(p.Steps, Step{Action: Delete, Old: &old})
 	default:
-		p.Steps = append(p.Steps, Step{Change, &old, &want})
+		p.Steps = append(p.Steps, Step{Action: Change, Old: &old, New: &want})
 	}
 }
 
@@ -306,7 +342,7 @@ func (p *Plan) bindings(old, want []Bound) {
 		case o == nil:
 			p.Steps = append(p.Steps, Step{Action: Create, New: w})
 		case o.Class != w.Class || o.Open != w.Open:
-			p.Steps = append(p.Steps, Step{Change, o, w})
+			p.Steps = append(p.Steps, Step{Action: Change, Old: o, New: w})
 		}
 	}
 	for i := range old {

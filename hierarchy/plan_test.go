@@ -15,7 +15,10 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// machine is a fake interface with the kernel's rules. It refuses what the
+// sending is the port that most trees here stand on.
+var sending = Port{Device: "eth0"}
+
+// machine is a fake device with the kernel's rules. It refuses what the
 // kernel refuses, and also what the kernel takes silently but must not be asked.
 type machine struct {
 	s     State // Classes in any order
@@ -24,19 +27,39 @@ type machine struct {
 	// strict holds children's guarantees against their parent's at every step,
 	// less those of the classes in leaving.
 	strict  bool
-	leaving map[ClassID]bool
+	leaving map[Port]map[ClassID]bool
+	// Bindings need their class on each of these ports, and else on any.
+	stay []Port
 }
 
-func (m *machine) class(id ClassID) int {
-	return slices.IndexFunc(m.s.Classes, func(c Class) bool { return c.ID == id })
+// on is a port to be changed; what was read of it stays what it was.
+func (m *machine) on(p Port) *PortState {
+	m.s.Ports = slices.Clone(m.s.Ports)
+	m.s.Set(m.s.On(p))
+	return &m.s.Ports[slices.IndexFunc(m.s.Ports, func(o PortState) bool { return o.Port == p })]
 }
 
-func (m *machine) hasChildren(id ClassID) bool {
-	return slices.ContainsFunc(m.s.Classes, func(c Class) bool { return c.Parent == id })
+func class(p PortState, id ClassID) int {
+	return slices.IndexFunc(p.Classes, func(c Class) bool { return c.ID == id })
 }
 
-func (m *machine) dropLeaf(id ClassID) {
-	m.s.Leaves = slices.DeleteFunc(slices.Clone(m.s.Leaves), func(l Leaf) bool { return l.Class == id })
+func hasChildren(p PortState, id ClassID) bool {
+	return slices.ContainsFunc(p.Classes, func(c Class) bool { return c.Parent == id })
+}
+
+func dropLeaf(p *PortState, id ClassID) {
+	p.Leaves = slices.DeleteFunc(slices.Clone(p.Leaves), func(l Leaf) bool { return l.Class == id })
+}
+
+// holds says whether a binding to a class points at one.
+func (m *machine) holds(id ClassID) bool {
+	has := func(p PortState) bool { return class(p, id) >= 0 }
+	for _, p := range m.stay {
+		if !has(m.s.On(p)) {
+			return false
+		}
+	}
+	return slices.ContainsFunc(m.s.Ports, has)
 }
 
 func (m *machine) step(s Step) error {
@@ -49,24 +72,24 @@ func (m *machine) step(s Step) error {
 	}
 	switch x := s.Item().(type) {
 	case *Root:
-		m.s.Classes, m.s.Leaves = nil, nil
-		m.s.Root = Root{}
-		if s.Action == Delete {
-			return nil
+		p := m.on(s.Port)
+		*p = PortState{Port: s.Port}
+		if s.Action != Delete {
+			p.Root = *x
 		}
-		m.s.Root = *x
 	case *Class:
 		return m.doClass(s, x)
 	case *Leaf:
-		if m.class(x.Class) < 0 || m.hasChildren(x.Class) {
+		p := m.on(s.Port)
+		if class(*p, x.Class) < 0 || hasChildren(*p, x.Class) {
 			return errors.New("no leaf class")
 		}
-		had := slices.ContainsFunc(m.s.Leaves, func(l Leaf) bool { return l.Class == x.Class })
+		had := slices.ContainsFunc(p.Leaves, func(l Leaf) bool { return l.Class == x.Class })
 		if s.Action == Delete || (s.Action == Change) != had {
 			return fmt.Errorf("%v although it was there: %v", s.Action, had)
 		}
-		m.dropLeaf(x.Class)
-		m.s.Leaves = append(m.s.Leaves, *x)
+		dropLeaf(p, x.Class)
+		p.Leaves = append(p.Leaves, *x)
 	case *Hook:
 		old := Hook{}
 		if s.Old != nil {
@@ -92,7 +115,7 @@ func (m *machine) step(s Step) error {
 			m.s.Bound = slices.Delete(slices.Clone(m.s.Bound), at, at+1)
 		}
 		if s.Action != Delete {
-			if m.class(x.Class) < 0 {
+			if !m.holds(x.Class) {
 				return errors.New("binding to no class")
 			}
 			m.s.Bound = append(slices.Clone(m.s.Bound), *x)
@@ -102,69 +125,74 @@ func (m *machine) step(s Step) error {
 }
 
 func (m *machine) doClass(s Step, x *Class) error {
-	at := m.class(x.ID)
+	p := m.on(s.Port)
+	at := class(*p, x.ID)
 	switch s.Action {
 	case Create:
-		if at >= 0 || !m.s.Root.Ours() {
+		if at >= 0 || !p.Root.Ours() {
 			return errors.New("exists, or no qdisc")
 		}
-		if x.Parent != ID(0) && m.class(x.Parent) < 0 {
+		if x.Parent != ID(0) && class(*p, x.Parent) < 0 {
 			return errors.New("no parent")
 		}
-		if slices.ContainsFunc(m.s.Bound, func(b Bound) bool { return b.Class == x.Parent }) && !m.hasChildren(x.Parent) {
+		if slices.ContainsFunc(m.s.Bound, func(b Bound) bool { return b.Class == x.Parent }) && !hasChildren(*p, x.Parent) {
 			return errors.New("a child below a leaf that is bound")
 		}
-		m.dropLeaf(x.Parent)
-		m.s.Classes = append(slices.Clone(m.s.Classes), *x)
+		dropLeaf(p, x.Parent)
+		p.Classes = append(slices.Clone(p.Classes), *x)
 	case Change:
-		if at < 0 || m.s.Classes[at].Parent != x.Parent {
+		if at < 0 || p.Classes[at].Parent != x.Parent {
 			return errors.New("not there, or below another parent")
 		}
-		m.s.Classes = slices.Clone(m.s.Classes)
-		m.s.Classes[at] = *x
+		p.Classes = slices.Clone(p.Classes)
+		p.Classes[at] = *x
 	case Delete:
-		if at < 0 || m.hasChildren(x.ID) {
+		if at < 0 || hasChildren(*p, x.ID) {
 			return errors.New("not there, or in use")
 		}
 		if slices.ContainsFunc(m.s.Bound, func(b Bound) bool { return b.Class == x.ID }) {
 			return errors.New("a binding points at it")
 		}
-		m.dropLeaf(x.ID)
-		m.s.Classes = slices.Delete(slices.Clone(m.s.Classes), at, at+1)
+		dropLeaf(p, x.ID)
+		p.Classes = slices.Delete(slices.Clone(p.Classes), at, at+1)
 	}
 	if !m.strict {
 		return nil
 	}
+	leaving := m.leaving[s.Port]
 	sum := map[ClassID]Bandwidth{}
-	for _, c := range m.s.Classes {
-		if !m.leaving[c.ID] {
+	for _, c := range p.Classes {
+		if !leaving[c.ID] {
 			sum[c.Parent] += c.Rate
 		}
 	}
-	for _, c := range m.s.Classes {
-		if sum[c.ID] > c.Rate && !m.leaving[c.ID] {
+	for _, c := range p.Classes {
+		if sum[c.ID] > c.Rate && !leaving[c.ID] {
 			return fmt.Errorf("the children of %s are guaranteed %v, more than its %v", c.Path, sum[c.ID], c.Rate)
 		}
 	}
 	return nil
 }
 
-// part is the machine's queue side or its binder side.
+// part is the machine's side at a port, or its binder.
 type part struct {
 	*machine
-	binder bool
-	read   func(*State) error // changes what is read
+	port Port
+	read func(*State) error // changes what is read
 }
+
+func (p part) Port() Port { return p.port }
 
 func (p part) Read(ctx context.Context, s *State) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if p.binder {
+	if p.port == (Port{}) {
 		s.Hook, s.Bound = p.s.Hook, slices.Clone(p.s.Bound)
 	} else {
-		s.Root, s.Leaves = p.s.Root, slices.Clone(p.s.Leaves)
-		s.Classes = parentsFirst(p.s.Classes)
+		is := p.s.On(p.port)
+		is.Leaves, is.Classes = slices.Clone(is.Leaves), parentsFirst(is.Classes)
+		s.Set(is)
 	}
 	if p.read != nil {
 		return p.read(s)
@@ -193,6 +221,9 @@ func (p part) Do(ctx context.Context, steps []Step) (int, error) {
 		if err := ctx.Err(); err != nil {
 			return i, err
 		}
+		if s.Port != p.port {
+			return i, fmt.Errorf("%v: it is not for %v", s, p.port)
+		}
 		if err := p.step(s); err != nil {
 			return i, err
 		}
@@ -200,8 +231,23 @@ func (p part) Do(ctx context.Context, steps []Step) (int, error) {
 	return len(steps), nil
 }
 
+// kernel has the ports of the machine's state, and at least the one that sends.
 func (m *machine) kernel() Kernel {
-	return Kernel{Interface: "eth0", Queue: part{machine: m}, Binder: part{machine: m, binder: true}}
+	k := Kernel{Device: "eth0", Parts: []Part{part{machine: m, port: sending}}}
+	for _, p := range m.s.Ports {
+		if p.Port != sending {
+			k.Parts = append(k.Parts, part{machine: m, port: p.Port})
+		}
+	}
+	k.Parts = append(k.Parts, part{machine: m})
+	return k
+}
+
+// only is the one port of a state, to be changed without changing others that were
+// copied from it.
+func only(s *State) *PortState {
+	s.Ports = slices.Clone(s.Ports)
+	return &s.Ports[0]
 }
 
 // stateOf is the whole state of a tree with everything bound by BPF.
@@ -249,17 +295,19 @@ func boundTree(t *testing.T, rnd *rand.Rand, ids IDs) (*Tree, IDs) {
 // carry applies a plan step by step and checks every moment.
 func carry(from, to State) error {
 	plan := Diff(from, to)
-	m := &machine{s: from, fail: -1, strict: true, leaving: map[ClassID]bool{}}
-	stays := map[ClassID]bool{}
-	for _, c := range to.Classes {
-		stays[c.ID] = true
-	}
-	for _, c := range from.Classes {
-		m.leaving[c.ID] = !stays[c.ID]
+	m := &machine{s: from, fail: -1, strict: true, leaving: map[Port]map[ClassID]bool{}}
+	for _, p := range to.Ports {
+		m.stay = append(m.stay, p.Port)
+		was := from.On(p.Port)
+		m.leaving[p.Port] = map[ClassID]bool{}
+		for _, c := range was.Classes {
+			m.leaving[p.Port][c.ID] = class(p, c.ID) < 0
+		}
+		m.on(p.Port) // so that it is read, too
 	}
 	for i, s := range plan.Steps {
 		if c, ok := s.Item().(*Class); ok && s.Action == Create {
-			m.leaving[c.ID] = false
+			m.leaving[s.Port][c.ID] = false
 		}
 		if err := m.step(s); err != nil {
 			return fmt.Errorf("step %d, %v: %w", i, s, err)
@@ -275,7 +323,12 @@ func carry(from, to State) error {
 	if left := Diff(to, end); !left.Empty() {
 		return fmt.Errorf("after all steps %v are left the other way round", left.Steps)
 	}
-	if len(end.Classes) != len(to.Classes) || len(end.Leaves) != len(to.Leaves) || len(end.Bound) != len(to.Bound) || end.Hook != to.Hook {
+	for _, e := range end.Ports {
+		if p := to.On(e.Port); len(e.Classes) != len(p.Classes) || len(e.Leaves) != len(p.Leaves) {
+			return fmt.Errorf("the end of %v is %+v, want %+v", e.Port, e, p)
+		}
+	}
+	if len(end.Bound) != len(to.Bound) || end.Hook != to.Hook {
 		return fmt.Errorf("the end is %+v, want %+v", end, to)
 	}
 	if d := Diff(from, from); !d.Empty() {
@@ -289,7 +342,7 @@ func TestDiffRandom(t *testing.T) {
 	for seed := range uint64(60) {
 		rnd := rand.New(rand.NewPCG(seed, 6))
 		var ids IDs
-		was := State{Interface: "eth0"}
+		was := State{Device: "eth0"}
 		for range 5 {
 			var tree *Tree
 			tree, ids = boundTree(t, rnd, ids)
@@ -300,7 +353,7 @@ func TestDiffRandom(t *testing.T) {
 			}
 			was = is
 		}
-		if err := carry(was, State{Interface: "eth0"}); err != nil {
+		if err := carry(was, State{Device: "eth0"}); err != nil {
 			t.Fatalf("seed %d: taking all away: %v", seed, err)
 		}
 	}
@@ -351,19 +404,19 @@ func TestDiff(t *testing.T) {
 		return stateOf(tree)
 	}
 	with := func(s State, change func(*State)) State { change(&s); return s }
-	none := State{Interface: "eth0"}
+	none := State{Device: "eth0"}
 	flatTree := []option{rate("100mbit"), branch("a", rate("60mbit"), binds("user:a")), branch("b", rate("20mbit")), branch("rest", rate("10mbit"))}
 	one := state(flatTree...)
 	other := state(rate("100mbit"), branch("a", rate("20mbit")), branch("b", rate("70mbit"), binds("user:a")), branch("rest", rate("10mbit")))
 	fewer := state(rate("100mbit"), branch("b", rate("20mbit")), branch("rest", rate("10mbit")))
-	foreign := with(none, func(s *State) { s.Root = Root{"fq_codel", 0x80010000} })
+	foreign := with(none, func(s *State) { s.Set(PortState{Port: sending, Root: Root{"fq_codel", 0x80010000}}) })
 	id := func(p Path) ClassID {
 		for c, path := range ids.Names("eth0") {
 			if path == p {
 				return c
 			}
 		}
-		for _, c := range one.Classes {
+		for _, c := range one.On(sending).Classes {
 			if c.Path == p {
 				return c.ID
 			}
@@ -380,9 +433,10 @@ func TestDiff(t *testing.T) {
 	}{
 		{"nothing", one, one, nil},
 		{"names make no difference", with(one, func(s *State) {
-			s.Classes = slices.Clone(s.Classes)
-			for i := range s.Classes {
-				s.Classes[i].Path = ""
+			p := only(s)
+			p.Classes = slices.Clone(p.Classes)
+			for i := range p.Classes {
+				p.Classes[i].Path = ""
 			}
 		}), one, nil},
 		{"from nothing", none, one, []string{"+ root qdisc htb 71f:", "+ " + class("eth0"), "+ " + class("eth0/rest"), "+ " + class("eth0/a"), "+ " + class("eth0/b"),
@@ -393,7 +447,7 @@ func TestDiff(t *testing.T) {
 		{"over a foreign qdisc", foreign, with(fewer, func(s *State) { s.Hook = Hook{} }), []string{"~ root qdisc htb 71f:", "+ " + class("eth0"), "+ " + class("eth0/rest"), "+ " + class("eth0/b"),
 			"+ " + leaf("eth0/b"), "+ " + leaf("eth0/rest")}},
 		{"a foreign qdisc is left alone", foreign, none, nil},
-		{"a leaf's queue", one, with(one, func(s *State) { s.Leaves = slices.Clone(s.Leaves); s.Leaves[0].Qdisc.Kind = "sfq" }), []string{"~ qdisc sfq of eth0/a (" + id("eth0/a").String() + ")"}},
+		{"a leaf's queue", one, with(one, func(s *State) { p := only(s); p.Leaves = slices.Clone(p.Leaves); p.Leaves[0].Qdisc.Kind = "sfq" }), []string{"~ qdisc sfq of eth0/a (" + id("eth0/a").String() + ")"}},
 		{"another way to classify", one, with(one, func(s *State) { s.Hook.Way = bind.WayNetCls }), []string{"- " + bound("eth0/a"), "~ classifier net_cls", "+ " + bound("eth0/a")}},
 		{"a newer classifier", one, with(one, func(s *State) { s.Hook.Version = 2 }), []string{"~ classifier bpf"}},
 	} {
@@ -402,12 +456,12 @@ func TestDiff(t *testing.T) {
 			if d := cmp.Diff(r.want, steps(p)); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
-			if p.Interface != "eth0" || p.Empty() != (r.want == nil) {
+			if p.Device != "eth0" || p.Empty() != (r.want == nil) {
 				t.Errorf("plan %+v", p)
 			}
 		})
 	}
-	if got := Diff(one, State{}).Interface; got != "eth0" {
+	if got := Diff(one, State{}).Device; got != "eth0" {
 		t.Errorf("a plan to the zero state is for %q", got)
 	}
 	if got := NoOp.String() + NoOp.Symbol() + Action(9).String() + Action(9).Symbol(); got != "no-op unknown?" {

@@ -9,11 +9,14 @@ import (
 	"time"
 )
 
-// Part is one side of the kernel that states are read from and steps are done
-// on. Package tc implements it for qdiscs and classes, package cgroup for the
+// Part is one part of a device that states are read from and steps are done on.
+// Package tc implements it for a port's qdiscs and classes, package cgroup for the
 // classifier and its bindings.
 type Part interface {
-	// Read fills in the fields of s that are this part's. It does not know the
+	// Port is the port that the part is; the zero value for the classifier and its
+	// bindings, which are the whole device's.
+	Port() Port
+	// Read fills in what of s is this part's. It does not know the
 	// paths of classes and leaves them empty.
 	Read(ctx context.Context, s *State) error
 	// Do carries out steps in order and returns how many of them took effect.
@@ -22,12 +25,11 @@ type Part interface {
 	Do(ctx context.Context, steps []Step) (done int, err error)
 }
 
-// Kernel is one interface as its parts see it. It must not be used by two
+// Kernel is one device as its parts see it. It must not be used by two
 // goroutines at once, and not by two processes either: the caller holds a lock.
 type Kernel struct {
-	Interface string
-	Queue     Part // the root qdisc, classes and leaf queues
-	Binder    Part // the classifier and its bindings
+	Device string
+	Parts  []Part // one for each port, and one for the classifier and its bindings
 	// Names gives the classes that are read their paths. It may be nil.
 	Names map[ClassID]Path
 }
@@ -35,20 +37,21 @@ type Kernel struct {
 // undoTime bounds how long going back may take once the caller has given up.
 const undoTime = time.Minute
 
-// Read is the state of the interface now.
+// Read is the state of the device now.
 func (k Kernel) Read(ctx context.Context) (State, error) {
-	s := State{Interface: k.Interface}
-	if err := k.Queue.Read(ctx, &s); err != nil {
-		return State{}, err
+	s := State{Device: k.Device}
+	for _, part := range k.Parts {
+		if err := part.Read(ctx, &s); err != nil {
+			return State{}, err
+		}
 	}
-	if err := k.Binder.Read(ctx, &s); err != nil {
-		return State{}, err
-	}
-	for i := range s.Classes {
-		s.Classes[i].Path = k.Names[s.Classes[i].ID]
-	}
-	for i := range s.Leaves {
-		s.Leaves[i].Path = k.Names[s.Leaves[i].Class]
+	for _, p := range s.Ports {
+		for i := range p.Classes {
+			p.Classes[i].Path = k.Names[p.Classes[i].ID]
+		}
+		for i := range p.Leaves {
+			p.Leaves[i].Path = k.Names[p.Leaves[i].Class]
+		}
 	}
 	for i := range s.Bound {
 		s.Bound[i].Path = k.Names[s.Bound[i].Class]
@@ -58,8 +61,8 @@ func (k Kernel) Read(ctx context.Context) (State, error) {
 
 // Apply carries out the plan that leads from before to want, reads the kernel
 // back and compares. When a step fails, when the comparison finds a difference
-// or when ctx ends, it goes back to before and returns an *ApplyError. Before
-// must have been read from the same kernel.
+// or when ctx ends, it goes back to before on every port and returns an
+// *ApplyError. Before must have been read from the same kernel.
 func (k Kernel) Apply(ctx context.Context, before, want State, plan Plan) error {
 	if plan.Empty() {
 		return nil
@@ -83,9 +86,11 @@ func (k Kernel) Apply(ctx context.Context, before, want State, plan Plan) error 
 	failed.Undo = err
 	if now, err = k.Read(ctx); err == nil {
 		failed.Left = Diff(before, now)
-		if before.Root.Foreign() && !now.Root.Ours() && now.Root != before.Root {
-			// No plan brings a foreign qdisc back, so Diff has no step for it.
-			failed.Left.Steps = append(failed.Left.Steps, Step{Action: Delete, Old: &before.Root})
+		for _, p := range before.Ports {
+			if is := now.On(p.Port).Root; p.Root.Foreign() && !is.Ours() && is != p.Root {
+				// No plan brings a foreign qdisc back, so Diff has no step for it.
+				failed.Left.Steps = append(failed.Left.Steps, Step{Port: p.Port, Action: Delete, Old: &p.Root})
+			}
 		}
 		if failed.Left.Empty() {
 			failed.Undo = nil // whatever complained on the way
@@ -112,13 +117,9 @@ const fewSteps = 32
 // verify reads back what the plan touched, and everything where that is much or
 // where it does not show what was wanted.
 func (k Kernel) verify(ctx context.Context, before, want State, plan Plan) error {
-	if r, ok := k.Queue.(Rereader); ok && len(plan.Steps) <= fewSteps {
-		now := before
-		now.Classes, now.Leaves = slices.Clone(before.Classes), slices.Clone(before.Leaves)
-		err := r.Reread(ctx, &now, plan.Steps)
-		if err == nil {
-			err = k.Binder.Read(ctx, &now)
-		}
+	rereads := func(p Part) bool { _, ok := p.(Rereader); return ok }
+	if len(plan.Steps) <= fewSteps && slices.ContainsFunc(k.Parts, rereads) {
+		now, err := k.reread(ctx, before, plan.Steps)
 		if err == nil && Diff(now, want).Empty() {
 			return nil
 		}
@@ -133,21 +134,44 @@ func (k Kernel) verify(ctx context.Context, before, want State, plan Plan) error
 	return nil
 }
 
+// reread brings a state up to date for what steps have touched, as far as the parts can
+// look at less than everything.
+func (k Kernel) reread(ctx context.Context, s State, steps []Step) (State, error) {
+	s.Ports = slices.Clone(s.Ports)
+	for i := range s.Ports {
+		p := &s.Ports[i]
+		p.Classes, p.Leaves = slices.Clone(p.Classes), slices.Clone(p.Leaves)
+	}
+	for _, part := range k.Parts {
+		err := error(nil)
+		if r, ok := part.(Rereader); ok {
+			port := part.Port()
+			err = r.Reread(ctx, &s, slices.DeleteFunc(slices.Clone(steps), func(x Step) bool { return x.Port != port }))
+		} else {
+			err = part.Read(ctx, &s)
+		}
+		if err != nil {
+			return State{}, err
+		}
+	}
+	return s, nil
+}
+
 // do hands each run of steps to the part that they belong to.
 func (k Kernel) do(ctx context.Context, steps []Step) error {
 	for len(steps) > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		queue, n := steps[0].Item().queue(), 1
-		for n < len(steps) && steps[n].Item().queue() == queue {
+		port, n := steps[0].Port, 1
+		for n < len(steps) && steps[n].Port == port {
 			n++
 		}
-		part := k.Queue
-		if !queue {
-			part = k.Binder
+		at := slices.IndexFunc(k.Parts, func(p Part) bool { return p.Port() == port })
+		if at < 0 {
+			return fmt.Errorf("%s: there is nobody to %v", k.Device, steps[0])
 		}
-		if _, err := part.Do(ctx, steps[:n]); err != nil {
+		if _, err := k.Parts[at].Do(ctx, steps[:n]); err != nil {
 			return err
 		}
 		steps = steps[n:]

@@ -56,7 +56,7 @@ func TestApply(t *testing.T) {
 // removal: all is as it was before, and the error says so.
 func TestApplyFailsAtEachStep(t *testing.T) {
 	before, want := twoStates(t)
-	none := State{Interface: "eth0"}
+	none := State{Device: "eth0"}
 	for _, r := range []struct {
 		name         string
 		before, want State
@@ -65,9 +65,7 @@ func TestApplyFailsAtEachStep(t *testing.T) {
 		for n, s := range plan.Steps {
 			m := &machine{s: r.before, fail: n}
 			k := m.kernel()
-			k.Binder = part{machine: m, binder: true}
-			once := onceOnly{m}
-			k.Queue, k.Binder = once.wrap(k.Queue), once.wrap(k.Binder)
+			onceOnly(m, k)
 			err := k.Apply(context.Background(), r.before, r.want, plan)
 			var failed *ApplyError
 			if !errors.As(err, &failed) {
@@ -87,14 +85,16 @@ func TestApplyFailsAtEachStep(t *testing.T) {
 }
 
 // onceOnly lets a machine's failure happen once.
-type onceOnly struct{ m *machine }
+func onceOnly(m *machine, k Kernel) {
+	for i, p := range k.Parts {
+		k.Parts[i] = oncePart{p, m}
+	}
+}
 
 type oncePart struct {
 	Part
 	m *machine
 }
-
-func (o onceOnly) wrap(p Part) Part { return oncePart{p, o.m} }
 
 func (p oncePart) Do(ctx context.Context, steps []Step) (int, error) {
 	n, err := p.Part.Do(ctx, steps)
@@ -113,7 +113,9 @@ func TestApplyUndoFails(t *testing.T) {
 		for again := range n {
 			m := &machine{s: before, fail: n}
 			k := m.kernel()
-			k.Queue, k.Binder = nth{k.Queue, m, again}, nth{k.Binder, m, again}
+			for i, p := range k.Parts {
+				k.Parts[i] = nth{p, m, again}
+			}
 			err := k.Apply(context.Background(), before, want, plan)
 			var failed *ApplyError
 			if !errors.As(err, &failed) {
@@ -193,10 +195,10 @@ func TestApplyMismatch(t *testing.T) {
 	m := &machine{s: before, fail: -1}
 	k := m.kernel()
 	lie := true
-	k.Queue = part{machine: m, read: func(s *State) error {
+	k.Parts[0] = part{machine: m, port: sending, read: func(s *State) error {
 		if lie {
 			lie = false
-			s.Classes[1].Rate++
+			s.Ports[0].Classes[1].Rate++
 		}
 		return nil
 	}}
@@ -213,8 +215,8 @@ func TestApplyMismatch(t *testing.T) {
 	if d := differs(t, m, before); d != nil {
 		t.Errorf("it is not as before: %v", d)
 	}
-	many := &MismatchError{Left: Diff(State{Interface: "eth0"}, want)}
-	if text := "the kernel shows something else than was asked for: create root qdisc htb 71f:, create class eth0 (71f:1), create " + (&want.Classes[1]).String() + " and "; len(many.Error()) < len(text) {
+	many := &MismatchError{Left: Diff(State{Device: "eth0"}, want)}
+	if text := "the kernel shows something else than was asked for: create root qdisc htb 71f:, create class eth0 (71f:1), create " + (&want.Ports[0].Classes[1]).String() + " and "; len(many.Error()) < len(text) {
 		t.Errorf("got %q", many)
 	}
 }
@@ -225,7 +227,7 @@ func TestApplyReadFails(t *testing.T) {
 	m := &machine{s: before, fail: -1}
 	k := m.kernel()
 	reads := 0
-	k.Binder = part{machine: m, binder: true, read: func(*State) error {
+	k.Parts[1] = part{machine: m, read: func(*State) error {
 		if reads++; reads == 1 {
 			return broken
 		}
@@ -237,7 +239,7 @@ func TestApplyReadFails(t *testing.T) {
 	}
 	m = &machine{s: before, fail: -1}
 	k = m.kernel()
-	k.Queue = part{machine: m, read: func(*State) error { return broken }}
+	k.Parts[0] = part{machine: m, port: sending, read: func(*State) error { return broken }}
 	err = k.Apply(context.Background(), before, want, Diff(before, want))
 	var failed *ApplyError
 	if !errors.As(err, &failed) || !errors.Is(failed.Undo, broken) || err.Error() != "reading back: no answer; going back failed as well: no answer" {
@@ -248,12 +250,11 @@ func TestApplyReadFails(t *testing.T) {
 // A foreign qdisc that was replaced is gone: it must not be called as before.
 func TestApplyForeignLost(t *testing.T) {
 	_, want := twoStates(t)
-	before := State{Interface: "eth0", Root: Root{Kind: "fq_codel", Handle: 0x80010000}}
+	before := State{Device: "eth0", Ports: []PortState{{Port: sending, Root: Root{Kind: "fq_codel", Handle: 0x80010000}}}}
 	plan := Diff(before, want)
 	m := &machine{s: before, fail: 3}
 	k := m.kernel()
-	once := onceOnly{m}
-	k.Queue, k.Binder = once.wrap(k.Queue), once.wrap(k.Binder)
+	onceOnly(m, k)
 	err := k.Apply(context.Background(), before, want, plan)
 	var failed *ApplyError
 	if !errors.As(err, &failed) || failed.Undo == nil {
@@ -264,7 +265,7 @@ func TestApplyForeignLost(t *testing.T) {
 	}
 	m = &machine{s: before, fail: 0}
 	k = m.kernel()
-	k.Queue, k.Binder = once.wrap(k.Queue), once.wrap(k.Binder)
+	onceOnly(m, k)
 	if err := k.Apply(context.Background(), before, want, plan); !errors.As(err, &failed) || failed.Undo != nil {
 		t.Errorf("nothing was done, and yet: %v", err)
 	}
@@ -276,7 +277,7 @@ func TestApplyUndoComplainsButWorks(t *testing.T) {
 	before, want := twoStates(t)
 	m := &machine{s: before, fail: -1}
 	k := m.kernel()
-	k.Queue = complains{k.Queue}
+	k.Parts[0] = complains{k.Parts[0]}
 	var failed *ApplyError
 	if err := k.Apply(context.Background(), before, want, Diff(before, want)); !errors.As(err, &failed) {
 		t.Fatalf("error %v", err)
@@ -302,7 +303,7 @@ func TestReadNames(t *testing.T) {
 	m := &machine{s: before, fail: -1}
 	k := m.kernel()
 	k.Names = map[ClassID]Path{}
-	for _, c := range before.Classes {
+	for _, c := range before.On(sending).Classes {
 		k.Names[c.ID] = c.Path
 	}
 	got, err := k.Read(context.Background())
@@ -313,8 +314,9 @@ func TestReadNames(t *testing.T) {
 		before.Bound[i].Path = k.Names[before.Bound[i].Class]
 	}
 	sortClasses := func(s State) State {
-		s.Classes = slices.Clone(s.Classes)
-		slices.SortFunc(s.Classes, func(a, b Class) int { return int(a.ID) - int(b.ID) })
+		p := only(&s)
+		p.Classes = slices.Clone(p.Classes)
+		slices.SortFunc(p.Classes, func(a, b Class) int { return int(a.ID) - int(b.ID) })
 		return s
 	}
 	if d := cmp.Diff(sortClasses(before), sortClasses(got)); d != "" {
@@ -335,8 +337,7 @@ func TestApplyRandom(t *testing.T) {
 		}
 		m := &machine{s: before, fail: rnd.IntN(len(plan.Steps))}
 		k := m.kernel()
-		once := onceOnly{m}
-		k.Queue, k.Binder = once.wrap(k.Queue), once.wrap(k.Binder)
+		onceOnly(m, k)
 		var failed *ApplyError
 		if err := k.Apply(context.Background(), before, want, plan); !errors.As(err, &failed) || failed.Undo != nil {
 			t.Fatalf("seed %d: %v", seed, err)
@@ -366,10 +367,10 @@ func (r *rereader) Reread(_ context.Context, s *State, steps []Step) error {
 // TestApplyRereads holds that a small plan is verified by what it touched, and by
 // everything where that does not show what was wanted.
 func TestApplyRereads(t *testing.T) {
-	was := State{Interface: "eth0", Root: Root{Kind: "htb", Handle: ID(0)},
-		Classes: []Class{{ID: ID(1), Rate: 80}}}
+	was := State{Device: "eth0", Ports: []PortState{{Port: sending, Root: Root{Kind: "htb", Handle: ID(0)},
+		Classes: []Class{{ID: ID(1), Rate: 80}}}}}
 	want := was
-	want.Classes = []Class{{ID: ID(1), Rate: 160}}
+	only(&want).Classes = []Class{{ID: ID(1), Rate: 160}}
 	for name, tt := range map[string]struct {
 		shows Bandwidth
 		err   error
@@ -381,17 +382,17 @@ func TestApplyRereads(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			q := &rereader{Part: fixed{want}, reread: func(s *State, steps []Step) error {
-				s.Classes[0].Rate = tt.shows
+				s.Ports[0].Classes[0].Rate = tt.shows
 				return tt.err
 			}}
-			k := Kernel{Interface: "eth0", Queue: q, Binder: fixed{}}
+			k := Kernel{Device: "eth0", Parts: []Part{q, fixed{}}}
 			if err := k.Apply(t.Context(), was, want, Diff(was, want)); err != nil {
 				t.Fatal(err)
 			}
 			if q.full != tt.full {
 				t.Errorf("everything was read %d times, not %d", q.full, tt.full)
 			}
-			if was.Classes[0].Rate != 80 {
+			if was.Ports[0].Classes[0].Rate != 80 {
 				t.Error("the state before was changed")
 			}
 		})
@@ -401,9 +402,11 @@ func TestApplyRereads(t *testing.T) {
 // fixed is a part that takes every step and always shows the same.
 type fixed struct{ state State }
 
+func (f fixed) Port() Port { return Port{Device: f.state.Device} }
+
 func (f fixed) Read(_ context.Context, s *State) error {
-	if f.state.Interface != "" {
-		s.Root, s.Classes, s.Leaves = f.state.Root, f.state.Classes, f.state.Leaves
+	for _, p := range f.state.Ports {
+		s.Set(p)
 	}
 	return nil
 }
@@ -416,7 +419,7 @@ func TestMismatchParameter(t *testing.T) {
 		return Leaf{Class: ID(minor), Path: "eth0/web", Qdisc: Qdisc{Kind: "fq", Params: params}}
 	}
 	state := func(leaves ...Leaf) State {
-		return State{Interface: "eth0", Root: Root{Kind: "htb", Handle: ID(0)}, Leaves: leaves}
+		return State{Device: "eth0", Ports: []PortState{{Port: sending, Root: Root{Kind: "htb", Handle: ID(0)}, Leaves: leaves}}}
 	}
 	limit, weights := Setting{"limit", 5}, Setting{"weights", 7}
 	for _, tt := range []struct {

@@ -106,7 +106,7 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	} else if r.count > ManyBranches {
 		r.warn(path, "", fmt.Sprintf("%d branches below one interface: the kernel takes time in proportion to the square of their number to make them", r.count))
 	}
-	tree := &Tree{Interface: s.Interface, Replace: s.Replace, MTU: s.MTU, Line: s.Line, Root: root}
+	tree := &Tree{Port: Port{s.Interface, s.Direction}, Replace: s.Replace, MTU: s.MTU, Line: s.Line, Root: root}
 	r.sort(tree)
 	if r.broken || slices.ContainsFunc(r.problems, func(p Problem) bool { return !p.Warning }) {
 		return nil, r.problems

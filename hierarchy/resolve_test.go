@@ -179,7 +179,7 @@ func TestResolveCarries(t *testing.T) {
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	if tree.Interface != "eth0" || tree.MTU != 1500 || tree.Line != s.Line || !tree.Replace || tree.Root.Parent != ID(0) {
+	if tree.Port.Device != "eth0" || tree.MTU != 1500 || tree.Line != s.Line || !tree.Replace || tree.Root.Parent != ID(0) {
 		t.Errorf("got %+v", tree)
 	}
 	want := &Branch{

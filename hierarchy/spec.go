@@ -8,13 +8,14 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// Spec is one interface as a policy has it: nothing worked out, nothing
-// checked. [Resolve] makes a [Tree] of it.
+// Spec is one direction of an interface as a policy has it: nothing worked out,
+// nothing checked. [Resolve] makes a [Tree] of it.
 type Spec struct {
-	Interface string `json:"interface"`
-	Replace   bool   `json:"replace,omitempty"` // a foreign root qdisc may be replaced
-	MTU       Size   `json:"mtu,omitzero"`      // largest packet to expect; zero: the device's own
-	Line      Line   `json:"line,omitzero"`
+	Interface string    `json:"interface"`
+	Direction Direction `json:"direction,omitzero"`
+	Replace   bool      `json:"replace,omitempty"` // a foreign root qdisc may be replaced
+	MTU       Size      `json:"mtu,omitzero"`      // largest packet to expect; zero: the device's own
+	Line      Line      `json:"line,omitzero"`
 	BranchSpec
 }
 

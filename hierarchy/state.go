@@ -1,21 +1,52 @@
 package hierarchy
 
-import "github.com/vifshape/vifshape/hierarchy/bind"
+import (
+	"slices"
 
-// State is everything of ours on one interface, as it is or as it should be.
-// The zero value is an interface that vifshape has not touched. Both sides of a
-// plan are a State; package tc reads Root, Classes and Leaves, package cgroup
-// Hook and Bound.
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
+
+// State is everything of ours on one device, as it is or as it should be: a part
+// for each port, and the classifier and bindings for all of them. The zero value is
+// a device that vifshape has not touched. Both sides of a plan are a State; package
+// tc reads ports, package cgroup Hook and Bound.
 type State struct {
-	Interface string  `json:"interface"`
-	Root      Root    `json:"root"`
-	Classes   []Class `json:"classes"` // parents before children
-	Leaves    []Leaf  `json:"leaves"`
-	Hook      Hook    `json:"hook"`
-	Bound     []Bound `json:"bound"`
+	Device string      `json:"device"`
+	Ports  []PortState `json:"ports"`
+	Hook   Hook        `json:"hook"`
+	Bound  []Bound     `json:"bound"`
 }
 
-// Root is the qdisc at the root of the interface. The zero value is the one
+// PortState is what stands on one port.
+type PortState struct {
+	Port    Port    `json:"port"`
+	Root    Root    `json:"root"`
+	Classes []Class `json:"classes"` // parents before children
+	Leaves  []Leaf  `json:"leaves"`
+}
+
+// On is what stands on a port: nothing, where the state does not have it.
+func (s State) On(p Port) PortState {
+	if i := s.find(p); i >= 0 {
+		return s.Ports[i]
+	}
+	return PortState{Port: p}
+}
+
+// Set puts what stands on a port into the state, in the place of what it has.
+func (s *State) Set(p PortState) {
+	if i := s.find(p.Port); i >= 0 {
+		s.Ports[i] = p
+		return
+	}
+	s.Ports = append(s.Ports, p)
+}
+
+func (s State) find(p Port) int {
+	return slices.IndexFunc(s.Ports, func(o PortState) bool { return o.Port == p })
+}
+
+// Root is the qdisc at the root of an interface. The zero value is the one
 // that the kernel put there by itself (handle 0).
 type Root struct {
 	Kind   string  `json:"kind"`
@@ -35,7 +66,7 @@ type Leaf struct {
 	Qdisc Qdisc   `json:"qdisc"`
 }
 
-// Hook is the classifier on the interface.
+// Hook is the classifier on the device.
 type Hook struct {
 	Way     bind.Way `json:"way"`
 	Version uint32   `json:"version"` // of the program; an older one is replaced in place
@@ -53,10 +84,10 @@ type Bound struct {
 	From string `json:"from,omitempty"` // the policy's words: "unit:nginx.service", or "run" for a branch's own cgroup
 }
 
-// State is the desired state of the tree's interface. Hook and Bound are not
-// the tree's to say and stay empty.
+// State is the desired state of a device that has the tree and no other. Hook and
+// Bound are not the tree's to say and stay empty.
 func (t *Tree) State() State {
-	s := State{Interface: t.Interface, Root: Root{Kind: "htb", Handle: ID(0)}}
+	s := PortState{Port: t.Port, Root: Root{Kind: "htb", Handle: ID(0)}}
 	classes, leaves := 0, 0
 	for b := range t.All() {
 		classes++
@@ -71,5 +102,5 @@ func (t *Tree) State() State {
 			s.Leaves = append(s.Leaves, Leaf{b.ID, b.Path, b.Qdisc})
 		}
 	}
-	return s
+	return State{Device: t.Port.Device, Ports: []PortState{s}}
 }

@@ -21,16 +21,16 @@ type Class struct {
 	Link    LinkLayer `json:"link,omitzero"`
 }
 
-// Tree is what one interface is to become: every value of the policy worked out
+// Tree is what one port is to become: every value of the policy worked out
 // and checked. Burst, CBurst and Quantum of a class and the Qdisc of a leaf are
 // zero where the policy leaves them open, and every Link is; package tc settles
 // them for the device at hand.
 type Tree struct {
-	Interface string
-	Replace   bool
-	MTU       Size
-	Line      Line
-	Root      *Branch
+	Port    Port
+	Replace bool
+	MTU     Size
+	Line    Line
+	Root    *Branch
 }
 
 // Branch is a node of a Tree. Inner branches have no Qdisc. Their processes

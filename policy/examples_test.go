@@ -54,7 +54,7 @@ func plan(t *testing.T, tree *hierarchy.Tree) {
 	}
 	want := tree.State()
 	made := map[hierarchy.ClassID]bool{hierarchy.ID(0): true}
-	for _, s := range hierarchy.Diff(hierarchy.State{Interface: tree.Interface}, want).Steps {
+	for _, s := range hierarchy.Diff(hierarchy.State{Device: tree.Port.Device}, want).Steps {
 		c, ok := s.Item().(*hierarchy.Class)
 		if s.Action != hierarchy.Create || ok && (made[c.ID] || !made[c.Parent]) {
 			t.Errorf("%s in a plan from nothing", s)
@@ -63,8 +63,8 @@ func plan(t *testing.T, tree *hierarchy.Tree) {
 			made[c.ID] = true
 		}
 	}
-	if len(made) != len(want.Classes)+1 {
-		t.Errorf("%d classes are planned of %d", len(made)-1, len(want.Classes))
+	if len(made) != len(want.Ports[0].Classes)+1 {
+		t.Errorf("%d classes are planned of %d", len(made)-1, len(want.Ports[0].Classes))
 	}
 	if again := hierarchy.Diff(want, want); !again.Empty() {
 		t.Errorf("with the tree in place there is still to do: %v", again.Steps)

@@ -96,7 +96,7 @@ func describe(p *policy.Policy) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "binding %s\n", p.Binding)
 	for _, t := range p.Trees {
-		fmt.Fprintf(&b, "interface %s", t.Interface)
+		fmt.Fprintf(&b, "interface %s", t.Port.Device)
 		if t.Replace {
 			b.WriteString(" replace")
 		}

@@ -30,12 +30,12 @@ func (p *Policy) Unquoted(meant func(name string) bool) Errors {
 	var all Errors
 	for _, t := range p.Trees {
 		for _, b := range t.Root.Children {
-			name := t.Interface + "." + b.Path.Base()
-			if slices.ContainsFunc(p.Trees, func(t *hierarchy.Tree) bool { return t.Interface == name }) || !meant(name) {
+			name := t.Port.Device + "." + b.Path.Base()
+			if slices.ContainsFunc(p.Trees, func(t *hierarchy.Tree) bool { return t.Port.Device == name }) || !meant(name) {
 				continue
 			}
 			r := report{file: p.file, index: p.index}
-			msg, hint := unquoted(t.Interface, b.Path.Base())
+			msg, hint := unquoted(t.Port.Device, b.Path.Base())
 			r.add(mistake{off: p.offset(b.Path, ""), path: b.Path, warning: true, msg: msg, hint: hint})
 			all = append(all, r.errs()...)
 		}

@@ -41,14 +41,14 @@ func (b *bench) flat(n int) *hierarchy.Tree {
 func script(t testing.TB, tree *hierarchy.Tree) string {
 	t.Helper()
 	var s strings.Builder
-	fmt.Fprintf(&s, "qdisc add dev %s root handle 71f: htb default 2\n", tree.Interface)
+	fmt.Fprintf(&s, "qdisc add dev %s root handle 71f: htb default 2\n", tree.Port.Device)
 	for br := range tree.All() {
 		fmt.Fprintf(&s, "class add dev %s parent %v classid %v htb rate %dbit ceil %dbit burst %db cburst %db quantum %d prio %d\n",
-			tree.Interface, br.Parent, br.ID, br.Rate, br.Ceil, br.Burst, br.CBurst, max(br.Quantum, 60000), br.Prio)
+			tree.Port.Device, br.Parent, br.ID, br.Rate, br.Ceil, br.Burst, br.CBurst, max(br.Quantum, 60000), br.Prio)
 	}
 	for br := range tree.All() {
 		if limit, ok := br.Qdisc.Get("limit"); ok {
-			fmt.Fprintf(&s, "qdisc add dev %s parent %v handle %x: %s limit %d\n", tree.Interface, br.ID, br.ID.Minor(), br.Qdisc.Kind, limit)
+			fmt.Fprintf(&s, "qdisc add dev %s parent %v handle %x: %s limit %d\n", tree.Port.Device, br.ID, br.ID.Minor(), br.Qdisc.Kind, limit)
 		}
 	}
 	name := filepath.Join(t.TempDir(), "script")
@@ -113,7 +113,7 @@ func benchmarkApply(b *testing.B, n int) {
 	want := x.flat(n)
 	file := script(b, want)
 	del := func() {
-		root := x.read().Root
+		root := x.stands().Root
 		x.do(hierarchy.Step{Action: hierarchy.Delete, Old: &root})
 	}
 	var ours, theirs cost

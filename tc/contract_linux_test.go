@@ -40,7 +40,7 @@ func TestKernelContract(t *testing.T) {
 	}
 
 	// All of it anew, by go-tc from what it read.
-	root := b.read().Root
+	root := b.stands().Root
 	b.do(hierarchy.Step{Action: hierarchy.Delete, Old: &root}, hierarchy.Step{Action: hierarchy.Create, New: &root})
 	slices.SortFunc(classes, func(x, y gotc.Object) int { return int(y.Htb.Parms.Level) - int(x.Htb.Parms.Level) })
 	for _, c := range classes {

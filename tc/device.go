@@ -15,6 +15,7 @@ type Device struct {
 	rtnl.Interface
 
 	link   link.Link
+	port   hierarchy.Port
 	former *Former // the foreign root qdisc that Do replaced
 }
 
@@ -30,5 +31,17 @@ func Find(c *rtnl.Conn, name string) (*Device, error) {
 	return &Device{
 		Interface: rtnl.Interface{Conn: c, Name: l.Name, Index: uint32(l.Index)},
 		link:      l,
+		port:      hierarchy.Port{Device: l.Name},
 	}, nil
+}
+
+// Port implements [hierarchy.Part]: the tree on the device is for what the device
+// sends, unless For says otherwise.
+func (d *Device) Port() hierarchy.Port { return d.port }
+
+// For is the device as the part of another port: an IFB carries the tree for what an
+// interface receives.
+func (d *Device) For(p hierarchy.Port) *Device {
+	d.port = p
+	return d
 }

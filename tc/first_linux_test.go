@@ -58,7 +58,7 @@ func TestKernelFirstApply(t *testing.T) {
 		if n := b.unshaped(); n != 0 {
 			t.Errorf("%d packets passed unshaped", n)
 		}
-		b.do(hierarchy.Diff(b.read(), hierarchy.State{Interface: b.Name}).Steps...)
+		b.do(hierarchy.Diff(b.read(), hierarchy.State{Device: b.Name}).Steps...)
 	}
 	for _, s := range sources {
 		if err := s.Stop(); err != nil {

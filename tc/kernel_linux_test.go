@@ -120,6 +120,12 @@ func (b *bench) read() hierarchy.State {
 	return s
 }
 
+// stands is what is on the interface.
+func (b *bench) stands() hierarchy.PortState {
+	b.t.Helper()
+	return b.read().On(b.Port())
+}
+
 // apply makes the tree real and fails the test unless the kernel then shows it,
 // value for value.
 func (b *bench) apply(tree *hierarchy.Tree) {
@@ -182,8 +188,9 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// bare is a state without names, by class id.
-func bare(s hierarchy.State) hierarchy.State {
+// bare is what stands on the one port of a state, without names, by class id.
+func bare(state hierarchy.State) hierarchy.PortState {
+	s := state.Ports[0]
 	s.Classes, s.Leaves = slices.Clone(s.Classes), slices.Clone(s.Leaves)
 	for i := range s.Classes {
 		s.Classes[i].Path = ""
@@ -198,7 +205,7 @@ func bare(s hierarchy.State) hierarchy.State {
 
 func TestKernelApply(t *testing.T) {
 	b, p := veth(t)
-	if s := b.read(); s.Root != (hierarchy.Root{}) || s.Classes != nil {
+	if s := b.stands(); s.Root != (hierarchy.Root{}) || s.Classes != nil {
 		t.Fatalf("untouched interface reads %+v", s)
 	}
 	prio := uint8(0)
@@ -260,9 +267,9 @@ func TestKernelApply(t *testing.T) {
 	if plan := hierarchy.Diff(b.read(), tree.State()); !plan.Empty() {
 		t.Errorf("second plan is not empty: %v", plan.Steps)
 	}
-	root := b.read().Root
+	root := b.stands().Root
 	b.do(hierarchy.Step{Action: hierarchy.Delete, Old: &root})
-	if s := b.read(); s.Root != (hierarchy.Root{}) || s.Classes != nil || s.Leaves != nil {
+	if s := b.stands(); s.Root != (hierarchy.Root{}) || s.Classes != nil || s.Leaves != nil {
 		t.Errorf("after deletion: %+v", s)
 	}
 }
@@ -448,7 +455,7 @@ func TestKernelBatchError(t *testing.T) {
 				t.Errorf("%d done, %v\nwant %d, %s", n, err, tt.done, tt.want)
 			}
 			have := map[hierarchy.ClassID]bool{}
-			for _, c := range b.read().Classes {
+			for _, c := range b.stands().Classes {
 				have[c.ID] = true
 			}
 			for i, s := range tt.steps[:n] {
@@ -484,12 +491,13 @@ func TestKernelForeignQdiscs(t *testing.T) {
 	run(fmt.Sprintf("qdisc replace dev eth0 parent %v handle 11: pfifo_head_drop limit 5", y.ID))
 
 	want := tree.State()
-	for i, l := range want.Leaves {
+	leaves := want.Ports[0].Leaves
+	for i, l := range leaves {
 		switch l.Class {
 		case x.ID:
-			want.Leaves[i].Qdisc = hierarchy.Qdisc{Kind: "htb"}
+			leaves[i].Qdisc = hierarchy.Qdisc{Kind: "htb"}
 		case y.ID:
-			want.Leaves[i].Qdisc = hierarchy.Qdisc{Kind: "pfifo_head_drop", Params: []hierarchy.Setting{{Name: "limit", Value: 5}}}
+			leaves[i].Qdisc = hierarchy.Qdisc{Kind: "pfifo_head_drop", Params: []hierarchy.Setting{{Name: "limit", Value: 5}}}
 		}
 	}
 	if d := cmp.Diff(bare(want), bare(b.read())); d != "" {
@@ -527,11 +535,11 @@ func TestKernelForeignRoot(t *testing.T) {
 	tbf := show()
 
 	found := b.read()
-	if want := (hierarchy.Root{Kind: "tbf", Handle: 8 << 16}); found.Root != want || found.Classes != nil {
+	if want := (hierarchy.Root{Kind: "tbf", Handle: 8 << 16}); found.Ports[0].Root != want || found.Ports[0].Classes != nil {
 		t.Fatalf("read %+v", found)
 	}
 	tree := b.tree(hierarchy.Gbit)
-	ours := tree.State()
+	ours := tree.State().Ports[0]
 	const refusal = `eth0: root qdisc tbf 8: is not made by vifshape: set replace = true for the interface, or remove it with "tc qdisc del dev eth0 root"`
 	for _, old := range []hierarchy.Item{nil, &hierarchy.Root{Kind: "tbf", Handle: 9 << 16}} {
 		s := hierarchy.Step{Action: hierarchy.Create, New: &ours.Root}
@@ -579,7 +587,7 @@ func TestKernelForeignRoot(t *testing.T) {
 	if err := b.Restore(tc.Former{}); err != nil {
 		t.Error(err)
 	}
-	if root := b.read().Root; root != (hierarchy.Root{}) {
+	if root := b.stands().Root; root != (hierarchy.Root{}) {
 		t.Errorf("left: %+v", root)
 	}
 	// Our handle, and not our doing.
@@ -602,7 +610,7 @@ func TestKernelGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	var s hierarchy.State
-	state := tree.State()
+	state := tree.State().Ports[0]
 	for name, call := range map[string]func() error{
 		"Read":      func() error { return b.Read(t.Context(), &s) },
 		"Settle":    func() error { return b.Settle(tree) },
@@ -653,14 +661,14 @@ func TestKernelRoots(t *testing.T) {
 				t.Fatal(err)
 			}
 			b := open(t, n, l.Name)
-			if root := b.read().Root; root != (hierarchy.Root{}) {
+			if root := b.stands().Root; root != (hierarchy.Root{}) {
 				t.Errorf("untouched: %+v", root)
 			}
 			b.apply(b.tree(hierarchy.Gbit, branch("x", hierarchy.Mbit)))
 			if _, err := b.Do(t.Context(), hierarchy.Diff(b.read(), hierarchy.State{}).Steps); err != nil {
 				t.Fatal(err)
 			}
-			if root := b.read().Root; root != (hierarchy.Root{}) {
+			if root := b.stands().Root; root != (hierarchy.Root{}) {
 				t.Errorf("cleared: %+v", root)
 			}
 		})
@@ -686,8 +694,9 @@ func unprivileged([]string) error {
 	if err != nil {
 		return err
 	}
-	if len(s.Classes) != 3 || len(stats) != 3 {
-		return fmt.Errorf("read %d classes, counters of %d", len(s.Classes), len(stats))
+	is := s.On(d.Port())
+	if len(is.Classes) != 3 || len(stats) != 3 {
+		return fmt.Errorf("read %d classes, counters of %d", len(is.Classes), len(stats))
 	}
 	// A plan can be made, from what is known of the kernel's modules.
 	plan := &hierarchy.Tree{Root: &hierarchy.Branch{Class: hierarchy.Class{Rate: 8, Ceil: 8}}}
@@ -695,9 +704,9 @@ func unprivileged([]string) error {
 		return fmt.Errorf("settle: %+v, %v", plan.Root, err)
 	}
 	for what, err := range map[string]error{
-		"change root": second(d.Do(context.Background(), []hierarchy.Step{{Action: hierarchy.Delete, Old: &s.Root}})),
+		"change root": second(d.Do(context.Background(), []hierarchy.Step{{Action: hierarchy.Delete, Old: &is.Root}})),
 		"change class": second(d.Do(context.Background(), []hierarchy.Step{
-			{Action: hierarchy.Change, Old: &s.Classes[2], New: &s.Classes[2]},
+			{Action: hierarchy.Change, Old: &is.Classes[2], New: &is.Classes[2]},
 		})),
 		"detach": d.DetachEgress(),
 		"attach": d.AttachEgress(0, "x"),

@@ -146,7 +146,7 @@ func (b *bench) kindTree(c kindCase) *hierarchy.Tree {
 // leafOf is the leaf qdisc of a class as it is.
 func (b *bench) leafOf(id hierarchy.ClassID) hierarchy.Qdisc {
 	b.t.Helper()
-	leaves := b.read().Leaves
+	leaves := b.stands().Leaves
 	i := slices.IndexFunc(leaves, func(l hierarchy.Leaf) bool { return l.Class == id })
 	if i < 0 {
 		return hierarchy.Qdisc{}
@@ -227,7 +227,7 @@ func eachKind(t *testing.T, f func(t *testing.T, p *lab.Pair, cases []kindCase))
 func openBare(t *testing.T, p *lab.Pair) *bench {
 	t.Helper()
 	b := open(t, p.Near, p.Dev)
-	if root := b.read().Root; root != (hierarchy.Root{}) {
+	if root := b.stands().Root; root != (hierarchy.Root{}) {
 		b.do(hierarchy.Step{Action: hierarchy.Delete, Old: &root})
 	}
 	return b

@@ -91,7 +91,7 @@ func TestVirtualLine(t *testing.T) {
 		b, p := veth(t)
 		tree := b.lineTree(tt.line, rate)
 		b.apply(tree)
-		for _, c := range b.read().Classes {
+		for _, c := range b.stands().Classes {
 			if c.Link != tree.Root.Link {
 				t.Errorf("%v: %s adds %v, the interface %v", tt.line, c.ID, c.Link, tree.Root.Link)
 			}

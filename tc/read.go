@@ -17,8 +17,8 @@ import (
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// Read fills in Interface, Root, Classes and Leaves of s. Classes come parents
-// first, children by their number. Paths stay empty: the kernel has none.
+// Read fills in the device's port of s. Classes come parents first, children by
+// their number. Paths stay empty: the kernel has none.
 //
 // An inner class has no quantum and no priority (the kernel ignores both while
 // it has children): they read as zero. A leaf qdisc of a kind that cannot be
@@ -28,42 +28,49 @@ func (d *Device) Read(ctx context.Context, s *hierarchy.State) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.Interface = d.Name
-	s.Root, s.Classes, s.Leaves = hierarchy.Root{}, nil, nil
+	p, err := d.read()
+	s.Device = d.port.Device
+	s.Set(p)
+	return err
+}
+
+func (d *Device) read() (hierarchy.PortState, error) {
+	p := hierarchy.PortState{Port: d.port}
 	root, leaves, err := d.qdiscs()
 	if err != nil {
-		return err
+		return p, err
 	}
-	if s.Root = root.Root(); !s.Root.Ours() {
-		return nil
+	if p.Root = root.Root(); !p.Root.Ours() {
+		return p, nil
 	}
 	if err := d.checkRoot(root); err != nil {
-		return err
+		return p, err
 	}
-	if s.Classes, err = d.classes(); err != nil {
-		return err
+	if p.Classes, err = d.classes(); err != nil {
+		return p, err
 	}
 	slices.SortFunc(leaves, func(a, b hierarchy.Leaf) int { return cmp.Compare(a.Class, b.Class) })
-	s.Leaves = leaves
-	return nil
+	p.Leaves = leaves
+	return p, nil
 }
 
 // Reread implements hierarchy.Rereader: one question for each class and leaf
 // qdisc that a step is about. The kernel tells everybody who listens to changes
 // of traffic control the answers, too (tclass_notify, net/sched/sch_api.c, v6.12).
 func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarchy.Step) error {
+	p := s.On(d.port)
 	for _, step := range steps {
 		switch i := step.Item().(type) {
 		case *hierarchy.Root:
 			return d.Read(ctx, s)
 		case *hierarchy.Class:
-			s.Classes = slices.DeleteFunc(s.Classes, func(c hierarchy.Class) bool { return c.ID == i.ID })
+			p.Classes = slices.DeleteFunc(p.Classes, func(c hierarchy.Class) bool { return c.ID == i.ID })
 			body, err := d.Get(unix.RTM_GETTCLASS, rtnl.TcMsg{Handle: uint32(i.ID)})
 			if err != nil {
 				return d.Fail("read class", err)
 			}
 			if body == nil {
-				s.Leaves = slices.DeleteFunc(s.Leaves, func(l hierarchy.Leaf) bool { return l.Class == i.ID })
+				p.Leaves = slices.DeleteFunc(p.Leaves, func(l hierarchy.Leaf) bool { return l.Class == i.ID })
 				continue
 			}
 			c, ok, err := decodeClass(body)
@@ -71,10 +78,10 @@ func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarc
 				return d.Fail("read class", err)
 			}
 			if ok {
-				s.Classes = append(s.Classes, c)
+				p.Classes = append(p.Classes, c)
 			}
 		case *hierarchy.Leaf:
-			s.Leaves = slices.DeleteFunc(s.Leaves, func(l hierarchy.Leaf) bool { return l.Class == i.Class })
+			p.Leaves = slices.DeleteFunc(p.Leaves, func(l hierarchy.Leaf) bool { return l.Class == i.Class })
 			body, err := d.Get(unix.RTM_GETQDISC, rtnl.TcMsg{Parent: uint32(i.Class)})
 			if err != nil {
 				return d.Fail("read qdisc", err)
@@ -90,10 +97,11 @@ func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarc
 			if err != nil {
 				return d.Fail("read qdisc", err)
 			}
-			s.Leaves = append(s.Leaves, hierarchy.Leaf{Class: i.Class, Qdisc: leaf})
+			p.Leaves = append(p.Leaves, hierarchy.Leaf{Class: i.Class, Qdisc: leaf})
 		}
 	}
-	s.Classes = parentsFirst(s.Classes)
+	p.Classes = parentsFirst(p.Classes)
+	s.Set(p)
 	return ctx.Err()
 }
 

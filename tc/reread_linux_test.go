@@ -28,8 +28,9 @@ func TestKernelReread(t *testing.T) {
 		before := b.read()
 		plan := hierarchy.Diff(before, tree.State())
 		b.do(plan.Steps...)
-		again := before
-		again.Classes, again.Leaves = slices.Clone(before.Classes), slices.Clone(before.Leaves)
+		again, is := hierarchy.State{Device: before.Device}, before.On(b.Port())
+		is.Classes, is.Leaves = slices.Clone(is.Classes), slices.Clone(is.Leaves)
+		again.Set(is)
 		if err := b.Reread(t.Context(), &again, plan.Steps); err != nil {
 			t.Fatal(err)
 		}
@@ -41,10 +42,10 @@ func TestKernelReread(t *testing.T) {
 		}
 	}
 	// A root qdisc that goes is seen, too.
-	before := b.read()
-	step := hierarchy.Step{Action: hierarchy.Delete, Old: &before.Root}
+	again := b.read()
+	root := again.On(b.Port()).Root
+	step := hierarchy.Step{Action: hierarchy.Delete, Old: &root}
 	b.do(step)
-	again := before
 	if err := b.Reread(t.Context(), &again, []hierarchy.Step{step}); err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package tc_test
 
 import (
-	"context"
 	"fmt"
 	"math"
 	"net/netip"
@@ -42,7 +41,7 @@ func TestVirtualShaping(t *testing.T) {
 	// This is Linux 6.1.
 	t.Run("a parameter of a later kernel", func(t *testing.T) {
 		b, _ := veth(t)
-		k := hierarchy.Kernel{Interface: b.Name, Queue: b.Device, Binder: nothingBound{}}
+		k := hierarchy.Kernel{Device: b.Name, Parts: []hierarchy.Part{b.Device}}
 		for _, tt := range [][2]string{{"fq", `weights="30000 20000 20000"`}, {"fq", `priomap="0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0"`}, {"fq", `offload_horizon="1ms"`}, {"netem", "seed=5"}} {
 			before := b.read()
 			want := b.tree(hierarchy.Gbit, leaf("x", hierarchy.Mbit, tt[0], tt[1])).State()
@@ -233,12 +232,6 @@ func TestVirtualShaping(t *testing.T) {
 		})
 	}
 }
-
-// nothingBound is the part of the kernel that binds, for trees without bindings.
-type nothingBound struct{}
-
-func (nothingBound) Read(context.Context, *hierarchy.State) error          { return nil }
-func (nothingBound) Do(_ context.Context, s []hierarchy.Step) (int, error) { return len(s), nil }
 
 // drops are the packets that the leaf qdisc of a class has dropped.
 func (b *bench) drops(id hierarchy.ClassID) uint32 {

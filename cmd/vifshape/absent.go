@@ -12,7 +12,7 @@ import (
 // unlike is the error without a name that the policy has as well: that is not what
 // was meant.
 func unlike(no *link.NotFoundError, p *policy.Policy) *link.NotFoundError {
-	if slices.ContainsFunc(p.Trees, func(t *hierarchy.Tree) bool { return t.Interface == no.Nearest }) {
+	if slices.ContainsFunc(p.Trees, func(t *hierarchy.Tree) bool { return t.Port.Device == no.Nearest }) {
 		return &link.NotFoundError{Name: no.Name}
 	}
 	return no

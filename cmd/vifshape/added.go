@@ -46,7 +46,7 @@ func (x *target) keepAdded() error {
 	if len(x.record.Added) == 0 {
 		return nil
 	}
-	with, err := laid(x.spec, x.tree.Interface, x.record.Added, amend.Keep)
+	with, err := laid(x.spec, x.tree.Port.Device, x.record.Added, amend.Keep)
 	if err == nil {
 		x.lay(with)
 	}

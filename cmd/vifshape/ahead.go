@@ -58,7 +58,7 @@ func (m *machine) ahead(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		s := hierarchy.State{Interface: n}
+		s := hierarchy.State{Device: n}
 		if d.Read(ctx, &s) == nil {
 			m.early[n] = s
 		}
@@ -75,7 +75,7 @@ func (r *readAhead) Read(ctx context.Context, s *hierarchy.State) error {
 	if r.state == nil {
 		return r.Device.Read(ctx, s)
 	}
-	s.Root, s.Classes, s.Leaves = r.state.Root, r.state.Classes, r.state.Leaves
+	s.Set(r.state.On(r.Port()))
 	r.state = nil
 	return nil
 }

@@ -46,13 +46,13 @@ func TestKernelInterrupt(t *testing.T) {
 		}
 		n.failed(r.wait(), exitInterrupted, "error: interrupted; everything is as it was before")
 	}
-	interrupt(first, func() bool { return len(n.state().Classes) > 0 })
+	interrupt(first, func() bool { return len(n.sending().Classes) > 0 })
 	n.clean()
 
 	n.ok("apply", first)
 	before := n.state()
 	interrupt(second, func() bool {
-		return tctest.TC(t, n.Near, "class", "show", "dev", n.Dev, "classid", before.Classes[5].ID.String()) != "" && !same(before, n.state())
+		return tctest.TC(t, n.Near, "class", "show", "dev", n.Dev, "classid", before.Ports[0].Classes[5].ID.String()) != "" && !same(before, n.state())
 	})
 	if d := cmp.Diff(before, n.state()); d != "" {
 		t.Errorf("the tree is another one (-want +got):\n%s", d)
@@ -189,7 +189,7 @@ func TestKernelDeviceGone(t *testing.T) {
 	}
 	// During an apply.
 	r := n.start(n.command("apply", file))
-	n.until("the first class", func() bool { return len(n.state().Classes) > 0 })
+	n.until("the first class", func() bool { return len(n.sending().Classes) > 0 })
 	gone()
 	n.failed(r.wait(), exitError, "eth0: interface is gone: it vanished while it was being changed")
 	if i, err := n.store.Interfaces(); err != nil || len(i) != 0 {
@@ -249,7 +249,7 @@ func TestKernelSecondFails(t *testing.T) {
 		before := n.state()
 		both := n.policy("both.toml", many(manyLeaves, "1mbit")+"[interface.eth1]\nrate = \"10mbit\"\n")
 		r := n.start(n.command("apply", both))
-		n.until("the first class", func() bool { return len(n.state().Classes) > len(before.Classes) })
+		n.until("the first class", func() bool { return len(n.sending().Classes) > len(before.Ports[0].Classes) })
 		if err := n.Near.DeleteLink("eth1"); err != nil {
 			t.Fatal(err)
 		}

@@ -120,7 +120,7 @@ func (m *machine) ours() ([]string, error) {
 		if err := d.Read(context.Background(), &s); err != nil {
 			return nil, err
 		}
-		if s.Root.Ours() {
+		if s.On(d.Port()).Root.Ours() {
 			names = append(names, l.Name)
 		}
 	}
@@ -145,20 +145,18 @@ func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 	if err != nil {
 		return false, err
 	}
-	want := hierarchy.State{Interface: x.iface, Root: before.Root}
-	if before.Root.Ours() {
-		want.Root = hierarchy.Root{}
-	}
+	ours := x.on(before).Root.Ours()
+	want := hierarchy.State{Device: x.iface}
 	plan := hierarchy.Diff(before, want)
 	if err := x.kernel.Apply(ctx, before, want, plan); err != nil {
 		return false, err
 	}
 	var errs []error
-	if before.Root.Ours() && before.Hook.Way == bind.WayNone {
+	if ours && before.Hook.Way == bind.WayNone {
 		// An apply that was killed may have made the place for a classifier.
 		errs = append(errs, x.device.DetachEgress())
 	}
-	if before.Root.Ours() && x.record.Former.Kind != "" {
+	if ours && x.record.Former.Kind != "" {
 		if err := x.device.Restore(x.record.Former); err != nil {
 			errs = append(errs, formerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
 		}

@@ -80,7 +80,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return err
 	}
 	for _, x := range c.targets {
-		m.strayed(ctx, x.tree.Interface, x.plan.Steps)
+		m.strayed(ctx, x.tree.Port.Device, x.plan.Steps)
 	}
 	if o.verbose {
 		if err := e.writePlans(c, planOptions{}); err != nil {

@@ -66,7 +66,7 @@ func (e *env) writeTree(p *policy.Policy) error {
 	}
 	for _, tree := range p.Trees {
 		if line := tree.Line.String(); line != "" {
-			e.printf("%s counts packets as %s\n", tree.Interface, line)
+			e.printf("%s counts packets as %s\n", tree.Port.Device, line)
 		}
 		for _, d := range delegations(tree) {
 			e.printf("%s is delegated to %s\n", d.Path, words.Printable(d.Names()))

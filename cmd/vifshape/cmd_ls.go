@@ -124,7 +124,7 @@ func (m *machine) linkView(ctx context.Context, l link.Link, root hierarchy.Root
 		return nil, err
 	}
 	v.Shaper = "vifshape"
-	v.Branches = ordered(s.Classes, r)
+	v.Branches = ordered(s.On(d.Port()).Classes, r)
 	x, err := m.shaped(l.Name, "")
 	if err != nil {
 		return nil, err

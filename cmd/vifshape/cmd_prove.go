@@ -205,7 +205,7 @@ func (m *machine) prove(ctx context.Context, iface string, path hierarchy.Path) 
 	}
 	for i := range all {
 		if all[i].Why == "" {
-			all[i].came(x.shaped, s.Leaves, proofs[0])
+			all[i].came(x.shaped, x.on(s).Leaves, proofs[0])
 			proofs = proofs[1:]
 		}
 	}
@@ -236,8 +236,9 @@ func (x *shaped) leafPackets(s hierarchy.State) (map[hierarchy.ClassID]uint64, e
 	if err != nil {
 		return nil, err
 	}
-	sent := make(map[hierarchy.ClassID]uint64, len(s.Leaves))
-	for _, l := range s.Leaves {
+	leaves := x.on(s).Leaves
+	sent := make(map[hierarchy.ClassID]uint64, len(leaves))
+	for _, l := range leaves {
 		sent[l.Class] = 0
 	}
 	for _, c := range stats {

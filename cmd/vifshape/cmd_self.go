@@ -165,7 +165,8 @@ func (m *machine) own(ctx context.Context, iface string) (*own, error) {
 	if err != nil {
 		return nil, err
 	}
-	there := slices.ContainsFunc(s.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
+	tree := x.on(s)
+	there := slices.ContainsFunc(tree.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
 	if bare, err := x.bare(); !there || err == nil && bare { // else no binding is lost, or it cannot be told
 		if err := x.losses(s); err != nil {
 			return nil, err
@@ -175,13 +176,13 @@ func (m *machine) own(ctx context.Context, iface string) (*own, error) {
 		return nil, nil
 	}
 	o := &own{device: x.device, way: way, bound: b, record: x.record}
-	i := slices.IndexFunc(s.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
+	i := slices.IndexFunc(tree.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
 	if i < 0 {
 		return nil, fmt.Errorf("%s: its class %v is gone: apply %s again", b.Path, b.Class, x.record.PolicyName())
 	}
-	o.class = s.Classes[i]
-	if i := slices.IndexFunc(s.Leaves, func(l hierarchy.Leaf) bool { return l.Class == b.Class }); i >= 0 {
-		o.leaf = &s.Leaves[i]
+	o.class = tree.Classes[i]
+	if i := slices.IndexFunc(tree.Leaves, func(l hierarchy.Leaf) bool { return l.Class == b.Class }); i >= 0 {
+		o.leaf = &tree.Leaves[i]
 	}
 	n, err := o.count()
 	o.bytes = n.Bytes

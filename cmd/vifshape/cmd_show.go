@@ -205,11 +205,12 @@ func (m *machine) treeOf(ctx context.Context, iface string) (*target, hierarchy.
 	}
 	x := &target{shaped: s}
 	is, err := x.read(ctx)
-	if err == nil && !is.Root.Ours() && s.record.Policy != "" {
-		err = treeLost(s.record, is.Root)
+	root := x.on(is).Root
+	if err == nil && !root.Ours() && s.record.Policy != "" {
+		err = treeLost(s.record, root)
 	}
-	if err == nil && !is.Root.Ours() {
-		err = fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, rootText(is.Root))
+	if err == nil && !root.Ours() {
+		err = fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, rootText(root))
 	}
 	if err != nil {
 		s.binder.Close()
@@ -253,15 +254,16 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 	for _, c := range first {
 		stats[c.Class] = c
 	}
-	leaves := make(map[hierarchy.ClassID]*hierarchy.Leaf, len(s.Leaves))
-	for i := range s.Leaves {
-		leaves[s.Leaves[i].Class] = &s.Leaves[i]
+	tree := x.on(s)
+	leaves := make(map[hierarchy.ClassID]*hierarchy.Leaf, len(tree.Leaves))
+	for i := range tree.Leaves {
+		leaves[tree.Leaves[i].Class] = &tree.Leaves[i]
 	}
 	bound, err := x.bound(s.Bound)
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range s.Classes {
+	for _, c := range tree.Classes {
 		if c.Path == "" {
 			c.Path = hierarchy.Path(iface).Join(c.ID.String())
 		}

@@ -715,7 +715,7 @@ func TestDelegateMany(t *testing.T) {
 		t.Fatal(err)
 	}
 	names, won := record.IDs.Names(n.Dev), ""
-	for _, c := range n.state().Classes {
+	for _, c := range n.sending().Classes {
 		if path := string(names[c.ID]); strings.HasPrefix(path, "eth0/a/race") {
 			if won = path; c.Rate != 8*hierarchy.Mbit {
 				t.Errorf("%s has %v", path, c.Rate)

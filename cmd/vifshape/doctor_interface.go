@@ -87,7 +87,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		if err != nil {
 			return err
 		}
-		say(rootFinding(l, s, o))
+		say(rootFinding(l, s.On(d.Port()).Root, o))
 		for _, f := range x.hooks(l, o) {
 			say(f)
 		}
@@ -101,7 +101,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		say(f)
 	}
 	try("held", func() error {
-		if !s.Root.Ours() {
+		if !s.On(d.Port()).Root.Ours() {
 			return nil
 		}
 		all, err := x.unheld(ctx, l.Name)
@@ -127,7 +127,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 	try("packets", func() error {
 		off, err := l.Offloads(x.m.conn)
 		if err == nil {
-			root, slowest := rates(s)
+			root, slowest := rates(s.On(d.Port()))
 			say(x.packets(l, off, root, slowest))
 		}
 		return err
@@ -199,7 +199,7 @@ func (x *examination) queues(l link.Link) (finding, error) {
 }
 
 // rootFinding says whose root qdisc an interface has.
-func rootFinding(l link.Link, s hierarchy.State, o tc.Others) finding {
+func rootFinding(l link.Link, root hierarchy.Root, o tc.Others) finding {
 	f := finding{Topic: "root qdisc", State: good}
 	switch {
 	case o.Root.Kind != "":
@@ -209,8 +209,8 @@ func rootFinding(l link.Link, s hierarchy.State, o tc.Others) finding {
 			f.Follows = "apply leaves it alone unless the policy says replace = true, and clear cannot put it back then: it has classes, filters or qdiscs of its own"
 		}
 		f.Fix = []string{"tc qdisc del dev " + words.Quoted(l.Name) + " root"}
-	case s.Root.Ours():
-		f.Text = fmt.Sprintf("htb %v made by vifshape", s.Root.Handle)
+	case root.Ours():
+		f.Text = fmt.Sprintf("htb %v made by vifshape", root.Handle)
 	default:
 		f.Text = l.Qdisc + ": the kernel's own, which a tree takes the place of"
 		if l.Qdisc == "" {
@@ -250,7 +250,7 @@ func (x *examination) hooks(l link.Link, o tc.Others) (all []finding) {
 
 // rates are those of the interface and of the slowest leaf; 0 where there is no
 // tree.
-func rates(s hierarchy.State) (root, slowest hierarchy.Bandwidth) {
+func rates(s hierarchy.PortState) (root, slowest hierarchy.Bandwidth) {
 	inner := map[hierarchy.ClassID]bool{}
 	for _, c := range s.Classes {
 		inner[c.Parent] = true

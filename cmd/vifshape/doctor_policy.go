@@ -56,11 +56,11 @@ func (x *examination) policy(file string) ([]string, error) {
 	var absent []*link.NotFoundError
 	devices := map[*hierarchy.Tree]*tc.Device{}
 	for _, t := range p.Trees {
-		d, _, err := x.m.device(t.Interface)
+		d, _, err := x.m.device(t.Port.Device)
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
 			absent = append(absent, unlike(no, p))
 		} else if err != nil {
-			c.say(hierarchy.Path(t.Interface), "", finding{Topic: "name", State: missing, Needed: true, Text: err.Error()})
+			c.say(hierarchy.Path(t.Port.Device), "", finding{Topic: "name", State: missing, Needed: true, Text: err.Error()})
 		} else {
 			devices[t] = d
 		}
@@ -141,7 +141,7 @@ func (c *policyCheck) binding(interfaces int) bind.Way {
 
 // tree holds one interface of the policy against the one that is there.
 func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way bind.Way) {
-	top := hierarchy.Path(t.Interface)
+	top := hierarchy.Path(t.Port.Device)
 	i := slices.IndexFunc(c.links, func(l link.Link) bool { return l.Index == int(d.Index) })
 	if i < 0 {
 		return // it came after the list was read
@@ -163,14 +163,14 @@ func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way bind.Way) {
 // others says what of others stands where the tree and its classifier have their
 // places.
 func (c *policyCheck) others(d *tc.Device, l link.Link, t *hierarchy.Tree, way bind.Way) error {
-	top := hierarchy.Path(t.Interface)
+	top := hierarchy.Path(t.Port.Device)
 	o, err := d.Others()
 	if err != nil {
 		return err
 	}
 	if o.Root.Kind != "" {
-		f := rootFinding(l, hierarchy.State{}, o)
-		f.Text = fmt.Sprintf("%s: root qdisc %s", t.Interface, f.Text)
+		f := rootFinding(l, hierarchy.Root{}, o)
+		f.Text = fmt.Sprintf("%s: root qdisc %s", t.Port.Device, f.Text)
 		f.Follows += "; or remove it"
 		f.State, f.Needed = missing, true
 		if t.Replace {
@@ -189,7 +189,7 @@ func (c *policyCheck) others(d *tc.Device, l link.Link, t *hierarchy.Tree, way b
 				if f.Needed {
 					f.State = missing
 				}
-				f.Text = t.Interface + ": " + f.Text
+				f.Text = t.Port.Device + ": " + f.Text
 				c.say(top, "", f)
 			}
 		}
@@ -199,7 +199,7 @@ func (c *policyCheck) others(d *tc.Device, l link.Link, t *hierarchy.Tree, way b
 
 // large says what the largest packets do to the tree.
 func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
-	top := hierarchy.Path(t.Interface)
+	top := hierarchy.Path(t.Port.Device)
 	off, err := l.Offloads(c.m.conn)
 	if err != nil {
 		return err
@@ -211,7 +211,7 @@ func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 		}
 	}
 	if t.MTU != 0 && t.MTU < off.Packet {
-		f := finding{Topic: "mtu", State: weaker, Text: fmt.Sprintf("%s: mtu %v, and the interface is handed packets of up to %v", t.Interface, t.MTU, off.Packet),
+		f := finding{Topic: "mtu", State: weaker, Text: fmt.Sprintf("%s: mtu %v, and the interface is handed packets of up to %v", t.Port.Device, t.MTU, off.Packet),
 			Follows: "bursts and queues that are worked out from mtu are too small for them"}
 		if t.MTU < frame(l) {
 			f.Follows += fmt.Sprintf("; write mtu = %q or more: the link-layer header counts", frame(l))
@@ -221,7 +221,7 @@ func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 		c.say(top, "mtu", f)
 	}
 	if f := c.packets(l, off, t.Root.Rate, slowest); f.State != good {
-		f.Text = fmt.Sprintf("%s: packets of %s", t.Interface, f.Text)
+		f.Text = fmt.Sprintf("%s: packets of %s", t.Port.Device, f.Text)
 		c.say(top, "rate", f)
 	}
 	return nil
@@ -229,12 +229,12 @@ func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 
 // speed says whether the line carries what the policy promises.
 func (c *policyCheck) speed(l link.Link, t *hierarchy.Tree) {
-	path := hierarchy.Path(t.Interface)
+	path := hierarchy.Path(t.Port.Device)
 	if w := overLine(l, t.Root.Rate); w != "" {
 		c.say(path, "rate", finding{Topic: "rate", State: weaker, Text: w})
 	}
 	if !l.Up {
-		c.say(path, "", finding{Topic: "link", State: weaker, Text: t.Interface + ": switched off",
+		c.say(path, "", finding{Topic: "link", State: weaker, Text: t.Port.Device + ": switched off",
 			Follows: "nothing is sent; the tree is made and waits", Fix: []string{"ip link set dev " + words.Quoted(l.Name) + " up"}})
 	}
 }
@@ -255,7 +255,7 @@ func (c *policyCheck) unsettled(t *hierarchy.Tree, err error) {
 		all = joined.Unwrap()
 	}
 	for _, err := range all {
-		path, key := hierarchy.Path(t.Interface), ""
+		path, key := hierarchy.Path(t.Port.Device), ""
 		for b := range t.All() {
 			if strings.HasPrefix(err.Error(), string(b.Path)+": ") {
 				path = b.Path
@@ -281,7 +281,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		return nil
 	}
 	if way.Tagged() {
-		others, err := c.m.tagged(t.Interface, d.Index)
+		others, err := c.m.tagged(t.Port.Device, d.Index)
 		if err != nil {
 			return err
 		}
@@ -299,7 +299,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		}
 		return nil
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: t.Interface, Index: d.Index, NetNS: c.m.store.NetNS, RunDir: c.m.runDir, Ways: []bind.Way{way}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: t.Port.Device, Index: d.Index, NetNS: c.m.store.NetNS, RunDir: c.m.runDir, Ways: []bind.Way{way}})
 	if err != nil {
 		return err
 	}
@@ -309,7 +309,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		err = r.Err()
 	}
 	if err != nil {
-		c.say(hierarchy.Path(t.Interface), "", finding{Topic: "binding", State: missing, Needed: true, Text: err.Error()})
+		c.say(hierarchy.Path(t.Port.Device), "", finding{Topic: "binding", State: missing, Needed: true, Text: err.Error()})
 		return nil
 	}
 	for _, p := range r.Pending {

@@ -61,8 +61,9 @@ func (x *shaped) losses(s hierarchy.State) error {
 	if r.Policy == "" {
 		return nil
 	}
-	if !s.Root.Ours() {
-		return treeLost(r, s.Root)
+	tree := x.on(s)
+	if !tree.Root.Ours() {
+		return treeLost(r, tree.Root)
 	}
 	e := &lostError{iface: r.Interface, policy: r.Policy}
 	bare, err := x.bare()
@@ -82,8 +83,8 @@ func (x *shaped) losses(s hierarchy.State) error {
 		}
 		e.what = append(e.what, fmt.Sprintf("the classifier is gone from %s, and nothing is bound", where))
 	}
-	there := make(map[hierarchy.ClassID]bool, len(s.Classes))
-	for _, c := range s.Classes {
+	there := make(map[hierarchy.ClassID]bool, len(tree.Classes))
+	for _, c := range tree.Classes {
 		there[c.ID] = true
 	}
 	const most = 3
@@ -121,7 +122,7 @@ func (x *shaped) bare() (bool, error) {
 
 // queues reads the interface's root qdisc, classes and leaf queues alone.
 func (x *shaped) queues(ctx context.Context) (hierarchy.State, error) {
-	s := hierarchy.State{Interface: x.record.Interface}
+	s := hierarchy.State{Device: x.record.Interface}
 	err := x.device.Read(ctx, &s)
 	if errors.Is(err, rtnl.ErrForeign) { // which the root says as well
 		err = nil
@@ -150,11 +151,12 @@ func (m *machine) intact(ctx context.Context, iface string) error {
 // should be below.
 func (x *shaped) misplaced(s hierarchy.State) error {
 	r := x.record
-	if !s.Root.Ours() {
+	tree := x.on(s)
+	if !tree.Root.Ours() {
 		return nil
 	}
-	parent := make(map[hierarchy.ClassID]hierarchy.ClassID, len(s.Classes))
-	for _, c := range s.Classes {
+	parent := make(map[hierarchy.ClassID]hierarchy.ClassID, len(tree.Classes))
+	for _, c := range tree.Classes {
 		parent[c.ID] = c.Parent
 	}
 	for _, p := range r.Order {

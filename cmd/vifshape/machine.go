@@ -116,12 +116,15 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := hierarchy.Kernel{Interface: iface, Queue: d, Binder: b.Steady(), Names: names}
+	k := hierarchy.Kernel{Device: iface, Parts: []hierarchy.Part{d, b.Steady()}, Names: names}
 	if s, ok := m.early[iface]; ok {
-		k.Queue = &readAhead{d, &s}
+		k.Parts[0] = &readAhead{d, &s}
 	}
 	return &shaped{d, b, k, r}, nil
 }
+
+// on is what stands where the interface sends.
+func (x *shaped) on(s hierarchy.State) hierarchy.PortState { return s.On(x.device.Port()) }
 
 // tagged lists the interfaces but the given one that are bound by net_cls tags, or
 // will be.
@@ -178,7 +181,7 @@ type target struct {
 }
 
 // unknown says whether there is a tree whose record is lost.
-func (x *target) unknown() bool { return x.before.Root.Ours() && x.record.Policy == "" }
+func (x *target) unknown() bool { return x.on(x.before).Root.Ours() && x.record.Policy == "" }
 
 // settle works out what has to be done on the tree's interface.
 func (m *machine) settle(ctx context.Context, file, binding string, x *target) error {
@@ -190,20 +193,20 @@ func (m *machine) settle(ctx context.Context, file, binding string, x *target) e
 	if err := s.device.Settle(t); err != nil {
 		return err
 	}
-	maps.Copy(s.kernel.Names, ids.Names(t.Interface))
+	maps.Copy(s.kernel.Names, ids.Names(t.Port.Device))
 	if x.before, err = x.read(ctx); err != nil {
 		return err
 	}
-	if r := x.before.Root; r.Foreign() && !t.Replace {
-		return foreignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Interface, r.Kind, r.Handle, rtnl.ErrForeign)}
+	if r := x.on(x.before).Root; r.Foreign() && !t.Replace {
+		return foreignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Port.Device, r.Kind, r.Handle, rtnl.ErrForeign)}
 	}
 	x.want = t.State()
 	x.next = &record.Record{
-		Version: record.Version, Interface: t.Interface, Index: s.device.Index, Policy: absolute(file),
+		Version: record.Version, Interface: t.Port.Device, Index: s.device.Index, Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.record.Former, Was: s.record.Was,
 		Spec: x.spec, Delegated: delegations(t), Added: x.added,
 	}
-	if !x.before.Root.Ours() {
+	if !x.on(x.before).Root.Ours() {
 		if x.next.Former, err = s.device.Former(); err != nil {
 			return err
 		}
@@ -224,16 +227,8 @@ func (x *target) read(ctx context.Context) (hierarchy.State, error) {
 	}
 	x.blind = err
 	k := x.kernel
-	k.Binder = unread{}
+	k.Parts = slices.DeleteFunc(slices.Clone(k.Parts), func(p hierarchy.Part) bool { return p.Port() == (hierarchy.Port{}) })
 	return k.Read(ctx)
-}
-
-// unread is a part of the kernel that is not looked at.
-type unread struct{}
-
-func (unread) Read(context.Context, *hierarchy.State) error { return nil }
-func (unread) Do(context.Context, []hierarchy.Step) (int, error) {
-	return 0, errors.New("bindings cannot be changed without reading them")
 }
 
 // bind puts the classifier and the bindings into the wanted state: those of the
@@ -301,7 +296,7 @@ func (m *machine) plan(ctx context.Context, r *reading, binding string) (*Change
 	m.tellPlaced(p.Warnings)
 	c := &Changes{m: m, policy: p}
 	for i, t := range p.Trees {
-		s, err := m.shaped(t.Interface, binding)
+		s, err := m.shaped(t.Port.Device, binding)
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
 			c.absent = append(c.absent, unlike(no, p))
 			continue
@@ -316,7 +311,7 @@ func (m *machine) plan(ctx context.Context, r *reading, binding string) (*Change
 				err = m.settle(ctx, r.file, binding, x)
 			}
 			if err == nil && x.want.Hook.Way.Tagged() {
-				m.tags = append(m.tags, t.Interface)
+				m.tags = append(m.tags, t.Port.Device)
 			}
 		}
 		if err != nil {
@@ -361,7 +356,7 @@ func (c *Changes) tell(stays bool) error {
 		return err
 	}
 	for _, x := range c.targets {
-		about := hierarchy.Path(x.tree.Interface)
+		about := hierarchy.Path(x.tree.Port.Device)
 		if stays && x.unknown() {
 			c.m.notef(about, "%s: the record of its tree is lost: apply writes it anew; what bind and add had made goes, and clear cannot put back the root qdisc from before", about)
 		}
@@ -408,7 +403,7 @@ func (m *machine) apply(ctx context.Context, all []*target) error {
 		}
 		for _, done := range slices.Backward(all[:i]) {
 			if back := m.takeBack(context.WithoutCancel(ctx), done); back != nil {
-				err = partlyError{fmt.Errorf("%w; and %s, which was changed already, could not be put back: %w", err, done.tree.Interface, back)}
+				err = partlyError{fmt.Errorf("%w; and %s, which was changed already, could not be put back: %w", err, done.tree.Port.Device, back)}
 			}
 		}
 		return err
@@ -438,17 +433,17 @@ func (m *machine) applyOne(ctx context.Context, x *target) error {
 		return err
 	}
 	unsaved := m.store.Save(x.next)
-	if unsaved != nil && (!record.Full(unsaved) || x.amends || x.before.Root.Foreign()) {
-		return fmt.Errorf("%s: its record cannot be written, and nothing was changed: %w", x.tree.Interface, unsaved)
+	if unsaved != nil && (!record.Full(unsaved) || x.amends || x.on(x.before).Root.Foreign()) {
+		return fmt.Errorf("%s: its record cannot be written, and nothing was changed: %w", x.tree.Port.Device, unsaved)
 	}
 	err := x.kernel.Apply(ctx, x.before, x.want, x.plan)
 	var failed *hierarchy.ApplyError
 	switch {
 	case err == nil && unsaved != nil:
-		return &unrecordedError{x.tree.Interface, x.next.PolicyName(), unsaved}
+		return &unrecordedError{x.tree.Port.Device, x.next.PolicyName(), unsaved}
 	case errors.Is(err, rtnl.ErrGone):
 		// What was made on it went with it: there is nothing to go back to.
-		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.tree.Interface, rtnl.ErrGone)
+		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.tree.Port.Device, rtnl.ErrGone)
 	case !errors.As(err, &failed) || failed.Undo != nil:
 		return err
 	}
@@ -473,7 +468,7 @@ func (m *machine) takeBack(ctx context.Context, x *target) error {
 // restore writes the record that was there before.
 func (m *machine) restore(x *target) error {
 	if x.record.Policy == "" {
-		return m.store.Remove(x.tree.Interface)
+		return m.store.Remove(x.tree.Port.Device)
 	}
 	return m.store.Save(x.record)
 }

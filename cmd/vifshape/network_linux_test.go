@@ -257,6 +257,12 @@ func (n *network) state() hierarchy.State {
 	return s
 }
 
+// sending is the part of it that sends.
+func (n *network) sending() hierarchy.PortState {
+	n.Helper()
+	return n.state().Ports[0]
+}
+
 func (n *network) device(fn func(*tc.Device) error) {
 	n.Helper()
 	c, err := rtnl.Open(rtnl.Config{NetNS: n.Near.FD()})
@@ -286,8 +292,8 @@ func (n *network) until(what string, ok func() bool) {
 // clean holds that nothing of vifshape is left in the near namespace.
 func (n *network) clean() {
 	n.Helper()
-	if s := n.state(); s.Root.Ours() {
-		n.Errorf("the root qdisc is still %v", s.Root)
+	if root := n.sending().Root; root.Ours() {
+		n.Errorf("the root qdisc is still %v", root)
 	}
 	if out := tctest.TC(n, n.Near, "qdisc", "show", "dev", n.Dev); strings.Contains(out, "clsact") || strings.Contains(out, "htb") {
 		n.Errorf("qdiscs are left:\n%s", out)

@@ -51,8 +51,8 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record.Record, 
 	if err := x.keep(); err != nil {
 		return nil, err
 	}
-	k := x.kernel
-	k.Queue = unread{} // the classes stay
+	k := x.kernel // without its ports: the classes stay
+	k.Parts = slices.DeleteFunc(slices.Clone(k.Parts), func(p hierarchy.Part) bool { return p.Port() != (hierarchy.Port{}) })
 	before, err := k.Read(ctx)
 	if err == nil {
 		err = m.misnamed(x, before.Bound)
@@ -84,7 +84,7 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record.Record, 
 	if plan.Empty() {
 		return out, nil
 	}
-	done, err := k.Binder.Do(ctx, plan.Steps)
+	done, err := k.Parts[0].Do(ctx, plan.Steps)
 	out.done = plan.Steps[:done]
 	if err != nil {
 		return out, err

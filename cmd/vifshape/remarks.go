@@ -17,12 +17,12 @@ func (m *machine) tellPlan(x *target) {
 	}
 	m.tellPending(x.pending)
 	m.tellOutside(x.outside)
-	if f := x.next.Former; f.Kind != "" && x.before.Root.Foreign() {
+	if f := x.next.Former; f.Kind != "" && x.on(x.before).Root.Foreign() {
 		back := "`vifshape clear` puts it back"
 		if f.Partial {
 			back = "it has classes, filters or qdiscs of its own and cannot be put back: keep what made it"
 		}
-		m.warnf(hierarchy.Path(x.tree.Interface), "%s: the root qdisc %s %v is replaced; %s", x.tree.Interface, f.Kind, f.Handle, back)
+		m.warnf(hierarchy.Path(x.tree.Port.Device), "%s: the root qdisc %s %v is replaced; %s", x.tree.Port.Device, f.Kind, f.Handle, back)
 	}
 	var anew []hierarchy.Path
 	var gone []hierarchy.Bound

@@ -32,7 +32,7 @@ type stepJSON struct {
 func planAsJSON(plans []hierarchy.Plan) planJSON {
 	out := planJSON{Interfaces: []interfacePlanJSON{}}
 	for _, p := range plans {
-		x := interfacePlanJSON{Interface: p.Interface, Steps: []stepJSON{}}
+		x := interfacePlanJSON{Interface: p.Device, Steps: []stepJSON{}}
 		for _, s := range p.Steps {
 			x.Steps = append(x.Steps, stepJSON{s.Action, objectName(s.Item()), s.Old, s.New})
 		}
@@ -58,14 +58,14 @@ func objectName(i hierarchy.Item) string {
 // writePlan prints a plan as a diff: a sign, the thing, and what it becomes.
 func writePlan(w io.Writer, p hierarchy.Plan, kinds kindTable) error {
 	if p.Empty() {
-		_, err := fmt.Fprintf(w, "%s: no changes\n", p.Interface)
+		_, err := fmt.Fprintf(w, "%s: no changes\n", p.Device)
 		return err
 	}
 	var n [4]int
 	for _, s := range p.Steps {
 		n[s.Action]++
 	}
-	fmt.Fprintf(w, "%s: %d to create, %d to change, %d to delete\n", p.Interface, n[hierarchy.Create], n[hierarchy.Change], n[hierarchy.Delete])
+	fmt.Fprintf(w, "%s: %d to create, %d to change, %d to delete\n", p.Device, n[hierarchy.Create], n[hierarchy.Change], n[hierarchy.Delete])
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, s := range p.Steps {
 		fmt.Fprintf(t, "  %s %s\n", s.Action.Symbol(), stepText(s, kinds))

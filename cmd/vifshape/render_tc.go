@@ -12,7 +12,7 @@ import (
 // cannot do, the bindings, is printed as comments.
 func writeTC(w io.Writer, p hierarchy.Plan) error {
 	for _, s := range p.Steps {
-		for _, c := range tc.Commands(p.Interface, s) {
+		for _, c := range tc.Commands(p.Device, s) {
 			if _, err := fmt.Fprintln(w, c); err != nil {
 				return err
 			}

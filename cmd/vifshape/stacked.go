@@ -22,19 +22,19 @@ func (c *Changes) tellPlaces() error {
 	m.tellPlaced(c.policy.Unquoted(among(links)))
 	var names []string
 	for _, x := range c.targets {
-		names = append(names, x.tree.Interface)
+		names = append(names, x.tree.Port.Device)
 		for _, r := range x.device.Remarks(x.tree) {
-			m.warnf(hierarchy.Path(x.tree.Interface), "%s", r)
+			m.warnf(hierarchy.Path(x.tree.Port.Device), "%s", r)
 		}
-		i := slices.IndexFunc(links, func(l link.Link) bool { return l.Name == x.tree.Interface })
+		i := slices.IndexFunc(links, func(l link.Link) bool { return l.Name == x.tree.Port.Device })
 		if i < 0 {
 			continue // it vanished, which the next step finds, too
 		}
 		if w := overLine(links[i], x.tree.Root.Rate); w != "" {
-			m.warnf(hierarchy.Path(x.tree.Interface), "%s", w)
+			m.warnf(hierarchy.Path(x.tree.Port.Device), "%s", w)
 		}
-		if n := newTreeNote(links[i]); n != "" && x.before.Root == (hierarchy.Root{}) {
-			m.notef(hierarchy.Path(x.tree.Interface), "%s", n)
+		if n := newTreeNote(links[i]); n != "" && x.on(x.before).Root == (hierarchy.Root{}) {
+			m.notef(hierarchy.Path(x.tree.Port.Device), "%s", n)
 		}
 	}
 	warnings, err := twice(links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(m.conn) })

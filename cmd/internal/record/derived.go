@@ -29,13 +29,6 @@ func (r *Record) Renamed(iface string) *Record {
 	path := func(p hierarchy.Path) hierarchy.Path { return hierarchy.Path(iface) + p[len(r.Interface):] }
 	n := *r
 	n.Interface, n.Was = iface, r.Interface
-	n.IDs = hierarchy.IDs{Minors: make(map[string]uint16, len(r.IDs.Minors)), Retired: slices.Clone(r.IDs.Retired)}
-	for key, minor := range r.IDs.Minors {
-		n.IDs.Minors[string(path(hierarchy.Path(key)))] = minor
-	}
-	for i := range n.IDs.Retired {
-		n.IDs.Retired[i].Key = string(path(hierarchy.Path(n.IDs.Retired[i].Key)))
-	}
 	n.Order, n.Bound, n.Bindings = slices.Clone(r.Order), slices.Clone(r.Bound), slices.Clone(r.Bindings)
 	for i := range n.Order {
 		n.Order[i] = path(n.Order[i])

@@ -39,9 +39,10 @@ type Binding struct {
 	AtRuntime bool           `json:"at_runtime,omitempty"` // by bind, not in the policy
 }
 
-// recordVersion is the form of a record. Version 1 had no bindings as they were
-// written, so that what it says would unbind all of them.
-const Version = 2
+// Version is the form of a record. Version 2 had the interface's name in the keys
+// of class ids: it is read, so that branches keep their classes. Version 1 had no
+// bindings as they were written, so that what it says would unbind all of them.
+const Version = 3
 
 // delegated is a branch with the users it is delegated to.
 type Delegated struct {
@@ -63,20 +64,19 @@ func (r *Record) check(iface string) error {
 	if r.Interface != iface {
 		return fmt.Errorf("it is about interface %q", r.Interface)
 	}
+	if r.Version == 2 {
+		if err := r.upgrade(); err != nil {
+			return err
+		}
+	}
 	key := make(map[uint16]string, len(r.IDs.Minors))
 	for k, m := range r.IDs.Minors {
 		if o, twice := key[m]; twice {
-			return fmt.Errorf("%q and %q have the same class id %v", min(k, o), max(k, o), hierarchy.ID(m))
+			return fmt.Errorf("%q and %q have the same class id %v", iface+"/"+min(k, o), iface+"/"+max(k, o), hierarchy.ID(m))
 		}
 		key[m] = k
-		if !hierarchy.Path(k).Below(hierarchy.Path(iface)) {
-			return fmt.Errorf("%q is not below %s", k, iface)
-		}
 	}
 	paths := slices.Clone(r.Order)
-	for _, x := range r.IDs.Retired {
-		paths = append(paths, hierarchy.Path(x.Key))
-	}
 	for _, b := range r.Bound {
 		paths = append(paths, b.Path)
 		if _, class, ok := r.Leaf(b.Path); ok && b.Target.Kind != bind.TargetNone && b.Class != class {
@@ -97,5 +97,27 @@ func (r *Record) check(iface string) error {
 			return fmt.Errorf("%q is not below %s", p, iface)
 		}
 	}
+	return nil
+}
+
+// upgrade makes a record of version 2 what this one would have written.
+func (r *Record) upgrade() error {
+	r.Version = Version
+	ids := hierarchy.IDs{Minors: make(map[string]uint16, len(r.IDs.Minors)), Retired: r.IDs.Retired}
+	for key, m := range r.IDs.Minors {
+		below, ok := strings.CutPrefix(key, r.Interface+"/")
+		if !ok {
+			return fmt.Errorf("%q is not below %s", key, r.Interface)
+		}
+		ids.Minors[below] = m
+	}
+	for i, x := range ids.Retired {
+		below, ok := strings.CutPrefix(x.Key, r.Interface+"/")
+		if !ok {
+			return fmt.Errorf("%q is not below %s", x.Key, r.Interface)
+		}
+		ids.Retired[i].Key = below
+	}
+	r.IDs = ids
 	return nil
 }

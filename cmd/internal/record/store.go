@@ -57,11 +57,11 @@ func (s *Store) Load(iface string) (*Record, error) {
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("%s is damaged (%w): remove it, and apply the policy again", s.File(iface), err)
 	}
-	if err := r.check(iface); err != nil && r.Version == Version {
-		return nil, fmt.Errorf("%s is damaged (%w): remove it, and apply the policy again", s.File(iface), err)
-	}
-	if r.Version != Version {
+	if r.Version != Version && r.Version != 2 {
 		return nil, fmt.Errorf("%s was written by another version of vifshape (format %d, this one has %d): clear with that version, or remove the file", s.File(iface), r.Version, Version)
+	}
+	if err := r.check(iface); err != nil {
+		return nil, fmt.Errorf("%s is damaged (%w): remove it, and apply the policy again", s.File(iface), err)
 	}
 	return r, nil
 }

@@ -30,7 +30,7 @@ func TestStore(t *testing.T) {
 		t.Fatalf("an interface without a record gave %+v, %v", r, err)
 	}
 	r.Policy = "/etc/p.toml"
-	r.IDs = hierarchy.IDs{Minors: map[string]uint16{"eth0/web": 16}}
+	r.IDs = hierarchy.IDs{Minors: map[string]uint16{"web": 16}}
 	r.Order = []hierarchy.Path{"eth0", "eth0/web"}
 	if err := s.Save(r); err != nil {
 		t.Fatal(err)
@@ -58,14 +58,16 @@ func TestStoreDamaged(t *testing.T) {
 	s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
 	for content, want := range map[string]string{
 		`{"version":`:                         "is damaged",
-		`{"version": 99}`:                     "another version of vifshape (format 99, this one has 2)",
+		`{"version": 99}`:                     "another version of vifshape (format 99, this one has 3)",
 		`{"version": 2, "interface": "eth1"}`: `eth0.json is damaged (it is about interface "eth1"): remove it, and apply the policy again`,
 		`{"version": 2, "interface": "eth0", "ids": {"minors": {"eth0/a": 16, "eth0/b": 16}}}`:  `eth0.json is damaged ("eth0/a" and "eth0/b" have the same class id 71f:10): remove it`,
 		`{"version": 2, "interface": "eth0", "ids": {"minors": {"a": 16}}}`:                     `("a" is not below eth0)`,
-		`{"version": 2, "interface": "eth0", "order": ["eth0", "x"]}`:                           `("x" is not below eth0)`,
+		`{"version": 2, "interface": "eth0", "ids": {"retired": [{"key": "a", "minor": 16}]}}`:  `("a" is not below eth0)`,
+		`{"version": 3, "interface": "eth0", "ids": {"minors": {"a": 16, "b": 16}}}`:            `eth0.json is damaged ("eth0/a" and "eth0/b" have the same class id 71f:10): remove it`,
+		`{"version": 3, "interface": "eth0", "order": ["eth0", "x"]}`:                           `("x" is not below eth0)`,
 		`{"version": 2, "interface": "eth0", "bindings": [{"path": "x", "binding": "user:a"}]}`: `("x" is not below eth0)`,
 		`{"version": 2, "interface": "eth0", "bindings": [{"path": "eth0/a", "binding": "a"}]}`: `is damaged (binding "a" does not say what it names`,
-		`{"version": 1, "interface": "eth0"}`:                                                   "another version of vifshape (format 1, this one has 2): clear with that version, or remove the file",
+		`{"version": 1, "interface": "eth0"}`:                                                   "another version of vifshape (format 1, this one has 3): clear with that version, or remove the file",
 	} {
 		if err := os.WriteFile(filepath.Join(s.Dir, "eth0.json"), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
@@ -174,13 +176,42 @@ func TestLockedByNobody(t *testing.T) {
 	}
 }
 
+// A record that the version before wrote is read, and every branch keeps its class.
+func TestStoreVersion2(t *testing.T) {
+	s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
+	if err := os.WriteFile(s.File("eth0"), []byte(`{"version":2,"interface":"eth0","ifindex":7,"policy":"/etc/p.toml","binding":"auto","way":"bpf",
+"ids":{"minors":{"eth0/web/":16,"eth0/web/a":17},"retired":[{"key":"eth0/x","minor":18}]},
+"order":["eth0","eth0/web","eth0/web/a"],"bound":[{"target":"uid:1000","classid":"71f:11","path":"eth0/web/a"}]}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Load("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := hierarchy.IDs{Minors: map[string]uint16{"web/": 16, "web/a": 17}, Retired: []hierarchy.Retired{{Key: "x", Minor: 18}}}
+	if d := cmp.Diff(want, r.IDs); d != "" || r.Version != Version {
+		t.Errorf("version %d, class ids (-want +got):\n%s", r.Version, d)
+	}
+	for path, class := range map[hierarchy.Path]hierarchy.ClassID{"eth0": hierarchy.ID(1), "eth0/web": hierarchy.ID(16), "eth0/web/a": hierarchy.ID(17)} {
+		if got, _, ok := r.IDs.Find(path); got != class || !ok {
+			t.Errorf("%s is %v, not %v", path, got, class)
+		}
+	}
+	if err := s.Save(r); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.Load("eth0"); err != nil || !cmp.Equal(r, again) {
+		t.Errorf("written and read again: %+v, %v", again, err)
+	}
+}
+
 // A record found under an earlier name goes when it is saved under the new one,
 // and its homes are remembered.
 func TestStoreRenamed(t *testing.T) {
 	s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
 	old := &Record{
 		Version: Version, Interface: "eth0", Index: 7, Policy: "/etc/p.toml",
-		IDs:   hierarchy.IDs{Minors: map[string]uint16{"eth0/web/": 16, "eth0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "eth0/x", Minor: 18}}},
+		IDs:   hierarchy.IDs{Minors: map[string]uint16{"web/": 16, "web/a": 17}, Retired: []hierarchy.Retired{{Key: "x", Minor: 18}}},
 		Order: []hierarchy.Path{"eth0", "eth0/web", "eth0/web/a"},
 		Bound: []hierarchy.Bound{{Path: "eth0/web/a", From: "user:a"}},
 
@@ -201,7 +232,7 @@ func TestStoreRenamed(t *testing.T) {
 	}
 	want := &Record{
 		Version: Version, Interface: "wan0", Index: 7, Policy: "/etc/p.toml",
-		IDs:   hierarchy.IDs{Minors: map[string]uint16{"wan0/web/": 16, "wan0/web/a": 17}, Retired: []hierarchy.Retired{{Key: "wan0/x", Minor: 18}}},
+		IDs:   hierarchy.IDs{Minors: map[string]uint16{"web/": 16, "web/a": 17}, Retired: []hierarchy.Retired{{Key: "x", Minor: 18}}},
 		Order: []hierarchy.Path{"wan0", "wan0/web", "wan0/web/a"},
 		Bound: []hierarchy.Bound{{Path: "wan0/web/a", From: "user:a"}},
 
