@@ -165,6 +165,9 @@ func (d *Device) stepError(s hierarchy.Step, err error) error {
 	default:
 		e.Op = s.Action.String()
 	}
+	if d.port.Device != d.Name { // which the path does not say
+		e.Op = "on " + d.Name + ": " + e.Op
+	}
 	return e
 }
 
