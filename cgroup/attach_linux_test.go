@@ -12,22 +12,55 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 // attach attaches processes to a bound cgroup.
-func (n *network) attach(t *testing.T, b *cgroup.Binder, target string, tree bool, pids ...int) (a *cgroup.Attachment) {
+func (n *network) attach(t *testing.T, b *cgroup.Binder, target string, tree bool, pids ...int) (a *home.Attachment) {
 	t.Helper()
-	err := n.Near.Do(func() (err error) {
-		a, err = b.Attach(t.Context(), targetOf(target), pids, tree)
+	err := n.Near.Do(func() error {
+		c, err := b.Carrier(targetOf(target))
+		if err != nil {
+			return err
+		}
+		if c != nil {
+			defer c.Close()
+		}
+		a, err = home.Attach(t.Context(), homes(t, b).Tree, targetOf(target), pids, tree, c)
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return a
+}
+
+// homes are those that a Binder finds.
+func homes(t testing.TB, b *cgroup.Binder) home.Homes {
+	t.Helper()
+	h, err := b.Homes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// removeHomes removes those of the near interface. What is mounted stays.
+func (n *network) removeHomes(t testing.TB) []hierarchy.Path {
+	t.Helper()
+	key, err := cgroupfs.NetNSKey(n.Near.FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := home.RemoveAll(key, n.Dev, true)
+	if err != nil {
+		t.Error(err)
+	}
+	return kept
 }
 
 func (a *actor) pid() int { return a.cmd.Process.Pid }
@@ -123,7 +156,7 @@ func TestKernelAttachUnderLoad(t *testing.T) {
 	for i := range 6 {
 		to, class := dirs[(i+1)%2], classes[(i+1)%2]
 		time.Sleep(50 * time.Millisecond)
-		var a *cgroup.Attachment
+		var a *home.Attachment
 		got := n.loaded(t, func() { a = n.attach(t, b, p.target(to), true, x.pid()) })
 		if len(a.Failed) != 0 || len(a.Processes) == 0 || got[rest] != 0 || got[blue] != 0 {
 			t.Errorf("while it was attached: %v, packets a class %v", a, got)
@@ -207,7 +240,7 @@ func TestKernelAttachTree(t *testing.T) {
 			x.do("keep s %s", addr)
 			x.do("more s %s 1", addr) // until then it has no port, and is in no table
 			x.do("parent s")
-			check := func(a *cgroup.Attachment, processes int, shared bool, class hierarchy.ClassID) {
+			check := func(a *home.Attachment, processes int, shared bool, class hierarchy.ClassID) {
 				t.Helper()
 				if len(a.Processes) != processes || len(a.Failed) != 0 {
 					t.Errorf("attached %+v, want %d processes", a, processes)
@@ -285,7 +318,7 @@ func TestKernelAttachRefused(t *testing.T) {
 	if a := n.attach(t, b, p.target(to), false, x.pid()); len(a.Processes) != 1 || !a.Processes[0].There {
 		t.Errorf("attached once more: %+v", a)
 	}
-	if _, err := b.Attach(t.Context(), bind.ToUser(0), []int{x.pid()}, false); err == nil {
+	if _, err := home.Attach(t.Context(), homes(t, b).Tree, bind.ToUser(0), []int{x.pid()}, false, nil); err == nil {
 		t.Error("attached to a user")
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -320,6 +321,22 @@ func (b *Binder) settle() error {
 	b.at = on
 	return nil
 }
+
+// Homes are those of the interface, in the hierarchy of the way chosen, else of the
+// classifier on the interface, else of the way that would be chosen. They are good until
+// [Binder.Close].
+func (b *Binder) Homes() (home.Homes, error) {
+	err := b.settle()
+	return b.homes(), err
+}
+
+func (b *Binder) homes() home.Homes {
+	return home.Homes{Tree: b.tree(), NetNS: b.cfg.NetNS, Interface: b.cfg.Interface}
+}
+
+// Fresh tells that the cgroup of a target was made just now: nothing was ever in it that
+// could know another class, and to bind it needs no word to open sockets.
+func (b *Binder) Fresh(target bind.Target) { b.fresh[target.Name] = true }
 
 // tree is what settle or choose found.
 func (b *Binder) tree() *cgroupfs.Tree {
@@ -738,4 +755,45 @@ func (b *Binder) key(w *way, target bind.Target) (k key, err error) {
 		return k, err
 	}
 	return key{}, errors.New("it names nothing")
+}
+
+// Class finds the class that the cgroup of a target is bound to: 0 when there is none,
+// when it is not bound, or when no classifier of this version is on the interface. It
+// changes nothing and takes one look-up.
+func (b *Binder) Class(target bind.Target) (class hierarchy.ClassID, err error) {
+	on, err := b.inForce()
+	if err != nil || on == nil || b.is != version {
+		return 0, b.wrap(err)
+	}
+	t, err := on.find()
+	if t == nil || err != nil {
+		return 0, b.wrap(err)
+	}
+	b.at = on
+	k, err := b.key(on, target)
+	if err == nil {
+		class, _, err = on.store.get(k)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	return class, b.wrap(err)
+}
+
+// Carrier is what brings open sockets along into the cgroup of a target: the best that
+// this kernel has, nil where they follow by themselves.
+func (b *Binder) Carrier(target bind.Target) (home.Carrier, error) {
+	on, err := b.inForce()
+	if err == nil && on == nil {
+		err = errOtherVersion
+	}
+	if err != nil {
+		return nil, b.wrap(err)
+	}
+	k, err := b.key(on, target)
+	if err != nil {
+		return nil, b.wrap(err)
+	}
+	c, err := on.sockets.carrier(k)
+	return c, b.wrap(err)
 }

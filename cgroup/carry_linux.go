@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/socket"
 )
 
@@ -79,7 +80,7 @@ func (it *iterator) close() {
 	it.coll.Close()
 }
 
-func (it *iterator) carry(pids map[int]bool) (all []carried, failed []AttachFailure, err error) {
+func (it *iterator) carry(pids map[int]bool) (all []home.Carried, failed []home.Failure, err error) {
 	for pid := range pids {
 		if err := put(it.coll.Maps[socketsMapVifTasks], uint32(pid), uint32(1)); err != nil {
 			return nil, nil, err
@@ -107,7 +108,7 @@ func (it *iterator) carry(pids map[int]bool) (all []carried, failed []AttachFail
 }
 
 // moved runs a program and reads what it tells: struct vif_moved.
-func moved(l *link.Iter) (all []carried, failed []AttachFailure, err error) {
+func moved(l *link.Iter) (all []home.Carried, failed []home.Failure, err error) {
 	r, err := l.Open()
 	if err != nil {
 		return nil, nil, err
@@ -119,11 +120,11 @@ func moved(l *link.Iter) (all []carried, failed []AttachFailure, err error) {
 		inode, pid := binary.NativeEndian.Uint64(b), int(binary.NativeEndian.Uint32(b[8:]))
 		switch binary.NativeEndian.Uint16(b[14:]) {
 		case 0:
-			all = append(all, carried{inode: inode, pid: pid, inside: binary.NativeEndian.Uint16(b[12:]) != 0})
+			all = append(all, home.Carried{Inode: inode, PID: pid, Inside: binary.NativeEndian.Uint16(b[12:]) != 0})
 		case full:
-			failed = append(failed, AttachFailure{pid, unmoved(inode, pid)})
+			failed = append(failed, home.Failure{PID: pid, Err: unmoved(inode, pid)})
 		default:
-			failed = append(failed, AttachFailure{pid, fmt.Errorf("%s: more connections wait there than can be looked at: some keep their class", socket.Name(inode, pid))})
+			failed = append(failed, home.Failure{PID: pid, Err: fmt.Errorf("%s: more connections wait there than can be looked at: some keep their class", socket.Name(inode, pid))})
 		}
 	}
 	if err == nil && len(b) > 0 {
@@ -190,24 +191,24 @@ func newBorrower(s *set, home uint64) (*borrower, error) {
 
 func (b *borrower) close() {}
 
-func (b *borrower) carry(pids map[int]bool) (all []carried, failed []AttachFailure, err error) {
+func (b *borrower) carry(pids map[int]bool) (all []home.Carried, failed []home.Failure, err error) {
 	for pid := range pids {
 		if first, err := cgroupfs.ReadProcess(pid); err == nil && first.Exits() {
 			if _, err := cgroupfs.Living(pid); err == nil {
-				failed = append(failed, AttachFailure{pid, errors.New("its first thread has ended, by which alone this kernel lets its open sockets be reached: they keep their class")})
+				failed = append(failed, home.Failure{PID: pid, Err: errors.New("its first thread has ended, by which alone this kernel lets its open sockets be reached: they keep their class")})
 			}
 			continue
 		}
 		some, not, err := b.process(pid)
 		all, failed = append(all, some...), append(failed, not...)
 		if err != nil && !errors.Is(err, unix.ESRCH) {
-			failed = append(failed, AttachFailure{pid, fmt.Errorf("its open sockets keep their class: %w", err)})
+			failed = append(failed, home.Failure{PID: pid, Err: fmt.Errorf("its open sockets keep their class: %w", err)})
 		}
 	}
 	return all, failed, nil
 }
 
-func (b *borrower) process(pid int) (all []carried, failed []AttachFailure, err error) {
+func (b *borrower) process(pid int) (all []home.Carried, failed []home.Failure, err error) {
 	process, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return nil, nil, err
@@ -226,11 +227,11 @@ func (b *borrower) process(pid int) (all []carried, failed []AttachFailure, err 
 		unix.Close(ours)
 		switch {
 		case errors.Is(err, unix.ENOMEM):
-			failed = append(failed, AttachFailure{pid, unmoved(inode, pid)})
+			failed = append(failed, home.Failure{PID: pid, Err: unmoved(inode, pid)})
 		case err != nil:
 			return all, failed, err
 		case changed:
-			all = append(all, carried{inode: inode, pid: pid})
+			all = append(all, home.Carried{Inode: inode, PID: pid})
 		}
 	}
 	return all, failed, nil
@@ -249,3 +250,33 @@ func (b *borrower) override(fd int) (changed bool, err error) {
 	v.Override, v.Cached = b.home, 0
 	return true, put(b.sockets, int32(fd), &v)
 }
+
+// carrier gives open sockets the override.
+type carrier interface {
+	carry(pids map[int]bool) ([]home.Carried, []home.Failure, error)
+	close()
+}
+
+// carrying brings into force at once what it carries.
+type carrying struct {
+	carrier
+	set *set
+}
+
+func (c carrying) Carry(pids map[int]bool) (all []home.Carried, failed []home.Failure, err error) {
+	all, failed, err = c.carry(pids)
+	if err == nil && len(all) > 0 {
+		err = c.set.publish()
+	}
+	return all, failed, err
+}
+
+func (c carrying) Stay() string { return "" }
+func (c carrying) Close()       { c.close() }
+
+// staying is why open sockets stay.
+type staying string
+
+func (s staying) Carry(map[int]bool) ([]home.Carried, []home.Failure, error) { return nil, nil, nil }
+func (s staying) Stay() string                                               { return string(s) }
+func (s staying) Close()                                                     {}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -125,7 +126,7 @@ func (c *containers) look() error {
 		case is:
 			c.cgroups[id] = append(c.cgroups[id], p)
 			return fs.SkipDir
-		case p != "/" && (p == homeRoot || !leads(p) || !roots(t, p)):
+		case p != "/" && (p == home.Root || !leads(p) || !roots(t, p)):
 			return fs.SkipDir
 		}
 		c.cfg.Watch(t.Dir(strings.TrimSuffix(p, "/")), func(name string) bool {

@@ -7,6 +7,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -204,18 +205,18 @@ func (e *egress) flush() error {
 	return s.publish()
 }
 
-func (e *egress) carrier(home key) (carrier, string, error) {
+func (e *egress) carrier(of key) (home.Carrier, error) {
 	s := e.inForce()
 	if s == nil {
-		return nil, "", errOtherVersion
+		return nil, errOtherVersion
 	}
-	c, err := newIterator(s, home.id, e.types)
+	it, err := newIterator(s, of.id, e.types)
 	if err == nil {
-		return c, "", nil
+		return carrying{it, s}, nil
 	}
-	d, other := newBorrower(s, home.id)
+	b, other := newBorrower(s, of.id)
 	if other == nil {
-		return d, "", nil
+		return carrying{b, s}, nil
 	}
-	return nil, fmt.Sprintf("this kernel lets nobody reach the sockets of another process (%v)", clauses{err, other}), nil
+	return staying(fmt.Sprintf("this kernel lets nobody reach the sockets of another process (%v)", clauses{err, other})), nil
 }

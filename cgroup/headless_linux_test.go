@@ -12,8 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -77,11 +77,11 @@ func TestKernelHeadless(t *testing.T) {
 			}
 			in(from, red)
 			a := n.attach(t, b, p.target(to), false, x.pid())
-			want := cgroup.AttachedProcess{PID: x.pid(), Name: "headless", From: strings.TrimPrefix(p.target(from), "cgroup:")}
+			want := home.Process{PID: x.pid(), Name: "headless", From: strings.TrimPrefix(p.target(from), "cgroup:")}
 			if len(a.Processes) == 1 {
 				want.Name = a.Processes[0].Name // that of the test binary, cut
 			}
-			if diff := cmp.Diff([]cgroup.AttachedProcess{want}, a.Processes); diff != "" {
+			if diff := cmp.Diff([]home.Process{want}, a.Processes); diff != "" {
 				t.Errorf("attached (-want +got):\n%s", diff)
 			}
 			in(to, green)
@@ -92,7 +92,7 @@ func TestKernelHeadless(t *testing.T) {
 			}
 			want.There, want.From = true, strings.TrimPrefix(p.target(to), "cgroup:")
 			a = n.attach(t, b, p.target(to), false, x.pid())
-			if diff := cmp.Diff([]cgroup.AttachedProcess{want}, a.Processes); diff != "" {
+			if diff := cmp.Diff([]home.Process{want}, a.Processes); diff != "" {
 				t.Errorf("attached again (-want +got):\n%s", diff)
 			}
 		})

@@ -16,6 +16,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -78,11 +79,15 @@ func hidden(args []string) error {
 		return err
 	}
 	defer b.Close()
-	home, err := b.Home("eth0/web")
+	h, err := b.Homes()
 	if err != nil {
 		return err
 	}
-	bind := hierarchy.Bound{Target: home, Class: red}
+	target, _, err := h.Make("eth0/web")
+	if err != nil {
+		return err
+	}
+	bind := hierarchy.Bound{Target: target, Class: red}
 	if _, err := b.Do(context.Background(), []hierarchy.Step{{Action: hierarchy.Create, New: &bind}}); err != nil {
 		return err
 	}
@@ -93,7 +98,7 @@ func hidden(args []string) error {
 	if len(s.Bound) != 1 || s.Bound[0] != bind {
 		return fmt.Errorf("bindings %v, want %v", s.Bound, bind)
 	}
-	if err := b.Join(home, 0); err != nil {
+	if err := home.Join(h.Tree, target, 0); err != nil {
 		return err
 	}
 	_, err = actOne("udp", []string{to, "30"}, nil)
@@ -102,10 +107,10 @@ func hidden(args []string) error {
 	}
 	fmt.Println(cgroup.Probe().Ways[0].Text)
 	// out of the home, so that it can go
-	if err := b.Join(targetOf("cgroup:/"), 0); err != nil {
+	if err := home.Join(h.Tree, targetOf("cgroup:/"), 0); err != nil {
 		return err
 	}
-	kept, err := b.RemoveHomes()
+	kept, err := home.RemoveAll(key, "eth0", true)
 	if len(kept) != 0 {
 		err = errors.Join(err, fmt.Errorf("homes kept: %v", kept))
 	}

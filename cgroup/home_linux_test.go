@@ -22,6 +22,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/confine"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -77,7 +78,13 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	err = confine.Command{Args: args[3:], User: args[2], Level: confine.LevelTag}.Exec(func() error { return b.Join(targetOf(args[1]), 0) })
+	err = confine.Command{Args: args[3:], User: args[2], Level: confine.LevelTag}.Exec(func() error {
+		h, err := b.Homes()
+		if err != nil {
+			return err
+		}
+		return home.Join(h.Tree, targetOf(args[1]), 0)
+	})
 	var failed *confine.ExecError
 	if errors.As(err, &failed) {
 		mine, _ := os.ReadFile("/proc/self/cgroup")
@@ -131,21 +138,25 @@ func TestKernelHomes(t *testing.T) {
 			n := newNetwork(t)
 			p := newPlace(t, way)
 			b := n.binder(t, way)
-			t.Cleanup(func() { b.RemoveHomes() })
-			api, err := b.Home("eth0/web/api")
-			if err != nil {
-				t.Fatal(err)
+			t.Cleanup(func() { n.removeHomes(t) })
+			h := homes(t, b)
+			api, fresh, err := h.Make("eth0/web/api")
+			if err != nil || !fresh {
+				t.Fatalf("home %s, fresh %v, error %v", api, fresh, err)
 			}
-			again, err := b.Home("eth0/web/api")
-			if err != nil || again != api {
-				t.Errorf("home %s, the second time %s and error %v", api, again, err)
+			again, fresh, err := h.Make("eth0/web/api")
+			if err != nil || again != api || fresh {
+				t.Errorf("home %s, the second time %s, fresh %v and error %v", api, again, fresh, err)
 			}
-			if _, err := b.Home("eth1/web"); err == nil {
+			if _, _, err := h.Make("eth1/web"); err == nil {
 				t.Error("a home on another interface was made")
 			}
-			homes, err := b.Homes()
+			if ns, p, ok := home.Parse(api); ns != h.NetNS || p != "eth0/web/api" || !ok {
+				t.Errorf("home %s is that of %q in %q, %v", api, p, ns, ok)
+			}
+			all, err := h.List()
 			want := []hierarchy.Path{"eth0", "eth0/web", "eth0/web/api"}
-			if diff := cmp.Diff(want, homes); diff != "" || err != nil {
+			if diff := cmp.Diff(want, all); diff != "" || err != nil {
 				t.Errorf("homes (-want +got), error %v:\n%s", err, diff)
 			}
 			r := resolve(t, b, tree(t))
@@ -160,21 +171,19 @@ func TestKernelHomes(t *testing.T) {
 			y := n.start(t, n.Near, filepath.Dir(dir))
 			only(t, n.during(t, func() { y.do("udp %s:9 20", n.Far4) }), red, 20)
 
-			pids, err := b.Processes(bind.ToCgroup(filepath.Dir(api.Name)))
+			pids, err := home.Processes(h.Tree, bind.ToCgroup(filepath.Dir(api.Name)))
 			wantPids := []int{x.cmd.Process.Pid, y.cmd.Process.Pid}
 			slices.Sort(wantPids)
 			if diff := cmp.Diff(wantPids, pids); diff != "" || err != nil {
 				t.Errorf("processes (-want +got), error %v:\n%s", err, diff)
 			}
 			y.do("join %s", p.mount)
-			kept, err := b.RemoveHomes()
-			if diff := cmp.Diff(want, kept); diff != "" || err != nil {
-				t.Errorf("homes kept for a process (-want +got), error %v:\n%s", err, diff)
+			if diff := cmp.Diff(want, n.removeHomes(t)); diff != "" {
+				t.Errorf("homes kept for a process (-want +got):\n%s", diff)
 			}
 			x.do("join %s", p.mount)
-			kept, err = b.RemoveHomes()
-			if len(kept) != 0 || err != nil {
-				t.Errorf("homes kept without a process: %v, error %v", kept, err)
+			if kept := n.removeHomes(t); len(kept) != 0 {
+				t.Errorf("homes kept without a process: %v", kept)
 			}
 			if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("home after removal: %v", err)
@@ -239,32 +248,37 @@ func TestKernelBoundHome(t *testing.T) {
 			n := newNetwork(t)
 			newPlace(t, way)
 			b := n.binder(t, way)
-			is := func(b *cgroup.Binder, want string, class hierarchy.ClassID) {
+			h := homes(t, b)
+			target := home.Target(h.NetNS, "eth0/web")
+			is := func(b *cgroup.Binder, class hierarchy.ClassID) {
 				t.Helper()
-				target, got, err := b.BoundHome("eth0/web")
-				if !strings.HasSuffix(target.Name, want) || got != class || err != nil {
-					t.Errorf("home %q of class %v, error %v, want %q of class %v", target, got, err, want, class)
+				got, err := b.Class(target)
+				if got != class || err != nil {
+					t.Errorf("home %q of class %v, error %v, want class %v", target, got, err, class)
 				}
 			}
-			is(b, "", 0)
+			is(b, 0)
 			apply(t, b)
-			is(b, "/eth0/web", 0)
+			is(b, 0)
 			before := uint32(0)
 			if way == bind.WayBPF {
 				before = n.generation(t)
 			}
 			bind := func(class hierarchy.ClassID, more uint32) {
 				t.Helper()
-				home, err := b.Home("eth0/web")
-				if err != nil {
-					t.Fatal(err)
+				got, fresh, err := h.Make("eth0/web")
+				if err != nil || got != target || !strings.HasSuffix(got.Name, "/eth0/web") {
+					t.Fatalf("home %q, error %v, want %q", got, err, target)
 				}
-				to := hierarchy.Bound{Target: home, Class: class}
+				if fresh {
+					b.Fresh(target)
+				}
+				to := hierarchy.Bound{Target: target, Class: class}
 				if _, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &to}}); err != nil {
 					t.Fatal(err)
 				}
-				is(b, "/eth0/web", class)
-				is(n.binder(t), "/eth0/web", class)
+				is(b, class)
+				is(n.binder(t), class)
 				if way != bind.WayBPF {
 					return
 				}
@@ -275,10 +289,10 @@ func TestKernelBoundHome(t *testing.T) {
 			bind(red, 0)
 			bind(red, 0)
 			bind(green, 1)
-			if kept, err := n.binder(t).RemoveHomes(); len(kept) != 0 || err != nil {
-				t.Errorf("homes kept: %v, error %v", kept, err)
+			if kept := n.removeHomes(t); len(kept) != 0 {
+				t.Errorf("homes kept: %v", kept)
 			}
-			is(b, "/eth0/web", 0)
+			is(b, 0)
 		})
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/socket"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -129,7 +130,7 @@ func (t *tags) clear() error {
 }
 
 // carrier: open sockets follow by themselves.
-func (t *tags) carrier(key) (carrier, string, error) { return nil, "", nil }
+func (t *tags) carrier(key) (home.Carrier, error) { return nil, nil }
 
 func (t *tags) decider([]int, map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
 	return func(s socket.Diag) (hierarchy.ClassID, error) {

@@ -503,3 +503,9 @@ func (n nfTables) fail(err error) error {
 	}
 	return fmt.Errorf("nf_tables: %w", caps.Explain(err, unix.CAP_NET_ADMIN))
 }
+
+// DropStaleRules removes the rules of nf_tables that interfaces which are gone have left
+// in a network namespace (0: the caller's).
+func DropStaleRules(netNS int) error {
+	return nfTables{netNS: netNS}.write(newRuleset(bind.WayNone))
+}

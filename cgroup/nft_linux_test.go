@@ -328,7 +328,7 @@ func TestKernelTwoTrees(t *testing.T) {
 	if err := n.Near.DeleteLink(n.Dev); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := first.RemoveHomes(); err != nil {
+	if err := cgroup.DropStaleRules(n.Near.FD()); err != nil {
 		t.Error(err)
 	}
 	if got := chains(t, nft(t, n.Near)); len(got) != 0 {

@@ -26,6 +26,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -162,7 +163,7 @@ func (p *proving) close() error {
 			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", at, err))
 		}
 	}
-	unix.Rmdir(p.tree.Dir(homeRoot)) // where it is empty
+	unix.Rmdir(p.tree.Dir(home.Root)) // where it is empty
 	if p.tap != nil {
 		errs = append(errs, p.tap.close())
 	}
@@ -184,7 +185,7 @@ func removeSoon(dir string) error {
 // send sends through one way in.
 func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sent int, err error) {
 	o := order{Index: p.cfg.Index, Run: p.run, Way: way, N: p.with.Packets}
-	below := homeRoot
+	below := home.Root
 	switch in.Target.Kind {
 	case bind.TargetLink:
 		return p.sendFrom(in.Target.Name, o)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -134,13 +135,13 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 			}
 		}
 	}
-	homes, err := b.Homes()
+	homes, err := b.homes().List()
 	if err != nil {
-		return nil, err
+		return nil, b.wrap(err)
 	}
 	for _, p := range homes {
 		if br := at[p]; br != nil && p.Parent() != "" { // the interface's is on the way to theirs
-			r.claim(bind.ToCgroup(b.homePath(p)), claim{branch: br, from: "run", exact: exactly})
+			r.claim(home.Target(b.cfg.NetNS, p), claim{branch: br, from: "run", exact: exactly})
 		}
 	}
 	r.settle()
@@ -461,7 +462,7 @@ func glob(t *cgroupfs.Tree, pattern string, watch func(string, func(string) bool
 				return nil, err
 			}
 			for _, name := range names {
-				if at := dir + "/" + name; at != homeRoot && p.Match(name) {
+				if at := dir + "/" + name; at != home.Root && p.Match(name) {
 					next = append(next, at)
 				}
 			}
@@ -470,7 +471,7 @@ func glob(t *cgroupfs.Tree, pattern string, watch func(string, func(string) bool
 	}
 	return slices.DeleteFunc(found, func(p string) bool {
 		_, _, err := t.ID(p)
-		return err != nil || strings.HasPrefix(p, homeRoot+"/")
+		return err != nil || strings.HasPrefix(p, home.Root+"/")
 	}), nil
 }
 
@@ -521,7 +522,7 @@ func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 		if slice && sliceAbove(stem) != cgroupfs.Unescape(strings.TrimPrefix(path.Base(path.Dir(p)), "/")) {
 			return fs.SkipDir // called like a slice, and none of systemd's
 		}
-		if wanted(name) && p != homeRoot {
+		if wanted(name) && p != home.Root {
 			units[name] = append(units[name], p)
 		}
 		if !slice {

@@ -34,10 +34,10 @@ func TestKernelPatterns(t *testing.T) {
 	sub(t, inner, top+"w@3.service", top+"w@4.service") // below a unit: its own
 	sub(t, inner, top+"w@2.service")                    // there twice
 	b := n.binder(t, bind.WayBPF)
-	if _, err := b.Home("eth0/web"); err != nil {
+	if _, _, err := homes(t, b).Make("eth0/web"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { b.RemoveHomes() })
+	t.Cleanup(func() { n.removeHomes(t) })
 	home := "/vifshape"
 	unit := func(name string) string { return p.target(slice) + "/" + top + name }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
-	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // Settings are what the machine's administrator chose that bears on bindings.
@@ -85,32 +83,6 @@ func compiled() (*bool, error) {
 	}
 	yes := n > 0
 	return &yes, err
-}
-
-// Escape says which user other than root may move processes out of a target of
-// [hierarchy.Bound]: whoever may write to the cgroup above it, as systemd allows
-// users below their manager and services with Delegate. It is 0 when nobody may.
-func (b *Binder) Escape(target bind.Target) (uid uint32, err error) {
-	p := target.Name
-	if target.Kind != bind.TargetCgroup || p == "/" {
-		return 0, nil
-	}
-	if err := b.settle(); err != nil {
-		return 0, err
-	}
-	t := b.tree()
-	if !t.V2() {
-		return 0, nil // there a process may be moved by its owner wherever he may write
-	}
-	var st unix.Stat_t
-	file := t.Dir(path.Join("/", path.Dir(p), "cgroup.procs"))
-	if err := unix.Stat(file, &st); err != nil {
-		return 0, b.wrap(&fs.PathError{Op: "stat", Path: file, Err: err})
-	}
-	if st.Mode&0o200 == 0 {
-		return 0, nil
-	}
-	return st.Uid, nil
 }
 
 // EgressTCX lists the programs at an interface's TCX egress hook in the order in

@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
-	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -93,9 +94,9 @@ func TestKernelSettings(t *testing.T) {
 	}
 }
 
-// TestKernelEscape: who owns the cgroup above a binding can move processes out of
+// TestKernelMover: who owns the cgroup above a binding can move processes out of
 // it, and no one but root can elsewhere.
-func TestKernelEscape(t *testing.T) {
+func TestKernelMover(t *testing.T) {
 	dir := tctest.Cgroup(t)
 	for _, d := range []string{"user", "user/app"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
@@ -105,11 +106,11 @@ func TestKernelEscape(t *testing.T) {
 	if err := os.Chown(filepath.Join(dir, "user", "cgroup.procs"), 1234, 1234); err != nil {
 		t.Fatal(err)
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: "eth0", Ways: []bind.Way{bind.WayBPF}})
+	v2, err := cgroupfs.FindV2()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
+	defer v2.Close()
 	top := "cgroup:" + strings.TrimPrefix(dir, tctest.Cgroup2Mount(t))
 	for target, want := range map[string]uint32{
 		top:               0,
@@ -118,24 +119,11 @@ func TestKernelEscape(t *testing.T) {
 		"uid:1234":        0,
 		"cgroup:/":        0,
 	} {
-		if got, err := b.Escape(targetOf(target)); err != nil || got != want {
-			t.Errorf("Escape(%q) = %d, %v; want %d", target, got, err, want)
+		if got, err := home.Mover(v2, targetOf(target)); err != nil || got != want {
+			t.Errorf("Mover(%q) = %d, %v; want %d", target, got, err, want)
 		}
 	}
-	if _, err := b.Escape(targetOf(top + "/none/below")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := home.Mover(v2, targetOf(top+"/none/below")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("of what is not there: %v", err)
 	}
 }
-
-// noHook is an interface with nothing on it.
-type noHook struct{}
-
-func (noHook) AttachEgress(int, string) error          { return nil }
-func (noHook) EgressProgram() (uint32, error)          { return 0, nil }
-func (noHook) DetachEgress() error                     { return nil }
-func (noHook) AttachIngress(string, int, string) error { return nil }
-func (noHook) HasIngress(string) (bool, error)         { return false, nil }
-func (noHook) DetachIngress(string) error              { return nil }
-func (noHook) AttachCgroupFilter() error               { return nil }
-func (noHook) CgroupFilter() (bool, error)             { return false, nil }
-func (noHook) DetachCgroupFilter() error               { return nil }

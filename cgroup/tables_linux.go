@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/socket"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -73,11 +74,6 @@ func (t *tables) detach() error {
 	return t.write(t.rules)
 }
 
-// sweep takes away what interfaces left that are gone.
-func (t *tables) sweep() error {
-	return nfTables{netNS: t.netNS}.write(newRuleset(bind.WayNone))
-}
-
 func (t *tables) before(uint32) ([]tcxProgram, error) { return nil, nil }
 
 func (t *tables) holds(k bind.TargetKind) error {
@@ -125,8 +121,8 @@ func (t *tables) flush() error {
 	return t.write(t.rules)
 }
 
-func (t *tables) carrier(key) (carrier, string, error) {
-	return nil, "the rules of nf_tables go by the cgroup in which a socket was made", nil
+func (t *tables) carrier(key) (home.Carrier, error) {
+	return staying("the rules of nf_tables go by the cgroup in which a socket was made"), nil
 }
 
 func (t *tables) decider([]int, map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/socket"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -54,8 +55,8 @@ type store interface {
 // openSockets knows how a way treats the sockets that are open.
 type openSockets interface {
 	// carrier is the best that there is to bring the class of a cgroup to open sockets, nil
-	// where none is needed or none is possible: then stay says why.
-	carrier(home key) (c carrier, stay string, err error)
+	// where they follow by themselves.
+	carrier(of key) (home.Carrier, error)
 	// decider finds the classes of open sockets of some processes as the classifier does, 0
 	// where it cannot be told.
 	decider(pids []int, sockets map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error)

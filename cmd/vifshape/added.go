@@ -284,7 +284,11 @@ func (m *machine) remove(ctx context.Context, path hierarchy.Path, who *petition
 				return fmt.Errorf("%s: %v is bound to it: `vifshape unbind %s %v` takes it from there", path, b.Binding, path, b.Binding)
 			}
 		}
-		gone, err := x.binder.RemoveHome(path)
+		h, err := x.binder.Homes()
+		if err != nil {
+			return err
+		}
+		gone, err := h.Remove(path)
 		if err != nil {
 			return err
 		}

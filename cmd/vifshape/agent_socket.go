@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
@@ -319,7 +319,7 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 	if err := who.enters(r, path); err != nil {
 		return err
 	}
-	x, home, err := m.open(ctx, path)
+	x, target, err := m.open(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -340,7 +340,11 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 	// The kernel takes a number, not a descriptor. Were the peer to end, be waited for,
 	// and its number to come round again right here, the process that has it then would
 	// be moved in its place.
-	if err := x.binder.Join(home, p.pid); err != nil {
+	h, err := x.binder.Homes()
+	if err == nil {
+		err = home.Join(h.Tree, target, p.pid)
+	}
+	if err != nil {
 		return err
 	}
 	return p.alive()
@@ -359,13 +363,13 @@ func (m *machine) homesOf(pid int) ([]hierarchy.Path, error) {
 			return nil, fmt.Errorf("the agent cannot see which branch process %d is in: it runs in a cgroup namespace of its own", pid)
 		}
 		for _, target := range targets {
-			ns, home, ok := cgroup.ParseHome(target)
+			ns, branch, ok := home.Parse(target)
 			switch {
 			case !ok:
 			case ns != m.store.NetNS:
-				return nil, deniedError{fmt.Errorf("process %d is in branch %s of another network namespace", pid, home)}
+				return nil, deniedError{fmt.Errorf("process %d is in branch %s of another network namespace", pid, branch)}
 			default:
-				homes = append(homes, m.deepest(home))
+				homes = append(homes, m.deepest(branch))
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -195,22 +196,19 @@ func (m *machine) unmark(r *record.Record) error {
 // removeHomes removes the cgroups of an interface's branches, whether the
 // interface is there or not, and remembers it where processes live in some.
 func (m *machine) removeHomes(iface string) error {
-	b, err := cgroup.NewBinder(cgroup.Config{
-		Hook: noHook{}, Interface: iface, NetNS: m.store.NetNS, RunDir: m.runDir,
-		Others: func() ([]string, error) { return m.tagged(iface, 0) },
-	})
+	others, err := m.tagged(iface, 0)
 	if err != nil {
 		return err
 	}
-	busy, err := b.RemoveHomes()
-	if err = errors.Join(err, b.Close()); err != nil {
-		return err
+	busy, err := home.RemoveAll(m.store.NetNS, iface, len(others) > 0)
+	if err == nil {
+		err = cgroup.DropStaleRules(0)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", iface, err)
 	}
 	for _, h := range busy {
 		m.notef(hierarchy.Path(iface), "%s keeps its cgroup: processes live in it", h)
 	}
 	return m.store.Note(iface, len(busy) > 0)
 }
-
-// noHook is where nothing is asked of the interface: homes are cgroups alone.
-type noHook struct{ cgroup.Hook }

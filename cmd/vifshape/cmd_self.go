@@ -11,8 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -128,7 +128,7 @@ func (m *machine) outside(rests []string) error {
 		if err != nil {
 			return err
 		}
-		if ns, p, ok := cgroup.ParseHome(target); ok && ns != m.store.NetNS {
+		if ns, p, ok := home.Parse(target); ok && ns != m.store.NetNS {
 			return fmt.Errorf("this process is in no branch of this network namespace: its cgroup is that of %s in another one", p)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -319,8 +320,12 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 	for _, o := range r.Outside {
 		c.say(o.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %s does not hold all of it: %s", o.Path, bindingText(o.Binding), words.Printable(o.String()))})
 	}
+	h, err := b.Homes()
+	if err != nil {
+		return err
+	}
 	for _, x := range r.Bound {
-		uid, err := b.Escape(x.Target)
+		uid, err := home.Mover(h.Tree, x.Target)
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/confine"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -26,7 +27,7 @@ func (e *insideError) Error() string {
 
 // exec makes this process a program in a branch. It returns only where it cannot.
 func (m *machine) exec(ctx context.Context, path hierarchy.Path, cmd confine.Command) error {
-	x, home, err := m.enter(ctx, path)
+	x, target, err := m.enter(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -35,9 +36,15 @@ func (m *machine) exec(ctx context.Context, path hierarchy.Path, cmd confine.Com
 		return err
 	}
 	cmd.ReadOnly, cmd.Hidden = m.runDir, m.store.Locks
-	cmd.Past = func() string { return x.binder.Unguarded(home) }
+	cmd.Past = func() string { return x.binder.Unguarded(target) }
 	cmd.Warn = func(s string) { m.notef(path, "%s", s) }
-	return cmd.Exec(func() error { return x.binder.Join(home, 0) })
+	return cmd.Exec(func() error {
+		h, err := x.binder.Homes()
+		if err != nil {
+			return err
+		}
+		return home.Join(h.Tree, target, 0)
+	})
 }
 
 // execPlaced is exec for those who are not root: place has somebody who may put this
@@ -65,8 +72,8 @@ func (m *machine) execPlaced(ctx context.Context, path hierarchy.Path, cmd confi
 
 // attach moves running processes into a branch, and binds what leads to their network
 // namespaces. What could not be held is returned beside what was moved, on an error too.
-func (m *machine) attach(ctx context.Context, path hierarchy.Path, pids []int, tree bool) (*cgroup.Attachment, []cgroup.Outside, error) {
-	x, home, err := m.enter(ctx, path)
+func (m *machine) attach(ctx context.Context, path hierarchy.Path, pids []int, tree bool) (*home.Attachment, []cgroup.Outside, error) {
+	x, target, err := m.enter(ctx, path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -76,7 +83,7 @@ func (m *machine) attach(ctx context.Context, path hierarchy.Path, pids []int, t
 		return nil, nil, err
 	}
 	defer unlock()
-	got, err := x.binder.Attach(ctx, home, pids, tree)
+	got, err := x.attach(ctx, target, pids, tree)
 	if err != nil || got == nil || len(got.Processes) == 0 {
 		return got, nil, err
 	}
@@ -85,50 +92,67 @@ func (m *machine) attach(ctx context.Context, path hierarchy.Path, pids []int, t
 		return got, nil, err
 	}
 	return got, slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool {
-		return !slices.ContainsFunc(got.Processes, func(p cgroup.AttachedProcess) bool { return slices.Contains(o.PIDs, p.PID) })
+		return !slices.ContainsFunc(got.Processes, func(p home.Process) bool { return slices.Contains(o.PIDs, p.PID) })
 	}), err
+}
+
+// attach puts processes into the cgroup of a target, with what they have open.
+func (x *shaped) attach(ctx context.Context, target bind.Target, pids []int, tree bool) (*home.Attachment, error) {
+	c, err := x.binder.Carrier(target)
+	if err != nil {
+		return nil, err
+	}
+	if c != nil {
+		defer c.Close()
+	}
+	h, err := x.binder.Homes()
+	if err != nil {
+		return nil, err
+	}
+	return home.Attach(ctx, h.Tree, target, pids, tree, c)
 }
 
 // enter finds the cgroup where the processes of a branch are put, made and bound if
 // it is not yet. The caller closes x's binder.
-func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, home bind.Target, err error) {
+func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, target bind.Target, err error) {
 	if err := m.within(ctx, path); err != nil {
-		return nil, home, err
+		return nil, target, err
 	}
-	if x, home, err = m.open(ctx, path); notPrivileged(err) {
+	if x, target, err = m.open(ctx, path); notPrivileged(err) {
 		if at, e := m.branch(); e == nil && at != "" {
 			err = &insideError{path, at}
 		}
 	}
-	return x, home, err
+	return x, target, err
 }
 
 // open is enter for whoever may be put there.
-func (m *machine) open(ctx context.Context, path hierarchy.Path) (x *shaped, home bind.Target, err error) {
+func (m *machine) open(ctx context.Context, path hierarchy.Path) (x *shaped, target bind.Target, err error) {
 	x, class, err := m.standing(path)
 	if err != nil {
-		return nil, home, err
+		return nil, target, err
 	}
-	home, now, err := x.binder.BoundHome(path)
+	target = home.Target(m.store.NetNS, path)
+	now, err := x.binder.Class(target)
 	if err == nil && now == class { // there is nothing to change, and nobody to wait for
-		return x, home, nil
+		return x, target, nil
 	}
 	if err := errors.Join(err, x.binder.Close()); err != nil {
-		return nil, home, err
+		return nil, target, err
 	}
 	unlock, err := m.store.Lock(ctx, "run "+string(path))
 	if err != nil {
-		return nil, home, err
+		return nil, target, err
 	}
 	defer unlock()
 	// Who had the lock may have given the branch another class.
 	if x, class, err = m.standing(path); err != nil {
-		return nil, home, err
+		return nil, target, err
 	}
-	if home, err = x.home(ctx, path, class); err != nil {
-		return nil, home, errors.Join(err, x.binder.Close())
+	if target, err = m.home(ctx, x, path, class); err != nil {
+		return nil, target, errors.Join(err, x.binder.Close())
 	}
-	return x, home, nil
+	return x, target, nil
 }
 
 // standing finds a branch's interface and the class of the branch's own processes, and
@@ -190,26 +214,34 @@ func (x *shaped) entry(path hierarchy.Path) (hierarchy.ClassID, error) {
 
 // home is the cgroup of a branch, made and bound if it is not yet. The caller holds the
 // store's lock.
-func (x *shaped) home(ctx context.Context, path hierarchy.Path, class hierarchy.ClassID) (home bind.Target, err error) {
-	_, was, err := x.binder.BoundHome(path)
+func (m *machine) home(ctx context.Context, x *shaped, path hierarchy.Path, class hierarchy.ClassID) (target bind.Target, err error) {
+	target = home.Target(m.store.NetNS, path)
+	was, err := x.binder.Class(target)
 	if err == nil && was != 0 {
 		err = x.misnamedHome(path, was)
 	}
 	if err != nil {
-		return home, err
+		return target, err
 	}
-	home, err = x.binder.Home(path)
+	h, err := x.binder.Homes()
 	if err != nil {
-		return home, err
+		return target, err
 	}
-	_, err = x.binder.Do(ctx, []hierarchy.Step{{Action: hierarchy.Create, New: &hierarchy.Bound{Target: home, Class: class, Path: path, From: "run"}}})
+	_, fresh, err := h.Make(path)
 	if err != nil {
-		return home, err
+		return target, err
 	}
-	if _, now, err := x.binder.BoundHome(path); err != nil || now != class {
-		return home, errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.record.PolicyName()))
+	if fresh {
+		x.binder.Fresh(target)
 	}
-	return home, nil
+	_, err = x.binder.Do(ctx, []hierarchy.Step{{Action: hierarchy.Create, New: &hierarchy.Bound{Target: target, Class: class, Path: path, From: "run"}}})
+	if err != nil {
+		return target, err
+	}
+	if now, err := x.binder.Class(target); err != nil || now != class {
+		return target, errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.record.PolicyName()))
+	}
+	return target, nil
 }
 
 // isIn says whether this process is in the home of a branch.
@@ -218,8 +250,8 @@ func (m *machine) isIn(path hierarchy.Path, way bind.Way) error {
 	if err != nil {
 		return err
 	}
-	ns, home, ok := cgroup.ParseHome(target)
-	if ok && ns == m.store.NetNS && home == path || !ok && !whole { // hidden by a container: the agent's word is all there is
+	ns, branch, ok := home.Parse(target)
+	if ok && ns == m.store.NetNS && branch == path || !ok && !whole { // hidden by a container: the agent's word is all there is
 		return nil
 	}
 	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, words.Printable(target.String()))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -277,7 +278,7 @@ func (m *machine) stays(in hierarchy.Path, what string, v heldView, way bind.Way
 
 // leftBehind warns of sockets of attached processes that attach could not carry over,
 // though the kernel did not say so.
-func (m *machine) leftBehind(path hierarchy.Path, got *cgroup.Attachment) {
+func (m *machine) leftBehind(path hierarchy.Path, got *home.Attachment) {
 	x, err := m.shaped(path.Interface(), "")
 	if err != nil {
 		m.warnf(path, "whether it holds what was open cannot be told: %v", err)

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -173,7 +173,7 @@ func (x *shaped) misplaced(s hierarchy.State) error {
 // with another branch's class.
 func (m *machine) misnamed(x *shaped, bound []hierarchy.Bound) error {
 	for _, b := range bound {
-		ns, p, ok := cgroup.ParseHome(b.Target)
+		ns, p, ok := home.Parse(b.Target)
 		if !ok || ns != m.store.NetNS || p.Interface() != x.record.Interface {
 			continue
 		}

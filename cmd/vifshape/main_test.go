@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -72,14 +73,10 @@ func TestKernelScript(t *testing.T) {
 			return err
 		}
 		e.Defer(func() { // a script that failed does not clear
-			b, err := cgroup.NewBinder(cgroup.Config{Hook: noHook{}, Interface: "eth0", NetNS: s.NetNS})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := b.RemoveHomes(); err != nil {
+			if _, err := home.RemoveAll(s.NetNS, "eth0", false); err != nil {
 				t.Error(err)
 			}
-			if err := b.Close(); err != nil {
+			if err := cgroup.DropStaleRules(0); err != nil {
 				t.Error(err)
 			}
 		})

@@ -3,6 +3,7 @@ package main
 import (
 	"slices"
 
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -17,7 +18,11 @@ func (x *shaped) held(all []hierarchy.Bound) (map[bind.Target][]int, error) {
 		if b.Target.Kind == bind.TargetNone || held[b.Target] != nil {
 			continue
 		}
-		pids, err := x.binder.Processes(b.Target)
+		h, err := x.binder.Homes()
+		if err != nil {
+			return nil, err
+		}
+		pids, err := home.Processes(h.Tree, b.Target)
 		if err != nil {
 			return nil, err
 		}

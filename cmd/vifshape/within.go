@@ -7,9 +7,9 @@ import (
 	"os"
 	"path"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -29,12 +29,12 @@ func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 			return err
 		}
 		at, of, from := hierarchy.Path(""), "", ""
-		ns, home, ok := cgroup.ParseHome(target)
+		ns, branch, ok := home.Parse(target)
 		switch {
 		case ok && ns != m.store.NetNS:
-			at, of = home, " of another network namespace"
+			at, of = branch, " of another network namespace"
 		case ok:
-			at = m.deepest(home)
+			at = m.deepest(branch)
 		case !whole:
 			var hidden hierarchy.Path
 			if at, hidden, err = m.confined(ctx, way); err != nil {
@@ -62,8 +62,8 @@ func (m *machine) branch() (hierarchy.Path, error) {
 		if err != nil {
 			return "", err
 		}
-		if ns, home, ok := cgroup.ParseHome(target); ok && ns == m.store.NetNS {
-			return m.deepest(home), nil
+		if ns, branch, ok := home.Parse(target); ok && ns == m.store.NetNS {
+			return m.deepest(branch), nil
 		}
 	}
 	return "", nil
@@ -146,7 +146,7 @@ func (m *machine) inside(x *shaped, way bind.Way, all []hierarchy.Bound, blind b
 		if b, ok := bound[at]; ok {
 			return b, nil
 		}
-		if ns, p, ok := cgroup.ParseHome(at); ok && blind && ns == m.store.NetNS && p.Interface() == x.record.Interface {
+		if ns, p, ok := home.Parse(at); ok && blind && ns == m.store.NetNS && p.Interface() == x.record.Interface {
 			if class, err := x.entry(p); err == nil { // else a cgroup that a program made in its home
 				return hierarchy.Bound{Target: at, Class: class, Path: p, From: "run"}, nil
 			}

@@ -1,4 +1,4 @@
-package cgroup
+package home
 
 import (
 	"context"
@@ -19,36 +19,36 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// Attachment is what [Binder.Attach] did.
+// Attachment is what [Attach] did.
 type Attachment struct {
-	Processes []AttachedProcess // that are in the branch now, in the order in which they came
-	Sockets   []socket.Socket   // that were open and belong to the branch now
+	Processes []Process       // that are in the branch now, in the order in which they came
+	Sockets   []socket.Socket // that were open and belong to the branch now
 	// Waiting are connections that belong to the branch now and that nobody had
 	// accepted yet, or that stand behind sockets of MPTCP.
 	Waiting int
-	Failed  []AttachFailure
+	Failed  []Failure
 	// Stay says why open sockets keep the class that they had, empty where they
 	// follow.
 	Stay string
 }
 
-// AttachedProcess is a process that was put into a branch.
-type AttachedProcess struct {
+// Process is a process that was put into a branch.
+type Process struct {
 	PID   int
 	Name  string // as the kernel has it, 15 bytes at most
 	From  string // its former cgroup; several where its threads were in different ones
 	There bool   // it was in the branch already
 }
 
-// AttachFailure is a process that could not be put into a branch, or whose sockets
+// Failure is a process that could not be put into a branch, or whose sockets
 // could not.
-type AttachFailure struct {
+type Failure struct {
 	PID int
 	Err error
 }
 
 // Attach moves processes with all their threads into the cgroup of a target, with
-// tree also their descendants, and has their open sockets follow: connections,
+// below also their descendants, and has their open sockets follow: connections,
 // what is accepted from their listeners, and packet sockets.
 //
 // Both are listed again until nothing new appears, for processes fork and open
@@ -58,56 +58,44 @@ type AttachFailure struct {
 // to another, or known to an io_uring alone) are not found. Connections that nobody
 // has accepted yet are those of the caller's network namespace.
 //
-// An error is one that concerns all of them; what concerns one process is in
-// Failed. The rules of nf_tables look at a socket's birth place alone: there open
-// sockets stay, and Stay says so. Needs what [Binder.Do] needs.
-func (b *Binder) Attach(ctx context.Context, target bind.Target, pids []int, tree bool) (*Attachment, error) {
-	on, err := b.inForce()
-	if err != nil {
-		return nil, b.wrap(err)
-	}
-	home := target.Name
+// An error is one that concerns all of them; what concerns one process is in Failed. A
+// nil Carrier says that tags bring along what is open.
+func Attach(ctx context.Context, t *cgroupfs.Tree, target bind.Target, pids []int, below bool, c Carrier) (*Attachment, error) {
 	if target.Kind != bind.TargetCgroup {
-		return nil, b.wrap(fmt.Errorf("%s is no cgroup that a process can be put into", target))
+		return nil, noCgroup(target)
 	}
-	if err := b.settle(); err != nil {
+	a := &attaching{tree: t, target: target, carrier: c, here: map[int]bool{}, asked: map[int]bool{}, found: map[socket.Held]bool{}}
+	var err error
+	if a.before, err = t.Members(target.Name); err != nil {
 		return nil, err
 	}
-	a := &attaching{Binder: b, target: target, home: home, here: map[int]bool{}, asked: map[int]bool{}, found: map[socket.Held]bool{}}
-	if a.before, err = b.tree().Members(home); err != nil {
-		return nil, b.wrap(err)
+	if c != nil {
+		a.got.Stay = c.Stay()
 	}
-	if a.carrier, a.got.Stay, err = b.carrier(on, target); err != nil {
-		return nil, b.wrap(err)
-	}
-	if a.carrier != nil {
-		defer a.carrier.close()
-	}
-	if err := a.run(ctx, pids, tree); err != nil {
-		return &a.got, b.wrap(err)
+	if err := a.run(ctx, pids, below); err != nil {
+		return &a.got, err
 	}
 	if a.got.Stay == "" {
-		err = a.describe(a.carrier == nil)
+		err = a.describe()
 	}
-	return &a.got, b.wrap(err)
+	return &a.got, err
 }
 
 // attaching is one call of Attach.
 type attaching struct {
-	*Binder
 	got     Attachment
+	tree    *cgroupfs.Tree
 	target  bind.Target
-	home    string
 	before  []int        // that were in the cgroup already, and below it
 	here    map[int]bool // whose sockets follow
 	asked   map[int]bool // whether they were moved or not
-	carrier carrier
+	carrier Carrier
 	found   map[socket.Held]bool
 }
 
 // run moves and lists until nothing new appears. Sockets that were made in the
 // branch are nothing new, but before Linux 5.15, and without BTF, no one can tell.
-func (a *attaching) run(ctx context.Context, pids []int, tree bool) error {
+func (a *attaching) run(ctx context.Context, pids []int, below bool) error {
 	const (
 		most  = 200 // rounds: each takes all processes that there are at its beginning
 		quiet = 5   // rounds without another process that end it in any case
@@ -117,7 +105,7 @@ func (a *attaching) run(ctx context.Context, pids []int, tree bool) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		moved, err := a.move(pids, tree)
+		moved, err := a.move(pids, below)
 		if err != nil {
 			return err
 		}
@@ -136,14 +124,14 @@ func (a *attaching) run(ctx context.Context, pids []int, tree bool) error {
 }
 
 // move moves who is not there yet and says how many.
-func (a *attaching) move(pids []int, tree bool) (moved int, err error) {
+func (a *attaching) move(pids []int, below bool) (moved int, err error) {
 	all := pids
-	if tree { // of those that could be moved: not of the first process, or the kernel's
-		below, err := descendants(a.got.Processes)
+	if below { // of those that could be moved: not of the first process, or the kernel's
+		more, err := descendants(a.got.Processes)
 		if err != nil {
 			return 0, err
 		}
-		all = slices.Concat(pids, below)
+		all = slices.Concat(pids, more)
 	}
 	for _, pid := range all {
 		if a.asked[pid] || pid == os.Getpid() && !slices.Contains(pids, pid) {
@@ -152,14 +140,14 @@ func (a *attaching) move(pids []int, tree bool) (moved int, err error) {
 		a.asked[pid] = true
 		p, err := a.examine(pid)
 		if err == nil && !p.There {
-			err = a.Join(a.target, pid)
+			err = Join(a.tree, a.target, pid)
 		}
 		switch {
 		case err == nil:
 			a.got.Processes = append(a.got.Processes, p)
 			moved++
 			if err := a.keepsTags(pid); err != nil && !p.There {
-				a.got.Failed = append(a.got.Failed, AttachFailure{pid, err})
+				a.got.Failed = append(a.got.Failed, Failure{pid, err})
 			} else {
 				a.here[pid] = true
 			}
@@ -168,9 +156,9 @@ func (a *attaching) move(pids []int, tree bool) (moved int, err error) {
 		case (errors.Is(err, errNoProcess) || errors.Is(err, errEnded) || errors.Is(err, unix.ESRCH)) && !slices.Contains(pids, pid):
 			// a child that has ended already
 		case errors.Is(err, unix.ESRCH):
-			a.got.Failed = append(a.got.Failed, AttachFailure{pid, errNoProcess})
+			a.got.Failed = append(a.got.Failed, Failure{pid, errNoProcess})
 		default:
-			a.got.Failed = append(a.got.Failed, AttachFailure{pid, err})
+			a.got.Failed = append(a.got.Failed, Failure{pid, err})
 		}
 	}
 	return moved, nil
@@ -182,8 +170,8 @@ var (
 )
 
 // examine refuses processes that are not to be moved.
-func (a *attaching) examine(pid int) (AttachedProcess, error) {
-	p := AttachedProcess{PID: pid}
+func (a *attaching) examine(pid int) (Process, error) {
+	p := Process{PID: pid}
 	is, err := cgroupfs.ReadProcess(pid)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -219,7 +207,7 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 		return p, err
 	}
 	// its own cgroup and not one below: that may be another branch's
-	in, err := a.tree().Threads(a.home)
+	in, err := a.tree.Threads(a.target.Name)
 	if err != nil {
 		return p, caps.Errno(err)
 	}
@@ -227,7 +215,7 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 	var from []string
 	for _, t := range threads {
 		p.There = p.There && slices.Contains(in, strconv.Itoa(t.ID))
-		if own, ok := t.Cgroup(!a.tree().V2()); ok && !slices.Contains(from, path.Clean(own)) {
+		if own, ok := t.Cgroup(!a.tree.V2()); ok && !slices.Contains(from, path.Clean(own)) {
 			from = append(from, path.Clean(own))
 		}
 	}
@@ -239,7 +227,7 @@ func (a *attaching) examine(pid int) (AttachedProcess, error) {
 // of net_cls: kernels go by its first thread (update_classid_task,
 // net/core/netclassid_cgroup.c, v6.12; not yet in v6.1).
 func (a *attaching) keepsTags(pid int) error {
-	if a.tree().V2() {
+	if a.tree.V2() {
 		return nil
 	}
 	first, err := cgroupfs.ReadProcess(pid)
@@ -250,7 +238,7 @@ func (a *attaching) keepsTags(pid int) error {
 }
 
 // descendants lists what is below processes, parents first.
-func descendants(of []AttachedProcess) ([]int, error) {
+func descendants(of []Process) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -285,10 +273,10 @@ func descendants(of []AttachedProcess) ([]int, error) {
 // carry gives the sockets of who was moved, and of who was born in the cgroup since,
 // the override, and says how many got it that were not made there.
 func (a *attaching) carry() (old int, err error) {
-	if a.carrier == nil {
+	if a.carrier == nil || a.got.Stay != "" {
 		return 0, nil
 	}
-	members, err := a.tree().Members(a.home)
+	members, err := a.tree.Members(a.target.Name)
 	if err != nil {
 		return 0, err
 	}
@@ -300,32 +288,29 @@ func (a *attaching) carry() (old int, err error) {
 	if len(a.here) == 0 {
 		return 0, nil
 	}
-	carried, failed, err := a.carrier.carry(a.here)
+	carried, failed, err := a.carrier.Carry(a.here)
 	for _, c := range carried {
-		if !c.inside {
+		if !c.Inside {
 			old++
 		}
-		if c.inode == 0 {
+		if c.Inode == 0 {
 			a.got.Waiting++
 		} else {
-			a.found[socket.Held{Inode: c.inode, PID: c.pid}] = true
+			a.found[socket.Held{Inode: c.Inode, PID: c.PID}] = true
 		}
 	}
 	for _, f := range failed {
-		if !slices.ContainsFunc(a.got.Failed, func(o AttachFailure) bool { return o.PID == f.PID && o.Err.Error() == f.Err.Error() }) {
+		if !slices.ContainsFunc(a.got.Failed, func(o Failure) bool { return o.PID == f.PID && o.Err.Error() == f.Err.Error() }) {
 			a.got.Failed = append(a.got.Failed, f)
 		}
-	}
-	if err == nil && len(carried) > 0 {
-		err = a.carrier.publish()
 	}
 	return old, err
 }
 
 // describe finds out what the sockets are. All that are open followed where nobody had
 // to carry them.
-func (a *attaching) describe(all bool) error {
-	if all {
+func (a *attaching) describe() error {
+	if a.carrier == nil {
 		for pid := range a.here {
 			fds, _ := socket.Of(pid) // none: it is gone or may not be looked at
 			for _, inode := range fds {
@@ -338,29 +323,18 @@ func (a *attaching) describe(all bool) error {
 	return err
 }
 
-// carrier brings the override to open sockets.
-type carrier interface {
-	// carry does so for the sockets of the processes and says which have got it.
-	carry(pids map[int]bool) ([]carried, []AttachFailure, error)
-	// publish brings what was carried into force.
-	publish() error
-	close()
+// Carrier brings open sockets along.
+type Carrier interface {
+	// Carry does so for the sockets of the processes and says which came.
+	Carry(pids map[int]bool) ([]Carried, []Failure, error)
+	// Stay says why they keep the class that they have, empty where they come.
+	Stay() string
+	Close()
 }
 
-// carried is a socket that got the override.
-type carried struct {
-	inode  uint64 // 0: it has no file
-	pid    int
-	inside bool // it was made in the cgroup
-}
-
-func (b *Binder) carrier(on *way, target bind.Target) (carrier, string, error) {
-	if on == nil {
-		return nil, "", errOtherVersion
-	}
-	home, err := b.key(on, target)
-	if err != nil {
-		return nil, "", err
-	}
-	return on.sockets.carrier(home)
+// Carried is a socket that came along.
+type Carried struct {
+	Inode  uint64 // 0: it has no file
+	PID    int
+	Inside bool // it was made in the cgroup
 }
