@@ -53,7 +53,7 @@ type Config struct {
 	// NetNSFD is a descriptor of that namespace, 0 for the caller's, for nf_tables.
 	// Programs that run before the classifier are looked for in the caller's.
 	NetNSFD int
-	// NetNS is the interface's network namespace as [NetNSKey] names it, empty
+	// NetNS is the interface's network namespace as [cgroupfs.NetNSKey] names it, empty
 	// for the initial one. It keeps the cgroups of equally named interfaces apart.
 	NetNS string
 	// Ways are the ways to try, in this order: the first that works is taken.

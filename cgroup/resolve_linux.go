@@ -97,7 +97,7 @@ func (r *Resolution) Err() error {
 }
 
 // Resolve finds what the bindings of branches name on this machine, and the homes
-// that the branches have (see [Binder.Home]), which are bound too. What is not
+// that the branches have (see [home.Homes]), which are bound too. What is not
 // there is pending: a service may be stopped. What can never work is refused; so is
 // what two bindings name equally exactly, and then neither gets it. An error says
 // that the machine could not be read.

@@ -13,7 +13,7 @@
 //   - the ideal allocation of bandwidth for a given demand, [Tree.Ideal];
 //   - the state of one device as plain data, [State], with what stands on each of
 //     its ports, the difference of two states as one ordered [Plan], and
-//     [Kernel.Apply], which carries a plan out over the device's [Part]s, reads
+//     [Kernel.Apply], which carries a plan out over each [Part] of it, reads
 //     back, compares, and takes everything back to where it started when
 //     something fails.
 //

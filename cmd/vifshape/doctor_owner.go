@@ -9,7 +9,7 @@ import (
 )
 
 // networkdSections are those in which systemd.network(5) sets up the queueing of
-// what an interface sends. [QDisc] is not among them: it is for received traffic.
+// what an interface sends. QDisc is not among them: it is for received traffic.
 var networkdSections = []string{
 	"NetworkEmulator", "TokenBucketFilter", "PIE", "FlowQueuePIE", "StochasticFairBlue", "StochasticFairnessQueueing",
 	"BFIFO", "PFIFO", "PFIFOHeadDrop", "PFIFOFast", "CAKE", "ControlledDelay", "DeficitRoundRobinScheduler", "DeficitRoundRobinSchedulerClass",
