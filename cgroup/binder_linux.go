@@ -13,6 +13,10 @@ import (
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/iface"
+	"github.com/vifshape/vifshape/cgroup/netcls"
+	"github.com/vifshape/vifshape/cgroup/nft"
+	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -93,17 +97,17 @@ type Config struct {
 // of the same interface must exclude each other.
 type Binder struct {
 	cfg  Config
-	ways []*way // all, best first
+	ways []*choice // all, best first
 
 	egress *egress
-	tables *tables
-	filter *filter
-	tags   *tags
+	tables *nft.Tables
+	filter *netcls.Filter
+	tags   *netcls.Tags
 	v2, v1 *cgroupfs.Tree
 
-	way    *way                   // that is wanted, nil until it is chosen
+	way    *choice                // that is wanted, nil until it is chosen
 	tried  clauses                // why the ways before it were not chosen
-	at     *way                   // in whose hierarchy cgroups are looked for, nil until it is known
+	at     *choice                // in whose hierarchy cgroups are looked for, nil until it is known
 	ids    map[bind.Target]uint64 // of targets, as of the last Read
 	paths  map[uint64]string      // of cgroups, once seen: cheaper to check than to find
 	fresh  map[string]bool        // homes that this Binder made and has not bound yet
@@ -111,19 +115,9 @@ type Binder struct {
 	narrow narrow
 	marker marker
 	hidden map[string]bool // interfaces that should be marked and cannot be
-	last   *way            // on the interface, when this Binder last looked or changed it
+	last   *choice         // on the interface, when this Binder last looked or changed it
 	is     uint32          // its version
 	beside bool            // rules of a former way lie beside it
-}
-
-// way is what a way of binding consists of.
-type way struct {
-	name       bind.Way
-	find       func() (*cgroupfs.Tree, error) // the hierarchy of its cgroups, nil where it is not mounted
-	classifier classifier
-	store      store
-	sockets    openSockets
-	unseen     bool // packets do not show the class that they get
 }
 
 // NewBinder makes a Binder. Nothing is read or changed yet.
@@ -170,21 +164,22 @@ func NewBinder(cfg Config) (*Binder, error) {
 // reset makes the ways of a Binder that has looked at nothing yet.
 func (b *Binder) reset() {
 	b.egress = &egress{hook: b.cfg.Hook, types: btf.NewCache(), warn: b.cfg.Warn, tree: b.findV2}
-	b.tables = &tables{nfTables: nfTables{b.cfg.NetNSFD, b.cfg.Interface, b.cfg.Index}, tree: b.findV2}
-	b.filter = &filter{hook: b.cfg.Hook}
-	b.tags = &tags{find: b.findV1, mount: b.mountV1, classes: b.cfg.Classes}
-	b.ways = []*way{
+	b.tables = nft.New(b.cfg.NetNSFD, b.cfg.Interface, b.cfg.Index)
+	b.filter = &netcls.Filter{Hook: b.cfg.Hook}
+	b.tags = &netcls.Tags{Find: b.findV1, Mount: b.mountV1, Classes: b.cfg.Classes}
+	tagged := byTag{b.tags.Ours}
+	b.ways = []*choice{
 		{name: bind.WayBPF, find: b.findV2, classifier: b.egress, store: b.egress, sockets: b.egress},
-		{name: bind.WayNft, find: b.findLevels, classifier: b.tables, store: b.tables, sockets: b.tables},
-		{name: bind.WayNetCls, find: b.findV1, classifier: b.egress, store: b.tags, sockets: b.tags},
-		{name: bind.WayNetClsNft, find: b.findV1, classifier: b.tables, store: b.tags, sockets: b.tags},
-		{name: bind.WayClsCgroup, find: b.findV1, classifier: b.filter, store: b.tags, sockets: b.tags, unseen: true},
+		{name: bind.WayNft, find: b.findLevels, classifier: b.tables, store: b.tables, sockets: byBirth{b}},
+		{name: bind.WayNetCls, find: b.findV1, classifier: b.egress, store: b.tags, sockets: tagged},
+		{name: bind.WayNetClsNft, find: b.findV1, classifier: b.tables, store: b.tags, sockets: tagged},
+		{name: bind.WayClsCgroup, find: b.findV1, classifier: b.filter, store: b.tags, sockets: tagged, unseen: true},
 	}
 }
 
 // called finds a way by its name, nil for none.
-func (b *Binder) called(w bind.Way) *way {
-	if i := slices.IndexFunc(b.ways, func(x *way) bool { return x.name == w }); i >= 0 {
+func (b *Binder) called(w bind.Way) *choice {
+	if i := slices.IndexFunc(b.ways, func(x *choice) bool { return x.name == w }); i >= 0 {
 		return b.ways[i]
 	}
 	return nil
@@ -244,7 +239,7 @@ func (b *Binder) Hook() (hierarchy.Hook, error) {
 	if err := b.warnTCX(b.way); err != nil {
 		return hierarchy.Hook{}, b.wrap(err)
 	}
-	return hierarchy.Hook{Way: b.way.name, Version: version}, nil
+	return hierarchy.Hook{Way: b.way.name, Version: way.Version}, nil
 }
 
 func ways() []bind.Way {
@@ -345,11 +340,11 @@ func (b *Binder) tree() *cgroupfs.Tree {
 }
 
 // prepare finds, and where needed makes, what a way stands on.
-func (b *Binder) prepare(w *way) error {
+func (b *Binder) prepare(w *choice) error {
 	if _, err := b.hierarchy(w); err != nil {
 		return err
 	}
-	if on, err := w.classifier.probe(w.name); on || err != nil {
+	if on, err := w.classifier.Probe(w.name); on || err != nil {
 		return err
 	}
 	return b.cfg.Lacks(w.name)
@@ -357,7 +352,7 @@ func (b *Binder) prepare(w *way) error {
 
 // hierarchy is the one in which a way's cgroups lie. One for net_cls is mounted
 // when there is none.
-func (b *Binder) hierarchy(w *way) (*cgroupfs.Tree, error) {
+func (b *Binder) hierarchy(w *choice) (*cgroupfs.Tree, error) {
 	t, err := w.find()
 	if t == nil && err == nil {
 		return b.mountV1()
@@ -424,13 +419,13 @@ func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
 // inForce is the way of the classifier that is on the interface, nil for none. Where
 // there are several, the program has the last word, and rules have written a class before
 // the kernel's filter is asked.
-func (b *Binder) inForce() (*way, error) {
+func (b *Binder) inForce() (*choice, error) {
 	b.last, b.is = nil, 0
-	rules, rulesAre, err := b.tables.read()
+	rules, rulesAre, err := b.tables.Read()
 	if err != nil {
 		return nil, err
 	}
-	on, is, err := b.egress.read()
+	on, is, err := b.egress.Read()
 	if err != nil {
 		return nil, err
 	}
@@ -439,7 +434,7 @@ func (b *Binder) inForce() (*way, error) {
 	case on == bind.WayNone && rules != bind.WayNone:
 		on, is = rules, rulesAre
 	case on == bind.WayNone:
-		on, is, err = b.filter.read()
+		on, is, err = b.filter.Read()
 	}
 	b.last, b.is = b.called(on), is
 	return b.last, err
@@ -459,16 +454,16 @@ func (b *Binder) wrap(err error) error {
 }
 
 // bound are the bindings of the way that is on the interface. Reading mounts nothing.
-func (b *Binder) bound(on *way) ([]hierarchy.Bound, error) {
+func (b *Binder) bound(on *choice) ([]hierarchy.Bound, error) {
 	b.ids = map[bind.Target]uint64{}
 	t, err := on.find()
 	if t == nil || err != nil {
 		return nil, err
 	}
 	var bound []hierarchy.Bound
-	err = on.store.all(func(k key, class hierarchy.ClassID) error {
+	err = on.store.All(func(k way.Key, class hierarchy.ClassID) error {
 		x := hierarchy.Bound{Class: class}
-		switch k.kind {
+		switch k.Kind {
 		case bind.TargetCgroup:
 			path, err := b.pathOf(t, k)
 			if err != nil {
@@ -476,23 +471,23 @@ func (b *Binder) bound(on *way) ([]hierarchy.Bound, error) {
 			}
 			x.Target, x.Open = bind.ToCgroup(path), path != "" && b.open(t, path)
 			if path == "" {
-				x.Target = bind.ToCgroupID(k.id)
+				x.Target = bind.ToCgroupID(k.ID)
 			}
 		case bind.TargetUser:
-			x.Target = bind.ToUser(uint32(k.id))
+			x.Target = bind.ToUser(uint32(k.ID))
 		case bind.TargetLink:
-			l, err := b.getLink(uint32(k.id), "")
+			l, err := iface.Get(b.cfg.NetNSFD, uint32(k.ID), "")
 			switch {
-			case errors.Is(err, errNoLink):
-				x.Target = bind.ToLinkIndex(uint32(k.id))
+			case errors.Is(err, iface.ErrNone):
+				x.Target = bind.ToLinkIndex(uint32(k.ID))
 			case err != nil:
 				return err
 			default:
-				x.Target, x.Open = bind.ToLink(l.name), b.unmarked(l)
+				x.Target, x.Open = bind.ToLink(l.Name), b.unmarked(l)
 			}
 		}
-		if k.id != 0 && x.Target.Name != "" {
-			b.ids[x.Target] = k.id
+		if k.ID != 0 && x.Target.Name != "" {
+			b.ids[x.Target] = k.ID
 		}
 		bound = append(bound, x)
 		return nil
@@ -501,20 +496,20 @@ func (b *Binder) bound(on *way) ([]hierarchy.Bound, error) {
 }
 
 // pathOf is the path of a cgroup, empty where it is gone.
-func (b *Binder) pathOf(t *cgroupfs.Tree, k key) (string, error) {
-	if k.path != "" {
-		return k.path, nil
+func (b *Binder) pathOf(t *cgroupfs.Tree, k way.Key) (string, error) {
+	if k.Path != "" {
+		return k.Path, nil
 	}
-	path, known := b.paths[k.id]
-	if known && t.Is(path, k.id) {
+	path, known := b.paths[k.ID]
+	if known && t.Is(path, k.ID) {
 		return path, nil
 	}
-	path, err := t.Path(k.id)
+	path, err := t.Path(k.ID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
 	if err == nil {
-		b.paths[k.id] = path
+		b.paths[k.ID] = path
 	}
 	return path, err
 }
@@ -540,16 +535,16 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 		on = b.way
 	}
 	d := &doing{Binder: b, on: on}
-	b.tags.others = map[string]bool{}
+	b.tags.Others = map[string]bool{}
 	for i, s := range steps {
 		if n, ok := s.New.(*hierarchy.Bound); ok && n != nil && n.Target.Kind == bind.TargetCgroup {
-			b.tags.others[n.Target.Name] = true
+			b.tags.Others[n.Target.Name] = true
 		}
 		if hook(s.Old).Way != hook(s.New).Way {
 			d.leaves = i
 		}
 	}
-	defer func() { err = errors.Join(err, b.wrap(d.on.store.flush())) }()
+	defer func() { err = errors.Join(err, b.wrap(d.on.store.Flush())) }()
 	for i, s := range steps {
 		if err := ctx.Err(); err != nil {
 			return i, err
@@ -582,7 +577,7 @@ func hook(i hierarchy.Item) hierarchy.Hook {
 // doing is one call of Do.
 type doing struct {
 	*Binder
-	on      *way          // that bindings are for at this point
+	on      *choice       // that bindings are for at this point
 	leaves  int           // the last step that changes the way
 	leaving []bind.Target // whose bindings go with the former way
 }
@@ -596,7 +591,7 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 		return err
 	}
 	d.on = to
-	err := to.classifier.attach(next.Way, next.Version, was.Way != bind.WayNone, func() { d.bindAhead(ahead) })
+	err := to.classifier.Attach(next.Way, next.Version, was.Way != bind.WayNone, func() { d.bindAhead(ahead) })
 	if err != nil && len(d.tried) > 0 { // only here it turned out that the last way is none
 		err = fmt.Errorf("%w; %w", err, d.tried)
 	}
@@ -617,23 +612,23 @@ func (d *doing) bindAhead(steps []hierarchy.Step) {
 }
 
 // unhook removes what a way had and the next one does not replace.
-func (d *doing) unhook(was, next *way) error {
+func (d *doing) unhook(was, next *choice) error {
 	var errs []error
-	for _, c := range []classifier{d.filter, d.egress, d.tables} {
+	for _, c := range []way.Classifier{d.filter, d.egress, d.tables} {
 		if next == nil || c != next.classifier {
-			errs = append(errs, c.detach())
+			errs = append(errs, c.Detach())
 		}
 	}
 	switch {
 	case was == nil:
 	case next != nil && was.store == next.store: // bindings stay, but for these
 		for _, target := range d.leaving {
-			if !d.tags.others[target.Name] {
+			if !d.tags.Others[target.Name] {
 				errs = append(errs, d.remove(was, target))
 			}
 		}
 	default:
-		errs = append(errs, was.store.clear())
+		errs = append(errs, was.store.Clear())
 	}
 	return errors.Join(errs...)
 }
@@ -705,17 +700,17 @@ func (d *doing) put(x *hierarchy.Bound) error {
 	if err != nil {
 		return err
 	}
-	if err := d.on.store.put(k, x.Class); err != nil {
+	if err := d.on.store.Put(k, x.Class); err != nil {
 		return err
 	}
-	delete(d.fresh, k.path)
+	delete(d.fresh, k.Path)
 	return nil
 }
 
-func (d *doing) remove(w *way, target bind.Target) error {
+func (d *doing) remove(w *choice, target bind.Target) error {
 	k, err := d.key(w, target)
 	if id, known := d.ids[target]; known && target.Kind == bind.TargetCgroup {
-		k, err = key{kind: bind.TargetCgroup, id: id, path: target.Name}, nil // it may be another's by now
+		k, err = way.Key{Kind: bind.TargetCgroup, ID: id, Path: target.Name}, nil // it may be another's by now
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // the next Read shows what is left of it by its number
@@ -723,38 +718,38 @@ func (d *doing) remove(w *way, target bind.Target) error {
 	if err != nil {
 		return err
 	}
-	return w.store.remove(k)
+	return w.store.Remove(k)
 }
 
 // key is a target as a way's store has it. What is not there any more is
 // [fs.ErrNotExist].
-func (b *Binder) key(w *way, target bind.Target) (k key, err error) {
+func (b *Binder) key(w *choice, target bind.Target) (k way.Key, err error) {
 	switch target.Kind {
 	case bind.TargetUser:
-		return key{kind: bind.TargetUser, id: target.ID}, nil
+		return way.Key{Kind: bind.TargetUser, ID: target.ID}, nil
 	case bind.TargetCgroupID:
-		return key{kind: bind.TargetCgroup, id: target.ID}, nil
+		return way.Key{Kind: bind.TargetCgroup, ID: target.ID}, nil
 	case bind.TargetLinkIndex:
-		return key{kind: bind.TargetLink, id: target.ID}, nil
+		return way.Key{Kind: bind.TargetLink, ID: target.ID}, nil
 	case bind.TargetLink:
-		l, err := b.getLink(0, target.Name)
-		return key{kind: bind.TargetLink, id: uint64(l.index)}, err
+		l, err := iface.Get(b.cfg.NetNSFD, 0, target.Name)
+		return way.Key{Kind: bind.TargetLink, ID: uint64(l.Index)}, err
 	case bind.TargetCgroup:
 		t, err := w.find()
 		if t == nil && err == nil {
-			err = errNotMounted
+			err = netcls.ErrNotMounted
 		}
 		if err != nil {
-			return key{}, err
+			return way.Key{}, err
 		}
-		k := key{kind: bind.TargetCgroup, path: target.Name, fresh: b.fresh[target.Name], used: func() bool { return t.Populated(target.Name) }}
-		k.id, k.level, err = t.ID(target.Name)
+		k := way.Key{Kind: bind.TargetCgroup, Path: target.Name, Fresh: b.fresh[target.Name], Used: func() bool { return t.Populated(target.Name) }}
+		k.ID, k.Level, err = t.ID(target.Name)
 		if err == nil && t.V2() {
-			b.paths[k.id] = target.Name
+			b.paths[k.ID] = target.Name
 		}
 		return k, err
 	}
-	return key{}, errors.New("it names nothing")
+	return way.Key{}, errors.New("it names nothing")
 }
 
 // Class finds the class that the cgroup of a target is bound to: 0 when there is none,
@@ -762,7 +757,7 @@ func (b *Binder) key(w *way, target bind.Target) (k key, err error) {
 // changes nothing and takes one look-up.
 func (b *Binder) Class(target bind.Target) (class hierarchy.ClassID, err error) {
 	on, err := b.inForce()
-	if err != nil || on == nil || b.is != version {
+	if err != nil || on == nil || b.is != way.Version {
 		return 0, b.wrap(err)
 	}
 	t, err := on.find()
@@ -772,7 +767,7 @@ func (b *Binder) Class(target bind.Target) (class hierarchy.ClassID, err error) 
 	b.at = on
 	k, err := b.key(on, target)
 	if err == nil {
-		class, _, err = on.store.get(k)
+		class, _, err = on.store.Get(k)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
@@ -785,7 +780,7 @@ func (b *Binder) Class(target bind.Target) (class hierarchy.ClassID, err error) 
 func (b *Binder) Carrier(target bind.Target) (home.Carrier, error) {
 	on, err := b.inForce()
 	if err == nil && on == nil {
-		err = errOtherVersion
+		err = way.ErrOther
 	}
 	if err != nil {
 		return nil, b.wrap(err)

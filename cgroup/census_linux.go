@@ -14,7 +14,9 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/socket"
+	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -44,14 +46,14 @@ func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
 	if err != nil || on == nil || len(pids) == 0 {
 		return nil, err
 	}
-	home, err := b.homeNetNS()
+	here, err := b.homeNetNS()
 	if err != nil {
 		return nil, err
 	}
 	all := make(map[int]ProcessSockets, len(pids))
 	wanted := map[uint64]hierarchy.ClassID{}
 	for _, pid := range pids {
-		p, err := heldSockets(pid, home)
+		p, err := heldSockets(pid, here)
 		if err != nil {
 			return nil, err
 		}
@@ -207,18 +209,18 @@ type decider struct {
 	inside map[uint64]hierarchy.ClassID // what was found out: the class of a cgroup, by its id; 0: of none
 }
 
-func newDecider(tree func() (*cgroupfs.Tree, error), all func(func(key, hierarchy.ClassID) error) error) (*decider, error) {
+func newDecider(tree func() (*cgroupfs.Tree, error), all func(func(way.Key, hierarchy.ClassID) error) error) (*decider, error) {
 	d := &decider{bound: map[uint64]hierarchy.ClassID{}, users: map[uint32]hierarchy.ClassID{}, inside: map[uint64]hierarchy.ClassID{}}
 	var err error
 	if d.tree, err = tree(); err != nil {
 		return nil, err
 	}
-	return d, all(func(k key, class hierarchy.ClassID) error {
-		switch k.kind {
+	return d, all(func(k way.Key, class hierarchy.ClassID) error {
+		switch k.Kind {
 		case bind.TargetCgroup:
-			d.bound[k.id] = class
+			d.bound[k.ID] = class
 		case bind.TargetUser:
-			d.users[uint32(k.id)] = class
+			d.users[uint32(k.ID)] = class
 		}
 		return nil
 	})
@@ -237,7 +239,7 @@ func (d *decider) class(s socket.Diag) (hierarchy.ClassID, error) {
 		class = d.users[s.UID]
 	}
 	if class == 0 && err == nil {
-		class = restClass
+		class = way.Rest
 	}
 	return class, err
 }
@@ -245,9 +247,9 @@ func (d *decider) class(s socket.Diag) (hierarchy.ClassID, error) {
 func (e *egress) decider(pids []int, sockets map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
 	set := e.inForce()
 	if set == nil {
-		return nil, errOtherVersion
+		return nil, way.ErrOther
 	}
-	d, err := newDecider(e.tree, e.all)
+	d, err := newDecider(e.tree, e.All)
 	if err != nil {
 		return nil, err
 	}
@@ -275,6 +277,47 @@ func (e *egress) decider(pids []int, sockets map[uint64]socket.Diag) (func(socke
 			return 0, nil
 		}
 		return d.class(s)
+	}, nil
+}
+
+// byBirth is the sockets of rules of nf_tables, which go by the cgroup in which each was
+// made.
+type byBirth struct{ *Binder }
+
+func (byBirth) carrier(way.Key) (home.Carrier, error) {
+	return staying("the rules of nf_tables go by the cgroup in which a socket was made"), nil
+}
+
+func (x byBirth) decider([]int, map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
+	if x.is != way.Version {
+		return nil, way.ErrOther
+	}
+	d, err := newDecider(x.findV2, x.tables.All)
+	if err != nil {
+		return nil, err
+	}
+	return func(s socket.Diag) (hierarchy.ClassID, error) {
+		if s.Packet {
+			return way.Rest, nil
+		}
+		return d.class(s)
+	}, nil
+}
+
+// byTag is the sockets of net_cls, which follow their processes by themselves.
+type byTag struct{ ours func(hierarchy.ClassID) bool }
+
+func (byTag) carrier(way.Key) (home.Carrier, error) { return nil, nil }
+
+func (x byTag) decider([]int, map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
+	return func(s socket.Diag) (hierarchy.ClassID, error) {
+		switch {
+		case s.Packet:
+			return 0, nil
+		case !x.ours(s.Tag):
+			return way.Rest, nil
+		}
+		return s.Tag, nil
 	}, nil
 }
 

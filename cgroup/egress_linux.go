@@ -8,6 +8,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -70,7 +71,7 @@ func (e *egress) take(w bind.Way) (*set, error) {
 	return s, err
 }
 
-func (e *egress) probe(w bind.Way) (on bool, err error) {
+func (e *egress) Probe(w bind.Way) (on bool, err error) {
 	if err := e.refresh(); err != nil || e.set.current(w) {
 		return err == nil, err
 	}
@@ -78,7 +79,7 @@ func (e *egress) probe(w bind.Way) (on bool, err error) {
 	return false, err
 }
 
-func (e *egress) read() (bind.Way, uint32, error) {
+func (e *egress) Read() (bind.Way, uint32, error) {
 	if err := e.refresh(); err != nil || e.set == nil {
 		return bind.WayNone, 0, err
 	}
@@ -87,10 +88,10 @@ func (e *egress) read() (bind.Way, uint32, error) {
 
 // attach puts a former one back as it is; a new one is filled, and so is one of this
 // version, whose bindings may be out of date.
-func (e *egress) attach(w bind.Way, v uint32, over bool, fill func()) error {
+func (e *egress) Attach(w bind.Way, v uint32, over bool, fill func()) error {
 	on := e.former
-	if on == nil || on.way != w || on.version != v || v == version {
-		if err := versioned(v); err != nil {
+	if on == nil || on.way != w || on.version != v || v == way.Version {
+		if err := way.Known(v); err != nil {
 			return err
 		}
 		var err error
@@ -121,16 +122,16 @@ func (e *egress) attach(w bind.Way, v uint32, over bool, fill func()) error {
 	return err
 }
 
-func (e *egress) detach() error {
+func (e *egress) Detach() error {
 	if e.set == nil {
 		return nil
 	}
 	return errors.Join(e.hook.DetachEgress(), e.refresh())
 }
 
-func (e *egress) before(index uint32) ([]tcxProgram, error) { return tcxPrograms(index) }
+func (e *egress) Before(index uint32) ([]way.Program, error) { return tcxPrograms(index) }
 
-func (e *egress) holds(bind.TargetKind) error { return nil }
+func (e *egress) Holds(bind.TargetKind) error { return nil }
 
 // inForce is the set by which packets are bound, nil where there is none of this version.
 func (e *egress) inForce() *set {
@@ -140,7 +141,7 @@ func (e *egress) inForce() *set {
 	return nil
 }
 
-func (e *egress) get(k key) (hierarchy.ClassID, bool, error) {
+func (e *egress) Get(k way.Key) (hierarchy.ClassID, bool, error) {
 	s := e.inForce()
 	if s == nil {
 		return 0, false, nil
@@ -148,7 +149,7 @@ func (e *egress) get(k key) (hierarchy.ClassID, bool, error) {
 	return s.get(k)
 }
 
-func (e *egress) put(k key, class hierarchy.ClassID) (err error) {
+func (e *egress) Put(k way.Key, class hierarchy.ClassID) (err error) {
 	s := e.inForce()
 	if s == nil || e.filling {
 		if s, err = e.take(bind.WayBPF); err != nil {
@@ -158,19 +159,19 @@ func (e *egress) put(k key, class hierarchy.ClassID) (err error) {
 	return s.put(k, class)
 }
 
-func (e *egress) remove(k key) error {
+func (e *egress) Remove(k way.Key) error {
 	s := e.inForce()
 	if s == nil {
 		return nil // gone with the classifier
 	}
 	s.changed, s.removed = true, true
-	if k.kind == bind.TargetCgroup {
-		return s.unbindCgroup(k.id)
+	if k.Kind == bind.TargetCgroup {
+		return s.unbindCgroup(k.ID)
 	}
-	return s.unbindNumber(numberedOf(k.kind), uint32(k.id))
+	return s.unbindNumber(numberedOf(k.Kind), uint32(k.ID))
 }
 
-func (e *egress) all(fn func(key, hierarchy.ClassID) error) error {
+func (e *egress) All(fn func(way.Key, hierarchy.ClassID) error) error {
 	s := e.inForce()
 	if s == nil {
 		return nil
@@ -178,9 +179,9 @@ func (e *egress) all(fn func(key, hierarchy.ClassID) error) error {
 	return s.each(fn)
 }
 
-func (e *egress) clear() error { return nil }
+func (e *egress) Clear() error { return nil }
 
-func (e *egress) flush() error {
+func (e *egress) Flush() error {
 	s := e.inForce()
 	if s == nil {
 		return nil
@@ -205,16 +206,16 @@ func (e *egress) flush() error {
 	return s.publish()
 }
 
-func (e *egress) carrier(of key) (home.Carrier, error) {
+func (e *egress) carrier(of way.Key) (home.Carrier, error) {
 	s := e.inForce()
 	if s == nil {
-		return nil, errOtherVersion
+		return nil, way.ErrOther
 	}
-	it, err := newIterator(s, of.id, e.types)
+	it, err := newIterator(s, of.ID, e.types)
 	if err == nil {
 		return carrying{it, s}, nil
 	}
-	b, other := newBorrower(s, of.id)
+	b, other := newBorrower(s, of.ID)
 	if other == nil {
 		return carrying{b, s}, nil
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/vifshape/vifshape/cgroup/iface"
 )
 
 // marker is the program of bpf/mark.bpf.c, which a bound interface has at its
@@ -35,11 +37,11 @@ func (m *marker) load() error {
 }
 
 // unmarked says whether the program is missing on an interface that should have it.
-func (b *Binder) unmarked(l netLink) bool {
-	if l.master == 0 || b.hidden[l.name] {
+func (b *Binder) unmarked(l iface.Link) bool {
+	if l.Master == 0 || b.hidden[l.Name] {
 		return false
 	}
-	on, err := b.cfg.Hook.HasIngress(l.name)
+	on, err := b.cfg.Hook.HasIngress(l.Name)
 	return err == nil && !on
 }
 
@@ -47,33 +49,33 @@ func (b *Binder) unmarked(l netLink) bool {
 // error of a binding, which still holds where the interface is no port of a bridge;
 // Warn is told.
 func (b *Binder) mark(name string) error {
-	l, err := b.getLink(0, name)
-	if err != nil || l.master == 0 {
+	l, err := iface.Get(b.cfg.NetNSFD, 0, name)
+	if err != nil || l.Master == 0 {
 		return err
 	}
 	err = b.marker.load()
 	if err == nil {
-		err = b.cfg.Hook.AttachIngress(l.name, b.marker.prog.FD(), markProgVifMark)
+		err = b.cfg.Hook.AttachIngress(l.Name, b.marker.prog.FD(), markProgVifMark)
 	}
 	if err != nil {
 		if b.hidden == nil {
 			b.hidden = map[string]bool{}
 		}
-		b.hidden[l.name] = true
-		b.cfg.Warn(fmt.Sprintf("%s: what it brings in and the interface that it belongs to passes on goes to the rest: %v", l.name, err))
+		b.hidden[l.Name] = true
+		b.cfg.Warn(fmt.Sprintf("%s: what it brings in and the interface that it belongs to passes on goes to the rest: %v", l.Name, err))
 	}
 	return nil
 }
 
 // unmark takes the program away from an interface, which may be gone.
 func (b *Binder) unmark(name string) error {
-	l, err := b.getLink(0, name)
+	l, err := iface.Get(b.cfg.NetNSFD, 0, name)
 	if err == nil {
-		if err = b.cfg.Hook.DetachIngress(l.name); err == nil {
+		if err = b.cfg.Hook.DetachIngress(l.Name); err == nil {
 			return nil
 		}
 	}
-	if _, gone := b.getLink(0, name); errors.Is(gone, errNoLink) {
+	if _, gone := iface.Get(b.cfg.NetNSFD, 0, name); errors.Is(gone, iface.ErrNone) {
 		return nil
 	}
 	return err

@@ -20,6 +20,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	rules "github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -328,7 +329,7 @@ func TestKernelTwoTrees(t *testing.T) {
 	if err := n.Near.DeleteLink(n.Dev); err != nil {
 		t.Fatal(err)
 	}
-	if err := cgroup.DropStaleRules(n.Near.FD()); err != nil {
+	if err := rules.DropStale(n.Near.FD()); err != nil {
 		t.Error(err)
 	}
 	if got := chains(t, nft(t, n.Near)); len(got) != 0 {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -52,9 +53,9 @@ func Probe() Report {
 	if !serves {
 		r.Ways[0].Weak = append(r.Ways[0].Weak, handed+" (the kernel does not describe its types, CONFIG_DEBUG_INFO_BTF)")
 	}
-	r.add(bind.WayNft, func() (string, error) { return probeV2(bind.WayNft, tryTables) })
+	r.add(bind.WayNft, func() (string, error) { return probeV2(bind.WayNft, nft.Try) })
 	r.add(bind.WayNetCls, func() (string, error) { return probeNetCls(bind.WayNetCls, tryLoad) })
-	r.add(bind.WayNetClsNft, func() (string, error) { return probeNetCls(bind.WayNetClsNft, tryTables) })
+	r.add(bind.WayNetClsNft, func() (string, error) { return probeNetCls(bind.WayNetClsNft, nft.Try) })
 	r.add(bind.WayClsCgroup, func() (string, error) {
 		return probeNetCls(bind.WayClsCgroup, func(bind.Way) error { return nil })
 	})
@@ -160,9 +161,6 @@ func probeNetCls(w bind.Way, try func(bind.Way) error) (string, error) {
 	}
 	return "", fmt.Errorf("net_cls (CONFIG_CGROUP_NET_CLASSID): %w", caps.ErrNotSupported)
 }
-
-// tryTables tries the rules of a way, for the loopback interface.
-func tryTables(w bind.Way) error { return nfTables{iface: "lo", index: 1}.try(w) }
 
 func tryLoad(w bind.Way) error {
 	s, err := loadSet(w, nil)

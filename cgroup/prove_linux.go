@@ -27,6 +27,9 @@ import (
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/iface"
+	"github.com/vifshape/vifshape/cgroup/netcls"
+	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -85,7 +88,7 @@ func (b *Binder) prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfi
 		return nil, err
 	}
 	if t == nil {
-		return nil, errNotMounted
+		return nil, netcls.ErrNotMounted
 	}
 	p := &proving{Binder: b, with: cfg, on: on, tree: t, run: random()}
 	if !on.unseen {
@@ -124,7 +127,7 @@ const patience = 5 * time.Second
 type proving struct {
 	*Binder
 	with   ProveConfig
-	on     *way
+	on     *choice
 	tree   *cgroupfs.Tree
 	run    uint64 // that the packets carry
 	tap    *tap   // nil: classes are counted
@@ -227,14 +230,14 @@ func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sen
 
 // nobody is a user who is not bound.
 func (p *proving) nobody() (uid uint32, err error) {
-	if p.on.store.holds(bind.TargetUser) != nil {
+	if p.on.store.Holds(bind.TargetUser) != nil {
 		return 0, nil
 	}
-	if p.is != version {
-		return 0, errOtherVersion
+	if p.is != way.Version {
+		return 0, way.ErrOther
 	}
 	for {
-		if _, bound, err := p.on.store.get(key{kind: bind.TargetUser, id: uint64(uid)}); err != nil || !bound {
+		if _, bound, err := p.on.store.Get(way.Key{Kind: bind.TargetUser, ID: uint64(uid)}); err != nil || !bound {
 			return uid, err
 		}
 		uid++
@@ -329,23 +332,23 @@ func (s *sender) end() error {
 
 // sendFrom sends from the other end of an interface.
 func (p *proving) sendFrom(name string, o order) (sent int, err error) {
-	l, err := p.getLink(0, name)
+	l, err := iface.Get(p.cfg.NetNSFD, 0, name)
 	if err != nil {
 		return 0, err
 	}
-	if l.peerNS < 0 || l.kind != "veth" && l.kind != "netkit" {
+	if l.PeerNS < 0 || l.Kind != "veth" && l.Kind != "netkit" {
 		return 0, errors.New("its packets come from outside of this machine, or from this network namespace: nothing can be sent there")
 	}
 	to, err := p.destination()
 	if err != nil {
 		return 0, err
 	}
-	ns, err := p.findNetNS(l.peerNS)
+	ns, err := p.findNetNS(l.PeerNS)
 	if err != nil {
 		return 0, err
 	}
 	defer ns.Close()
-	o.Index = l.peer
+	o.Index = l.Peer
 	err = cgroupfs.InNetNS(int(ns.Fd()), func() error {
 		sent, err = o.forwarded(to)
 		return err
@@ -376,7 +379,7 @@ func (p *proving) findNetNS(number int32) (*os.File, error) {
 			continue
 		}
 		var now unix.Stat_t
-		if n, err := p.netNSNumber(f); err == nil && n == number && unix.Fstat(int(f.Fd()), &now) == nil && now.Ino == st.Ino {
+		if n, err := iface.Number(p.cfg.NetNSFD, f); err == nil && n == number && unix.Fstat(int(f.Fd()), &now) == nil && now.Ino == st.Ino {
 			return f, nil
 		}
 		f.Close()
@@ -395,13 +398,13 @@ func (p *proving) destination() (netip.Addr, error) {
 	}
 	msg := make([]byte, unix.SizeofRtMsg)
 	msg[0], msg[1] = unix.AF_INET, 32
-	answers, err := p.ask(unix.RTM_GETROUTE, 0, append(msg, attrs...))
+	answers, err := iface.Ask(p.cfg.NetNSFD, unix.RTM_GETROUTE, 0, append(msg, attrs...))
 	if err == nil && len(answers) == 1 && attribute(answers[0].Data, unix.SizeofRtMsg, unix.RTA_OIF, p.cfg.Index) {
 		return proveNobody, nil
 	}
 	msg = make([]byte, unix.SizeofNdMsg)
 	msg[0] = unix.AF_INET
-	answers, err = p.ask(unix.RTM_GETNEIGH, netlink.Dump, msg)
+	answers, err = iface.Ask(p.cfg.NetNSFD, unix.RTM_GETNEIGH, netlink.Dump, msg)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("list neighbours: %w", err)
 	}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/iface"
+	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -162,7 +164,7 @@ func (b *Binder) Keep() error {
 	case err != nil:
 	case on == nil:
 		err = errors.New("there is none on the interface")
-	case b.is != version:
+	case b.is != way.Version:
 		err = errors.New("the one on the interface is another version's")
 	default:
 		_, err = b.hierarchy(on)
@@ -391,7 +393,7 @@ func running(p bind.Pattern, kind bind.Kind, units map[string][]string) (names [
 
 // user is the target of a user, or why there is none at present.
 func (b *Binder) user(name string) (target bind.Target, reason string, err error) {
-	if err := b.way.store.holds(bind.TargetUser); err != nil {
+	if err := b.way.store.Holds(bind.TargetUser); err != nil {
 		return target, "", err
 	}
 	if uid, err := strconv.ParseUint(name, 10, 32); err == nil {
@@ -408,6 +410,23 @@ func (b *Binder) user(name string) (target bind.Target, reason string, err error
 	}
 	uid, err := strconv.ParseUint(u.Uid, 10, 32)
 	return bind.ToUser(uint32(uid)), "", err
+}
+
+// resolveLink is the target of a bound interface, or why there is none at present.
+func (b *Binder) resolveLink(name string) (target bind.Target, reason string, err error) {
+	refused := b.way.store.Holds(bind.TargetLink)
+	switch {
+	case refused != nil:
+		return bind.Target{}, "", refused
+	case name == b.cfg.Interface:
+		return bind.Target{}, "", errors.New("it is the shaped interface itself: what comes in by it and leaves by it again is the rest's")
+	}
+	// it may be another of its names
+	l, err := iface.Get(b.cfg.NetNSFD, 0, name)
+	if errors.Is(err, iface.ErrNone) {
+		return bind.Target{}, err.Error(), nil
+	}
+	return bind.ToLink(l.Name), "", err
 }
 
 // Subordinates are the numbers beside its own that a user may give its processes, in a

@@ -13,13 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
-
-// version counts the layouts of the maps and the meanings of the programs in
-// bpf/classify.bpf.c.
-const version = 4
 
 const maxLevel = 31 // MAX_LEVEL in bpf/bound.h
 
@@ -133,7 +130,7 @@ func loadProgram(w bind.Way, program string, types *btf.Cache) (*set, error) {
 		return nil, err
 	}
 	defer c.Close()
-	s := &set{way: w, version: version, serves: program == classifyProgVifEgress, prog: c.DetachProgram(program)}
+	s := &set{way: w, version: way.Version, serves: program == classifyProgVifEgress, prog: c.DetachProgram(program)}
 	for n := range c.Maps {
 		s.keep(n, c.DetachMap(n))
 	}
@@ -144,7 +141,7 @@ func loadProgram(w bind.Way, program string, types *btf.Cache) (*set, error) {
 	id, _ := info.ID()
 	s.id = uint32(id)
 	err = s.config.Put(uint32(0), &classifyVifConfig{
-		Version: version, Generation: 1, Rest: uint32(hierarchy.ID(hierarchy.RestMinor)),
+		Version: way.Version, Generation: 1, Rest: uint32(hierarchy.ID(hierarchy.RestMinor)),
 	})
 	if err != nil {
 		return nil, errors.Join(err, s.close())
@@ -214,7 +211,7 @@ func (s *set) keep(name string, m *ebpf.Map) {
 }
 
 // current says whether there is a set, of that way and of this package's version.
-func (s *set) current(w bind.Way) bool { return s != nil && s.way == w && s.version == version }
+func (s *set) current(w bind.Way) bool { return s != nil && s.way == w && s.version == way.Version }
 
 func (s *set) close() error {
 	var errs []error
@@ -277,44 +274,44 @@ func numberedOf(k bind.TargetKind) numbered {
 	return byUser
 }
 
-func (s *set) get(k key) (hierarchy.ClassID, bool, error) {
-	if k.kind == bind.TargetCgroup {
-		b, bound, err := s.cgroup(k.id)
+func (s *set) get(k way.Key) (hierarchy.ClassID, bool, error) {
+	if k.Kind == bind.TargetCgroup {
+		b, bound, err := s.cgroup(k.ID)
 		return b.class, bound, err
 	}
-	return s.number(numberedOf(k.kind), uint32(k.id))
+	return s.number(numberedOf(k.Kind), uint32(k.ID))
 }
 
-func (s *set) put(k key, class hierarchy.ClassID) error {
-	if k.kind != bind.TargetCgroup {
-		of := numberedOf(k.kind)
-		is, bound, err := s.number(of, uint32(k.id))
+func (s *set) put(k way.Key, class hierarchy.ClassID) error {
+	if k.Kind != bind.TargetCgroup {
+		of := numberedOf(k.Kind)
+		is, bound, err := s.number(of, uint32(k.ID))
 		if err != nil || bound && is == class {
 			return err
 		}
 		s.changed, s.held = true, s.held || of == byUser && !bound
-		return s.bindNumber(of, uint32(k.id), class)
+		return s.bindNumber(of, uint32(k.ID), class)
 	}
-	next := binding{class, k.level}
-	was, bound, err := s.cgroup(k.id)
+	next := binding{class, k.Level}
+	was, bound, err := s.cgroup(k.ID)
 	if err != nil || bound && was == next {
 		return err
 	}
-	s.changed = s.changed || !k.fresh // a new one has no sockets yet that could know another class
-	s.held = s.held || !bound && k.used != nil && k.used()
-	return s.bindCgroup(k.id, next)
+	s.changed = s.changed || !k.Fresh // a new one has no sockets yet that could know another class
+	s.held = s.held || !bound && k.Used != nil && k.Used()
+	return s.bindCgroup(k.ID, next)
 }
 
-func (s *set) each(fn func(key, hierarchy.ClassID) error) error {
+func (s *set) each(fn func(way.Key, hierarchy.ClassID) error) error {
 	err := each(s.cgroups, func(id uint64, v classifyVifBinding) error {
-		return fn(key{kind: bind.TargetCgroup, id: id, level: v.Level}, hierarchy.ClassID(v.Class))
+		return fn(way.Key{Kind: bind.TargetCgroup, ID: id, Level: v.Level}, hierarchy.ClassID(v.Class))
 	})
 	if err != nil {
 		return err
 	}
 	for of, kind := range []bind.TargetKind{byUser: bind.TargetUser, byLink: bind.TargetLink} {
 		err := each(s.numbers[of], func(n, class uint32) error {
-			return fn(key{kind: kind, id: uint64(n)}, hierarchy.ClassID(class))
+			return fn(way.Key{Kind: kind, ID: uint64(n)}, hierarchy.ClassID(class))
 		})
 		if err != nil {
 			return err
@@ -419,7 +416,7 @@ func (s *set) publish() error {
 	switch runtime.GOARCH {
 	case "386", "amd64", "s390x":
 	default:
-		if err := waitForReaders(); err != nil {
+		if err := way.WaitForReaders(); err != nil {
 			return err
 		}
 	}
@@ -428,13 +425,4 @@ func (s *set) publish() error {
 			c.Generation = 1
 		}
 	})
-}
-
-// waitForReaders returns when every packet that was being classified is.
-func waitForReaders() error {
-	const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL: an RCU grace period
-	if _, _, e := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); e != 0 {
-		return fmt.Errorf("wait for the classifier's readers: %w", e)
-	}
-	return nil
 }

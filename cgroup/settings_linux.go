@@ -96,9 +96,9 @@ func EgressTCX(index uint32) ([]string, error) {
 	}
 	names := make([]string, len(found))
 	for i, x := range found {
-		names[i] = "id " + strconv.FormatUint(uint64(x.id), 10)
-		if x.name != "" {
-			names[i] += ", " + x.name
+		names[i] = "id " + strconv.FormatUint(uint64(x.ID), 10)
+		if x.Name != "" {
+			names[i] += ", " + x.Name
 		}
 	}
 	return names, nil

@@ -15,6 +15,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
+	rules "github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -24,7 +25,7 @@ func TestKernelPriorityRules(t *testing.T) {
 	look := func(want ...string) {
 		t.Helper()
 		err := n.Do(func() error {
-			got, err := cgroup.PriorityRules()
+			got, err := rules.PriorityRules()
 			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("rules (-want +got):\n%s", d)
 			}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/iface"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -35,7 +36,7 @@ type spaces struct {
 	home    uint64 // the interface's own
 	links   error  // why interfaces cannot be bound, nil when they can
 	proc    *os.File
-	ports   []netLink
+	ports   []iface.Link
 	members map[int]*member
 	by      map[uint64][]*member // by namespace, but those in home
 	first   []int                // of each cgroup whose first process is in home
@@ -64,7 +65,7 @@ type member struct {
 // hide its own: all its processes leave it, and its sockets stay. Who cannot trust it
 // so far binds its interface by name.
 func (b *Binder) reach(r *resolver) (err error) {
-	s := &spaces{Binder: b, resolver: r, links: b.way.store.holds(bind.TargetLink), members: map[int]*member{}, by: map[uint64][]*member{}, held: map[uint64]*Branch{}}
+	s := &spaces{Binder: b, resolver: r, links: b.way.store.Holds(bind.TargetLink), members: map[int]*member{}, by: map[uint64][]*member{}, held: map[uint64]*Branch{}}
 	if s.proc, err = os.Open("/proc"); err != nil {
 		return err
 	}
@@ -79,7 +80,7 @@ func (b *Binder) reach(r *resolver) (err error) {
 		return err
 	}
 	if s.links == nil {
-		if s.ports, err = b.listPorts(); err != nil {
+		if s.ports, err = iface.Ports(b.cfg.NetNSFD); err != nil {
 			return err
 		}
 		if len(s.ports) > 0 {
@@ -306,14 +307,14 @@ func (s *spaces) space(ns uint64) (leads bool, err error) {
 		return true, err // they have ended
 	}
 	defer f.Close()
-	number, err := s.netNSNumber(f)
+	number, err := iface.Number(s.cfg.NetNSFD, f)
 	if err != nil {
 		return true, err
 	}
 	var names []string
 	for _, p := range s.ports {
-		if number >= 0 && p.peerNS == number && p.name != s.cfg.Interface {
-			names = append(names, p.name)
+		if number >= 0 && p.PeerNS == number && p.Name != s.cfg.Interface {
+			names = append(names, p.Name)
 		}
 	}
 	if len(names) == 0 {
@@ -432,24 +433,23 @@ func (s *spaces) other(ns uint64) error {
 		return err
 	}
 	defer f.Close()
-	in := *s.Binder
-	in.cfg.NetNSFD = int(f.Fd())
-	links, err := in.listLinks()
+	in := int(f.Fd())
+	links, err := iface.List(in)
 	if err != nil {
 		s.all(ns, nil, fmt.Sprintf("where packets from there go cannot be told: %v", caps.Explain(err, unix.CAP_SYS_ADMIN)))
 		return nil
 	}
 	for _, l := range links {
 		switch {
-		case !l.up || l.local:
-		case l.kind == "tun":
-			s.all(ns, nil, fmt.Sprintf("packets from there are sent on by the program behind %s, such as slirp4netns or pasta, and go where that is bound", l.name))
+		case !l.Up || l.Local:
+		case l.Kind == "tun":
+			s.all(ns, nil, fmt.Sprintf("packets from there are sent on by the program behind %s, such as slirp4netns or pasta, and go where that is bound", l.Name))
 			return nil
-		case l.kind == "veth" || l.kind == "netkit":
-			if s.held[ns], err = s.between(&in, l); err != nil {
+		case l.Kind == "veth" || l.Kind == "netkit":
+			if s.held[ns], err = s.between(in, l); err != nil {
 				return err
 			}
-			s.all(ns, s.held[ns], fmt.Sprintf("packets from there leave by %s, to which nothing leads here but through other namespaces or the shaped interface: they go where the interface is bound by which they come, else to the rest", l.name))
+			s.all(ns, s.held[ns], fmt.Sprintf("packets from there leave by %s, to which nothing leads here but through other namespaces or the shaped interface: they go where the interface is bound by which they come, else to the rest", l.Name))
 			return nil
 		}
 	}
@@ -458,7 +458,7 @@ func (s *spaces) other(ns uint64) error {
 
 // between is whose the namespace is to which an interface leads in another, nil where
 // that is not known.
-func (s *spaces) between(in *Binder, l netLink) (*Branch, error) {
+func (s *spaces) between(in int, l iface.Link) (*Branch, error) {
 	for ns, branch := range s.held {
 		f, err := s.open(ns)
 		if err != nil {
@@ -467,12 +467,12 @@ func (s *spaces) between(in *Binder, l netLink) (*Branch, error) {
 		if f == nil {
 			continue
 		}
-		number, err := in.netNSNumber(f)
+		number, err := iface.Number(in, f)
 		f.Close()
 		if err != nil {
 			return nil, err
 		}
-		if number >= 0 && number == l.peerNS {
+		if number >= 0 && number == l.PeerNS {
 			return branch, nil
 		}
 	}

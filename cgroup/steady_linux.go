@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/iface"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -89,8 +90,8 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 func (s *steady) idOf(t *cgroupfs.Tree, target bind.Target) uint64 {
 	switch {
 	case target.Kind == bind.TargetLink:
-		if l, err := s.getLink(0, target.Name); err == nil {
-			return uint64(l.index)
+		if l, err := iface.Get(s.cfg.NetNSFD, 0, target.Name); err == nil {
+			return uint64(l.Index)
 		}
 	case target.Kind == bind.TargetCgroup && t != nil:
 		if id, _, err := t.ID(target.Name); err == nil {

@@ -8,6 +8,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/way"
 )
 
 // warnTCX warns, once, of programs that run before the classifier: those at TCX
@@ -15,31 +17,25 @@ import (
 // asked (sch_handle_egress, net/core/dev.c, v6.12). It is silent where that cannot
 // be found out: before Linux 6.6, which has no TCX, without privileges, and for an
 // interface that is gone.
-func (b *Binder) warnTCX(w *way) error {
+func (b *Binder) warnTCX(w *choice) error {
 	if b.cfg.Index == 0 || b.warned {
 		return nil
 	}
-	found, err := w.classifier.before(b.cfg.Index)
+	found, err := w.classifier.Before(b.cfg.Index)
 	b.warned = len(found) > 0
 	for _, x := range found {
-		name := x.name
+		name := x.Name
 		if name != "" {
 			name = ", " + name
 		}
-		b.cfg.Warn(fmt.Sprintf("%s: a TCX program (id %d%s) runs before the classifier and can keep packets from it; those for which it does not return TCX_NEXT go to the rest, or where their sender asks", b.cfg.Interface, x.id, name))
+		b.cfg.Warn(fmt.Sprintf("%s: a TCX program (id %d%s) runs before the classifier and can keep packets from it; those for which it does not return TCX_NEXT go to the rest, or where their sender asks", b.cfg.Interface, x.ID, name))
 	}
 	return err
 }
 
-// tcxProgram is one program at a TCX hook.
-type tcxProgram struct {
-	id   ebpf.ProgramID
-	name string // empty where this process may not see it
-}
-
 // tcxPrograms lists the programs at the egress hook of an interface of this
 // network namespace in the order in which they run.
-func tcxPrograms(index uint32) ([]tcxProgram, error) {
+func tcxPrograms(index uint32) ([]way.Program, error) {
 	found, err := link.QueryPrograms(link.QueryOptions{Target: int(index), Attach: ebpf.AttachTCXEgress})
 	switch {
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL), // EINVAL: no such type of attachment
@@ -48,7 +44,7 @@ func tcxPrograms(index uint32) ([]tcxProgram, error) {
 	case err != nil:
 		return nil, fmt.Errorf("look for TCX programs: %w", err)
 	}
-	var all []tcxProgram
+	var all []way.Program
 	for _, x := range found.Programs {
 		name, err := programName(x.ID)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -57,7 +53,7 @@ func tcxPrograms(index uint32) ([]tcxProgram, error) {
 		if err != nil && !errors.Is(err, unix.EPERM) {
 			return nil, fmt.Errorf("look at TCX program %d: %w", x.ID, err)
 		}
-		all = append(all, tcxProgram{x.ID, name})
+		all = append(all, way.Program{ID: uint32(x.ID), Name: name})
 	}
 	return all, nil
 }

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -202,7 +202,7 @@ func (m *machine) removeHomes(iface string) error {
 	}
 	busy, err := home.RemoveAll(m.store.NetNS, iface, len(others) > 0)
 	if err == nil {
-		err = cgroup.DropStaleRules(0)
+		err = nft.DropStale(0)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", iface, err)

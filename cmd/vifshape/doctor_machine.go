@@ -11,6 +11,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -335,7 +336,7 @@ func (x *examination) firewall() error {
 		return nil
 	}
 	var err error
-	if x.rules, err = cgroup.PriorityRules(); err != nil {
+	if x.rules, err = nft.PriorityRules(); err != nil {
 		return err
 	}
 	if len(x.rules) > 0 {

@@ -14,8 +14,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -76,7 +76,7 @@ func TestKernelScript(t *testing.T) {
 			if _, err := home.RemoveAll(s.NetNS, "eth0", false); err != nil {
 				t.Error(err)
 			}
-			if err := cgroup.DropStaleRules(0); err != nil {
+			if err := nft.DropStale(0); err != nil {
 				t.Error(err)
 			}
 		})

@@ -1,4 +1,4 @@
-package cgroup
+package iface
 
 import (
 	"errors"
@@ -18,7 +18,7 @@ func TestWhole(t *testing.T) {
 		fails       bool
 	}{{"whole", 0, nil, false}, {"interrupted", 3, nil, false}, {"again and again", 1000, nil, true}, {"an error", 0, broken, true}} {
 		asked := 0
-		got, err := whole(func() ([]netlink.Message, error) {
+		got, err := Whole(func() ([]netlink.Message, error) {
 			asked++
 			m := netlink.Message{Header: netlink.Header{Flags: netlink.Multi}}
 			last := m

@@ -1,4 +1,4 @@
-package cgroup
+package nft
 
 import (
 	"errors"
@@ -38,7 +38,7 @@ func PriorityRules() ([]string, error) {
 		return nil, fmt.Errorf("look for firewall rules: %w", err)
 	}
 	for _, chain := range chains {
-		if chain.Table.Name == "vifshape" {
+		if chain.Table.Name == tableName {
 			continue
 		}
 		rules, err := c.GetRules(chain.Table, chain)

@@ -1,4 +1,4 @@
-package cgroup
+package nft
 
 import (
 	"encoding/binary"
@@ -17,11 +17,12 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// nfTable is the name of our tables, one in each of two families:
+// tableName is the name of our tables, one in each of two families:
 //
 //	table inet vifshape {                 # for nft only
 //	    map if7-1-users  { typeof meta skuid : meta priority; ... }
@@ -52,18 +53,24 @@ import (
 // device their packets are known by having no route.
 //
 // The number after the interface's is a generation: changes make new maps and
-// change the rules over to them, see [nfTables.write].
-const nfTable = "vifshape"
+// change the rules over to them, see [place.write].
+const tableName = "vifshape"
 
 // outputPriority comes after whatever else looks at, changes or routes packets at
 // the output hook (NF_IP_PRI_CONNTRACK_HELPER is 300).
 const outputPriority nftables.ChainPriority = 400
 
-// nfTables is our part of the nf_tables of one interface.
-type nfTables struct {
+// place is our part of the nf_tables of one interface.
+type place struct {
 	netNS int // descriptor; 0: the caller's
 	iface string
 	index uint32
+}
+
+// binding is what a cgroup is bound to. Level is its depth below the root.
+type binding struct {
+	class hierarchy.ClassID
+	level uint32
 }
 
 // ruleset is what the tables say of one interface.
@@ -76,61 +83,61 @@ type ruleset struct {
 }
 
 func newRuleset(w bind.Way) *ruleset {
-	return &ruleset{way: w, version: version, cgroups: map[uint64]binding{}, users: map[uint32]hierarchy.ClassID{}}
+	return &ruleset{way: w, version: way.Version, cgroups: map[uint64]binding{}, users: map[uint32]hierarchy.ClassID{}}
 }
 
 func (r *ruleset) current(w bind.Way) bool {
-	return r != nil && r.way == w && r.version == version
+	return r != nil && r.way == w && r.version == way.Version
 }
 
-func (r *ruleset) get(k key) (class hierarchy.ClassID, bound bool) {
-	switch k.kind {
+func (r *ruleset) get(k way.Key) (class hierarchy.ClassID, bound bool) {
+	switch k.Kind {
 	case bind.TargetCgroup:
-		b, bound := r.cgroups[k.id]
+		b, bound := r.cgroups[k.ID]
 		return b.class, bound
 	case bind.TargetUser:
-		class, bound = r.users[uint32(k.id)]
+		class, bound = r.users[uint32(k.ID)]
 	}
 	return class, bound
 }
 
-func (r *ruleset) put(k key, class hierarchy.ClassID) error {
+func (r *ruleset) put(k way.Key, class hierarchy.ClassID) error {
 	const most = 255 // nft_socket_init, net/netfilter/nft_socket.c, v6.12
-	switch next := (binding{class, k.level}); {
-	case k.kind == bind.TargetUser:
-		is, bound := r.users[uint32(k.id)]
+	switch next := (binding{class, k.Level}); {
+	case k.Kind == bind.TargetUser:
+		is, bound := r.users[uint32(k.ID)]
 		r.changed = r.changed || !bound || is != class
-		r.users[uint32(k.id)] = class
-	case k.kind != bind.TargetCgroup:
-		return errLinksByBPF
-	case k.level > most:
-		return fmt.Errorf("%d levels below the root, more than %d", k.level, most)
+		r.users[uint32(k.ID)] = class
+	case k.Kind != bind.TargetCgroup:
+		return way.ErrLinks
+	case k.Level > most:
+		return fmt.Errorf("%d levels below the root, more than %d", k.Level, most)
 	default:
-		is, bound := r.cgroups[k.id]
+		is, bound := r.cgroups[k.ID]
 		r.changed = r.changed || !bound || is != next
-		r.cgroups[k.id] = next
+		r.cgroups[k.ID] = next
 	}
 	return nil
 }
 
-func (r *ruleset) remove(k key) {
+func (r *ruleset) remove(k way.Key) {
 	r.changed = true
-	switch k.kind {
+	switch k.Kind {
 	case bind.TargetCgroup:
-		delete(r.cgroups, k.id)
+		delete(r.cgroups, k.ID)
 	case bind.TargetUser:
-		delete(r.users, uint32(k.id))
+		delete(r.users, uint32(k.ID))
 	}
 }
 
-func (r *ruleset) each(fn func(key, hierarchy.ClassID) error) error {
+func (r *ruleset) each(fn func(way.Key, hierarchy.ClassID) error) error {
 	for id, b := range r.cgroups {
-		if err := fn(key{kind: bind.TargetCgroup, id: id, level: b.level}, b.class); err != nil {
+		if err := fn(way.Key{Kind: bind.TargetCgroup, ID: id, Level: b.level}, b.class); err != nil {
 			return err
 		}
 	}
 	for uid, class := range r.users {
-		if err := fn(key{kind: bind.TargetUser, id: uint64(uid)}, class); err != nil {
+		if err := fn(way.Key{Kind: bind.TargetUser, ID: uint64(uid)}, class); err != nil {
 			return err
 		}
 	}
@@ -154,19 +161,17 @@ type ruleLayout struct {
 	users      bool
 }
 
-func (n nfTables) chain() string { return fmt.Sprintf("if%d", n.index) }
+func (n place) chain() string { return fmt.Sprintf("if%d", n.index) }
 
-func (n nfTables) levelSet(generation, level uint32) string {
+func (n place) levelSet(generation, level uint32) string {
 	return fmt.Sprintf("if%d-%d-level%d", n.index, generation, level)
 }
 
-func (n nfTables) userSet(generation uint32) string {
+func (n place) userSet(generation uint32) string {
 	return fmt.Sprintf("if%d-%d-users", n.index, generation)
 }
 
 func number(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
-
-var restClass = hierarchy.ID(hierarchy.RestMinor)
 
 // Registers of a rule: one of 16 bytes, and one more.
 const reg1, reg2 = 1, 2
@@ -176,12 +181,12 @@ func setPriority(register uint32) expr.Any {
 }
 
 func toRest() []expr.Any {
-	return []expr.Any{&expr.Immediate{Register: reg1, Data: number(uint32(restClass))}, setPriority(reg1)}
+	return []expr.Any{&expr.Immediate{Register: reg1, Data: number(uint32(way.Rest))}, setPriority(reg1)}
 }
 
 // rules are those of both chains, by the family of their table; none for one that
 // the way does not have.
-func (n nfTables) rules(l ruleLayout) (output, egress [][]expr.Any) {
+func (n place) rules(l ruleLayout) (output, egress [][]expr.Any) {
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
 	switch l.way {
 	case bind.WayNft:
@@ -234,9 +239,9 @@ func (n nfTables) rules(l ruleLayout) (output, egress [][]expr.Any) {
 }
 
 // base is the chain in one of the two families.
-func (n nfTables) base(f nftables.TableFamily, name string) *nftables.Chain {
+func (n place) base(f nftables.TableFamily, name string) *nftables.Chain {
 	policy := nftables.ChainPolicyAccept
-	c := &nftables.Chain{Name: name, Table: &nftables.Table{Name: nfTable, Family: f}, Type: nftables.ChainTypeFilter, Policy: &policy}
+	c := &nftables.Chain{Name: name, Table: &nftables.Table{Name: tableName, Family: f}, Type: nftables.ChainTypeFilter, Policy: &policy}
 	if f == nftables.TableFamilyINet {
 		c.Hooknum, c.Priority = nftables.ChainHookOutput, nftables.ChainPriorityRef(outputPriority)
 	} else {
@@ -246,7 +251,7 @@ func (n nfTables) base(f nftables.TableFamily, name string) *nftables.Chain {
 }
 
 // conn is the library's, for writing: it does not decode all that we write.
-func (n nfTables) conn() (*nftables.Conn, error) {
+func (n place) conn() (*nftables.Conn, error) {
 	// a batch goes to the kernel in one piece
 	const most = 16 << 20
 	return nftables.New(nftables.WithNetNSFd(n.netNS), nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetWriteBuffer(most) }))
@@ -260,7 +265,7 @@ func (n nfTables) conn() (*nftables.Conn, error) {
 // looked up while they change may find neither the old one nor the new one (commit
 // b2f742c846ca, Linux 6.17, mends that). So the maps in use never change: new ones
 // come with the new rules, and the old ones go when nobody can be in them any more.
-func (n nfTables) write(next *ruleset) error {
+func (n place) write(next *ruleset) error {
 	on, err := n.look()
 	if err != nil || next.way == bind.WayNone && len(on.indexes) == 0 {
 		return err
@@ -271,7 +276,7 @@ func (n nfTables) write(next *ruleset) error {
 		return n.fail(err)
 	}
 	for _, f := range on.asleep { // wakes it
-		c.AddTable(&nftables.Table{Name: nfTable, Family: f})
+		c.AddTable(&nftables.Table{Name: tableName, Family: f})
 	}
 	if err := c.Flush(); err != nil {
 		return n.fail(err)
@@ -290,7 +295,7 @@ func (n nfTables) write(next *ruleset) error {
 			return n.fail(err)
 		}
 		if next.way != bind.WayNone {
-			if err := waitForReaders(); err != nil {
+			if err := way.WaitForReaders(); err != nil {
 				return err
 			}
 		}
@@ -302,7 +307,7 @@ var bothFamilies = []nftables.TableFamily{nftables.TableFamilyINet, nftables.Tab
 
 // stage puts into the batch what leads from what is there to the layout, in the tables
 // of some families.
-func (n nfTables) stage(c *nftables.Conn, chain string, l ruleLayout, next *ruleset, on looked, families []nftables.TableFamily) error {
+func (n place) stage(c *nftables.Conn, chain string, l ruleLayout, next *ruleset, on looked, families []nftables.TableFamily) error {
 	output, egress := n.rules(l)
 	for _, x := range []struct {
 		family nftables.TableFamily
@@ -340,7 +345,7 @@ func (n nfTables) stage(c *nftables.Conn, chain string, l ruleLayout, next *rule
 	return nil
 }
 
-func (n nfTables) stageSets(c *nftables.Conn, t *nftables.Table, l ruleLayout, next *ruleset) error {
+func (n place) stageSets(c *nftables.Conn, t *nftables.Table, l ruleLayout, next *ruleset) error {
 	add := func(name string, key nftables.SetDatatype, elements []nftables.SetElement) error {
 		s := &nftables.Set{
 			Table: t, Name: name, IsMap: true, KeyType: key, DataType: nftables.TypeClassID,
@@ -378,9 +383,9 @@ func (n nfTables) stageSets(c *nftables.Conn, t *nftables.Table, l ruleLayout, n
 
 // tidy removes maps that are not in use any more, what was left of interfaces that
 // are gone, and tables in which nothing is.
-func (n nfTables) tidy(c *nftables.Conn, before looked) error {
-	inet := &nftables.Table{Name: nfTable, Family: nftables.TableFamilyINet}
-	netdev := &nftables.Table{Name: nfTable, Family: nftables.TableFamilyNetdev}
+func (n place) tidy(c *nftables.Conn, before looked) error {
+	inet := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+	netdev := &nftables.Table{Name: tableName, Family: nftables.TableFamilyNetdev}
 	gone, err := n.gone(before.indexes)
 	if err != nil {
 		return err
@@ -388,7 +393,7 @@ func (n nfTables) tidy(c *nftables.Conn, before looked) error {
 	for f, names := range before.chains {
 		for _, name := range names {
 			if index, ok := owner(name); ok && gone[index] {
-				chain := &nftables.Chain{Name: name, Table: &nftables.Table{Name: nfTable, Family: f}}
+				chain := &nftables.Chain{Name: name, Table: &nftables.Table{Name: tableName, Family: f}}
 				c.FlushChain(chain)
 				c.DelChain(chain)
 			}
@@ -425,7 +430,7 @@ func owner(name string) (index uint32, ok bool) {
 }
 
 // gone says which of some interfaces are not there any more.
-func (n nfTables) gone(indexes []uint32) (gone map[uint32]bool, err error) {
+func (n place) gone(indexes []uint32) (gone map[uint32]bool, err error) {
 	find := func() error {
 		all, err := net.Interfaces()
 		if err != nil {
@@ -450,7 +455,7 @@ func (n nfTables) gone(indexes []uint32) (gone map[uint32]bool, err error) {
 
 // try finds out whether the kernel takes the rules of a way. It changes nothing:
 // the batch ends with what cannot be done, and then nothing of it is.
-func (n nfTables) try(w bind.Way) error {
+func (n place) try(w bind.Way) error {
 	c, err := n.conn()
 	if err != nil {
 		return n.lacks(err)
@@ -467,7 +472,7 @@ func (n nfTables) try(w bind.Way) error {
 	const name = "probe"
 	r := newRuleset(w)
 	if w == bind.WayNft {
-		r.cgroups[1], r.users[0] = binding{restClass, 1}, restClass
+		r.cgroups[1], r.users[0] = binding{way.Rest, 1}, way.Rest
 	}
 	l := ruleLayout{way: w, levels: r.levels(), users: len(r.users) > 0}
 	if err := n.stage(c, name, l, r, looked{asleep: on.asleep}, bothFamilies); err != nil {
@@ -487,7 +492,7 @@ func (n nfTables) try(w bind.Way) error {
 }
 
 // lacks says of a refused rule that the kernel does not have it.
-func (n nfTables) lacks(err error) error {
+func (n place) lacks(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -497,15 +502,9 @@ func (n nfTables) lacks(err error) error {
 	return fmt.Errorf("nf_tables with its egress hook, \"socket cgroupv2\" and \"meta cgroup\" (Linux 5.16): %w: %w", caps.ErrNotSupported, caps.Errno(err))
 }
 
-func (n nfTables) fail(err error) error {
+func (n place) fail(err error) error {
 	if err == nil {
 		return nil
 	}
 	return fmt.Errorf("nf_tables: %w", caps.Explain(err, unix.CAP_NET_ADMIN))
-}
-
-// DropStaleRules removes the rules of nf_tables that interfaces which are gone have left
-// in a network namespace (0: the caller's).
-func DropStaleRules(netNS int) error {
-	return nfTables{netNS: netNS}.write(newRuleset(bind.WayNone))
 }

@@ -1,4 +1,4 @@
-package cgroup
+package nft
 
 import (
 	"bytes"
@@ -12,6 +12,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/iface"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -38,18 +39,18 @@ type looked struct {
 	asleep         []nftables.TableFamily            // where no packet comes to the chains
 }
 
-// nfReader asks the kernel about our tables.
-type nfReader struct {
+// reader asks the kernel about our tables.
+type reader struct {
 	c *netlink.Conn
-	n nfTables
+	n place
 }
 
-func (n nfTables) reader() (*nfReader, error) {
+func (n place) reader() (*reader, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: n.netNS})
 	if err != nil {
 		return nil, n.fail(err)
 	}
-	return &nfReader{c, n}, nil
+	return &reader{c, n}, nil
 }
 
 // noNetfilter says of an error that the kernel has nothing to ask.
@@ -59,9 +60,9 @@ func noNetfilter(err error) bool {
 
 // get asks about something in a table of ours and calls fn for each answer. What is
 // not there gives none, and so does a kernel without nf_tables.
-func (r *nfReader) get(what int, f nftables.TableFamily, all bool, attrs func(*netlink.AttributeEncoder), fn func(*netlink.AttributeDecoder) error) error {
+func (r *reader) get(what int, f nftables.TableFamily, all bool, attrs func(*netlink.AttributeEncoder), fn func(*netlink.AttributeDecoder) error) error {
 	ae := netlink.NewAttributeEncoder()
-	ae.String(unix.NFTA_TABLE_NAME, nfTable) // the same number in all kinds of messages
+	ae.String(unix.NFTA_TABLE_NAME, tableName) // the same number in all kinds of messages
 	if attrs != nil {
 		attrs(ae)
 	}
@@ -76,7 +77,7 @@ func (r *nfReader) get(what int, f nftables.TableFamily, all bool, attrs func(*n
 	if all {
 		m.Header.Flags |= netlink.Dump
 	}
-	answers, err := whole(func() ([]netlink.Message, error) { return r.c.Execute(m) })
+	answers, err := iface.Whole(func() ([]netlink.Message, error) { return r.c.Execute(m) })
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINVAL), // EINVAL: no such subsystem (nfnetlink_rcv_msg)
 		errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT):
@@ -105,7 +106,7 @@ func (r *nfReader) get(what int, f nftables.TableFamily, all bool, attrs func(*n
 
 // dormant says that somebody has put the table of a family to sleep: its chains then
 // show their hooks, and no packet comes to them.
-func (r *nfReader) dormant(f nftables.TableFamily) (is bool, err error) {
+func (r *reader) dormant(f nftables.TableFamily) (is bool, err error) {
 	err = r.get(unix.NFT_MSG_GETTABLE, f, false, nil, func(ad *netlink.AttributeDecoder) error {
 		for ad.Next() {
 			if ad.Type() == unix.NFTA_TABLE_FLAGS {
@@ -118,7 +119,7 @@ func (r *nfReader) dormant(f nftables.TableFamily) (is bool, err error) {
 }
 
 // generation is a number that is another after every change of nf_tables.
-func (r *nfReader) generation() (id uint32, err error) {
+func (r *reader) generation() (id uint32, err error) {
 	err = r.get(unix.NFT_MSG_GETGEN, nftables.TableFamilyUnspecified, false, nil, func(ad *netlink.AttributeDecoder) error {
 		for ad.Next() {
 			if ad.Type() == unix.NFTA_GEN_ID {
@@ -132,7 +133,7 @@ func (r *nfReader) generation() (id uint32, err error) {
 
 // whole does something that asks several times, and does it again when there was a
 // change meanwhile: a list that is read while it changes may lack what is there.
-func (r *nfReader) whole(read func() error) error {
+func (r *reader) whole(read func() error) error {
 	const tries = 20
 	for range tries {
 		before, err := r.generation()
@@ -150,14 +151,14 @@ func (r *nfReader) whole(read func() error) error {
 }
 
 // chains lists those in the table of a family, with what they hang on.
-func (r *nfReader) chains(f nftables.TableFamily, fn func(name string, s chainState)) error {
+func (r *reader) chains(f nftables.TableFamily, fn func(name string, s chainState)) error {
 	dormant, err := r.dormant(f)
 	if err != nil {
 		return err
 	}
 	return r.get(unix.NFT_MSG_GETCHAIN, f, true, nil, func(ad *netlink.AttributeDecoder) error {
 		table, name := "", ""
-		is := nftables.Chain{Table: &nftables.Table{Name: nfTable, Family: f}}
+		is := nftables.Chain{Table: &nftables.Table{Name: tableName, Family: f}}
 		for ad.Next() {
 			switch ad.Type() {
 			case unix.NFTA_CHAIN_TABLE:
@@ -185,7 +186,7 @@ func (r *nfReader) chains(f nftables.TableFamily, fn func(name string, s chainSt
 				})
 			}
 		}
-		if ad.Err() != nil || table != nfTable { // the kernel lists the chains of all tables
+		if ad.Err() != nil || table != tableName { // the kernel lists the chains of all tables
 			return ad.Err()
 		}
 		s := chainOther
@@ -200,7 +201,7 @@ func (r *nfReader) chains(f nftables.TableFamily, fn func(name string, s chainSt
 }
 
 // sets lists the names of those in the table of a family.
-func (r *nfReader) sets(fn func(name string)) error {
+func (r *reader) sets(fn func(name string)) error {
 	return r.get(unix.NFT_MSG_GETSET, nftables.TableFamilyINet, true, nil, func(ad *netlink.AttributeDecoder) error {
 		for ad.Next() {
 			if ad.Type() == unix.NFTA_SET_NAME {
@@ -212,7 +213,7 @@ func (r *nfReader) sets(fn func(name string)) error {
 }
 
 // look finds what is there.
-func (n nfTables) look() (l looked, err error) {
+func (n place) look() (l looked, err error) {
 	r, err := n.reader()
 	if noNetfilter(err) {
 		return l, nil
@@ -228,7 +229,7 @@ func (n nfTables) look() (l looked, err error) {
 	return l, err
 }
 
-func (r *nfReader) look() (l looked, err error) {
+func (r *reader) look() (l looked, err error) {
 	n := r.n
 	l.chains = map[nftables.TableFamily][]string{}
 	see := func(name string) {
@@ -266,7 +267,7 @@ func (r *nfReader) look() (l looked, err error) {
 }
 
 // parseSet reads the name of a map of this interface. Level 0 is the map of users.
-func (n nfTables) parseSet(name string) (generation, level uint32, ok bool) {
+func (n place) parseSet(name string) (generation, level uint32, ok bool) {
 	var index uint32
 	if _, err := fmt.Sscanf(name, "if%d-%d-", &index, &generation); err != nil || index != n.index {
 		return 0, 0, false
@@ -279,7 +280,7 @@ func (n nfTables) parseSet(name string) (generation, level uint32, ok bool) {
 }
 
 // read is what the tables say of the interface.
-func (n nfTables) read() (*ruleset, error) {
+func (n place) read() (*ruleset, error) {
 	if n.index == 0 {
 		return newRuleset(bind.WayNone), nil
 	}
@@ -299,7 +300,7 @@ func (n nfTables) read() (*ruleset, error) {
 	return s, err
 }
 
-func (r *nfReader) read() (*ruleset, error) {
+func (r *reader) read() (*ruleset, error) {
 	n := r.n
 	state := map[nftables.TableFamily]chainState{}
 	rules := map[nftables.TableFamily][][]byte{}
@@ -352,7 +353,7 @@ func (r *nfReader) read() (*ruleset, error) {
 }
 
 // elements reads the maps that the rules of a layout use.
-func (r *nfReader) elements(l ruleLayout, s *ruleset) error {
+func (r *reader) elements(l ruleLayout, s *ruleset) error {
 	for _, level := range l.levels {
 		err := r.set(r.n.levelSet(l.generation, level), 8, func(key []byte, class hierarchy.ClassID) {
 			s.cgroups[binary.NativeEndian.Uint64(key)] = binding{class, level}
@@ -369,7 +370,7 @@ func (r *nfReader) elements(l ruleLayout, s *ruleset) error {
 	})
 }
 
-func (r *nfReader) set(name string, key int, fn func(key []byte, class hierarchy.ClassID)) error {
+func (r *reader) set(name string, key int, fn func(key []byte, class hierarchy.ClassID)) error {
 	return r.get(unix.NFT_MSG_GETSETELEM, nftables.TableFamilyINet, true, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_SET_ELEM_LIST_SET, name)
 	}, func(ad *netlink.AttributeDecoder) error {
@@ -415,7 +416,7 @@ func value(to *[]byte) func(*netlink.AttributeDecoder) error {
 
 // rules lists those of the interface's chain, each as text gives it and with the
 // sets that it looks things up in.
-func (r *nfReader) rules(f nftables.TableFamily, fn func(text []byte, sets []string)) error {
+func (r *reader) rules(f nftables.TableFamily, fn func(text []byte, sets []string)) error {
 	return r.get(unix.NFT_MSG_GETRULE, f, true, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.NFTA_RULE_CHAIN, r.n.chain())
 	}, func(ad *netlink.AttributeDecoder) error {
@@ -455,7 +456,7 @@ func (r *nfReader) rules(f nftables.TableFamily, fn func(text []byte, sets []str
 }
 
 // same compares rules that were read with those that should be there.
-func (r *nfReader) same(is [][]byte, want [][]expr.Any) bool {
+func (r *reader) same(is [][]byte, want [][]expr.Any) bool {
 	return slices.EqualFunc(is, want, func(is []byte, want []expr.Any) bool {
 		b, err := encodeExprs(nftables.TableFamilyUnspecified, want)
 		return err == nil && bytes.Equal(is, b)

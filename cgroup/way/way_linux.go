@@ -1,0 +1,98 @@
+package way
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
+
+// Version counts the layouts and meanings of what classifiers go by: maps and programs
+// (cgroup/bpf/classify.bpf.c), rules and tags.
+const Version = 4
+
+// Classifier is one place on an interface where packets can get their class.
+type Classifier interface {
+	// Probe says why the classifier of a way cannot be had, and that it is there already.
+	// It changes nothing on the interface.
+	Probe(w bind.Way) (on bool, err error)
+	// Read finds the classifier that is there: of which way, none for none, and of which
+	// version, 0 for one that is not as this program makes it.
+	Read() (w bind.Way, version uint32, err error)
+	// Attach puts one there, in place of one of another version or way with no packet
+	// between them. What fill puts into the way's store is in force with it, from its
+	// first packet. Over says that packets have a class already.
+	Attach(w bind.Way, version uint32, over bool, fill func()) error
+	// Detach takes away what Read found or Attach put there.
+	Detach() error
+	// Before lists the programs that see packets before it does, and may keep them from
+	// it, on the interface that has an index.
+	Before(index uint32) ([]Program, error)
+}
+
+// Store holds what is bound for the classifier that goes by it.
+type Store interface {
+	// Holds says why targets of a kind cannot be bound, nil when they can.
+	Holds(k bind.TargetKind) error
+	// Get finds a binding that is in force.
+	Get(k Key) (class hierarchy.ClassID, bound bool, err error)
+	// Put binds: at once, or with the classifier that is attached next where there is none
+	// of this version.
+	Put(k Key, class hierarchy.ClassID) error
+	// Remove takes a binding back. None is no error.
+	Remove(k Key) error
+	// All calls a function for every binding that is in force, in any order.
+	All(fn func(Key, hierarchy.ClassID) error) error
+	// Flush brings what was changed into force where that was not so at once, for open
+	// sockets too.
+	Flush() error
+	// Clear takes away what stays when the classifier has gone.
+	Clear() error
+}
+
+// Key is a target as the kernel knows it.
+type Key struct {
+	Kind  bind.TargetKind // TargetCgroup, TargetUser or TargetLink
+	ID    uint64          // of a cgroup, user or interface
+	Level uint32          // of a cgroup, below the root; 0 where that is not known
+	Path  string          // of a cgroup, empty where that is not known
+	Fresh bool            // nobody has been in it yet
+	Used  func() bool     // whether processes may be in it already, nil: no
+}
+
+// Program is a program of somebody else's.
+type Program struct {
+	ID   uint32
+	Name string // empty where this process may not see it
+}
+
+// Rest is the class of what is bound by nothing.
+var Rest = hierarchy.ID(hierarchy.RestMinor)
+
+var (
+	// ErrLinks: interfaces cannot be bound in this way.
+	ErrLinks = fmt.Errorf("interfaces can be bound with BPF only, not with nf_tables or net_cls: %w", caps.ErrNotSupported)
+	// ErrOther: the classifier is another version's.
+	ErrOther = errors.New("it is another version's: apply the policy again")
+)
+
+// Known refuses a version that this program does not make.
+func Known(v uint32) error {
+	if v != Version {
+		return fmt.Errorf("version %d of it is not known here, only %d", v, Version)
+	}
+	return nil
+}
+
+// WaitForReaders returns when every packet that was being classified is.
+func WaitForReaders() error {
+	const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL: an RCU grace period
+	if _, _, e := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); e != 0 {
+		return fmt.Errorf("wait for the classifier's readers: %w", e)
+	}
+	return nil
+}
