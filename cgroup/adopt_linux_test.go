@@ -42,7 +42,7 @@ func TestKernelAdopt(t *testing.T) {
 	all := func(class, users, owns hierarchy.ClassID) {
 		t.Helper()
 		check("udp", class, func() { x.do("more udp %s 20", addr) })
-		check("packet", class, func() { x.do("morePacket packet %d 20", n.hook.Index) })
+		check("packet", class, func() { x.do("morePacket packet %d 20", n.device.Index) })
 		check("udp of a user", users, func() { user.do("more udp %s 20", addr) })
 		check("udp bound by itself", owns, func() { own.do("more udp %s 20", addr) })
 	}
@@ -108,7 +108,7 @@ func TestKernelAttachFull(t *testing.T) {
 	b := n.binderWith(t, cgroup.Config{Ways: []bind.Way{bind.WayBPF}, Warn: func(s string) { said = append(said, s) }})
 	x, addr, addr6 := n.start(t, n.Near, free), n.Far4.String()+":9", "["+n.Far6.String()+"]:9"
 	x.do("keep full %s", addr6)
-	if why := x.do("fill full %d", n.hook.Index); why != unix.ENOMEM.Error() && why != unix.ENOBUFS.Error() {
+	if why := x.do("fill full %d", n.device.Index); why != unix.ENOMEM.Error() && why != unix.ENOBUFS.Error() {
 		t.Fatal(why)
 	}
 	x.do("keep other %s", addr)

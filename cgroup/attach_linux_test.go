@@ -84,7 +84,7 @@ func TestKernelAttach(t *testing.T) {
 	far.do("connect waits %s:7201", near)
 	sends := map[string]func(){
 		"udp":    func() { x.do("more udp %s 20", addr) },
-		"packet": func() { x.do("morePacket packet %d 20", n.hook.Index) },
+		"packet": func() { x.do("morePacket packet %d 20", n.device.Index) },
 		"accepted": func() {
 			x.begin("serve tcp 1 100000")
 			far.do("fetch %s:7200", near)
@@ -180,7 +180,7 @@ func TestKernelAttachUnderLoad(t *testing.T) {
 func (n *network) loaded(t testing.TB, fn func()) counts {
 	t.Helper()
 	read := func() counts {
-		stats, err := n.hook.Stats()
+		stats, err := n.device.Stats()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -148,7 +148,7 @@ func TestKernelCensusElsewhere(t *testing.T) {
 			}
 			x := n.start(t, n.Near, a)
 			x.do("keepPacket s")
-			x.do("morePacket s %d 1", n.hook.Index)
+			x.do("morePacket s %d 1", n.device.Index)
 			want := map[bind.Way]hierarchy.ClassID{bind.WayBPF: red, bind.WayNft: rest}[way] // with tags nobody tells
 			got, all := census(t, b, x)
 			// Nor is it told without the kernel's types, where borrowing would change a tag.

@@ -20,6 +20,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
@@ -74,7 +75,7 @@ func hidden(args []string) error {
 	if err != nil {
 		return err
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: dev, Interface: "eth0", NetNS: key})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: hook.Of(dev.Interface), Interface: "eth0", NetNS: key})
 	if err != nil {
 		return err
 	}

@@ -596,7 +596,7 @@ func TestKernelTCX(t *testing.T) {
 	check := func(want string, class hierarchy.ClassID) {
 		t.Helper()
 		var got string
-		b, err := cgroup.NewBinder(cgroup.Config{Hook: n.hook, Interface: n.Dev, Index: n.hook.Index, Warn: func(s string) { got += s + "\n" }})
+		b, err := cgroup.NewBinder(cgroup.Config{Hook: n.hook, Interface: n.Dev, Index: n.device.Index, Warn: func(s string) { got += s + "\n" }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -621,7 +621,7 @@ func TestKernelTCX(t *testing.T) {
 	check("", red)
 	var on link.Link
 	err = n.Near.Do(func() (err error) {
-		on, err = link.AttachTCX(link.TCXOptions{Interface: int(n.hook.Index), Program: verdict, Attach: ebpf.AttachTCXEgress})
+		on, err = link.AttachTCX(link.TCXOptions{Interface: int(n.device.Index), Program: verdict, Attach: ebpf.AttachTCXEgress})
 		return err
 	})
 	if errors.Is(err, ebpf.ErrNotSupported) && vm.Inside() {

@@ -23,6 +23,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -43,7 +44,8 @@ const (
 // network is a pair with an HTB tree at its near end.
 type network struct {
 	*lab.Pair
-	hook *tc.Device
+	device *tc.Device
+	hook   *hook.Hooks
 }
 
 func newNetwork(t testing.TB) *network {
@@ -55,9 +57,10 @@ func newNetwork(t testing.TB) *network {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if n.hook, err = tc.Find(c, n.Dev); err != nil {
+	if n.device, err = tc.Find(c, n.Dev); err != nil {
 		t.Fatal(err)
 	}
+	n.hook = hook.Of(n.device.Interface)
 	n.tree(t)
 	return n
 }
@@ -74,7 +77,7 @@ func (n *network) tree(t testing.TB) {
 		}})
 		parent = hierarchy.ID(hierarchy.RootMinor)
 	}
-	if _, err := n.hook.Do(t.Context(), steps); err != nil {
+	if _, err := n.device.Do(t.Context(), steps); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -136,7 +139,7 @@ func (n *network) binderWith(t testing.TB, c cgroup.Config) *cgroup.Binder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Hook, c.Interface, c.Index, c.NetNSFD, c.NetNS = n.hook, n.Dev, n.hook.Index, n.Near.FD(), key
+	c.Hook, c.Interface, c.Index, c.NetNSFD, c.NetNS = n.hook, n.Dev, n.device.Index, n.Near.FD(), key
 	b, err := cgroup.NewBinder(c)
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +163,7 @@ func (n *network) counts(t testing.TB) map[hierarchy.ClassID]uint64 {
 	sent := n.sent(t)
 	for before := sent + 1; before != sent; sent = n.sent(t) { // of one moment
 		before = sent
-		if stats, err = n.hook.Stats(); err != nil {
+		if stats, err = n.device.Stats(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -198,9 +199,9 @@ func TestKernelMark(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !on {
-			err = eth0.DetachEgress()
+			err = hook.Of(eth0.Interface).DetachEgress()
 		} else {
-			err = eth0.AttachEgress(marks(t, mark, port1).FD(), "marks")
+			err = hook.Of(eth0.Interface).AttachEgress(marks(t, mark, port1).FD(), "marks")
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -264,13 +265,13 @@ func TestKernelMark(t *testing.T) {
 	defer near.Close()
 	lo, err := tc.Find(near, "lo")
 	if err == nil {
-		err = lo.AttachIngress("veth2", marks(t, mark, port1).FD(), "marks")
+		err = hook.Of(lo.Interface).AttachIngress("veth2", marks(t, mark, port1).FD(), "marks")
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	only(t, n.during(t, func() { inTwo.do("udp %s 20", to) }), red, 20)
-	if err := lo.DetachIngress("veth2"); err != nil {
+	if err := hook.Of(lo.Interface).DetachIngress("veth2"); err != nil {
 		t.Fatal(err)
 	}
 

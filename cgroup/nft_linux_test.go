@@ -24,6 +24,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -121,7 +122,7 @@ func TestKernelForeignRules(t *testing.T) {
 			inet := c.AddTable(&nftables.Table{Name: "vifshape", Family: nftables.TableFamilyINet})
 			c.AddChain(&nftables.Chain{Name: "guest", Table: inet})
 			flush(t, c)
-			egress := &nftables.Chain{Name: fmt.Sprint("if", n.hook.Index), Table: &nftables.Table{Name: "vifshape", Family: nftables.TableFamilyNetdev}}
+			egress := &nftables.Chain{Name: fmt.Sprint("if", n.device.Index), Table: &nftables.Table{Name: "vifshape", Family: nftables.TableFamilyNetdev}}
 			output := &nftables.Chain{Name: egress.Name, Table: inet}
 			x, addr := n.start(t, n.Near, a), n.Far4.String()+":9"
 			for _, tt := range []struct {
@@ -291,9 +292,10 @@ func TestKernelTwoTrees(t *testing.T) {
 		pair := *n.Pair
 		pair.Dev = name
 		m := &network{Pair: &pair}
-		if m.hook, err = tc.Find(conn, name); err != nil {
+		if m.device, err = tc.Find(conn, name); err != nil {
 			t.Fatal(err)
 		}
+		m.hook = hook.Of(m.device.Interface)
 		m.tree(t)
 		return m, netip.AddrPortFrom(far, 9)
 	}
@@ -316,7 +318,7 @@ func TestKernelTwoTrees(t *testing.T) {
 		t.Fatal(err)
 	}
 	apply(t, first, bound(p.target(a), green))
-	want := map[string]bool{fmt.Sprintf("vifshape:if%d", n.hook.Index): true}
+	want := map[string]bool{fmt.Sprintf("vifshape:if%d", n.device.Index): true}
 	got := map[string]bool{}
 	for name := range chains(t, nft(t, n.Near)) {
 		got[name] = true

@@ -26,7 +26,7 @@ func (n *network) prove(t *testing.T, b *cgroup.Binder, in ...hierarchy.Bound) [
 		Packets: 10,
 		Sender:  func() *exec.Cmd { return tctest.Command(t, "sender") },
 		Counters: func() (map[hierarchy.ClassID]uint64, error) {
-			stats, err := n.hook.Stats()
+			stats, err := n.device.Stats()
 			m := map[hierarchy.ClassID]uint64{}
 			for _, c := range stats {
 				if c.Class != hierarchy.ID(hierarchy.RootMinor) {

@@ -159,7 +159,7 @@ func (n *network) traffic(t *testing.T, p place) []traffic {
 	do := func(format string, args ...any) func(*actor) {
 		return func(x *actor) { x.do(format, args...) }
 	}
-	frame := fmt.Sprintf("packet %d 100 ", n.hook.Index)
+	frame := fmt.Sprintf("packet %d 100 ", n.device.Index)
 	all := []traffic{
 		{name: "udp", dir: a, send: do("udp %s 100", to4), want: red, n: 100},
 		{name: "udp over IPv6", dir: a, send: do("udp %s 100", to6), want: red, n: 100},

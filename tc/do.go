@@ -261,9 +261,9 @@ func (d *Device) doRoot(steps []hierarchy.Step) (int, error) {
 		}
 		return 1, nil
 	}
-	found, _, err := d.qdiscs()
+	found, err := d.Root()
 	if err != nil {
-		return 0, err
+		return 0, d.Fail("read qdiscs", err)
 	}
 	root := found.Root()
 	if !root.Foreign() {

@@ -2,8 +2,8 @@
 //
 // [Find] names one interface of a connection of package rtnl. A [Device] reads the
 // state of the interface ([Device.Read]), carries out steps of a plan ([Device.Do]),
-// fills what a policy leaves open ([Device.Settle]), counts ([Device.Stats]) and holds
-// the classifier that package cgroup brings ([Device.AttachEgress]).
+// fills what a policy leaves open ([Device.Settle]) and counts ([Device.Stats]). The
+// classifier that package cgroup brings is held by package hook.
 //
 // # What is ours
 //

@@ -27,9 +27,9 @@ type Former struct {
 // Former describes the root qdisc that stands there now, if it is foreign; else
 // it is the zero value.
 func (d *Device) Former() (Former, error) {
-	root, _, err := d.qdiscs()
+	root, err := d.Root()
 	if err != nil || !root.Root().Foreign() {
-		return Former{}, err
+		return Former{}, d.Fail("read qdiscs", err)
 	}
 	f, err := d.describe(root)
 	if err != nil {
@@ -66,9 +66,9 @@ func (d *Device) describe(root *rtnl.Qdisc) (*Former, error) {
 // one step: the interface goes on sending. It is refused for a Partial one, and
 // where a foreign root qdisc stands now. The zero value removes ours.
 func (d *Device) Restore(f Former) error {
-	now, _, err := d.qdiscs()
+	now, err := d.Root()
 	if err != nil {
-		return err
+		return d.Fail("read qdiscs", err)
 	}
 	root := now.Root()
 	switch {

@@ -9,7 +9,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
@@ -85,7 +85,7 @@ func TestKernelEgress(t *testing.T) {
 	if err := b.DetachEgress(); err != nil {
 		t.Errorf("detach of nothing: %v", err)
 	}
-	attach := func(d *tc.Device, prog *ebpf.Program) {
+	attach := func(d *hook.Hooks, prog *ebpf.Program) {
 		t.Helper()
 		if err := d.AttachEgress(prog.FD(), "vifshape"); err != nil {
 			t.Fatal(err)
@@ -94,9 +94,9 @@ func TestKernelEgress(t *testing.T) {
 			t.Errorf("program %d, want %d", n, id(t, prog))
 		}
 	}
-	attach(b.Device, px)
+	attach(b.Hooks, px)
 	b.send(p, 0, 10)
-	attach(open(t, p.Near, "eth0").Device, py) // in place, by another process as it were
+	attach(open(t, p.Near, "eth0").Hooks, py) // in place, by another process as it were
 	b.send(p, 0, 7)
 	if sx, sy := b.stats(tree, "eth0/x"), b.stats(tree, "eth0/y"); sx.Packets != 10 || sy.Packets != 7 {
 		t.Errorf("%d packets in x, %d in y", sx.Packets, sy.Packets)
@@ -172,7 +172,7 @@ func TestKernelEgressForeign(t *testing.T) {
 func TestKernelIngress(t *testing.T) {
 	tctest.RequireProgram(t, "tc")
 	b, p := veth(t)
-	a, c := b.Device, open(t, p.Near, "lo").Device
+	a, c := b, open(t, p.Near, "lo")
 	const port = "port0"
 	if err := lab.AddVeth(p.Near, lab.Link{Name: port}, p.Far, lab.Link{Name: "port1"}); err != nil {
 		t.Fatal(err)
@@ -182,7 +182,7 @@ func TestKernelIngress(t *testing.T) {
 	shown := func() string {
 		return tctest.TC(t, p.Near, "qdisc", "show", "dev", port) + tctest.TC(t, p.Near, "filter", "show", "dev", port, "ingress")
 	}
-	has := func(d *tc.Device, want bool) {
+	has := func(d *bench, want bool) {
 		t.Helper()
 		if on, err := d.HasIngress(port); on != want || err != nil {
 			t.Errorf("%s: program at the port: %v, %v, want %v", d.Name, on, err, want)

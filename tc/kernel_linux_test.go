@@ -17,6 +17,7 @@ import (
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/qdisc"
@@ -31,6 +32,7 @@ func TestMain(m *testing.M) {
 // bench is one shaped interface of a test.
 type bench struct {
 	*tc.Device
+	*hook.Hooks
 	t        testing.TB
 	net      *lab.NetNS
 	conn     *rtnl.Conn
@@ -54,6 +56,7 @@ func open(t testing.TB, n *lab.NetNS, dev string) *bench {
 	if b.Device, err = tc.Find(c, dev); err != nil {
 		t.Fatal(err)
 	}
+	b.Hooks = hook.Of(b.Interface)
 	return b
 }
 
@@ -708,8 +711,8 @@ func unprivileged([]string) error {
 		"change class": second(d.Do(context.Background(), []hierarchy.Step{
 			{Action: hierarchy.Change, Old: &is.Classes[2], New: &is.Classes[2]},
 		})),
-		"detach": d.DetachEgress(),
-		"attach": d.AttachEgress(0, "x"),
+		"detach": hook.Of(d.Interface).DetachEgress(),
+		"attach": hook.Of(d.Interface).AttachEgress(0, "x"),
 	} {
 		if what == "detach" && err == nil {
 			continue // nothing to detach

@@ -5,7 +5,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -38,7 +38,7 @@ func TestKernelLacks(t *testing.T) {
 		}
 	}
 	// Every kernel on which these tests run has it; attaching is tested elsewhere.
-	if has, known := tc.HasBPF(); !has && known {
+	if has, known := hook.HasBPF(); !has && known {
 		t.Error("the BPF classifier is in no list")
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
@@ -42,7 +43,7 @@ func TestKernelOthers(t *testing.T) {
 			{"filter", "add", "dev", "DEV", "egress", "pref", "1", "protocol", "ip", "u32", "match", "u32", "0", "0"},
 			{"filter", "add", "dev", "DEV", "egress", "pref", "5", "protocol", "all", "u32", "match", "u32", "0", "0"},
 			{"filter", "add", "dev", "DEV", "ingress", "pref", "2", "protocol", "all", "u32", "match", "u32", "0", "0"},
-		}, tc.Others{Filters: []tc.Filter{{Kind: "u32", Pref: 1, Blocks: true}, {Kind: "u32", Pref: 5}}}},
+		}, tc.Others{Filters: []hook.Filter{{Kind: "u32", Pref: 1, Blocks: true}, {Kind: "u32", Pref: 5}}}},
 		// Of one preference the last that was made comes first.
 		{"programs", [][]string{
 			{"qdisc", "add", "dev", "DEV", "clsact"},
@@ -50,7 +51,7 @@ func TestKernelOthers(t *testing.T) {
 			{"filter", "add", "dev", "DEV", "egress", "pref", "1", "handle", "0x71f", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
 			{"filter", "add", "dev", "DEV", "egress", "pref", "1", "handle", "5", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
 			{"filter", "add", "dev", "DEV", "egress", "pref", "2", "handle", "1", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
-		}, tc.Others{Filters: []tc.Filter{{Kind: "bpf", Pref: 1, First: true}, {Kind: "bpf", Pref: 1}, {Kind: "bpf", Pref: 2}}}},
+		}, tc.Others{Filters: []hook.Filter{{Kind: "bpf", Pref: 1, First: true}, {Kind: "bpf", Pref: 1}, {Kind: "bpf", Pref: 2}}}},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			p := tctest.New(t, lab.PairConfig{})
@@ -62,7 +63,7 @@ func TestKernelOthers(t *testing.T) {
 				}
 				tctest.TC(t, p.Near, args...)
 			}
-			got, err := open(t, p.Near, p.Dev).Others()
+			got, err := open(t, p.Near, p.Dev).Device.Others()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -78,7 +79,7 @@ func TestKernelOthers(t *testing.T) {
 func TestKernelLacksFilters(t *testing.T) {
 	n := tctest.NetNS(t)
 	kinds := []string{"bpf", "u32", "cgroup", "matchall", "flower", "fw", "nonsense"}
-	got, err := open(t, n, "lo").LacksFilters(kinds...)
+	got, err := open(t, n, "lo").Hooks.Lacks(kinds...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +113,7 @@ func TestKernelLacksFilters(t *testing.T) {
 	if !lacks["nonsense"] || lacks["bpf"] {
 		t.Errorf("of %q it lacks %q", kinds, got)
 	}
-	if _, err := open(t, n, "lo").LacksFilters("bpf"); err == nil || errors.Is(err, rtnl.ErrNotSupported) {
+	if _, err := open(t, n, "lo").Hooks.Lacks("bpf"); err == nil || errors.Is(err, rtnl.ErrNotSupported) {
 		t.Errorf("where clsact stands: %v", err)
 	}
 }

@@ -128,9 +128,7 @@ func (d *Device) qdiscs() (root *rtnl.Qdisc, leaves []hierarchy.Leaf, err error)
 	err = d.EachQdisc(func(q *rtnl.Qdisc) error {
 		switch parent := hierarchy.ClassID(q.Parent); {
 		case q.Parent == rtnl.RootParent:
-			r := *q
-			r.Options = slices.Clone(q.Options)
-			root = &r
+			root = q.Clone()
 		case parent.Major() == hierarchy.Major && parent.Minor() != 0:
 			leaf, err := qdisc.Decode(q)
 			if err != nil {

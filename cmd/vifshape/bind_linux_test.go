@@ -22,6 +22,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
@@ -325,7 +326,7 @@ func TestKernelBindInterrupted(t *testing.T) {
 		}
 		var s hierarchy.State
 		n.device(func(d *tc.Device) error {
-			b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: n.Dev, Index: d.Index, NetNSFD: n.Near.FD()})
+			b, err := cgroup.NewBinder(cgroup.Config{Hook: hook.Of(d.Interface), Interface: n.Dev, Index: d.Index, NetNSFD: n.Near.FD()})
 			if err == nil {
 				err = errors.Join(b.Read(t.Context(), &s), b.Close())
 			}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
@@ -48,7 +49,7 @@ func classifier(w bind.Way) string {
 // need. The interface is one of asked's.
 func missingClassifiers(lo *tc.Device) (map[string]string, error) {
 	missing := map[string]string{}
-	lacking, err := lo.LacksFilters("bpf", "cgroup")
+	lacking, err := hook.Of(lo.Interface).Lacks("bpf", "cgroup")
 	for _, kind := range lacking {
 		missing[kind] = "classifier cls_" + kind
 	}

@@ -12,7 +12,9 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/link"
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // clearAll takes away what vifshape made on the interfaces named, or on all and in all
@@ -155,7 +157,7 @@ func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 	var errs []error
 	if ours && before.Hook.Way == bind.WayNone {
 		// An apply that was killed may have made the place for a classifier.
-		errs = append(errs, x.device.DetachEgress())
+		errs = append(errs, hook.Of(x.device.Interface).DetachEgress())
 	}
 	if ours && x.record.Former.Kind != "" {
 		if err := x.device.Restore(x.record.Former); err != nil {
@@ -186,7 +188,7 @@ func (m *machine) unmark(r *record.Record) error {
 			continue
 		}
 		var no *link.NotFoundError
-		if err := tc.DetachIngressOf(m.conn, r.Index, b.Target.Name); !errors.As(err, &no) {
+		if err := hook.Of(rtnl.Interface{Conn: m.conn, Index: r.Index}).DetachIngress(b.Target.Name); !errors.As(err, &no) {
 			errs = append(errs, err)
 		}
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
@@ -525,7 +526,7 @@ func (t *trial) find() error {
 	if err != nil {
 		return err
 	}
-	t.place.Program, err = d.EgressProgram()
+	t.place.Program, err = hook.Of(d.Interface).EgressProgram()
 	return err
 }
 

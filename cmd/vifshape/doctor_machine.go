@@ -15,6 +15,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
@@ -210,7 +211,7 @@ func (x *examination) classifiers(noClsact bool) {
 		x.kind("ifb", "ifb", false, noIFB, "nothing needs it yet: shaping of received traffic will")
 	case !x.root():
 		f := finding{Group: groupQueueing, Topic: "cls_bpf", State: good, Needed: program, Text: "runs that program"}
-		if has, known := tc.HasBPF(); !has {
+		if has, known := hook.HasBPF(); !has {
 			f.State, f.Text = unknown, "not to be seen without privileges"
 			if known {
 				f.Text = "not in the lists of this kernel's modules"

@@ -13,6 +13,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
@@ -186,7 +187,7 @@ func (c *policyCheck) others(d *tc.Device, l link.Link, t *hierarchy.Tree, way b
 	if classifier(way) == "bpf" {
 		for _, f := range c.hooks(l, o) {
 			if f.State != good {
-				f.Needed = o.Ingress || slices.ContainsFunc(o.Filters, func(x tc.Filter) bool { return x.Blocks })
+				f.Needed = o.Ingress || slices.ContainsFunc(o.Filters, func(x hook.Filter) bool { return x.Blocks })
 				if f.Needed {
 					f.State = missing
 				}
@@ -300,7 +301,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		}
 		return nil
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: t.Port.Device, Index: d.Index, NetNS: c.m.store.NetNS, RunDir: c.m.runDir, Ways: []bind.Way{way}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: hook.Of(d.Interface), Interface: t.Port.Device, Index: d.Index, NetNS: c.m.store.NetNS, RunDir: c.m.runDir, Ways: []bind.Way{way}})
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -109,11 +110,11 @@ func (x *shaped) losses(s hierarchy.State) error {
 
 // bare says whether there is no classifier on the interface, of any way.
 func (x *shaped) bare() (bool, error) {
-	program, err := x.device.EgressProgram()
+	program, err := hook.Of(x.device.Interface).EgressProgram()
 	if err != nil || program != 0 {
 		return false, err
 	}
-	has, err := x.device.CgroupFilter()
+	has, err := hook.Of(x.device.Interface).CgroupFilter()
 	if err == nil && !has {
 		has, err = x.binder.HasClassifier()
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -42,7 +43,7 @@ func (n *network) takeAway() map[string]func() {
 			})
 		},
 		"the classifier is gone from its egress hook, and nothing is bound": func() {
-			n.device(func(d *tc.Device) error { return d.DetachEgress() })
+			n.device(func(d *tc.Device) error { return hook.Of(d.Interface).DetachEgress() })
 		},
 		"of eth0/b is gone": func() {
 			r, err := n.store.Load(n.Dev)
@@ -141,7 +142,7 @@ func (n *network) boundClasses() map[string]hierarchy.ClassID {
 	all := map[string]hierarchy.ClassID{}
 	n.device(func(d *tc.Device) error {
 		return n.Near.Do(func() error {
-			b, err := cgroup.NewBinder(cgroup.Config{Hook: d, Interface: n.Dev, Index: d.Index, NetNS: n.store.NetNS})
+			b, err := cgroup.NewBinder(cgroup.Config{Hook: hook.Of(d.Interface), Interface: n.Dev, Index: d.Index, NetNS: n.store.NetNS})
 			if err != nil {
 				return err
 			}

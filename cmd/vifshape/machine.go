@@ -22,6 +22,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
@@ -105,7 +106,7 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	}
 	names := r.IDs.Names(iface)
 	cfg := cgroup.Config{
-		Hook: d, Interface: iface, Index: d.Index, NetNS: m.store.NetNS, RunDir: m.runDir,
+		Hook: hook.Of(d.Interface), Interface: iface, Index: d.Index, NetNS: m.store.NetNS, RunDir: m.runDir,
 		Ways: ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
 		Others: func() ([]string, error) { return m.tagged(iface, d.Index) },
 		Lacks:  m.lacks,

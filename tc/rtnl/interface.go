@@ -64,6 +64,21 @@ func (i *Interface) EachQdisc(f func(*Qdisc) error) error {
 	})
 }
 
+// Root reads the root qdisc, nil when none is shown, as of an interface that was never
+// up.
+func (i *Interface) Root() (root *Qdisc, err error) {
+	err = i.EachQdisc(func(q *Qdisc) error {
+		if q.Parent == RootParent {
+			root = q.Clone()
+		}
+		return nil
+	})
+	if err == nil && root == nil {
+		err = i.Check() // one that is gone has none to show either
+	}
+	return root, err
+}
+
 // EachFilter calls f for the filters of one place, of whatever kind. A place
 // that does not exist has none.
 func (i *Interface) EachFilter(parent uint32, f func(*Filter) error) error {

@@ -4,6 +4,7 @@ package rtnl
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -85,6 +86,13 @@ func (q *Qdisc) Root() hierarchy.Root {
 		return hierarchy.Root{}
 	}
 	return hierarchy.Root{Kind: q.Kind, Handle: hierarchy.ClassID(q.Handle)}
+}
+
+// Clone is q for longer than the dump that it is from.
+func (q *Qdisc) Clone() *Qdisc {
+	c := *q
+	c.Options = slices.Clone(q.Options)
+	return &c
 }
 
 // Filter is a filter of a dump.

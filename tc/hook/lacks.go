@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package hook
 
 import (
 	"errors"
@@ -13,23 +13,23 @@ import (
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// LacksFilters says which of the given kinds of classifiers ("bpf", "cgroup") this
+// Lacks says which of the given kinds of classifiers ("bpf", "cgroup") this
 // kernel has not. It makes a clsact qdisc on the interface, where none may stand,
 // and leaves it: it is for a network namespace that was made to be asked in. Asking
 // loads modules. Needs CAP_NET_ADMIN; without clsact the error is [rtnl.ErrNotSupported].
-func (d *Device) LacksFilters(kinds ...string) (lacking []string, err error) {
-	if err := d.Conn.TC().Qdisc().Add(d.clsactObject()); err != nil {
-		return nil, d.Fail("create clsact qdisc", err)
+func (h *Hooks) Lacks(kinds ...string) (lacking []string, err error) {
+	if err := h.on.Conn.TC().Qdisc().Add(h.clsactObject()); err != nil {
+		return nil, h.on.Fail("create clsact qdisc", err)
 	}
 	for i, kind := range kinds {
 		e := rtnl.Encoder{}
-		e.TcMsg(rtnl.TcMsg{Index: d.Index, Parent: egressParent, Info: uint32(i+1)<<16 | allProtocols()})
+		e.TcMsg(rtnl.TcMsg{Index: h.on.Index, Parent: egressParent, Info: uint32(i+1)<<16 | allProtocols()})
 		e.AttrString(unix.TCA_KIND, kind)
-		_, err := d.Conn.Send([]netlink.Message{rtnl.Message(unix.RTM_NEWTFILTER, netlink.Create|netlink.Excl, e.B)})
+		_, err := h.on.Conn.Send([]netlink.Message{rtnl.Message(unix.RTM_NEWTFILTER, netlink.Create|netlink.Excl, e.B)})
 		// The kind is looked up first (tcf_proto_lookup_ops, net/sched/cls_api.c,
 		// v5.4 to v6.18); what else is wrong, and without options much is, comes
 		// after it.
-		switch e := rtnl.NewOpError("look for filter "+kind, d.Name, err); {
+		switch e := rtnl.NewOpError("look for filter "+kind, h.on.Name, err); {
 		case err == nil:
 		case errors.Is(e, rtnl.ErrNotSupported):
 			lacking = append(lacking, kind)
@@ -40,7 +40,7 @@ func (d *Device) LacksFilters(kinds ...string) (lacking []string, err error) {
 	return lacking, nil
 }
 
-// HasBPF says whether this kernel has the classifier that [Device.AttachEgress]
+// HasBPF says whether this kernel has the classifier that [Hooks.AttachEgress]
 // uses, as far as the lists of its modules and functions tell: it can be asked for
 // only where it is used. A no proves nothing where known is false.
 func HasBPF() (has, known bool) {
