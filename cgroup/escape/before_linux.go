@@ -95,7 +95,7 @@ func before() []Attempt {
 				}
 				// what can be written there has the kernel send, and start programs
 				_, err = s.ask("send")
-				s.Sent += Packets
+				s.Sent += packets
 				return err
 			}, Hole{Level: Tag, User: Root, Why: "the kernel's settings are those of uid 0"}),
 		a("stdin-handle", "outside directories by a file that is standard input (open_by_handle_at)", given(os.O_RDONLY, func(*Place) string { return os.DevNull }),

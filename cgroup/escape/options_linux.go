@@ -84,7 +84,7 @@ func (s *stage) control(typ int32, v uint32) error {
 	h.SetLen(unix.CmsgLen(4))
 	binary.NativeEndian.PutUint32(oob[unix.CmsgLen(0):], v)
 	return s.with(unix.AF_INET, unix.SOCK_DGRAM, 0, func(fd int) error {
-		for range Packets {
+		for range packets {
 			if err := unix.Sendmsg(fd, payload, oob, s.addr(false), 0); err != nil {
 				return call("sendmsg", err)
 			}

@@ -193,7 +193,7 @@ func others() []Attempt {
 				return err
 			}
 			_, err := s.ask("look")
-			s.Sent += Packets
+			s.Sent += packets
 			return err
 		}
 	}
@@ -228,7 +228,7 @@ func others() []Attempt {
 		}, Hole{Ways: tagWays, Why: lentWhy, Impossible: true}),
 		a("accomplice", "an outsider that is asked to send", func(s *stage) error {
 			_, err := s.ask("send")
-			s.Sent += Packets
+			s.Sent += packets
 			return err
 		}, Hole{Why: helperWhy, Impossible: true}),
 		a("pidfd-getfd", "a socket taken from an outsider of the same user", func(s *stage) error {
@@ -299,7 +299,7 @@ func others() []Attempt {
 				}
 			}
 			_, err = s.ask("read")
-			s.Sent += Packets
+			s.Sent += packets
 			return err
 		}, Hole{Level: Tag, Why: typedWhy}),
 		a("console-keys", "a command on a function key of the console (KDSKBSENT), that somebody presses", func(s *stage) error {
@@ -321,7 +321,7 @@ func others() []Attempt {
 				}
 			}
 			_, err = s.ask("send")
-			s.Sent += Packets
+			s.Sent += packets
 			return err
 		}, Hole{Level: Tag, User: Root, Why: typedWhy}),
 		a("uinput", "a keyboard of its own, at which somebody sits", func(s *stage) error {
@@ -334,7 +334,7 @@ func others() []Attempt {
 			}
 			unix.Close(fd) // no key is pressed on this machine
 			_, err = s.ask("send")
-			s.Sent += Packets
+			s.Sent += packets
 			return err
 		}, Hole{User: Root, Why: "what a device types counts as typed by whoever sits there"}),
 	}

@@ -70,7 +70,7 @@ func pppoe(s *stage) error {
 	if _, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b))); e != 0 {
 		return call("connect", e)
 	}
-	for range Packets {
+	for range packets {
 		if _, err := unix.Write(fd, payload); err != nil {
 			return call("write", err)
 		}
@@ -102,7 +102,7 @@ func (s *stage) frames(fd, family, typ int) error {
 	}
 	to.family, to.proto = unix.AF_INET, 0x0008
 	copy(to.device[:], s.Dev)
-	for range Packets {
+	for range packets {
 		_, _, e := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, uintptr(unsafe.Pointer(&to)), unsafe.Sizeof(to))
 		if e != 0 {
 			return call("sendto", e)
@@ -128,7 +128,7 @@ func (s *stage) ring(bypass bool) error {
 		return err
 	}
 	const size, block = 512, 4096
-	n := (Packets*size + block - 1) / block
+	n := (packets*size + block - 1) / block
 	r := unix.TpacketReq{Block_size: block, Block_nr: uint32(n), Frame_size: size, Frame_nr: uint32(n * block / size)}
 	if err := unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_TX_RING, &r); err != nil {
 		return call("setsockopt PACKET_TX_RING", err)
@@ -144,7 +144,7 @@ func (s *stage) ring(bypass bool) error {
 		return call("bind", err)
 	}
 	b := s.frame()
-	for i := range Packets {
+	for i := range packets {
 		slot := m[i*size:]
 		h := (*unix.Tpacket2Hdr)(unsafe.Pointer(&slot[0]))
 		// data starts where the header would end (tpacket_parse_header,
@@ -212,15 +212,15 @@ func xdpSocket(s *stage) error {
 		return call("bind", err)
 	}
 	b := s.frame()
-	for i := range Packets {
+	for i := range packets {
 		copy(umem[i*size:], b)
 		d := (*unix.XDPDesc)(unsafe.Pointer(&tx[int(off.Tx.Desc)+i*int(unsafe.Sizeof(unix.XDPDesc{}))]))
 		*d = unix.XDPDesc{Addr: uint64(i * size), Len: uint32(len(b))}
 	}
-	atomic.StoreUint32((*uint32)(unsafe.Pointer(&tx[off.Tx.Producer])), Packets)
+	atomic.StoreUint32((*uint32)(unsafe.Pointer(&tx[off.Tx.Producer])), packets)
 	consumer := (*uint32)(unsafe.Pointer(&tx[off.Tx.Consumer]))
 	for range 1000 { // a call sends a batch (TX_BATCH_SIZE, net/xdp/xsk.c, v6.12)
-		if atomic.LoadUint32(consumer) == Packets {
+		if atomic.LoadUint32(consumer) == packets {
 			break
 		}
 		_, _, e := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)

@@ -128,7 +128,7 @@ func int80(s *stage) error {
 	case err != nil:
 		return call("execve", err)
 	}
-	s.Sent += Packets
+	s.Sent += packets
 	return nil
 }
 
@@ -180,7 +180,7 @@ func (s *stage) elf32() []byte {
 	at := base + headers + uint32(len(code))
 	code = build(at)
 	code = binary.LittleEndian.AppendUint32(code, uint32(s.Other))
-	code = binary.LittleEndian.AppendUint32(code, Packets)
+	code = binary.LittleEndian.AppendUint32(code, packets)
 	code = append(code, unix.AF_INET, 0, byte(s.Port>>8), byte(s.Port))
 	to := s.Far4.As4()
 	code = append(append(append(code, to[:]...), make([]byte, 8)...), payload...)

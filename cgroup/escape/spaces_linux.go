@@ -179,7 +179,7 @@ func up(name string) error {
 // write writes packets into a tun device.
 func (s *stage) write(f *os.File) error {
 	b := s.ipPacket(netip.MustParseAddr("10.123.0.9"))
-	for range Packets {
+	for range packets {
 		if _, err := f.Write(b); err != nil {
 			return call("write to the tun device", err)
 		}

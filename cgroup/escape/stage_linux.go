@@ -16,8 +16,8 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
-// Packets is how many packets an attempt sends, where it can choose.
-const Packets = 40
+// packets is how many packets an attempt sends, where it can choose.
+const packets = 40
 
 // Place is where an attempt runs and what it may aim at.
 type Place struct {
@@ -178,7 +178,7 @@ func family4(f int) string {
 // flood sends to an address, nil for where the socket is connected to.
 func (s *stage) flood(to unix.Sockaddr, b []byte) func(fd int) error {
 	return func(fd int) error {
-		for range Packets {
+		for range packets {
 			if err := unix.Sendto(fd, b, 0, to); err != nil {
 				return call("sendto", err)
 			}
@@ -201,7 +201,7 @@ func (s *stage) plain() error { return s.udp(false, nil) }
 func (s *stage) tcp(v6 bool, proto int, prepare, connected func(fd int) error) error {
 	if connected == nil {
 		connected = func(fd int) error {
-			for range Packets {
+			for range packets {
 				if _, err := unix.Write(fd, payload); err != nil {
 					return call("write", err)
 				}

@@ -42,12 +42,12 @@ func traffic() []Attempt {
 				}
 				iov := unix.Iovec{Base: &payload[0]}
 				iov.SetLen(len(payload))
-				var m [Packets]mmsghdr
+				var m [packets]mmsghdr
 				for i := range m {
 					m[i].Iov = &iov
 					m[i].SetIovlen(1)
 				}
-				n, _, e := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&m)), Packets, 0, 0, 0)
+				n, _, e := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&m)), packets, 0, 0, 0)
 				if e != 0 {
 					return call("sendmmsg", e)
 				}
@@ -60,7 +60,7 @@ func traffic() []Attempt {
 		}},
 		{Name: "zerocopy", Family: family, Text: "UDP, MSG_ZEROCOPY", do: func(s *stage) error {
 			return s.with(unix.AF_INET, unix.SOCK_DGRAM, 0, option("SO_ZEROCOPY", unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1), func(fd int) error {
-				for range Packets {
+				for range packets {
 					if err := unix.Sendto(fd, payload, unix.MSG_ZEROCOPY, s.addr(false)); err != nil {
 						return call("sendto MSG_ZEROCOPY", err)
 					}
@@ -89,12 +89,12 @@ func traffic() []Attempt {
 				}
 				defer unix.Close(p[0])
 				defer unix.Close(p[1])
-				for range Packets {
+				for range packets {
 					if _, err := unix.Write(p[1], payload); err != nil {
 						return call("write", err)
 					}
 				}
-				_, err := unix.Splice(p[0], nil, fd, nil, Packets*len(payload), 0)
+				_, err := unix.Splice(p[0], nil, fd, nil, packets*len(payload), 0)
 				s.Sent++
 				return call("splice", err)
 			})

@@ -76,7 +76,7 @@ func Attach(ctx context.Context, t *cgroupfs.Tree, target bind.Target, pids []in
 		return &a.got, err
 	}
 	if a.got.Stay == "" {
-		err = a.describe()
+		err = a.describe(ctx)
 	}
 	return &a.got, err
 }
@@ -309,7 +309,7 @@ func (a *attaching) carry() (old int, err error) {
 
 // describe finds out what the sockets are. All that are open followed where nobody had
 // to carry them.
-func (a *attaching) describe() error {
+func (a *attaching) describe(ctx context.Context) error {
 	if a.carrier == nil {
 		for pid := range a.here {
 			fds, _ := socket.Of(pid) // none: it is gone or may not be looked at
@@ -319,7 +319,7 @@ func (a *attaching) describe() error {
 		}
 	}
 	var err error
-	a.got.Sockets, err = socket.Describe(a.found, a.here)
+	a.got.Sockets, err = socket.Describe(ctx, a.found, a.here)
 	return err
 }
 

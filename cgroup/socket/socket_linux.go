@@ -2,6 +2,7 @@ package socket
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -72,7 +73,7 @@ type Held struct {
 
 // Describe finds sockets in the kernel's tables, and processes but those in here that share them. What
 // was closed meanwhile is left out, and so is what has no port yet.
-func Describe(found map[Held]bool, here map[int]bool) ([]Socket, error) {
+func Describe(ctx context.Context, found map[Held]bool, here map[int]bool) ([]Socket, error) {
 	if len(found) == 0 {
 		return nil, nil
 	}
@@ -97,7 +98,7 @@ func Describe(found map[Held]bool, here map[int]bool) ([]Socket, error) {
 			}
 		}
 	}
-	shared, err := sharers(known, here)
+	shared, err := sharers(ctx, known, here)
 	if err != nil {
 		return nil, err
 	}
@@ -151,13 +152,16 @@ func Name(inode uint64, pid int) string {
 }
 
 // sharers finds the processes not in here that have one of the sockets.
-func sharers(known map[uint64]Socket, here map[int]bool) (map[uint64][]int, error) {
+func sharers(ctx context.Context, known map[uint64]Socket, here map[int]bool) (map[uint64][]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
 	shared := map[uint64][]int{}
 	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil || here[pid] {
 			continue

@@ -35,7 +35,7 @@ func TestOf(t *testing.T) {
 	if got, want := Name(st.Ino, pid), "its udp socket "+at.String(); got != want {
 		t.Errorf("name %q, want %q", got, want)
 	}
-	got, err := Describe(map[Held]bool{{st.Ino, pid}: true}, map[int]bool{pid: true})
+	got, err := Describe(t.Context(), map[Held]bool{{st.Ino, pid}: true}, map[int]bool{pid: true})
 	want := Socket{PID: pid, Protocol: "udp", Local: at}
 	if err != nil || len(got) != 1 || got[0].Local != want.Local || got[0].Protocol != want.Protocol || got[0].PID != pid || got[0].Remote.IsValid() || !slices.Equal(got[0].Shared, nil) {
 		t.Errorf("described as %+v, %v; want %+v", got, err, want)
