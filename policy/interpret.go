@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"math"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,12 +63,22 @@ func where(name string) level {
 
 // others are names that people bring along from other tools, and what they are
 // called here.
-var others = map[string]string{
-	"bandwidth": "rate", "speed": "rate", "min": "rate", "guarantee": "rate",
-	"max": "ceil", "ceiling": "ceil",
-	"priority": "prio", "match": "bind", "cgroup": "bind", "unit": "bind", "user": "bind",
-	"owner": "delegate", "owners": "delegate", "users": "delegate",
-	"leaf": "qdisc", "queue": "qdisc", "scheduler": "qdisc",
+var others = []struct{ from, to string }{
+	{"bandwidth", "rate"}, {"speed", "rate"}, {"min", "rate"}, {"guarantee", "rate"},
+	{"max", "ceil"}, {"ceiling", "ceil"},
+	{"priority", "prio"}, {"match", "bind"}, {"cgroup", "bind"}, {"unit", "bind"}, {"user", "bind"},
+	{"owner", "delegate"}, {"owners", "delegate"}, {"users", "delegate"},
+	{"leaf", "qdisc"}, {"queue", "qdisc"}, {"scheduler", "qdisc"},
+}
+
+// other is the word for what others call so, empty when they do not.
+func other(name string) string {
+	for _, o := range others {
+		if o.from == name {
+			return o.to
+		}
+	}
+	return ""
 }
 
 // node is one table of the file that is a part of the tree.
@@ -169,7 +178,7 @@ func (r *reader) read(doc map[string]any) {
 func (r *reader) quoting() {
 	for _, n := range r.ifaces {
 		name := n.iface.Interface
-		if before, link, ok := strings.Cut(name, "@"); ok && before != "" && linked.MatchString(link) {
+		if before, link, ok := strings.Cut(name, "@"); ok && before != "" && linked(link) {
 			r.add(mistake{off: r.place(n), path: n.path, warning: true, msg: fmt.Sprintf("`ip link` prints the name %s so", before), hint: fmt.Sprintf("leave out @%s: write [%s]", link, toml.Key{"interface", before})})
 		}
 		for _, b := range n.branch.Children {
@@ -182,9 +191,12 @@ func (r *reader) quoting() {
 	}
 }
 
-// linked is what `ip link` prints behind a name and @ where the other end is not to be
-// seen.
-var linked = regexp.MustCompile(`^(if[0-9]+|NONE)$`)
+// linked says whether it is what `ip link` prints behind a name and @ where the other
+// end is not to be seen.
+func linked(s string) bool {
+	index, ok := strings.CutPrefix(s, "if")
+	return s == "NONE" || ok && index != "" && strings.Trim(index, "0123456789") == ""
+}
 
 // version checks the version first: the meaning of everything else depends on
 // it.
@@ -362,13 +374,13 @@ func (r *reader) unknown(n *node, name string) {
 		hint = `kind stands in a table called qdisc: qdisc = { kind = "fq_codel" }`
 	case n.level == levelBranch && lower == "limit":
 		hint = "ceil limits the bandwidth; the limit of a queue stands with its kind: qdisc = { kind = \"fq_codel\", limit = 1024 }"
-	case slices.Contains(names, others[lower]):
-		hint = fmt.Sprintf("it is called %s here", others[lower])
+	case slices.Contains(names, other(lower)):
+		hint = fmt.Sprintf("it is called %s here", other(lower))
 	case n.level == levelBranch && kind != "":
 		hint = fmt.Sprintf("%s is a parameter of queueing disciplines: qdisc = { kind = %q, %s = ... }", lower, kind, lower)
 	case hierarchy.Nearest(name, names) != "":
 		hint = fmt.Sprintf("did you mean %q?", hierarchy.Nearest(name, names))
-	case n.level == levelFile && (where(lower)|where(others[lower]))&(levelInterface|levelBranch) != 0:
+	case n.level == levelFile && (where(lower)|where(other(lower)))&(levelInterface|levelBranch) != 0:
 		hint = "it belongs to an interface or a branch: write it below [interface.eth0]"
 	case where(lower) == levelFile:
 		hint = "it stands at the top of the file, before the first header"

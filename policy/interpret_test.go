@@ -13,8 +13,8 @@ func TestWords(t *testing.T) {
 			t.Errorf("hierarchy accepts a branch called %q", name)
 		}
 	}
-	for from, to := range others {
-		if where(from) != 0 || where(to)&(levelInterface|levelBranch) == 0 {
+	for _, o := range others {
+		if from, to := o.from, o.to; where(from) != 0 || where(to)&(levelInterface|levelBranch) == 0 {
 			t.Errorf("%q is said to be called %q", from, to)
 		}
 	}

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -83,8 +82,15 @@ func (r *report) syntax(pe toml.ParseError) {
 	r.add(m)
 }
 
-// headers finds what may be one of a table.
-var headers = regexp.MustCompile(`(?m)^[ \t]*\[`)
+// headed says whether a line of a text may be the header of a table.
+func headed(text string) bool {
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(strings.TrimLeft(line, " \t"), "[") {
+			return true
+		}
+	}
+	return false
+}
 
 // others reports what is wrong by itself in the part of the file that is TOML: what
 // the line with the mistake says is left out, and all behind it where that is a header,
@@ -106,7 +112,7 @@ func (r *report) others(kinds []hierarchy.Kind) {
 	}
 	before, line := x.text[:start], x.text[start:end]
 	texts := []string{before}
-	if triple := line[min(off-start, len(line)):]; !headers.MatchString(line) && !strings.HasPrefix(triple, `"""`) && !strings.HasPrefix(triple, "'''") {
+	if triple := line[min(off-start, len(line)):]; !headed(line) && !strings.HasPrefix(triple, `"""`) && !strings.HasPrefix(triple, "'''") {
 		texts = []string{before + strings.Repeat(" ", len(line)) + x.text[end:], before}
 	}
 	defer func() { r.index = x }()

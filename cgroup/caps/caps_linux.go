@@ -18,10 +18,15 @@ var (
 	// ErrConfined: an ErrNotPrivileged that no capability cures. This process has
 	// them all, in a user namespace or under a rule of its container or of a
 	// security module.
-	ErrConfined = fmt.Errorf("%w", ErrNotPrivileged)
+	ErrConfined error = confined{}
 	// ErrNotSupported: the kernel lacks what was asked for.
 	ErrNotSupported = errors.New("not supported by this kernel")
 )
+
+type confined struct{}
+
+func (confined) Error() string { return ErrNotPrivileged.Error() }
+func (confined) Unwrap() error { return ErrNotPrivileged }
 
 // Explain turns a refusal into ErrNotPrivileged and names the capabilities
 // among caps that this process lacks; any other error stays as it is.

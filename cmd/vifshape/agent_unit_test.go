@@ -62,7 +62,7 @@ func TestAgentUnit(t *testing.T) {
 	if len(words) < 2 || filepath.Base(words[0]) != "vifshape" {
 		t.Fatalf("ExecStart=%v", words)
 	}
-	c, args, err := newRootCommand(&env{stdout: &strings.Builder{}, stderr: &strings.Builder{}}).Find(words[1:])
+	c, args, err := newRootCommand(&env{stdout: &strings.Builder{}, stderr: &strings.Builder{}}, nil).Find(words[1:])
 	if err != nil {
 		t.Fatal(err)
 	}

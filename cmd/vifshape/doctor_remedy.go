@@ -37,7 +37,7 @@ func newRemedies() (remedies, error) {
 
 // module says why a module is not there, and what brings it.
 func (r *remedies) module(name string) (why string, fix []string) {
-	config := configs[name]
+	config := configured(name)
 	if config == "" {
 		config = "CONFIG_" + strings.ToUpper(strings.Replace(name, "sch_", "net_sch_", 1))
 	}
@@ -55,7 +55,17 @@ func (r *remedies) module(name string) (why string, fix []string) {
 	return "it is not among the modules installed: it takes a kernel built with " + config, nil
 }
 
-// configs are the kernel's options for modules whose names do not tell.
-var configs = map[string]string{
-	"sch_ingress": "CONFIG_NET_SCH_INGRESS", "cls_bpf": "CONFIG_NET_CLS_BPF", "cls_cgroup": "CONFIG_NET_CLS_CGROUP", "ifb": "CONFIG_IFB",
+// configured is the kernel's option for a module whose name does not tell.
+func configured(module string) string {
+	switch module {
+	case "sch_ingress":
+		return "CONFIG_NET_SCH_INGRESS"
+	case "cls_bpf":
+		return "CONFIG_NET_CLS_BPF"
+	case "cls_cgroup":
+		return "CONFIG_NET_CLS_CGROUP"
+	case "ifb":
+		return "CONFIG_IFB"
+	}
+	return ""
 }

@@ -153,10 +153,16 @@ func exitStatus(ts *testscript.TestScript, neg bool, args []string) {
 // TestHelp holds that every command documents its exit status and shows up in
 // the list.
 func TestHelp(t *testing.T) {
-	root := newRootCommand(&env{stdout: &strings.Builder{}, stderr: &strings.Builder{}})
+	e := &env{stdout: &strings.Builder{}, stderr: &strings.Builder{}}
+	root := newRootCommand(e, nil)
 	all := root.Commands()
 	for i := 0; i < len(all); i++ {
 		c := all[i]
+		if only := newRootCommand(e, strings.Fields(c.CommandPath())[1:]); c.Parent() == root && c.Name() != "help" {
+			if sub, rest, err := only.Find([]string{c.Name()}); err != nil || len(rest) > 0 || sub.Name() != c.Name() || sub.GroupID != c.GroupID {
+				t.Errorf("%s is not made where it alone is called: %v", c.CommandPath(), err)
+			}
+		}
 		all = append(all, c.Commands()...)
 		if c.Hidden {
 			continue

@@ -25,7 +25,7 @@ func run(ctx context.Context, args []string, e *env) int {
 	debug.SetGCPercent(800)
 	out := &terminal{w: e.stdout}
 	e.stdout, e.stderr = out, &terminal{w: e.stderr}
-	root := newRootCommand(e)
+	root := newRootCommand(e, args)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if code := codeError(0); out.err != nil && (err == nil || errors.As(err, &code)) {
@@ -37,7 +37,10 @@ func run(ctx context.Context, args []string, e *env) int {
 	return exitCode(err)
 }
 
-func newRootCommand(e *env) *cobra.Command {
+// newRootCommand is the program with the commands that a command line needs; none:
+// with all of them.
+func newRootCommand(e *env, args []string) *cobra.Command {
+	version := false
 	c := &cobra.Command{
 		Use:   "vifshape",
 		Short: "Split a network interface into named branches and keep processes in them",
@@ -71,6 +74,10 @@ One TOML file describes the tree:
 		SilenceUsage:  true,
 		Args:          noCommand,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if version {
+				e.printf("vifshape %v\n", readVersion())
+				return nil
+			}
 			return c.Help()
 		},
 	}
@@ -78,33 +85,63 @@ One TOML file describes the tree:
 	c.SetErr(e.stderr)
 	c.SetFlagErrorFunc(badFlag)
 	c.CompletionOptions.DisableDefaultCmd = true
-	c.Version = readVersion().String()
-	c.SetVersionTemplate("vifshape {{.Version}}\n")
-	help := newHelpCommand(e)
-	c.SetHelpCommand(help)
+	c.Flags().BoolVar(&version, "version", false, "print the version, as the command does")
+	c.SetHelpCommand(newHelpCommand(e))
 	cobra.EnableCommandSorting = false // the lists are in the order of use
-	for _, g := range []struct {
-		title    string
-		commands []*cobra.Command
-	}{
-		{"Day to day:", []*cobra.Command{newCheckCommand(e), newPlanCommand(e), newApplyCommand(e), newShowCommand(e), newRunCommand(e)}},
-		{"Change the tree:", []*cobra.Command{newAddCommand(e), newRemoveCommand(e), newClearCommand(e)}},
-		{"Put processes into it:", []*cobra.Command{newAttachCommand(e), newBindCommand(e), newUnbindCommand(e), newAgentCommand(e)}},
-		{"Look:", []*cobra.Command{newLsCommand(e), newBindingsCommand(e), newSelfCommand(e)}},
-		{"Check what holds:", []*cobra.Command{newDoctorCommand(e), newProveCommand(e), newSelftestCommand(e), newDemoCommand(e)}},
-		{"Help:", []*cobra.Command{help, newManCommand(e), newCompletionCommand(e), newVersionCommand(e)}},
-	} {
+	only := alone(args)
+	for _, g := range groups {
 		c.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
-		for _, sub := range g.commands {
-			sub.GroupID = g.title
+		for _, m := range g.commands {
+			if only == "" || only == m.name {
+				sub := m.make(e)
+				sub.GroupID = g.title
+				c.AddCommand(sub)
+			}
 		}
-		c.AddCommand(g.commands...)
 	}
+	c.SetHelpCommandGroupID(groups[len(groups)-1].title)
 	wrapArgs(c)
 	for _, sub := range c.Commands() {
 		wrapArgs(sub)
 	}
 	return c
+}
+
+// group is commands that people want for one purpose.
+type group struct {
+	title    string
+	commands []command
+}
+
+type command struct {
+	name string
+	make func(*env) *cobra.Command
+}
+
+var groups = []group{
+	{"Day to day:", []command{{"check", newCheckCommand}, {"plan", newPlanCommand}, {"apply", newApplyCommand}, {"show", newShowCommand}, {"run", newRunCommand}}},
+	{"Change the tree:", []command{{"add", newAddCommand}, {"remove", newRemoveCommand}, {"clear", newClearCommand}}},
+	{"Put processes into it:", []command{{"attach", newAttachCommand}, {"bind", newBindCommand}, {"unbind", newUnbindCommand}, {"agent", newAgentCommand}}},
+	{"Look:", []command{{"ls", newLsCommand}, {"bindings", newBindingsCommand}, {"self", newSelfCommand}}},
+	{"Check what holds:", []command{{"doctor", newDoctorCommand}, {"prove", newProveCommand}, {"selftest", newSelftestCommand}, {"demo", newDemoCommand}}},
+	{"Help:", []command{{"man", newManCommand}, {"completion", newCompletionCommand}, {"version", newVersionCommand}}},
+}
+
+// alone is the command that a command line calls, when no other has to be made for
+// it: a start is short, and making all of them takes a good part of it. Empty: all
+// are needed, to be listed, or to say which may have been meant.
+func alone(args []string) string {
+	if len(args) == 0 || args[0] == "man" || args[0] == "completion" {
+		return ""
+	}
+	for _, g := range groups {
+		for _, m := range g.commands {
+			if m.name == args[0] {
+				return m.name
+			}
+		}
+	}
+	return ""
 }
 
 // noCommand is for what has commands below it: whatever follows is meant as one.
