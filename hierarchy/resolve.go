@@ -13,21 +13,21 @@ import (
 // What a policy may ask for. The numbers that come from the kernel are cited
 // where they are checked.
 const (
-	// DefaultPrio is the priority of a branch that names none: in the middle, so
+	// defaultPrio is the priority of a branch that names none: in the middle, so
 	// that one branch can be put in front of the others, or behind them, without
 	// touching those.
-	DefaultPrio = 3
+	defaultPrio = 3
 	// MaxPrio is the last priority (TC_HTB_NUMPRIO, net/sched/sch_htb.c, v6.12).
 	MaxPrio = 7
 	// MaxDepth is how many classes lie at most on the way from the interface's
 	// own to a leaf, both counted (TC_HTB_MAXDEPTH, net/sched/sch_htb.c, v6.12).
 	MaxDepth = 8
-	// ManyBranches is where a policy earns a warning: after each new class the
+	// manyBranches is where a policy earns a warning: after each new class the
 	// kernel walks all others (tc_bind_tclass, net/sched/sch_api.c, v6.12), so
 	// making 10,000 takes seconds and 60,000 minutes.
-	ManyBranches = 10_000
-	// MaxBranches is what class ids of 16 bits hold, less those with a meaning.
-	MaxBranches = 60_000
+	manyBranches = 10_000
+	// maxBranches is what class ids of 16 bits hold, less those with a meaning.
+	maxBranches = 60_000
 
 	minQuantum = 1000              // the kernel's own least (htb_change_class, v6.12)
 	maxQuantum = 16 * MiB          // far beyond use, and far from the sign bit of its int
@@ -65,7 +65,7 @@ type Problem struct {
 func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	r := resolver{kinds: kinds, bound: map[bind.Binding]Path{}}
 	path := Path(s.Interface)
-	root := &Branch{Class: Class{Path: path, Parent: ID(0), Prio: DefaultPrio}}
+	root := &Branch{Class: Class{Path: path, Parent: ID(0), Prio: defaultPrio}}
 	if text, hint := checkInterface(s.Interface); text != "" {
 		r.add(path, "", text, hint)
 	}
@@ -101,9 +101,9 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	root.Rate, root.Ceil = rate, rate
 	r.branch(root, &s.BranchSpec, 1)
 	r.slowBranches()
-	if r.count > MaxBranches {
-		r.add(path, "", fmt.Sprintf("%d branches are more than the %d that class ids of 16 bits can name", r.count, MaxBranches), "")
-	} else if r.count > ManyBranches {
+	if r.count > maxBranches {
+		r.add(path, "", fmt.Sprintf("%d branches are more than the %d that class ids of 16 bits can name", r.count, maxBranches), "")
+	} else if r.count > manyBranches {
 		r.warn(path, "", fmt.Sprintf("%d branches below one interface: the kernel takes time in proportion to the square of their number to make them", r.count))
 	}
 	tree := &Tree{Port: Port{s.Interface, s.Direction}, Replace: s.Replace, MTU: s.MTU, Line: s.Line, Root: root}

@@ -25,7 +25,7 @@ type BranchSpec struct {
 	Broken   bool            `json:"-"`              // a number could not be read: what would follow from it is not reported
 	Rate     Amount          `json:"rate,omitzero"`
 	Ceil     Amount          `json:"ceil,omitzero"`
-	Prio     *uint8          `json:"prio,omitempty"` // nil: inherited, at the top [DefaultPrio]
+	Prio     *uint8          `json:"prio,omitempty"` // nil: inherited, at the top 3
 	Burst    Size            `json:"burst,omitzero"`
 	CBurst   Size            `json:"cburst,omitzero"`
 	Quantum  Size            `json:"quantum,omitzero"`

@@ -19,7 +19,10 @@ type Device struct {
 	former *Former // the foreign root qdisc that Do replaced
 }
 
-var _ hierarchy.Part = (*Device)(nil)
+var (
+	_ hierarchy.Part     = (*Device)(nil)
+	_ hierarchy.Rereader = (*Device)(nil)
+)
 
 // Find finds an interface by its name, also by an alternative name; Name is its own
 // then. The error is a [*link.NotFoundError] when there is none.

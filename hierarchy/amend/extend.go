@@ -23,16 +23,16 @@ func (e ProblemError) Error() string { return fmt.Sprintf("%s: %s", e.Path, e.Te
 // UnfitError says that a branch was added for which the policy has no room now.
 type UnfitError struct {
 	Path hierarchy.Path // of the branch
-	Err  error
+	err  error
 }
 
 // Error names the branch, and what is wrong with a tree that has it.
 func (e UnfitError) Error() string {
-	return fmt.Sprintf("%s was added while an earlier policy was in force and does not fit into this one: %v", e.Path, e.Err)
+	return fmt.Sprintf("%s was added while an earlier policy was in force and does not fit into this one: %v", e.Path, e.err)
 }
 
 // Unwrap is what is wrong with a tree that has the branch.
-func (e UnfitError) Unwrap() error { return e.Err }
+func (e UnfitError) Unwrap() error { return e.err }
 
 // Extend adds branches, parents first, to what a policy says of an interface, which is
 // not changed. It goes the way of a policy, so that nothing can be added that could not
