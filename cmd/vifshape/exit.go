@@ -151,6 +151,7 @@ func hints(err error) []string {
 	case errors.As(err, &problem) && problem.Hint == "":
 	case errors.As(err, &problem):
 		return []string{problem.Hint}
+	case errors.As(err, new(*insideError)): // which says it
 	case errors.As(err, &denied):
 		return []string{"delegate = [...] below a branch of the policy says whose it is; `vifshape show` lists them"}
 	case errors.As(err, &lock):
