@@ -31,6 +31,8 @@ var rooms = []struct{ path, may, why string }{
 	{"tc/lab", "hierarchy/...", "what lies below tc does not look up"},
 	{"tc/tctest", "hierarchy/... tc/lab tc/tctest/...", "what lies below tc does not look up"},
 
+	{"tc/tctest/office", "hierarchy/... tc/link", "the office has interfaces, and nothing is made of them"},
+
 	{"cgroup", "hierarchy/... cgroup/...", "cgroup makes the model into bindings: only cmd knows it beside policy and tc"},
 	{"cgroup/caps", "", "caps explains refusals, and knows nothing that is refused"},
 	{"cgroup/cgroupfs", "hierarchy/... cgroup/caps", "cgroupfs has cgroups as files, and knows nobody who uses them"},
@@ -43,7 +45,7 @@ var rooms = []struct{ path, may, why string }{
 	{"cmd/internal/manual", "", "manual writes pages of any commands"},
 	{"cmd/internal/record", "hierarchy/... policy tc/... cgroup/... cmd/internal/words", "record keeps what the kernel cannot, and knows nobody who works with it"},
 	{"cmd/internal/shaper", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/words", "shaper changes a machine, and knows nobody who asks it to"},
-	{"cmd/internal/observe", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/words", "observe looks at a machine, changes nothing, and knows nobody who asks it to"},
+	{"cmd/internal/observe", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/shaper cmd/internal/words", "observe looks at a machine, changes nothing, and knows nobody who asks it to"},
 	{"cmd/internal", "hierarchy/... policy tc/... cgroup/... cmd/internal/...", "what is below cmd/internal has no flags, no output and no exit codes"},
 	{"cmd/client", "hierarchy/...", "client is for programs of others: it speaks to the agent and is no part of it"},
 	{"cmd/vifshape", "hierarchy/... policy tc/... cgroup/... cmd/...", "cmd/vifshape is at the top: nobody imports it"},

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
@@ -30,7 +31,7 @@ import (
 type agent struct {
 	log  *slog.Logger
 	said *remarks
-	m    *machine
+	m    *shaper.Machine
 	hold *os.File // the agent's lock
 	asks *petitions
 	dirs *inotify
@@ -84,10 +85,10 @@ func newAgent(ctx context.Context, runDir string, w io.Writer, level slog.Level)
 	}
 	a.said = &remarks{log: a.log, said: map[string]bool{}}
 	var err error
-	if a.m, err = openMachine(runDir, a.said.tell); err != nil {
+	if a.m, err = shaper.Open(runDir, a.said.tell); err != nil {
 		return nil, err
 	}
-	a.m.store.Saved = map[string]os.FileInfo{}
+	a.m.Store.Saved = map[string]os.FileInfo{}
 	if err = a.open(ctx); err != nil {
 		return nil, errors.Join(err, a.close())
 	}
@@ -110,13 +111,13 @@ func (a *agent) open(ctx context.Context) (err error) {
 // take makes this the agent of the network namespace, and watches the run
 // directory, which may have been removed.
 func (a *agent) take(ctx context.Context) error {
-	unlock, err := a.m.store.Lock(ctx, "agent")
+	unlock, err := a.m.Store.Lock(ctx, "agent")
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if a.hold == nil || !a.m.store.AgentHeld(a.hold) {
-		f, err := a.m.store.TakeAgent()
+	if a.hold == nil || !a.m.Store.AgentHeld(a.hold) {
+		f, err := a.m.Store.TakeAgent()
 		if err != nil {
 			return err
 		}
@@ -131,10 +132,10 @@ func (a *agent) take(ctx context.Context) error {
 	if a.asks, err = newPetitions(a.m, a.said); err != nil {
 		return err
 	}
-	if a.lockDir, err = a.dirs.add(a.m.store.Locks, unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
+	if a.lockDir, err = a.dirs.add(a.m.Store.Locks, unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
 		return err
 	}
-	a.runDir, err = a.dirs.add(a.m.store.Dir, unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR)
+	a.runDir, err = a.dirs.add(a.m.Store.Dir, unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR)
 	return err
 }
 
@@ -165,11 +166,11 @@ func (a *agent) leave() error {
 	ctx, stop := context.WithTimeout(context.Background(), time.Second)
 	defer stop()
 	var err error
-	if a.m.store.AgentHeld(a.hold) {
-		err = errors.Join(record.UnlessGone(os.Remove(a.m.store.AgentSocketFile())), record.UnlessGone(os.Remove(a.m.store.AgentFile())))
+	if a.m.Store.AgentHeld(a.hold) {
+		err = errors.Join(record.UnlessGone(os.Remove(a.m.Store.AgentSocketFile())), record.UnlessGone(os.Remove(a.m.Store.AgentFile())))
 	}
 	err = errors.Join(err, a.hold.Close())
-	if unlock, lerr := a.m.store.Lock(ctx, "agent"); lerr == nil {
+	if unlock, lerr := a.m.Store.Lock(ctx, "agent"); lerr == nil {
 		unlock()
 	}
 	return err
@@ -265,7 +266,7 @@ func unlessMissed[T any](receive func() ([]T, error)) func() ([]T, error) {
 
 // everything marks all interfaces.
 func (a *agent) everything() {
-	names, err := a.m.store.Interfaces()
+	names, err := a.m.Store.Interfaces()
 	if err != nil {
 		a.log.Error("the run directory cannot be read", "error", err)
 		return
@@ -281,7 +282,7 @@ func (a *agent) everything() {
 			w.whether = true
 		}
 	}
-	if links, err := link.List(a.m.conn); err != nil {
+	if links, err := link.List(a.m.Conn); err != nil {
 		a.log.Error("interfaces cannot be listed", "error", err)
 	} else {
 		clear(a.seen)
@@ -325,11 +326,11 @@ func (a *agent) noticed(ctx context.Context, all []notice) error {
 // no sooner than the agent's socket in it, which the agent holds.
 func (a *agent) recorded(ctx context.Context, n notice) error {
 	gone := n.mask&(unix.IN_DELETE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0
-	if gone || n.name == filepath.Base(a.m.store.AgentFile()) || n.name == record.AgentSocket {
-		if !gone && a.m.store.AgentHeld(a.hold) && a.m.store.Reachable() { // its own, after one before it
+	if gone || n.name == filepath.Base(a.m.Store.AgentFile()) || n.name == record.AgentSocket {
+		if !gone && a.m.Store.AgentHeld(a.hold) && a.m.Store.Reachable() { // its own, after one before it
 			return nil
 		}
-		a.log.Warn("somebody removed the run directory, or the agent's lock or socket: it is made anew", "directory", a.m.store.Dir)
+		a.log.Warn("somebody removed the run directory, or the agent's lock or socket: it is made anew", "directory", a.m.Store.Dir)
 		if err := a.take(ctx); err != nil {
 			return err
 		}
@@ -349,11 +350,11 @@ func (a *agent) recorded(ctx context.Context, n notice) error {
 
 // wrote says whether an interface's record is as the agent left it.
 func (a *agent) wrote(name string) bool {
-	mine := a.m.store.Saved[name]
+	mine := a.m.Store.Saved[name]
 	if mine == nil {
 		return false
 	}
-	now, err := os.Lstat(a.m.store.File(name))
+	now, err := os.Lstat(a.m.Store.File(name))
 	return err == nil && os.SameFile(now, mine) && now.ModTime().Equal(mine.ModTime())
 }
 
@@ -365,7 +366,7 @@ func (a *agent) drop(name string) {
 	}
 	delete(a.interfaces, name)
 	delete(a.dirty, name)
-	delete(a.m.store.Saved, name)
+	delete(a.m.Store.Saved, name)
 	a.unwatch(w.whole, w.part)
 	a.log.Info("not shaped any more", "interface", name)
 }
@@ -457,10 +458,10 @@ func matters(all []func(string) bool, name string) bool {
 // work looks at the interfaces that are marked. What is wrong with one is logged, and
 // may be better next time; only at the start a lack of privileges is an error.
 func (a *agent) work(ctx context.Context) error {
-	unlock, err := a.m.store.Lock(ctx, "agent")
+	unlock, err := a.m.Store.Lock(ctx, "agent")
 	for locked := (*record.LockedError)(nil); errors.As(err, &locked); {
 		a.log.Warn("bindings wait", "error", err)
-		unlock, err = a.m.store.Lock(ctx, "agent")
+		unlock, err = a.m.Store.Lock(ctx, "agent")
 	}
 	if err != nil {
 		if ctx.Err() != nil {
@@ -471,7 +472,7 @@ func (a *agent) work(ctx context.Context) error {
 	defer unlock()
 	for _, name := range slices.Sorted(maps.Keys(a.dirty)) {
 		delete(a.dirty, name)
-		if _, err := os.Lstat(a.m.store.File(name)); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(a.m.Store.File(name)); errors.Is(err, fs.ErrNotExist) {
 			a.drop(name)
 			continue
 		}
@@ -492,9 +493,9 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 	}
 	w.rest()
 	look := places{dirs: map[int][]func(string) bool{}}
-	a.m.watch = func(path string, m func(string) bool) { a.place(&look, path, m) }
+	a.m.Watch = func(path string, m func(string) bool) { a.place(&look, path, m) }
 	done, err := a.look(ctx, name, w)
-	a.m.watch = nil
+	a.m.Watch = nil
 	whole, part := w.whole, w.part
 	if w.part = look; err == nil {
 		w.whole, w.part = look, places{}
@@ -523,20 +524,20 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 
 // look brings the bindings of an interface up to date. Where it may be that something
 // of it is lost that is said besides, and put back where that is wanted.
-func (a *agent) look(ctx context.Context, name string, w *watched) (*rebound, error) {
+func (a *agent) look(ctx context.Context, name string, w *watched) (*shaper.Rebound, error) {
 	if !w.whether {
-		return a.m.rebind(ctx, name)
+		return a.m.Rebind(ctx, name)
 	}
-	lost := a.m.intact(ctx, name)
-	if a.repair && errors.As(lost, new(*lostError)) {
+	lost := a.m.Intact(ctx, name)
+	if a.repair && errors.As(lost, new(*shaper.LostError)) {
 		lost = a.putBack(ctx, name, w, lost)
 	}
-	if lost != nil && !errors.As(lost, new(*lostError)) {
+	if lost != nil && !errors.As(lost, new(*shaper.LostError)) {
 		return nil, lost // and so it is not known what to bind
 	}
 	w.whether = lost != nil
-	done, err := a.m.rebind(ctx, name)
-	if lost != nil && (err == nil || errors.As(err, new(*lostError))) {
+	done, err := a.m.Rebind(ctx, name)
+	if lost != nil && (err == nil || errors.As(err, new(*shaper.LostError))) {
 		err = lost
 	}
 	return done, err
@@ -550,11 +551,11 @@ func (a *agent) putBack(ctx context.Context, name string, w *watched, lost error
 		return fmt.Errorf("%w; after %s to put it back the next is in %v", lost, words.Number(w.repairs.count, "try", "tries"), w.repairs.delay())
 	}
 	w.repairs.done(time.Now())
-	if err := a.m.again(ctx, name); err != nil {
+	if err := a.m.Again(ctx, name); err != nil {
 		a.again(name, w, w.repairs.wait(time.Now()))
 		return fmt.Errorf("%w; it cannot be put back: %w", lost, err)
 	}
-	a.log.Warn("put back what was lost", "interface", name, "lost", strings.Join(lost.(*lostError).what, "; "))
+	a.log.Warn("put back what was lost", "interface", name, "lost", strings.Join(lost.(*shaper.LostError).What, "; "))
 	return nil
 }
 
@@ -627,16 +628,16 @@ func (a *agent) place(p *places, path string, m func(string) bool) {
 	case err == nil:
 		p.dirs[wd] = append(p.dirs[wd], m)
 	case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR): // the directory above tells when it comes
-		a.said.tell(Remark{Level: Warning, Text: err.Error()})
+		a.said.tell(shaper.Remark{Level: shaper.Warning, Text: err.Error()})
 	}
 }
 
 // report logs what was done, and what waits.
-func (a *agent) report(name string, w *watched, r *rebound) {
+func (a *agent) report(name string, w *watched, r *shaper.Rebound) {
 	const most = 10 // of a burst
-	for i, s := range r.done {
+	for i, s := range r.Done {
 		if i == most {
-			a.log.Info("and more", "interface", name, "changes", len(r.done)-most)
+			a.log.Info("and more", "interface", name, "changes", len(r.Done)-most)
 			break
 		}
 		b, ok := s.Item().(*hierarchy.Bound)
@@ -657,18 +658,18 @@ func (a *agent) report(name string, w *watched, r *rebound) {
 			a.log.Log(context.Background(), level, text, "branch", path, "binding", b)
 		}
 	}
-	for _, p := range r.pending {
+	for _, p := range r.Pending {
 		say(p.Path, p.Binding.String(), slog.LevelInfo, "waits: "+p.Reason)
 	}
-	for _, o := range r.outside {
-		say(o.Path, bindingText(o.Binding), slog.LevelWarn, "does not hold all of it: "+o.String())
+	for _, o := range r.Outside {
+		say(o.Path, shaper.BindingText(o.Binding), slog.LevelWarn, "does not hold all of it: "+o.String())
 	}
-	for _, x := range r.refused {
-		say(x.Path, bindingText(x.Binding), slog.LevelWarn, x.Err.Error())
+	for _, x := range r.Refused {
+		say(x.Path, shaper.BindingText(x.Binding), slog.LevelWarn, x.Err.Error())
 	}
-	w.missing, w.waiting = missing, len(r.pending)
-	if r.again > 0 {
-		a.again(name, w, r.again)
+	w.missing, w.waiting = missing, len(r.Pending)
+	if r.Again > 0 {
+		a.again(name, w, r.Again)
 	}
 }
 
@@ -713,7 +714,7 @@ func (r *remarks) forget() {
 }
 
 // tell logs a remark that was not said yet.
-func (r *remarks) tell(x Remark) {
+func (r *remarks) tell(x shaper.Remark) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.said) > 1000 {
@@ -724,7 +725,7 @@ func (r *remarks) tell(x Remark) {
 	}
 	r.said[x.Text] = true
 	level := slog.LevelInfo
-	if x.Level == Warning {
+	if x.Level == shaper.Warning {
 		level = slog.LevelWarn
 	}
 	r.log.Log(context.Background(), level, x.Text)

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -63,12 +64,12 @@ const agentRetry = 100 * time.Millisecond
 
 // ask has the agent do something. While it has too much to do, which it says at once
 // and has then begun nothing, it is asked again: many programs may be started together.
-func (m *machine) ask(ctx context.Context, q agentRequest) error {
+func ask(m *shaper.Machine, ctx context.Context, q agentRequest) error {
 	q.Version = agentVersion
 	ctx, cancel := context.WithTimeout(ctx, agentPatience)
 	defer cancel()
 	for {
-		err := m.askOnce(ctx, q)
+		err := askOnce(m, ctx, q)
 		if busy := (*agentError)(nil); !errors.As(err, &busy) || busy.code != exitLocked {
 			return err
 		}
@@ -80,8 +81,8 @@ func (m *machine) ask(ctx context.Context, q agentRequest) error {
 	}
 }
 
-func (m *machine) askOnce(ctx context.Context, q agentRequest) error {
-	c, err := new(net.Dialer).DialContext(ctx, "unix", m.store.AgentSocketFile())
+func askOnce(m *shaper.Machine, ctx context.Context, q agentRequest) error {
+	c, err := new(net.Dialer).DialContext(ctx, "unix", m.Store.AgentSocketFile())
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return &agentError{exitPrivilege, fmt.Sprintf("%s: only root may do that by itself, and no agent runs that could do it for user %d", q.Path, os.Geteuid()),
 			[]string{"run it as root, for example with sudo; or have root start `vifshape agent`, which does it for users to whom the branch is delegated"}}

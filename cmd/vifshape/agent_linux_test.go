@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
@@ -253,20 +254,20 @@ func (n *network) targets() map[string]hierarchy.Path {
 	n.Helper()
 	all := map[string]hierarchy.Path{}
 	err := n.Near.Do(func() error {
-		m, err := openMachine(defaultRunDir, func(Remark) {})
+		m, err := shaper.Open(defaultRunDir, func(shaper.Remark) {})
 		if err != nil {
 			return err
 		}
 		defer m.Close()
-		x, err := m.shaped(n.Dev, "")
+		x, err := m.Interface(n.Dev, "")
 		if err != nil {
 			return err
 		}
-		defer x.binder.Close()
+		defer x.Binder.Close()
 		var s hierarchy.State
-		err = x.binder.Read(n.Context(), &s)
+		err = x.Binder.Read(n.Context(), &s)
 		for _, b := range s.Bound {
-			all[b.Target.String()] = x.kernel.Names[b.Class]
+			all[b.Target.String()] = x.Kernel.Names[b.Class]
 		}
 		return err
 	})
@@ -276,7 +277,7 @@ func (n *network) targets() map[string]hierarchy.Path {
 	return all
 }
 
-// bound waits until exactly these are bound.
+// boundTo waits until exactly these are bound.
 func (n *network) bound(want map[string]hierarchy.Path) {
 	n.Helper()
 	var diff string

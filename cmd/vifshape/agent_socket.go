@@ -19,6 +19,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -57,8 +58,8 @@ type petitions struct {
 
 // newPetitions makes the agent's socket and answers at it until close. The caller is the
 // agent, of which there is one: a socket that is there is left over.
-func newPetitions(m *machine, said *remarks) (*petitions, error) {
-	file := m.store.AgentSocketFile()
+func newPetitions(m *shaper.Machine, said *remarks) (*petitions, error) {
+	file := m.Store.AgentSocketFile()
 	if err := record.UnlessGone(os.Remove(file)); err != nil {
 		return nil, err
 	}
@@ -71,7 +72,7 @@ func newPetitions(m *machine, said *remarks) (*petitions, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	ctx, end := context.WithCancel(context.Background())
-	s := &petitions{said: said, runDir: m.runDir, store: m.store, listener: l, end: end, turn: make(chan struct{}, 1), peers: map[uint32]int{}}
+	s := &petitions{said: said, runDir: m.RunDir, store: m.Store, listener: l, end: end, turn: make(chan struct{}, 1), peers: map[uint32]int{}}
 	s.work.Go(func() { s.serve(ctx) })
 	return s, nil
 }
@@ -90,7 +91,7 @@ func (s *petitions) serve(ctx context.Context) {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil:
-			s.said.tell(Remark{Level: Warning, Text: fmt.Sprintf("the agent's socket: %v", err)})
+			s.said.tell(shaper.Remark{Level: shaper.Warning, Text: fmt.Sprintf("the agent's socket: %v", err)})
 			time.Sleep(100 * time.Millisecond) // until there are descriptors again
 			continue
 		}
@@ -123,9 +124,9 @@ func (s *petitions) known(id uint32) error {
 	if err := s.refresh(); err != nil {
 		return err
 	}
-	named := func(d bind.Delegate) bool { u, ok := uid(d); return ok && u == id }
+	named := func(d bind.Delegate) bool { u, ok := shaper.UID(d); return ok && u == id }
 	if id != 0 && !slices.ContainsFunc(s.to, named) {
-		return deniedError{fmt.Errorf("no branch is delegated to user %d", id)}
+		return shaper.DeniedError{Err: fmt.Errorf("no branch is delegated to user %d", id)}
 	}
 	return nil
 }
@@ -221,12 +222,12 @@ func (s *petitions) answer(ctx context.Context, c *net.UnixConn, p *peer) error 
 	case <-ctx.Done():
 		return &agentError{code: exitLocked, text: "the agent did not come to it in time: try again later"}
 	}
-	m, err := openMachine(s.runDir, s.said.tell)
+	m, err := shaper.Open(s.runDir, s.said.tell)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	return m.grant(ctx, q, p)
+	return grant(m, ctx, q, p)
 }
 
 // readRequest reads one line and takes it apart.
@@ -282,65 +283,65 @@ func (q *agentRequest) check() error {
 }
 
 // grant does what a peer asks for, if it may have it.
-func (m *machine) grant(ctx context.Context, q agentRequest, p *peer) error {
-	who, err := m.petitioner(p)
+func grant(m *shaper.Machine, ctx context.Context, q agentRequest, p *peer) error {
+	who, err := petitionerOf(m, p)
 	if err != nil {
 		return err
 	}
 	switch q.Op {
 	case opEnter:
-		return m.enterPeer(ctx, q.Path, who, p)
+		return enterPeer(m, ctx, q.Path, who, p)
 	case opAdd:
-		return m.add(ctx, amend.Branch{Path: q.Path, Rate: q.Rate, Ceil: q.Ceil, Prio: q.Prio, Qdisc: q.Qdisc, By: p.uid}, who)
+		return m.Add(ctx, amend.Branch{Path: q.Path, Rate: q.Rate, Ceil: q.Ceil, Prio: q.Prio, Qdisc: q.Qdisc, By: p.uid}, who)
 	case opRemove:
-		return m.remove(ctx, q.Path, who)
+		return m.Remove(ctx, q.Path, who)
 	}
 	return usagef("the agent knows no %q", q.Op)
 }
 
-// petitioner is a peer with the branches that it is in now.
-func (m *machine) petitioner(p *peer) (*petitioner, error) {
+// petitionerOf is a peer with the branches that it is in now.
+func petitionerOf(m *shaper.Machine, p *peer) (*shaper.Petitioner, error) {
 	if err := p.alive(); err != nil {
 		return nil, err
 	}
-	homes, err := m.homesOf(p.pid)
+	homes, err := homesOf(m, p.pid)
 	if err == nil {
 		err = p.alive() // and so it was this process that was looked at
 	}
-	return &petitioner{p.uid, homes}, err
+	return &shaper.Petitioner{UID: p.uid, Homes: homes}, err
 }
 
 // enterPeer puts a peer into the home of a branch.
-func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petitioner, p *peer) error {
-	_, r, err := m.device(path.Interface())
+func enterPeer(m *shaper.Machine, ctx context.Context, path hierarchy.Path, who *shaper.Petitioner, p *peer) error {
+	_, r, err := m.Device(path.Interface())
 	if err != nil {
 		return err
 	}
-	if err := who.enters(r, path); err != nil {
+	if err := who.Enters(r, path); err != nil {
 		return err
 	}
-	x, target, err := m.open(ctx, path)
+	x, target, err := m.Open(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer x.binder.Close()
+	defer x.Binder.Close()
 	// Somebody may have put it into a branch since it was looked at. Who does so by
 	// vifshape waits.
-	unlock, err := m.store.Lock(ctx, "run "+string(path))
+	unlock, err := m.Store.Lock(ctx, "run "+string(path))
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if who, err = m.petitioner(p); err != nil {
+	if who, err = petitionerOf(m, p); err != nil {
 		return err
 	}
-	if err := who.enters(x.record, path); err != nil {
+	if err := who.Enters(x.Record, path); err != nil {
 		return err
 	}
 	// The kernel takes a number, not a descriptor. Were the peer to end, be waited for,
 	// and its number to come round again right here, the process that has it then would
 	// be moved in its place.
-	h, err := x.binder.Homes()
+	h, err := x.Binder.Homes()
 	if err == nil {
 		err = home.Join(h.Tree, target, p.pid)
 	}
@@ -352,7 +353,7 @@ func (m *machine) enterPeer(ctx context.Context, path hierarchy.Path, who *petit
 
 // homesOf are the branches in whose homes the threads of a process live; none: it is
 // in no branch. A tag and a cgroup of version 2 may be those of different ones.
-func (m *machine) homesOf(pid int) ([]hierarchy.Path, error) {
+func homesOf(m *shaper.Machine, pid int) ([]hierarchy.Path, error) {
 	var homes []hierarchy.Path
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		targets, whole, err := cgroupfs.Of(way, pid)
@@ -366,10 +367,10 @@ func (m *machine) homesOf(pid int) ([]hierarchy.Path, error) {
 			ns, branch, ok := home.Parse(target)
 			switch {
 			case !ok:
-			case ns != m.store.NetNS:
-				return nil, deniedError{fmt.Errorf("process %d is in branch %s of another network namespace", pid, branch)}
+			case ns != m.Store.NetNS:
+				return nil, shaper.DeniedError{Err: fmt.Errorf("process %d is in branch %s of another network namespace", pid, branch)}
 			default:
-				homes = append(homes, m.deepest(branch))
+				homes = append(homes, m.Deepest(branch))
 			}
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 )
 
 // readUnit parses examples/vifshape-agent.service: the settings by their sections.
@@ -106,13 +108,13 @@ func TestAgentAgain(t *testing.T) {
 	w := &watched{}
 	a.again("eth0", w, time.Hour)
 	w.rest() // a look begins
-	a.report("eth0", w, &rebound{again: time.Millisecond})
+	a.report("eth0", w, &shaper.Rebound{Again: time.Millisecond})
 	a.again("eth0", w, time.Hour)
 	if name := <-a.later; name != "eth0" {
 		t.Errorf("looks at %q", name)
 	}
 	w.rest()
-	a.report("eth0", w, &rebound{})
+	a.report("eth0", w, &shaper.Rebound{})
 	if w.again != nil {
 		t.Error("it looks again although nothing asks for it")
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/policy"
 )
 
@@ -40,7 +41,7 @@ func TestBadPolicyFirst(t *testing.T) {
 func TestReadingInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := (&reading{done: make(chan struct{})}).wait(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := (&shaper.Reading{Done: make(chan struct{})}).Wait(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }

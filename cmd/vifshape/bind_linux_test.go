@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -296,22 +297,22 @@ func TestKernelBindInterrupted(t *testing.T) {
 	for steps := 0; ; steps++ {
 		left := steps
 		err := n.Near.Do(func() error {
-			m, err := openMachine(defaultRunDir, func(Remark) {})
+			m, err := shaper.Open(defaultRunDir, func(shaper.Remark) {})
 			if err != nil {
 				return err
 			}
 			defer m.Close()
-			x, err := m.shaped("eth0", "")
+			x, err := m.Interface("eth0", "")
 			if err != nil {
 				return err
 			}
-			defer x.binder.Close()
-			next := *x.record
+			defer x.Binder.Close()
+			next := *x.Record
 			fresh, _, err := next.Bind("eth0/web", specs)
 			if err != nil {
 				return err
 			}
-			_, err = m.rebindOrBack(countdown{t.Context(), &left}, x, &next, fresh)
+			_, err = m.RebindOrBack(countdown{t.Context(), &left}, x, &next, fresh)
 			return err
 		})
 		if err == nil {

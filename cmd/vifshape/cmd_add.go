@@ -109,9 +109,9 @@ func (e *env) add(ctx context.Context, a amend.Branch) error {
 	}
 	defer m.Close()
 	if os.Geteuid() != 0 {
-		return m.ask(ctx, agentRequest{Op: opAdd, Path: a.Path, Rate: a.Rate, Ceil: a.Ceil, Prio: a.Prio, Qdisc: a.Qdisc})
+		return ask(m, ctx, agentRequest{Op: opAdd, Path: a.Path, Rate: a.Rate, Ceil: a.Ceil, Prio: a.Prio, Qdisc: a.Qdisc})
 	}
-	return m.add(ctx, a, nil)
+	return m.Add(ctx, a, nil)
 }
 
 func (e *env) remove(ctx context.Context, path hierarchy.Path) error {
@@ -121,7 +121,7 @@ func (e *env) remove(ctx context.Context, path hierarchy.Path) error {
 	}
 	defer m.Close()
 	if os.Geteuid() != 0 {
-		return m.ask(ctx, agentRequest{Op: opRemove, Path: path})
+		return ask(m, ctx, agentRequest{Op: opRemove, Path: path})
 	}
-	return m.remove(ctx, path, nil)
+	return m.Remove(ctx, path, nil)
 }

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 )
 
 type applyOptions struct {
@@ -51,36 +53,36 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 	if err := checkBinding(o.binding); err != nil {
 		return err
 	}
-	r := read(file)
+	r := shaper.Read(file)
 	m, err := e.machine()
 	if err != nil {
-		return r.before(ctx, err)
+		return r.Before(ctx, err)
 	}
 	defer m.Close()
-	unlock, err := m.lock(ctx, "apply "+file)
+	unlock, err := m.Lock(ctx, "apply "+file)
 	if err != nil {
-		return r.before(ctx, err)
+		return r.Before(ctx, err)
 	}
 	defer unlock()
-	c, err := m.plan(ctx, r, o.binding)
+	c, err := m.Plan(ctx, r, o.binding)
 	if err != nil {
 		return err
 	}
-	defer c.close()
-	if o.all && len(c.absent) > 0 {
-		return c.notThere()
+	defer c.Close()
+	if o.all && len(c.Absent) > 0 {
+		return c.NotThere()
 	}
-	if err := c.blind(); err != nil {
+	if err := c.Blind(); err != nil {
 		return err
 	}
-	if err := c.tell(false); err != nil {
+	if err := c.Tell(false); err != nil {
 		return err
 	}
-	if err := c.apply(ctx); err != nil {
+	if err := c.Apply(ctx); err != nil {
 		return err
 	}
-	for _, x := range c.targets {
-		m.strayed(ctx, x.tree.Port.Device, x.plan.Steps)
+	for _, x := range c.Targets {
+		strayed(m, ctx, x.Tree.Port.Device, x.Plan.Steps)
 	}
 	if o.verbose {
 		if err := e.writePlans(c, planOptions{}); err != nil {

@@ -86,11 +86,11 @@ func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree 
 		return err
 	}
 	defer m.Close()
-	got, outside, err := m.attach(ctx, path, pids, tree)
+	got, outside, err := m.Attach(ctx, path, pids, tree)
 	if got != nil {
 		e.attached(path, got, outside)
 		if got.Stay == "" {
-			m.leftBehind(path, got)
+			leftBehind(m, path, got)
 		}
 	}
 	switch {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -94,11 +95,11 @@ func (e *env) changeBindings(ctx context.Context, what string, a []string, chang
 		return err
 	}
 	defer m.Close()
-	r, err := m.changeBindings(ctx, what, path, specs, change)
+	r, err := m.ChangeBindings(ctx, what, path, specs, change)
 	if err != nil {
 		return err
 	}
-	m.strayed(ctx, path.Interface(), r.done)
+	strayed(m, ctx, path.Interface(), r.Done)
 	return nil
 }
 
@@ -154,7 +155,7 @@ func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) erro
 	defer m.Close()
 	out := bindingsJSON{Bindings: []*bindingView{}}
 	err = e.each(m, path, func(iface string) error {
-		v, err := m.bindings(ctx, iface, path)
+		v, err := bindingsOf(m, ctx, iface, path)
 		out.Bindings = append(out.Bindings, v...)
 		return err
 	})
@@ -175,21 +176,21 @@ func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) erro
 	return errors.Join(out.write(e), err)
 }
 
-// bindings are those of one interface, or of one of its branches and all below.
-func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Path) ([]*bindingView, error) {
-	x, s, err := m.treeOf(ctx, iface)
+// bindingsOf are those of one interface, or of one of its branches and all below.
+func bindingsOf(m *shaper.Machine, ctx context.Context, iface string, path hierarchy.Path) ([]*bindingView, error) {
+	x, s, err := m.TreeOf(ctx, iface)
 	if err != nil {
 		return nil, err
 	}
-	defer x.binder.Close()
+	defer x.Binder.Close()
 	if path != "" {
-		if err := x.exists(path); err != nil {
+		if err := x.Exists(path); err != nil {
 			return nil, err
 		}
 	}
 	var list []*bindingView
 	views := map[string]*bindingView{}
-	for _, b := range x.record.Bindings {
+	for _, b := range x.Record.Bindings {
 		v := &bindingView{Path: b.Path, Binding: b.Binding, AtRuntime: b.AtRuntime, Bound: []bind.Target{}}
 		views[b.Binding.String()] = v
 		if path == "" || b.Path.Below(path) {
@@ -202,9 +203,9 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 		}
 		return &bindingView{} // a branch's own cgroup
 	}
-	if x.blind != nil {
-		m.notef(hierarchy.Path(iface), "%s: without privileges the bindings in force cannot be read; what they came to when they were last changed is shown", iface)
-		for _, b := range x.record.Bound {
+	if x.Blind != nil {
+		m.Notef(hierarchy.Path(iface), "%s: without privileges the bindings in force cannot be read; what they came to when they were last changed is shown", iface)
+		for _, b := range x.Record.Bound {
 			v := at(b.From)
 			if b.Target.Kind == bind.TargetNone {
 				v.Waits = append(v.Waits, "it was not there")
@@ -214,17 +215,17 @@ func (m *machine) bindings(ctx context.Context, iface string, path hierarchy.Pat
 		}
 		return list, nil
 	}
-	if bare, err := x.bare(); err != nil || bare {
-		return nil, errors.Join(err, x.losses(s))
+	if bare, err := x.Bare(); err != nil || bare {
+		return nil, errors.Join(err, x.Losses(s))
 	}
-	if err := x.keep(); err != nil {
+	if err := x.Keep(); err != nil {
 		return nil, err
 	}
-	r, err := x.binder.Resolve(x.record.Branches())
+	r, err := x.Binder.Resolve(x.Record.Branches())
 	if err != nil {
 		return nil, err
 	}
-	held, err := x.heldBy(s.Bound)
+	held, err := heldBy(x.Interface, s.Bound)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
@@ -29,7 +30,7 @@ EXIT STATUS
   64  wrong flags or arguments`,
 		Args: args(1, 1, "one policy file"),
 		RunE: func(_ *cobra.Command, a []string) error {
-			p, err := readPolicy(a[0])
+			p, err := shaper.ReadPolicy(a[0])
 			if err != nil {
 				return err
 			}
@@ -68,7 +69,7 @@ func (e *env) writeTree(p *policy.Policy) error {
 		if line := tree.Line.String(); line != "" {
 			e.printf("%s counts packets as %s\n", tree.Port.Device, line)
 		}
-		for _, d := range delegations(tree) {
+		for _, d := range shaper.Delegations(tree) {
 			e.printf("%s is delegated to %s\n", d.Path, words.Printable(d.Names()))
 		}
 	}

@@ -28,5 +28,5 @@ func (e *env) clear(ctx context.Context, ifaces []string) error {
 		return err
 	}
 	defer m.Close()
-	return m.clearAll(ctx, ifaces)
+	return m.ClearAll(ctx, ifaces)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
@@ -45,7 +46,7 @@ EXIT STATUS
 	return c
 }
 
-// linkView is an interface in the form of ls.
+// viewLink is an interface in the form of ls.
 type linkView struct {
 	link.Link
 	Shaper   string            `json:"shaped_by"` // "vifshape", the kind of a foreign root qdisc, or ""
@@ -61,17 +62,17 @@ func (e *env) ls(ctx context.Context, asJSON bool) error {
 		return err
 	}
 	defer m.Close()
-	links, err := link.List(m.conn)
+	links, err := link.List(m.Conn)
 	if err != nil {
 		return err
 	}
-	roots, err := tc.Roots(m.conn)
+	roots, err := tc.Roots(m.Conn)
 	if err != nil {
 		return err
 	}
 	views := make([]*linkView, 0, len(links))
 	for _, l := range links {
-		v, err := m.linkView(ctx, l, roots[l.Index])
+		v, err := viewLink(m, ctx, l, roots[l.Index])
 		if vanished(err) {
 			continue
 		}
@@ -98,20 +99,20 @@ func writeViews(t io.Writer, views []*linkView) {
 	}
 }
 
-// linkView finds out who shapes an interface.
-func (m *machine) linkView(ctx context.Context, l link.Link, root hierarchy.Root) (*linkView, error) {
+// viewLink finds out who shapes an interface.
+func viewLink(m *shaper.Machine, ctx context.Context, l link.Link, root hierarchy.Root) (*linkView, error) {
 	v := &linkView{Link: l}
 	if root.Foreign() {
 		v.Shaper = fmt.Sprintf("%s %v", root.Kind, root.Handle)
 	}
 	if !root.Ours() {
 		// A record that cannot be read is reported by who needs it.
-		if r, err := m.record(l.Name, uint32(l.Index)); err == nil && r.Policy != "" {
-			v.Lost = treeLost(r, root).what
+		if r, err := m.Record(l.Name, uint32(l.Index)); err == nil && r.Policy != "" {
+			v.Lost = shaper.TreeLost(r, root).What
 		}
 		return v, nil
 	}
-	d, err := tc.Find(m.conn, l.Name)
+	d, err := tc.Find(m.Conn, l.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -119,20 +120,20 @@ func (m *machine) linkView(ctx context.Context, l link.Link, root hierarchy.Root
 	if err := d.Read(ctx, &s); err != nil {
 		return nil, err
 	}
-	r, err := m.record(l.Name, d.Index)
+	r, err := m.Record(l.Name, d.Index)
 	if err != nil {
 		return nil, err
 	}
 	v.Shaper = "vifshape"
 	v.Branches = ordered(s.On(d.Port()).Classes, r)
-	x, err := m.shaped(l.Name, "")
+	x, err := m.Interface(l.Name, "")
 	if err != nil {
 		return nil, err
 	}
-	defer x.binder.Close()
-	lost := (*lostError)(nil)
-	if err := x.losses(s); errors.As(err, &lost) {
-		v.Lost = lost.what
+	defer x.Binder.Close()
+	lost := (*shaper.LostError)(nil)
+	if err := x.Losses(s); errors.As(err, &lost) {
+		v.Lost = lost.What
 	} else if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
@@ -54,50 +55,50 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	if o.tc && o.json {
 		return usagef("--tc and --json are two forms of the same plan: write one of them")
 	}
-	r := read(file)
+	r := shaper.Read(file)
 	m, err := e.machine()
 	if err != nil {
-		return r.before(ctx, err)
+		return r.Before(ctx, err)
 	}
 	defer m.Close()
-	c, err := m.plan(ctx, r, o.binding)
+	c, err := m.Plan(ctx, r, o.binding)
 	if err != nil {
 		return err
 	}
-	defer c.close()
-	if o.all && len(c.absent) > 0 {
-		return c.notThere()
+	defer c.Close()
+	if o.all && len(c.Absent) > 0 {
+		return c.NotThere()
 	}
-	if err := c.tell(true); err != nil {
+	if err := c.Tell(true); err != nil {
 		return err
 	}
 	if err := e.writePlans(c, o); err != nil {
 		return err
 	}
-	if err := left(c); err != nil || c.empty() || !o.detail {
+	if err := left(c); err != nil || c.Empty() || !o.detail {
 		return err
 	}
 	return codeError(exitChanges)
 }
 
 // left is the exit status where interfaces of the policy were left out, else nil.
-func left(c *Changes) error {
-	if len(c.absent) > 0 {
+func left(c *shaper.Changes) error {
+	if len(c.Absent) > 0 {
 		return codeError(exitAbsent)
 	}
 	return nil
 }
 
-func (e *env) writePlans(c *Changes, o planOptions) error {
+func (e *env) writePlans(c *shaper.Changes, o planOptions) error {
 	kinds := newKindTable(qdisc.Kinds())
 	if o.json {
-		out := planAsJSON(c.plans())
-		for _, no := range c.absent {
+		out := planAsJSON(c.Plans())
+		for _, no := range c.Absent {
 			out.Missing = append(out.Missing, no.Name)
 		}
 		return e.json(out)
 	}
-	for _, p := range c.plans() {
+	for _, p := range c.Plans() {
 		write := func() error { return writePlan(e.stdout, p, kinds) }
 		if o.tc {
 			write = func() error { return writeTC(e.stdout, p) }

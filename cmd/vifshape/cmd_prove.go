@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -114,14 +115,14 @@ func (e *env) prove(ctx context.Context, path hierarchy.Path, json bool) error {
 		return err
 	}
 	defer m.Close()
-	unlock, err := m.store.Lock(ctx, "prove "+string(path))
+	unlock, err := m.Store.Lock(ctx, "prove "+string(path))
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	out := proveJSON{Proofs: []proofView{}}
 	err = e.each(m, path, func(iface string) error {
-		v, err := m.prove(ctx, iface, path)
+		v, err := proveAll(m, ctx, iface, path)
 		out.Proofs = append(out.Proofs, v...)
 		return err
 	})
@@ -154,34 +155,34 @@ func (p proveJSON) any(verdict string) bool {
 	return slices.ContainsFunc(p.Proofs, func(v proofView) bool { return v.Verdict == verdict })
 }
 
-// prove proves the ways into the branches of one interface, or into one of them and all
+// proveAll proves the ways into the branches of one interface, or into one of them and all
 // below.
-func (m *machine) prove(ctx context.Context, iface string, path hierarchy.Path) ([]proofView, error) {
-	x, s, err := m.treeOf(ctx, iface)
+func proveAll(m *shaper.Machine, ctx context.Context, iface string, path hierarchy.Path) ([]proofView, error) {
+	x, s, err := m.TreeOf(ctx, iface)
 	if err != nil {
 		return nil, err
 	}
-	defer x.binder.Close()
-	if x.blind != nil {
-		return nil, x.blind
+	defer x.Binder.Close()
+	if x.Blind != nil {
+		return nil, x.Blind
 	}
 	if path != "" {
-		if err := x.exists(path); err != nil {
+		if err := x.Exists(path); err != nil {
 			return nil, err
 		}
 	}
-	if err := m.sends(iface); err != nil {
+	if err := sends(m, iface); err != nil {
 		return nil, err
 	}
-	held, err := x.heldBy(s.Bound)
+	held, err := heldBy(x.Interface, s.Bound)
 	if err != nil {
 		return nil, err
 	}
 	var in []hierarchy.Bound
 	var all []proofView
-	for _, b := range append(x.named(s.Bound, false), hierarchy.Bound{Class: hierarchy.ID(hierarchy.RestMinor), From: "rest"}) {
+	for _, b := range append(x.Named(s.Bound, false), hierarchy.Bound{Class: hierarchy.ID(hierarchy.RestMinor), From: "rest"}) {
 		rest := b.Target.Kind == bind.TargetNone && b.From == "rest"
-		v := proofView{Branch: x.branchOf(b.Class), From: b.From, Target: b.Target, Landed: []landedView{}, Verdict: proofNotTried, Other: held[b.Target].Other}
+		v := proofView{Branch: x.BranchOf(b.Class), From: b.From, Target: b.Target, Landed: []landedView{}, Verdict: proofNotTried, Other: held[b.Target].Other}
 		switch {
 		case path != "" && !v.Branch.Below(path):
 			continue
@@ -195,17 +196,17 @@ func (m *machine) prove(ctx context.Context, iface string, path hierarchy.Path) 
 		}
 		all = append(all, v)
 	}
-	proofs, err := x.binder.Prove(ctx, in, cgroup.ProveConfig{
+	proofs, err := x.Binder.Prove(ctx, in, cgroup.ProveConfig{
 		Packets:  provePackets,
 		Sender:   func() *exec.Cmd { return exec.Command(selfPath, "prove", "sender") },
-		Counters: func() (map[hierarchy.ClassID]uint64, error) { return x.leafPackets(s) },
+		Counters: func() (map[hierarchy.ClassID]uint64, error) { return leafPackets(x.Interface, s) },
 	})
 	if err != nil {
 		return nil, err
 	}
 	for i := range all {
 		if all[i].Why == "" {
-			all[i].came(x.shaped, x.on(s).Leaves, proofs[0])
+			all[i].came(x.Interface, x.On(s).Leaves, proofs[0])
 			proofs = proofs[1:]
 		}
 	}
@@ -213,8 +214,8 @@ func (m *machine) prove(ctx context.Context, iface string, path hierarchy.Path) 
 }
 
 // sends says why nothing can leave an interface.
-func (m *machine) sends(iface string) error {
-	links, err := link.List(m.conn)
+func sends(m *shaper.Machine, iface string) error {
+	links, err := link.List(m.Conn)
 	if err != nil {
 		return err
 	}
@@ -231,12 +232,12 @@ func (m *machine) sends(iface string) error {
 }
 
 // leafPackets is how many packets each leaf has sent.
-func (x *shaped) leafPackets(s hierarchy.State) (map[hierarchy.ClassID]uint64, error) {
-	stats, err := x.device.Stats()
+func leafPackets(x *shaper.Interface, s hierarchy.State) (map[hierarchy.ClassID]uint64, error) {
+	stats, err := x.Device.Stats()
 	if err != nil {
 		return nil, err
 	}
-	leaves := x.on(s).Leaves
+	leaves := x.On(s).Leaves
 	sent := make(map[hierarchy.ClassID]uint64, len(leaves))
 	for _, l := range leaves {
 		sent[l.Class] = 0
@@ -250,7 +251,7 @@ func (x *shaped) leafPackets(s hierarchy.State) (map[hierarchy.ClassID]uint64, e
 }
 
 // came fills in what came of it. HTB puts what has the class of no leaf into the rest.
-func (v *proofView) came(x *shaped, leaves []hierarchy.Leaf, p cgroup.Proof) {
+func (v *proofView) came(x *shaper.Interface, leaves []hierarchy.Leaf, p cgroup.Proof) {
 	v.Sent, v.AtLeast = p.Sent, p.AtLeast
 	if p.Err != nil {
 		v.Why = p.Err.Error()
@@ -260,7 +261,7 @@ func (v *proofView) came(x *shaped, leaves []hierarchy.Leaf, p cgroup.Proof) {
 		if !slices.ContainsFunc(leaves, func(l hierarchy.Leaf) bool { return l.Class == class }) {
 			class = hierarchy.ID(hierarchy.RestMinor)
 		}
-		landed[x.branchOf(class)] += n
+		landed[x.BranchOf(class)] += n
 	}
 	for _, at := range slices.Sorted(maps.Keys(landed)) {
 		v.Landed = append(v.Landed, landedView{at, landed[at]})

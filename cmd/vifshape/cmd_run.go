@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup/confine"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -111,7 +112,7 @@ EXIT STATUS
 					cmd.KeepCaps = append(cmd.KeepCaps, strings.TrimSpace(name))
 				}
 			}
-			cmd.Args, cmd.Env = argv, environment(os.Environ(), append([]string{branchVariable + "=" + string(path)}, env...))
+			cmd.Args, cmd.Env = argv, environment(os.Environ(), append([]string{shaper.BranchVariable + "=" + string(path)}, env...))
 			return e.run(c.Context(), path, cmd)
 		},
 	}
@@ -144,10 +145,10 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd confine.Command)
 	}
 	defer m.Close()
 	if os.Geteuid() == 0 {
-		return m.exec(ctx, path, cmd)
+		return m.Exec(ctx, path, cmd)
 	}
 	if cmd.User != "" {
 		return &agentError{exitPrivilege, "--user: only root can start programs as another user", nil}
 	}
-	return m.execPlaced(ctx, path, cmd, func() error { return m.ask(ctx, agentRequest{Op: opEnter, Path: path}) })
+	return m.ExecPlaced(ctx, path, cmd, func() error { return ask(m, ctx, agentRequest{Op: opEnter, Path: path}) })
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -78,7 +79,7 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 	var rests []string // of the interfaces on which it has no branch
 	var own []*own
 	err = e.each(m, "", func(iface string) error {
-		x, err := m.own(ctx, iface)
+		x, err := ownBranch(m, ctx, iface)
 		switch {
 		case err != nil:
 			return err
@@ -106,7 +107,7 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 			return err
 		}
 		if v.Target.Kind == bind.TargetNone {
-			e.notef("%s: this container hides the cgroups above its own: the branch is that of %s", v.Interface, branchVariable)
+			e.notef("%s: this container hides the cgroups above its own: the branch is that of %s", v.Interface, shaper.BranchVariable)
 		}
 		out.Branches = append(out.Branches, v)
 	}
@@ -118,17 +119,17 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 	if err != nil || lost != nil || len(out.Branches) > 0 {
 		return errors.Join(err, lost)
 	}
-	return m.outside(rests)
+	return outsideOf(m, rests)
 }
 
-// outside says where the traffic of a process goes that is in no branch.
-func (m *machine) outside(rests []string) error {
+// outsideOf says where the traffic of a process goes that is in no branch.
+func outsideOf(m *shaper.Machine, rests []string) error {
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		target, _, err := cgroupfs.Own(way)
 		if err != nil {
 			return err
 		}
-		if ns, p, ok := home.Parse(target); ok && ns != m.store.NetNS {
+		if ns, p, ok := home.Parse(target); ok && ns != m.Store.NetNS {
 			return fmt.Errorf("this process is in no branch of this network namespace: its cgroup is that of %s in another one", p)
 		}
 	}
@@ -138,7 +139,7 @@ func (m *machine) outside(rests []string) error {
 	return fmt.Errorf("this process is in no branch: what it sends goes to %s", strings.Join(rests, ", "))
 }
 
-// own is the branch of the calling process on one interface, looked at once.
+// ownBranch is the branch of the calling process on one interface, looked at once.
 type own struct {
 	device *tc.Device
 	class  hierarchy.Class
@@ -150,35 +151,35 @@ type own struct {
 	bytes  uint64
 }
 
-// own looks at an interface; nil where the process has no branch on it.
-func (m *machine) own(ctx context.Context, iface string) (*own, error) {
-	x, s, err := m.treeOf(ctx, iface)
+// ownBranch looks at an interface; nil where the process has no branch on it.
+func ownBranch(m *shaper.Machine, ctx context.Context, iface string) (*own, error) {
+	x, s, err := m.TreeOf(ctx, iface)
 	if err != nil {
 		return nil, err
 	}
-	defer x.binder.Close()
+	defer x.Binder.Close()
 	way := s.Hook.Way
-	if x.blind != nil {
-		way = x.record.Way
+	if x.Blind != nil {
+		way = x.Record.Way
 	}
-	b, err := m.inside(x.shaped, way, x.named(s.Bound, x.blind != nil), x.blind != nil)
+	b, err := m.Inside(x.Interface, way, x.Named(s.Bound, x.Blind != nil), x.Blind != nil)
 	if err != nil {
 		return nil, err
 	}
-	tree := x.on(s)
+	tree := x.On(s)
 	there := slices.ContainsFunc(tree.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
-	if bare, err := x.bare(); !there || err == nil && bare { // else no binding is lost, or it cannot be told
-		if err := x.losses(s); err != nil {
+	if bare, err := x.Bare(); !there || err == nil && bare { // else no binding is lost, or it cannot be told
+		if err := x.Losses(s); err != nil {
 			return nil, err
 		}
 	}
 	if b.Class == 0 {
 		return nil, nil
 	}
-	o := &own{device: x.device, way: way, bound: b, record: x.record}
+	o := &own{device: x.Device, way: way, bound: b, record: x.Record}
 	i := slices.IndexFunc(tree.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
 	if i < 0 {
-		return nil, fmt.Errorf("%s: its class %v is gone: apply %s again", b.Path, b.Class, x.record.PolicyName())
+		return nil, fmt.Errorf("%s: its class %v is gone: apply %s again", b.Path, b.Class, x.Record.PolicyName())
 	}
 	o.class = tree.Classes[i]
 	if i := slices.IndexFunc(tree.Leaves, func(l hierarchy.Leaf) bool { return l.Class == b.Class }); i >= 0 {
@@ -203,7 +204,7 @@ func (o *own) count() (tc.ClassStats, error) {
 	return all[i], nil
 }
 
-// view looks a second time.
+// viewTree looks a second time.
 func (o *own) view() (*selfView, error) {
 	from := o.at
 	n, err := o.count()

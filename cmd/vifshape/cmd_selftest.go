@@ -25,6 +25,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cgroup/escape"
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -316,7 +317,7 @@ func (e *env) escapeBy(ctx context.Context, binding string, o escapeOptions) (fo
 
 // lacksWay says why a binding cannot be had on this machine.
 func lacksWay(binding string) string {
-	want := ways(binding)
+	want := shaper.Ways(binding)
 	why := ""
 	for _, w := range cgroup.Probe().Ways {
 		if !slices.Contains(want, w.Way) {
@@ -716,7 +717,7 @@ func (t *trial) changed(ctx context.Context) (string, error) {
 		return "", err
 	}
 	now, err := t.plan(ctx)
-	if errors.As(err, new(foreignRootError)) {
+	if errors.As(err, new(shaper.ForeignRootError)) {
 		return "the tree was replaced", nil
 	}
 	if err != nil || now == t.planned {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -129,7 +130,7 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 	defer m.Close()
 	out := showJSON{Interfaces: []*treeView{}}
 	err = e.each(m, path, func(iface string) error {
-		v, err := m.view(ctx, iface, o.sample)
+		v, err := viewTree(m, ctx, iface, o.sample)
 		if v == nil {
 			return err
 		}
@@ -164,11 +165,11 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 
 // each looks at the interface of a path or, where that is empty, at all that have a
 // policy. Of those the user is told which are not there, and what they have lost.
-func (e *env) each(m *machine, path hierarchy.Path, look func(iface string) error) error {
+func (e *env) each(m *shaper.Machine, path hierarchy.Path, look func(iface string) error) error {
 	if path != "" {
 		return look(path.Interface())
 	}
-	ifaces, err := m.ours()
+	ifaces, err := m.Ours()
 	if err != nil {
 		return err
 	}
@@ -197,56 +198,34 @@ func (e *env) noTree(iface string, err error) bool {
 	return true
 }
 
-// treeOf reads an interface that has a tree of ours. The caller closes its binder.
-func (m *machine) treeOf(ctx context.Context, iface string) (*target, hierarchy.State, error) {
-	s, err := m.shaped(iface, "")
-	if err != nil {
-		return nil, hierarchy.State{}, err
-	}
-	x := &target{shaped: s}
-	is, err := x.read(ctx)
-	root := x.on(is).Root
-	if err == nil && !root.Ours() && s.record.Policy != "" {
-		err = treeLost(s.record, root)
-	}
-	if err == nil && !root.Ours() {
-		err = fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, rootText(root))
-	}
-	if err != nil {
-		s.binder.Close()
-		return nil, is, err
-	}
-	return x, is, nil
-}
-
-// view reads one interface.
-func (m *machine) view(ctx context.Context, iface string, sample time.Duration) (*treeView, error) {
-	x, s, err := m.treeOf(ctx, iface)
-	if lost := (*lostError)(nil); errors.As(err, &lost) {
-		return &treeView{Interface: iface, Policy: lost.policy, Lost: lost.what, Branches: []*branchView{}}, err
+// viewTree reads one interface.
+func viewTree(m *shaper.Machine, ctx context.Context, iface string, sample time.Duration) (*treeView, error) {
+	x, s, err := m.TreeOf(ctx, iface)
+	if lost := (*shaper.LostError)(nil); errors.As(err, &lost) {
+		return &treeView{Interface: iface, Policy: lost.Policy, Lost: lost.What, Branches: []*branchView{}}, err
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer x.binder.Close()
-	v := &treeView{Interface: iface, Policy: x.record.Policy, Way: s.Hook.Way}
-	if v.Why, err = x.binder.Why(); errors.Is(err, caps.ErrNotPrivileged) {
+	defer x.Binder.Close()
+	v := &treeView{Interface: iface, Policy: x.Record.Policy, Way: s.Hook.Way}
+	if v.Why, err = x.Binder.Why(); errors.Is(err, caps.ErrNotPrivileged) {
 		v.Why = "cannot be read without privileges"
 	} else if err != nil {
 		return nil, err
 	}
-	if x.blind != nil {
-		m.notef(hierarchy.Path(iface), "%s: without privileges the bindings in force cannot be read; those of the last apply are shown", iface)
+	if x.Blind != nil {
+		m.Notef(hierarchy.Path(iface), "%s: without privileges the bindings in force cannot be read; those of the last apply are shown", iface)
 		s.Bound = nil
 	}
-	s.Bound = x.named(s.Bound, x.blind != nil)
-	first, err := x.device.Stats()
+	s.Bound = x.Named(s.Bound, x.Blind != nil)
+	first, err := x.Device.Stats()
 	if err != nil {
 		return nil, err
 	}
 	var sending map[hierarchy.ClassID]hierarchy.Bandwidth
 	if sample > 0 {
-		if first, sending, err = m.sample(ctx, x.device, first, sample); err != nil {
+		if first, sending, err = sampled(m, ctx, x.Device, first, sample); err != nil {
 			return nil, err
 		}
 	}
@@ -254,12 +233,12 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 	for _, c := range first {
 		stats[c.Class] = c
 	}
-	tree := x.on(s)
+	tree := x.On(s)
 	leaves := make(map[hierarchy.ClassID]*hierarchy.Leaf, len(tree.Leaves))
 	for i := range tree.Leaves {
 		leaves[tree.Leaves[i].Class] = &tree.Leaves[i]
 	}
-	bound, err := x.bound(s.Bound)
+	bound, err := boundTo(x.Interface, s.Bound)
 	if err != nil {
 		return nil, err
 	}
@@ -269,45 +248,45 @@ func (m *machine) view(ctx context.Context, iface string, sample time.Duration) 
 		}
 		b := newBranchView(c, stats[c.ID], leaves[c.ID])
 		b.Bound = bound[c.ID]
-		b.delegation(x.record)
+		b.delegation(x.Record)
 		if sending != nil {
 			r := sending[c.ID]
 			b.Sending = &r
 		}
 		v.Branches = append(v.Branches, b)
 	}
-	unheld, err := x.unheld(s)
+	unheld, err := unheldBy(x, s)
 	if err != nil {
 		return nil, err
 	}
 	for _, b := range v.Branches {
 		b.NotHeld = unheld[b.ID]
 	}
-	v.order(x.record.Order)
-	return v, v.loses(x.losses(s))
+	v.order(x.Record.Order)
+	return v, v.loses(x.Losses(s))
 }
 
 // loses notes what is lost, which err says.
 func (v *treeView) loses(err error) error {
-	if lost := (*lostError)(nil); errors.As(err, &lost) {
-		v.Lost = lost.what
+	if lost := (*shaper.LostError)(nil); errors.As(err, &lost) {
+		v.Lost = lost.What
 	}
 	return err
 }
 
-// unheld is what the bindings to each class do not hold, as far as it can be read.
-func (x *target) unheld(is hierarchy.State) (map[hierarchy.ClassID][]string, error) {
-	if is.Hook.Way == bind.WayNone || x.blind != nil || x.keep() != nil {
+// unheldBy is what the bindings to each class do not hold, as far as it can be read.
+func unheldBy(x *shaper.Target, is hierarchy.State) (map[hierarchy.ClassID][]string, error) {
+	if is.Hook.Way == bind.WayNone || x.Blind != nil || x.Keep() != nil {
 		return nil, nil
 	}
-	r, err := x.binder.Resolve(x.record.Branches())
+	r, err := x.Binder.Resolve(x.Record.Branches())
 	if err != nil {
 		return nil, err
 	}
 	all := map[hierarchy.ClassID][]string{}
 	for _, o := range r.Outside {
-		if _, class, ok := x.record.Leaf(o.Path); ok {
-			all[class] = append(all[class], bindingText(o.Binding)+": "+o.String())
+		if _, class, ok := x.Record.Leaf(o.Path); ok {
+			all[class] = append(all[class], shaper.BindingText(o.Binding)+": "+o.String())
 		}
 	}
 	in := map[bind.Target]hierarchy.ClassID{}
@@ -345,8 +324,8 @@ func (b *branchView) delegation(r *record.Record) {
 	}
 }
 
-// sample looks a second time and says what every class sent meanwhile.
-func (m *machine) sample(ctx context.Context, d *tc.Device, first []tc.ClassStats, wait time.Duration) ([]tc.ClassStats, map[hierarchy.ClassID]hierarchy.Bandwidth, error) {
+// sampled looks a second time and says what every class sent meanwhile.
+func sampled(m *shaper.Machine, ctx context.Context, d *tc.Device, first []tc.ClassStats, wait time.Duration) ([]tc.ClassStats, map[hierarchy.ClassID]hierarchy.Bandwidth, error) {
 	from := time.Now()
 	select {
 	case <-ctx.Done():
@@ -395,39 +374,14 @@ func (v *treeView) order(paths []hierarchy.Path) {
 	walk(hierarchy.ID(0))
 }
 
-// named gives bindings the words that the policy has for them, and adds those of
-// its bindings that wait for what they name, or all where none could be read.
-func (x *shaped) named(all []hierarchy.Bound, blind bool) []hierarchy.Bound {
-	words := map[bind.Target]hierarchy.Bound{}
-	for _, r := range x.record.Bound {
-		if r.Target.Kind == bind.TargetNone {
-			r.Class, _ = x.entry(r.Path) // without an entry it is shown with no branch
-		}
-		if r.Target.Kind == bind.TargetNone || blind {
-			all = append(all, r)
-		}
-		words[r.Target] = r
-	}
-	for i := range all {
-		b := &all[i]
-		if w, ok := words[b.Target]; ok && b.Target.Kind != bind.TargetNone {
-			b.From = w.From
-		}
-		if b.From == "" && b.Target.Kind == bind.TargetCgroup && strings.HasPrefix(b.Target.Name, "/vifshape/") {
-			b.From = "run"
-		}
-	}
-	return all
-}
-
-// bound is what is bound to each class, with the processes in it.
-func (x *shaped) bound(all []hierarchy.Bound) (map[hierarchy.ClassID][]boundView, error) {
-	held, err := x.held(all)
+// boundTo is what is bound to each class, with the processes in it.
+func boundTo(x *shaper.Interface, all []hierarchy.Bound) (map[hierarchy.ClassID][]boundView, error) {
+	held, err := x.Held(all)
 	if err != nil {
 		return nil, err
 	}
 	atRuntime := map[string]bool{}
-	for _, b := range x.record.Bindings {
+	for _, b := range x.Record.Bindings {
 		atRuntime[b.Binding.String()] = b.AtRuntime
 	}
 	out := map[hierarchy.ClassID][]boundView{}
@@ -441,10 +395,10 @@ func (x *shaped) bound(all []hierarchy.Bound) (map[hierarchy.ClassID][]boundView
 		}
 		out[b.Class] = append(out[b.Class], v)
 	}
-	return out, x.holds(out)
+	return out, holds(x, out)
 }
 
-// bound says by what.
+// boundTo says by what.
 func (v *treeView) bound() string {
 	switch {
 	case v.Way != bind.WayNone:
@@ -547,7 +501,7 @@ func (b *boundView) String() string {
 // onlyLost says whether err is that something is lost, which keeps nobody from looking
 // at the rest.
 func onlyLost(err error) bool {
-	var lost *lostError
+	var lost *shaper.LostError
 	var said codeError // by each
 	return errors.As(err, &lost) || errors.As(err, &said)
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -150,7 +151,7 @@ func (n *network) sent() map[hierarchy.Path]uint64 {
 func (n *network) petitionFrom(path string, uid uint32, request string) (a agentReply) {
 	n.Helper()
 	c := n.command("run", path, "--", n.program(), n.store.AgentSocketFile())
-	c.Env = append(tctest.Command(n, "petition").Env, branchVariable+"=")
+	c.Env = append(tctest.Command(n, "petition").Env, shaper.BranchVariable+"=")
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	c.Stdin = strings.NewReader(request + "\n")
 	r := n.start(c).wait()
@@ -272,7 +273,7 @@ func TestDelegateNamespaces(t *testing.T) {
 	enter := func(uid uint32, path string, command ...string) (agentReply, result) {
 		t.Helper()
 		c := exec.CommandContext(t.Context(), command[0], append(command[1:], n.program(), n.store.AgentSocketFile())...)
-		c.Env = append(tctest.Command(t, "petition").Env, branchVariable+"=")
+		c.Env = append(tctest.Command(t, "petition").Env, shaper.BranchVariable+"=")
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		c.Stdin = strings.NewReader(`{"version":1,"op":"enter","path":"` + path + `"}` + "\n")
 		r := n.start(c).wait()
@@ -352,7 +353,7 @@ func TestKernelDelegateHeadless(t *testing.T) {
 				}
 				args = append([]string{"run", "--level", "tag"}, append(args, "--", n.program(), n.store.AgentSocketFile(), netip.AddrPortFrom(n.Far4, 9).String())...)
 				c := n.command(args...)
-				c.Env = append(tctest.Command(t, "headless").Env, branchVariable+"=")
+				c.Env = append(tctest.Command(t, "headless").Env, shaper.BranchVariable+"=")
 				c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: alice, Gid: alice}}
 				in, err := c.StdinPipe()
 				if err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
@@ -23,7 +24,7 @@ import (
 // no policy that says which, at all but loopback.
 func (x *examination) interfaces(ctx context.Context, names []string, policy bool) error {
 	var err error
-	if x.links, err = link.List(x.m.conn); err != nil {
+	if x.links, err = link.List(x.m.Conn); err != nil {
 		return err
 	}
 	if len(names) == 0 && !policy {
@@ -34,7 +35,7 @@ func (x *examination) interfaces(ctx context.Context, names []string, policy boo
 		}
 	}
 	for _, n := range names {
-		d, err := tc.Find(x.m.conn, n)
+		d, err := tc.Find(x.m.Conn, n)
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
 			x.add(finding{Group: groupInterface, Interface: n, Topic: "link", State: missing, Needed: true, Text: err.Error()})
 			continue
@@ -93,10 +94,10 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		}
 		return nil
 	})
-	if lost := (*lostError)(nil); errors.As(x.m.intact(ctx, l.Name), &lost) { // other errors are other findings
-		f := finding{Topic: "tree", State: missing, Text: strings.Join(lost.what, "; "), Follows: "it limits nothing that is not there"}
-		if lost.policy != "-" {
-			f.Fix = []string{"vifshape apply " + words.Quoted(lost.policy)}
+	if lost := (*shaper.LostError)(nil); errors.As(x.m.Intact(ctx, l.Name), &lost) { // other errors are other findings
+		f := finding{Topic: "tree", State: missing, Text: strings.Join(lost.What, "; "), Follows: "it limits nothing that is not there"}
+		if lost.Policy != "-" {
+			f.Fix = []string{"vifshape apply " + words.Quoted(lost.Policy)}
 		}
 		say(f)
 	}
@@ -118,14 +119,14 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		}
 		return err
 	})
-	if x.m.store.NetNS == "" { // managers name interfaces by their numbers in the initial namespace
+	if x.m.Store.NetNS == "" { // managers name interfaces by their numbers in the initial namespace
 		for _, w := range owners("/", l.Index) {
 			say(finding{Topic: "manager", State: weaker, Text: fmt.Sprintf("%s: section %s of %s", w.name, w.section, w.file),
 				Follows: "it makes its own queues whenever it sets up the interface, in place of vifshape's: take the section out"})
 		}
 	}
 	try("packets", func() error {
-		off, err := l.Offloads(x.m.conn)
+		off, err := l.Offloads(x.m.Conn)
 		if err == nil {
 			root, slowest := rates(s.On(d.Port()))
 			say(x.packets(l, off, root, slowest))
@@ -137,20 +138,20 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 	}
 }
 
-// unheld says what the bindings in force do not hold, as far as they can be read.
+// unheldBy says what the bindings in force do not hold, as far as they can be read.
 func (x *examination) unheld(ctx context.Context, iface string) (all []finding, err error) {
-	t, s, err := x.m.treeOf(ctx, iface)
+	t, s, err := x.m.TreeOf(ctx, iface)
 	if err != nil {
 		return nil, err
 	}
-	defer t.binder.Close()
-	unheld, err := t.unheld(s)
+	defer t.Binder.Close()
+	unheld, err := unheldBy(t, s)
 	if err != nil {
 		return nil, err
 	}
 	for _, class := range slices.Sorted(maps.Keys(unheld)) {
 		for _, text := range unheld[class] {
-			all = append(all, finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: not held: %s", name(t.kernel.Names[class], class), words.Printable(text))})
+			all = append(all, finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: not held: %s", shaper.Name(t.Kernel.Names[class], class), words.Printable(text))})
 		}
 	}
 	return all, nil
@@ -180,7 +181,7 @@ func (x *examination) link(l link.Link) finding {
 
 // queues says what a tree does to an interface with several transmit queues.
 func (x *examination) queues(l link.Link) (finding, error) {
-	n, err := l.Queues(x.m.conn)
+	n, err := l.Queues(x.m.Conn)
 	if err != nil {
 		return finding{}, err
 	}
@@ -307,7 +308,7 @@ func (x *examination) packets(l link.Link, o link.Offloads, root, slowest hierar
 			if other.Index == l.Index {
 				continue
 			}
-			if o, err := other.Offloads(x.m.conn); err == nil && o.GRO && other.Nature == link.Physical {
+			if o, err := other.Offloads(x.m.Conn); err == nil && o.GRO && other.Nature == link.Physical {
 				f.Fix = append(f.Fix, "ethtool -K "+words.Quoted(other.Name)+" gro off")
 			}
 		}

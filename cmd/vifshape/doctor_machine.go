@@ -12,6 +12,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/nft"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
@@ -24,7 +25,7 @@ import (
 // examination is what doctor finds out, and what it is found out with.
 type examination struct {
 	remedies
-	m        *machine
+	m        *shaper.Machine
 	report   cgroup.Report
 	settings cgroup.Settings
 	way      bind.Way            // that auto takes here
@@ -35,7 +36,7 @@ type examination struct {
 	all      []finding
 }
 
-func examine(m *machine) (*examination, error) {
+func examine(m *shaper.Machine) (*examination, error) {
 	x := &examination{m: m, report: cgroup.Probe(), ways: map[bind.Way]string{}, hardware: map[string]bool{}}
 	var err error
 	x.remedies, err = newRemedies()
@@ -107,7 +108,7 @@ func timerFinding(hz uint64) finding {
 
 // qdiscs asks for those that every tree takes.
 func (x *examination) qdiscs() (noClsact bool, err error) {
-	lo, err := tc.Find(x.m.conn, "lo")
+	lo, err := tc.Find(x.m.Conn, "lo")
 	if err != nil {
 		return false, err
 	}
@@ -121,7 +122,7 @@ func (x *examination) qdiscs() (noClsact bool, err error) {
 
 // leaves asks for the qdiscs that leaves can have.
 func (x *examination) leaves() error {
-	lo, err := tc.Find(x.m.conn, "lo")
+	lo, err := tc.Find(x.m.Conn, "lo")
 	if err != nil {
 		return err
 	}
@@ -180,11 +181,11 @@ func (x *examination) classifiers(noClsact bool) {
 	noIFB, tried := false, false
 	if x.root() {
 		x.try(finding{Group: groupQueueing, Topic: "classifiers", Needed: true}, func() error {
-			return asked(func(c *rtnl.Conn, lo *tc.Device) error {
+			return shaper.Asked(func(c *rtnl.Conn, lo *tc.Device) error {
 				has, err := link.HasIFB(c)
 				noIFB = err == nil && !has
 				var e error
-				lacks, e = missingClassifiers(lo)
+				lacks, e = shaper.MissingClassifiers(lo)
 				tried = err == nil && e == nil
 				return errors.Join(err, e)
 			})
@@ -194,13 +195,13 @@ func (x *examination) classifiers(noClsact bool) {
 		if w.Err != nil {
 			continue
 		}
-		if what := lacks[classifier(w.Way)]; what != "" {
+		if what := lacks[shaper.Classifier(w.Way)]; what != "" {
 			x.ways[w.Way] = what + " is missing"
 		} else if x.way == bind.WayNone {
 			x.way = w.Way
 		}
 	}
-	program := classifier(x.way) == "bpf"
+	program := shaper.Classifier(x.way) == "bpf"
 	x.kind("clsact", "sch_ingress", program, noClsact, "the place of the program that classifies, for bindings bpf and net_cls")
 	switch {
 	case tried:
@@ -221,7 +222,7 @@ func (x *examination) classifiers(noClsact bool) {
 	}
 }
 
-// bindings says which ways there are to tell whose a packet is.
+// bindingsOf says which ways there are to tell whose a packet is.
 func (x *examination) bindings() {
 	for _, w := range x.report.Ways {
 		f := finding{Group: groupBinding, Topic: string(w.Way), State: good, Text: w.Text}

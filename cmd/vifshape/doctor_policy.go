@@ -8,6 +8,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -28,7 +29,7 @@ type policyCheck struct {
 
 // policy says what stands in the way of a policy and returns its interfaces.
 func (x *examination) policy(file string) ([]string, error) {
-	p, err := readPolicy(file)
+	p, err := shaper.ReadPolicy(file)
 	var bad policy.Errors
 	switch {
 	case errors.As(err, &bad):
@@ -46,21 +47,21 @@ func (x *examination) policy(file string) ([]string, error) {
 	case err != nil:
 		return nil, err
 	}
-	x.m.tellPlaced(p.Warnings)
+	x.m.TellPlaced(p.Warnings)
 	c := &policyCheck{examination: x, file: file, policy: p}
 	c.try("", "interfaces", func() error {
-		x.links, err = link.List(x.m.conn)
+		x.links, err = link.List(x.m.Conn)
 		return err
 	})
-	for _, w := range p.Unquoted(among(x.links)) {
+	for _, w := range p.Unquoted(shaper.Among(x.links)) {
 		c.say(w.Path, "", finding{Topic: "name", State: weaker, Text: fmt.Sprintf("%s: %s", w.Path, w.Msg), Follows: w.Hint})
 	}
 	var absent []*link.NotFoundError
 	devices := map[*hierarchy.Tree]*tc.Device{}
 	for _, t := range p.Trees {
-		d, _, err := x.m.device(t.Port.Device)
+		d, _, err := x.m.Device(t.Port.Device)
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
-			absent = append(absent, unlike(no, p))
+			absent = append(absent, shaper.Unlike(no, p))
 		} else if err != nil {
 			c.say(hierarchy.Path(t.Port.Device), "", finding{Topic: "name", State: missing, Needed: true, Text: err.Error()})
 		} else {
@@ -116,7 +117,7 @@ func (c *policyCheck) binding(interfaces int) bind.Way {
 		c.say("", "binding", f)
 		return bind.WayNone
 	}
-	allowed := ways(c.policy.Binding)
+	allowed := shaper.Ways(c.policy.Binding)
 	way, weak := bind.WayNone, []string(nil)
 	for _, w := range c.report.Ways {
 		if w.Err == nil && c.ways[w.Way] == "" && (allowed == nil || slices.Contains(allowed, w.Way)) {
@@ -184,7 +185,7 @@ func (c *policyCheck) others(d *tc.Device, l link.Link, t *hierarchy.Tree, way b
 		}
 		c.say(top, "replace", f)
 	}
-	if classifier(way) == "bpf" {
+	if shaper.Classifier(way) == "bpf" {
 		for _, f := range c.hooks(l, o) {
 			if f.State != good {
 				f.Needed = o.Ingress || slices.ContainsFunc(o.Filters, func(x hook.Filter) bool { return x.Blocks })
@@ -202,7 +203,7 @@ func (c *policyCheck) others(d *tc.Device, l link.Link, t *hierarchy.Tree, way b
 // large says what the largest packets do to the tree.
 func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 	top := hierarchy.Path(t.Port.Device)
-	off, err := l.Offloads(c.m.conn)
+	off, err := l.Offloads(c.m.Conn)
 	if err != nil {
 		return err
 	}
@@ -232,7 +233,7 @@ func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 // speed says whether the line carries what the policy promises.
 func (c *policyCheck) speed(l link.Link, t *hierarchy.Tree) {
 	path := hierarchy.Path(t.Port.Device)
-	if w := overLine(l, t.Root.Rate); w != "" {
+	if w := shaper.OverLine(l, t.Root.Rate); w != "" {
 		c.say(path, "rate", finding{Topic: "rate", State: weaker, Text: w})
 	}
 	if !l.Up {
@@ -243,7 +244,7 @@ func (c *policyCheck) speed(l link.Link, t *hierarchy.Tree) {
 
 // twice says which packets of the policy's trees go through another tree.
 func (c *policyCheck) twice(names []string) error {
-	warnings, err := twice(c.links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(c.m.conn) })
+	warnings, err := shaper.Twice(c.links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(c.m.Conn) })
 	for _, w := range warnings {
 		c.say("", "interface", finding{Topic: "shaped twice", State: weaker, Text: w})
 	}
@@ -277,13 +278,13 @@ func (c *policyCheck) unsettled(t *hierarchy.Tree, err error) {
 	}
 }
 
-// bound says which bindings name what is not there, and which can be left.
+// boundTo says which bindings name what is not there, and which can be left.
 func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error {
 	if way == bind.WayNone {
 		return nil
 	}
 	if way.Tagged() {
-		others, err := c.m.tagged(t.Port.Device, d.Index)
+		others, err := c.m.Tagged(t.Port.Device, d.Index)
 		if err != nil {
 			return err
 		}
@@ -301,7 +302,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		}
 		return nil
 	}
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: hook.Of(d.Interface), Interface: t.Port.Device, Index: d.Index, NetNS: c.m.store.NetNS, RunDir: c.m.runDir, Ways: []bind.Way{way}})
+	b, err := cgroup.NewBinder(cgroup.Config{Hook: hook.Of(d.Interface), Interface: t.Port.Device, Index: d.Index, NetNS: c.m.Store.NetNS, RunDir: c.m.RunDir, Ways: []bind.Way{way}})
 	if err != nil {
 		return err
 	}
@@ -319,7 +320,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 			Follows: "once it is there, vifshape agent binds it at once, else the next apply"})
 	}
 	for _, o := range r.Outside {
-		c.say(o.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %s does not hold all of it: %s", o.Path, bindingText(o.Binding), words.Printable(o.String()))})
+		c.say(o.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %s does not hold all of it: %s", o.Path, shaper.BindingText(o.Binding), words.Printable(o.String()))})
 	}
 	h, err := b.Homes()
 	if err != nil {

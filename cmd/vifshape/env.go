@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/policy"
 )
 
@@ -45,16 +46,16 @@ func (e *env) json(v any) error {
 }
 
 // machine opens the network namespace that the program runs in.
-func (e *env) machine() (*machine, error) { return openMachine(e.runDir, e.tell) }
+func (e *env) machine() (*shaper.Machine, error) { return shaper.Open(e.runDir, e.tell) }
 
 // tell writes a remark to stderr.
-func (e *env) tell(r Remark) {
+func (e *env) tell(r shaper.Remark) {
 	switch {
 	case r.At != nil:
 		fmt.Fprint(e.stderr, policy.Errors{*r.At}.Render())
-	case r.Level == Warning:
+	case r.Level == shaper.Warning:
 		e.warnf("%s", r.Text)
-	case r.Level == Hint:
+	case r.Level == shaper.Hint:
 		e.hintf("%s", r.Text)
 	default:
 		e.notef("%s", r.Text)

@@ -10,6 +10,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/policy"
@@ -97,13 +98,13 @@ func exitCode(err error) int {
 
 func partly(err error) bool {
 	var apply *hierarchy.ApplyError
-	var several partlyError
-	var unrecorded *unrecordedError
+	var several shaper.PartlyError
+	var unrecorded *shaper.UnrecordedError
 	return errors.As(err, &several) || errors.As(err, &apply) && apply.Undo != nil || errors.As(err, &unrecorded)
 }
 
 func privilege(err error) bool {
-	return errors.As(err, new(deniedError)) || errors.As(err, new(*insideError)) || notPrivileged(err)
+	return errors.As(err, new(shaper.DeniedError)) || errors.As(err, new(*shaper.InsideError)) || shaper.NotPrivileged(err)
 }
 
 // report prints an error as a user wants to read it.
@@ -131,19 +132,19 @@ func hints(err error) []string {
 	var locked *record.LockedError
 	var usage usageError
 	var exec *confine.ExecError
-	var root foreignRootError
-	var former formerError
+	var root shaper.ForeignRootError
+	var former shaper.FormerError
 	var lock *confine.LockError
 	var handed *confine.HandedError
 	var agent *agentError
-	var denied deniedError
+	var denied shaper.DeniedError
 	var unfit amend.UnfitError
 	var problem amend.ProblemError
 	var room *record.NoRoomError
-	var way interface{ remedy() string }
+	var way interface{ Remedy() string }
 	switch {
 	case errors.As(err, &way):
-		return []string{way.remedy()}
+		return []string{way.Remedy()}
 	case errors.As(err, &agent):
 		return agent.hints
 	case errors.As(err, &unfit):
@@ -151,7 +152,7 @@ func hints(err error) []string {
 	case errors.As(err, &problem) && problem.Hint == "":
 	case errors.As(err, &problem):
 		return []string{problem.Hint}
-	case errors.As(err, new(*insideError)): // which says it
+	case errors.As(err, new(*shaper.InsideError)): // which says it
 	case errors.As(err, &denied):
 		return []string{"delegate = [...] below a branch of the policy says whose it is; `vifshape show` lists them"}
 	case errors.As(err, &lock):

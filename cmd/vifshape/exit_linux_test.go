@@ -13,6 +13,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
@@ -36,7 +37,7 @@ func TestExitCode(t *testing.T) {
 		{"interrupted while waiting", context.Canceled, exitInterrupted, "vifshape: error: interrupted\n"},
 		{"interrupted and undone", undone, exitInterrupted, "vifshape: error: interrupted; everything is as it was before\n"},
 		{"not undone", stuck, exitPartly, "vifshape: error: interrupted; going back failed as well: no way back\nvifshape: hint: "},
-		{"undone, and another interface is not", partlyError{fmt.Errorf("%w; and eth1 could not be put back", undone)}, exitPartly, "could not be put back\nvifshape: hint: "},
+		{"undone, and another interface is not", shaper.PartlyError{Err: fmt.Errorf("%w; and eth1 could not be put back", undone)}, exitPartly, "could not be put back\nvifshape: hint: "},
 		{"kernel refuses", fmt.Errorf("eth0: %w", denied), exitPrivilege, "(needs root or CAP_NET_ADMIN)\nvifshape: hint: "},
 		{"confined", fmt.Errorf("eth0: %w", caps.ErrConfined), exitPrivilege, "eth0: not privileged\nvifshape: hint: run it as root of the machine, outside of containers and user namespaces; "},
 		{"file refuses", &fs.PathError{Op: "open", Path: "x", Err: fs.ErrPermission}, exitPrivilege, "vifshape: hint: "},

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -38,7 +38,7 @@ type strayView struct {
 
 // holds fills in how far the bindings of each class hold. Where that may not be read
 // it stays out.
-func (x *shaped) holds(bound map[hierarchy.ClassID][]boundView) error {
+func holds(x *shaper.Interface, bound map[hierarchy.ClassID][]boundView) error {
 	var pids []int
 	for _, list := range bound {
 		for _, v := range list {
@@ -47,7 +47,7 @@ func (x *shaped) holds(bound map[hierarchy.ClassID][]boundView) error {
 			}
 		}
 	}
-	all, err := x.binder.Census(pids)
+	all, err := x.Binder.Census(pids)
 	if errors.Is(err, caps.ErrNotPrivileged) {
 		return nil
 	}
@@ -57,7 +57,7 @@ func (x *shaped) holds(bound map[hierarchy.ClassID][]boundView) error {
 	for class, list := range bound {
 		for i := range list {
 			if processesOf(list[i].Target) {
-				list[i].heldView = x.holding(class, list[i].Processes, all)
+				list[i].heldView = holding(x, class, list[i].Processes, all)
 			}
 		}
 	}
@@ -65,7 +65,7 @@ func (x *shaped) holds(bound map[hierarchy.ClassID][]boundView) error {
 }
 
 // holding sorts the sockets of the processes that are bound to a class.
-func (x *shaped) holding(class hierarchy.ClassID, of []process, all map[int]cgroup.ProcessSockets) (v heldView) {
+func holding(x *shaper.Interface, class hierarchy.ClassID, of []process, all map[int]cgroup.ProcessSockets) (v heldView) {
 	seen := map[uint64]bool{}
 	carried, stray := 0, map[hierarchy.Path]*strayView{}
 	for _, p := range of {
@@ -87,7 +87,7 @@ func (x *shaped) holding(class hierarchy.ClassID, of []process, all map[int]cgro
 			case is == 0:
 				v.Untold++
 			default:
-				at := x.branchOf(is)
+				at := x.BranchOf(is)
 				if stray[at] == nil {
 					stray[at] = &strayView{Branch: at}
 				}
@@ -109,12 +109,6 @@ func (x *shaped) holding(class hierarchy.ClassID, of []process, all map[int]cgro
 		v.Sockets, v.Carried = &total, &carried
 	}
 	return v
-}
-
-// branchOf is the branch that a class is of. HTB puts what has a class that it does
-// not have into the rest.
-func (x *shaped) branchOf(class hierarchy.ClassID) hierarchy.Path {
-	return hierarchy.Path(cmp.Or(string(x.kernel.Names[class]), string(hierarchy.Path(x.record.Interface).Join(hierarchy.RestName))))
 }
 
 // processesOf says whether a target names processes.
@@ -187,8 +181,8 @@ func processNames(all []process) string {
 }
 
 // heldBy is how far bindings hold, by target.
-func (x *shaped) heldBy(all []hierarchy.Bound) (map[bind.Target]boundView, error) {
-	bound, err := x.bound(all)
+func heldBy(x *shaper.Interface, all []hierarchy.Bound) (map[bind.Target]boundView, error) {
+	bound, err := boundTo(x, all)
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +214,7 @@ func (v *bindingView) inForce(i int, target bind.Target) (lines []string) {
 
 // strayed warns of sockets that new bindings do not hold, because they were open
 // before. What was done is done, whether that can be told or not.
-func (m *machine) strayed(ctx context.Context, iface string, steps []hierarchy.Step) {
+func strayed(m *shaper.Machine, ctx context.Context, iface string, steps []hierarchy.Step) {
 	var fresh []hierarchy.Bound
 	for _, s := range steps {
 		if b, ok := s.New.(*hierarchy.Bound); ok && b != nil {
@@ -235,27 +229,27 @@ func (m *machine) strayed(ctx context.Context, iface string, steps []hierarchy.S
 	// all bindings: what another one names more exactly is not theirs
 	var s hierarchy.State
 	var held map[bind.Target]boundView
-	x, err := m.shaped(iface, "")
+	x, err := m.Interface(iface, "")
 	if err == nil {
-		defer x.binder.Close()
-		err = x.binder.Read(ctx, &s)
+		defer x.Binder.Close()
+		err = x.Binder.Read(ctx, &s)
 	}
 	if err == nil {
-		held, err = x.heldBy(s.Bound)
+		held, err = heldBy(x, s.Bound)
 	}
 	if err != nil {
-		m.warnf("", "whether it holds what is open already cannot be told: %v", err)
+		m.Warnf("", "whether it holds what is open already cannot be told: %v", err)
 		return
 	}
 	for _, b := range fresh {
 		v := held[b.Target]
 		v.From = b.From
-		m.stays(x.branchOf(b.Class), v.name(), v.heldView, s.Hook.Way)
+		stays(m, x.BranchOf(b.Class), v.name(), v.heldView, s.Hook.Way)
 	}
 }
 
 // stays warns of open sockets that a branch does not have.
-func (m *machine) stays(in hierarchy.Path, what string, v heldView, way bind.Way) {
+func stays(m *shaper.Machine, in hierarchy.Path, what string, v heldView, way bind.Way) {
 	var where, pids []string
 	n := 0
 	for _, s := range v.Elsewhere {
@@ -269,31 +263,31 @@ func (m *machine) stays(in hierarchy.Path, what string, v heldView, way bind.Way
 		return
 	}
 	of := words.Number(*v.Sockets, "open socket stays", "open sockets stay")
-	m.warnf(in, "%s: %s: %d of %s in %s; what is opened from now on is held", in, what, n, of, strings.Join(where, ", in "))
+	m.Warnf(in, "%s: %s: %d of %s in %s; what is opened from now on is held", in, what, n, of, strings.Join(where, ", in "))
 	if way == bind.WayBPF {
 		slices.Sort(pids)
-		m.hintf(in, "`vifshape attach %s %s` carries open connections over", in, strings.Join(slices.Compact(pids), " "))
+		m.Hintf(in, "`vifshape attach %s %s` carries open connections over", in, strings.Join(slices.Compact(pids), " "))
 	}
 }
 
 // leftBehind warns of sockets of attached processes that attach could not carry over,
 // though the kernel did not say so.
-func (m *machine) leftBehind(path hierarchy.Path, got *home.Attachment) {
-	x, err := m.shaped(path.Interface(), "")
+func leftBehind(m *shaper.Machine, path hierarchy.Path, got *home.Attachment) {
+	x, err := m.Interface(path.Interface(), "")
 	if err != nil {
-		m.warnf(path, "whether it holds what was open cannot be told: %v", err)
+		m.Warnf(path, "whether it holds what was open cannot be told: %v", err)
 		return
 	}
-	defer x.binder.Close()
-	_, class, _ := x.record.Leaf(path)
+	defer x.Binder.Close()
+	_, class, _ := x.Record.Leaf(path)
 	v := boundView{Target: bind.ToCgroup("")}
 	for _, p := range got.Processes {
 		v.Processes = append(v.Processes, process{p.PID, p.Name})
 	}
 	one := map[hierarchy.ClassID][]boundView{class: {v}}
-	if err := x.holds(one); err != nil {
-		m.warnf("", "whether it holds what was open cannot be told: %v", err)
+	if err := holds(x, one); err != nil {
+		m.Warnf("", "whether it holds what was open cannot be told: %v", err)
 		return
 	}
-	m.stays(path, "attached", one[class][0].heldView, bind.WayNone)
+	stays(m, path, "attached", one[class][0].heldView, bind.WayNone)
 }

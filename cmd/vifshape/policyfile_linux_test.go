@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 )
 
 // TestPolicyFile holds that a policy comes from a file, or from a pipe that a shell has
@@ -40,7 +42,7 @@ func TestPolicyFile(t *testing.T) {
 		dir:         "is a directory",
 		"/dev/zero": "is a device",
 	} {
-		f, err := openPolicy(name)
+		f, err := shaper.OpenPolicy(name)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, not %q", name, err, want)
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/qdisc"
@@ -85,7 +86,7 @@ func stepText(s hierarchy.Step, kinds kindTable) string {
 		}
 		return fmt.Sprintf("root\t%s %v", i.Kind, i.Handle)
 	case *hierarchy.Class:
-		head := fmt.Sprintf("class\t%s\t%v\t", name(i.Path, i.ID), i.ID)
+		head := fmt.Sprintf("class\t%s\t%v\t", shaper.Name(i.Path, i.ID), i.ID)
 		switch s.Action {
 		case hierarchy.Change:
 			return head + classDiff(*s.Old.(*hierarchy.Class), *i)
@@ -94,7 +95,7 @@ func stepText(s hierarchy.Step, kinds kindTable) string {
 		}
 		return head + classText(*i)
 	case *hierarchy.Leaf:
-		head := fmt.Sprintf("qdisc\t%s\t%v\t", name(i.Path, i.Class), i.Class)
+		head := fmt.Sprintf("qdisc\t%s\t%v\t", shaper.Name(i.Path, i.Class), i.Class)
 		if s.Action == hierarchy.Change {
 			return head + qdiscDiff(s.Old.(*hierarchy.Leaf).Qdisc, i.Qdisc, kinds)
 		}
@@ -114,11 +115,11 @@ func stepText(s hierarchy.Step, kinds kindTable) string {
 		if s.Action == hierarchy.Change {
 			old := s.Old.(*hierarchy.Bound)
 			if old.Class == i.Class {
-				return fmt.Sprintf("bind\t%s\t%v\t%s%s, guarded against sockets past the queues again", name(i.Path, i.Class), i.Class, target, from)
+				return fmt.Sprintf("bind\t%s\t%v\t%s%s, guarded against sockets past the queues again", shaper.Name(i.Path, i.Class), i.Class, target, from)
 			}
-			return fmt.Sprintf("bind\t%s\t%v\t%s%s, was %s", name(i.Path, i.Class), i.Class, target, from, name(old.Path, old.Class))
+			return fmt.Sprintf("bind\t%s\t%v\t%s%s, was %s", shaper.Name(i.Path, i.Class), i.Class, target, from, shaper.Name(old.Path, old.Class))
 		}
-		return fmt.Sprintf("bind\t%s\t%v\t%s%s", name(i.Path, i.Class), i.Class, target, from)
+		return fmt.Sprintf("bind\t%s\t%v\t%s%s", shaper.Name(i.Path, i.Class), i.Class, target, from)
 	}
 	return s.String()
 }

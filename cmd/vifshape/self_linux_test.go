@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -135,7 +136,7 @@ func play(trick, dir string, join func(string) error) error {
 		}
 		return os.Symlink("/run/elsewhere", "/run/vifshape")
 	case "claim":
-		return os.Setenv(branchVariable, value)
+		return os.Setenv(shaper.BranchVariable, value)
 	case "elsewhere": // another network namespace
 		return unix.Unshare(unix.CLONE_NEWNET)
 	}
@@ -200,8 +201,8 @@ func TestKernelSelf(t *testing.T) {
 			}
 			var got struct {
 				Branches []struct {
-					Interface, Path, From, Target, Classifier string
-					Rate, Ceil                                hierarchy.Bandwidth
+					Interface, Path, From, Target, Binding string
+					Rate, Ceil                             hierarchy.Bandwidth
 				}
 			}
 			if err := json.Unmarshal([]byte(r.stdout), &got); err != nil || len(got.Branches) != 1 {
@@ -212,7 +213,7 @@ func TestKernelSelf(t *testing.T) {
 			if d := cmp.Diff(want, b.Path+" "+b.From+" "+b.Target); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
-			if b.Interface != "eth0" || b.Classifier != "bpf" || strings.HasPrefix(b.Path, api) && (b.Rate != 20*hierarchy.Mbit || b.Ceil != 30*hierarchy.Mbit) {
+			if b.Interface != "eth0" || b.Binding != "bpf" || strings.HasPrefix(b.Path, api) && (b.Rate != 20*hierarchy.Mbit || b.Ceil != 30*hierarchy.Mbit) {
 				t.Errorf("got %+v", b)
 			}
 		})

@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"context"
@@ -16,9 +16,9 @@ import (
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
-// uid is the number of a delegate; ok is false for one that this machine does not
+// UID is the number of a delegate; ok is false for one that this machine does not
 // know, and for root, however it is called here.
-func uid(d bind.Delegate) (id uint32, ok bool) {
+func UID(d bind.Delegate) (id uint32, ok bool) {
 	if id, ok := d.UID(); ok {
 		return id, true
 	}
@@ -42,11 +42,11 @@ func laid(spec json.RawMessage, iface string, added []amend.Branch, lay func(*hi
 
 // keepAdded puts the branches that were added to the former policy into the tree of
 // the next one.
-func (x *target) keepAdded() error {
-	if len(x.record.Added) == 0 {
+func (x *Target) keepAdded() error {
+	if len(x.Record.Added) == 0 {
 		return nil
 	}
-	with, err := laid(x.spec, x.tree.Port.Device, x.record.Added, amend.Keep)
+	with, err := laid(x.spec, x.Tree.Port.Device, x.Record.Added, amend.Keep)
 	if err == nil {
 		x.lay(with)
 	}
@@ -54,12 +54,12 @@ func (x *target) keepAdded() error {
 }
 
 // lay makes the target what a policy with branches added is.
-func (x *target) lay(with amend.Extended) {
-	x.tree, x.added, x.dropped = with.Tree, with.Kept, with.Dropped
+func (x *Target) lay(with amend.Extended) {
+	x.Tree, x.added, x.dropped = with.Tree, with.Kept, with.Dropped
 }
 
-// delegations are the branches of a tree that are delegated.
-func delegations(t *hierarchy.Tree) (all []record.Delegated) {
+// Delegations are the branches of a tree that are delegated.
+func Delegations(t *hierarchy.Tree) (all []record.Delegated) {
 	for b := range t.All() {
 		if len(b.Delegate) > 0 {
 			all = append(all, record.Delegated{Path: b.Path, To: b.Delegate})
@@ -70,14 +70,14 @@ func delegations(t *hierarchy.Tree) (all []record.Delegated) {
 
 // tellAdded says what becomes of delegations and added branches. What
 // stays as it is is for plan alone.
-func (m *machine) tellAdded(x *target, all bool) {
+func (m *Machine) tellAdded(x *Target, all bool) {
 	for _, d := range x.dropped {
-		m.warnf(d.Path, "%s, which was added at run time, goes: %s", d.Path, d.Why)
+		m.Warnf(d.Path, "%s, which was added at run time, goes: %s", d.Path, d.Why)
 	}
 	for _, d := range x.next.Delegated {
 		for _, to := range d.To {
-			if _, ok := uid(to); !ok {
-				m.warnf(d.Path, "%s is delegated to %s, who is no user of this machine", d.Path, words.Printable(string(to)))
+			if _, ok := UID(to); !ok {
+				m.Warnf(d.Path, "%s is delegated to %s, who is no user of this machine", d.Path, words.Printable(string(to)))
 			}
 		}
 	}
@@ -85,50 +85,51 @@ func (m *machine) tellAdded(x *target, all bool) {
 		return
 	}
 	for _, a := range x.added {
-		m.notef(a.Path, "%s stays: it was added at run time", a.Path)
+		m.Notef(a.Path, "%s stays: it was added at run time", a.Path)
 	}
 	was := map[hierarchy.Path]string{}
-	for _, d := range x.record.Delegated {
+	for _, d := range x.Record.Delegated {
 		was[d.Path] = d.Names()
 	}
 	for _, d := range x.next.Delegated {
 		if was[d.Path] != d.Names() {
-			m.notef(d.Path, "%s is delegated to %s", d.Path, words.Printable(d.Names()))
+			m.Notef(d.Path, "%s is delegated to %s", d.Path, words.Printable(d.Names()))
 		}
 		delete(was, d.Path)
 	}
-	for _, d := range x.record.Delegated {
+	for _, d := range x.Record.Delegated {
 		if _, gone := was[d.Path]; gone {
-			m.notef(d.Path, "%s is delegated to nobody any more", d.Path)
+			m.Notef(d.Path, "%s is delegated to nobody any more", d.Path)
 		}
 	}
 }
 
-// petitioner is who asks for something through the agent.
-type petitioner struct {
-	uid   uint32
-	homes []hierarchy.Path // the branches that it runs in: several where its threads are in different ones
+// Petitioner is who asks for something through the agent.
+type Petitioner struct {
+	UID   uint32
+	Homes []hierarchy.Path // the branches that it runs in: several where its threads are in different ones
 }
 
-// deniedError says that somebody asked for what is not delegated to them.
-type deniedError struct{ error }
+// DeniedError says that somebody asked for what is not delegated to them.
+type DeniedError struct{ Err error }
 
-func (e deniedError) Unwrap() error { return e.error }
+func (e DeniedError) Error() string { return e.Err.Error() }
+func (e DeniedError) Unwrap() error { return e.Err }
 
 // held refuses what lies outside of a branch that the petitioner runs in.
-func (w *petitioner) held(p hierarchy.Path) error {
-	for _, home := range w.homes {
+func (w *Petitioner) held(p hierarchy.Path) error {
+	for _, home := range w.Homes {
 		if !p.Below(home) {
-			return deniedError{fmt.Errorf("%s: process is in branch %s, from where programs go only to that branch and below", p, home)}
+			return DeniedError{fmt.Errorf("%s: process is in branch %s, from where programs go only to that branch and below", p, home)}
 		}
 	}
 	return nil
 }
 
-// enters refuses a branch that the petitioner may not start programs in. Root may: the
+// Enters refuses a branch that the petitioner may not start programs in. Root may: the
 // cgroups' files are its own.
-func (w *petitioner) enters(r *record.Record, p hierarchy.Path) error {
-	if w.uid == 0 {
+func (w *Petitioner) Enters(r *record.Record, p hierarchy.Path) error {
+	if w.UID == 0 {
 		return w.held(p)
 	}
 	_, _, err := w.base(r, p)
@@ -138,7 +139,7 @@ func (w *petitioner) enters(r *record.Record, p hierarchy.Path) error {
 // base is the branch at or above p up to which the petitioner may divide it: given, the
 // uppermost that is delegated to it, but none above one that it runs in. Nothing is
 // delegated to root: one that comes here is one that may not do it by itself.
-func (w *petitioner) base(r *record.Record, p hierarchy.Path) (base, given hierarchy.Path, err error) {
+func (w *Petitioner) base(r *record.Record, p hierarchy.Path) (base, given hierarchy.Path, err error) {
 	if err := w.held(p); err != nil {
 		return "", "", err
 	}
@@ -146,16 +147,16 @@ func (w *petitioner) base(r *record.Record, p hierarchy.Path) (base, given hiera
 		if !p.Below(d.Path) || given != "" && !given.Below(d.Path) {
 			continue
 		}
-		if slices.ContainsFunc(d.To, func(to bind.Delegate) bool { id, ok := uid(to); return ok && id == w.uid }) {
+		if slices.ContainsFunc(d.To, func(to bind.Delegate) bool { id, ok := UID(to); return ok && id == w.UID }) {
 			given = d.Path
 		}
 	}
 	switch {
-	case given == "" || w.uid == bind.OverflowUID:
-		return "", "", deniedError{fmt.Errorf("%s is not delegated to user %d", p, w.uid)}
+	case given == "" || w.UID == bind.OverflowUID:
+		return "", "", DeniedError{fmt.Errorf("%s is not delegated to user %d", p, w.UID)}
 	}
 	base = given
-	for _, home := range w.homes { // above p all of them, and so one above the other
+	for _, home := range w.Homes { // above p all of them, and so one above the other
 		if home.Below(base) {
 			base = home
 		}
@@ -165,20 +166,20 @@ func (w *petitioner) base(r *record.Record, p hierarchy.Path) (base, given hiera
 
 // amend changes the branches that were added to an interface. Change sets tree and
 // added of a target; the rest is that of apply, with the policy that was applied last.
-func (m *machine) amend(ctx context.Context, what string, path hierarchy.Path, change func(*target) error) error {
-	unlock, err := m.store.Lock(ctx, what+" "+string(path))
+func (m *Machine) amend(ctx context.Context, what string, path hierarchy.Path, change func(*Target) error) error {
+	unlock, err := m.Store.Lock(ctx, what+" "+string(path))
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	s, err := m.shaped(path.Interface(), "")
+	s, err := m.Interface(path.Interface(), "")
 	if err != nil {
 		return err
 	}
-	x := &target{shaped: s, amends: true}
-	defer release([]*target{x})
-	r := s.record
-	if _, err := x.entry(hierarchy.Path(r.Interface).Join(hierarchy.RestName)); err != nil {
+	x := &Target{Interface: s, amends: true}
+	defer release([]*Target{x})
+	r := s.Record
+	if _, err := x.Entry(hierarchy.Path(r.Interface).Join(hierarchy.RestName)); err != nil {
 		return err // there is always one, if there is a tree
 	}
 	if err := x.stands(hierarchy.ID(hierarchy.RootMinor)); err != nil {
@@ -191,20 +192,20 @@ func (m *machine) amend(ctx context.Context, what string, path hierarchy.Path, c
 	if err := m.settle(ctx, r.Policy, r.Binding, x); err != nil {
 		return err
 	}
-	if x.blind != nil {
-		return x.blind
+	if x.Blind != nil {
+		return x.Blind
 	}
-	return m.apply(ctx, []*target{x})
+	return m.apply(ctx, []*Target{x})
 }
 
-// add makes a branch below another one. Without a petitioner root asks.
-func (m *machine) add(ctx context.Context, a amend.Branch, who *petitioner) error {
+// Add makes a branch below another one. Without a petitioner root asks.
+func (m *Machine) Add(ctx context.Context, a amend.Branch, who *Petitioner) error {
 	if err := a.Check(); err != nil {
 		return err
 	}
 	parent := a.Path.Parent()
-	return m.amend(ctx, "add", a.Path, func(x *target) error {
-		r := x.record
+	return m.amend(ctx, "add", a.Path, func(x *Target) error {
+		r := x.Record
 		base := hierarchy.Path("")
 		if who != nil {
 			var given hierarchy.Path
@@ -216,7 +217,7 @@ func (m *machine) add(ctx context.Context, a amend.Branch, who *petitioner) erro
 				return err
 			}
 		}
-		if err := x.exists(parent); err != nil {
+		if err := x.Exists(parent); err != nil {
 			return err
 		}
 		if _, _, ok := r.IDs.Find(a.Path); ok {
@@ -243,22 +244,22 @@ func (m *machine) add(ctx context.Context, a amend.Branch, who *petitioner) erro
 	})
 }
 
-// exists says what is wrong with the path of a branch; the interface's is none.
-func (x *shaped) exists(path hierarchy.Path) error {
-	if path == hierarchy.Path(x.record.Interface) {
+// Exists says what is wrong with the path of a branch; the interface's is none.
+func (x *Interface) Exists(path hierarchy.Path) error {
+	if path == hierarchy.Path(x.Record.Interface) {
 		return nil
 	}
-	if _, _, ok := x.record.IDs.Find(path); ok {
+	if _, _, ok := x.Record.IDs.Find(path); ok {
 		return nil
 	}
-	_, err := x.entry(path)
+	_, err := x.Entry(path)
 	return err
 }
 
-// remove takes a branch away that was added. Without a petitioner root asks.
-func (m *machine) remove(ctx context.Context, path hierarchy.Path, who *petitioner) error {
-	return m.amend(ctx, "remove", path, func(x *target) error {
-		r := x.record
+// Remove takes a branch away that was added. Without a petitioner root asks.
+func (m *Machine) Remove(ctx context.Context, path hierarchy.Path, who *Petitioner) error {
+	return m.amend(ctx, "remove", path, func(x *Target) error {
+		r := x.Record
 		if who != nil {
 			if _, _, err := who.base(r, path.Parent()); err != nil {
 				return err
@@ -266,13 +267,13 @@ func (m *machine) remove(ctx context.Context, path hierarchy.Path, who *petition
 		}
 		i := slices.IndexFunc(r.Added, func(a amend.Branch) bool { return a.Path == path })
 		if i < 0 {
-			if err := x.exists(path); err != nil {
+			if err := x.Exists(path); err != nil {
 				return err
 			}
 			return fmt.Errorf("%s was not added, it is the policy's: change %s and apply it", path, r.PolicyName())
 		}
 		if who != nil && r.Added[i].By == 0 {
-			return deniedError{fmt.Errorf("%s was added by root", path)}
+			return DeniedError{fmt.Errorf("%s was added by root", path)}
 		}
 		for _, o := range r.Added {
 			if o.Path != path && o.Path.Below(path) {
@@ -284,7 +285,7 @@ func (m *machine) remove(ctx context.Context, path hierarchy.Path, who *petition
 				return fmt.Errorf("%s: %v is bound to it: `vifshape unbind %s %v` takes it from there", path, b.Binding, path, b.Binding)
 			}
 		}
-		h, err := x.binder.Homes()
+		h, err := x.Binder.Homes()
 		if err != nil {
 			return err
 		}
@@ -296,7 +297,7 @@ func (m *machine) remove(ctx context.Context, path hierarchy.Path, who *petition
 			return fmt.Errorf("%s: processes live in it: end them, or `vifshape attach` them to another branch", path)
 		}
 		with, err := laid(r.Spec, r.Interface, slices.Delete(slices.Clone(r.Added), i, i+1), amend.Extend)
-		x.tree, x.added = with.Tree, with.Kept
+		x.Tree, x.added = with.Tree, with.Kept
 		return err
 	})
 }

@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"errors"
@@ -9,10 +9,10 @@ import (
 	"github.com/vifshape/vifshape/tc/link"
 )
 
-// device finds an interface and its record, also where the interface had another
+// Device finds an interface and its record, also where the interface had another
 // name when the record was written.
-func (m *machine) device(iface string) (*tc.Device, *record.Record, error) {
-	d, err := tc.Find(m.conn, iface)
+func (m *Machine) Device(iface string) (*tc.Device, *record.Record, error) {
+	d, err := tc.Find(m.Conn, iface)
 	var no *link.NotFoundError
 	if errors.As(err, &no) {
 		return nil, nil, m.called(no, iface)
@@ -23,20 +23,20 @@ func (m *machine) device(iface string) (*tc.Device, *record.Record, error) {
 	if d.Name != iface {
 		return nil, nil, fmt.Errorf("%s is an alternative name of %s: write that, branches have their names from it", iface, d.Name)
 	}
-	r, err := m.record(d.Name, d.Index)
+	r, err := m.Record(d.Name, d.Index)
 	return d, r, err
 }
 
 // called says in place of the error that there is no such interface what it is
 // called now, where that is known. What had a tree was meant, not one with a like
 // name.
-func (m *machine) called(no *link.NotFoundError, iface string) error {
-	r, err := m.store.Load(iface)
+func (m *Machine) called(no *link.NotFoundError, iface string) error {
+	r, err := m.Store.Load(iface)
 	if err != nil || r.Policy == "" {
 		return no
 	}
 	no = &link.NotFoundError{Name: no.Name}
-	links, err := link.List(m.conn)
+	links, err := link.List(m.Conn)
 	if err != nil {
 		return no
 	}
@@ -46,19 +46,19 @@ func (m *machine) called(no *link.NotFoundError, iface string) error {
 	return no
 }
 
-// record is the record of an interface: the one under its name, else the one that
+// Record is the record of an interface: the one under its name, else the one that
 // was written under a name that it had before. One under its name that belongs to
 // an interface which has another name now is not its own.
-func (m *machine) record(iface string, index uint32) (*record.Record, error) {
-	r, err := m.store.Load(iface)
+func (m *Machine) Record(iface string, index uint32) (*record.Record, error) {
+	r, err := m.Store.Load(iface)
 	if err != nil || r.Policy != "" && r.Index == index {
 		return r, err
 	}
-	names, err := m.store.Interfaces()
+	names, err := m.Store.Interfaces()
 	if err != nil || len(names) == 0 {
 		return r, err
 	}
-	links, err := link.List(m.conn)
+	links, err := link.List(m.Conn)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (m *machine) record(iface string, index uint32) (*record.Record, error) {
 		r = &record.Record{Version: record.Version, Interface: iface}
 	}
 	for _, n := range names {
-		o, err := m.store.Load(n)
+		o, err := m.Store.Load(n)
 		if err != nil || n == iface {
 			continue // a damaged one is reported with its own interface
 		}

@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"context"
@@ -16,24 +16,24 @@ import (
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// lostError says that the kernel has no more what the record of an interface tells of:
+// LostError says that the kernel has no more what the record of an interface tells of:
 // others may take a tree away, and an interface that is made anew has none.
-type lostError struct {
+type LostError struct {
 	iface  string
-	what   []string
-	policy string // that it was made by, as in a record
+	What   []string
+	Policy string // that it was made by, as in a record
 }
 
-func (e *lostError) Error() string {
-	return fmt.Sprintf("%s is not shaped as %s says: %s", e.iface, (&record.Record{Policy: e.policy}).PolicyName(), strings.Join(e.what, "; "))
+func (e *LostError) Error() string {
+	return fmt.Sprintf("%s is not shaped as %s says: %s", e.iface, (&record.Record{Policy: e.Policy}).PolicyName(), strings.Join(e.What, "; "))
 }
 
-// remedy is what to type.
-func (e *lostError) remedy() string {
-	if e.policy == "-" {
+// Remedy is what to type.
+func (e *LostError) Remedy() string {
+	if e.Policy == "-" {
 		return "apply the policy again, which came from standard input"
 	}
-	return "`vifshape apply " + words.Printable(e.policy) + "` puts it back"
+	return "`vifshape apply " + words.Printable(e.Policy) + "` puts it back"
 }
 
 // contradictionError says that the record of an interface and the kernel cannot both
@@ -46,28 +46,28 @@ func (e *contradictionError) Error() string {
 	return fmt.Sprintf("the record of %s contradicts the kernel, and nothing is done by it: %s", e.iface, e.why)
 }
 
-func (e *contradictionError) remedy() string {
-	return (&lostError{policy: e.policy}).remedy() + " in order; nobody else than vifshape should write to the run directory"
+func (e *contradictionError) Remedy() string {
+	return (&LostError{Policy: e.policy}).Remedy() + " in order; nobody else than vifshape should write to the run directory"
 }
 
-// treeLost is the loss of everything.
-func treeLost(r *record.Record, is hierarchy.Root) *lostError {
-	return &lostError{r.Interface, []string{"the tree is gone, its root qdisc is " + rootText(is)}, r.Policy}
+// TreeLost is the loss of everything.
+func TreeLost(r *record.Record, is hierarchy.Root) *LostError {
+	return &LostError{r.Interface, []string{"the tree is gone, its root qdisc is " + RootText(is)}, r.Policy}
 }
 
-// losses says what there is no more of that the record tells of, nil where all of it is
+// Losses says what there is no more of that the record tells of, nil where all of it is
 // there. The state is the interface's, as far as it can be read.
-func (x *shaped) losses(s hierarchy.State) error {
-	r := x.record
+func (x *Interface) Losses(s hierarchy.State) error {
+	r := x.Record
 	if r.Policy == "" {
 		return nil
 	}
-	tree := x.on(s)
+	tree := x.On(s)
 	if !tree.Root.Ours() {
-		return treeLost(r, tree.Root)
+		return TreeLost(r, tree.Root)
 	}
-	e := &lostError{iface: r.Interface, policy: r.Policy}
-	bare, err := x.bare()
+	e := &LostError{iface: r.Interface, Policy: r.Policy}
+	bare, err := x.Bare()
 	if errors.Is(err, caps.ErrNotPrivileged) { // only rules of nf_tables are hidden
 		bare, err = false, nil
 	}
@@ -82,7 +82,7 @@ func (x *shaped) losses(s hierarchy.State) error {
 		case r.Way == bind.WayNft, r.Way == bind.WayNetClsNft:
 			where = "nf_tables"
 		}
-		e.what = append(e.what, fmt.Sprintf("the classifier is gone from %s, and nothing is bound", where))
+		e.What = append(e.What, fmt.Sprintf("the classifier is gone from %s, and nothing is bound", where))
 	}
 	there := make(map[hierarchy.ClassID]bool, len(tree.Classes))
 	for _, c := range tree.Classes {
@@ -96,63 +96,63 @@ func (x *shaped) losses(s hierarchy.State) error {
 			continue
 		}
 		if missing++; missing <= most {
-			e.what = append(e.what, fmt.Sprintf("the class %v of %s is gone", id, p))
+			e.What = append(e.What, fmt.Sprintf("the class %v of %s is gone", id, p))
 		}
 	}
 	if missing > most {
-		e.what = append(e.what, fmt.Sprintf("and those of %d more branches", missing-most))
+		e.What = append(e.What, fmt.Sprintf("and those of %d more branches", missing-most))
 	}
-	if len(e.what) == 0 {
+	if len(e.What) == 0 {
 		return nil
 	}
 	return e
 }
 
-// bare says whether there is no classifier on the interface, of any way.
-func (x *shaped) bare() (bool, error) {
-	program, err := hook.Of(x.device.Interface).EgressProgram()
+// Bare says whether there is no classifier on the interface, of any way.
+func (x *Interface) Bare() (bool, error) {
+	program, err := hook.Of(x.Device.Interface).EgressProgram()
 	if err != nil || program != 0 {
 		return false, err
 	}
-	has, err := hook.Of(x.device.Interface).CgroupFilter()
+	has, err := hook.Of(x.Device.Interface).CgroupFilter()
 	if err == nil && !has {
-		has, err = x.binder.HasClassifier()
+		has, err = x.Binder.HasClassifier()
 	}
 	return !has, err
 }
 
 // queues reads the interface's root qdisc, classes and leaf queues alone.
-func (x *shaped) queues(ctx context.Context) (hierarchy.State, error) {
-	s := hierarchy.State{Device: x.record.Interface}
-	err := x.device.Read(ctx, &s)
+func (x *Interface) queues(ctx context.Context) (hierarchy.State, error) {
+	s := hierarchy.State{Device: x.Record.Interface}
+	err := x.Device.Read(ctx, &s)
 	if errors.Is(err, rtnl.ErrForeign) { // which the root says as well
 		err = nil
 	}
 	return s, err
 }
 
-// intact holds the record against the kernel: what is lost, and what cannot be.
-func (m *machine) intact(ctx context.Context, iface string) error {
-	x, err := m.shaped(iface, "")
+// Intact holds the record against the kernel: what is lost, and what cannot be.
+func (m *Machine) Intact(ctx context.Context, iface string) error {
+	x, err := m.Interface(iface, "")
 	if err != nil {
 		return err
 	}
-	defer x.binder.Close()
+	defer x.Binder.Close()
 	s, err := x.queues(ctx)
 	if err == nil {
 		err = x.misplaced(s)
 	}
 	if err == nil {
-		err = x.losses(s)
+		err = x.Losses(s)
 	}
 	return err
 }
 
 // misplaced is the error of classes that do not lie below the branches that they
 // should be below.
-func (x *shaped) misplaced(s hierarchy.State) error {
-	r := x.record
-	tree := x.on(s)
+func (x *Interface) misplaced(s hierarchy.State) error {
+	r := x.Record
+	tree := x.On(s)
 	if !tree.Root.Ours() {
 		return nil
 	}
@@ -172,10 +172,10 @@ func (x *shaped) misplaced(s hierarchy.State) error {
 
 // misnamed is the error of a binding that the kernel holds for the home of a branch,
 // with another branch's class.
-func (m *machine) misnamed(x *shaped, bound []hierarchy.Bound) error {
+func (m *Machine) misnamed(x *Interface, bound []hierarchy.Bound) error {
 	for _, b := range bound {
 		ns, p, ok := home.Parse(b.Target)
-		if !ok || ns != m.store.NetNS || p.Interface() != x.record.Interface {
+		if !ok || ns != m.Store.NetNS || p.Interface() != x.Record.Interface {
 			continue
 		}
 		if err := x.misnamedHome(p, b.Class); err != nil {
@@ -185,15 +185,15 @@ func (m *machine) misnamed(x *shaped, bound []hierarchy.Bound) error {
 	return nil
 }
 
-func (x *shaped) misnamedHome(p hierarchy.Path, is hierarchy.ClassID) error {
-	r := x.record
+func (x *Interface) misnamedHome(p hierarchy.Path, is hierarchy.ClassID) error {
+	r := x.Record
 	if _, class, ok := r.Leaf(p); ok && class != is {
 		return &contradictionError{r.Interface, r.Policy, fmt.Sprintf("the programs of %s are in class %v, and it says %v", p, is, class)}
 	}
 	return nil
 }
 
-func rootText(r hierarchy.Root) string {
+func RootText(r hierarchy.Root) string {
 	switch {
 	case r.Kind == "":
 		return "the kernel's own"

@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"errors"
@@ -13,10 +13,10 @@ import (
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// asked calls f with the loopback interface of a network namespace of its own, where
+// Asked calls f with the loopback interface of a network namespace of its own, where
 // the kernel can be asked by trying: nothing changes but that modules are loaded. It
 // needs CAP_SYS_ADMIN, and asking CAP_NET_ADMIN.
-func asked(f func(*rtnl.Conn, *tc.Device) error) error {
+func Asked(f func(*rtnl.Conn, *tc.Device) error) error {
 	ns, err := lab.NewNetNS()
 	if err != nil {
 		return fmt.Errorf("make a network namespace to ask the kernel in: %w", err)
@@ -34,8 +34,8 @@ func asked(f func(*rtnl.Conn, *tc.Device) error) error {
 	return f(c, lo)
 }
 
-// classifier is the kind that a way of binding has on the interface; empty: none.
-func classifier(w bind.Way) string {
+// Classifier is the kind that a way of binding has on the interface; empty: none.
+func Classifier(w bind.Way) string {
 	switch w {
 	case bind.WayBPF, bind.WayNetCls:
 		return "bpf"
@@ -45,9 +45,9 @@ func classifier(w bind.Way) string {
 	return ""
 }
 
-// missingClassifiers says, of "bpf" and "cgroup", what the kernel has not that they
+// MissingClassifiers says, of "bpf" and "cgroup", what the kernel has not that they
 // need. The interface is one of asked's.
-func missingClassifiers(lo *tc.Device) (map[string]string, error) {
+func MissingClassifiers(lo *tc.Device) (map[string]string, error) {
 	missing := map[string]string{}
 	lacking, err := hook.Of(lo.Interface).Lacks("bpf", "cgroup")
 	for _, kind := range lacking {
@@ -61,20 +61,20 @@ func missingClassifiers(lo *tc.Device) (map[string]string, error) {
 
 // lacks says of a way that the kernel has no classifier for it. Nothing is known to
 // be missing where the kernel may not be asked.
-func (m *machine) lacks(w bind.Way) error {
-	if classifier(w) == "" {
+func (m *Machine) lacks(w bind.Way) error {
+	if Classifier(w) == "" {
 		return nil
 	}
 	if m.missing == nil {
-		err := asked(func(_ *rtnl.Conn, lo *tc.Device) (err error) {
-			m.missing, err = missingClassifiers(lo)
+		err := Asked(func(_ *rtnl.Conn, lo *tc.Device) (err error) {
+			m.missing, err = MissingClassifiers(lo)
 			return err
 		})
 		if err != nil && !errors.Is(err, unix.EPERM) {
 			return err
 		}
 	}
-	if what := m.missing[classifier(w)]; what != "" {
+	if what := m.missing[Classifier(w)]; what != "" {
 		return fmt.Errorf("%s: %w", what, rtnl.ErrNotSupported)
 	}
 	return nil

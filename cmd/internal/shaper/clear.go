@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"context"
@@ -17,20 +17,20 @@ import (
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// clearAll takes away what vifshape made on the interfaces named, or on all and in all
+// ClearAll takes away what vifshape made on the interfaces named, or on all and in all
 // homes, and puts back what was there before.
-func (m *machine) clearAll(ctx context.Context, ifaces []string) error {
-	unlock, err := m.lock(ctx, "clear")
+func (m *Machine) ClearAll(ctx context.Context, ifaces []string) error {
+	unlock, err := m.Lock(ctx, "clear")
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	var homes []string // of interfaces that are not shaped now
 	if len(ifaces) == 0 {
-		if ifaces, err = m.ours(); err != nil {
+		if ifaces, err = m.Ours(); err != nil {
 			return err
 		}
-		if homes, err = m.store.Homes(); err != nil {
+		if homes, err = m.Store.Homes(); err != nil {
 			return err
 		}
 	}
@@ -61,44 +61,44 @@ func (m *machine) clearAll(ctx context.Context, ifaces []string) error {
 		}
 	}
 	if err = errors.Join(errs...); err != nil && changed {
-		return partlyError{err}
+		return PartlyError{err}
 	}
 	return err
 }
 
 // clearing is an interface that is to be cleared.
 type clearing struct {
-	iface   string
-	*shaped // nil: the interface has vanished
+	iface      string
+	*Interface // nil: the interface has vanished
 }
 
 func (x *clearing) Close() error {
-	if x.shaped == nil {
+	if x.Interface == nil {
 		return nil
 	}
-	return x.binder.Close()
+	return x.Binder.Close()
 }
 
-func (m *machine) clearing(iface string) (*clearing, error) {
-	x, err := m.shaped(iface, "")
+func (m *Machine) clearing(iface string) (*clearing, error) {
+	x, err := m.Interface(iface, "")
 	var no *link.NotFoundError
 	if !errors.As(err, &no) {
 		return &clearing{iface, x}, err
 	}
-	if r, rerr := m.store.Load(iface); rerr != nil || r.Policy == "" {
+	if r, rerr := m.Store.Load(iface); rerr != nil || r.Policy == "" {
 		return nil, errors.Join(err, rerr)
 	}
 	return &clearing{iface: iface}, nil
 }
 
-// ours are the interfaces with a tree or a record of ours, under the names that
+// Ours are the interfaces with a tree or a record of ours, under the names that
 // they have now.
-func (m *machine) ours() ([]string, error) {
-	records, err := m.store.Interfaces()
+func (m *Machine) Ours() ([]string, error) {
+	records, err := m.Store.Interfaces()
 	if err != nil {
 		return nil, err
 	}
-	links, err := link.List(m.conn)
+	links, err := link.List(m.Conn)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (m *machine) ours() ([]string, error) {
 	for _, n := range records {
 		// Another interface may have the name now. A damaged record is reported by
 		// who reads it for what is in it.
-		if r, err := m.store.Load(n); err == nil && r.Moved(links) != nil {
+		if r, err := m.Store.Load(n); err == nil && r.Moved(links) != nil {
 			continue // it comes below
 		}
 		names = append(names, n)
@@ -115,7 +115,7 @@ func (m *machine) ours() ([]string, error) {
 		if slices.Contains(names, l.Name) || l.Qdisc != "htb" {
 			continue
 		}
-		d, err := tc.Find(m.conn, l.Name)
+		d, err := tc.Find(m.Conn, l.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -132,63 +132,63 @@ func (m *machine) ours() ([]string, error) {
 
 // clear removes what is ours, and says whether that changed what the kernel
 // does with packets.
-func (m *machine) clear(ctx context.Context, x *clearing) (changed bool, err error) {
-	if x.shaped == nil {
-		m.notef(hierarchy.Path(x.iface), "%s is gone, and its tree with it; its record is removed", x.iface)
-		r, err := m.store.Load(x.iface)
+func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err error) {
+	if x.Interface == nil {
+		m.Notef(hierarchy.Path(x.iface), "%s is gone, and its tree with it; its record is removed", x.iface)
+		r, err := m.Store.Load(x.iface)
 		if err == nil {
 			err = m.unmark(r)
 		}
-		return false, errors.Join(err, m.removeHomes(x.iface), m.store.Remove(x.iface))
+		return false, errors.Join(err, m.removeHomes(x.iface), m.Store.Remove(x.iface))
 	}
 	if err := x.leave(m); err != nil {
 		return false, err
 	}
-	before, err := x.kernel.Read(ctx)
+	before, err := x.Kernel.Read(ctx)
 	if err != nil {
 		return false, err
 	}
-	ours := x.on(before).Root.Ours()
+	ours := x.On(before).Root.Ours()
 	want := hierarchy.State{Device: x.iface}
 	plan := hierarchy.Diff(before, want)
-	if err := x.kernel.Apply(ctx, before, want, plan); err != nil {
+	if err := x.Kernel.Apply(ctx, before, want, plan); err != nil {
 		return false, err
 	}
 	var errs []error
 	if ours && before.Hook.Way == bind.WayNone {
 		// An apply that was killed may have made the place for a classifier.
-		errs = append(errs, hook.Of(x.device.Interface).DetachEgress())
+		errs = append(errs, hook.Of(x.Device.Interface).DetachEgress())
 	}
-	if ours && x.record.Former.Kind != "" {
-		if err := x.device.Restore(x.record.Former); err != nil {
-			errs = append(errs, formerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
+	if ours && x.Record.Former.Kind != "" {
+		if err := x.Device.Restore(x.Record.Former); err != nil {
+			errs = append(errs, FormerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
 		}
 	}
-	if was := x.record.Was; was != "" {
-		errs = append(errs, m.removeHomes(was), m.store.Remove(was))
+	if was := x.Record.Was; was != "" {
+		errs = append(errs, m.removeHomes(was), m.Store.Remove(was))
 	}
-	errs = append(errs, m.removeHomes(x.iface), m.store.Remove(x.iface))
+	errs = append(errs, m.removeHomes(x.iface), m.Store.Remove(x.iface))
 	return !plan.Empty(), errors.Join(errs...)
 }
 
 // leave takes away what the interface that had the name before this one has left.
-func (s *shaped) leave(m *machine) error {
-	if s.record.Index == 0 || s.record.Index == s.device.Index {
+func (s *Interface) leave(m *Machine) error {
+	if s.Record.Index == 0 || s.Record.Index == s.Device.Index {
 		return nil
 	}
-	return m.unmark(s.record)
+	return m.unmark(s.Record)
 }
 
 // unmark takes away what an interface that is gone has left on others: the programs
 // that marked what they brought in.
-func (m *machine) unmark(r *record.Record) error {
+func (m *Machine) unmark(r *record.Record) error {
 	var errs []error
 	for _, b := range r.Bound {
 		if b.Target.Kind != bind.TargetLink {
 			continue
 		}
 		var no *link.NotFoundError
-		if err := hook.Of(rtnl.Interface{Conn: m.conn, Index: r.Index}).DetachIngress(b.Target.Name); !errors.As(err, &no) {
+		if err := hook.Of(rtnl.Interface{Conn: m.Conn, Index: r.Index}).DetachIngress(b.Target.Name); !errors.As(err, &no) {
 			errs = append(errs, err)
 		}
 	}
@@ -197,12 +197,12 @@ func (m *machine) unmark(r *record.Record) error {
 
 // removeHomes removes the cgroups of an interface's branches, whether the
 // interface is there or not, and remembers it where processes live in some.
-func (m *machine) removeHomes(iface string) error {
-	others, err := m.tagged(iface, 0)
+func (m *Machine) removeHomes(iface string) error {
+	others, err := m.Tagged(iface, 0)
 	if err != nil {
 		return err
 	}
-	busy, err := home.RemoveAll(m.store.NetNS, iface, len(others) > 0)
+	busy, err := home.RemoveAll(m.Store.NetNS, iface, len(others) > 0)
 	if err == nil {
 		err = nft.DropStale(0)
 	}
@@ -210,7 +210,7 @@ func (m *machine) removeHomes(iface string) error {
 		return fmt.Errorf("%s: %w", iface, err)
 	}
 	for _, h := range busy {
-		m.notef(hierarchy.Path(iface), "%s keeps its cgroup: processes live in it", h)
+		m.Notef(hierarchy.Path(iface), "%s keeps its cgroup: processes live in it", h)
 	}
-	return m.store.Note(iface, len(busy) > 0)
+	return m.Store.Note(iface, len(busy) > 0)
 }

@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"slices"
@@ -16,7 +16,7 @@ func TestWays(t *testing.T) {
 		"nft":     {bind.WayNft},
 		"net_cls": {bind.WayNetCls, bind.WayNetClsNft, bind.WayClsCgroup},
 	} {
-		if got := ways(binding); !slices.Equal(got, want) {
+		if got := Ways(binding); !slices.Equal(got, want) {
 			t.Errorf("ways(%q) = %v, want %v", binding, got, want)
 		}
 	}

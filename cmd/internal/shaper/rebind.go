@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"context"
@@ -16,42 +16,42 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// rebound is what a look at the bindings of an interface has found and done.
-type rebound struct {
-	done    []hierarchy.Step // what was changed
-	pending []cgroup.Pending
-	refused []cgroup.Refused // bindings that cannot be in force; the others are
-	outside []cgroup.Outside
-	again   time.Duration // see cgroup.Resolution
+// Rebound is what a look at the bindings of an interface has found and done.
+type Rebound struct {
+	Done    []hierarchy.Step // what was changed
+	Pending []cgroup.Pending
+	Refused []cgroup.Refused // bindings that cannot be in force; the others are
+	Outside []cgroup.Outside
+	Again   time.Duration // see cgroup.Resolution
 }
 
-// rebind brings the bindings in force into line with the interface's record and
+// Rebind brings the bindings in force into line with the interface's record and
 // with what is there now: what was pending may have appeared, and what was bound may
 // have gone or have been made anew. Nothing else of the interface is touched. The
 // caller holds the store's lock.
-func (m *machine) rebind(ctx context.Context, iface string) (*rebound, error) {
-	x, err := m.shaped(iface, "")
+func (m *Machine) Rebind(ctx context.Context, iface string) (*Rebound, error) {
+	x, err := m.Interface(iface, "")
 	if err != nil {
 		return nil, err
 	}
-	defer x.binder.Close()
-	return m.rebindTo(ctx, x, x.record, nil)
+	defer x.Binder.Close()
+	return m.rebindTo(ctx, x, x.Record, nil)
 }
 
 // rebindTo is rebind with the bindings of another record, which takes the place of
 // the interface's own. Where one of the fresh bindings cannot be in force, nothing is
 // changed.
-func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record.Record, fresh []bind.Binding) (*rebound, error) {
-	if x.record.Policy == "" {
-		return nil, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", x.record.Interface)
+func (m *Machine) rebindTo(ctx context.Context, x *Interface, next *record.Record, fresh []bind.Binding) (*Rebound, error) {
+	if x.Record.Policy == "" {
+		return nil, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", x.Record.Interface)
 	}
 	if err := x.stands(hierarchy.ID(hierarchy.RootMinor)); err != nil {
 		return nil, err
 	}
-	if err := x.keep(); err != nil {
+	if err := x.Keep(); err != nil {
 		return nil, err
 	}
-	k := x.kernel // without its ports: the classes stay
+	k := x.Kernel // without its ports: the classes stay
 	k.Parts = slices.DeleteFunc(slices.Clone(k.Parts), func(p hierarchy.Part) bool { return p.Port() != (hierarchy.Port{}) })
 	before, err := k.Read(ctx)
 	if err == nil {
@@ -60,11 +60,11 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record.Record, 
 	if err != nil {
 		return nil, err
 	}
-	r, err := x.binder.Resolve(next.Branches())
+	r, err := x.Binder.Resolve(next.Branches())
 	if err != nil {
 		return nil, err
 	}
-	out := &rebound{pending: r.Pending, refused: r.Refused, outside: r.Outside, again: r.Again}
+	out := &Rebound{Pending: r.Pending, Refused: r.Refused, Outside: r.Outside, Again: r.Again}
 	for _, f := range r.Refused {
 		if slices.Contains(fresh, f.Binding) || slices.Contains(fresh, f.With) {
 			return out, f.Err
@@ -73,8 +73,8 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record.Record, 
 	// The record first, as with apply.
 	n := *next
 	n.Came(r)
-	if !reflect.DeepEqual(&n, x.record) {
-		if err := m.store.Save(&n); err != nil {
+	if !reflect.DeepEqual(&n, x.Record) {
+		if err := m.Store.Save(&n); err != nil {
 			return out, err
 		}
 	}
@@ -85,7 +85,7 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record.Record, 
 		return out, nil
 	}
 	done, err := k.Parts[0].Do(ctx, plan.Steps)
-	out.done = plan.Steps[:done]
+	out.Done = plan.Steps[:done]
 	if err != nil {
 		return out, err
 	}
@@ -98,66 +98,66 @@ func (m *machine) rebindTo(ctx context.Context, x *shaped, next *record.Record, 
 	return out, err
 }
 
-// again makes an interface what its record says, by the way of apply. The caller holds
+// Again makes an interface what its record says, by the way of apply. The caller holds
 // the store's lock.
-func (m *machine) again(ctx context.Context, iface string) error {
-	s, err := m.shaped(iface, "")
+func (m *Machine) Again(ctx context.Context, iface string) error {
+	s, err := m.Interface(iface, "")
 	if err != nil {
 		return err
 	}
-	x := &target{shaped: s, spec: s.record.Spec}
-	defer release([]*target{x})
-	with, err := laid(x.spec, iface, s.record.Added, amend.Extend)
+	x := &Target{Interface: s, spec: s.Record.Spec}
+	defer release([]*Target{x})
+	with, err := laid(x.spec, iface, s.Record.Added, amend.Extend)
 	if err != nil {
 		return err
 	}
 	x.lay(with)
-	if err := m.settle(ctx, s.record.Policy, s.record.Binding, x); err != nil {
+	if err := m.settle(ctx, s.Record.Policy, s.Record.Binding, x); err != nil {
 		return err
 	}
-	if x.blind != nil {
-		return x.blind
+	if x.Blind != nil {
+		return x.Blind
 	}
-	return m.apply(ctx, []*target{x})
+	return m.apply(ctx, []*Target{x})
 }
 
-// keep chooses the way of the classifier that the interface has.
-func (x *shaped) keep() error {
-	err := x.binder.Keep()
+// Keep chooses the way of the classifier that the interface has.
+func (x *Interface) Keep() error {
+	err := x.Binder.Keep()
 	if err != nil && !errors.Is(err, caps.ErrNotPrivileged) {
-		err = fmt.Errorf("%w: apply %s again", err, x.record.PolicyName())
+		err = fmt.Errorf("%w: apply %s again", err, x.Record.PolicyName())
 	}
 	return err
 }
 
-// rebindOrBack is rebindTo; where it fails in the middle, everything is put back.
-func (m *machine) rebindOrBack(ctx context.Context, x *shaped, next *record.Record, fresh []bind.Binding) (*rebound, error) {
+// RebindOrBack is rebindTo; where it fails in the middle, everything is put back.
+func (m *Machine) RebindOrBack(ctx context.Context, x *Interface, next *record.Record, fresh []bind.Binding) (*Rebound, error) {
 	r, err := m.rebindTo(ctx, x, next, fresh)
 	if err == nil {
 		return r, nil
 	}
-	now, failed := m.store.Load(x.record.Interface)
-	if failed == nil && reflect.DeepEqual(now.Bindings, x.record.Bindings) {
+	now, failed := m.Store.Load(x.Record.Interface)
+	if failed == nil && reflect.DeepEqual(now.Bindings, x.Record.Bindings) {
 		return r, err // nothing was begun
 	}
 	ctx = context.WithoutCancel(ctx)
-	if failed = errors.Join(failed, m.store.Save(x.record)); failed == nil {
-		_, failed = m.rebindTo(ctx, x, x.record, nil)
+	if failed = errors.Join(failed, m.Store.Save(x.Record)); failed == nil {
+		_, failed = m.rebindTo(ctx, x, x.Record, nil)
 	}
 	if failed != nil {
-		err = partlyError{fmt.Errorf("%w; and going back failed as well: %w", err, failed)}
+		err = PartlyError{fmt.Errorf("%w; and going back failed as well: %w", err, failed)}
 	}
 	return r, err
 }
 
 // keepBindings takes over the bindings that were made at run time, but for those
 // that the policy makes by now, and those whose branch is gone.
-func (x *target) keepBindings() {
+func (x *Target) keepBindings() {
 	named := make(map[bind.Binding]bool, len(x.next.Bindings))
 	for _, b := range x.next.Bindings {
 		named[b.Binding] = true
 	}
-	for _, b := range x.record.Bindings {
+	for _, b := range x.Record.Bindings {
 		if !b.AtRuntime || named[b.Binding] {
 			continue
 		}
@@ -172,7 +172,7 @@ func (x *target) keepBindings() {
 
 // refused is the error of bindings that cannot be in force, with the way out where
 // one of them is not the policy's.
-func (x *target) refused(r *cgroup.Resolution) error {
+func (x *Target) refused(r *cgroup.Resolution) error {
 	err := r.Err()
 	for _, f := range r.Refused {
 		for _, b := range x.kept {
@@ -184,37 +184,37 @@ func (x *target) refused(r *cgroup.Resolution) error {
 	return err
 }
 
-// changeBindings brings the bindings of a branch into force that change makes of
+// ChangeBindings brings the bindings of a branch into force that change makes of
 // them, all or none, and tells what they wait for and do not hold. Change returns the
 // bindings that are new, and its remarks.
-func (m *machine) changeBindings(ctx context.Context, what string, path hierarchy.Path, specs []bind.Binding, change func(*record.Record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) (*rebound, error) {
-	unlock, err := m.store.Lock(ctx, what+" "+string(path))
+func (m *Machine) ChangeBindings(ctx context.Context, what string, path hierarchy.Path, specs []bind.Binding, change func(*record.Record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) (*Rebound, error) {
+	unlock, err := m.Store.Lock(ctx, what+" "+string(path))
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	x, err := m.shaped(path.Interface(), "")
+	x, err := m.Interface(path.Interface(), "")
 	if err != nil {
 		return nil, err
 	}
-	defer x.binder.Close()
-	if _, err := x.entry(path); err != nil {
+	defer x.Binder.Close()
+	if _, err := x.Entry(path); err != nil {
 		return nil, err
 	}
-	next := *x.record
+	next := *x.Record
 	next.Bindings = slices.Clone(next.Bindings)
 	fresh, remarks, err := change(&next, path, specs)
 	if err != nil {
 		return nil, err
 	}
-	r, err := m.rebindOrBack(ctx, x, &next, fresh)
+	r, err := m.RebindOrBack(ctx, x, &next, fresh)
 	if err != nil {
 		return nil, err
 	}
 	for _, s := range remarks {
-		m.notef(path, "%s", s)
+		m.Notef(path, "%s", s)
 	}
-	m.tellPending(slices.DeleteFunc(r.pending, func(p cgroup.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
-	m.tellOutside(slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
+	m.tellPending(slices.DeleteFunc(r.Pending, func(p cgroup.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
+	m.tellOutside(slices.DeleteFunc(r.Outside, func(o cgroup.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
 	return r, nil
 }

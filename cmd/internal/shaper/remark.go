@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"fmt"
@@ -25,24 +25,24 @@ type Remark struct {
 	At    *policy.Error  // a place in a policy, with Text and more; nil: none
 }
 
-// tellPlaced tells the warnings of a policy.
-func (m *machine) tellPlaced(all policy.Errors) {
+// TellPlaced tells the warnings of a policy.
+func (m *Machine) TellPlaced(all policy.Errors) {
 	for i := range all {
 		m.tell(Remark{Level: Warning, About: all[i].Path, Text: all[i].Msg, At: &all[i]})
 	}
 }
 
-// notef tells a note.
-func (m *machine) notef(about hierarchy.Path, format string, args ...any) {
+// Notef tells a note.
+func (m *Machine) Notef(about hierarchy.Path, format string, args ...any) {
 	m.tell(Remark{Level: Note, About: about, Text: fmt.Sprintf(format, args...)})
 }
 
-// warnf tells a warning.
-func (m *machine) warnf(about hierarchy.Path, format string, args ...any) {
+// Warnf tells a warning.
+func (m *Machine) Warnf(about hierarchy.Path, format string, args ...any) {
 	m.tell(Remark{Level: Warning, About: about, Text: fmt.Sprintf(format, args...)})
 }
 
-// hintf tells a hint.
-func (m *machine) hintf(about hierarchy.Path, format string, args ...any) {
+// Hintf tells a hint.
+func (m *Machine) Hintf(about hierarchy.Path, format string, args ...any) {
 	m.tell(Remark{Level: Hint, About: about, Text: fmt.Sprintf(format, args...)})
 }

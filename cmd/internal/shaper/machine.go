@@ -1,4 +1,10 @@
-package main
+// Package shaper is the engine: what a policy comes to on this machine, and how it is brought
+// there and taken away again; the bindings of what is shaped; programs that are started and
+// put inside a branch. A [Machine] is one network namespace, and the only door to packages tc
+// and cgroup together. It prints nothing: results and errors are returned, and a [Remark] is
+// told for what is to be said besides. Changes take root, and the lock of the package record.
+// A Machine is for one goroutine.
+package shaper
 
 import (
 	"context"
@@ -28,55 +34,55 @@ import (
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// machine is the network namespace that the program runs in.
-type machine struct {
-	conn   *rtnl.Conn
-	store  *record.Store
-	runDir string
+// Machine is the network namespace that the program runs in.
+type Machine struct {
+	Conn   *rtnl.Conn
+	Store  *record.Store
+	RunDir string
 	tell   func(Remark)
 	early  map[string]hierarchy.State // see ahead
 	tags   []string                   // interfaces of the policy at hand that net_cls tags will bind
 
 	missing map[string]string // of classifiers, once the kernel was asked; see lacks
 
-	watch func(path string, matters func(name string) bool) // is told what bindings go by; may be nil
+	Watch func(path string, matters func(name string) bool) // is told what bindings go by; may be nil
 }
 
-// openMachine opens the network namespace of the caller, with what vifshape keeps of it
+// Open opens the network namespace of the caller, with what vifshape keeps of it
 // in a run directory. Nothing is changed. What is to be said besides results and errors
 // is told as it comes up, by one goroutine at a time.
-func openMachine(runDir string, tell func(Remark)) (*machine, error) {
+func Open(runDir string, tell func(Remark)) (*Machine, error) {
 	s, err := record.Open(runDir)
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{store: s, runDir: runDir, tell: tell}
-	m.conn, err = rtnl.Open(rtnl.Config{Warn: func(s string) { m.warnf("", "kernel: %s", s) }})
+	m := &Machine{Store: s, RunDir: runDir, tell: tell}
+	m.Conn, err = rtnl.Open(rtnl.Config{Warn: func(s string) { m.Warnf("", "kernel: %s", s) }})
 	if err != nil {
 		return nil, err
 	}
 	return m, nil
 }
 
-func (m *machine) Close() error { return m.conn.Close() }
+func (m *Machine) Close() error { return m.Conn.Close() }
 
-// lock is that of the store. Where there is no room for its file nobody else has it
+// Lock is that of the store. Where there is no room for its file nobody else has it
 // either, and trees are made and taken away nevertheless.
-func (m *machine) lock(ctx context.Context, what string) (func(), error) {
-	unlock, err := m.store.Lock(ctx, what)
+func (m *Machine) Lock(ctx context.Context, what string) (func(), error) {
+	unlock, err := m.Store.Lock(ctx, what)
 	if record.Full(err) {
-		m.warnf("", "there is no room for a lock in %s: two that change the interfaces at once will not see each other", m.store.Dir)
+		m.Warnf("", "there is no room for a lock in %s: two that change the interfaces at once will not see each other", m.Store.Dir)
 		return func() {}, nil
 	}
 	return unlock, err
 }
 
-// readPolicy parses a policy. "-" is standard input.
-func readPolicy(file string) (*policy.Policy, error) {
+// ReadPolicy parses a policy. "-" is standard input.
+func ReadPolicy(file string) (*policy.Policy, error) {
 	var r io.Reader = os.Stdin
 	name := "standard input"
 	if file != "-" {
-		f, err := openPolicy(file)
+		f, err := OpenPolicy(file)
 		if err != nil {
 			return nil, err
 		}
@@ -86,18 +92,18 @@ func readPolicy(file string) (*policy.Policy, error) {
 	return policy.Parse(name, r, qdisc.Kinds())
 }
 
-// shaped is one interface with what is known about it.
-type shaped struct {
-	device *tc.Device
-	binder *cgroup.Binder
-	kernel hierarchy.Kernel
-	record *record.Record
+// Interface is one interface with what is known about it.
+type Interface struct {
+	Device *tc.Device
+	Binder *cgroup.Binder
+	Kernel hierarchy.Kernel
+	Record *record.Record
 }
 
-// shaped opens an interface that may or may not have a tree of ours. An empty
+// Interface opens an interface that may or may not have a tree of ours. An empty
 // binding is the one of the tree that it has.
-func (m *machine) shaped(iface, binding string) (*shaped, error) {
-	d, r, err := m.device(iface)
+func (m *Machine) Interface(iface, binding string) (*Interface, error) {
+	d, r, err := m.Device(iface)
 	if err != nil {
 		return nil, err
 	}
@@ -106,12 +112,12 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	}
 	names := r.IDs.Names(iface)
 	cfg := cgroup.Config{
-		Hook: hook.Of(d.Interface), Interface: iface, Index: d.Index, NetNS: m.store.NetNS, RunDir: m.runDir,
-		Ways: ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
-		Others: func() ([]string, error) { return m.tagged(iface, d.Index) },
+		Hook: hook.Of(d.Interface), Interface: iface, Index: d.Index, NetNS: m.Store.NetNS, RunDir: m.RunDir,
+		Ways: Ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
+		Others: func() ([]string, error) { return m.Tagged(iface, d.Index) },
 		Lacks:  m.lacks,
-		Warn:   func(s string) { m.notef(hierarchy.Path(iface), "%s", s) },
-		Watch:  m.watch,
+		Warn:   func(s string) { m.Notef(hierarchy.Path(iface), "%s", s) },
+		Watch:  m.Watch,
 	}
 	b, err := cgroup.NewBinder(cfg)
 	if err != nil {
@@ -121,22 +127,22 @@ func (m *machine) shaped(iface, binding string) (*shaped, error) {
 	if s, ok := m.early[iface]; ok {
 		k.Parts[0] = &readAhead{d, &s}
 	}
-	return &shaped{d, b, k, r}, nil
+	return &Interface{d, b, k, r}, nil
 }
 
-// on is what stands where the interface sends.
-func (x *shaped) on(s hierarchy.State) hierarchy.PortState { return s.On(x.device.Port()) }
+// On is what stands where the interface sends.
+func (x *Interface) On(s hierarchy.State) hierarchy.PortState { return s.On(x.Device.Port()) }
 
-// tagged lists the interfaces but the given one that are bound by net_cls tags, or
+// Tagged lists the interfaces but the given one that are bound by net_cls tags, or
 // will be.
-func (m *machine) tagged(iface string, index uint32) ([]string, error) {
-	names, err := m.store.Interfaces()
+func (m *Machine) Tagged(iface string, index uint32) ([]string, error) {
+	names, err := m.Store.Interfaces()
 	if err != nil {
 		return nil, err
 	}
 	all := slices.Clone(m.tags)
 	for _, n := range names {
-		r, err := m.store.Load(n)
+		r, err := m.Store.Load(n)
 		if err != nil {
 			return nil, err
 		}
@@ -147,10 +153,10 @@ func (m *machine) tagged(iface string, index uint32) ([]string, error) {
 	return slices.DeleteFunc(all, func(n string) bool { return n == iface }), nil
 }
 
-// ways are those that a binding stands for, nil for auto and for none: all. With
+// Ways are those that a binding stands for, nil for auto and for none: all. With
 // net_cls the tags are read by BPF, else by nf_tables, else by the kernel's own
 // classifier.
-func ways(binding string) []bind.Way {
+func Ways(binding string) []bind.Way {
 	switch binding {
 	case "bpf":
 		return []bind.Way{bind.WayBPF}
@@ -162,14 +168,14 @@ func ways(binding string) []bind.Way {
 	return nil
 }
 
-// target is one interface on the way to what a policy wants.
-type target struct {
-	*shaped
-	tree    *hierarchy.Tree
+// Target is one interface on the way to what a policy wants.
+type Target struct {
+	*Interface
+	Tree    *hierarchy.Tree
 	next    *record.Record // the record that belongs to want
 	before  hierarchy.State
 	want    hierarchy.State
-	plan    hierarchy.Plan
+	Plan    hierarchy.Plan
 	pending []cgroup.Pending // bindings that name what is not there yet
 	outside []cgroup.Outside // bindings that do not hold all of what they name
 	kept    []record.Binding // bindings made at run time, that stay
@@ -177,84 +183,84 @@ type target struct {
 	spec    json.RawMessage  // what the policy says of the interface
 	added   []amend.Branch   // branches beside the policy's, in tree
 	dropped []amend.Dropped  // and those that have no place in it any more
-	blind   error            // why the bindings in force could not be read
+	Blind   error            // why the bindings in force could not be read
 	amends  bool             // what is in force is changed by what stands in the record alone
 }
 
 // unknown says whether there is a tree whose record is lost.
-func (x *target) unknown() bool { return x.on(x.before).Root.Ours() && x.record.Policy == "" }
+func (x *Target) unknown() bool { return x.On(x.before).Root.Ours() && x.Record.Policy == "" }
 
 // settle works out what has to be done on the tree's interface.
-func (m *machine) settle(ctx context.Context, file, binding string, x *target) error {
-	s, t := x.shaped, x.tree
-	ids, err := s.record.IDs.Assign(t)
+func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) error {
+	s, t := x.Interface, x.Tree
+	ids, err := s.Record.IDs.Assign(t)
 	if err != nil {
 		return err
 	}
-	if err := s.device.Settle(t); err != nil {
+	if err := s.Device.Settle(t); err != nil {
 		return err
 	}
-	maps.Copy(s.kernel.Names, ids.Names(t.Port.Device))
-	if x.before, err = x.read(ctx); err != nil {
+	maps.Copy(s.Kernel.Names, ids.Names(t.Port.Device))
+	if x.before, err = x.Read(ctx); err != nil {
 		return err
 	}
-	if r := x.on(x.before).Root; r.Foreign() && !t.Replace {
-		return foreignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Port.Device, r.Kind, r.Handle, rtnl.ErrForeign)}
+	if r := x.On(x.before).Root; r.Foreign() && !t.Replace {
+		return ForeignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Port.Device, r.Kind, r.Handle, rtnl.ErrForeign)}
 	}
 	x.want = t.State()
 	x.next = &record.Record{
-		Version: record.Version, Interface: t.Port.Device, Index: s.device.Index, Policy: absolute(file),
-		Binding: binding, IDs: ids, Former: s.record.Former, Was: s.record.Was,
-		Spec: x.spec, Delegated: delegations(t), Added: x.added,
+		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, Policy: absolute(file),
+		Binding: binding, IDs: ids, Former: s.Record.Former, Was: s.Record.Was,
+		Spec: x.spec, Delegated: Delegations(t), Added: x.added,
 	}
-	if !x.on(x.before).Root.Ours() {
-		if x.next.Former, err = s.device.Former(); err != nil {
+	if !x.On(x.before).Root.Ours() {
+		if x.next.Former, err = s.Device.Former(); err != nil {
 			return err
 		}
 	}
 	if err := x.bind(); err != nil {
 		return err
 	}
-	x.plan = hierarchy.Diff(x.before, x.want)
+	x.Plan = hierarchy.Diff(x.before, x.want)
 	return nil
 }
 
-// read is the state of the interface. Without privileges the bindings in force
+// Read is the state of the interface. Without privileges the bindings in force
 // cannot be read; the rest of the state still can.
-func (x *target) read(ctx context.Context) (hierarchy.State, error) {
-	s, err := x.kernel.Read(ctx)
+func (x *Target) Read(ctx context.Context) (hierarchy.State, error) {
+	s, err := x.Kernel.Read(ctx)
 	if !errors.Is(err, caps.ErrNotPrivileged) {
 		return s, err
 	}
-	x.blind = err
-	k := x.kernel
+	x.Blind = err
+	k := x.Kernel
 	k.Parts = slices.DeleteFunc(slices.Clone(k.Parts), func(p hierarchy.Part) bool { return p.Port() == (hierarchy.Port{}) })
 	return k.Read(ctx)
 }
 
 // bind puts the classifier and the bindings into the wanted state: those of the
 // policy, and the cgroups that run has made for branches.
-func (x *target) bind() (err error) {
-	for b := range x.tree.All() {
+func (x *Target) bind() (err error) {
+	for b := range x.Tree.All() {
 		x.next.Order = append(x.next.Order, b.Path)
 		for _, bind := range b.Bind {
 			x.next.Bindings = append(x.next.Bindings, record.Binding{Path: b.Path, Binding: bind})
 		}
 	}
 	x.keepBindings()
-	if x.blind == nil {
-		if x.want.Hook, err = x.binder.Hook(); errors.Is(err, caps.ErrNotPrivileged) {
-			x.blind = err
+	if x.Blind == nil {
+		if x.want.Hook, err = x.Binder.Hook(); errors.Is(err, caps.ErrNotPrivileged) {
+			x.Blind = err
 		} else if err != nil {
 			return err
 		}
 	}
-	if x.blind != nil {
+	if x.Blind != nil {
 		x.want.Hook, x.want.Bound = x.before.Hook, x.before.Bound
 		return nil
 	}
 	x.next.Way = x.want.Hook.Way
-	r, err := x.binder.Resolve(x.next.Branches())
+	r, err := x.Binder.Resolve(x.next.Branches())
 	if err == nil {
 		err = x.refused(r)
 	}
@@ -276,35 +282,35 @@ func absolute(file string) string {
 
 // Changes are what a policy comes to on this machine.
 type Changes struct {
-	m       *machine
+	m       *Machine
 	policy  *policy.Policy
-	targets []*target
-	absent  []*link.NotFoundError // interfaces of the policy that are not there, and left out
+	Targets []*Target
+	Absent  []*link.NotFoundError // interfaces of the policy that are not there, and left out
 }
 
-// plan works out every interface of a policy before the first is changed, and looks at
+// Plan works out every interface of a policy before the first is changed, and looks at
 // the kernel while the policy is still being read. Interfaces that are not there are
 // left out, unless none is. An empty binding is the policy's.
-func (m *machine) plan(ctx context.Context, r *reading, binding string) (*Changes, error) {
+func (m *Machine) Plan(ctx context.Context, r *Reading, binding string) (*Changes, error) {
 	m.ahead(ctx)
-	p, err := r.wait(ctx)
+	p, err := r.Wait(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if binding == "" {
 		binding = p.Binding
 	}
-	m.tellPlaced(p.Warnings)
+	m.TellPlaced(p.Warnings)
 	c := &Changes{m: m, policy: p}
 	for i, t := range p.Trees {
-		s, err := m.shaped(t.Port.Device, binding)
+		s, err := m.Interface(t.Port.Device, binding)
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
-			c.absent = append(c.absent, unlike(no, p))
+			c.Absent = append(c.Absent, Unlike(no, p))
 			continue
 		}
 		if err == nil {
-			x := &target{shaped: s, tree: t}
-			c.targets = append(c.targets, x)
+			x := &Target{Interface: s, Tree: t}
+			c.Targets = append(c.Targets, x)
 			if x.spec, err = json.Marshal(p.Specs[i]); err == nil {
 				err = x.keepAdded()
 			}
@@ -316,50 +322,50 @@ func (m *machine) plan(ctx context.Context, r *reading, binding string) (*Change
 			}
 		}
 		if err != nil {
-			c.close()
+			c.Close()
 			return nil, err
 		}
 	}
-	if len(c.targets) == 0 {
-		return nil, c.notThere()
+	if len(c.Targets) == 0 {
+		return nil, c.NotThere()
 	}
 	return c, nil
 }
 
-// plans are those of the interfaces, in the policy's order.
-func (c *Changes) plans() []hierarchy.Plan {
-	all := make([]hierarchy.Plan, len(c.targets))
-	for i, x := range c.targets {
-		all[i] = x.plan
+// Plans are those of the interfaces, in the policy's order.
+func (c *Changes) Plans() []hierarchy.Plan {
+	all := make([]hierarchy.Plan, len(c.Targets))
+	for i, x := range c.Targets {
+		all[i] = x.Plan
 	}
 	return all
 }
 
-// empty says whether there is nothing to do, and nothing to write down.
-func (c *Changes) empty() bool {
-	return !slices.ContainsFunc(c.targets, func(x *target) bool { return !x.plan.Empty() || x.unknown() })
+// Empty says whether there is nothing to do, and nothing to write down.
+func (c *Changes) Empty() bool {
+	return !slices.ContainsFunc(c.Targets, func(x *Target) bool { return !x.Plan.Empty() || x.unknown() })
 }
 
-// blind is why the bindings in force could not be read; nil: they were.
-func (c *Changes) blind() error {
-	for _, x := range c.targets {
-		if x.blind != nil {
-			return x.blind
+// Blind is why the bindings in force could not be read; nil: they were.
+func (c *Changes) Blind() error {
+	for _, x := range c.Targets {
+		if x.Blind != nil {
+			return x.Blind
 		}
 	}
 	return nil
 }
 
-// tell says what the plans do not show. What stays as it is is for those who only look.
-func (c *Changes) tell(stays bool) error {
+// Tell says what the plans do not show. What stays as it is is for those who only look.
+func (c *Changes) Tell(stays bool) error {
 	c.tellAbsent()
 	if err := c.tellPlaces(); err != nil {
 		return err
 	}
-	for _, x := range c.targets {
-		about := hierarchy.Path(x.tree.Port.Device)
+	for _, x := range c.Targets {
+		about := hierarchy.Path(x.Tree.Port.Device)
 		if stays && x.unknown() {
-			c.m.notef(about, "%s: the record of its tree is lost: apply writes it anew; what bind and add had made goes, and clear cannot put back the root qdisc from before", about)
+			c.m.Notef(about, "%s: the record of its tree is lost: apply writes it anew; what bind and add had made goes, and clear cannot put back the root qdisc from before", about)
 		}
 		c.m.tellPlan(x)
 		c.m.tellAdded(x, stays)
@@ -367,35 +373,35 @@ func (c *Changes) tell(stays bool) error {
 			continue
 		}
 		for _, b := range x.kept {
-			c.m.notef(b.Path, "%s: %v, bound at run time, stays", b.Path, b.Binding)
+			c.m.Notef(b.Path, "%s: %v, bound at run time, stays", b.Path, b.Binding)
 		}
-		if x.blind != nil {
-			c.m.notef(about, "%s: bindings are left out: without privileges they can be neither read nor tried", about)
+		if x.Blind != nil {
+			c.m.Notef(about, "%s: bindings are left out: without privileges they can be neither read nor tried", about)
 		}
 	}
 	return nil
 }
 
-// close lets go of descriptors. That it fails changes nothing.
-func (c *Changes) close() { release(c.targets) }
+// Close lets go of descriptors. That it fails changes nothing.
+func (c *Changes) Close() { release(c.Targets) }
 
 // release lets go of descriptors.
-func release(all []*target) {
+func release(all []*Target) {
 	for _, x := range all {
-		x.binder.Close()
+		x.Binder.Close()
 	}
 }
 
-// apply carries the plans of all interfaces out, or none.
-func (c *Changes) apply(ctx context.Context) error { return c.m.apply(ctx, c.targets) }
+// Apply carries the plans of all interfaces out, or none.
+func (c *Changes) Apply(ctx context.Context) error { return c.m.apply(ctx, c.Targets) }
 
 // apply carries out the plans of all targets, or none: when one fails, those
 // before it are taken back as well.
-func (m *machine) apply(ctx context.Context, all []*target) error {
+func (m *Machine) apply(ctx context.Context, all []*Target) error {
 	var unrecorded []error
 	for i, x := range all {
 		err := m.applyOne(ctx, x)
-		if no := (*unrecordedError)(nil); errors.As(err, &no) {
+		if no := (*UnrecordedError)(nil); errors.As(err, &no) {
 			unrecorded = append(unrecorded, err)
 			continue
 		}
@@ -404,7 +410,7 @@ func (m *machine) apply(ctx context.Context, all []*target) error {
 		}
 		for _, done := range slices.Backward(all[:i]) {
 			if back := m.takeBack(context.WithoutCancel(ctx), done); back != nil {
-				err = partlyError{fmt.Errorf("%w; and %s, which was changed already, could not be put back: %w", err, done.tree.Port.Device, back)}
+				err = PartlyError{fmt.Errorf("%w; and %s, which was changed already, could not be put back: %w", err, done.Tree.Port.Device, back)}
 			}
 		}
 		return err
@@ -412,39 +418,39 @@ func (m *machine) apply(ctx context.Context, all []*target) error {
 	return errors.Join(unrecorded...)
 }
 
-// unrecordedError says that an interface is as it should be, and that there is no room
+// UnrecordedError says that an interface is as it should be, and that there is no room
 // for the record of it.
-type unrecordedError struct {
+type UnrecordedError struct {
 	iface, policy string
 	err           error
 }
 
-func (e *unrecordedError) Error() string {
+func (e *UnrecordedError) Error() string {
 	return fmt.Sprintf("%s is shaped as %s says, but there is no room for the record of it (%v): what bind and add make there, and the root qdisc from before, are not known to clear and the next apply", e.iface, e.policy, e.err)
 }
 
-func (e *unrecordedError) Unwrap() error { return e.err }
+func (e *UnrecordedError) Unwrap() error { return e.err }
 
 // applyOne writes the record first, so that every class the kernel may have is
 // known by name even when the program is killed in the middle. Where there is no room
 // for it, a policy is applied nevertheless: names and classes follow from its paths,
 // and the next apply writes the record.
-func (m *machine) applyOne(ctx context.Context, x *target) error {
+func (m *Machine) applyOne(ctx context.Context, x *Target) error {
 	if err := x.leave(m); err != nil {
 		return err
 	}
-	unsaved := m.store.Save(x.next)
-	if unsaved != nil && (!record.Full(unsaved) || x.amends || x.on(x.before).Root.Foreign()) {
-		return fmt.Errorf("%s: its record cannot be written, and nothing was changed: %w", x.tree.Port.Device, unsaved)
+	unsaved := m.Store.Save(x.next)
+	if unsaved != nil && (!record.Full(unsaved) || x.amends || x.On(x.before).Root.Foreign()) {
+		return fmt.Errorf("%s: its record cannot be written, and nothing was changed: %w", x.Tree.Port.Device, unsaved)
 	}
-	err := x.kernel.Apply(ctx, x.before, x.want, x.plan)
+	err := x.Kernel.Apply(ctx, x.before, x.want, x.Plan)
 	var failed *hierarchy.ApplyError
 	switch {
 	case err == nil && unsaved != nil:
-		return &unrecordedError{x.tree.Port.Device, x.next.PolicyName(), unsaved}
+		return &UnrecordedError{x.Tree.Port.Device, x.next.PolicyName(), unsaved}
 	case errors.Is(err, rtnl.ErrGone):
 		// What was made on it went with it: there is nothing to go back to.
-		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.tree.Port.Device, rtnl.ErrGone)
+		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.Tree.Port.Device, rtnl.ErrGone)
 	case !errors.As(err, &failed) || failed.Undo != nil:
 		return err
 	}
@@ -455,29 +461,29 @@ func (m *machine) applyOne(ctx context.Context, x *target) error {
 }
 
 // takeBack puts a target that was applied back to where it was.
-func (m *machine) takeBack(ctx context.Context, x *target) error {
-	now, err := x.kernel.Read(ctx)
+func (m *Machine) takeBack(ctx context.Context, x *Target) error {
+	now, err := x.Kernel.Read(ctx)
 	if err != nil {
 		return err
 	}
-	if err := x.kernel.Apply(ctx, now, x.before, hierarchy.Diff(now, x.before)); err != nil {
+	if err := x.Kernel.Apply(ctx, now, x.before, hierarchy.Diff(now, x.before)); err != nil {
 		return err
 	}
 	return m.restore(x)
 }
 
 // restore writes the record that was there before.
-func (m *machine) restore(x *target) error {
-	if x.record.Policy == "" {
-		return m.store.Remove(x.tree.Port.Device)
+func (m *Machine) restore(x *Target) error {
+	if x.Record.Policy == "" {
+		return m.Store.Remove(x.Tree.Port.Device)
 	}
-	return m.store.Save(x.record)
+	return m.Store.Save(x.Record)
 }
 
-// openPolicy opens a policy's file, which may be whose it likes. A named pipe could
+// OpenPolicy opens a policy's file, which may be whose it likes. A named pipe could
 // make the reader wait for ever, and a device be anything; what a shell makes of
 // <(command) is a pipe without a name, and has an end.
-func openPolicy(file string) (*os.File, error) {
+func OpenPolicy(file string) (*os.File, error) {
 	if st, err := os.Stat(file); err == nil && !st.Mode().IsRegular() && st.Mode()&fs.ModeNamedPipe == 0 {
 		return nil, &record.NotFileError{File: file, Mode: st.Mode()}
 	}

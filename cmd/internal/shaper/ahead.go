@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"context"
@@ -8,38 +8,38 @@ import (
 	"github.com/vifshape/vifshape/tc"
 )
 
-// reading is a policy that is being read while the kernel is asked for its
+// Reading is a policy that is being read while the kernel is asked for its
 // state: with ten thousand branches each takes as long as the other.
-type reading struct {
+type Reading struct {
 	file   string
-	done   chan struct{}
+	Done   chan struct{}
 	policy *policy.Policy
 	err    error
 }
 
-// read begins to read a policy; "-" is standard input.
-func read(file string) *reading {
-	p := &reading{file: file, done: make(chan struct{})}
+// Read begins to read a policy; "-" is standard input.
+func Read(file string) *Reading {
+	p := &Reading{file: file, Done: make(chan struct{})}
 	go func() {
-		defer close(p.done)
-		p.policy, p.err = readPolicy(file)
+		defer close(p.Done)
+		p.policy, p.err = ReadPolicy(file)
 	}()
 	return p
 }
 
-func (p *reading) wait(ctx context.Context) (*policy.Policy, error) {
+func (p *Reading) Wait(ctx context.Context) (*policy.Policy, error) {
 	select {
-	case <-p.done:
+	case <-p.Done:
 		return p.policy, p.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 }
 
-// before is the policy's mistakes, else err: they are worth knowing even where
+// Before is the policy's mistakes, else err: they are worth knowing even where
 // nothing could be applied.
-func (p *reading) before(ctx context.Context, err error) error {
-	if _, bad := p.wait(ctx); bad != nil {
+func (p *Reading) Before(ctx context.Context, err error) error {
+	if _, bad := p.Wait(ctx); bad != nil {
 		return bad
 	}
 	return err
@@ -47,14 +47,14 @@ func (p *reading) before(ctx context.Context, err error) error {
 
 // ahead reads the queues of the interfaces that vifshape shapes. What cannot be
 // read now is read again, and the error reported, if the policy has it.
-func (m *machine) ahead(ctx context.Context) {
-	names, err := m.store.Interfaces()
+func (m *Machine) ahead(ctx context.Context) {
+	names, err := m.Store.Interfaces()
 	if err != nil {
 		return
 	}
 	m.early = map[string]hierarchy.State{}
 	for _, n := range names {
-		d, err := tc.Find(m.conn, n)
+		d, err := tc.Find(m.Conn, n)
 		if err != nil {
 			continue
 		}

@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"slices"
@@ -8,17 +8,17 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// held is the processes that each target holds: a process in several of them
+// Held is the processes that each target holds: a process in several of them
 // belongs to the deepest cgroup, and to its user only where none is bound, as the
 // classifier has it.
-func (x *shaped) held(all []hierarchy.Bound) (map[bind.Target][]int, error) {
+func (x *Interface) Held(all []hierarchy.Bound) (map[bind.Target][]int, error) {
 	held := map[bind.Target][]int{}
 	owner := map[int]bind.Target{}
 	for _, b := range all {
 		if b.Target.Kind == bind.TargetNone || held[b.Target] != nil {
 			continue
 		}
-		h, err := x.binder.Homes()
+		h, err := x.Binder.Homes()
 		if err != nil {
 			return nil, err
 		}

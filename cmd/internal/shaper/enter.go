@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"context"
@@ -17,29 +17,29 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// insideError says that a process that is locked into a branch has no rights to do what
+// InsideError says that a process that is locked into a branch has no rights to do what
 // it asked for.
-type insideError struct{ path, at hierarchy.Path }
+type InsideError struct{ path, at hierarchy.Path }
 
-func (e *insideError) Error() string {
+func (e *InsideError) Error() string {
 	return fmt.Sprintf("%s: this process is in branch %s, and without the rights that level lock takes away: call vifshape from outside of it", e.path, e.at)
 }
 
-// exec makes this process a program in a branch. It returns only where it cannot.
-func (m *machine) exec(ctx context.Context, path hierarchy.Path, cmd confine.Command) error {
+// Exec makes this process a program in a branch. It returns only where it cannot.
+func (m *Machine) Exec(ctx context.Context, path hierarchy.Path, cmd confine.Command) error {
 	x, target, err := m.enter(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer x.binder.Close()
-	if err := record.MakeDir(m.store.Locks); err != nil {
+	defer x.Binder.Close()
+	if err := record.MakeDir(m.Store.Locks); err != nil {
 		return err
 	}
-	cmd.ReadOnly, cmd.Hidden = m.runDir, m.store.Locks
-	cmd.Past = func() string { return x.binder.Unguarded(target) }
-	cmd.Warn = func(s string) { m.notef(path, "%s", s) }
+	cmd.ReadOnly, cmd.Hidden = m.RunDir, m.Store.Locks
+	cmd.Past = func() string { return x.Binder.Unguarded(target) }
+	cmd.Warn = func(s string) { m.Notef(path, "%s", s) }
 	return cmd.Exec(func() error {
-		h, err := x.binder.Homes()
+		h, err := x.Binder.Homes()
 		if err != nil {
 			return err
 		}
@@ -47,38 +47,38 @@ func (m *machine) exec(ctx context.Context, path hierarchy.Path, cmd confine.Com
 	})
 }
 
-// execPlaced is exec for those who are not root: place has somebody who may put this
+// ExecPlaced is exec for those who are not root: place has somebody who may put this
 // process into the branch.
-func (m *machine) execPlaced(ctx context.Context, path hierarchy.Path, cmd confine.Command, place func() error) error {
+func (m *Machine) ExecPlaced(ctx context.Context, path hierarchy.Path, cmd confine.Command, place func() error) error {
 	if err := m.within(ctx, path); err != nil {
 		return err
 	}
-	x, err := m.shaped(path.Interface(), "")
+	x, err := m.Interface(path.Interface(), "")
 	if err != nil {
 		return err
 	}
-	defer x.binder.Close()
-	if _, err := x.entry(path); err != nil {
+	defer x.Binder.Close()
+	if _, err := x.Entry(path); err != nil {
 		return err
 	}
-	cmd.Warn = func(s string) { m.notef(path, "%s", s) }
+	cmd.Warn = func(s string) { m.Notef(path, "%s", s) }
 	return cmd.Exec(func() error {
 		if err := place(); err != nil {
 			return err
 		}
-		return m.isIn(path, x.record.Way)
+		return m.isIn(path, x.Record.Way)
 	})
 }
 
-// attach moves running processes into a branch, and binds what leads to their network
+// Attach moves running processes into a branch, and binds what leads to their network
 // namespaces. What could not be held is returned beside what was moved, on an error too.
-func (m *machine) attach(ctx context.Context, path hierarchy.Path, pids []int, tree bool) (*home.Attachment, []cgroup.Outside, error) {
+func (m *Machine) Attach(ctx context.Context, path hierarchy.Path, pids []int, tree bool) (*home.Attachment, []cgroup.Outside, error) {
 	x, target, err := m.enter(ctx, path)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer x.binder.Close()
-	unlock, err := m.store.Lock(ctx, "attach "+string(path))
+	defer x.Binder.Close()
+	unlock, err := m.Store.Lock(ctx, "attach "+string(path))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -87,25 +87,25 @@ func (m *machine) attach(ctx context.Context, path hierarchy.Path, pids []int, t
 	if err != nil || got == nil || len(got.Processes) == 0 {
 		return got, nil, err
 	}
-	r, err := m.rebind(ctx, path.Interface()) // for those that are in another network namespace
+	r, err := m.Rebind(ctx, path.Interface()) // for those that are in another network namespace
 	if r == nil {
 		return got, nil, err
 	}
-	return got, slices.DeleteFunc(r.outside, func(o cgroup.Outside) bool {
+	return got, slices.DeleteFunc(r.Outside, func(o cgroup.Outside) bool {
 		return !slices.ContainsFunc(got.Processes, func(p home.Process) bool { return slices.Contains(o.PIDs, p.PID) })
 	}), err
 }
 
 // attach puts processes into the cgroup of a target, with what they have open.
-func (x *shaped) attach(ctx context.Context, target bind.Target, pids []int, tree bool) (*home.Attachment, error) {
-	c, err := x.binder.Carrier(target)
+func (x *Interface) attach(ctx context.Context, target bind.Target, pids []int, tree bool) (*home.Attachment, error) {
+	c, err := x.Binder.Carrier(target)
 	if err != nil {
 		return nil, err
 	}
 	if c != nil {
 		defer c.Close()
 	}
-	h, err := x.binder.Homes()
+	h, err := x.Binder.Homes()
 	if err != nil {
 		return nil, err
 	}
@@ -114,33 +114,33 @@ func (x *shaped) attach(ctx context.Context, target bind.Target, pids []int, tre
 
 // enter finds the cgroup where the processes of a branch are put, made and bound if
 // it is not yet. The caller closes x's binder.
-func (m *machine) enter(ctx context.Context, path hierarchy.Path) (x *shaped, target bind.Target, err error) {
+func (m *Machine) enter(ctx context.Context, path hierarchy.Path) (x *Interface, target bind.Target, err error) {
 	if err := m.within(ctx, path); err != nil {
 		return nil, target, err
 	}
-	if x, target, err = m.open(ctx, path); notPrivileged(err) {
+	if x, target, err = m.Open(ctx, path); NotPrivileged(err) {
 		if at, e := m.branch(); e == nil && at != "" {
-			err = &insideError{path, at}
+			err = &InsideError{path, at}
 		}
 	}
 	return x, target, err
 }
 
-// open is enter for whoever may be put there.
-func (m *machine) open(ctx context.Context, path hierarchy.Path) (x *shaped, target bind.Target, err error) {
+// Open is enter for whoever may be put there.
+func (m *Machine) Open(ctx context.Context, path hierarchy.Path) (x *Interface, target bind.Target, err error) {
 	x, class, err := m.standing(path)
 	if err != nil {
 		return nil, target, err
 	}
-	target = home.Target(m.store.NetNS, path)
-	now, err := x.binder.Class(target)
+	target = home.Target(m.Store.NetNS, path)
+	now, err := x.Binder.Class(target)
 	if err == nil && now == class { // there is nothing to change, and nobody to wait for
 		return x, target, nil
 	}
-	if err := errors.Join(err, x.binder.Close()); err != nil {
+	if err := errors.Join(err, x.Binder.Close()); err != nil {
 		return nil, target, err
 	}
-	unlock, err := m.store.Lock(ctx, "run "+string(path))
+	unlock, err := m.Store.Lock(ctx, "run "+string(path))
 	if err != nil {
 		return nil, target, err
 	}
@@ -150,34 +150,34 @@ func (m *machine) open(ctx context.Context, path hierarchy.Path) (x *shaped, tar
 		return nil, target, err
 	}
 	if target, err = m.home(ctx, x, path, class); err != nil {
-		return nil, target, errors.Join(err, x.binder.Close())
+		return nil, target, errors.Join(err, x.Binder.Close())
 	}
 	return x, target, nil
 }
 
 // standing finds a branch's interface and the class of the branch's own processes, and
 // holds that the kernel has both.
-func (m *machine) standing(path hierarchy.Path) (*shaped, hierarchy.ClassID, error) {
-	x, err := m.shaped(path.Interface(), "")
+func (m *Machine) standing(path hierarchy.Path) (*Interface, hierarchy.ClassID, error) {
+	x, err := m.Interface(path.Interface(), "")
 	if err != nil {
 		return nil, 0, err
 	}
-	class, err := x.entry(path)
+	class, err := x.Entry(path)
 	if err == nil {
 		err = x.stands(class)
 	}
 	if err != nil {
-		return nil, 0, errors.Join(err, x.binder.Close())
+		return nil, 0, errors.Join(err, x.Binder.Close())
 	}
 	return x, class, nil
 }
 
 // stands says whether the kernel has what the record tells of. A program that was
 // started without it would go past every limit.
-func (x *shaped) stands(class hierarchy.ClassID) error {
-	has, err := x.device.HasClass(class)
+func (x *Interface) stands(class hierarchy.ClassID) error {
+	has, err := x.Device.HasClass(class)
 	if err == nil && has {
-		has, err = x.bare()
+		has, err = x.Bare()
 		has = !has
 	}
 	if err != nil || has {
@@ -185,27 +185,27 @@ func (x *shaped) stands(class hierarchy.ClassID) error {
 	}
 	s, err := x.queues(context.Background())
 	if err == nil {
-		err = x.losses(s)
+		err = x.Losses(s)
 	}
 	if err == nil {
-		err = fmt.Errorf("%s: class %v is gone: apply %s again", x.record.Interface, class, x.record.PolicyName())
+		err = fmt.Errorf("%s: class %v is gone: apply %s again", x.Record.Interface, class, x.Record.PolicyName())
 	}
 	return err
 }
 
-// entry is the class that a branch's own processes belong to.
-func (x *shaped) entry(path hierarchy.Path) (hierarchy.ClassID, error) {
-	if x.record.Policy == "" {
+// Entry is the class that a branch's own processes belong to.
+func (x *Interface) Entry(path hierarchy.Path) (hierarchy.ClassID, error) {
+	if x.Record.Policy == "" {
 		return 0, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", path.Interface())
 	}
-	if _, _, ok := x.record.IDs.Find(path); !ok {
+	if _, _, ok := x.Record.IDs.Find(path); !ok {
 		err := fmt.Errorf("there is no branch %s", path)
-		if n := hierarchy.Nearest(string(path), x.record.Paths()); n != "" {
+		if n := hierarchy.Nearest(string(path), x.Record.Paths()); n != "" {
 			err = fmt.Errorf("%w; did you mean %s?", err, n)
 		}
 		return 0, err
 	}
-	_, class, ok := x.record.Leaf(path)
+	_, class, ok := x.Record.Leaf(path)
 	if !ok {
 		return 0, fmt.Errorf("%s has branches below it and no leaf of its own: name one of them, or add [interface.%s.rest] to the policy", path, strings.ReplaceAll(string(path), "/", "."))
 	}
@@ -214,16 +214,16 @@ func (x *shaped) entry(path hierarchy.Path) (hierarchy.ClassID, error) {
 
 // home is the cgroup of a branch, made and bound if it is not yet. The caller holds the
 // store's lock.
-func (m *machine) home(ctx context.Context, x *shaped, path hierarchy.Path, class hierarchy.ClassID) (target bind.Target, err error) {
-	target = home.Target(m.store.NetNS, path)
-	was, err := x.binder.Class(target)
+func (m *Machine) home(ctx context.Context, x *Interface, path hierarchy.Path, class hierarchy.ClassID) (target bind.Target, err error) {
+	target = home.Target(m.Store.NetNS, path)
+	was, err := x.Binder.Class(target)
 	if err == nil && was != 0 {
 		err = x.misnamedHome(path, was)
 	}
 	if err != nil {
 		return target, err
 	}
-	h, err := x.binder.Homes()
+	h, err := x.Binder.Homes()
 	if err != nil {
 		return target, err
 	}
@@ -232,26 +232,26 @@ func (m *machine) home(ctx context.Context, x *shaped, path hierarchy.Path, clas
 		return target, err
 	}
 	if fresh {
-		x.binder.Fresh(target)
+		x.Binder.Fresh(target)
 	}
-	_, err = x.binder.Do(ctx, []hierarchy.Step{{Action: hierarchy.Create, New: &hierarchy.Bound{Target: target, Class: class, Path: path, From: "run"}}})
+	_, err = x.Binder.Do(ctx, []hierarchy.Step{{Action: hierarchy.Create, New: &hierarchy.Bound{Target: target, Class: class, Path: path, From: "run"}}})
 	if err != nil {
 		return target, err
 	}
-	if now, err := x.binder.Class(target); err != nil || now != class {
-		return target, errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.record.PolicyName()))
+	if now, err := x.Binder.Class(target); err != nil || now != class {
+		return target, errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.Record.PolicyName()))
 	}
 	return target, nil
 }
 
 // isIn says whether this process is in the home of a branch.
-func (m *machine) isIn(path hierarchy.Path, way bind.Way) error {
+func (m *Machine) isIn(path hierarchy.Path, way bind.Way) error {
 	target, whole, err := cgroupfs.Own(way)
 	if err != nil {
 		return err
 	}
 	ns, branch, ok := home.Parse(target)
-	if ok && ns == m.store.NetNS && branch == path || !ok && !whole { // hidden by a container: the agent's word is all there is
+	if ok && ns == m.Store.NetNS && branch == path || !ok && !whole { // hidden by a container: the agent's word is all there is
 		return nil
 	}
 	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, words.Printable(target.String()))

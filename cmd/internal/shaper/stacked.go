@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"fmt"
@@ -15,45 +15,45 @@ import (
 // the machine.
 func (c *Changes) tellPlaces() error {
 	m := c.m
-	links, err := link.List(m.conn)
+	links, err := link.List(m.Conn)
 	if err != nil {
 		return err
 	}
-	m.tellPlaced(c.policy.Unquoted(among(links)))
+	m.TellPlaced(c.policy.Unquoted(Among(links)))
 	var names []string
-	for _, x := range c.targets {
-		names = append(names, x.tree.Port.Device)
-		for _, r := range x.device.Remarks(x.tree) {
-			m.warnf(hierarchy.Path(x.tree.Port.Device), "%s", r)
+	for _, x := range c.Targets {
+		names = append(names, x.Tree.Port.Device)
+		for _, r := range x.Device.Remarks(x.Tree) {
+			m.Warnf(hierarchy.Path(x.Tree.Port.Device), "%s", r)
 		}
-		i := slices.IndexFunc(links, func(l link.Link) bool { return l.Name == x.tree.Port.Device })
+		i := slices.IndexFunc(links, func(l link.Link) bool { return l.Name == x.Tree.Port.Device })
 		if i < 0 {
 			continue // it vanished, which the next step finds, too
 		}
-		if w := overLine(links[i], x.tree.Root.Rate); w != "" {
-			m.warnf(hierarchy.Path(x.tree.Port.Device), "%s", w)
+		if w := OverLine(links[i], x.Tree.Root.Rate); w != "" {
+			m.Warnf(hierarchy.Path(x.Tree.Port.Device), "%s", w)
 		}
-		if n := newTreeNote(links[i]); n != "" && x.on(x.before).Root == (hierarchy.Root{}) {
-			m.notef(hierarchy.Path(x.tree.Port.Device), "%s", n)
+		if n := newTreeNote(links[i]); n != "" && x.On(x.before).Root == (hierarchy.Root{}) {
+			m.Notef(hierarchy.Path(x.Tree.Port.Device), "%s", n)
 		}
 	}
-	warnings, err := twice(links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(m.conn) })
+	warnings, err := Twice(links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(m.Conn) })
 	for _, w := range warnings {
-		m.warnf("", "%s", w)
+		m.Warnf("", "%s", w)
 	}
 	return err
 }
 
-// among asks whether an interface is one of those.
-func among(links []link.Link) func(string) bool {
+// Among asks whether an interface is one of those.
+func Among(links []link.Link) func(string) bool {
 	return func(name string) bool {
 		return slices.ContainsFunc(links, func(l link.Link) bool { return l.Name == name })
 	}
 }
 
-// overLine says of a rate that the line cannot carry what follows; it is empty
+// OverLine says of a rate that the line cannot carry what follows; it is empty
 // where it can, and where the speed is unknown.
-func overLine(l link.Link, rate hierarchy.Bandwidth) string {
+func OverLine(l link.Link, rate hierarchy.Bandwidth) string {
 	if l.Speed == 0 || rate <= l.Speed {
 		return ""
 	}
@@ -72,10 +72,10 @@ func newTreeNote(l link.Link) string {
 	return ""
 }
 
-// twice warns of interfaces that shape the same packets, where one of them at
+// Twice warns of interfaces that shape the same packets, where one of them at
 // least is among names: the others are shaped by vifshape or by somebody else
 // already. Only where one may be are the roots read.
-func twice(links []link.Link, names []string, readRoots func() (map[int]hierarchy.Root, error)) ([]string, error) {
+func Twice(links []link.Link, names []string, readRoots func() (map[int]hierarchy.Root, error)) ([]string, error) {
 	shapers := map[int]shaper{}
 	var roots map[int]hierarchy.Root
 	for _, l := range links {

@@ -1,4 +1,4 @@
-package main
+package shaper
 
 import (
 	"context"
@@ -14,15 +14,15 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// branchVariable is what run tells a program in its environment: its branch. It is
+// BranchVariable is what run tells a program in its environment: its branch. It is
 // believed only where the kernel does not say better.
-const branchVariable = "VIFSHAPE_BRANCH"
+const BranchVariable = "VIFSHAPE_BRANCH"
 
 // within refuses a branch that the calling process would leave its own one for, or
 // put others into: from a branch's home it only goes on to that branch or below.
 // What it goes by is the cgroup, in each hierarchy that binds. Bindings of the
 // policy do not count: a user's session may be bound, and its owner is no prisoner.
-func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
+func (m *Machine) within(ctx context.Context, to hierarchy.Path) error {
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		target, whole, err := cgroupfs.Own(way)
 		if err != nil {
@@ -31,17 +31,17 @@ func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 		at, of, from := hierarchy.Path(""), "", ""
 		ns, branch, ok := home.Parse(target)
 		switch {
-		case ok && ns != m.store.NetNS:
+		case ok && ns != m.Store.NetNS:
 			at, of = branch, " of another network namespace"
 		case ok:
-			at = m.deepest(branch)
+			at = m.Deepest(branch)
 		case !whole:
 			var hidden hierarchy.Path
 			if at, hidden, err = m.confined(ctx, way); err != nil {
 				return err
 			}
 			if at == "" {
-				at, from = hierarchy.Path(os.Getenv(branchVariable)), ", as "+branchVariable+" says"
+				at, from = hierarchy.Path(os.Getenv(BranchVariable)), ", as "+BranchVariable+" says"
 			}
 			if at == "" && hidden != "" {
 				return fmt.Errorf("%s: this process may be in branch %s, and cannot tell: its cgroup namespace hides the cgroups above its own: call vifshape from outside of it", to, hidden)
@@ -56,23 +56,23 @@ func (m *machine) within(ctx context.Context, to hierarchy.Path) error {
 
 // branch is the branch that the calling process was put into, as far as the kernel
 // shows; empty: none.
-func (m *machine) branch() (hierarchy.Path, error) {
+func (m *Machine) branch() (hierarchy.Path, error) {
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
 		target, _, err := cgroupfs.Own(way)
 		if err != nil {
 			return "", err
 		}
-		if ns, branch, ok := home.Parse(target); ok && ns == m.store.NetNS {
-			return m.deepest(branch), nil
+		if ns, branch, ok := home.Parse(target); ok && ns == m.Store.NetNS {
+			return m.Deepest(branch), nil
 		}
 	}
 	return "", nil
 }
 
-// deepest is the branch at or above p. A program may make cgroups below its home,
+// Deepest is the branch at or above p. A program may make cgroups below its home,
 // which are no branches. Where there is no branch, it is p: then nothing is known.
-func (m *machine) deepest(p hierarchy.Path) hierarchy.Path {
-	r, err := m.store.Load(p.Interface())
+func (m *Machine) Deepest(p hierarchy.Path) hierarchy.Path {
+	r, err := m.Store.Load(p.Interface())
 	if err != nil {
 		return p
 	}
@@ -87,18 +87,18 @@ func (m *machine) deepest(p hierarchy.Path) hierarchy.Path {
 // confined is the branch that the root of this cgroup namespace is bound to, as
 // that of a program is that run has started. Empty: none, or it cannot be read. Hidden
 // is one that what lies above that root may be bound to, empty where nothing is.
-func (m *machine) confined(ctx context.Context, way bind.Way) (at, hidden hierarchy.Path, err error) {
-	names, err := m.store.Interfaces()
+func (m *Machine) confined(ctx context.Context, way bind.Way) (at, hidden hierarchy.Path, err error) {
+	names, err := m.Store.Interfaces()
 	if err != nil {
 		return "", "", err
 	}
 	for _, n := range names {
-		x, err := m.shaped(n, "")
+		x, err := m.Interface(n, "")
 		if err != nil {
 			continue // gone, or damaged: it is reported when it is used
 		}
 		var s hierarchy.State
-		err = errors.Join(x.binder.Read(ctx, &s), x.binder.Close())
+		err = errors.Join(x.Binder.Read(ctx, &s), x.Binder.Close())
 		if errors.Is(err, caps.ErrNotPrivileged) {
 			return "", "", nil // and so it can put nobody anywhere
 		}
@@ -114,20 +114,20 @@ func (m *machine) confined(ctx context.Context, way bind.Way) (at, hidden hierar
 		for _, b := range s.Bound {
 			switch {
 			case b.Target == bind.ToCgroup("/"):
-				return x.kernel.Names[b.Class], "", nil
+				return x.Kernel.Names[b.Class], "", nil
 			case b.Target.Kind == bind.TargetCgroupID:
-				hidden = x.kernel.Names[b.Class]
+				hidden = x.Kernel.Names[b.Class]
 			}
 		}
 	}
 	return "", hidden, nil
 }
 
-// inside is the binding that the calling process sends by on an interface, the
+// Inside is the binding that the calling process sends by on an interface, the
 // zero Bound for none, from the bindings in force or, without privileges, from
 // those of the last apply and the homes. A binding without a target is only what
 // the environment says.
-func (m *machine) inside(x *shaped, way bind.Way, all []hierarchy.Bound, blind bool) (hierarchy.Bound, error) {
+func (m *Machine) Inside(x *Interface, way bind.Way, all []hierarchy.Bound, blind bool) (hierarchy.Bound, error) {
 	if way.Tagged() {
 		way = bind.WayNetCls
 	} else {
@@ -146,8 +146,8 @@ func (m *machine) inside(x *shaped, way bind.Way, all []hierarchy.Bound, blind b
 		if b, ok := bound[at]; ok {
 			return b, nil
 		}
-		if ns, p, ok := home.Parse(at); ok && blind && ns == m.store.NetNS && p.Interface() == x.record.Interface {
-			if class, err := x.entry(p); err == nil { // else a cgroup that a program made in its home
+		if ns, p, ok := home.Parse(at); ok && blind && ns == m.Store.NetNS && p.Interface() == x.Record.Interface {
+			if class, err := x.Entry(p); err == nil { // else a cgroup that a program made in its home
 				return hierarchy.Bound{Target: at, Class: class, Path: p, From: "run"}, nil
 			}
 		}
@@ -155,9 +155,9 @@ func (m *machine) inside(x *shaped, way bind.Way, all []hierarchy.Bound, blind b
 			break
 		}
 	}
-	if claim := hierarchy.Path(os.Getenv(branchVariable)); !whole && claim.Interface() == x.record.Interface {
-		if class, err := x.entry(claim); err == nil {
-			return hierarchy.Bound{Class: class, Path: claim, From: branchVariable}, nil
+	if claim := hierarchy.Path(os.Getenv(BranchVariable)); !whole && claim.Interface() == x.Record.Interface {
+		if class, err := x.Entry(claim); err == nil {
+			return hierarchy.Bound{Class: class, Path: claim, From: BranchVariable}, nil
 		}
 	}
 	return bound[bind.ToUser(uint32(os.Geteuid()))], nil

@@ -1,0 +1,64 @@
+package shaper
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
+
+// TreeOf reads an interface that has a tree of ours. The caller closes its binder.
+func (m *Machine) TreeOf(ctx context.Context, iface string) (*Target, hierarchy.State, error) {
+	s, err := m.Interface(iface, "")
+	if err != nil {
+		return nil, hierarchy.State{}, err
+	}
+	x := &Target{Interface: s}
+	is, err := x.Read(ctx)
+	root := x.On(is).Root
+	if err == nil && !root.Ours() && s.Record.Policy != "" {
+		err = TreeLost(s.Record, root)
+	}
+	if err == nil && !root.Ours() {
+		err = fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, RootText(root))
+	}
+	if err != nil {
+		s.Binder.Close()
+		return nil, is, err
+	}
+	return x, is, nil
+}
+
+// Named gives bindings the words that the policy has for them, and adds those of
+// its bindings that wait for what they name, or all where none could be read.
+func (x *Interface) Named(all []hierarchy.Bound, blind bool) []hierarchy.Bound {
+	words := map[bind.Target]hierarchy.Bound{}
+	for _, r := range x.Record.Bound {
+		if r.Target.Kind == bind.TargetNone {
+			r.Class, _ = x.Entry(r.Path) // without an entry it is shown with no branch
+		}
+		if r.Target.Kind == bind.TargetNone || blind {
+			all = append(all, r)
+		}
+		words[r.Target] = r
+	}
+	for i := range all {
+		b := &all[i]
+		if w, ok := words[b.Target]; ok && b.Target.Kind != bind.TargetNone {
+			b.From = w.From
+		}
+		if b.From == "" && b.Target.Kind == bind.TargetCgroup && strings.HasPrefix(b.Target.Name, "/vifshape/") {
+			b.From = "run"
+		}
+	}
+	return all
+}
+
+// BranchOf is the branch that a class is of. HTB puts what has a class that it does
+// not have into the rest.
+func (x *Interface) BranchOf(class hierarchy.ClassID) hierarchy.Path {
+	return hierarchy.Path(cmp.Or(string(x.Kernel.Names[class]), string(hierarchy.Path(x.Record.Interface).Join(hierarchy.RestName))))
+}
