@@ -8,8 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cilium/ebpf/btf"
-
+	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
@@ -21,30 +20,11 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// Hook is where a classifier sits on one network interface.
+// Hook is where classifiers sit on one network interface.
 type Hook interface {
-	// AttachEgress puts a tc program at the egress hook, in place of the one
-	// that it put there before, with no packet in between.
-	AttachEgress(progFD int, name string) error
-	// EgressProgram is the id of that program, 0 when there is none.
-	EgressProgram() (id uint32, err error)
-	// DetachEgress removes that program. None is no error.
-	DetachEgress() error
-
-	// AttachIngress puts a tc program at the ingress hook of another interface of
-	// the same network namespace, in place of the one that it put there before for
-	// this one. HasIngress says whether it is there, an error that it cannot be, and
-	// DetachIngress removes it; none is no error. What they do for one interface is
-	// not seen by another's.
-	AttachIngress(port string, progFD int, name string) error
-	HasIngress(port string) (bool, error)
-	DetachIngress(port string) error
-
-	// AttachCgroupFilter, CgroupFilter and DetachCgroupFilter do the same for
-	// the kernel's own cgroup classifier on the root qdisc.
-	AttachCgroupFilter() error
-	CgroupFilter() (bool, error)
-	DetachCgroupFilter() error
+	bpf.Hook
+	bpf.Ingress
+	netcls.Hook
 }
 
 // Config is what a [Binder] works on.
@@ -99,25 +79,24 @@ type Binder struct {
 	cfg  Config
 	ways []*choice // all, best first
 
-	egress *egress
+	egress *bpf.Egress
 	tables *nft.Tables
 	filter *netcls.Filter
 	tags   *netcls.Tags
 	v2, v1 *cgroupfs.Tree
 
 	way    *choice                // that is wanted, nil until it is chosen
-	tried  clauses                // why the ways before it were not chosen
+	tried  way.Clauses            // why the ways before it were not chosen
 	at     *choice                // in whose hierarchy cgroups are looked for, nil until it is known
 	ids    map[bind.Target]uint64 // of targets, as of the last Read
 	paths  map[uint64]string      // of cgroups, once seen: cheaper to check than to find
 	fresh  map[string]bool        // homes that this Binder made and has not bound yet
 	warned bool                   // of TCX programs
-	narrow narrow
-	marker marker
-	hidden map[string]bool // interfaces that should be marked and cannot be
-	last   *choice         // on the interface, when this Binder last looked or changed it
-	is     uint32          // its version
-	beside bool            // rules of a former way lie beside it
+	guard  *bpf.Guard
+	marker *bpf.Marker
+	last   *choice // on the interface, when this Binder last looked or changed it
+	is     uint32  // its version
+	beside bool    // rules of a former way lie beside it
 }
 
 // NewBinder makes a Binder. Nothing is read or changed yet.
@@ -163,13 +142,15 @@ func NewBinder(cfg Config) (*Binder, error) {
 
 // reset makes the ways of a Binder that has looked at nothing yet.
 func (b *Binder) reset() {
-	b.egress = &egress{hook: b.cfg.Hook, types: btf.NewCache(), warn: b.cfg.Warn, tree: b.findV2}
+	b.egress = bpf.NewEgress(b.cfg.Hook, b.cfg.Warn)
+	b.guard = bpf.NewGuard(b.cfg.NetNS, b.cfg.Interface)
+	b.marker = bpf.NewMarker(b.cfg.Hook, b.cfg.NetNSFD)
 	b.tables = nft.New(b.cfg.NetNSFD, b.cfg.Interface, b.cfg.Index)
 	b.filter = &netcls.Filter{Hook: b.cfg.Hook}
 	b.tags = &netcls.Tags{Find: b.findV1, Mount: b.mountV1, Classes: b.cfg.Classes}
 	tagged := byTag{b.tags.Ours}
 	b.ways = []*choice{
-		{name: bind.WayBPF, find: b.findV2, classifier: b.egress, store: b.egress, sockets: b.egress},
+		{name: bind.WayBPF, find: b.findV2, classifier: b.egress, store: b.egress, sockets: byProgram{b}},
 		{name: bind.WayNft, find: b.findLevels, classifier: b.tables, store: b.tables, sockets: byBirth{b}},
 		{name: bind.WayNetCls, find: b.findV1, classifier: b.egress, store: b.tags, sockets: tagged},
 		{name: bind.WayNetClsNft, find: b.findV1, classifier: b.tables, store: b.tags, sockets: tagged},
@@ -211,7 +192,7 @@ func (b *Binder) findV1() (t *cgroupfs.Tree, err error) {
 // was mounted by this package goes again when nothing is in it and no interface
 // needs it.
 func (b *Binder) Close() error {
-	errs := []error{b.egress.close(), b.narrow.close(), b.marker.close()}
+	errs := []error{b.egress.Close(), b.guard.Close(), b.marker.Close()}
 	for _, t := range []*cgroupfs.Tree{b.v2, b.v1} {
 		if t != nil {
 			errs = append(errs, t.Close())
@@ -250,7 +231,7 @@ func (b *Binder) choose() error {
 	if b.way != nil {
 		return nil
 	}
-	var tried clauses
+	var tried way.Clauses
 	refused := false // tags, by whatever they are read
 	for _, name := range b.cfg.Ways {
 		if refused && name.Tagged() {
@@ -370,6 +351,27 @@ func (b *Binder) mountV1() (t *cgroupfs.Tree, err error) {
 	return b.v1, err
 }
 
+// warnTCX warns, once, of programs that run before the classifier: those at TCX
+// come first, and unless one of them returns TCX_NEXT the filters behind are not
+// asked (sch_handle_egress, net/core/dev.c, v6.12). It is silent where that cannot
+// be found out: before Linux 6.6, which has no TCX, without privileges, and for an
+// interface that is gone.
+func (b *Binder) warnTCX(w *choice) error {
+	if b.cfg.Index == 0 || b.warned {
+		return nil
+	}
+	found, err := w.classifier.Before(b.cfg.Index)
+	b.warned = len(found) > 0
+	for _, x := range found {
+		name := x.Name
+		if name != "" {
+			name = ", " + name
+		}
+		b.cfg.Warn(fmt.Sprintf("%s: a TCX program (id %d%s) runs before the classifier and can keep packets from it; those for which it does not return TCX_NEXT go to the rest, or where their sender asks", b.cfg.Interface, x.ID, name))
+	}
+	return err
+}
+
 // Why says what the classifier on the interface stands on, as in "cgroup v2 at
 // /sys/fs/cgroup/unified"; nothing when there is none. It changes nothing, and
 // warns as [Binder.Hook] does.
@@ -469,7 +471,7 @@ func (b *Binder) bound(on *choice) ([]hierarchy.Bound, error) {
 			if err != nil {
 				return err
 			}
-			x.Target, x.Open = bind.ToCgroup(path), path != "" && b.open(t, path)
+			x.Target, x.Open = bind.ToCgroup(path), path != "" && b.guard.Missing(t, path)
 			if path == "" {
 				x.Target = bind.ToCgroupID(k.ID)
 			}
@@ -483,7 +485,7 @@ func (b *Binder) bound(on *choice) ([]hierarchy.Bound, error) {
 			case err != nil:
 				return err
 			default:
-				x.Target, x.Open = bind.ToLink(l.Name), b.unmarked(l)
+				x.Target, x.Open = bind.ToLink(l.Name), b.marker.Missing(l)
 			}
 		}
 		if k.ID != 0 && x.Target.Name != "" {
@@ -669,11 +671,18 @@ func (d *doing) hold(target bind.Target) error {
 		if err != nil {
 			return err
 		}
-		return d.guard(t, target.Name)
+		return d.told(d.guard.Put(t, target.Name))
 	case bind.TargetLink:
-		return d.mark(target.Name)
+		return d.told(d.marker.Put(target.Name))
 	}
 	return nil
+}
+
+func (d *doing) told(why string, err error) error {
+	if why != "" {
+		d.cfg.Warn(why)
+	}
+	return err
 }
 
 // release takes these programs away.
@@ -684,9 +693,9 @@ func (d *doing) release(target bind.Target) error {
 		if err != nil {
 			return err
 		}
-		return d.unguard(t, target.Name)
+		return d.guard.Take(t, target.Name)
 	case bind.TargetLink:
-		return d.unmark(target.Name)
+		return d.marker.Take(target.Name)
 	}
 	return nil
 }
@@ -791,4 +800,13 @@ func (b *Binder) Carrier(target bind.Target) (home.Carrier, error) {
 	}
 	c, err := on.sockets.carrier(k)
 	return c, b.wrap(err)
+}
+
+// Unguarded says in words why root's sockets in the cgroup of a target may go round the
+// queues, nothing when they may not.
+func (b *Binder) Unguarded(target bind.Target) string {
+	if err := b.settle(); err != nil {
+		return err.Error()
+	}
+	return b.guard.Open(b.tree(), target.Name)
 }

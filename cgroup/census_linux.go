@@ -1,15 +1,11 @@
 package cgroup
 
 import (
-	"encoding/binary"
 	"errors"
-	"io"
 	"io/fs"
 	"path"
 	"strconv"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
@@ -118,88 +114,6 @@ func heldSockets(pid int, home uint64) (p ProcessSockets, err error) {
 	return p, err
 }
 
-// known goes through the map itself, which takes Linux 5.9 and a kernel that describes
-// its own types. The number of sockets that have sent by the interface is what it costs.
-func (s *set) known() (map[uint64]classifyVifSocket, error) {
-	spec, err := loadKnown()
-	if err != nil {
-		return nil, err
-	}
-	coll, err := ebpf.NewCollection(spec)
-	if err != nil {
-		return nil, err
-	}
-	defer coll.Close()
-	it, err := link.AttachIter(link.IterOptions{Program: coll.Programs[knownProgVifKnown], Map: s.sockets})
-	if err != nil {
-		return nil, err
-	}
-	defer it.Close()
-	r, err := it.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	buf, err := io.ReadAll(patient{r})
-	if err != nil {
-		return nil, err
-	}
-	known := make(map[uint64]classifyVifSocket, len(buf)/24)
-	for ; len(buf) >= 24; buf = buf[24:] { // struct vif_known
-		known[binary.NativeEndian.Uint64(buf)] = classifyVifSocket{
-			Cached: binary.NativeEndian.Uint64(buf[8:]), Override: binary.NativeEndian.Uint64(buf[16:]),
-		}
-	}
-	return known, nil
-}
-
-// borrowKnown asks the map by descriptors that it borrows from the processes (Linux
-// 5.6). Whoever receives one gives the socket his own tag of net_cls (__receive_sock,
-// net/core/scm.c, v6.12), so one that has another is left alone.
-func (s *set) borrowKnown(pids []int, of map[uint64]socket.Diag) (map[uint64]classifyVifSocket, error) {
-	tags, err := cgroupfs.FindNetCls()
-	if err != nil {
-		return nil, err
-	}
-	own := hierarchy.ClassID(0)
-	if tags != nil {
-		defer tags.Close()
-		mine, _, err := cgroupfs.Own(bind.WayNetCls)
-		if err == nil {
-			own, err = tags.Class(mine.Name)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	known := map[uint64]classifyVifSocket{}
-	for _, pid := range pids {
-		process, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			continue // it has ended, or the kernel has no such thing
-		}
-		fds, _ := socket.Of(pid) // none: it is gone or may not be looked at
-		for fd, inode := range fds {
-			x, wanted := of[inode]
-			if _, done := known[inode]; done || !wanted || tags != nil && (x.Packet || x.Tag != own) {
-				continue
-			}
-			ours, err := unix.PidfdGetfd(process, fd, 0)
-			if err != nil {
-				continue // closed meanwhile, or out of reach
-			}
-			var v classifyVifSocket
-			var st unix.Stat_t
-			if gone(s.sockets.Lookup(int32(ours), &v)) == nil && unix.Fstat(ours, &st) == nil && st.Ino == inode {
-				known[inode] = v
-			}
-			unix.Close(ours)
-		}
-		unix.Close(process)
-	}
-	return known, nil
-}
-
 // decider finds the class of a socket of v2 as the classifier does: vif_egress in
 // bpf/classify.bpf.c, or the rules of nf_tables.
 type decider struct {
@@ -244,33 +158,27 @@ func (d *decider) class(s socket.Diag) (hierarchy.ClassID, error) {
 	return class, err
 }
 
-func (e *egress) decider(pids []int, sockets map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
-	set := e.inForce()
-	if set == nil {
-		return nil, way.ErrOther
-	}
-	d, err := newDecider(e.tree, e.All)
+// byProgram is the sockets of the program of bpf, which remembers of each what it found
+// out, and may have been told that it is somebody else's than where it was made.
+type byProgram struct{ *Binder }
+
+func (x byProgram) carrier(of way.Key) (home.Carrier, error) { return x.egress.Carrier(of) }
+
+func (x byProgram) decider(pids []int, sockets map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
+	known, all, err := x.egress.Sockets(pids, sockets)
 	if err != nil {
 		return nil, err
 	}
-	var c classifyVifConfig
-	if err := set.config.Lookup(uint32(0), &c); err != nil {
-		return nil, err
-	}
-	all := true // that the classifier knows: nothing of those that are missing
-	known, err := set.known()
+	d, err := newDecider(x.findV2, x.egress.All)
 	if err != nil {
-		all = false
-		if known, err = set.borrowKnown(pids, sockets); err != nil {
-			return nil, err
-		}
+		return nil, err
 	}
 	return func(s socket.Diag) (hierarchy.ClassID, error) {
 		k, is := known[s.Inode]
-		if is && uint32(k.Cached>>32) == c.Generation {
-			return hierarchy.ClassID(uint32(k.Cached)), nil
+		if k.Class != 0 {
+			return k.Class, nil
 		}
-		if class := d.override(k.Override); class != 0 {
+		if class := d.own(k.Own); class != 0 {
 			return class, nil
 		}
 		if !is && !all {
@@ -285,7 +193,7 @@ func (e *egress) decider(pids []int, sockets map[uint64]socket.Diag) (func(socke
 type byBirth struct{ *Binder }
 
 func (byBirth) carrier(way.Key) (home.Carrier, error) {
-	return staying("the rules of nf_tables go by the cgroup in which a socket was made"), nil
+	return home.Staying("the rules of nf_tables go by the cgroup in which a socket was made"), nil
 }
 
 func (x byBirth) decider([]int, map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
@@ -321,14 +229,15 @@ func (x byTag) decider([]int, map[uint64]socket.Diag) (func(socket.Diag) (hierar
 	}, nil
 }
 
-const userOverride = 1 << 63 // VIF_USER in bpf/socket.h
-
-// override is the class that a socket has of its own, 0 for none.
-func (d *decider) override(id uint64) hierarchy.ClassID {
-	if id&userOverride != 0 {
-		return d.users[uint32(id)]
+// own is the class of what a socket was given to, 0 for none.
+func (d *decider) own(k way.Key) hierarchy.ClassID {
+	switch k.Kind {
+	case bind.TargetUser:
+		return d.users[uint32(k.ID)]
+	case bind.TargetCgroup:
+		return d.bound[k.ID]
 	}
-	return d.bound[id]
+	return 0
 }
 
 // cgroup is the class of the deepest bound cgroup above a socket of one, 0 for none.

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/nft"
@@ -42,24 +43,23 @@ func Probe() Report {
 	serves := true
 	r.add(bind.WayBPF, func() (string, error) {
 		return probeV2(bind.WayBPF, func(w bind.Way) error {
-			s, err := loadSet(w, nil)
-			if err != nil {
-				return err
-			}
-			serves = s.serves
-			return s.close()
+			var err error
+			serves, err = bpf.Try(w)
+			return err
 		})
 	})
-	if !serves {
+	if r.Ways[0].Err == nil && !serves {
 		r.Ways[0].Weak = append(r.Ways[0].Weak, handed+" (the kernel does not describe its types, CONFIG_DEBUG_INFO_BTF)")
 	}
 	r.add(bind.WayNft, func() (string, error) { return probeV2(bind.WayNft, nft.Try) })
-	r.add(bind.WayNetCls, func() (string, error) { return probeNetCls(bind.WayNetCls, tryLoad) })
+	r.add(bind.WayNetCls, func() (string, error) {
+		return probeNetCls(bind.WayNetCls, func(w bind.Way) error { _, err := bpf.Try(w); return err })
+	})
 	r.add(bind.WayNetClsNft, func() (string, error) { return probeNetCls(bind.WayNetClsNft, nft.Try) })
 	r.add(bind.WayClsCgroup, func() (string, error) {
 		return probeNetCls(bind.WayClsCgroup, func(bind.Way) error { return nil })
 	})
-	if before(5, 15) {
+	if caps.Before(5, 15) {
 		r.Notes = append(r.Notes, "below Linux 5.15 a process with a net_cls tag has no cgroup v2 for BPF: do not use both")
 	}
 	return r
@@ -160,25 +160,4 @@ func probeNetCls(w bind.Way, try func(bind.Way) error) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("net_cls (CONFIG_CGROUP_NET_CLASSID): %w", caps.ErrNotSupported)
-}
-
-func tryLoad(w bind.Way) error {
-	s, err := loadSet(w, nil)
-	if err != nil {
-		return err
-	}
-	return s.close()
-}
-
-// before says whether the kernel is older than a version.
-func before(major, minor int) bool {
-	var (
-		u    unix.Utsname
-		x, y int
-	)
-	if unix.Uname(&u) != nil {
-		return false
-	}
-	n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &x, &y)
-	return n == 2 && (x < major || x == major && y < minor)
 }

@@ -20,10 +20,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
@@ -92,7 +92,7 @@ func (b *Binder) prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfi
 	}
 	p := &proving{Binder: b, with: cfg, on: on, tree: t, run: random()}
 	if !on.unseen {
-		tap, err := b.newTap(p.run)
+		tap, err := bpf.NewTap(p.run, b.cfg.NetNSFD, b.cfg.Index)
 		if err != nil && cfg.Counters == nil {
 			return nil, err
 		}
@@ -115,7 +115,7 @@ func (b *Binder) prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfi
 		}
 	}
 	if p.tap != nil {
-		err = p.tap.count(ctx, all)
+		err = p.count(ctx, all)
 	}
 	return all, err
 }
@@ -129,8 +129,8 @@ type proving struct {
 	with   ProveConfig
 	on     *choice
 	tree   *cgroupfs.Tree
-	run    uint64 // that the packets carry
-	tap    *tap   // nil: classes are counted
+	run    uint64   // that the packets carry
+	tap    *bpf.Tap // nil: classes are counted
 	sender *sender
 	made   []string // cgroups
 }
@@ -168,7 +168,7 @@ func (p *proving) close() error {
 	}
 	unix.Rmdir(p.tree.Dir(home.Root)) // where it is empty
 	if p.tap != nil {
-		errs = append(errs, p.tap.close())
+		errs = append(errs, p.tap.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -490,71 +490,19 @@ func (p *proving) counted(ctx context.Context, x *Proof, way uint32) error {
 	return ctx.Err()
 }
 
-// tap is a packet socket on the interface that counts by the program of bpf/prove.bpf.c.
-type tap struct {
-	fd   int
-	coll *ebpf.Collection
-}
-
-func (b *Binder) newTap(run uint64) (_ *tap, err error) {
-	spec, err := loadProve()
-	if err != nil {
-		return nil, err
-	}
-	if err := spec.Variables[proveVarVifRun].Set(run); err != nil {
-		return nil, err
-	}
-	t := &tap{fd: -1}
-	if t.coll, err = ebpf.NewCollection(spec); err != nil {
-		return nil, fmt.Errorf("load the program that counts: %w", caps.Explain(err, unix.CAP_BPF))
-	}
-	open := func() (err error) {
-		// no protocol: nothing arrives before it is bound
-		if t.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-			return err
-		}
-		if err := unix.SetsockoptInt(t.fd, unix.SOL_SOCKET, unix.SO_ATTACH_BPF, t.coll.Programs[proveProgVifTap].FD()); err != nil {
-			return err
-		}
-		return unix.Bind(t.fd, &unix.SockaddrLinklayer{Ifindex: int(b.cfg.Index), Protocol: networkOrder(unix.ETH_P_ALL)})
-	}
-	if b.cfg.NetNSFD == 0 {
-		err = open()
-	} else {
-		err = cgroupfs.InNetNS(b.cfg.NetNSFD, open)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("look at what leaves the interface: %w", caps.Explain(err, unix.CAP_NET_RAW)), t.close())
-	}
-	return t, nil
-}
-
-func networkOrder(n uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))
-}
-
-func (t *tap) close() error {
-	t.coll.Close()
-	if t.fd < 0 {
-		return nil
-	}
-	return unix.Close(t.fd)
-}
-
 // count waits until all that was sent has left the interface, or no more does.
-func (t *tap) count(ctx context.Context, all []Proof) error {
+func (p *proving) count(ctx context.Context, all []Proof) error {
 	for deadline, last := time.Now().Add(patience), 0; ; time.Sleep(time.Millisecond) {
 		left, landed := 0, 0
 		for i := range all {
 			clear(all[i].Landed)
 			left += all[i].Sent
 		}
-		err := each(t.coll.Maps[proveMapVifCounts], func(at proveVifLanded, n uint64) error {
-			if int(at.Way) < len(all) {
-				all[at.Way].Landed[hierarchy.ClassID(at.Class)] = int(n)
-				landed += int(n)
+		err := p.tap.Counts(func(i int, class hierarchy.ClassID, packets int) {
+			if i < len(all) {
+				all[i].Landed[class] = packets
+				landed += packets
 			}
-			return nil
 		})
 		if landed > last {
 			last, deadline = landed, time.Now().Add(patience)

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
@@ -90,7 +91,7 @@ func compiled() (*bool, error) {
 // gets a packet only when all of them return TCX_NEXT. It lists none where there
 // is no TCX, before Linux 6.6, and where this process may not ask.
 func EgressTCX(index uint32) ([]string, error) {
-	found, err := tcxPrograms(index)
+	found, err := bpf.TCX(index)
 	if err != nil {
 		return nil, err
 	}

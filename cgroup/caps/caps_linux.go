@@ -115,3 +115,16 @@ func Errno(err error) error {
 	}
 	return err
 }
+
+// Before says whether the kernel is older than a version.
+func Before(major, minor int) bool {
+	var (
+		u    unix.Utsname
+		x, y int
+	)
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &x, &y)
+	return n == 2 && (x < major || x == major && y < minor)
+}

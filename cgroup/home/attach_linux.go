@@ -338,3 +338,15 @@ type Carried struct {
 	PID    int
 	Inside bool // it was made in the cgroup
 }
+
+// Staying is a [Carrier] that brings nothing along, and says why.
+type Staying string
+
+// Carry implements [Carrier].
+func (s Staying) Carry(map[int]bool) ([]Carried, []Failure, error) { return nil, nil, nil }
+
+// Stay implements [Carrier].
+func (s Staying) Stay() string { return string(s) }
+
+// Close implements [Carrier].
+func (s Staying) Close() {}

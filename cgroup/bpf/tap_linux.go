@@ -1,0 +1,77 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// Tap is a packet socket on an interface that counts by the program of prove.bpf.c.
+type Tap struct {
+	fd   int
+	coll *ebpf.Collection
+}
+
+// NewTap counts the packets of a run on the interface that has an index in a network
+// namespace, 0 for the caller's.
+func NewTap(run uint64, netNS int, index uint32) (_ *Tap, err error) {
+	spec, err := loadProve()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables[proveVarVifRun].Set(run); err != nil {
+		return nil, err
+	}
+	t := &Tap{fd: -1}
+	if t.coll, err = ebpf.NewCollection(spec); err != nil {
+		return nil, fmt.Errorf("load the program that counts: %w", caps.Explain(err, unix.CAP_BPF))
+	}
+	open := func() (err error) {
+		// no protocol: nothing arrives before it is bound
+		if t.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		if err := unix.SetsockoptInt(t.fd, unix.SOL_SOCKET, unix.SO_ATTACH_BPF, t.coll.Programs[proveProgVifTap].FD()); err != nil {
+			return err
+		}
+		return unix.Bind(t.fd, &unix.SockaddrLinklayer{Ifindex: int(index), Protocol: networkOrder(unix.ETH_P_ALL)})
+	}
+	if netNS == 0 {
+		err = open()
+	} else {
+		err = cgroupfs.InNetNS(netNS, open)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("look at what leaves the interface: %w", caps.Explain(err, unix.CAP_NET_RAW)), t.Close())
+	}
+	return t, nil
+}
+
+func networkOrder(n uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))
+}
+
+// Close ends the counting.
+func (t *Tap) Close() error {
+	t.coll.Close()
+	if t.fd < 0 {
+		return nil
+	}
+	return unix.Close(t.fd)
+}
+
+// Counts calls a function for every number that packets carry and class that they had,
+// with how many have left the interface.
+func (t *Tap) Counts(fn func(number int, class hierarchy.ClassID, packets int)) error {
+	return each(t.coll.Maps[proveMapVifCounts], func(at proveVifLanded, n uint64) error {
+		fn(int(at.Way), hierarchy.ClassID(at.Class), int(n))
+		return nil
+	})
+}
