@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"text/tabwriter"
@@ -9,13 +10,16 @@ import (
 
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
+	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
+type checkOptions struct{ tree, json bool }
+
 func newCheckCommand(e *env) *cobra.Command {
-	tree := false
+	var o checkOptions
 	c := &cobra.Command{
 		Use:   "check FILE",
 		Short: "Say whether a policy is right, without looking at this machine",
@@ -24,25 +28,94 @@ its place and what to write instead. It looks at nothing else, so it works
 anywhere and needs no privileges. It prints nothing when the policy is right;
 --tree prints what vifshape reads in it, with every rate worked out.
 
+--json is for editors: it prints all mistakes and warnings, none as an empty list,
+with lines and columns from 1, columns in characters:
+
+  {
+    "ok": false,
+    "problems": [
+      {
+        "file": "policy.toml",
+        "line": 14,
+        "column": 1,
+        "severity": "error",
+        "path": "eth0/backup",
+        "key": "cell",
+        "message": "unknown key \"cell\"",
+        "hint": "did you mean \"ceil\"?"
+      }
+    ]
+  }
+
 EXIT STATUS
   0   the policy is right
   1   it is not, or cannot be read
   64  wrong flags or arguments`,
 		Args: args(1, 1, "one policy file"),
-		RunE: func(_ *cobra.Command, a []string) error {
-			p, err := shaper.ReadPolicy(a[0])
-			if err != nil {
-				return err
-			}
-			fmt.Fprint(e.stderr, append(slices.Clip(policy.Errors(p.Warnings)), p.Unquoted(policy.VLAN)...).Render())
-			if !tree {
-				return nil
-			}
-			return e.writeTree(p)
-		},
+		RunE: func(_ *cobra.Command, a []string) error { return e.check(a[0], o) },
 	}
-	c.Flags().BoolVar(&tree, "tree", false, "print the tree with all rates worked out")
+	c.Flags().BoolVar(&o.tree, "tree", false, "print the tree with all rates worked out")
+	c.Flags().BoolVar(&o.json, "json", false, "print mistakes and warnings as JSON")
 	return c
+}
+
+func (e *env) check(file string, o checkOptions) error {
+	if o.tree && o.json {
+		return usagef("--tree and --json print different things: write one of them")
+	}
+	p, err := shaper.ReadPolicy(file)
+	var wrong policy.Errors
+	if err != nil && !(o.json && errors.As(err, &wrong)) {
+		return err
+	}
+	if err == nil {
+		wrong = append(slices.Clip(policy.Errors(p.Warnings)), p.Unquoted(policy.VLAN)...)
+	}
+	switch {
+	case o.json:
+		if err := e.json(checkAsJSON(wrong, err == nil)); err != nil {
+			return err
+		}
+		if err != nil {
+			return codeError(exitError)
+		}
+		return nil
+	case o.tree:
+		fmt.Fprint(e.stderr, wrong.Render())
+		return e.writeTree(p)
+	}
+	fmt.Fprint(e.stderr, wrong.Render())
+	return nil
+}
+
+// checkJSON is the stable form of check.
+type checkJSON struct {
+	OK       bool          `json:"ok"` // the policy can be used
+	Problems []problemJSON `json:"problems"`
+}
+
+// problemJSON is a mistake, or a warning.
+type problemJSON struct {
+	File     string         `json:"file"`
+	Line     int            `json:"line"`           // from 1
+	Column   int            `json:"column"`         // from 1, in characters
+	Severity string         `json:"severity"`       // error or warning
+	Path     hierarchy.Path `json:"path,omitempty"` // of the interface or branch
+	Key      string         `json:"key,omitempty"`
+	Message  string         `json:"message"`
+	Hint     string         `json:"hint,omitempty"` // what to write instead
+}
+
+func checkAsJSON(wrong policy.Errors, ok bool) checkJSON {
+	out := checkJSON{OK: ok, Problems: []problemJSON{}}
+	for _, w := range wrong {
+		severity := "error"
+		if w.Warning {
+			severity = "warning"
+		}
+		out.Problems = append(out.Problems, problemJSON{w.File, w.Line, w.Column, severity, w.Path, w.Key, w.Msg, w.Hint})
+	}
+	return out
 }
 
 // writeTree prints what a policy comes to.
