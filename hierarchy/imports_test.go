@@ -28,6 +28,7 @@ var rooms = []struct{ path, may, why string }{
 	{"tc/qdisc", "hierarchy/... tc/rtnl", "a kind of qdisc knows messages, and nobody who makes it"},
 	{"tc/link", "hierarchy/... tc/rtnl", "an interface does not know what is made of it"},
 	{"tc/hook", "hierarchy/... tc/rtnl tc/link", "a hook does not know what is classified for"},
+	{"tc/foreign", "hierarchy/... tc/rtnl tc/link tc/hook", "what others made does not depend on what is ours"},
 	{"tc/lab", "hierarchy/...", "what lies below tc does not look up"},
 	{"tc/tctest", "hierarchy/... tc/lab tc/tctest/...", "what lies below tc does not look up"},
 

@@ -4,6 +4,7 @@ package tc
 
 import (
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/foreign"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
@@ -16,7 +17,7 @@ type Device struct {
 
 	link   link.Link
 	port   hierarchy.Port
-	former *Former // the foreign root qdisc that Do replaced
+	former *foreign.Former // the foreign root qdisc that Do replaced
 }
 
 var (

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/foreign"
 	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
@@ -44,7 +45,7 @@ const directQueue = 0
 //
 // Create of the root is refused with [rtnl.ErrForeign] where a root qdisc stands that
 // somebody made; Change from that very one replaces it, and a later Delete
-// through the same Device puts it back, as [Device.Restore] does. A class's
+// through the same Device puts it back, as [foreign.Restore] does. A class's
 // packets are waited for before it is deleted, at most two seconds; what is
 // lost then is told to [rtnl.Config].Warn. A leaf qdisc keeps its backlog when only its
 // parameters change and its kind can take that; otherwise the backlog is lost.
@@ -252,9 +253,11 @@ func (d *Device) doRoot(steps []hierarchy.Step) (int, error) {
 	if s.Action == hierarchy.Delete {
 		err := error(nil)
 		if d.former != nil && !d.former.Partial {
-			err = d.Restore(*d.former)
+			if err = foreign.Restore(d.Interface, *d.former); err == nil {
+				d.former = nil
+			}
 		} else {
-			err = d.stepError(s, d.deleteRoot())
+			err = d.stepError(s, d.DeleteQdisc(uint32(hierarchy.ID(0)), rtnl.RootParent))
 		}
 		if err != nil {
 			return 0, err
@@ -273,13 +276,13 @@ func (d *Device) doRoot(steps []hierarchy.Step) (int, error) {
 		return 0, fmt.Errorf("%s: root qdisc %s %v is %w: set replace = true for the interface, or remove it with \"tc qdisc del dev %s root\"",
 			d.Name, root.Kind, root.Handle, rtnl.ErrForeign, d.Name)
 	}
-	former, err := d.describe(found)
+	former, err := foreign.Describe(d.Interface, found)
 	if err != nil {
 		return 0, err
 	}
 	n, err := d.doBatch(steps)
 	if n > 0 {
-		d.former = former
+		d.former = &former
 	}
 	return n, err
 }
@@ -300,12 +303,4 @@ func encodeRoot(index uint32, flags netlink.HeaderFlags) netlink.Message {
 		e.Attr32(tcaHTBDirectQlen, directQueue)
 	})
 	return rtnl.Message(unix.RTM_NEWQDISC, flags, e.B)
-}
-
-// deleteRoot takes our root qdisc away, and all below it.
-func (d *Device) deleteRoot() error {
-	e := rtnl.Encoder{B: make([]byte, 0, rtnl.SizeofTcMsg)}
-	e.TcMsg(rtnl.TcMsg{Index: d.Index, Handle: uint32(hierarchy.ID(0)), Parent: rtnl.RootParent})
-	_, err := d.Conn.Send([]netlink.Message{rtnl.Message(unix.RTM_DELQDISC, 0, e.B)})
-	return err
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/foreign"
 	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/link"
@@ -553,7 +554,7 @@ func TestKernelForeignRoot(t *testing.T) {
 			t.Errorf("%v: %d, %v", s, n, err)
 		}
 	}
-	former, err := b.Former()
+	former, err := foreign.Root(b.Interface)
 	if err != nil || former.Partial || former.Kind != "tbf" {
 		t.Fatalf("former %+v, %v", former, err)
 	}
@@ -567,27 +568,27 @@ func TestKernelForeignRoot(t *testing.T) {
 	// By another, from what was kept.
 	b.apply(tree)
 	again := open(t, p.Near, "eth0")
-	if err := again.Restore(former); err != nil {
+	if err := foreign.Restore(again.Interface, former); err != nil {
 		t.Fatal(err)
 	}
 	if got := show(); got != tbf {
 		t.Errorf("restored: %q, was %q", got, tbf)
 	}
-	if err := again.Restore(former); !errors.Is(err, rtnl.ErrForeign) {
+	if err := foreign.Restore(again.Interface, former); !errors.Is(err, rtnl.ErrForeign) {
 		t.Errorf("restoring over a foreign qdisc: %v", err)
 	}
 
 	// One with classes cannot come back.
 	run("qdisc replace dev eth0 root handle 9: htb")
 	run("class add dev eth0 parent 9: classid 9:1 htb rate 1mbit")
-	if former, err = b.Former(); err != nil || !former.Partial || former.Kind != "htb" {
+	if former, err = foreign.Root(b.Interface); err != nil || !former.Partial || former.Kind != "htb" {
 		t.Errorf("former %+v, %v", former, err)
 	}
 	b.apply(tree)
-	if err := b.Restore(former); err == nil {
+	if err := foreign.Restore(b.Interface, former); err == nil {
 		t.Error("htb with classes was restored")
 	}
-	if err := b.Restore(tc.Former{}); err != nil {
+	if err := foreign.Restore(b.Interface, foreign.Former{}); err != nil {
 		t.Error(err)
 	}
 	if root := b.stands().Root; root != (hierarchy.Root{}) {

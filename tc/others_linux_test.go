@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/foreign"
 	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/link"
@@ -24,26 +24,26 @@ func TestKernelOthers(t *testing.T) {
 	for _, x := range []struct {
 		name string
 		make [][]string // arguments of tc, DEV stands for the interface
-		want tc.Others
+		want foreign.Others
 	}{
-		{"nothing", nil, tc.Others{}},
+		{"nothing", nil, foreign.Others{}},
 		{"ours", [][]string{
 			{"qdisc", "add", "dev", "DEV", "root", "handle", "71f:", "htb", "default", "2"},
 			{"qdisc", "add", "dev", "DEV", "clsact"},
-		}, tc.Others{}},
+		}, foreign.Others{}},
 		{"a root qdisc", [][]string{{"qdisc", "add", "dev", "DEV", "root", "handle", "7:", "pfifo", "limit", "10"}},
-			tc.Others{Root: hierarchy.Root{Kind: "pfifo", Handle: handle(7)}}},
+			foreign.Others{Root: hierarchy.Root{Kind: "pfifo", Handle: handle(7)}}},
 		{"a root qdisc with classes", [][]string{
 			{"qdisc", "add", "dev", "DEV", "root", "handle", "7:", "htb"},
 			{"class", "add", "dev", "DEV", "parent", "7:", "classid", "7:1", "htb", "rate", "1mbit"},
-		}, tc.Others{Root: hierarchy.Root{Kind: "htb", Handle: handle(7)}, Partial: true}},
-		{"ingress", [][]string{{"qdisc", "add", "dev", "DEV", "ingress"}}, tc.Others{Ingress: true}},
+		}, foreign.Others{Root: hierarchy.Root{Kind: "htb", Handle: handle(7)}, Partial: true}},
+		{"ingress", [][]string{{"qdisc", "add", "dev", "DEV", "ingress"}}, foreign.Others{Ingress: true}},
 		{"filters", [][]string{
 			{"qdisc", "add", "dev", "DEV", "clsact"},
 			{"filter", "add", "dev", "DEV", "egress", "pref", "1", "protocol", "ip", "u32", "match", "u32", "0", "0"},
 			{"filter", "add", "dev", "DEV", "egress", "pref", "5", "protocol", "all", "u32", "match", "u32", "0", "0"},
 			{"filter", "add", "dev", "DEV", "ingress", "pref", "2", "protocol", "all", "u32", "match", "u32", "0", "0"},
-		}, tc.Others{Filters: []hook.Filter{{Kind: "u32", Pref: 1, Blocks: true}, {Kind: "u32", Pref: 5}}}},
+		}, foreign.Others{Filters: []hook.Filter{{Kind: "u32", Pref: 1, Blocks: true}, {Kind: "u32", Pref: 5}}}},
 		// Of one preference the last that was made comes first.
 		{"programs", [][]string{
 			{"qdisc", "add", "dev", "DEV", "clsact"},
@@ -51,7 +51,7 @@ func TestKernelOthers(t *testing.T) {
 			{"filter", "add", "dev", "DEV", "egress", "pref", "1", "handle", "0x71f", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
 			{"filter", "add", "dev", "DEV", "egress", "pref", "1", "handle", "5", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
 			{"filter", "add", "dev", "DEV", "egress", "pref", "2", "handle", "1", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
-		}, tc.Others{Filters: []hook.Filter{{Kind: "bpf", Pref: 1, First: true}, {Kind: "bpf", Pref: 1}, {Kind: "bpf", Pref: 2}}}},
+		}, foreign.Others{Filters: []hook.Filter{{Kind: "bpf", Pref: 1, First: true}, {Kind: "bpf", Pref: 1}, {Kind: "bpf", Pref: 2}}}},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			p := tctest.New(t, lab.PairConfig{})
@@ -63,7 +63,7 @@ func TestKernelOthers(t *testing.T) {
 				}
 				tctest.TC(t, p.Near, args...)
 			}
-			got, err := open(t, p.Near, p.Dev).Device.Others()
+			got, err := foreign.Look(open(t, p.Near, p.Dev).Interface)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -36,7 +36,7 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 	if t.MTU != 0 {
 		packet, mtu = t.MTU, t.MTU
 	}
-	kinds := qdisc.Ask(&d.Interface)
+	kinds := qdisc.Ask(d.Interface)
 	hz, err := clock()
 	if err != nil {
 		return d.Fail("read the kernel's clock", err)

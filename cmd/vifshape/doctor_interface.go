@@ -16,6 +16,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/foreign"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
@@ -84,7 +85,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		if err := d.Read(ctx, &s); err != nil && !errors.Is(err, rtnl.ErrForeign) {
 			return err
 		}
-		o, err := d.Others()
+		o, err := foreign.Look(d.Interface)
 		if err != nil {
 			return err
 		}
@@ -200,7 +201,7 @@ func (x *examination) queues(l link.Link) (finding, error) {
 }
 
 // rootFinding says whose root qdisc an interface has.
-func rootFinding(l link.Link, root hierarchy.Root, o tc.Others) finding {
+func rootFinding(l link.Link, root hierarchy.Root, o foreign.Others) finding {
 	f := finding{Topic: "root qdisc", State: good}
 	switch {
 	case o.Root.Kind != "":
@@ -222,7 +223,7 @@ func rootFinding(l link.Link, root hierarchy.Root, o tc.Others) finding {
 }
 
 // hooks says who else has filters at egress.
-func (x *examination) hooks(l link.Link, o tc.Others) (all []finding) {
+func (x *examination) hooks(l link.Link, o foreign.Others) (all []finding) {
 	if o.Ingress {
 		return []finding{{Topic: "egress hook", State: weaker, Text: "qdisc ingress stands where clsact has its place",
 			Follows: "bindings bpf and net_cls are refused", Fix: []string{"tc qdisc del dev " + words.Quoted(l.Name) + " ingress"}}}

@@ -112,7 +112,7 @@ func (x *examination) qdiscs() (noClsact bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	lacking, err := qdisc.Ask(&lo.Interface).Lacks("htb", "clsact")
+	lacking, err := qdisc.Ask(lo.Interface).Lacks("htb", "clsact")
 	if err != nil {
 		return false, err
 	}
@@ -126,7 +126,7 @@ func (x *examination) leaves() error {
 	if err != nil {
 		return err
 	}
-	have, lack, err := qdisc.Ask(&lo.Interface).Leaves()
+	have, lack, err := qdisc.Ask(lo.Interface).Leaves()
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/foreign"
 	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
@@ -167,7 +168,7 @@ func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way bind.Way) {
 // places.
 func (c *policyCheck) others(d *tc.Device, l link.Link, t *hierarchy.Tree, way bind.Way) error {
 	top := hierarchy.Path(t.Port.Device)
-	o, err := d.Others()
+	o, err := foreign.Look(d.Interface)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ type Kernel struct {
 }
 
 // Ask is for questions to the kernel, asked for an interface.
-func Ask(i *rtnl.Interface) *Kernel {
+func Ask(i rtnl.Interface) *Kernel {
 	return &Kernel{ask: asker(i), known: map[*discipline]bool{}}
 }
 
@@ -81,7 +81,7 @@ const clsactKind = "clsact"
 
 // asker is what asks the kernel for one kind after another. Where it does not answer,
 // the qdiscs that stand are read once for all of them.
-func asker(i *rtnl.Interface) func(*discipline) (bool, error) {
+func asker(i rtnl.Interface) func(*discipline) (bool, error) {
 	standing := sync.OnceValues(func() ([]string, error) { return standing(i.Conn) })
 	return func(k *discipline) (bool, error) {
 		has, err := hasKind(i, k)
@@ -103,7 +103,7 @@ func asker(i *rtnl.Interface) func(*discipline) (bool, error) {
 // v6.18). Nothing is made, and nothing that stands is changed, because the order
 // is exclusive. clsact can have such a block, but not number 0, which is refused at
 // the same place.
-func hasKind(i *rtnl.Interface, k *discipline) (bool, error) {
+func hasKind(i rtnl.Interface, k *discipline) (bool, error) {
 	e := rtnl.Encoder{}
 	e.TcMsg(rtnl.TcMsg{Index: i.Index, Parent: rtnl.RootParent})
 	e.AttrString(unix.TCA_KIND, k.Name)

@@ -20,7 +20,7 @@ type Interface struct {
 }
 
 // Check is an error where the interface is not there any more.
-func (i *Interface) Check() error {
+func (i Interface) Check() error {
 	body := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(body[4:], i.Index)
 	_, err := i.Conn.Execute(Message(unix.RTM_GETLINK, 0, body))
@@ -29,7 +29,7 @@ func (i *Interface) Check() error {
 
 // Get asks for one object of the interface, of which m says the rest. Without
 // NLM_F_ECHO the answer would go to listeners only. The body is nil when there is none.
-func (i *Interface) Get(typ netlink.HeaderType, m TcMsg) ([]byte, error) {
+func (i Interface) Get(typ netlink.HeaderType, m TcMsg) ([]byte, error) {
 	m.Index = i.Index
 	e := Encoder{}
 	e.TcMsg(m)
@@ -48,7 +48,7 @@ func (i *Interface) Get(typ netlink.HeaderType, m TcMsg) ([]byte, error) {
 // EachQdisc calls f for each qdisc of the interface. The kernel always lists
 // those of the whole namespace (tc_dump_qdisc, net/sched/sch_api.c, v6.12); of
 // the others not more is looked at than the number of their interface.
-func (i *Interface) EachQdisc(f func(*Qdisc) error) error {
+func (i Interface) EachQdisc(f func(*Qdisc) error) error {
 	e := Encoder{}
 	e.TcMsg(TcMsg{Index: i.Index})
 	return i.Conn.Dump(unix.RTM_GETQDISC, e.B, func(body []byte) error {
@@ -66,7 +66,7 @@ func (i *Interface) EachQdisc(f func(*Qdisc) error) error {
 
 // Root reads the root qdisc, nil when none is shown, as of an interface that was never
 // up.
-func (i *Interface) Root() (root *Qdisc, err error) {
+func (i Interface) Root() (root *Qdisc, err error) {
 	err = i.EachQdisc(func(q *Qdisc) error {
 		if q.Parent == RootParent {
 			root = q.Clone()
@@ -79,9 +79,17 @@ func (i *Interface) Root() (root *Qdisc, err error) {
 	return root, err
 }
 
+// DeleteQdisc removes the qdisc of that handle at that place, and all below it.
+func (i Interface) DeleteQdisc(handle, parent uint32) error {
+	e := Encoder{}
+	e.TcMsg(TcMsg{Index: i.Index, Handle: handle, Parent: parent})
+	_, err := i.Conn.Send([]netlink.Message{Message(unix.RTM_DELQDISC, 0, e.B)})
+	return err
+}
+
 // EachFilter calls f for the filters of one place, of whatever kind. A place
 // that does not exist has none.
-func (i *Interface) EachFilter(parent uint32, f func(*Filter) error) error {
+func (i Interface) EachFilter(parent uint32, f func(*Filter) error) error {
 	e := Encoder{}
 	e.TcMsg(TcMsg{Index: i.Index, Parent: parent})
 	return i.Conn.Dump(unix.RTM_GETTFILTER, e.B, func(body []byte) error {
@@ -107,4 +115,4 @@ func (i *Interface) EachFilter(parent uint32, f func(*Filter) error) error {
 }
 
 // Fail makes an [*OpError] of what netlink returned, nil of nil.
-func (i *Interface) Fail(op string, err error) error { return Fail(op, i.Name, err) }
+func (i Interface) Fail(op string, err error) error { return Fail(op, i.Name, err) }

@@ -9,7 +9,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/foreign"
 )
 
 // record is what the kernel cannot keep about one interface.
@@ -24,7 +24,7 @@ type Record struct {
 	Order     []hierarchy.Path  `json:"order"` // branches as the policy lists them
 	Bindings  []Binding         `json:"bindings,omitempty"`
 	Bound     []hierarchy.Bound `json:"bound,omitempty"` // what the bindings came to; no target: not there yet
-	Former    tc.Former         `json:"former,omitzero"` // the root qdisc that ours replaced
+	Former    foreign.Former    `json:"former,omitzero"` // the root qdisc that ours replaced
 	Spec      json.RawMessage   `json:"spec,omitempty"`  // what the policy says, a hierarchy.Spec
 	Delegated []Delegated       `json:"delegated,omitempty"`
 	Added     []amend.Branch    `json:"added,omitempty"` // branches, parents first

@@ -12,6 +12,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/foreign"
 	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
@@ -160,7 +161,7 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		errs = append(errs, hook.Of(x.Device.Interface).DetachEgress())
 	}
 	if ours && x.Record.Former.Kind != "" {
-		if err := x.Device.Restore(x.Record.Former); err != nil {
+		if err := foreign.Restore(x.Device.Interface, x.Record.Former); err != nil {
 			errs = append(errs, FormerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
 		}
 	}

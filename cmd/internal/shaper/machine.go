@@ -28,6 +28,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/foreign"
 	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/qdisc"
@@ -214,7 +215,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 		Spec: x.spec, Delegated: Delegations(t), Added: x.added,
 	}
 	if !x.On(x.before).Root.Ours() {
-		if x.next.Former, err = s.Device.Former(); err != nil {
+		if x.next.Former, err = foreign.Root(s.Device.Interface); err != nil {
 			return err
 		}
 	}

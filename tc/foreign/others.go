@@ -1,10 +1,11 @@
 //go:build linux
 
-package tc
+package foreign
 
 import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/hook"
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 // Others is what somebody else has on an interface that concerns a tree there.
@@ -17,21 +18,20 @@ type Others struct {
 	Filters []hook.Filter // at egress, in the order in which packets meet them
 }
 
-// Others looks at an interface for what vifshape did not make. It needs no
-// privileges.
-func (d *Device) Others() (Others, error) {
-	root, err := d.Root()
+// Look looks at an interface for what vifshape did not make. It needs no privileges.
+func Look(i rtnl.Interface) (Others, error) {
+	root, err := i.Root()
 	if err != nil {
-		return Others{}, d.Fail("read qdiscs", err)
+		return Others{}, i.Fail("read qdiscs", err)
 	}
 	var o Others
 	if r := root.Root(); r.Foreign() {
-		f, err := d.describe(root)
+		f, err := Describe(i, root)
 		if err != nil {
 			return o, err
 		}
 		o.Root, o.Partial = r, f.Partial
 	}
-	o.Ingress, o.Filters, err = hook.Of(d.Interface).Others()
+	o.Ingress, o.Filters, err = hook.Of(i).Others()
 	return o, err
 }

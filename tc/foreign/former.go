@@ -1,6 +1,6 @@
 //go:build linux
 
-package tc
+package foreign
 
 import (
 	"fmt"
@@ -24,29 +24,25 @@ type Former struct {
 	Partial bool `json:"partial,omitempty"`
 }
 
-// Former describes the root qdisc that stands there now, if it is foreign; else
-// it is the zero value.
-func (d *Device) Former() (Former, error) {
-	root, err := d.Root()
+// Root describes the root qdisc that stands there now, if it is foreign; else it is
+// the zero value.
+func Root(i rtnl.Interface) (Former, error) {
+	root, err := i.Root()
 	if err != nil || !root.Root().Foreign() {
-		return Former{}, d.Fail("read qdiscs", err)
+		return Former{}, i.Fail("read qdiscs", err)
 	}
-	f, err := d.describe(root)
-	if err != nil {
-		return Former{}, err
-	}
-	return *f, nil
+	return Describe(i, root)
 }
 
-// describe is what can be kept of a foreign root qdisc.
-func (d *Device) describe(root *rtnl.Qdisc) (*Former, error) {
-	f := &Former{Kind: root.Kind, Handle: hierarchy.ClassID(root.Handle), Options: slices.Clone(root.Options), Partial: root.SizeTable}
+// Describe is what can be kept of a foreign root qdisc.
+func Describe(i rtnl.Interface, root *rtnl.Qdisc) (Former, error) {
+	f := Former{Kind: root.Kind, Handle: hierarchy.ClassID(root.Handle), Options: slices.Clone(root.Options), Partial: root.SizeTable}
 	switch root.Kind {
 	case "htb", "hfsc", "drr", "qfq", "atm", "cbq", "dsmark": // nothing without their classes
 		f.Partial = true
 		return f, nil
 	}
-	err := d.EachQdisc(func(q *rtnl.Qdisc) error {
+	err := i.EachQdisc(func(q *rtnl.Qdisc) error {
 		// Those without a handle are the kernel's and come back with their parent.
 		if q.Handle != 0 && q.Parent != rtnl.RootParent && hierarchy.ClassID(q.Parent).Major() == f.Handle.Major() {
 			f.Partial = true
@@ -54,45 +50,44 @@ func (d *Device) describe(root *rtnl.Qdisc) (*Former, error) {
 		return nil
 	})
 	if err == nil {
-		err = d.EachFilter(root.Handle, func(*rtnl.Filter) error {
+		err = i.EachFilter(root.Handle, func(*rtnl.Filter) error {
 			f.Partial = true
 			return nil
 		})
 	}
-	return f, d.Fail("read root qdisc", err)
+	return f, i.Fail("read root qdisc", err)
 }
 
 // Restore puts a former root qdisc in the place of ours, or of the kernel's, in
 // one step: the interface goes on sending. It is refused for a Partial one, and
 // where a foreign root qdisc stands now. The zero value removes ours.
-func (d *Device) Restore(f Former) error {
-	now, err := d.Root()
+func Restore(i rtnl.Interface, f Former) error {
+	now, err := i.Root()
 	if err != nil {
-		return d.Fail("read qdiscs", err)
+		return i.Fail("read qdiscs", err)
 	}
 	root := now.Root()
 	switch {
 	case root.Foreign():
-		return fmt.Errorf("%s: root qdisc %s %v is %w", d.Name, root.Kind, root.Handle, rtnl.ErrForeign)
+		return fmt.Errorf("%s: root qdisc %s %v is %w", i.Name, root.Kind, root.Handle, rtnl.ErrForeign)
 	case f.Partial:
-		return fmt.Errorf("%s: the former root qdisc %s %v had classes, filters or qdiscs of its own: only who made it can put it back", d.Name, f.Kind, f.Handle)
+		return fmt.Errorf("%s: the former root qdisc %s %v had classes, filters or qdiscs of its own: only who made it can put it back", i.Name, f.Kind, f.Handle)
 	case f.Kind == "" && !root.Ours():
 		return nil
 	case f.Kind == "":
-		return d.Fail("delete root qdisc", d.deleteRoot())
+		return i.Fail("delete root qdisc", i.DeleteQdisc(uint32(hierarchy.ID(0)), rtnl.RootParent))
 	}
 	e := rtnl.Encoder{}
-	e.TcMsg(rtnl.TcMsg{Index: d.Index, Handle: uint32(f.Handle), Parent: rtnl.RootParent})
+	e.TcMsg(rtnl.TcMsg{Index: i.Index, Handle: uint32(f.Handle), Parent: rtnl.RootParent})
 	e.AttrString(unix.TCA_KIND, f.Kind)
 	if f.Options != nil {
 		e.Nest(unix.TCA_OPTIONS, func() { e.B = append(e.B, f.Options...) })
 	}
-	_, err = d.Conn.Send([]netlink.Message{rtnl.Message(unix.RTM_NEWQDISC, netlink.Create|netlink.Replace, e.B)})
+	_, err = i.Conn.Send([]netlink.Message{rtnl.Message(unix.RTM_NEWQDISC, netlink.Create|netlink.Replace, e.B)})
 	if err != nil {
-		e := rtnl.NewOpError("put back root qdisc "+f.Kind, d.Name, err)
+		e := rtnl.NewOpError("put back root qdisc "+f.Kind, i.Name, err)
 		e.Class = f.Handle
 		return e
 	}
-	d.former = nil
 	return nil
 }
