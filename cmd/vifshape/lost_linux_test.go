@@ -185,7 +185,7 @@ func TestKernelAgentForged(t *testing.T) {
 	before, classes := n.targets(), n.boundClasses()
 	swap := func(r *record.Record) {
 		m := r.IDs.Minors
-		m["eth0/a"], m["eth0/b"] = m["eth0/b"], m["eth0/a"]
+		m["a"], m["b"] = m["b"], m["a"]
 	}
 	for _, x := range []struct {
 		name  string
@@ -202,10 +202,10 @@ func TestKernelAgentForged(t *testing.T) {
 			}
 		}, "the record of eth0 contradicts the kernel, and nothing is done by it: the programs of eth0/a are in class "},
 		{"a tree", func(r *record.Record) {
-			r.IDs.Minors["eth0/a/b"] = r.IDs.Minors["eth0/b"]
-			delete(r.IDs.Minors, "eth0/b")
-			r.IDs.Minors["eth0/a/"] = r.IDs.Minors["eth0/a"]
-			delete(r.IDs.Minors, "eth0/a")
+			r.IDs.Minors["a/b"] = r.IDs.Minors["b"]
+			delete(r.IDs.Minors, "b")
+			r.IDs.Minors["a/"] = r.IDs.Minors["a"]
+			delete(r.IDs.Minors, "a")
 			r.Order, r.Bound, r.Bindings = []hierarchy.Path{"eth0", "eth0/a", "eth0/a/b", "eth0/rest"}, nil, nil
 		}, "the record of eth0 contradicts the kernel, and nothing is done by it: eth0/a/b is class "},
 	} {
