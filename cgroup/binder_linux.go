@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/iface"
 	"github.com/vifshape/vifshape/cgroup/netcls"
 	"github.com/vifshape/vifshape/cgroup/nft"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -63,12 +65,7 @@ type Config struct {
 	// Warn is told what happened besides, such as a file system that was mounted,
 	// and of other programs that may keep packets from the classifier. May be nil.
 	Warn func(string)
-	// Watch is told what Resolve goes by, each place before it is read, so that who
-	// waits for changes there misses none: a directory and which of its entries
-	// matter when they come or go; a file whose content matters, with nil for the
-	// entries; or "" for the interfaces of the network namespace and which of their
-	// names matter. A directory may not be there yet: the one above it is told
-	// before. May be nil.
+	// Watch is told what Resolve goes by, see [resolve.Config]. May be nil.
 	Watch func(path string, matters func(name string) bool)
 }
 
@@ -370,6 +367,42 @@ func (b *Binder) warnTCX(w *choice) error {
 		b.cfg.Warn(fmt.Sprintf("%s: a TCX program (id %d%s) runs before the classifier and can keep packets from it; those for which it does not return TCX_NEXT go to the rest, or where their sender asks", b.cfg.Interface, x.ID, name))
 	}
 	return err
+}
+
+// Keep chooses the way of the classifier that is on the interface, whatever
+// [Binder.Hook] would choose by now. There must be one, of this version.
+func (b *Binder) Keep() error {
+	on, err := b.inForce()
+	switch {
+	case err != nil:
+	case on == nil:
+		err = errors.New("there is none on the interface")
+	case b.is != way.Version:
+		err = errors.New("the one on the interface is another version's")
+	default:
+		_, err = b.hierarchy(on)
+	}
+	if err == nil {
+		b.way, b.at = on, on
+	}
+	return b.wrap(err)
+}
+
+// Resolve finds what the bindings of branches name, see [resolve.Resolve], in the hierarchy
+// of the way chosen, and as far as that can bind it.
+func (b *Binder) Resolve(branches []resolve.Branch) (*resolve.Resolution, error) {
+	if err := b.choose(); err != nil {
+		return nil, err
+	}
+	r, err := resolve.Resolve(resolve.Config{
+		Tree: b.tree(), Interface: b.cfg.Interface, NetNS: b.cfg.NetNS, NetNSFD: b.cfg.NetNSFD, Root: b.cfg.Root,
+		NoUsers: b.way.store.Holds(bind.TargetUser), NoLinks: b.way.store.Holds(bind.TargetLink), Watch: b.cfg.Watch,
+	}, branches)
+	if err != nil {
+		return nil, b.wrap(err)
+	}
+	maps.Copy(b.paths, r.Cgroups)
+	return r, nil
 }
 
 // Why says what the classifier on the interface stands on, as in "cgroup v2 at

@@ -11,6 +11,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/iface"
 	"github.com/vifshape/vifshape/cgroup/socket"
 	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -42,7 +43,7 @@ func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
 	if err != nil || on == nil || len(pids) == 0 {
 		return nil, err
 	}
-	here, err := b.homeNetNS()
+	here, err := iface.NetNS(b.cfg.NetNSFD)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func TestKernelContainer(t *testing.T) {
 	b := n.binderFor(t, v)
 	targets := func(bind string) []string {
 		t.Helper()
-		r := resolve(t, b, tree(t, bind))
+		r := resolved(t, b, tree(t, bind))
 		var all []string
 		for _, x := range r.Bound {
 			all = append(all, x.Target.String())
@@ -105,7 +105,7 @@ func TestKernelContainer(t *testing.T) {
 	send := func(from *actor) func() { return func() { from.do("udp %s:9 20", n.Far4) } }
 	now := func(bind ...string) {
 		t.Helper()
-		apply(t, b, resolve(t, b, tree(t, bind...)).Bound...)
+		apply(t, b, resolved(t, b, tree(t, bind...)).Bound...)
 	}
 	leaf := hierarchy.ClassID(red) // eth0/web's own
 	now("container:web")
@@ -145,7 +145,7 @@ func TestKernelContainer(t *testing.T) {
 	only(t, n.during(t, send(web)), leaf, 20)
 
 	// The interface named by itself is the one's who names it.
-	r := resolve(t, b, &hierarchy.Tree{Port: hierarchy.Port{Device: "eth0"}, Root: &hierarchy.Branch{
+	r := resolved(t, b, &hierarchy.Tree{Port: hierarchy.Port{Device: "eth0"}, Root: &hierarchy.Branch{
 		Class: hierarchy.Class{Path: "eth0", ID: hierarchy.ID(hierarchy.RootMinor)},
 		Children: []*hierarchy.Branch{
 			{Class: hierarchy.Class{Path: "eth0/a", ID: red}, Bind: []bind.Binding{{Kind: bind.Container, Name: "web"}}},
@@ -171,12 +171,12 @@ func TestKernelContainerAgain(t *testing.T) {
 	b := n.binderFor(t, newState(t))
 	dir := sub(t, p.dir, id)
 	veth(t, n.Near, "veth0", tctest.NetNS(t), "eth0")
-	r := resolve(t, b, tree(t, "container:"+id))
+	r := resolved(t, b, tree(t, "container:"+id))
 	if r.Again != 0 {
 		t.Errorf("look again in %v at a container without processes", r.Again)
 	}
 	n.start(t, n.Near, dir)
-	r = resolve(t, b, tree(t, "container:"+id))
+	r = resolved(t, b, tree(t, "container:"+id))
 	if r.Again <= 0 || r.Again > 15*time.Second {
 		t.Errorf("look again in %v", r.Again)
 	}
@@ -186,7 +186,7 @@ func TestKernelContainerAgain(t *testing.T) {
 	}
 	other := sub(t, p.dir, number("2b"))
 	n.start(t, inner, other)
-	r = resolve(t, b, tree(t, "container:"+number("2b")))
+	r = resolved(t, b, tree(t, "container:"+number("2b")))
 	if len(r.Bound) != 2 || r.Again != 0 {
 		t.Errorf("once it is in its namespace: %+v", r)
 	}
@@ -280,7 +280,7 @@ func TestKernelContainerNames(t *testing.T) {
 					}
 				}
 			}
-			r := resolve(t, n.binderFor(t, v), tree(t, "container:"+tt.bind))
+			r := resolved(t, n.binderFor(t, v), tree(t, "container:"+tt.bind))
 			var got []string
 			for _, x := range r.Bound {
 				got = append(got, strings.TrimPrefix(x.Target.String(), p.target(top)))
@@ -340,11 +340,11 @@ func TestKernelContainerHostile(t *testing.T) {
 				t.Fatal(err)
 			}
 			b := n.binderFor(t, v)
-			r := resolve(t, b, tree(t, "container:web"))
+			r := resolved(t, b, tree(t, "container:web"))
 			if len(r.Bound) != 1 || r.Bound[0].Target.String() != p.target(dir) {
 				t.Errorf("the other one: %+v", r)
 			}
-			r = resolve(t, b, tree(t, "container:other"))
+			r = resolved(t, b, tree(t, "container:other"))
 			if len(r.Pending) != 1 || !strings.Contains(r.Pending[0].Reason, "; not read: ") || !strings.Contains(r.Pending[0].Reason, tt.said) {
 				t.Errorf("what cannot be read: %+v", r.Pending)
 			}

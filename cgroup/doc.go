@@ -10,7 +10,7 @@
 //     bound cgroup v2 above the packet's socket, else the socket's user, and
 //     writes the class to skb->priority, where HTB looks before any filter. It
 //     writes always, so that SO_PRIORITY, raw and packet sockets do not help,
-//     root's included. Needs Linux 5.3 and a cgroup v2 hierarchy, alone or
+//     root's included. Needs Linux 5.10 and a cgroup v2 hierarchy, alone or
 //     beside v1.
 //   - nft: where BPF is refused, rules of nf_tables do the same, at the output
 //     hook of IP and at the egress hook of the device. Needs Linux 5.16 with
@@ -61,7 +61,7 @@
 // pairs that lead to the network namespaces of the processes in it and below it: a slice
 // of pods has their interfaces. One interface carries all that a namespace sends, so it
 // is of the branch to which the oldest process there is bound: who enters later, from a
-// session or by nsenter, takes nothing along. What is not held so, [Resolution] has in
+// session or by nsenter, takes nothing along. What is not held so, [resolve.Resolution] has in
 // Outside: of other branches in the namespace, with another way than bpf, or where
 // another namespace lies between. What leaves by an interface upon the shaped one
 // (macvlan) has its socket, and needs none of this.

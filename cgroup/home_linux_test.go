@@ -23,6 +23,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -116,10 +117,10 @@ func tree(t testing.TB, names ...string) *hierarchy.Tree {
 	}}
 }
 
-// resolve finds what the bindings of a tree name; none is refused.
-func resolve(t testing.TB, b *cgroup.Binder, tr *hierarchy.Tree) *cgroup.Resolution {
+// resolved finds what the bindings of a tree name; none is refused.
+func resolved(t testing.TB, b *cgroup.Binder, tr *hierarchy.Tree) *resolve.Resolution {
 	t.Helper()
-	r, err := b.Resolve(cgroup.Branches(tr))
+	r, err := b.Resolve(resolve.Branches(tr))
 	if err == nil {
 		err = r.Err()
 	}
@@ -159,7 +160,7 @@ func TestKernelHomes(t *testing.T) {
 			if diff := cmp.Diff(want, all); diff != "" || err != nil {
 				t.Errorf("homes (-want +got), error %v:\n%s", err, diff)
 			}
-			r := resolve(t, b, tree(t))
+			r := resolved(t, b, tree(t))
 			if len(r.Pending) != 0 {
 				t.Fatalf("pending %v", r.Pending)
 			}
@@ -342,7 +343,7 @@ func TestKernelResolve(t *testing.T) {
 		{bind: "user:no-such-user", pending: "no such user"},
 	} {
 		t.Run(tt.bind, func(t *testing.T) {
-			r := resolve(t, b, tree(t, tt.bind))
+			r := resolved(t, b, tree(t, tt.bind))
 			var wantBound []hierarchy.Bound
 			if tt.target != "" {
 				wantBound = []hierarchy.Bound{{Target: targetOf(tt.target), Class: red, Path: "eth0/web/rest", From: tt.bind}}
@@ -363,7 +364,7 @@ func TestKernelResolve(t *testing.T) {
 	t.Run("one cgroup twice", func(t *testing.T) {
 		tr := tree(t, "unit:"+unit)
 		tr.Find("eth0/web/api").Bind = []bind.Binding{{Kind: bind.Cgroup, Name: strings.TrimPrefix(mine, p.mount)}}
-		r, err := b.Resolve(cgroup.Branches(tr))
+		r, err := b.Resolve(resolve.Branches(tr))
 		if err == nil {
 			err = r.Err()
 		}
@@ -374,7 +375,7 @@ func TestKernelResolve(t *testing.T) {
 	t.Run("users by net_cls", func(t *testing.T) {
 		require(t, bind.WayNetCls)
 		newPlace(t, bind.WayNetCls)
-		r, err := n.binder(t, bind.WayNetCls).Resolve(cgroup.Branches(tree(t, "user:root")))
+		r, err := n.binder(t, bind.WayNetCls).Resolve(resolve.Branches(tree(t, "user:root")))
 		if err == nil {
 			err = r.Err()
 		}

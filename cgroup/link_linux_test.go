@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/lab"
@@ -289,18 +290,18 @@ func TestKernelLinkResolve(t *testing.T) {
 	require(t, bind.WayBPF)
 	n := newNetwork(t)
 	b := n.binder(t, bind.WayBPF)
-	r := resolve(t, b, tree(t, "link:veth1"))
+	r := resolved(t, b, tree(t, "link:veth1"))
 	if len(r.Bound) != 0 || len(r.Pending) != 1 || r.Pending[0].Reason != "no such interface" {
 		t.Errorf("missing interface: %+v", r)
 	}
 	n.routed(t, "veth1", 1)
-	r = resolve(t, b, tree(t, "link:veth1"))
+	r = resolved(t, b, tree(t, "link:veth1"))
 	if len(r.Bound) != 1 || r.Bound[0].Target != bind.ToLink("veth1") || len(r.Pending) != 0 {
 		t.Errorf("interface: %+v", r)
 	}
 	refused := func(b *cgroup.Binder, bind, want string) {
 		t.Helper()
-		r, err := b.Resolve(cgroup.Branches(tree(t, bind)))
+		r, err := b.Resolve(resolve.Branches(tree(t, bind)))
 		if err != nil {
 			t.Fatal(err)
 		}

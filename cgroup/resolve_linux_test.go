@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -99,9 +99,9 @@ func TestKernelPatterns(t *testing.T) {
 			pending: []string{"eth0/web no such cgroups below " + p.mount, "eth0/web no such cgroups below " + p.mount, "eth0/web no such cgroups below " + p.mount}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var branches []cgroup.Branch
+			var branches []resolve.Branch
 			for _, at := range []hierarchy.Path{"eth0/api", "eth0/web"} {
-				br := cgroup.Branch{Path: at, Entry: at, Class: red}
+				br := resolve.Branch{Path: at, Entry: at, Class: red}
 				for _, s := range tt.bind[at] {
 					x, err := bind.Parse(s)
 					if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/lab"
@@ -37,7 +37,7 @@ func TestKernelSpaces(t *testing.T) {
 	port := 7600
 	for _, bind := range []string{"", "/*", "/burstable/pod[12]", "/*/*/c?"} {
 		bind = p.target(kube) + bind
-		r := resolve(t, b, tree(t, bind))
+		r := resolved(t, b, tree(t, bind))
 		if len(r.Outside) != 0 || len(r.Pending) != 0 {
 			t.Errorf("%s: not held %v, pending %v", bind, r.Outside, r.Pending)
 		}
@@ -74,7 +74,7 @@ func TestKernelSpaces(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if r := resolve(t, b, tree(t, p.target(kube))); len(r.Bound) != 1 {
+	if r := resolved(t, b, tree(t, p.target(kube))); len(r.Bound) != 1 {
 		t.Errorf("bound once they have ended: %v", r.Bound)
 	}
 }
@@ -124,8 +124,8 @@ func TestKernelSpacesWhose(t *testing.T) {
 			for _, dir := range tt.in {
 				pids = append(pids, n.start(t, pod, sub(t, p.dir, dir)).cmd.Process.Pid)
 			}
-			branch := func(path hierarchy.Path, class hierarchy.ClassID, names string) cgroup.Branch {
-				x := cgroup.Branch{Path: path, Entry: path, Class: class}
+			branch := func(path hierarchy.Path, class hierarchy.ClassID, names string) resolve.Branch {
+				x := resolve.Branch{Path: path, Entry: path, Class: class}
 				for _, s := range strings.Fields(names) {
 					if dir, ok := strings.CutPrefix(s, "cgroup:"); ok {
 						s = p.target(p.dir) + "/" + dir
@@ -138,7 +138,7 @@ func TestKernelSpacesWhose(t *testing.T) {
 				}
 				return x
 			}
-			branches := []cgroup.Branch{branch("eth0/a", red, tt.a), branch("eth0/b", green, tt.b)}
+			branches := []resolve.Branch{branch("eth0/a", red, tt.a), branch("eth0/b", green, tt.b)}
 			r, err := b.Resolve(branches)
 			if err != nil || len(r.Refused)+len(r.Pending) != 0 {
 				t.Fatalf("%v, %+v", err, r)
@@ -156,14 +156,14 @@ func TestKernelSpacesWhose(t *testing.T) {
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("interfaces (-want +got):\n%s", diff)
 			}
-			var told []cgroup.Outside
+			var told []resolve.Outside
 			if tt.told != "" {
 				reason := fmt.Sprintf("packets from there come by vethpod and go to the rest: process %d was there before, and is bound to nothing; link: binds an interface by its name", pids[tt.by])
 				if tt.link != "" {
 					reason = fmt.Sprintf("packets from there come by vethpod and go to eth0/%s: process %d of that was there before", tt.link, pids[tt.by])
 				}
 				x := branches[strings.Index("ab", tt.told)]
-				told = append(told, cgroup.Outside{Path: x.Path, Binding: x.Bind[0], PIDs: []int{pids[tt.pid]}, Reason: reason})
+				told = append(told, resolve.Outside{Path: x.Path, Binding: x.Bind[0], PIDs: []int{pids[tt.pid]}, Reason: reason})
 			}
 			if diff := cmp.Diff(told, r.Outside); diff != "" {
 				t.Errorf("told (-want +got):\n%s", diff)
@@ -212,7 +212,7 @@ func TestKernelSpacesSaid(t *testing.T) {
 			p := newPlace(t, tt.way)
 			dir := sub(t, p.dir, "pod")
 			pod := n.start(t, tt.space(t, n), dir)
-			r := resolve(t, n.binder(t, tt.way), tree(t, p.target(dir)))
+			r := resolved(t, n.binder(t, tt.way), tree(t, p.target(dir)))
 			var said []string
 			for _, o := range r.Outside {
 				said = append(said, o.String())
@@ -287,7 +287,7 @@ func TestKernelSpacesUpon(t *testing.T) {
 			(&docker{n, t, 0, nil}).neighbour(inner, "up0", n.Far4, hardware(t, n.Far, n.FarDev))
 			pod := n.start(t, inner, dir)
 			b := n.binder(t, bind.WayBPF)
-			r := resolve(t, b, tree(t, p.target(dir)))
+			r := resolved(t, b, tree(t, p.target(dir)))
 			if len(r.Outside) != 0 || len(r.Bound) != 1 {
 				t.Errorf("%+v", r)
 			}
@@ -309,7 +309,7 @@ func TestKernelSpacesNested(t *testing.T) {
 	n.start(t, outer, sub(t, p.dir, "pod"))
 	nested := n.start(t, inner, sub(t, p.dir, "pod", "docker", number("1a"))).cmd.Process.Pid
 	b := n.binderFor(t, newState(t))
-	if r := resolve(t, b, tree(t, p.target(sub(t, p.dir, "pod")))); len(r.Outside) != 0 || len(r.Bound) != 2 {
+	if r := resolved(t, b, tree(t, p.target(sub(t, p.dir, "pod")))); len(r.Outside) != 0 || len(r.Bound) != 2 {
 		t.Errorf("in one branch: %+v", r)
 	}
 	bind := func(s string) []bind.Binding {
@@ -319,7 +319,7 @@ func TestKernelSpacesNested(t *testing.T) {
 		}
 		return []bind.Binding{spec}
 	}
-	r, err := b.Resolve([]cgroup.Branch{
+	r, err := b.Resolve([]resolve.Branch{
 		{Path: "eth0/a", Entry: "eth0/a", Class: red, Bind: bind(p.target(sub(t, p.dir, "pod")))},
 		{Path: "eth0/b", Entry: "eth0/b", Class: green, Bind: bind(p.target(sub(t, p.dir, "pod", "docker")))},
 	})
@@ -340,7 +340,7 @@ func TestKernelSpacesMany(t *testing.T) {
 		n.start(t, tctest.NetNS(t), hostile)
 	}
 	n.start(t, n.routed(t, "veth2", 2), honest)
-	r := resolve(t, n.binder(t, bind.WayBPF), tree(t, p.target(sub(t, p.dir, "pods"))))
+	r := resolved(t, n.binder(t, bind.WayBPF), tree(t, p.target(sub(t, p.dir, "pods"))))
 	if !slices.ContainsFunc(r.Bound, func(x hierarchy.Bound) bool { return x.Target == bind.ToLink("veth2") }) {
 		t.Errorf("the other's is not bound: %+v", r.Bound)
 	}

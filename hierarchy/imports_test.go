@@ -40,6 +40,12 @@ var rooms = []struct{ path, may, why string }{
 	{"cgroup/socket", "hierarchy/... cgroup/caps cgroup/cgroupfs", "which sockets are open has nothing to do with what they are bound to"},
 	{"cgroup/home", "hierarchy/... cgroup/caps cgroup/cgroupfs cgroup/socket", "homes are cgroups of branches, and know no Binder"},
 	{"cgroup/confine", "hierarchy/... cgroup/caps cgroup/cgroupfs", "a program is kept in without a Binder"},
+	{"cgroup/iface", "hierarchy/... cgroup/caps", "which interfaces there are has nothing to do with what they are bound to"},
+	{"cgroup/way", "hierarchy/... cgroup/caps", "what a way of binding is knows no single one"},
+	{"cgroup/nft", "hierarchy/... cgroup/caps cgroup/cgroupfs cgroup/iface cgroup/way", "a way of binding knows neither the others nor who chooses"},
+	{"cgroup/netcls", "hierarchy/... cgroup/caps cgroup/cgroupfs cgroup/way", "a way of binding knows neither the others nor who chooses"},
+	{"cgroup/bpf", "hierarchy/... cgroup/caps cgroup/cgroupfs cgroup/home cgroup/iface cgroup/socket cgroup/way", "a way of binding knows neither the others nor who chooses"},
+	{"cgroup/resolve", "hierarchy/... cgroup/caps cgroup/cgroupfs cgroup/home cgroup/iface", "what bindings name is found without a Binder, and by no way of binding"},
 	{"cgroup/escape", "hierarchy/... tc/lab", "attempts to escape make interfaces, and no tree: they know neither tc nor the binder that they try"},
 
 	{"cmd/internal/words", "hierarchy/...", "words are what is said of the model"},

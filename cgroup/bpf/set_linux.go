@@ -106,7 +106,7 @@ func loadFirst(w bind.Way, types *btf.Cache) (*set, error) {
 		}
 		errs = append(errs, err)
 	}
-	return nil, fmt.Errorf("load the classifier (Linux 5.3 or later with BPF): %w: %w", caps.ErrNotSupported, errs)
+	return nil, fmt.Errorf("load the classifier (Linux 5.10 or later with BPF): %w: %w", caps.ErrNotSupported, errs)
 }
 
 func loadProgram(w bind.Way, program string, types *btf.Cache) (*set, error) {

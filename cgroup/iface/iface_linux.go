@@ -171,3 +171,17 @@ func decodeLink(b []byte) (Link, error) {
 	}
 	return l, ad.Err()
 }
+
+// NetNS is the inode of a network namespace.
+func NetNS(netNS int) (uint64, error) {
+	var (
+		st  unix.Stat_t
+		err error
+	)
+	if netNS == 0 {
+		err = unix.Stat("/proc/thread-self/ns/net", &st)
+	} else {
+		err = unix.Fstat(netNS, &st)
+	}
+	return st.Ino, err
+}

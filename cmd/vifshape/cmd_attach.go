@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 )
@@ -107,7 +107,7 @@ func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree 
 }
 
 // attached prints what was done, and what was not.
-func (e *env) attached(path hierarchy.Path, a *home.Attachment, outside []cgroup.Outside) {
+func (e *env) attached(path hierarchy.Path, a *home.Attachment, outside []resolve.Outside) {
 	e.printf("%s in %s\n", words.Number(len(a.Processes), "process", "processes"), path)
 	for _, p := range a.Processes {
 		switch {

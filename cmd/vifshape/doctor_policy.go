@@ -8,6 +8,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -308,7 +309,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		return err
 	}
 	defer b.Close()
-	r, err := b.Resolve(cgroup.Branches(t))
+	r, err := b.Resolve(resolve.Branches(t))
 	if err == nil {
 		err = r.Err()
 	}
@@ -336,7 +337,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: user %d may move processes out of %s", x.Path, uid, words.Printable(x.Target.String())),
 				Follows: "it was delegated to that user: bind the cgroup that was, above it"})
 		}
-		more, err := cgroup.Subordinates(x.Target)
+		more, err := resolve.Subordinates(x.Target)
 		if err != nil {
 			return err
 		}

@@ -3,7 +3,7 @@ package record
 import (
 	"slices"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -60,22 +60,22 @@ func (r *Record) Leaf(p hierarchy.Path) (leaf hierarchy.Path, class hierarchy.Cl
 }
 
 // branches are those that processes can be in, with their bindings.
-func (r *Record) Branches() []cgroup.Branch {
+func (r *Record) Branches() []resolve.Branch {
 	bind := map[hierarchy.Path][]bind.Binding{}
 	for _, b := range r.Bindings {
 		bind[b.Path] = append(bind[b.Path], b.Binding)
 	}
-	all := make([]cgroup.Branch, 0, len(r.Order))
+	all := make([]resolve.Branch, 0, len(r.Order))
 	for _, p := range r.Order {
 		if entry, class, ok := r.Leaf(p); ok {
-			all = append(all, cgroup.Branch{Path: p, Entry: entry, Class: class, Bind: bind[p]})
+			all = append(all, resolve.Branch{Path: p, Entry: entry, Class: class, Bind: bind[p]})
 		}
 	}
 	return all
 }
 
 // came notes what the bindings came to, for those who may not read the kernel.
-func (r *Record) Came(to *cgroup.Resolution) {
+func (r *Record) Came(to *resolve.Resolution) {
 	r.Bound = slices.Clone(to.Bound)
 	for _, p := range to.Pending {
 		r.Bound = append(r.Bound, hierarchy.Bound{Path: p.Path, From: p.Binding.String()})

@@ -7,10 +7,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -72,7 +72,7 @@ func (m *Machine) ExecPlaced(ctx context.Context, path hierarchy.Path, cmd confi
 
 // Attach moves running processes into a branch, and binds what leads to their network
 // namespaces. What could not be held is returned beside what was moved, on an error too.
-func (m *Machine) Attach(ctx context.Context, path hierarchy.Path, pids []int, tree bool) (*home.Attachment, []cgroup.Outside, error) {
+func (m *Machine) Attach(ctx context.Context, path hierarchy.Path, pids []int, tree bool) (*home.Attachment, []resolve.Outside, error) {
 	x, target, err := m.enter(ctx, path)
 	if err != nil {
 		return nil, nil, err
@@ -91,7 +91,7 @@ func (m *Machine) Attach(ctx context.Context, path hierarchy.Path, pids []int, t
 	if r == nil {
 		return got, nil, err
 	}
-	return got, slices.DeleteFunc(r.Outside, func(o cgroup.Outside) bool {
+	return got, slices.DeleteFunc(r.Outside, func(o resolve.Outside) bool {
 		return !slices.ContainsFunc(got.Processes, func(p home.Process) bool { return slices.Contains(o.PIDs, p.PID) })
 	}), err
 }

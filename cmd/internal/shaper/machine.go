@@ -22,6 +22,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
@@ -177,15 +178,15 @@ type Target struct {
 	before  hierarchy.State
 	want    hierarchy.State
 	Plan    hierarchy.Plan
-	pending []cgroup.Pending // bindings that name what is not there yet
-	outside []cgroup.Outside // bindings that do not hold all of what they name
-	kept    []record.Binding // bindings made at run time, that stay
-	lost    []record.Binding // and those that go with their branches
-	spec    json.RawMessage  // what the policy says of the interface
-	added   []amend.Branch   // branches beside the policy's, in tree
-	dropped []amend.Dropped  // and those that have no place in it any more
-	Blind   error            // why the bindings in force could not be read
-	amends  bool             // what is in force is changed by what stands in the record alone
+	pending []resolve.Pending // bindings that name what is not there yet
+	outside []resolve.Outside // bindings that do not hold all of what they name
+	kept    []record.Binding  // bindings made at run time, that stay
+	lost    []record.Binding  // and those that go with their branches
+	spec    json.RawMessage   // what the policy says of the interface
+	added   []amend.Branch    // branches beside the policy's, in tree
+	dropped []amend.Dropped   // and those that have no place in it any more
+	Blind   error             // why the bindings in force could not be read
+	amends  bool              // what is in force is changed by what stands in the record alone
 }
 
 // unknown says whether there is a tree whose record is lost.

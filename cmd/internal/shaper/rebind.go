@@ -8,8 +8,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
@@ -19,10 +19,10 @@ import (
 // Rebound is what a look at the bindings of an interface has found and done.
 type Rebound struct {
 	Done    []hierarchy.Step // what was changed
-	Pending []cgroup.Pending
-	Refused []cgroup.Refused // bindings that cannot be in force; the others are
-	Outside []cgroup.Outside
-	Again   time.Duration // see cgroup.Resolution
+	Pending []resolve.Pending
+	Refused []resolve.Refused // bindings that cannot be in force; the others are
+	Outside []resolve.Outside
+	Again   time.Duration // see resolve.Resolution
 }
 
 // Rebind brings the bindings in force into line with the interface's record and
@@ -172,7 +172,7 @@ func (x *Target) keepBindings() {
 
 // refused is the error of bindings that cannot be in force, with the way out where
 // one of them is not the policy's.
-func (x *Target) refused(r *cgroup.Resolution) error {
+func (x *Target) refused(r *resolve.Resolution) error {
 	err := r.Err()
 	for _, f := range r.Refused {
 		for _, b := range x.kept {
@@ -214,7 +214,7 @@ func (m *Machine) ChangeBindings(ctx context.Context, what string, path hierarch
 	for _, s := range remarks {
 		m.Notef(path, "%s", s)
 	}
-	m.tellPending(slices.DeleteFunc(r.Pending, func(p cgroup.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
-	m.tellOutside(slices.DeleteFunc(r.Outside, func(o cgroup.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
+	m.tellPending(slices.DeleteFunc(r.Pending, func(p resolve.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
+	m.tellOutside(slices.DeleteFunc(r.Outside, func(o resolve.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
 	return r, nil
 }

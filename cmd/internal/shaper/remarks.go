@@ -3,7 +3,7 @@ package shaper
 import (
 	"fmt"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -55,14 +55,14 @@ func (m *Machine) tellPlan(x *Target) {
 }
 
 // tellPending says which bindings name what is not there.
-func (m *Machine) tellPending(all []cgroup.Pending) {
+func (m *Machine) tellPending(all []resolve.Pending) {
 	for _, w := range all {
 		m.Notef(w.Path, "%s: %v is not bound yet: %s; once it is there, vifshape agent binds it at once, else the next apply", w.Path, w.Binding, w.Reason)
 	}
 }
 
 // tellOutside says which bindings do not hold all processes of what they name.
-func (m *Machine) tellOutside(all []cgroup.Outside) {
+func (m *Machine) tellOutside(all []resolve.Outside) {
 	for _, o := range all {
 		m.Warnf(o.Path, "%s: %s does not hold all of it: %s", o.Path, BindingText(o.Binding), words.Printable(o.String()))
 	}

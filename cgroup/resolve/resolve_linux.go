@@ -1,4 +1,4 @@
-package cgroup
+package resolve
 
 import (
 	"errors"
@@ -15,7 +15,6 @@ import (
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/iface"
-	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -84,9 +83,11 @@ type Resolution struct {
 	Pending []Pending
 	Refused []Refused
 	Outside []Outside
-	// Again is when to look again although Config.Watch will be told of nothing: the
+	// Again is when to look again although [Config].Watch will be told of nothing: the
 	// first process of a cgroup may enter a network namespace yet. 0: never.
 	Again time.Duration
+	// Cgroups are the paths of those of v2 that bindings name exactly, by their ids.
+	Cgroups map[uint64]string
 }
 
 // Err tells of all that was refused.
@@ -96,6 +97,28 @@ func (r *Resolution) Err() error {
 		errs = append(errs, x.Err)
 	}
 	return errors.Join(errs...)
+}
+
+// Config is what bindings are resolved for: one interface, whose cgroups are in a tree.
+type Config struct {
+	Tree      *cgroupfs.Tree
+	Interface string
+	// NetNS is the interface's network namespace as [cgroupfs.NetNSKey] names it, empty
+	// for the initial one, and NetNSFD a descriptor of it, 0 for the caller's.
+	NetNS   string
+	NetNSFD int
+	// Root is the directory below which the state of container runtimes is looked for, as
+	// in /var/lib/docker.
+	Root string
+	// NoUsers and NoLinks say why users and interfaces cannot be bound, nil when they can.
+	NoUsers, NoLinks error
+	// Watch is told what is gone by, each place before it is read, so that who
+	// waits for changes there misses none: a directory and which of its entries
+	// matter when they come or go; a file whose content matters, with nil for the
+	// entries; or "" for the interfaces of the network namespace and which of their
+	// names matter. A directory may not be there yet: the one above it is told
+	// before.
+	Watch func(path string, matters func(name string) bool)
 }
 
 // Resolve finds what the bindings of branches name on this machine, and the homes
@@ -110,22 +133,22 @@ func (r *Resolution) Err() error {
 // A unit or slice is one of the system's manager. Those of users' managers and of
 // containers, who choose the names of theirs, are bound by their cgroups. No
 // pattern stands for the homes of branches and what lies above and below them.
-func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
-	if err := b.choose(); err != nil {
+func Resolve(cfg Config, branches []Branch) (*Resolution, error) {
+	l := &look{Config: cfg}
+	units, err := l.units(branches)
+	if err != nil {
 		return nil, err
 	}
-	units, err := b.units(branches)
-	if err != nil {
-		return nil, b.wrap(err)
-	}
 	r := resolver{claims: map[bind.Target][]claim{}, won: map[bind.Target]*claim{}}
-	in := &containers{Binder: b}
+	r.Cgroups = map[uint64]string{}
+	l.found = r.Cgroups
+	in := &containers{look: l}
 	at := map[hierarchy.Path]*Branch{}
 	for i := range branches {
 		br := &branches[i]
 		at[br.Path] = br
 		for _, x := range br.Bind {
-			targets, missing, err := b.targets(x, units, in)
+			targets, missing, err := l.targets(x, units, in)
 			if err != nil {
 				r.Refused = append(r.Refused, Refused{Path: br.Path, Binding: x, Err: fmt.Errorf("%s: binding %q: %w", br.Path, x, err)})
 			}
@@ -137,42 +160,29 @@ func (b *Binder) Resolve(branches []Branch) (*Resolution, error) {
 			}
 		}
 	}
-	homes, err := b.homes().List()
+	homes, err := home.Homes{Tree: cfg.Tree, NetNS: cfg.NetNS, Interface: cfg.Interface}.List()
 	if err != nil {
-		return nil, b.wrap(err)
+		return nil, err
 	}
 	for _, p := range homes {
 		if br := at[p]; br != nil && p.Parent() != "" { // the interface's is on the way to theirs
-			r.claim(home.Target(b.cfg.NetNS, p), claim{branch: br, from: "run", exact: exactly})
+			r.claim(home.Target(cfg.NetNS, p), claim{branch: br, from: "run", exact: exactly})
 		}
 	}
 	r.settle()
-	if err := b.reach(&r); err != nil {
-		return nil, b.wrap(err)
+	if err := l.reach(&r); err != nil {
+		return nil, err
 	}
-	if !b.tree().V2() {
+	if !cfg.Tree.V2() {
 		r.Bound = withoutInherited(r.Bound)
 	}
 	return &r.Resolution, nil
 }
 
-// Keep chooses the way of the classifier that is on the interface, whatever
-// [Binder.Hook] would choose by now. There must be one, of this version.
-func (b *Binder) Keep() error {
-	on, err := b.inForce()
-	switch {
-	case err != nil:
-	case on == nil:
-		err = errors.New("there is none on the interface")
-	case b.is != way.Version:
-		err = errors.New("the one on the interface is another version's")
-	default:
-		_, err = b.hierarchy(on)
-	}
-	if err == nil {
-		b.way, b.at = on, on
-	}
-	return b.wrap(err)
+// look is one call of Resolve.
+type look struct {
+	Config
+	found map[uint64]string
 }
 
 // claim is a binding that names a target.
@@ -288,7 +298,7 @@ func withoutInherited(all []hierarchy.Bound) []hierarchy.Bound {
 
 // targets are what a binding names, and reasons why there is nothing at present,
 // or not all.
-func (b *Binder) targets(x bind.Binding, units map[string][]string, in *containers) (targets []bind.Target, missing []string, err error) {
+func (l *look) targets(x bind.Binding, units map[string][]string, in *containers) (targets []bind.Target, missing []string, err error) {
 	one := func(target bind.Target, reason string, err error) ([]bind.Target, []string, error) {
 		switch {
 		case err != nil:
@@ -300,28 +310,28 @@ func (b *Binder) targets(x bind.Binding, units map[string][]string, in *containe
 	}
 	switch x.Kind {
 	case bind.Cgroup:
-		return b.cgroups(x.Name)
+		return l.cgroups(x.Name)
 	case bind.Unit, bind.Slice:
-		return b.unitTargets(x, units)
+		return l.unitTargets(x, units)
 	case bind.User:
-		return one(b.user(x.Name))
+		return one(l.user(x.Name))
 	case bind.Container:
 		return one(in.target(x.Name))
 	case bind.Link:
-		b.cfg.Watch("", func(name string) bool { return name == x.Name })
-		return one(b.resolveLink(x.Name))
+		l.Watch("", func(name string) bool { return name == x.Name })
+		return one(l.resolveLink(x.Name))
 	}
 	return nil, nil, fmt.Errorf("kind %v of binding is not known", x.Kind)
 }
 
 // cgroups are those that a path stands for.
-func (b *Binder) cgroups(name string) (targets []bind.Target, missing []string, err error) {
-	t := b.tree()
+func (l *look) cgroups(name string) (targets []bind.Target, missing []string, err error) {
+	t := l.Tree
 	if bind.Pattern(name).Exact() {
 		for i := range name {
 			if name[i] == '/' {
 				part, _, _ := strings.Cut(name[i+1:], "/")
-				b.cfg.Watch(t.Dir(name[:i]), func(name string) bool { return name == part })
+				l.Watch(t.Dir(name[:i]), func(name string) bool { return name == part })
 			}
 		}
 		id, _, err := t.ID(name)
@@ -332,11 +342,11 @@ func (b *Binder) cgroups(name string) (targets []bind.Target, missing []string, 
 			return nil, nil, err
 		}
 		if t.V2() {
-			b.paths[id] = name
+			l.found[id] = name
 		}
 		return []bind.Target{bind.ToCgroup(name)}, nil, nil
 	}
-	found, err := glob(t, name, b.cfg.Watch)
+	found, err := glob(t, name, l.Watch)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -350,7 +360,7 @@ func (b *Binder) cgroups(name string) (targets []bind.Target, missing []string, 
 }
 
 // unitTargets are the cgroups of the units or slices that a binding stands for.
-func (b *Binder) unitTargets(x bind.Binding, units map[string][]string) (targets []bind.Target, missing []string, err error) {
+func (l *look) unitTargets(x bind.Binding, units map[string][]string) (targets []bind.Target, missing []string, err error) {
 	names := []string{x.Name}
 	if p := bind.Pattern(x.Name); !p.Exact() {
 		names = running(p, x.Kind, units)
@@ -365,7 +375,7 @@ func (b *Binder) unitTargets(x bind.Binding, units map[string][]string) (targets
 	}
 	switch {
 	case len(targets)+len(missing) > 0:
-	case !b.tree().V2():
+	case !l.Tree.V2():
 		missing = []string{"no such cgroup in the net_cls hierarchy, which systemd leaves alone"}
 	case len(names) == 0:
 		missing = []string{fmt.Sprintf("no such %s is running (a user's own or a container's is named by cgroup:/PATH)", x.Kind)}
@@ -392,14 +402,14 @@ func running(p bind.Pattern, kind bind.Kind, units map[string][]string) (names [
 }
 
 // user is the target of a user, or why there is none at present.
-func (b *Binder) user(name string) (target bind.Target, reason string, err error) {
-	if err := b.way.store.Holds(bind.TargetUser); err != nil {
-		return target, "", err
+func (l *look) user(name string) (target bind.Target, reason string, err error) {
+	if l.NoUsers != nil {
+		return target, "", l.NoUsers
 	}
 	if uid, err := strconv.ParseUint(name, 10, 32); err == nil {
 		return bind.ToUser(uint32(uid)), "", nil
 	}
-	b.cfg.Watch("/etc", func(name string) bool { return name == "passwd" })
+	l.Watch("/etc", func(name string) bool { return name == "passwd" })
 	u, err := user.Lookup(name)
 	var unknown user.UnknownUserError
 	if errors.As(err, &unknown) {
@@ -413,20 +423,19 @@ func (b *Binder) user(name string) (target bind.Target, reason string, err error
 }
 
 // resolveLink is the target of a bound interface, or why there is none at present.
-func (b *Binder) resolveLink(name string) (target bind.Target, reason string, err error) {
-	refused := b.way.store.Holds(bind.TargetLink)
+func (l *look) resolveLink(name string) (target bind.Target, reason string, err error) {
 	switch {
-	case refused != nil:
-		return bind.Target{}, "", refused
-	case name == b.cfg.Interface:
+	case l.NoLinks != nil:
+		return bind.Target{}, "", l.NoLinks
+	case name == l.Interface:
 		return bind.Target{}, "", errors.New("it is the shaped interface itself: what comes in by it and leaves by it again is the rest's")
 	}
 	// it may be another of its names
-	l, err := iface.Get(b.cfg.NetNSFD, 0, name)
+	is, err := iface.Get(l.NetNSFD, 0, name)
 	if errors.Is(err, iface.ErrNone) {
 		return bind.Target{}, err.Error(), nil
 	}
-	return bind.ToLink(l.Name), "", err
+	return bind.ToLink(is.Name), "", err
 }
 
 // Subordinates are the numbers beside its own that a user may give its processes, in a
@@ -498,7 +507,7 @@ func glob(t *cgroupfs.Tree, pattern string, watch func(string, func(string) bool
 // or have patterns for, where systemd puts them: at the end of a chain of slices.
 // Below a unit there may be others' cgroups with the same names: what a user's
 // manager and a container make of what was delegated to them claims nothing here.
-func (b *Binder) units(branches []Branch) (map[string][]string, error) {
+func (l *look) units(branches []Branch) (map[string][]string, error) {
 	units := map[string][]string{}
 	var patterns []bind.Pattern
 	for _, br := range branches {
@@ -524,13 +533,13 @@ func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 		_, exact := units[name]
 		return exact || slices.ContainsFunc(patterns, func(p bind.Pattern) bool { return p.Match(name) })
 	}
-	t := b.tree()
+	t := l.Tree
 	matters := func(name string) bool {
 		return wanted(name) || wanted(cgroupfs.Unescape(name)) || strings.HasSuffix(name, ".slice")
 	}
 	err := t.Walk("/", func(p string) error {
 		if p == "/" {
-			b.cfg.Watch(t.Dir(""), matters)
+			l.Watch(t.Dir(""), matters)
 			return nil
 		}
 		name := path.Base(p)
@@ -547,7 +556,7 @@ func (b *Binder) units(branches []Branch) (map[string][]string, error) {
 		if !slice {
 			return fs.SkipDir
 		}
-		b.cfg.Watch(t.Dir(p), matters)
+		l.Watch(t.Dir(p), matters)
 		return nil
 	})
 	return units, err

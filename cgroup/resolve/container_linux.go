@@ -1,4 +1,4 @@
-package cgroup
+package resolve
 
 import (
 	"bytes"
@@ -23,7 +23,7 @@ import (
 // containers is what one Resolve knows of those that run: what it has looked at once
 // it does not look at again.
 type containers struct {
-	*Binder
+	*look
 	cgroups map[string][]string // by id; nil until they were looked for
 	names   map[string][]named  // nil until they were read
 	unread  []error             // states of runtimes that could not be read
@@ -34,7 +34,7 @@ type named struct{ runtime, id string }
 
 // target is the cgroup of a container, or why there is none at present.
 func (c *containers) target(name string) (target bind.Target, missing string, err error) {
-	if err := c.look(); err != nil {
+	if err := c.find(); err != nil {
 		return target, "", err
 	}
 	id, reason := c.id(name)
@@ -52,7 +52,7 @@ func (c *containers) target(name string) (target bind.Target, missing string, er
 
 // where says more of a container that was not found by its cgroup.
 func (c *containers) where() string {
-	if !c.tree().V2() {
+	if !c.Tree.V2() {
 		return ", or has no cgroup in the net_cls hierarchy"
 	}
 	return ""
@@ -111,15 +111,15 @@ func (c *containers) id(name string) (id, reason string) {
 	return "", reason
 }
 
-// look finds the cgroups of containers. It goes only where nobody but root makes
+// find finds the cgroups of containers. It goes only where nobody but root makes
 // cgroups: not below a unit or a container, who choose the names of theirs, nor where
 // they were given to a user. So a rootless container is not found.
-func (c *containers) look() error {
+func (c *containers) find() error {
 	if c.cgroups != nil {
 		return nil
 	}
 	c.cgroups = map[string][]string{}
-	t := c.tree()
+	t := c.Tree
 	return t.Walk("/", func(p string) error {
 		id, is := containerID(path.Base(p))
 		switch {
@@ -129,7 +129,7 @@ func (c *containers) look() error {
 		case p != "/" && (p == home.Root || !leads(p) || !roots(t, p)):
 			return fs.SkipDir
 		}
-		c.cfg.Watch(t.Dir(strings.TrimSuffix(p, "/")), func(name string) bool {
+		c.Watch(t.Dir(strings.TrimSuffix(p, "/")), func(name string) bool {
 			_, is := containerID(name)
 			return is || leads(path.Join(p, name))
 		})
@@ -182,10 +182,10 @@ func (c *containers) docker() string {
 	var x struct {
 		DataRoot string `json:"data-root"`
 	}
-	if !c.readJSON(filepath.Join(c.cfg.Root, "etc/docker/daemon.json"), &x) || x.DataRoot == "" {
+	if !c.readJSON(filepath.Join(c.Root, "etc/docker/daemon.json"), &x) || x.DataRoot == "" {
 		x.DataRoot = "var/lib/docker"
 	}
-	return filepath.Join(c.cfg.Root, x.DataRoot)
+	return filepath.Join(c.Root, x.DataRoot)
 }
 
 // readNames reads what docker and podman know. A container has its name before its
@@ -207,7 +207,7 @@ func (c *containers) readNames() {
 			add("docker", strings.TrimPrefix(x.Name, "/"), id)
 		}
 	}
-	dir = filepath.Join(c.cfg.Root, "var/lib/containers/storage")
+	dir = filepath.Join(c.Root, "var/lib/containers/storage")
 	for _, driver := range []string{"overlay", "vfs", "btrfs", "zfs"} {
 		for _, file := range []string{"containers.json", "volatile-containers.json"} {
 			var all []struct {
@@ -228,7 +228,7 @@ func (c *containers) readNames() {
 
 // nerdctl finds a name in every namespace of containerd's.
 func (c *containers) nerdctl(name string) (all []named, ok bool) {
-	dir := filepath.Join(c.cfg.Root, "var/lib/nerdctl")
+	dir := filepath.Join(c.Root, "var/lib/nerdctl")
 	for _, address := range c.entries(dir) {
 		names := filepath.Join(dir, address, "names")
 		for _, space := range c.entries(names) {

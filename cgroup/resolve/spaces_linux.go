@@ -1,4 +1,4 @@
-package cgroup
+package resolve
 
 import (
 	"cmp"
@@ -31,10 +31,9 @@ const (
 
 // spaces is what one Resolve finds of the network namespaces of bound processes.
 type spaces struct {
-	*Binder
+	*look
 	*resolver
 	home    uint64 // the interface's own
-	links   error  // why interfaces cannot be bound, nil when they can
 	proc    *os.File
 	ports   []iface.Link
 	members map[int]*member
@@ -64,13 +63,13 @@ type member struct {
 // A container that may make network namespaces (with user namespaces anybody may) can
 // hide its own: all its processes leave it, and its sockets stay. Who cannot trust it
 // so far binds its interface by name.
-func (b *Binder) reach(r *resolver) (err error) {
-	s := &spaces{Binder: b, resolver: r, links: b.way.store.Holds(bind.TargetLink), members: map[int]*member{}, by: map[uint64][]*member{}, held: map[uint64]*Branch{}}
+func (l *look) reach(r *resolver) (err error) {
+	s := &spaces{look: l, resolver: r, members: map[int]*member{}, by: map[uint64][]*member{}, held: map[uint64]*Branch{}}
 	if s.proc, err = os.Open("/proc"); err != nil {
 		return err
 	}
 	defer s.proc.Close()
-	if s.home, err = b.homeNetNS(); err != nil {
+	if s.home, err = iface.NetNS(l.NetNSFD); err != nil {
 		return err
 	}
 	if err = s.walk(); err != nil || len(s.members) == 0 {
@@ -79,8 +78,8 @@ func (b *Binder) reach(r *resolver) (err error) {
 	if err = s.locate(); err != nil {
 		return err
 	}
-	if s.links == nil {
-		if s.ports, err = iface.Ports(b.cfg.NetNSFD); err != nil {
+	if s.NoLinks == nil {
+		if s.ports, err = iface.Ports(l.NetNSFD); err != nil {
 			return err
 		}
 		if len(s.ports) > 0 {
@@ -128,15 +127,15 @@ func (s *spaces) walk() error {
 		dir string
 		by  *claim
 	}
-	t := s.tree()
+	t := s.Tree
 	var queue []place
 	for _, target := range s.order {
 		if by := s.won[target]; target.Kind == bind.TargetCgroup && by != nil && s.above(target.Name) == nil {
 			queue = append(queue, place{target.Name, by})
 		}
 	}
-	if len(queue) > 0 && s.links == nil {
-		s.cfg.Watch("", func(string) bool { return true })
+	if len(queue) > 0 && s.NoLinks == nil {
+		s.Watch("", func(string) bool { return true })
 	}
 	for i := 0; i < len(queue); i++ {
 		at := queue[i]
@@ -146,9 +145,9 @@ func (s *spaces) walk() error {
 			}
 			break
 		}
-		if s.links == nil {
-			s.cfg.Watch(t.Dir(at.dir), func(string) bool { return true })
-			s.cfg.Watch(t.Dir(at.dir+"/cgroup.events"), nil)
+		if s.NoLinks == nil {
+			s.Watch(t.Dir(at.dir), func(string) bool { return true })
+			s.Watch(t.Dir(at.dir+"/cgroup.events"), nil)
 		}
 		pids, err := t.Processes(at.dir)
 		if err != nil {
@@ -298,8 +297,8 @@ func (s *spaces) visitors() error {
 // space binds the interfaces that lead to a network namespace, and says whether there
 // are any.
 func (s *spaces) space(ns uint64) (leads bool, err error) {
-	if s.links != nil {
-		s.all(ns, nil, fmt.Sprintf("packets from there go to the rest: %v", s.links))
+	if s.NoLinks != nil {
+		s.all(ns, nil, fmt.Sprintf("packets from there go to the rest: %v", s.NoLinks))
 		return true, nil
 	}
 	f, err := s.open(ns)
@@ -307,13 +306,13 @@ func (s *spaces) space(ns uint64) (leads bool, err error) {
 		return true, err // they have ended
 	}
 	defer f.Close()
-	number, err := iface.Number(s.cfg.NetNSFD, f)
+	number, err := iface.Number(s.NetNSFD, f)
 	if err != nil {
 		return true, err
 	}
 	var names []string
 	for _, p := range s.ports {
-		if number >= 0 && p.PeerNS == number && p.Name != s.cfg.Interface {
+		if number >= 0 && p.PeerNS == number && p.Name != s.Interface {
 			names = append(names, p.Name)
 		}
 	}
@@ -363,7 +362,7 @@ func (s *spaces) open(ns uint64) (*os.File, error) {
 		err = unix.Fstat(int(f.Fd()), &st)
 		var now []int
 		if err == nil && st.Ino == ns {
-			now, err = s.tree().Processes(m.dir)
+			now, err = s.Tree.Processes(m.dir)
 		}
 		if err == nil && slices.Contains(now, m.pid) {
 			return f, nil
@@ -477,20 +476,6 @@ func (s *spaces) between(in int, l iface.Link) (*Branch, error) {
 		}
 	}
 	return nil, nil
-}
-
-// homeNetNS is the inode of the interface's network namespace.
-func (b *Binder) homeNetNS() (uint64, error) {
-	var (
-		st  unix.Stat_t
-		err error
-	)
-	if b.cfg.NetNSFD == 0 {
-		err = unix.Stat("/proc/thread-self/ns/net", &st)
-	} else {
-		err = unix.Fstat(b.cfg.NetNSFD, &st)
-	}
-	return st.Ino, err
 }
 
 // lookAgain asks for another look while the first process of a cgroup is young, later
