@@ -53,6 +53,7 @@ var rooms = []struct{ path, may, why string }{
 	{"cmd/internal/record", "hierarchy/... policy tc/... cgroup/... cmd/internal/words", "record keeps what the kernel cannot, and knows nobody who works with it"},
 	{"cmd/internal/shaper", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/words", "shaper changes a machine, and knows nobody who asks it to"},
 	{"cmd/internal/observe", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/shaper cmd/internal/words", "observe looks at a machine, changes nothing, and knows nobody who asks it to"},
+	{"cmd/internal/agent", "hierarchy/... policy tc/... cgroup/... cmd/client cmd/internal/...", "agent answers in client's words, and does the work by shaper"},
 	{"cmd/internal", "hierarchy/... policy tc/... cgroup/... cmd/internal/...", "what is below cmd/internal has no flags, no output and no exit codes"},
 	{"cmd/client", "hierarchy/...", "client is for programs of others: it speaks to the agent and is no part of it"},
 	{"cmd/vifshape", "hierarchy/... policy tc/... cgroup/... cmd/...", "cmd/vifshape is at the top: nobody imports it"},

@@ -7,9 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/vifshape/vifshape/cmd/internal/shaper"
 )
 
 // readUnit parses examples/vifshape-agent.service: the settings by their sections.
@@ -98,24 +95,5 @@ func TestAgentUnit(t *testing.T) {
 		if strings.Contains(line, filepath.Base(copied)) {
 			t.Errorf("systemd-analyze: %s (%v)", line, err)
 		}
-	}
-}
-
-// TestAgentAgain: it looks again at the first time that the last look asked for.
-func TestAgentAgain(t *testing.T) {
-	a := &agent{later: make(chan string), ended: make(chan struct{})}
-	defer close(a.ended)
-	w := &watched{}
-	a.again("eth0", w, time.Hour)
-	w.rest() // a look begins
-	a.report("eth0", w, &shaper.Rebound{Again: time.Millisecond})
-	a.again("eth0", w, time.Hour)
-	if name := <-a.later; name != "eth0" {
-		t.Errorf("looks at %q", name)
-	}
-	w.rest()
-	a.report("eth0", w, &shaper.Rebound{})
-	if w.again != nil {
-		t.Error("it looks again although nothing asks for it")
 	}
 }

@@ -6,6 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/client"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 )
@@ -109,7 +111,7 @@ func (e *env) add(ctx context.Context, a amend.Branch) error {
 	}
 	defer m.Close()
 	if os.Geteuid() != 0 {
-		return ask(m, ctx, agentRequest{Op: opAdd, Path: a.Path, Rate: a.Rate, Ceil: a.Ceil, Prio: a.Prio, Qdisc: a.Qdisc})
+		return agentOf(m).Do(ctx, client.Request{Op: client.Add, Path: a.Path, Rate: a.Rate, Ceil: a.Ceil, Prio: a.Prio, Qdisc: a.Qdisc})
 	}
 	return m.Add(ctx, a, nil)
 }
@@ -121,7 +123,12 @@ func (e *env) remove(ctx context.Context, path hierarchy.Path) error {
 	}
 	defer m.Close()
 	if os.Geteuid() != 0 {
-		return ask(m, ctx, agentRequest{Op: opRemove, Path: path})
+		return agentOf(m).Do(ctx, client.Request{Op: client.Remove, Path: path})
 	}
 	return m.Remove(ctx, path, nil)
+}
+
+// agentOf is the agent of a network namespace.
+func agentOf(m *shaper.Machine) client.Client {
+	return client.Client{Socket: m.Store.AgentSocketFile()}
 }

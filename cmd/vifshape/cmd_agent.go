@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -10,6 +9,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/cmd/internal/agent"
 )
 
 func newAgentCommand(e *env) *cobra.Command {
@@ -67,10 +68,5 @@ func (e *env) agent(ctx context.Context, level slog.Level, repair bool) error {
 	signal.Notify(again, syscall.SIGHUP)
 	defer signal.Stop(again)
 	debug.SetGCPercent(100) // it stays
-	a, err := newAgent(ctx, e.runDir, e.stderr, level)
-	if err != nil {
-		return err
-	}
-	a.repair = repair
-	return errors.Join(a.serve(ctx, again), a.close())
+	return agent.Run(ctx, agent.Config{RunDir: e.runDir, Log: e.stderr, Level: level, Repair: repair, Code: exitCode, Hints: hints}, again)
 }

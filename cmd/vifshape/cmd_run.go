@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup/confine"
+	"github.com/vifshape/vifshape/cmd/client"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 )
@@ -148,7 +149,7 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd confine.Command)
 		return m.Exec(ctx, path, cmd)
 	}
 	if cmd.User != "" {
-		return &agentError{exitPrivilege, "--user: only root can start programs as another user", nil}
+		return rightsError("--user: only root can start programs as another user")
 	}
-	return m.ExecPlaced(ctx, path, cmd, func() error { return ask(m, ctx, agentRequest{Op: opEnter, Path: path}) })
+	return m.ExecPlaced(ctx, path, cmd, func() error { return agentOf(m).Do(ctx, client.Request{Op: client.Enter, Path: path}) })
 }

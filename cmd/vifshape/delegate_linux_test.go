@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cmd/client"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
@@ -71,26 +72,11 @@ func newDelegated(t *testing.T) (n *network, file string) {
 	return n, file
 }
 
-// petitionProgram sends what comes on standard input to a socket and prints what is
-// answered: petition SOCKET.
-func petitionProgram(args []string) error {
-	c, err := net.Dial("unix", args[0])
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if _, err := io.Copy(c, os.Stdin); err != nil {
-		return err
-	}
-	_, err = io.Copy(os.Stdout, c)
-	return err
-}
-
-// headlessProgram asks as petitionProgram does, once its first thread has ended, and
+// headlessProgram asks as tctest.Petition does, once its first thread has ended, and
 // sends 20 datagrams then: headless SOCKET ADDRESS.
 func headlessProgram(args []string) error {
 	return tctest.Headless(func() error {
-		if err := petitionProgram(args[:1]); err != nil {
+		if err := tctest.Petition(args[:1]); err != nil {
 			return err
 		}
 		to, err := net.ResolveUDPAddr("udp4", args[1])
@@ -148,7 +134,7 @@ func (n *network) sent() map[hierarchy.Path]uint64 {
 }
 
 // petitionFrom is what the agent answers a user's program that runs in a branch.
-func (n *network) petitionFrom(path string, uid uint32, request string) (a agentReply) {
+func (n *network) petitionFrom(path string, uid uint32, request string) (a client.Reply) {
 	n.Helper()
 	c := n.command("run", path, "--", n.program(), n.store.AgentSocketFile())
 	c.Env = append(tctest.Command(n, "petition").Env, shaper.BranchVariable+"=")
@@ -223,7 +209,7 @@ func TestKernelDelegate(t *testing.T) {
 
 	// From within it goes on down alone, whatever it says of itself.
 	refused(alice, exitError, "in branch eth0/a/x", "run", "eth0/a/x", "--", n.bin, "run", "eth0/a", "--", "true")
-	within := func(path, request string) agentReply {
+	within := func(path, request string) client.Reply {
 		t.Helper()
 		return n.petitionFrom(path, alice, request)
 	}
@@ -270,14 +256,14 @@ func TestKernelDelegate(t *testing.T) {
 func TestDelegateNamespaces(t *testing.T) {
 	n, _ := newDelegated(t)
 	n.ok("add", "eth0/a/x", "--rate", "5mbit")
-	enter := func(uid uint32, path string, command ...string) (agentReply, result) {
+	enter := func(uid uint32, path string, command ...string) (client.Reply, result) {
 		t.Helper()
 		c := exec.CommandContext(t.Context(), command[0], append(command[1:], n.program(), n.store.AgentSocketFile())...)
 		c.Env = append(tctest.Command(t, "petition").Env, shaper.BranchVariable+"=")
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		c.Stdin = strings.NewReader(`{"version":1,"op":"enter","path":"` + path + `"}` + "\n")
 		r := n.start(c).wait()
-		var a agentReply
+		var a client.Reply
 		if err := json.Unmarshal([]byte(r.stdout), &a); err != nil {
 			t.Errorf("%s: %v: %v", command, err, r)
 		}
@@ -520,7 +506,7 @@ func TestDelegateTogether(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all []*running
-	for range 2 * mostPeersOfUser {
+	for range 2 * agentPeersOfUser {
 		all = append(all, n.as(alice, "run", "eth0/a", "--", "true"))
 	}
 	time.Sleep(500 * time.Millisecond)
@@ -564,7 +550,7 @@ func (n *network) dial(t *testing.T, uid uint32) (c net.Conn) {
 }
 
 // petition is what the agent answers a user.
-func (n *network) petition(t *testing.T, uid uint32, request string) (a agentReply) {
+func (n *network) petition(t *testing.T, uid uint32, request string) (a client.Reply) {
 	t.Helper()
 	c := n.dial(t, uid)
 	defer c.Close()
@@ -771,7 +757,7 @@ func TestDelegateHammer(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	var work sync.WaitGroup
 	var done atomic.Int32
-	for i := range mostPeersOfUser {
+	for i := range agentPeersOfUser {
 		work.Go(func() {
 			for op := "add"; ctx.Err() == nil; done.Add(1) {
 				if a := n.petition(t, alice, fmt.Sprintf(`{"version":1,"op":%q,"path":"eth0/a/h%d"}`+"\n", op, i)); a.Code == exitOK && op == "add" {
@@ -900,8 +886,8 @@ func TestDelegateMessages(t *testing.T) {
 		{"two in a line", add + "}" + add + "}\n", "a request is one object of JSON"},
 		{"half of one", add + "\n", "a request is an object of JSON"},
 		{"deep", strings.Repeat("[", 60000) + "\n", "a request is an object of JSON"},
-		{"huge", add + `,"qdisc":"` + strings.Repeat("x", maxMessage) + `"}` + "\n", "a request has 65536 bytes at most"},
-		{"endless", strings.Repeat("x", 4*maxMessage), "a request has 65536 bytes at most"},
+		{"huge", add + `,"qdisc":"` + strings.Repeat("x", client.MaxMessage) + `"}` + "\n", "a request has 65536 bytes at most"},
+		{"endless", strings.Repeat("x", 4*client.MaxMessage), "a request has 65536 bytes at most"},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			if a := n.petition(t, alice, x.request); a.Code != exitUsage || !strings.Contains(a.Error, x.words) {
@@ -925,7 +911,7 @@ func TestDelegateMessages(t *testing.T) {
 		}
 	}()
 	for user := range uint32(users) {
-		for range mostPeersOfUser + 2 {
+		for range agentPeersOfUser + 2 {
 			c := n.dial(t, 60000+user)
 			all = append(all, c)
 			_, _ = io.WriteString(c, add) // some are refused already
@@ -935,7 +921,7 @@ func TestDelegateMessages(t *testing.T) {
 	most := 0
 	for i, c := range all {
 		most = max(most, descriptors())
-		var a agentReply
+		var a client.Reply
 		if err := errors.Join(c.SetReadDeadline(time.Now().Add(time.Minute)), json.NewDecoder(c).Decode(&a)); err != nil {
 			t.Fatalf("connection %d: %v", i, err)
 		}
@@ -948,10 +934,10 @@ func TestDelegateMessages(t *testing.T) {
 			t.Errorf("connection %d: %+v", i, a)
 		}
 	}
-	if slow != mostPeers || busy != len(all)-mostPeers {
-		t.Errorf("of %d connections %d were served and %d refused, not %d", len(all), slow, busy, mostPeers)
+	if slow != agentPeers || busy != len(all)-agentPeers {
+		t.Errorf("of %d connections %d were served and %d refused, not %d", len(all), slow, busy, agentPeers)
 	}
-	if most > before+2*mostPeers+8 {
+	if most > before+2*agentPeers+8 {
 		t.Errorf("the agent had %d descriptors open, after %d", most, before)
 	}
 	n.until("the descriptors of those to be closed", func() bool { return descriptors() <= before+2 })
@@ -960,129 +946,5 @@ func TestDelegateMessages(t *testing.T) {
 	}
 }
 
-// TestPeer holds that a peer is the process that connected, and none that has its
-// number.
-func TestPeer(t *testing.T) {
-	dir := t.TempDir()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c := tctest.Command(t, "petition", filepath.Join(dir, "s"))
-	in, err := c.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	conn, err := l.AcceptUnix()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	p, err := newPeer(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.close()
-	if p.pid != c.Process.Pid || p.uid != uint32(os.Getuid()) {
-		t.Errorf("process %d of user %d, not %d of %d", p.pid, p.uid, c.Process.Pid, os.Getuid())
-	}
-	now, err := uptime()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.same(now); err != nil {
-		t.Errorf("itself: %v", err)
-	}
-	if err := p.same(time.Second); err == nil {
-		t.Error("a process that has started later is the one that had connected")
-	}
-	other := *p
-	other.uid++
-	if err := other.same(now); err == nil {
-		t.Error("a process of another user is the one that had connected")
-	}
-	in.Close()
-	conn.Close()
-	// Until it was waited for it has its number.
-	for p.alive() == nil {
-		time.Sleep(time.Millisecond)
-	}
-	if err := p.same(now); err == nil || !strings.Contains(err.Error(), "has ended") {
-		t.Errorf("one that has ended: %v", err)
-	}
-	if err := c.Wait(); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestPeerNumberReused holds that a process which has got the number of one that had
-// connected is not taken for it.
-func TestPeerNumberReused(t *testing.T) {
-	tctest.RequireRoot(t)
-	dir := t.TempDir()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	// next is a process with the number, if none was faster.
-	next := func(pid int) *exec.Cmd {
-		c := tctest.Command(t, "petition", filepath.Join(dir, "s"))
-		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", fmt.Append(nil, pid-1), 0); err != nil {
-			t.Fatal(err)
-		}
-		in, err := c.StdinPipe()
-		if err == nil {
-			err = c.Start()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			in.Close()
-			// It may have been refused.
-			_ = c.Wait()
-		})
-		return c
-	}
-	for deadline := time.Now().Add(time.Minute); ; {
-		first := tctest.Command(t, "petition", filepath.Join(dir, "s"))
-		in, err := first.StdinPipe()
-		if err == nil {
-			err = first.Start()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := l.AcceptUnix() // it has connected
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		pid := first.Process.Pid
-		if err := first.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		_ = first.Wait() // it was killed
-		in.Close()
-		if next(pid).Process.Pid == pid {
-			if p, err := newPeer(conn); err == nil {
-				err = p.alive()
-				p.close()
-				if err == nil {
-					t.Errorf("process %d is taken for the one that had connected", pid)
-				}
-			} else {
-				t.Log(err)
-			}
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the number did not come round")
-		}
-	}
-}
+// How many connections the agent takes at once, of all and of a user.
+const agentPeers, agentPeersOfUser = 64, 8

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/confine"
+	"github.com/vifshape/vifshape/cmd/client"
+	"github.com/vifshape/vifshape/cmd/internal/agent"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -58,6 +60,11 @@ func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
+// rightsError says what only root may do.
+type rightsError string
+
+func (e rightsError) Error() string { return string(e) }
+
 // codeError ends the program with a code and no message.
 type codeError int
 
@@ -70,19 +77,19 @@ func exitCode(err error) int {
 	var running *record.RunningError
 	var usage usageError
 	var exec *confine.ExecError
-	var agent *agentError
+	var answer *client.Error
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.As(err, &agent):
-		return agent.code
+	case errors.As(err, &answer):
+		return answer.Code
 	case errors.As(err, &code):
 		return int(code)
 	case partly(err):
 		return exitPartly
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.As(err, new(agent.BadRequestError)):
 		return exitUsage
 	case errors.As(err, &locked), errors.As(err, &running):
 		return exitLocked
@@ -104,7 +111,7 @@ func partly(err error) bool {
 }
 
 func privilege(err error) bool {
-	return errors.As(err, new(shaper.DeniedError)) || errors.As(err, new(*shaper.InsideError)) || shaper.NotPrivileged(err)
+	return errors.As(err, new(rightsError)) || errors.As(err, new(*client.NoAgentError)) || errors.As(err, new(shaper.DeniedError)) || errors.As(err, new(*shaper.InsideError)) || shaper.NotPrivileged(err)
 }
 
 // report prints an error as a user wants to read it.
@@ -136,7 +143,7 @@ func hints(err error) []string {
 	var former shaper.FormerError
 	var lock *confine.LockError
 	var handed *confine.HandedError
-	var agent *agentError
+	var answer *client.Error
 	var denied shaper.DeniedError
 	var unfit amend.UnfitError
 	var problem amend.ProblemError
@@ -145,14 +152,16 @@ func hints(err error) []string {
 	switch {
 	case errors.As(err, &way):
 		return []string{way.Remedy()}
-	case errors.As(err, &agent):
-		return agent.hints
+	case errors.As(err, &answer):
+		return answer.Hints
 	case errors.As(err, &unfit):
 		return []string{fmt.Sprintf("`vifshape remove %s` takes it away; or leave room for it in the policy", unfit.Path)}
 	case errors.As(err, &problem) && problem.Hint == "":
 	case errors.As(err, &problem):
 		return []string{problem.Hint}
-	case errors.As(err, new(*shaper.InsideError)): // which says it
+	case errors.As(err, new(*shaper.InsideError)), errors.As(err, new(rightsError)): // which say it
+	case errors.As(err, new(*client.NoAgentError)):
+		return []string{"run it as root, for example with sudo; or have root start `vifshape agent`, which does it for users to whom the branch is delegated"}
 	case errors.As(err, &denied):
 		return []string{"delegate = [...] below a branch of the policy says whose it is; `vifshape show` lists them"}
 	case errors.As(err, &lock):
@@ -170,7 +179,7 @@ func hints(err error) []string {
 		return []string{"`vifshape plan` shows what differs from the policy, `vifshape clear` takes the whole tree away"}
 	case errors.As(err, &locked):
 		return []string{"try again when it is done; a lock goes with its process, so none can be left behind"}
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.As(err, new(agent.BadRequestError)):
 		return []string{"`vifshape help` lists the commands, `vifshape help COMMAND` says what one takes"}
 	case errors.Is(err, caps.ErrConfined):
 		return []string{"run it as root of the machine, outside of containers and user namespaces; with nsenter --net it works on the interfaces of one from there"}

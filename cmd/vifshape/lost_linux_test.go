@@ -8,7 +8,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -107,32 +106,6 @@ func TestKernelAgentLoss(t *testing.T) {
 	}
 	n.ok("clear")
 	says("not shaped any more")
-}
-
-// TestRepairs: who fights with the agent waits longer each time.
-func TestRepairs(t *testing.T) {
-	var r repairs
-	now := time.Unix(1e9, 0)
-	for _, want := range []time.Duration{0, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second} {
-		if got := r.wait(now); got != want {
-			t.Errorf("waits %v, not %v", got, want)
-		}
-		now = now.Add(want)
-		if got := r.wait(now); got != 0 {
-			t.Errorf("waits %v after it", got)
-		}
-		r.done(now)
-	}
-	for range 100 {
-		now = now.Add(r.wait(now))
-		r.done(now)
-	}
-	if got := r.wait(now); got != longestWait {
-		t.Errorf("waits %v in the end, not %v", got, longestWait)
-	}
-	if got := r.wait(now.Add(2 * longestWait)); got != 0 {
-		t.Errorf("waits %v though it stood for a while", got)
-	}
 }
 
 // boundClasses are the classes of what is bound, as the kernel has them, whatever a

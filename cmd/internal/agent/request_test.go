@@ -1,9 +1,10 @@
-package main
+package agent
 
 import (
 	"strings"
 	"testing"
 
+	"github.com/vifshape/vifshape/cmd/client"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -23,7 +24,7 @@ func FuzzRequest(f *testing.F) {
 			return
 		}
 		names := strings.Split(string(q.Path), "/")
-		if q.Version != agentVersion || len(names) < 2 || names[0] == "" || names[0] == "." || names[0] == ".." {
+		if q.Version != client.Version || len(names) < 2 || names[0] == "" || names[0] == "." || names[0] == ".." {
 			t.Fatalf("%q: %+v", s, q)
 		}
 		for _, n := range names[1:] {

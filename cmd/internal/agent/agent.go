@@ -1,4 +1,8 @@
-package main
+// Package agent keeps the bindings of all interfaces of a network namespace up to date: it
+// watches what they go by, cgroups, interfaces and the files of container runtimes, and what
+// the records say; and it answers users to whom branches are delegated, at the socket that
+// package client asks. There is one agent in a network namespace; it takes root.
+package agent
 
 import (
 	"context"
@@ -31,6 +35,7 @@ import (
 type agent struct {
 	log  *slog.Logger
 	said *remarks
+	cfg  Config
 	m    *shaper.Machine
 	hold *os.File // the agent's lock
 	asks *petitions
@@ -46,7 +51,6 @@ type agent struct {
 	ended      chan struct{}       // closed when it ends
 	later      chan string         // interfaces that have to be looked at again by then
 	ready      bool                // all was looked at once
-	repair     bool                // what is lost is put back
 }
 
 // watched is an interface with what its bindings depend on.
@@ -68,9 +72,31 @@ type places struct {
 	links []func(string) bool         // which interfaces
 }
 
-// newAgent is the agent of the network namespace that the program runs in; it logs to w.
-func newAgent(ctx context.Context, runDir string, w io.Writer, level slog.Level) (*agent, error) {
-	options := &slog.HandlerOptions{Level: level}
+// Config is how an agent works.
+type Config struct {
+	RunDir string
+	Log    io.Writer // one line for each thing that is said
+	Level  slog.Level
+	Repair bool // what others take away of a tree is put back
+	// Code and Hints say what an error means to who asked: an exit status of vifshape
+	// and the ways on.
+	Code  func(error) int
+	Hints func(error) []string
+}
+
+// Run is the agent of the network namespace that the program runs in until ctx ends, which
+// is no error. Again has everything read anew, and what is wrong said once more. There is
+// one agent: it fails with a [record.RunningError] where there is another. It takes root.
+func Run(ctx context.Context, cfg Config, again <-chan os.Signal) error {
+	a, err := newAgent(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return errors.Join(a.serve(ctx, again), a.close())
+}
+
+func newAgent(ctx context.Context, cfg Config) (*agent, error) {
+	options := &slog.HandlerOptions{Level: cfg.Level}
 	if os.Getenv("JOURNAL_STREAM") != "" { // the journal has the time
 		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
 			if len(groups) == 0 && a.Key == slog.TimeKey {
@@ -80,12 +106,12 @@ func newAgent(ctx context.Context, runDir string, w io.Writer, level slog.Level)
 		}
 	}
 	a := &agent{
-		log: slog.New(slog.NewTextHandler(w, options)), runDir: -1, lockDir: -1,
+		log: slog.New(slog.NewTextHandler(cfg.Log, options)), cfg: cfg, runDir: -1, lockDir: -1,
 		interfaces: map[string]*watched{}, seen: map[int]string{}, dirty: map[string]bool{}, later: make(chan string), ended: make(chan struct{}),
 	}
 	a.said = &remarks{log: a.log, said: map[string]bool{}}
 	var err error
-	if a.m, err = shaper.Open(runDir, a.said.tell); err != nil {
+	if a.m, err = shaper.Open(cfg.RunDir, a.said.tell); err != nil {
 		return nil, err
 	}
 	a.m.Store.Saved = map[string]os.FileInfo{}
@@ -129,7 +155,7 @@ func (a *agent) take(ctx context.Context) error {
 	if a.asks != nil {
 		a.asks.close()
 	}
-	if a.asks, err = newPetitions(a.m, a.said); err != nil {
+	if a.asks, err = newPetitions(a.m, a.cfg, a.said); err != nil {
 		return err
 	}
 	if a.lockDir, err = a.dirs.add(a.m.Store.Locks, unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
@@ -509,14 +535,14 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 		said = err.Error()
 	}
 	if said != "" && said != w.said {
-		if do := hints(err); len(do) > 0 {
+		if do := a.cfg.Hints(err); len(do) > 0 {
 			a.log.Warn(said, "do", do[0])
 		} else {
 			a.log.Warn(said)
 		}
 	}
 	w.said = said
-	if !a.ready && privilege(err) {
+	if !a.ready && shaper.NotPrivileged(err) {
 		return err
 	}
 	return nil
@@ -529,7 +555,7 @@ func (a *agent) look(ctx context.Context, name string, w *watched) (*shaper.Rebo
 		return a.m.Rebind(ctx, name)
 	}
 	lost := a.m.Intact(ctx, name)
-	if a.repair && errors.As(lost, new(*shaper.LostError)) {
+	if a.cfg.Repair && errors.As(lost, new(*shaper.LostError)) {
 		lost = a.putBack(ctx, name, w, lost)
 	}
 	if lost != nil && !errors.As(lost, new(*shaper.LostError)) {

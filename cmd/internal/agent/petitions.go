@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"bufio"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cmd/client"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -41,8 +42,8 @@ const (
 // petitions answers those who are not root: users to whom branches are delegated. The
 // kernel says who asks; nothing that they say of themselves is believed.
 type petitions struct {
+	cfg      Config
 	said     *remarks
-	runDir   string
 	store    *record.Store
 	listener *net.UnixListener
 	records  map[string]os.FileInfo // by interface: those that delegates are of
@@ -58,7 +59,7 @@ type petitions struct {
 
 // newPetitions makes the agent's socket and answers at it until close. The caller is the
 // agent, of which there is one: a socket that is there is left over.
-func newPetitions(m *shaper.Machine, said *remarks) (*petitions, error) {
+func newPetitions(m *shaper.Machine, cfg Config, said *remarks) (*petitions, error) {
 	file := m.Store.AgentSocketFile()
 	if err := record.UnlessGone(os.Remove(file)); err != nil {
 		return nil, err
@@ -72,7 +73,7 @@ func newPetitions(m *shaper.Machine, said *remarks) (*petitions, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	ctx, end := context.WithCancel(context.Background())
-	s := &petitions{said: said, runDir: m.RunDir, store: m.Store, listener: l, end: end, turn: make(chan struct{}, 1), peers: map[uint32]int{}}
+	s := &petitions{cfg: cfg, said: said, store: m.Store, listener: l, end: end, turn: make(chan struct{}, 1), peers: map[uint32]int{}}
 	s.work.Go(func() { s.serve(ctx) })
 	return s, nil
 }
@@ -171,7 +172,7 @@ func (s *petitions) admit(p *peer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.total >= mostPeers || s.peers[p.uid] >= mostPeersOfUser {
-		return &agentError{code: exitLocked, text: "the agent has more requests than it can take: try again later"}
+		return &client.Error{Code: client.Busy, Text: "the agent has more requests than it can take: try again later"}
 	}
 	s.total++
 	s.peers[p.uid]++
@@ -191,12 +192,12 @@ func (s *petitions) leave(p *peer) {
 
 // reply says how it went. A peer that does not listen is its own loss.
 func (s *petitions) reply(c net.Conn, err error) {
-	r := agentReply{Version: agentVersion, Code: exitCode(err)}
+	r := client.Reply{Version: client.Version, Code: s.cfg.Code(err)}
 	if err != nil {
-		r.Error, r.Hints = err.Error(), hints(err)
+		r.Error, r.Hints = err.Error(), s.cfg.Hints(err)
 	}
 	b, err := json.Marshal(r)
-	if err == nil && len(b) < maxMessage {
+	if err == nil && len(b) < client.MaxMessage {
 		_ = c.SetWriteDeadline(time.Now().Add(agentReadTime))
 		_, _ = c.Write(append(b, '\n'))
 	}
@@ -220,52 +221,62 @@ func (s *petitions) answer(ctx context.Context, c *net.UnixConn, p *peer) error 
 	case s.turn <- struct{}{}:
 		defer time.AfterFunc(agentPause, func() { <-s.turn })
 	case <-ctx.Done():
-		return &agentError{code: exitLocked, text: "the agent did not come to it in time: try again later"}
+		return &client.Error{Code: client.Busy, Text: "the agent did not come to it in time: try again later"}
 	}
-	m, err := shaper.Open(s.runDir, s.said.tell)
+	m, err := shaper.Open(s.cfg.RunDir, s.said.tell)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	return grant(m, ctx, q, p)
+	return grant(ctx, m, q, p)
+}
+
+// BadRequestError says that a request is none.
+type BadRequestError struct{ Err error }
+
+func (e BadRequestError) Error() string { return e.Err.Error() }
+func (e BadRequestError) Unwrap() error { return e.Err }
+
+func badRequest(format string, args ...any) error {
+	return BadRequestError{fmt.Errorf(format, args...)}
 }
 
 // readRequest reads one line and takes it apart.
-func readRequest(r io.Reader) (q agentRequest, err error) {
-	line, err := bufio.NewReaderSize(io.LimitReader(r, maxMessage), 4096).ReadBytes('\n')
+func readRequest(r io.Reader) (q client.Request, err error) {
+	line, err := bufio.NewReaderSize(io.LimitReader(r, client.MaxMessage), 4096).ReadBytes('\n')
 	switch {
-	case errors.Is(err, io.EOF) && len(line) == maxMessage:
-		return q, usagef("a request has %d bytes at most", maxMessage)
+	case errors.Is(err, io.EOF) && len(line) == client.MaxMessage:
+		return q, badRequest("a request has %d bytes at most", client.MaxMessage)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return q, usagef("no request came within %v", agentReadTime)
+		return q, badRequest("no request came within %v", agentReadTime)
 	case err != nil:
-		return q, usagef("a request is one line")
+		return q, badRequest("a request is one line")
 	}
 	d := json.NewDecoder(strings.NewReader(string(line)))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&q); err != nil {
 		// Of another version first: its keys may be others.
 		var v struct{ Version int }
-		if json.Unmarshal(line, &v) == nil && v.Version != agentVersion && v.Version != 0 {
+		if json.Unmarshal(line, &v) == nil && v.Version != client.Version && v.Version != 0 {
 			return q, otherVersion(v.Version)
 		}
-		return q, usagef("a request is an object of JSON: %w", err)
+		return q, badRequest("a request is an object of JSON: %w", err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return q, usagef("a request is one object of JSON")
+		return q, badRequest("a request is one object of JSON")
 	}
-	if q.Version != agentVersion {
+	if q.Version != client.Version {
 		return q, otherVersion(q.Version)
 	}
-	return q, q.check()
+	return q, check(&q)
 }
 
 func otherVersion(v int) error {
-	return usagef("the request is of version %d, and this agent has %d: use the agent's vifshape", v, agentVersion)
+	return badRequest("the request is of version %d, and this agent has %d: use the agent's vifshape", v, client.Version)
 }
 
 // check refuses what is no branch's path. Names come into file names and messages.
-func (q *agentRequest) check() error {
+func check(q *client.Request) error {
 	names := strings.Split(string(q.Path), "/")
 	for i, n := range names {
 		err := hierarchy.CheckName(n)
@@ -276,27 +287,27 @@ func (q *agentRequest) check() error {
 			}
 		}
 		if err != nil || len(names) < 2 || len(names) > hierarchy.MaxDepth+1 {
-			return usagef("%q is no branch: write the interface and the branches down to it with one slash between them, as in eth0/web", q.Path)
+			return badRequest("%q is no branch: write the interface and the branches down to it with one slash between them, as in eth0/web", q.Path)
 		}
 	}
 	return nil
 }
 
 // grant does what a peer asks for, if it may have it.
-func grant(m *shaper.Machine, ctx context.Context, q agentRequest, p *peer) error {
+func grant(ctx context.Context, m *shaper.Machine, q client.Request, p *peer) error {
 	who, err := petitionerOf(m, p)
 	if err != nil {
 		return err
 	}
 	switch q.Op {
-	case opEnter:
-		return enterPeer(m, ctx, q.Path, who, p)
-	case opAdd:
+	case client.Enter:
+		return enterPeer(ctx, m, q.Path, who, p)
+	case client.Add:
 		return m.Add(ctx, amend.Branch{Path: q.Path, Rate: q.Rate, Ceil: q.Ceil, Prio: q.Prio, Qdisc: q.Qdisc, By: p.uid}, who)
-	case opRemove:
+	case client.Remove:
 		return m.Remove(ctx, q.Path, who)
 	}
-	return usagef("the agent knows no %q", q.Op)
+	return badRequest("the agent knows no %q", q.Op)
 }
 
 // petitionerOf is a peer with the branches that it is in now.
@@ -312,7 +323,7 @@ func petitionerOf(m *shaper.Machine, p *peer) (*shaper.Petitioner, error) {
 }
 
 // enterPeer puts a peer into the home of a branch.
-func enterPeer(m *shaper.Machine, ctx context.Context, path hierarchy.Path, who *shaper.Petitioner, p *peer) error {
+func enterPeer(ctx context.Context, m *shaper.Machine, path hierarchy.Path, who *shaper.Petitioner, p *peer) error {
 	_, r, err := m.Device(path.Interface())
 	if err != nil {
 		return err

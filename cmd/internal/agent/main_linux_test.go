@@ -1,0 +1,9 @@
+package agent
+
+import (
+	"testing"
+
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+func TestMain(m *testing.M) { tctest.Main(m, tctest.Programs{"petition": tctest.Petition}) }

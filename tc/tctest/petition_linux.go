@@ -1,0 +1,22 @@
+package tctest
+
+import (
+	"io"
+	"net"
+	"os"
+)
+
+// Petition is a program for [Main] that passes its standard input on to a socket, and
+// prints what comes back: petition SOCKET.
+func Petition(args []string) error {
+	c, err := net.Dial("unix", args[0])
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := io.Copy(c, os.Stdin); err != nil {
+		return err
+	}
+	_, err = io.Copy(os.Stdout, c)
+	return err
+}
