@@ -1,10 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 
+	"github.com/vifshape/vifshape/cmd/internal/schema"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/policy"
 )
@@ -38,12 +38,7 @@ func (e *env) notef(format string, args ...any) {
 }
 
 // json writes v to stdout.
-func (e *env) json(v any) error {
-	enc := json.NewEncoder(e.stdout)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
-}
+func (e *env) json(v any) error { return schema.Write(e.stdout, v) }
 
 // machine opens the network namespace that the program runs in.
 func (e *env) machine() (*shaper.Machine, error) { return shaper.Open(e.runDir, e.tell) }
