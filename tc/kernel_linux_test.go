@@ -77,7 +77,7 @@ func (b *bench) tree(rate hierarchy.Bandwidth, children ...*hierarchy.BranchSpec
 func (b *bench) treeOf(s hierarchy.Spec) *hierarchy.Tree {
 	b.t.Helper()
 	t := resolve(b.t, s)
-	if err := b.Settle(t); err != nil {
+	if err := b.Settle(b.t.Context(), t); err != nil {
 		b.t.Fatal(err)
 	}
 	return t
@@ -617,7 +617,7 @@ func TestKernelGone(t *testing.T) {
 	state := tree.State().Ports[0]
 	for name, call := range map[string]func() error{
 		"Read":      func() error { return b.Read(t.Context(), &s) },
-		"Settle":    func() error { return b.Settle(tree) },
+		"Settle":    func() error { return b.Settle(t.Context(), tree) },
 		"Stats":     func() error { _, err := b.Stats(); return err },
 		"LeafStats": func() error { _, err := b.LeafStats(); return err },
 		"Do class": func() error {
@@ -704,7 +704,7 @@ func unprivileged([]string) error {
 	}
 	// A plan can be made, from what is known of the kernel's modules.
 	plan := &hierarchy.Tree{Root: &hierarchy.Branch{Class: hierarchy.Class{Rate: 8, Ceil: 8}}}
-	if err := d.Settle(plan); err != nil || plan.Root.Qdisc.Kind == "" {
+	if err := d.Settle(context.Background(), plan); err != nil || plan.Root.Qdisc.Kind == "" {
 		return fmt.Errorf("settle: %+v, %v", plan.Root, err)
 	}
 	for what, err := range map[string]error{
@@ -754,7 +754,7 @@ func TestKernelSettleTouchesNothing(t *testing.T) {
 	before := show()
 	tree := resolve(t, hierarchy.Spec{Interface: "eth0", BranchSpec: hierarchy.BranchSpec{Rate: hierarchy.Absolute(hierarchy.Gbit)}})
 	for range 2 {
-		if err := b.Settle(tree); err != nil {
+		if err := b.Settle(t.Context(), tree); err != nil {
 			t.Fatal(err)
 		}
 		if after := show(); after != before {
@@ -769,7 +769,7 @@ func TestKernelSettleTouchesNothing(t *testing.T) {
 	})
 	bad.Find("eth0/x").Qdisc.Kind = "none"
 	bad.Line.Layer = "pppoa-vcmux"
-	err := b.Settle(bad)
+	err := b.Settle(t.Context(), bad)
 	if !errors.Is(err, rtnl.ErrNotSupported) || !strings.Contains(err.Error(), `eth0/x: qdisc "none" is not supported by this kernel: use `) || !strings.Contains(err.Error(), `eth0: overhead 10 of linklayer "pppoa-vcmux" is less than the 14 bytes of header`) {
 		t.Errorf("refusal: %v", err)
 	}

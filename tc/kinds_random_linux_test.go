@@ -97,7 +97,7 @@ func TestKernelKindChance(t *testing.T) {
 				set := c.params(&k, without)
 				x := leaf("x", hierarchy.Bandwidth(8000*math.Exp(c.Float64()*math.Log(4e7))), k.Name, set...)
 				tree := resolve(t, hierarchy.Spec{Interface: b.Name, BranchSpec: hierarchy.BranchSpec{Rate: hierarchy.Absolute(400 * hierarchy.Gbit), Children: []*hierarchy.BranchSpec{x}}})
-				if err := b.Settle(tree); err != nil {
+				if err := b.Settle(t.Context(), tree); err != nil {
 					if refused++; !strings.HasPrefix(err.Error(), "eth0/x: qdisc "+k.Name+": ") {
 						t.Errorf("%q: refused by %q", set, err)
 					}

@@ -26,7 +26,7 @@ func TestKernelLacks(t *testing.T) {
 			tctest.TC(t, p.Near, args...)
 		}
 		before := show()
-		got, err := qdisc.Ask(b.Device.Interface).Lacks("htb", "clsact", "nonsense")
+		got, err := qdisc.Ask(b.Device.Interface).Lacks(t.Context(), "htb", "clsact", "nonsense")
 		if err != nil {
 			t.Fatal(err)
 		}

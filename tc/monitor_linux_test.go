@@ -37,7 +37,7 @@ func newMonitor(t *testing.T, n *lab.NetNS) *monitor {
 func (m *monitor) next(name, want string) {
 	m.Helper()
 	for {
-		events, err := m.Receive()
+		events, err := m.Receive(m.Context())
 		if err != nil {
 			m.Fatal(err)
 		}
@@ -84,9 +84,9 @@ func TestKernelLinkMonitor(t *testing.T) {
 
 	done := make(chan error)
 	go func() {
-		_, err := m.Receive()
+		_, err := m.Receive(t.Context())
 		for err == nil {
-			_, err = m.Receive()
+			_, err = m.Receive(t.Context())
 		}
 		done <- err
 	}()
@@ -109,7 +109,7 @@ func TestLinkMonitorMissed(t *testing.T) {
 	}
 	var err error
 	for err == nil {
-		_, err = m.Receive()
+		_, err = m.Receive(t.Context())
 	}
 	if !errors.Is(err, rtnl.ErrMissed) {
 		t.Fatalf("%v, want %v", err, rtnl.ErrMissed)
@@ -150,7 +150,7 @@ func TestKernelLossMonitor(t *testing.T) {
 	}
 	next := func(want uint32) {
 		t.Helper()
-		got, err := m.Receive()
+		got, err := m.Receive(t.Context())
 		must(err)
 		if diff := cmp.Diff([]int{int(want)}, got); diff != "" {
 			t.Fatalf("(-want +got)\n%s", diff)

@@ -65,7 +65,7 @@ func TestKernelPorts(t *testing.T) {
 				s.Children = append(s.Children, leaf(n, 10*hierarchy.Mbit, "pfifo", "limit=1000"))
 			}
 			tree := resolve(t, s)
-			if err := b.Settle(tree); err != nil {
+			if err := b.Settle(t.Context(), tree); err != nil {
 				t.Fatal(err)
 			}
 			all = append(all, tree)

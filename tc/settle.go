@@ -4,6 +4,7 @@ package tc
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -30,7 +31,7 @@ import (
 // It asks the kernel which kinds of qdiscs it has, as [qdisc.Kernel] does. The error
 // lists all that the kernel could not keep or does not have, each with its path; it
 // is [rtnl.ErrNotSupported] when a kind is missing.
-func (d *Device) Settle(t *hierarchy.Tree) error {
+func (d *Device) Settle(ctx context.Context, t *hierarchy.Tree) error {
 	packet := d.link.Packet()
 	mtu := d.link.Frame()
 	if t.MTU != 0 {
@@ -58,9 +59,12 @@ func (d *Device) Settle(t *hierarchy.Tree) error {
 			b.Quantum, b.Prio = 0, 0
 			continue
 		}
-		err := kinds.Settle(&b.Qdisc, qdisc.Site{Rate: b.Rate, Ceil: b.Ceil, MTU: mtu, Packet: packet, HZ: hz})
+		err := kinds.Settle(ctx, &b.Qdisc, qdisc.Site{Rate: b.Rate, Ceil: b.Ceil, MTU: mtu, Packet: packet, HZ: hz})
 		if e := (*rtnl.OpError)(nil); errors.As(err, &e) {
 			return err // could not ask, about this leaf or any other
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		if err != nil {
 			refuse(b, err)

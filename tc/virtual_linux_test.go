@@ -295,7 +295,7 @@ func (f *field) phase(text string, settle, window time.Duration, bound float64) 
 		}
 	}
 	ideal := tree.Ideal(demand)
-	if err := f.Settle(tree); err != nil {
+	if err := f.Settle(f.t.Context(), tree); err != nil {
 		f.t.Fatal(err)
 	}
 	f.do(hierarchy.Diff(f.read(), tree.State()).Steps...)

@@ -144,9 +144,9 @@ func (e *env) doctor(ctx context.Context, interfaces []string, o doctorOptions) 
 	if err != nil {
 		return err
 	}
-	x.machine()
+	x.machine(ctx)
 	if o.policy != "" {
-		named, err := x.policy(o.policy)
+		named, err := x.policy(ctx, o.policy)
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -55,7 +56,7 @@ func (x *examination) try(at finding, look func() error) {
 }
 
 // machine finds out what concerns every interface.
-func (x *examination) machine() {
+func (x *examination) machine(ctx context.Context) {
 	f := finding{Group: groupMachine, Topic: "privileges", State: good, Needed: true, Text: "all that apply, run and clear need"}
 	if !x.root() {
 		f.State, f.Text = unknown, x.report.Privileges.Error()
@@ -69,10 +70,10 @@ func (x *examination) machine() {
 	x.try(finding{Group: groupMachine, Topic: "timers"}, x.timers)
 	noClsact := false
 	x.try(finding{Group: groupQueueing, Topic: "htb", Needed: true}, func() (err error) {
-		noClsact, err = x.qdiscs()
+		noClsact, err = x.qdiscs(ctx)
 		return err
 	})
-	x.try(finding{Group: groupQueueing, Topic: "leaf qdiscs", Needed: true}, x.leaves)
+	x.try(finding{Group: groupQueueing, Topic: "leaf qdiscs", Needed: true}, func() error { return x.leaves(ctx) })
 	x.classifiers(noClsact)
 	x.bindings()
 	x.try(finding{Group: groupBinding, Topic: "settings"}, func() (err error) {
@@ -107,12 +108,12 @@ func timerFinding(hz uint64) finding {
 }
 
 // qdiscs asks for those that every tree takes.
-func (x *examination) qdiscs() (noClsact bool, err error) {
+func (x *examination) qdiscs(ctx context.Context) (noClsact bool, err error) {
 	lo, err := tc.Find(x.m.Conn, "lo")
 	if err != nil {
 		return false, err
 	}
-	lacking, err := qdisc.Ask(lo.Interface).Lacks("htb", "clsact")
+	lacking, err := qdisc.Ask(lo.Interface).Lacks(ctx, "htb", "clsact")
 	if err != nil {
 		return false, err
 	}
@@ -121,12 +122,12 @@ func (x *examination) qdiscs() (noClsact bool, err error) {
 }
 
 // leaves asks for the qdiscs that leaves can have.
-func (x *examination) leaves() error {
+func (x *examination) leaves(ctx context.Context) error {
 	lo, err := tc.Find(x.m.Conn, "lo")
 	if err != nil {
 		return err
 	}
-	have, lack, err := qdisc.Ask(lo.Interface).Leaves()
+	have, lack, err := qdisc.Ask(lo.Interface).Leaves(ctx)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -30,7 +31,7 @@ type policyCheck struct {
 }
 
 // policy says what stands in the way of a policy and returns its interfaces.
-func (x *examination) policy(file string) ([]string, error) {
+func (x *examination) policy(ctx context.Context, file string) ([]string, error) {
 	p, err := shaper.ReadPolicy(file)
 	var bad policy.Errors
 	switch {
@@ -82,7 +83,7 @@ func (x *examination) policy(file string) ([]string, error) {
 	for _, t := range p.Trees {
 		if d := devices[t]; d != nil {
 			names = append(names, d.Name)
-			c.tree(d, t, way)
+			c.tree(ctx, d, t, way)
 		}
 	}
 	c.try("", "shaped twice", func() error { return c.twice(names) })
@@ -145,7 +146,7 @@ func (c *policyCheck) binding(interfaces int) bind.Way {
 }
 
 // tree holds one interface of the policy against the one that is there.
-func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way bind.Way) {
+func (c *policyCheck) tree(ctx context.Context, d *tc.Device, t *hierarchy.Tree, way bind.Way) {
 	top := hierarchy.Path(t.Port.Device)
 	i := slices.IndexFunc(c.links, func(l link.Link) bool { return l.Index == int(d.Index) })
 	if i < 0 {
@@ -155,7 +156,7 @@ func (c *policyCheck) tree(d *tc.Device, t *hierarchy.Tree, way bind.Way) {
 	c.try(top, "root qdisc", func() error { return c.others(d, l, t, way) })
 	c.speed(l, t)
 	c.try(top, "packets", func() error { return c.large(l, t) })
-	if err := d.Settle(t); err != nil {
+	if err := d.Settle(ctx, t); err != nil {
 		c.unsettled(t, err)
 	} else {
 		for _, r := range d.Remarks(t) {

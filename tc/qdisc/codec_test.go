@@ -3,6 +3,7 @@
 package qdisc
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"slices"
@@ -184,7 +185,7 @@ func TestSettleQdisc(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			got := tt.qdisc
 			kinds := Kernel{known: map[*discipline]bool{}, ask: func(d *discipline) (bool, error) { return slices.Contains(tt.kinds, d), nil }}
-			err := kinds.Settle(&got, place)
+			err := kinds.Settle(t.Context(), &got, place)
 			if err != nil || tt.wantErr != "" {
 				if err == nil || err.Error() != tt.wantErr || errors.Is(err, rtnl.ErrNotSupported) != tt.notSupport {
 					t.Errorf("got %v, want %s", err, tt.wantErr)
@@ -196,6 +197,23 @@ func TestSettleQdisc(t *testing.T) {
 			}
 			lasting(t, got, place)
 		})
+	}
+}
+
+// Once the context has ended the kernel is asked for no further kind.
+func TestAskEnds(t *testing.T) {
+	ctx, end := context.WithCancel(t.Context())
+	asked := 0
+	k := Kernel{known: map[*discipline]bool{}, ask: func(*discipline) (bool, error) {
+		asked++
+		end()
+		return false, nil
+	}}
+	if _, _, err := k.Leaves(ctx); !errors.Is(err, context.Canceled) || asked != 1 {
+		t.Errorf("asked for %d kinds: %v", asked, err)
+	}
+	if err := k.Settle(ctx, &hierarchy.Qdisc{}, Site{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("settled: %v", err)
 	}
 }
 

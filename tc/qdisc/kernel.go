@@ -3,6 +3,7 @@
 package qdisc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -19,7 +20,9 @@ import (
 // Kernel says which kinds of qdiscs the kernel has. It asks for each when it has
 // to, and once: asking loads modules, as using them would. Nothing is changed by it.
 // Without CAP_NET_ADMIN the kernel does not answer; the kinds are then those that the
-// lists of its modules name, and those that stand on any interface.
+// lists of its modules name, and those that stand on any interface. Between two
+// questions it sees whether the context has ended; one may take as long as loading a
+// module does.
 type Kernel struct {
 	ask   func(*discipline) (bool, error)
 	known map[*discipline]bool
@@ -30,10 +33,13 @@ func Ask(i rtnl.Interface) *Kernel {
 	return &Kernel{ask: asker(i), known: map[*discipline]bool{}}
 }
 
-func (k *Kernel) has(d *discipline) (bool, error) {
+func (k *Kernel) has(ctx context.Context, d *discipline) (bool, error) {
 	has, ok := k.known[d]
 	if ok {
 		return has, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return false, err
 	}
 	has, err := k.ask(d)
 	if err == nil {
@@ -43,9 +49,9 @@ func (k *Kernel) has(d *discipline) (bool, error) {
 }
 
 // Leaves says which of [Kinds] the kernel has and which it lacks.
-func (k *Kernel) Leaves() (have, lacking []string, err error) {
+func (k *Kernel) Leaves(ctx context.Context) (have, lacking []string, err error) {
 	for _, d := range disciplines {
-		has, err := k.has(d)
+		has, err := k.has(ctx, d)
 		switch {
 		case err != nil:
 			return nil, nil, err
@@ -60,13 +66,13 @@ func (k *Kernel) Leaves() (have, lacking []string, err error) {
 
 // Lacks says which of the given kinds the kernel has not: also those that are no
 // leaves, such as "htb" and "clsact".
-func (k *Kernel) Lacks(kinds ...string) (lacking []string, err error) {
+func (k *Kernel) Lacks(ctx context.Context, kinds ...string) (lacking []string, err error) {
 	for _, name := range kinds {
 		d := &discipline{Kind: hierarchy.Kind{Name: name}, module: "sch_" + name}
 		if name == clsactKind {
 			d.module = "sch_ingress" // which has both
 		}
-		has, err := k.ask(d)
+		has, err := k.has(ctx, d)
 		if err != nil {
 			return nil, err
 		}
@@ -153,7 +159,7 @@ func standing(c *rtnl.Conn) (kinds []string, err error) {
 // Settle states every parameter of a leaf qdisc at its place: what q has, else a
 // default, rounded as the kernel rounds, and the kind where q names none. The error is
 // [rtnl.ErrNotSupported] where the kernel has not the kind.
-func (k *Kernel) Settle(q *hierarchy.Qdisc, s Site) error {
+func (k *Kernel) Settle(ctx context.Context, q *hierarchy.Qdisc, s Site) error {
 	choice := defaultKinds
 	if q.Kind != "" {
 		choice = nil
@@ -162,7 +168,7 @@ func (k *Kernel) Settle(q *hierarchy.Qdisc, s Site) error {
 		}
 	}
 	for _, d := range choice {
-		has, err := k.has(d)
+		has, err := k.has(ctx, d)
 		if err != nil {
 			return err
 		}
@@ -175,13 +181,13 @@ func (k *Kernel) Settle(q *hierarchy.Qdisc, s Site) error {
 		}
 		return nil
 	}
-	return k.lacking(q.Kind)
+	return k.lacking(ctx, q.Kind)
 }
 
 // lacking is the error about a kind that is not there, empty for all that are a
 // default. It names those that are.
-func (k *Kernel) lacking(kind string) error {
-	names, _, err := k.Leaves()
+func (k *Kernel) lacking(ctx context.Context, kind string) error {
+	names, _, err := k.Leaves(ctx)
 	if err != nil {
 		return err
 	}

@@ -116,7 +116,7 @@ func TestSettleShaping(t *testing.T) {
 			kinds := Kernel{known: map[*discipline]bool{}, ask: func(*discipline) (bool, error) { return true, nil }}
 			place := Site{Rate: 10 * hierarchy.Mbit, Ceil: 20 * hierarchy.Mbit, MTU: 1514, Packet: 65536, HZ: 250}
 			got := tt.qdisc
-			if err := kinds.Settle(&got, place); err != nil {
+			if err := kinds.Settle(t.Context(), &got, place); err != nil {
 				t.Fatal(err)
 			}
 			if d := cmp.Diff(tt.want, got); d != "" {

@@ -3,8 +3,10 @@
 package rtnl
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -39,10 +41,15 @@ func Listen[T any](cfg Config, what string, group int, read func([]netlink.Messa
 }
 
 // Receive waits for something to tell. After [ErrMissed] it goes on; any other error is
-// the end, also that of Close.
-func (m *Monitor[T]) Receive() ([]T, error) {
+// the end, also that of ctx and that of Close.
+func (m *Monitor[T]) Receive(ctx context.Context) ([]T, error) {
+	stop := context.AfterFunc(ctx, func() { _ = m.nl.SetReadDeadline(time.Unix(1, 0)) }) // long past
+	defer stop()
 	for {
 		msgs, err := m.nl.Receive()
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
 		if errors.Is(err, unix.ENOBUFS) {
 			if err = drain(m.nl); err == nil {
 				return nil, ErrMissed

@@ -207,8 +207,8 @@ func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 	notices, links, losses, failed := make(chan []notice), make(chan []link.Event), make(chan []int), make(chan error, 3)
 	defer close(a.ended)
 	go forward(a.ended, notices, failed, a.dirs.read)
-	go forward(a.ended, links, failed, unlessMissed(a.link.Receive))
-	go forward(a.ended, losses, failed, unlessMissed(a.loss.Receive))
+	go forward(a.ended, links, failed, unlessMissed(ctx, a.link.Receive))
+	go forward(a.ended, losses, failed, unlessMissed(ctx, a.loss.Receive))
 
 	a.everything()
 	if err := a.work(ctx); err != nil {
@@ -221,10 +221,11 @@ func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 		var err error
 		select {
 		case <-ctx.Done():
-			a.tell("STOPPING=1")
-			a.log.Info("ends")
-			return nil
+			return a.ends()
 		case err = <-failed:
+			if ctx.Err() != nil {
+				return a.ends()
+			}
 			return err
 		case <-again:
 			state, err := reloading()
@@ -263,6 +264,13 @@ func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 	}
 }
 
+// ends says that the agent was told to end.
+func (a *agent) ends() error {
+	a.tell("STOPPING=1")
+	a.log.Info("ends")
+	return nil
+}
+
 // forward passes on what read returns until it fails or the agent ended.
 func forward[T any](ended <-chan struct{}, to chan<- []T, failed chan<- error, read func() ([]T, error)) {
 	for {
@@ -280,9 +288,9 @@ func forward[T any](ended <-chan struct{}, to chan<- []T, failed chan<- error, r
 }
 
 // unlessMissed is what receive returns; none at all when something was missed.
-func unlessMissed[T any](receive func() ([]T, error)) func() ([]T, error) {
+func unlessMissed[T any](ctx context.Context, receive func(context.Context) ([]T, error)) func() ([]T, error) {
 	return func() ([]T, error) {
-		all, err := receive()
+		all, err := receive(ctx)
 		if errors.Is(err, rtnl.ErrMissed) {
 			return nil, nil
 		}

@@ -199,7 +199,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 	if err != nil {
 		return err
 	}
-	if err := s.Device.Settle(t); err != nil {
+	if err := s.Device.Settle(ctx, t); err != nil {
 		return err
 	}
 	maps.Copy(s.Kernel.Names, ids.Names(t.Port.Device))
