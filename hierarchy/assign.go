@@ -3,7 +3,6 @@ package hierarchy
 import (
 	"cmp"
 	"fmt"
-	"hash/fnv"
 	"slices"
 	"strings"
 )
@@ -134,7 +133,7 @@ func (ids *IDs) number(fresh []newcomer, taken *minors) error {
 		}
 		if !ok {
 			if m, ok = back[b.key]; !ok || taken[m] != 0 {
-				m, ok = search.next(b.Path, b.key)
+				m, ok = search.next(b.Branch)
 			}
 		}
 		for ; !ok && oldest < len(ids.Retired); oldest++ { // every number belonged to somebody
@@ -205,10 +204,16 @@ func after(m uint16) uint16 {
 }
 
 // next takes the first free number from where the hash of the branch's path points.
-func (s *search) next(p Path, key string) (uint16, bool) {
-	h := fnv.New32a()
-	h.Write([]byte(p.Interface() + "/" + key)) // never fails
-	m := firstMinor + uint16(h.Sum32()%lowMinors)
+func (s *search) next(b *Branch) (uint16, bool) {
+	const prime = 16777619
+	h := uint32(2166136261) // FNV-1a, in place: there may be many
+	for i := range len(b.Path) {
+		h = (h ^ uint32(b.Path[i])) * prime
+	}
+	if !b.Leaf() {
+		h = (h ^ '/') * prime
+	}
+	m := firstMinor + uint16(h%lowMinors)
 	if s.left == 0 {
 		return 0, false
 	}

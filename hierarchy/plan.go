@@ -330,23 +330,30 @@ func (p *Plan) hook(old, want Hook) {
 }
 
 func (p *Plan) bindings(old, want []Bound) {
-	was := make(map[bind.Target]*Bound, len(old))
-	for i := range old {
-		was[old[i].Target] = &old[i]
-	}
+	kept := make([]bool, len(old))
+	var at map[bind.Target]int // in old; most plans change few, and leave the order
 	for i := range want {
-		w := &want[i]
-		o := was[w.Target]
-		delete(was, w.Target)
-		switch {
-		case o == nil:
-			p.Steps = append(p.Steps, Step{Action: Create, New: w})
-		case o.Class != w.Class || o.Open != w.Open:
-			p.Steps = append(p.Steps, Step{Action: Change, Old: o, New: w})
+		w, o := &want[i], i
+		if i >= len(old) || old[i].Target != w.Target {
+			if at == nil {
+				at = make(map[bind.Target]int, len(old))
+				for i := range old {
+					at[old[i].Target] = i
+				}
+			}
+			var was bool
+			if o, was = at[w.Target]; !was {
+				p.Steps = append(p.Steps, Step{Action: Create, New: w})
+				continue
+			}
+		}
+		kept[o] = true
+		if old[o].Class != w.Class || old[o].Open != w.Open {
+			p.Steps = append(p.Steps, Step{Action: Change, Old: &old[o], New: w})
 		}
 	}
 	for i := range old {
-		if was[old[i].Target] != nil {
+		if !kept[i] {
 			p.Steps = append(p.Steps, Step{Action: Delete, Old: &old[i]})
 		}
 	}
