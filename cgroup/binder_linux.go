@@ -51,9 +51,9 @@ type Config struct {
 	// Root is the directory below which the state of container runtimes is looked
 	// for, as in /var/lib/docker; empty: /.
 	Root string
-	// Classes says whether a class is one of this interface's: tags with others are
-	// left alone. Nil: every class is. Only the ways that go by tags ask.
-	Classes func(hierarchy.ClassID) bool
+	// Classes are the interface's, with their branches: tags with others are left alone.
+	// Nil: every class is. Only the ways that go by tags ask.
+	Classes map[hierarchy.ClassID]hierarchy.Path
 	// Others lists the other interfaces that are bound by net_cls tags. A process
 	// has one tag for all interfaces, so no second one is bound by them. Nil: there
 	// are none. It is asked when one of these ways is to be chosen, and by Close.
@@ -117,9 +117,6 @@ func NewBinder(cfg Config) (*Binder, error) {
 	if cfg.Root == "" {
 		cfg.Root = "/"
 	}
-	if cfg.Classes == nil {
-		cfg.Classes = func(hierarchy.ClassID) bool { return true }
-	}
 	if cfg.Others == nil {
 		cfg.Others = func() ([]string, error) { return nil, nil }
 	}
@@ -139,7 +136,7 @@ func NewBinder(cfg Config) (*Binder, error) {
 
 // reset makes the ways of a Binder that has looked at nothing yet.
 func (b *Binder) reset() {
-	b.egress = bpf.NewEgress(b.cfg.Hook, b.cfg.Warn)
+	b.egress = bpf.NewEgress(b.cfg.Hook)
 	b.guard = bpf.NewGuard(b.cfg.NetNS, b.cfg.Interface)
 	b.marker = bpf.NewMarker(b.cfg.Hook, b.cfg.NetNSFD)
 	b.tables = nft.New(b.cfg.NetNSFD, b.cfg.Interface, b.cfg.Index)
@@ -579,7 +576,7 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 			d.leaves = i
 		}
 	}
-	defer func() { err = errors.Join(err, b.wrap(d.on.store.Flush())) }()
+	defer func() { err = errors.Join(err, b.wrap(d.flush())) }()
 	for i, s := range steps {
 		if err := ctx.Err(); err != nil {
 			return i, err
@@ -709,6 +706,15 @@ func (d *doing) hold(target bind.Target) error {
 		return d.told(d.marker.Put(target.Name))
 	}
 	return nil
+}
+
+// flush brings into force what was not so at once.
+func (d *doing) flush() error {
+	left, err := d.on.store.Flush()
+	for _, why := range left {
+		d.cfg.Warn(why)
+	}
+	return err
 }
 
 func (d *doing) told(why string, err error) error {

@@ -682,7 +682,7 @@ func TestKernelTwoInterfaces(t *testing.T) {
 	binder := func(mine hierarchy.ClassID) *cgroup.Binder {
 		b, err := cgroup.NewBinder(cgroup.Config{
 			Hook: n.hook, Interface: n.Dev, Ways: []bind.Way{bind.WayNetCls},
-			Classes: func(id hierarchy.ClassID) bool { return id == mine },
+			Classes: map[hierarchy.ClassID]hierarchy.Path{mine: "eth0"},
 		})
 		if err != nil {
 			t.Fatal(err)

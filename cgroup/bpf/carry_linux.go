@@ -153,19 +153,20 @@ func (p patient) Read(b []byte) (n int, err error) {
 }
 
 // adopt gives what bound processes hold and nothing binds, such as a socket that
-// systemd opened for them, their own binding, and says whether anything got it. What
-// their listeners accept later needs none of it: the classifier looks who serves it.
-func (s *set) adopt(types *btf.Cache, warn func(string)) (changed bool, err error) {
+// systemd opened for them, their own binding, and says whether anything got it, and what
+// could not. What their listeners accept later needs none of it: the classifier looks who
+// serves it.
+func (s *set) adopt(types *btf.Cache) (changed bool, left []string, err error) {
 	it, err := newIterator(s, 0, types)
 	if err != nil {
-		return false, nil // [Try] says it
+		return false, nil, nil // [Try] says it
 	}
 	defer it.close()
 	all, failed, err := it.carry(nil)
 	for _, f := range failed {
-		warn(fmt.Sprintf("process %d: %v", f.PID, f.Err))
+		left = append(left, fmt.Sprintf("process %d: %v", f.PID, f.Err))
 	}
-	return len(all) > 0, err
+	return len(all) > 0, left, err
 }
 
 // borrower carries by descriptors that it borrows from the processes. Connections

@@ -27,7 +27,6 @@ type Hook interface {
 // bpf goes by: a [way.Classifier] and a [way.Store].
 type Egress struct {
 	hook    Hook
-	warn    func(string)
 	types   *btf.Cache // of the kernel
 	set     *set       // on the hook
 	spare   *set       // not on the hook yet
@@ -35,10 +34,9 @@ type Egress struct {
 	filling bool       // what is put goes into the spare one
 }
 
-// NewEgress makes one for a hook. Nothing is read or changed yet. Warn is told which open
-// sockets could not be given to those who hold them.
-func NewEgress(hook Hook, warn func(string)) *Egress {
-	return &Egress{hook: hook, warn: warn, types: btf.NewCache()}
+// NewEgress makes one for a hook. Nothing is read or changed yet.
+func NewEgress(hook Hook) *Egress {
+	return &Egress{hook: hook, types: btf.NewCache()}
 }
 
 // Try says why the kernel does not take the program of a way, nil when it does, and
@@ -128,7 +126,7 @@ func (e *Egress) Attach(w bind.Way, v uint32, over bool, fill func()) error {
 		fill()
 		e.filling = false
 		if on.held && over { // so that what they have been given is not lost for a moment
-			if _, err := on.adopt(e.types, e.warn); err != nil {
+			if _, _, err := on.adopt(e.types); err != nil { // Flush says which could not be given
 				return err
 			}
 		}
@@ -209,29 +207,29 @@ func (e *Egress) All(fn func(way.Key, hierarchy.ClassID) error) error {
 
 func (e *Egress) Clear() error { return nil }
 
-func (e *Egress) Flush() error {
+func (e *Egress) Flush() (left []string, err error) {
 	s := e.inForce()
 	if s == nil {
-		return nil
+		return nil, nil
 	}
 	changed, removed, held := s.changed, s.removed, s.held
 	s.changed, s.removed, s.held = false, false, false
 	if held {
-		adopted, err := s.adopt(e.types, e.warn)
-		if err != nil {
-			return err
+		var adopted bool
+		if adopted, left, err = s.adopt(e.types); err != nil {
+			return left, err
 		}
 		changed = changed || adopted
 	}
 	if !changed {
-		return nil
+		return left, nil
 	}
 	if removed {
 		if err := s.relevel(); err != nil {
-			return err
+			return left, err
 		}
 	}
-	return s.publish()
+	return left, s.publish()
 }
 
 // Carrier is the best that this kernel has to bring open sockets along into a cgroup.

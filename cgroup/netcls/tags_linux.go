@@ -19,9 +19,10 @@ import (
 // They lie in the cgroups themselves, are in force at once, and stay when a classifier
 // goes.
 type Tags struct {
-	Find    func() (*cgroupfs.Tree, error) // nil where net_cls is not mounted
-	Mount   func() (*cgroupfs.Tree, error) // Find, and mount it there
-	Classes func(hierarchy.ClassID) bool   // whether a class is one of this interface's
+	Find  func() (*cgroupfs.Tree, error) // nil where net_cls is not mounted
+	Mount func() (*cgroupfs.Tree, error) // Find, and mount it there
+	// Classes are those of this interface; nil: every class is.
+	Classes map[hierarchy.ClassID]hierarchy.Path
 	// Others are cgroups that get or have a tag of their own: they and what lies below
 	// them stay as they are when one above is tagged.
 	Others map[string]bool
@@ -40,8 +41,10 @@ func (t *Tags) tree() (*cgroupfs.Tree, error) {
 
 // Ours says whether a tag is one of this interface's classes.
 func (t *Tags) Ours(c hierarchy.ClassID) bool {
-	return c.Major() == hierarchy.Major && c.Minor() != 0 && t.Classes(c)
+	return c.Major() == hierarchy.Major && c.Minor() != 0 && t.has(c)
 }
+
+func (t *Tags) has(c hierarchy.ClassID) bool { return t.Classes == nil || t.Classes[c] != "" }
 
 func (t *Tags) Holds(k bind.TargetKind) error {
 	switch k {
@@ -74,7 +77,7 @@ func (t *Tags) Put(k way.Key, class hierarchy.ClassID) error {
 	if err != nil || c == class {
 		return err
 	}
-	if above, err := tree.Class(filepath.Dir(k.Path)); err == nil && above != c && c.Major() == hierarchy.Major && !t.Classes(c) {
+	if above, err := tree.Class(filepath.Dir(k.Path)); err == nil && above != c && c.Major() == hierarchy.Major && !t.has(c) {
 		return fmt.Errorf("it is bound to %v of another interface, and a net_cls tag is one for all interfaces", c)
 	}
 	return tag(tree, k.Path, class, t.Others)
@@ -116,7 +119,7 @@ func (t *Tags) All(fn func(way.Key, hierarchy.ClassID) error) error {
 	})
 }
 
-func (t *Tags) Flush() error { return nil }
+func (t *Tags) Flush() ([]string, error) { return nil, nil }
 
 func (t *Tags) Clear() error {
 	tree, err := t.Mount()

@@ -126,10 +126,10 @@ func (t *Tables) All(fn func(way.Key, hierarchy.ClassID) error) error {
 
 func (t *Tables) Clear() error { return nil }
 
-func (t *Tables) Flush() error {
+func (t *Tables) Flush() ([]string, error) {
 	if !t.rules.current(bind.WayNft) || !t.rules.changed {
-		return nil
+		return nil, nil
 	}
 	t.rules.changed = false
-	return t.write(t.rules)
+	return nil, t.write(t.rules)
 }

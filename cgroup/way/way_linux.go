@@ -48,8 +48,8 @@ type Store interface {
 	// All calls a function for every binding that is in force, in any order.
 	All(fn func(Key, hierarchy.ClassID) error) error
 	// Flush brings what was changed into force where that was not so at once, for open
-	// sockets too.
-	Flush() error
+	// sockets too, and says which of them could not be brought along.
+	Flush() (left []string, err error)
 	// Clear takes away what stays when the classifier has gone.
 	Clear() error
 }

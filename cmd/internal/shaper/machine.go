@@ -115,7 +115,7 @@ func (m *Machine) Interface(iface, binding string) (*Interface, error) {
 	names := r.IDs.Names(iface)
 	cfg := cgroup.Config{
 		Hook: hook.Of(d.Interface), Interface: iface, Index: d.Index, NetNS: m.Store.NetNS, RunDir: m.RunDir,
-		Ways: Ways(binding), Classes: func(c hierarchy.ClassID) bool { return names[c] != "" },
+		Ways: Ways(binding), Classes: names,
 		Others: func() ([]string, error) { return m.Tagged(iface, d.Index) },
 		Lacks:  m.lacks,
 		Warn:   func(s string) { m.Notef(hierarchy.Path(iface), "%s", s) },
