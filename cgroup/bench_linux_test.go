@@ -165,3 +165,28 @@ func (n *network) beside(b *testing.B, burst func() string) {
 	b.ReportMetric(median(ns[1])/median(ns[0]), "x/htb")
 	b.ReportMetric(slices.Min(ns[1])/slices.Min(ns[0]), "x/htb-min")
 }
+
+// BenchmarkApply is the time for a new classifier with 10,000 bindings, of which 1,000
+// are to cgroups that are there, and for reading them back.
+func BenchmarkApply(b *testing.B) {
+	n := newNetwork(b)
+	p := newPlace(b, bind.WayBPF)
+	var all []hierarchy.Bound
+	for i := range 10_000 {
+		if i < 1000 {
+			all = append(all, bound(p.target(sub(b, p.dir, strconv.Itoa(i))), red))
+		} else {
+			all = append(all, bound(fmt.Sprintf("cgroup-id:%d", uint64(1<<40)+uint64(i)), green))
+		}
+	}
+	for b.Loop() {
+		binder := n.binder(b, bind.WayBPF)
+		apply(b, binder, all...)
+		if got := read(b, binder).Bound; len(got) != len(all) {
+			b.Fatalf("%d bindings", len(got))
+		}
+		if err := n.hook.DetachEgress(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
