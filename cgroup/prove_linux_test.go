@@ -11,31 +11,35 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/prove"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 // sender is the program of the process that Prove sends by.
-func sender([]string) error { return cgroup.Sender(os.Stdin, os.Stdout) }
+func sender([]string) error { return prove.Sender(os.Stdin, os.Stdout) }
 
 // prove proves ways into classes, with ten packets each.
-func (n *network) prove(t *testing.T, b *cgroup.Binder, in ...hierarchy.Bound) []cgroup.Proof {
+func (n *network) prove(t *testing.T, b *cgroup.Binder, in ...hierarchy.Bound) []prove.Proof {
 	t.Helper()
-	all, err := b.Prove(t.Context(), in, cgroup.ProveConfig{
-		Packets: 10,
-		Sender:  func() *exec.Cmd { return tctest.Command(t, "sender") },
-		Counters: func() (map[hierarchy.ClassID]uint64, error) {
-			stats, err := n.device.Stats()
-			m := map[hierarchy.ClassID]uint64{}
-			for _, c := range stats {
-				if c.Class != hierarchy.ID(hierarchy.RootMinor) {
-					m[c.Class] = c.Packets
-				}
+	cfg, err := b.Proving()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Packets = 10
+	cfg.Sender = func() *exec.Cmd { return tctest.Command(t, "sender") }
+	cfg.Counters = func() (map[hierarchy.ClassID]uint64, error) {
+		stats, err := n.device.Stats()
+		m := map[hierarchy.ClassID]uint64{}
+		for _, c := range stats {
+			if c.Class != hierarchy.ID(hierarchy.RootMinor) {
+				m[c.Class] = c.Packets
 			}
-			return m, err
-		},
-	})
+		}
+		return m, err
+	}
+	all, err := prove.Run(t.Context(), in, cfg)
 	if err != nil || len(all) != len(in) {
 		t.Fatalf("%d proofs of %d ways in: %v", len(all), len(in), err)
 	}
@@ -43,7 +47,7 @@ func (n *network) prove(t *testing.T, b *cgroup.Binder, in ...hierarchy.Bound) [
 }
 
 // landed holds that a proof's packets all have one class.
-func landed(t *testing.T, p cgroup.Proof, class hierarchy.ClassID) {
+func landed(t *testing.T, p prove.Proof, class hierarchy.ClassID) {
 	t.Helper()
 	if diff := cmp.Diff(map[hierarchy.ClassID]int{class: 10}, p.Landed); diff != "" || p.Sent != 10 || p.Err != nil || p.AtLeast {
 		t.Errorf("%s: sent %d, error %v, at least %v, packets a class (-want +got):\n%s", p.Bound.Target, p.Sent, p.Err, p.AtLeast, diff)
@@ -86,7 +90,7 @@ func TestKernelProve(t *testing.T) {
 			}
 			apply(t, b, in...)
 			in = append(in, hierarchy.Bound{Class: rest})
-			var got []cgroup.Proof
+			var got []prove.Proof
 			gained := n.during(t, func() { got = n.prove(t, b, in...) })
 			want := counts{}
 			for i, x := range in {

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/prove"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -72,7 +72,7 @@ EXIT STATUS
 		Short:  "Send what prove orders",
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(*cobra.Command, []string) error { return cgroup.Sender(os.Stdin, e.stdout) },
+		RunE:   func(*cobra.Command, []string) error { return prove.Sender(os.Stdin, e.stdout) },
 	})
 	return c
 }
@@ -196,13 +196,16 @@ func proveAll(m *shaper.Machine, ctx context.Context, iface string, path hierarc
 		}
 		all = append(all, v)
 	}
-	proofs, err := x.Binder.Prove(ctx, in, cgroup.ProveConfig{
-		Packets:  provePackets,
-		Sender:   func() *exec.Cmd { return exec.Command(selfPath, "prove", "sender") },
-		Counters: func() (map[hierarchy.ClassID]uint64, error) { return leafPackets(x.Interface, s) },
-	})
+	cfg, err := x.Binder.Proving()
 	if err != nil {
 		return nil, err
+	}
+	cfg.Packets = provePackets
+	cfg.Sender = func() *exec.Cmd { return exec.Command(selfPath, "prove", "sender") }
+	cfg.Counters = func() (map[hierarchy.ClassID]uint64, error) { return leafPackets(x.Interface, s) }
+	proofs, err := prove.Run(ctx, in, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("%s: classifier: %w", iface, err)
 	}
 	for i := range all {
 		if all[i].Why == "" {
@@ -251,7 +254,7 @@ func leafPackets(x *shaper.Interface, s hierarchy.State) (map[hierarchy.ClassID]
 }
 
 // came fills in what came of it. HTB puts what has the class of no leaf into the rest.
-func (v *proofView) came(x *shaper.Interface, leaves []hierarchy.Leaf, p cgroup.Proof) {
+func (v *proofView) came(x *shaper.Interface, leaves []hierarchy.Leaf, p prove.Proof) {
 	v.Sent, v.AtLeast = p.Sent, p.AtLeast
 	if p.Err != nil {
 		v.Why = p.Err.Error()

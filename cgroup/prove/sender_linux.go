@@ -1,4 +1,4 @@
-package cgroup
+package prove
 
 import (
 	"encoding/binary"
@@ -14,17 +14,17 @@ import (
 	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
-// Where [Binder.Prove] sends to: groups that nobody is in, in the range set aside for
+// Where [Run] sends to: groups that nobody is in, in the range set aside for
 // one's own use (RFC 2365, RFC 4291) and no further than the next link, and an address
 // that belongs to nobody (RFC 5737), for what is to be forwarded; at all of them the
 // port that discards. A group needs neither route nor neighbour nor an address here.
 var (
-	proveGroup4 = netip.MustParseAddr("239.255.7.31")
-	proveGroup6 = netip.MustParseAddr("ff12::71f")
-	proveNobody = netip.MustParseAddr("192.0.2.1")
+	group4 = netip.MustParseAddr("239.255.7.31")
+	group6 = netip.MustParseAddr("ff12::71f")
+	noOne  = netip.MustParseAddr("192.0.2.1")
 )
 
-const provePort = 9
+const port = 9
 
 // order is what a sender is to send.
 type order struct {
@@ -35,7 +35,7 @@ type order struct {
 	User  uint32 // whose they are to be
 }
 
-// Sender is the program of the process by which [Binder.Prove] sends from within
+// Sender is the program of the process by which [Run] sends from within
 // cgroups and as users: it carries out orders until there are no more.
 func Sender(orders io.Reader, answers io.Writer) error {
 	runtime.LockOSThread() // it becomes other users, and has the tag of net_cls
@@ -94,14 +94,14 @@ func (o *order) group(family, n int) (sent int, err error) {
 	}
 	defer unix.Close(s)
 	index := int(o.Index)
-	to := unix.Sockaddr(&unix.SockaddrInet4{Port: provePort, Addr: proveGroup4.As4()})
+	to := unix.Sockaddr(&unix.SockaddrInet4{Port: port, Addr: group4.As4()})
 	if family == unix.AF_INET {
 		err = errors.Join(
 			unix.SetsockoptIPMreqn(s, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(index)}),
 			unix.SetsockoptByte(s, unix.IPPROTO_IP, unix.IP_MULTICAST_LOOP, 0),
 			unix.SetsockoptByte(s, unix.IPPROTO_IP, unix.IP_MULTICAST_TTL, 1))
 	} else {
-		to = &unix.SockaddrInet6{Port: provePort, Addr: proveGroup6.As16(), ZoneId: o.Index}
+		to = &unix.SockaddrInet6{Port: port, Addr: group6.As16(), ZoneId: o.Index}
 		err = errors.Join(
 			unix.SetsockoptInt(s, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, index),
 			unix.SetsockoptInt(s, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP, 0),
@@ -128,7 +128,7 @@ func (o *order) forwarded(to netip.Addr) (sent int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	return o.to(s, &unix.SockaddrInet4{Port: provePort, Addr: to.As4()}, o.N)
+	return o.to(s, &unix.SockaddrInet4{Port: port, Addr: to.As4()}, o.N)
 }
 
 // to sends struct vif_probe of bpf/prove.bpf.c.

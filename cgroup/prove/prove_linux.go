@@ -1,4 +1,4 @@
-package cgroup
+package prove
 
 import (
 	"bufio"
@@ -28,8 +28,6 @@ import (
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/iface"
-	"github.com/vifshape/vifshape/cgroup/netcls"
-	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -46,8 +44,16 @@ type Proof struct {
 	Err     error // why nothing was sent, or not all
 }
 
-// ProveConfig is what [Binder.Prove] works with.
-type ProveConfig struct {
+// Config is what [Run] works with.
+type Config struct {
+	Tree    *cgroupfs.Tree // where the bound cgroups are
+	Index   uint32         // of the interface
+	NetNSFD int            // a descriptor of its network namespace, 0 for the caller's
+	// Unseen says that packets do not show their class where they leave.
+	Unseen bool
+	// Nobody is a user who is not bound.
+	Nobody func() (uid uint32, err error)
+
 	Packets int // through each way
 	// Sender is a process that runs [Sender], not yet started.
 	Sender func() *exec.Cmd
@@ -56,7 +62,7 @@ type ProveConfig struct {
 	Counters func() (map[hierarchy.ClassID]uint64, error)
 }
 
-// Prove sends packets through each of the ways in and says where they landed: from
+// Run sends packets through each of the ways in and says where they landed: from
 // within bound cgroups, as bound users, from the other ends of bound interfaces, and
 // where there is no target from nothing that is bound. They are datagrams of 16 bytes
 // to groups that nobody is in, and go no further than the next link; what comes in by
@@ -69,30 +75,10 @@ type ProveConfig struct {
 // Counted is what a packet socket on the interface sees, behind all queues. Where the
 // kernel loads no program for it, or packets do not have their class, the counters of
 // classes are read until nobody else sends. Writers of the interface must be excluded.
-// Needs what [Binder.Do] needs.
-func (b *Binder) Prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfig) ([]Proof, error) {
-	all, err := b.prove(ctx, in, cfg)
-	return all, b.wrap(err)
-}
-
-func (b *Binder) prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfig) (_ []Proof, err error) {
-	on, err := b.inForce()
-	if err != nil {
-		return nil, err
-	}
-	if on == nil {
-		return nil, errors.New("there is none on the interface")
-	}
-	t, err := on.find()
-	if err != nil {
-		return nil, err
-	}
-	if t == nil {
-		return nil, netcls.ErrNotMounted
-	}
-	p := &proving{Binder: b, with: cfg, on: on, tree: t, run: random()}
-	if !on.unseen {
-		tap, err := bpf.NewTap(p.run, b.cfg.NetNSFD, b.cfg.Index)
+func Run(ctx context.Context, in []hierarchy.Bound, cfg Config) (_ []Proof, err error) {
+	p := &proving{Config: cfg, run: random()}
+	if !cfg.Unseen {
+		tap, err := bpf.NewTap(p.run, cfg.NetNSFD, cfg.Index)
 		if err != nil && cfg.Counters == nil {
 			return nil, err
 		}
@@ -123,12 +109,9 @@ func (b *Binder) prove(ctx context.Context, in []hierarchy.Bound, cfg ProveConfi
 // patience is for a sender that does not answer, and for packets that wait in queues.
 const patience = 5 * time.Second
 
-// proving is one call of Prove.
+// proving is one call of Run.
 type proving struct {
-	*Binder
-	with   ProveConfig
-	on     *choice
-	tree   *cgroupfs.Tree
+	Config
 	run    uint64   // that the packets carry
 	tap    *bpf.Tap // nil: classes are counted
 	sender *sender
@@ -141,15 +124,15 @@ func random() uint64 {
 	return binary.NativeEndian.Uint64(b[:])
 }
 
-// proveName starts the names of cgroups that are there for a moment. No interface's or
-// branch's home is called so, see [escape].
-const proveName = "_prove-"
+// cgroupName starts the names of cgroups that are there for a moment. No interface's or
+// branch's home is called so, see [cgroupfs.Escape].
+const cgroupName = "_prove-"
 
 // sweep removes what a run left behind that was killed.
 func (p *proving) sweep() error {
-	return p.tree.Walk("/", func(at string) error {
-		if strings.HasPrefix(path.Base(at), proveName) {
-			_ = unix.Rmdir(p.tree.Dir(at)) // whatever else bears the name is not empty, or somebody's again
+	return p.Tree.Walk("/", func(at string) error {
+		if strings.HasPrefix(path.Base(at), cgroupName) {
+			_ = unix.Rmdir(p.Tree.Dir(at)) // whatever else bears the name is not empty, or somebody's again
 			return fs.SkipDir
 		}
 		return nil
@@ -162,11 +145,11 @@ func (p *proving) close() error {
 		errs = append(errs, p.sender.end())
 	}
 	for _, at := range slices.Backward(p.made) {
-		if err := removeSoon(p.tree.Dir(at)); err != nil {
+		if err := removeSoon(p.Tree.Dir(at)); err != nil {
 			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", at, err))
 		}
 	}
-	unix.Rmdir(p.tree.Dir(home.Root)) // where it is empty
+	unix.Rmdir(p.Tree.Dir(home.Root)) // where it is empty
 	if p.tap != nil {
 		errs = append(errs, p.tap.Close())
 	}
@@ -187,7 +170,7 @@ func removeSoon(dir string) error {
 
 // send sends through one way in.
 func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sent int, err error) {
-	o := order{Index: p.cfg.Index, Run: p.run, Way: way, N: p.with.Packets}
+	o := order{Index: p.Index, Run: p.run, Way: way, N: p.Packets}
 	below := home.Root
 	switch in.Target.Kind {
 	case bind.TargetLink:
@@ -197,19 +180,19 @@ func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sen
 	case bind.TargetUser:
 		o.User = uint32(in.Target.ID)
 	case bind.TargetNone:
-		if o.User, err = p.nobody(); err != nil {
+		if o.User, err = p.Nobody(); err != nil {
 			return 0, err
 		}
 	default:
 		return 0, errors.New("it is gone")
 	}
-	at := path.Join(below, proveName+strconv.Itoa(os.Getpid()))
+	at := path.Join(below, cgroupName+strconv.Itoa(os.Getpid()))
 	if !slices.Contains(p.made, at) {
-		if _, _, err := p.tree.ID(below); in.Target.Kind == bind.TargetCgroup && err != nil {
+		if _, _, err := p.Tree.ID(below); in.Target.Kind == bind.TargetCgroup && err != nil {
 			return 0, errors.New("it is gone")
 		}
 		p.made = append(p.made, at)
-		if err := p.tree.Make(at); err != nil {
+		if err := p.Tree.Make(at); err != nil {
 			return 0, fmt.Errorf("make a cgroup in it: %w", caps.Explain(caps.Errno(err), unix.CAP_DAC_OVERRIDE))
 		}
 	}
@@ -218,7 +201,7 @@ func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sen
 			return 0, err
 		}
 	}
-	if err := p.tree.Join(at, p.sender.cmd.Process.Pid); err != nil {
+	if err := p.Tree.Join(at, p.sender.cmd.Process.Pid); err != nil {
 		return 0, fmt.Errorf("put a process into it: %w", caps.Errno(err))
 	}
 	sent, err, lost := p.sender.carryOut(ctx, o)
@@ -226,22 +209,6 @@ func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sen
 		p.sender = nil
 	}
 	return sent, err
-}
-
-// nobody is a user who is not bound.
-func (p *proving) nobody() (uid uint32, err error) {
-	if p.on.store.Holds(bind.TargetUser) != nil {
-		return 0, nil
-	}
-	if p.is != way.Version {
-		return 0, way.ErrOther
-	}
-	for {
-		if _, bound, err := p.on.store.Get(way.Key{Kind: bind.TargetUser, ID: uint64(uid)}); err != nil || !bound {
-			return uid, err
-		}
-		uid++
-	}
 }
 
 // sender is a process that sends.
@@ -258,7 +225,7 @@ type answer struct {
 }
 
 func (p *proving) start() (*sender, error) {
-	s := &sender{cmd: p.with.Sender(), answers: make(chan answer)}
+	s := &sender{cmd: p.Sender(), answers: make(chan answer)}
 	to, err := s.cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -268,7 +235,7 @@ func (p *proving) start() (*sender, error) {
 		return nil, err
 	}
 	start := s.cmd.Start
-	if fd := p.cfg.NetNSFD; fd != 0 {
+	if fd := p.NetNSFD; fd != 0 {
 		start = func() error { return cgroupfs.InNetNS(fd, s.cmd.Start) }
 	}
 	if err := start(); err != nil {
@@ -332,7 +299,7 @@ func (s *sender) end() error {
 
 // sendFrom sends from the other end of an interface.
 func (p *proving) sendFrom(name string, o order) (sent int, err error) {
-	l, err := iface.Get(p.cfg.NetNSFD, 0, name)
+	l, err := iface.Get(p.NetNSFD, 0, name)
 	if err != nil {
 		return 0, err
 	}
@@ -379,7 +346,7 @@ func (p *proving) findNetNS(number int32) (*os.File, error) {
 			continue
 		}
 		var now unix.Stat_t
-		if n, err := iface.Number(p.cfg.NetNSFD, f); err == nil && n == number && unix.Fstat(int(f.Fd()), &now) == nil && now.Ino == st.Ino {
+		if n, err := iface.Number(p.NetNSFD, f); err == nil && n == number && unix.Fstat(int(f.Fd()), &now) == nil && now.Ino == st.Ino {
 			return f, nil
 		}
 		f.Close()
@@ -391,26 +358,26 @@ func (p *proving) findNetNS(number int32) (*os.File, error) {
 // the route to that leads there, else a neighbour.
 func (p *proving) destination() (netip.Addr, error) {
 	ae := netlink.NewAttributeEncoder()
-	ae.Bytes(unix.RTA_DST, proveNobody.AsSlice())
+	ae.Bytes(unix.RTA_DST, noOne.AsSlice())
 	attrs, err := ae.Encode()
 	if err != nil {
 		return netip.Addr{}, err
 	}
 	msg := make([]byte, unix.SizeofRtMsg)
 	msg[0], msg[1] = unix.AF_INET, 32
-	answers, err := iface.Ask(p.cfg.NetNSFD, unix.RTM_GETROUTE, 0, append(msg, attrs...))
-	if err == nil && len(answers) == 1 && attribute(answers[0].Data, unix.SizeofRtMsg, unix.RTA_OIF, p.cfg.Index) {
-		return proveNobody, nil
+	answers, err := iface.Ask(p.NetNSFD, unix.RTM_GETROUTE, 0, append(msg, attrs...))
+	if err == nil && len(answers) == 1 && attribute(answers[0].Data, unix.SizeofRtMsg, unix.RTA_OIF, p.Index) {
+		return noOne, nil
 	}
 	msg = make([]byte, unix.SizeofNdMsg)
 	msg[0] = unix.AF_INET
-	answers, err = iface.Ask(p.cfg.NetNSFD, unix.RTM_GETNEIGH, netlink.Dump, msg)
+	answers, err = iface.Ask(p.NetNSFD, unix.RTM_GETNEIGH, netlink.Dump, msg)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("list neighbours: %w", err)
 	}
 	const known = unix.NUD_PERMANENT | unix.NUD_REACHABLE | unix.NUD_STALE | unix.NUD_DELAY | unix.NUD_PROBE
 	for _, m := range answers {
-		if len(m.Data) < unix.SizeofNdMsg || binary.NativeEndian.Uint32(m.Data[4:]) != p.cfg.Index || binary.NativeEndian.Uint16(m.Data[8:])&known == 0 {
+		if len(m.Data) < unix.SizeofNdMsg || binary.NativeEndian.Uint32(m.Data[4:]) != p.Index || binary.NativeEndian.Uint16(m.Data[8:])&known == 0 {
 			continue
 		}
 		ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofNdMsg:])
@@ -446,7 +413,7 @@ func (p *proving) counted(ctx context.Context, x *Proof, way uint32) error {
 	const tries = 20
 	best := -1
 	for range tries {
-		before, err := p.with.Counters()
+		before, err := p.Counters()
 		if err != nil {
 			return err
 		}
@@ -457,7 +424,7 @@ func (p *proving) counted(ctx context.Context, x *Proof, way uint32) error {
 		var gained map[hierarchy.ClassID]int
 		total := 0
 		for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-			after, err := p.with.Counters()
+			after, err := p.Counters()
 			if err != nil {
 				return err
 			}

@@ -1,0 +1,47 @@
+package cgroup
+
+import (
+	"errors"
+
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/netcls"
+	"github.com/vifshape/vifshape/cgroup/prove"
+	"github.com/vifshape/vifshape/cgroup/way"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
+
+// Proving is what package prove has to know of the classifier on the interface. What to
+// send by, how much, and counters are the caller's.
+func (b *Binder) Proving() (prove.Config, error) {
+	on, err := b.inForce()
+	if err == nil && on == nil {
+		err = errors.New("there is none on the interface")
+	}
+	var t *cgroupfs.Tree
+	if err == nil {
+		t, err = on.find()
+	}
+	if err == nil && t == nil {
+		err = netcls.ErrNotMounted
+	}
+	if err != nil {
+		return prove.Config{}, b.wrap(err)
+	}
+	return prove.Config{Tree: t, Index: b.cfg.Index, NetNSFD: b.cfg.NetNSFD, Unseen: on.unseen, Nobody: func() (uint32, error) { return b.nobody(on) }}, nil
+}
+
+// nobody is a user who is not bound.
+func (b *Binder) nobody(on *choice) (uid uint32, err error) {
+	if on.store.Holds(bind.TargetUser) != nil {
+		return 0, nil
+	}
+	if b.is != way.Version {
+		return 0, way.ErrOther
+	}
+	for {
+		if _, bound, err := on.store.Get(way.Key{Kind: bind.TargetUser, ID: uint64(uid)}); err != nil || !bound {
+			return uid, err
+		}
+		uid++
+	}
+}
