@@ -1,0 +1,31 @@
+//go:build linux
+
+package qdisc
+
+import (
+	"testing"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+func TestEncodeLeafRefused(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		class hierarchy.ClassID
+		qdisc hierarchy.Qdisc
+		want  string
+	}{
+		{"unknown kind", hierarchy.ID(2), qdisc("wfq"), `qdisc "wfq" cannot be made`},
+		{"not settled", hierarchy.ID(2), qdisc("pfifo"), "qdisc pfifo has no limit: it was not settled"},
+		{"the root's handle", hierarchy.ID(0x71f), qdisc("pfifo", "limit", 1), "class 71f:71f cannot have a qdisc: its handle would be another's"},
+		{"clsact's handle", hierarchy.ID(0xffff), qdisc("pfifo", "limit", 1), "class 71f:ffff cannot have a qdisc: its handle would be another's"},
+		{"a burst of years", hierarchy.ID(2), qdisc("tbf", "rate", 8000, "burst", 5000, "limit", 1), "burst 5kb is more than tbf can count at 8kbit: at most 4294b"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Encode(5, &hierarchy.Leaf{Class: tt.class, Qdisc: tt.qdisc}, true)
+			if err == nil || err.Error() != tt.want {
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
