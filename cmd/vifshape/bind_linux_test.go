@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -213,14 +214,14 @@ func TestKernelBindAtomic(t *testing.T) {
 		return all
 	}
 	before, state := bindings(), n.state()
-	nothing := heldView{Sockets: new(int), Carried: new(int)}
-	want := bindingsJSON{Bindings: []*bindingView{
+	nothing := observe.Held{Sockets: new(int), Carried: new(int)}
+	want := bindingsJSON{Bindings: []*observe.Binding{
 		{Path: "eth0/base", Binding: bind.Binding{Kind: bind.Cgroup, Name: at}, Bound: []bind.Target{bind.ToCgroup(at)},
-			Held: []boundView{{Target: bind.ToCgroup(at), From: "cgroup:" + at, heldView: nothing}}},
+			Held: []observe.Bound{{Target: bind.ToCgroup(at), From: "cgroup:" + at, Held: nothing}}},
 		{Path: "eth0/web", Binding: bind.Binding{Kind: bind.Cgroup, Name: at + "/a*"}, AtRuntime: true, Bound: []bind.Target{bind.ToCgroup(at + "/a")},
-			Held: []boundView{{Target: bind.ToCgroup(at + "/a"), From: "cgroup:" + at + "/a*", AtRuntime: true, heldView: nothing}}},
+			Held: []observe.Bound{{Target: bind.ToCgroup(at + "/a"), From: "cgroup:" + at + "/a*", AtRuntime: true, Held: nothing}}},
 	}}
-	if diff := cmp.Diff(want, before, cmp.AllowUnexported(boundView{})); diff != "" {
+	if diff := cmp.Diff(want, before, cmp.AllowUnexported(observe.Bound{})); diff != "" {
 		t.Errorf("bindings (-want +got):\n%s", diff)
 	}
 	n.fails(exitError, "and just as exactly", "bind", "eth0/db", "cgroup:"+at+"/b", "cgroup:"+at+"/*a")
@@ -229,7 +230,7 @@ func TestKernelBindAtomic(t *testing.T) {
 	c := n.command("bind", "eth0/db", "cgroup:"+at+"/b")
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	n.failed(n.start(c).wait(), exitPrivilege, "")
-	if diff := cmp.Diff(before, bindings(), cmp.AllowUnexported(boundView{})); diff != "" {
+	if diff := cmp.Diff(before, bindings(), cmp.AllowUnexported(observe.Bound{})); diff != "" {
 		t.Errorf("bindings after what was refused (-before +after):\n%s", diff)
 	}
 	if diff := cmp.Diff(state, n.state()); diff != "" {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 )
 
@@ -82,7 +83,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return err
 	}
 	for _, x := range c.Targets {
-		strayed(m, ctx, x.Tree.Port.Device, x.Plan.Steps)
+		observe.Strayed(ctx, m, x.Tree.Port.Device, x.Plan.Steps)
 	}
 	if o.verbose {
 		if err := e.writePlans(c, planOptions{}); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/resolve"
+	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 )
@@ -90,7 +91,7 @@ func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree 
 	if got != nil {
 		e.attached(path, got, outside)
 		if got.Stay == "" {
-			leftBehind(m, path, got)
+			observe.LeftBehind(m, path, got)
 		}
 	}
 	switch {

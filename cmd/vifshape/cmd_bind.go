@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/record"
-	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -99,7 +99,7 @@ func (e *env) changeBindings(ctx context.Context, what string, a []string, chang
 	if err != nil {
 		return err
 	}
-	strayed(m, ctx, path.Interface(), r.Done)
+	observe.Strayed(ctx, m, path.Interface(), r.Done)
 	return nil
 }
 
@@ -132,19 +132,7 @@ EXIT STATUS
 
 // bindingsJSON is the stable form of bindings.
 type bindingsJSON struct {
-	Bindings []*bindingView `json:"bindings"`
-}
-
-// bindingView is a binding as it was written, and what it came to.
-type bindingView struct {
-	Path      hierarchy.Path `json:"path"`
-	Binding   bind.Binding   `json:"binding"`
-	AtRuntime bool           `json:"at_runtime"`        // by bind, not in the policy
-	Bound     []bind.Target  `json:"bound"`             // targets that it is in force for
-	Held      []boundView    `json:"held,omitempty"`    // how far it holds, for each of them
-	Waits     []string       `json:"pending,omitempty"` // reasons why it is in force for nothing, or not for all
-	Refused   []string       `json:"refused,omitempty"` // why it cannot be
-	Outside   []string       `json:"outside,omitempty"` // what of that which it names it does not hold
+	Bindings []*observe.Binding `json:"bindings"`
 }
 
 func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) error {
@@ -153,9 +141,9 @@ func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) erro
 		return err
 	}
 	defer m.Close()
-	out := bindingsJSON{Bindings: []*bindingView{}}
+	out := bindingsJSON{Bindings: []*observe.Binding{}}
 	err = e.each(m, path, func(iface string) error {
-		v, err := bindingsOf(m, ctx, iface, path)
+		v, err := observe.Bindings(ctx, m, iface, path)
 		out.Bindings = append(out.Bindings, v...)
 		return err
 	})
@@ -176,96 +164,6 @@ func (e *env) bindings(ctx context.Context, path hierarchy.Path, json bool) erro
 	return errors.Join(out.write(e), err)
 }
 
-// bindingsOf are those of one interface, or of one of its branches and all below.
-func bindingsOf(m *shaper.Machine, ctx context.Context, iface string, path hierarchy.Path) ([]*bindingView, error) {
-	x, s, err := m.TreeOf(ctx, iface)
-	if err != nil {
-		return nil, err
-	}
-	defer x.Binder.Close()
-	if path != "" {
-		if err := x.Exists(path); err != nil {
-			return nil, err
-		}
-	}
-	var list []*bindingView
-	views := map[string]*bindingView{}
-	for _, b := range x.Record.Bindings {
-		v := &bindingView{Path: b.Path, Binding: b.Binding, AtRuntime: b.AtRuntime, Bound: []bind.Target{}}
-		views[b.Binding.String()] = v
-		if path == "" || b.Path.Below(path) {
-			list = append(list, v)
-		}
-	}
-	at := func(b string) *bindingView {
-		if v := views[b]; v != nil {
-			return v
-		}
-		return &bindingView{} // a branch's own cgroup
-	}
-	if x.Blind != nil {
-		m.Notef(hierarchy.Path(iface), "%s: without privileges the bindings in force cannot be read; what they came to when they were last changed is shown", iface)
-		for _, b := range x.Record.Bound {
-			v := at(b.From)
-			if b.Target.Kind == bind.TargetNone {
-				v.Waits = append(v.Waits, "it was not there")
-			} else {
-				v.Bound = append(v.Bound, b.Target)
-			}
-		}
-		return list, nil
-	}
-	if bare, err := x.Bare(); err != nil || bare {
-		return nil, errors.Join(err, x.Losses(s))
-	}
-	if err := x.Keep(); err != nil {
-		return nil, err
-	}
-	r, err := x.Binder.Resolve(x.Record.Branches())
-	if err != nil {
-		return nil, err
-	}
-	held, err := heldBy(x.Interface, s.Bound)
-	if err != nil {
-		return nil, err
-	}
-	is := make(map[bind.Target]hierarchy.ClassID, len(s.Bound))
-	for _, b := range s.Bound {
-		is[b.Target] = b.Class
-	}
-	for _, b := range r.Bound {
-		v := at(b.From)
-		if is[b.Target] == b.Class {
-			v.Bound = append(v.Bound, b.Target)
-			h := held[b.Target]
-			h.From, h.AtRuntime = b.From, v.AtRuntime
-			v.Held = append(v.Held, h)
-		} else {
-			v.Waits = append(v.Waits, notBound(b.Target))
-		}
-	}
-	for _, p := range r.Pending {
-		v := at(p.Binding.String())
-		v.Waits = append(v.Waits, p.Reason)
-	}
-	for _, o := range r.Outside {
-		v := at(o.Binding.String())
-		v.Outside = append(v.Outside, o.String())
-	}
-	for _, f := range r.Refused {
-		for _, b := range []bind.Binding{f.Binding, f.With} {
-			v := at(b.String())
-			v.Refused = append(v.Refused, f.Err.Error())
-		}
-	}
-	return list, nil
-}
-
-// notBound says that a target could be bound and is not.
-func notBound(target bind.Target) string {
-	return target.String() + " is there and not bound: start vifshape agent, or apply the policy again"
-}
-
 // write prints the bindings as a table, one line for each thing that they name.
 func (b bindingsJSON) write(e *env) error {
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
@@ -273,7 +171,7 @@ func (b bindingsJSON) write(e *env) error {
 	for _, v := range b.Bindings {
 		var lines []string
 		for i, s := range v.Bound {
-			lines = append(lines, v.inForce(i, s)...)
+			lines = append(lines, inForce(v, i, s)...)
 		}
 		for _, s := range slices.Concat(v.Waits, v.Refused, v.Outside) {
 			lines = append(lines, "- "+words.Printable(s))
@@ -291,4 +189,21 @@ func (b bindingsJSON) write(e *env) error {
 		}
 	}
 	return t.Flush()
+}
+
+// inForce says of a target that a binding is in force for how far that holds.
+func inForce(v *observe.Binding, i int, target bind.Target) (lines []string) {
+	s := words.TargetText(target)
+	if i >= len(v.Held) {
+		return []string{s}
+	}
+	h := v.Held[i]
+	if held := h.Summary(); held != "" {
+		s += ": " + held
+	}
+	lines = append(lines, s)
+	for _, r := range h.Reasons() {
+		lines = append(lines, "  "+r)
+	}
+	return lines
 }

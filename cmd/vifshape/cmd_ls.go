@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -10,13 +9,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vifshape/vifshape/cmd/internal/record"
-	"github.com/vifshape/vifshape/cmd/internal/shaper"
+	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/link"
-	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 func newLsCommand(e *env) *cobra.Command {
@@ -46,16 +43,6 @@ EXIT STATUS
 	return c
 }
 
-// viewLink is an interface in the form of ls.
-type linkView struct {
-	link.Link
-	Shaper   string            `json:"shaped_by"` // "vifshape", the kind of a foreign root qdisc, or ""
-	Branches []hierarchy.Class `json:"branches,omitempty"`
-	Lost     []string          `json:"lost,omitempty"` // what the kernel has not that the last apply made
-
-	above []*linkView // what lies on it
-}
-
 func (e *env) ls(ctx context.Context, asJSON bool) error {
 	m, err := e.machine()
 	if err != nil {
@@ -70,10 +57,10 @@ func (e *env) ls(ctx context.Context, asJSON bool) error {
 	if err != nil {
 		return err
 	}
-	views := make([]*linkView, 0, len(links))
+	views := make([]*observe.Link, 0, len(links))
 	for _, l := range links {
-		v, err := viewLink(m, ctx, l, roots[l.Index])
-		if vanished(err) {
+		v, err := observe.ViewLink(ctx, m, l, roots[l.Index])
+		if observe.Vanished(err) {
 			continue
 		}
 		if err != nil {
@@ -83,7 +70,7 @@ func (e *env) ls(ctx context.Context, asJSON bool) error {
 	}
 	if asJSON {
 		return e.json(struct {
-			Interfaces []*linkView `json:"interfaces"`
+			Interfaces []*observe.Link `json:"interfaces"`
 		}{views})
 	}
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
@@ -92,98 +79,16 @@ func (e *env) ls(ctx context.Context, asJSON bool) error {
 }
 
 // writeViews prints the table, its columns separated by tabs.
-func writeViews(t io.Writer, views []*linkView) {
+func writeViews(t io.Writer, views []*observe.Link) {
 	fmt.Fprintln(t, "NAME\tKIND\tSTATE\tSPEED\tVIA\tMTU\tQUEUES\tQDISC\tSHAPED BY")
-	for _, v := range grown(views) {
-		v.write(t, "", "")
+	for _, v := range observe.Grown(views) {
+		writeLink(t, v, "", "")
 	}
 }
 
-// viewLink finds out who shapes an interface.
-func viewLink(m *shaper.Machine, ctx context.Context, l link.Link, root hierarchy.Root) (*linkView, error) {
-	v := &linkView{Link: l}
-	if root.Foreign() {
-		v.Shaper = fmt.Sprintf("%s %v", root.Kind, root.Handle)
-	}
-	if !root.Ours() {
-		// A record that cannot be read is reported by who needs it.
-		if r, err := m.Record(l.Name, uint32(l.Index)); err == nil && r.Policy != "" {
-			v.Lost = shaper.TreeLost(r, root).What
-		}
-		return v, nil
-	}
-	d, err := tc.Find(m.Conn, l.Name)
-	if err != nil {
-		return nil, err
-	}
-	var s hierarchy.State
-	if err := d.Read(ctx, &s); err != nil {
-		return nil, err
-	}
-	r, err := m.Record(l.Name, d.Index)
-	if err != nil {
-		return nil, err
-	}
-	v.Shaper = "vifshape"
-	v.Branches = ordered(s.On(d.Port()).Classes, r)
-	x, err := m.Interface(l.Name, "")
-	if err != nil {
-		return nil, err
-	}
-	defer x.Binder.Close()
-	lost := (*shaper.LostError)(nil)
-	if err := x.Losses(s); errors.As(err, &lost) {
-		v.Lost = lost.What
-	} else if err != nil {
-		return nil, err
-	}
-	return v, nil
-}
-
-// vanished says whether an error is that an interface is not there any more: those
-// of containers come and go.
-func vanished(err error) bool {
-	var no *link.NotFoundError
-	return errors.As(err, &no) || errors.Is(err, rtnl.ErrGone)
-}
-
-// grown puts what lies on another interface below it and gives back those that
-// lie on none, or on several.
-func grown(views []*linkView) []*linkView {
-	at := map[int]*linkView{}
-	for _, v := range views {
-		at[v.Index] = v
-	}
-	var tops []*linkView
-	for _, v := range views {
-		lower := at[v.Lower]
-		if v.LowerNetNS != -1 || v.Peer() || lower.liesOn(v, at) {
-			lower = nil
-		}
-		if lower == nil {
-			tops = append(tops, v)
-		} else {
-			lower.above = append(lower.above, v)
-		}
-	}
-	return tops
-}
-
-// liesOn says whether o is v or below it: while it was listed a tree may have been
-// turned around.
-func (v *linkView) liesOn(o *linkView, at map[int]*linkView) bool {
-	for n := 0; v != nil && n <= len(at); n++ {
-		if v == o {
-			return true
-		}
-		v = at[v.Lower]
-	}
-	return false
-}
-
-// write prints an interface, its branches, and what lies on it. The first line
+// writeLink prints an interface, its branches, and what lies on it. The first line
 // starts with first, the others with rest.
-func (v *linkView) write(t io.Writer, first, rest string) {
+func writeLink(t io.Writer, v *observe.Link, first, rest string) {
 	speed, shaper := "-", "-"
 	if v.Speed != 0 {
 		speed = words.Short(v.Speed)
@@ -196,7 +101,7 @@ func (v *linkView) write(t io.Writer, first, rest string) {
 	}
 	fmt.Fprintf(t, "%s%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", first, words.Printable(v.Name), kindText(v.Link), stateText(v.Link), speed, viaText(v.Link), v.MTU, v.TxQueues, v.Qdisc, shaper)
 	line := ""
-	if len(v.above) > 0 {
+	if len(v.Above) > 0 {
 		line = "│"
 	}
 	for _, b := range v.Branches {
@@ -204,29 +109,13 @@ func (v *linkView) write(t io.Writer, first, rest string) {
 			fmt.Fprintf(t, "%s%s%s\tbranch %v\t\t%s\t\t\t\t\tup to %s\n", rest, line, words.Indented(b.Path)[len(line)/len("│"):], b.ID, words.Short(b.Rate), words.Short(b.Ceil))
 		}
 	}
-	for i, a := range v.above {
-		if i < len(v.above)-1 {
-			a.write(t, rest+"├─", rest+"│ ")
+	for i, a := range v.Above {
+		if i < len(v.Above)-1 {
+			writeLink(t, a, rest+"├─", rest+"│ ")
 		} else {
-			a.write(t, rest+"└─", rest+"  ")
+			writeLink(t, a, rest+"└─", rest+"  ")
 		}
 	}
-}
-
-// ordered gives classes their names and the order of a tree.
-func ordered(classes []hierarchy.Class, r *record.Record) []hierarchy.Class {
-	names := r.IDs.Names(r.Interface)
-	v := treeView{}
-	for _, c := range classes {
-		c.Path = names[c.ID]
-		v.Branches = append(v.Branches, &branchView{Class: c})
-	}
-	v.order(r.Order)
-	out := make([]hierarchy.Class, len(v.Branches))
-	for i, b := range v.Branches {
-		out[i] = b.Class
-	}
-	return out
 }
 
 // kindText is the nature of an interface, with the kernel's word for its kind.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -146,7 +147,7 @@ func (x *examination) unheld(ctx context.Context, iface string) (all []finding, 
 		return nil, err
 	}
 	defer t.Binder.Close()
-	unheld, err := unheldBy(t, s)
+	unheld, err := observe.UnheldBy(t, s)
 	if err != nil {
 		return nil, err
 	}

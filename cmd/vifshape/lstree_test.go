@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/tctest/office"
 )
@@ -37,9 +38,9 @@ gre1       tunnel (gre)        up          -       gre2                         
 gre2       tunnel (gre)        up          -       gre1                          1500  1       noqueue     -
 wlan0      physical            dormant     -       -                             1500  1       tbf         tbf 7:
 `
-	var views []*linkView
+	var views []*observe.Link
 	for _, l := range office.Links() {
-		v := &linkView{Link: l}
+		v := &observe.Link{Link: l}
 		switch l.Name {
 		case "bond0":
 			v.Shaper = "vifshape"

@@ -1,4 +1,4 @@
-package main
+package observe
 
 import (
 	"context"
@@ -18,19 +18,19 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// heldView is how far a binding holds the processes that it names: whose packets are
+// Held is how far a binding holds the processes that it names: whose packets are
 // the branch's is decided socket by socket.
-type heldView struct {
-	Sockets   *int        `json:"sockets,omitempty"` // open ones that can send by the interface; absent: it cannot be told
-	Carried   *int        `json:"carried,omitempty"` // those whose packets are the branch's
-	Elsewhere []strayView `json:"elsewhere,omitempty"`
-	Untold    int         `json:"untold,omitempty"`      // sockets of which the kernel does not tell
-	Other     []process   `json:"other_netns,omitempty"` // processes in another network namespace
-	Unread    []process   `json:"unread,omitempty"`      // processes whose sockets cannot be read
+type Held struct {
+	Sockets   *int      `json:"sockets,omitempty"` // open ones that can send by the interface; absent: it cannot be told
+	Carried   *int      `json:"carried,omitempty"` // those whose packets are the branch's
+	Elsewhere []Stray   `json:"elsewhere,omitempty"`
+	Untold    int       `json:"untold,omitempty"`      // sockets of which the kernel does not tell
+	Other     []process `json:"other_netns,omitempty"` // processes in another network namespace
+	Unread    []process `json:"unread,omitempty"`      // processes whose sockets cannot be read
 }
 
-// strayView is sockets whose packets are another branch's.
-type strayView struct {
+// Stray is sockets whose packets are another branch's.
+type Stray struct {
 	Branch    hierarchy.Path `json:"branch"`
 	Sockets   int            `json:"sockets"`
 	Processes []process      `json:"processes"`
@@ -38,7 +38,7 @@ type strayView struct {
 
 // holds fills in how far the bindings of each class hold. Where that may not be read
 // it stays out.
-func holds(x *shaper.Interface, bound map[hierarchy.ClassID][]boundView) error {
+func holds(x *shaper.Interface, bound map[hierarchy.ClassID][]Bound) error {
 	var pids []int
 	for _, list := range bound {
 		for _, v := range list {
@@ -57,7 +57,7 @@ func holds(x *shaper.Interface, bound map[hierarchy.ClassID][]boundView) error {
 	for class, list := range bound {
 		for i := range list {
 			if processesOf(list[i].Target) {
-				list[i].heldView = holding(x, class, list[i].Processes, all)
+				list[i].Held = holding(x, class, list[i].Processes, all)
 			}
 		}
 	}
@@ -65,9 +65,9 @@ func holds(x *shaper.Interface, bound map[hierarchy.ClassID][]boundView) error {
 }
 
 // holding sorts the sockets of the processes that are bound to a class.
-func holding(x *shaper.Interface, class hierarchy.ClassID, of []process, all map[int]cgroup.ProcessSockets) (v heldView) {
+func holding(x *shaper.Interface, class hierarchy.ClassID, of []process, all map[int]cgroup.ProcessSockets) (v Held) {
 	seen := map[uint64]bool{}
-	carried, stray := 0, map[hierarchy.Path]*strayView{}
+	carried, stray := 0, map[hierarchy.Path]*Stray{}
 	for _, p := range of {
 		s := all[p.PID]
 		if s.Elsewhere {
@@ -89,7 +89,7 @@ func holding(x *shaper.Interface, class hierarchy.ClassID, of []process, all map
 			default:
 				at := x.BranchOf(is)
 				if stray[at] == nil {
-					stray[at] = &strayView{Branch: at}
+					stray[at] = &Stray{Branch: at}
 				}
 				if !again {
 					stray[at].Sockets++
@@ -116,8 +116,8 @@ func processesOf(t bind.Target) bool {
 	return t.Kind == bind.TargetCgroup || t.Kind == bind.TargetUser
 }
 
-// summary says in a few words how far a binding holds; empty for what names no processes.
-func (b *boundView) summary() string {
+// Summary says in a few words how far a binding holds; empty for what names no processes.
+func (b *Bound) Summary() string {
 	if !processesOf(b.Target) {
 		return ""
 	}
@@ -146,8 +146,8 @@ func (b *boundView) summary() string {
 	}
 }
 
-// reasons says, a line each, what a binding does not hold.
-func (v *heldView) reasons() (lines []string) {
+// Reasons says, a line each, what a binding does not hold.
+func (v *Held) Reasons() (lines []string) {
 	for _, e := range v.Elsewhere {
 		lines = append(lines, fmt.Sprintf("%s in %s: %s", words.Number(e.Sockets, "socket", "sockets"), e.Branch, processNames(e.Processes)))
 	}
@@ -181,12 +181,12 @@ func processNames(all []process) string {
 }
 
 // heldBy is how far bindings hold, by target.
-func heldBy(x *shaper.Interface, all []hierarchy.Bound) (map[bind.Target]boundView, error) {
+func heldBy(x *shaper.Interface, all []hierarchy.Bound) (map[bind.Target]Bound, error) {
 	bound, err := boundTo(x, all)
 	if err != nil {
 		return nil, err
 	}
-	held := map[bind.Target]boundView{}
+	held := map[bind.Target]Bound{}
 	for _, list := range bound {
 		for _, v := range list {
 			held[v.Target] = v
@@ -195,26 +195,9 @@ func heldBy(x *shaper.Interface, all []hierarchy.Bound) (map[bind.Target]boundVi
 	return held, nil
 }
 
-// inForce says of a target that a binding is in force for how far that holds.
-func (v *bindingView) inForce(i int, target bind.Target) (lines []string) {
-	s := words.TargetText(target)
-	if i >= len(v.Held) {
-		return []string{s}
-	}
-	h := v.Held[i]
-	if held := h.summary(); held != "" {
-		s += ": " + held
-	}
-	lines = append(lines, s)
-	for _, r := range h.reasons() {
-		lines = append(lines, "  "+r)
-	}
-	return lines
-}
-
-// strayed warns of sockets that new bindings do not hold, because they were open
+// Strayed warns of sockets that new bindings do not hold, because they were open
 // before. What was done is done, whether that can be told or not.
-func strayed(m *shaper.Machine, ctx context.Context, iface string, steps []hierarchy.Step) {
+func Strayed(ctx context.Context, m *shaper.Machine, iface string, steps []hierarchy.Step) {
 	var fresh []hierarchy.Bound
 	for _, s := range steps {
 		if b, ok := s.New.(*hierarchy.Bound); ok && b != nil {
@@ -228,7 +211,7 @@ func strayed(m *shaper.Machine, ctx context.Context, iface string, steps []hiera
 	}
 	// all bindings: what another one names more exactly is not theirs
 	var s hierarchy.State
-	var held map[bind.Target]boundView
+	var held map[bind.Target]Bound
 	x, err := m.Interface(iface, "")
 	if err == nil {
 		defer x.Binder.Close()
@@ -244,12 +227,12 @@ func strayed(m *shaper.Machine, ctx context.Context, iface string, steps []hiera
 	for _, b := range fresh {
 		v := held[b.Target]
 		v.From = b.From
-		stays(m, x.BranchOf(b.Class), v.name(), v.heldView, s.Hook.Way)
+		stays(m, x.BranchOf(b.Class), v.name(), v.Held, s.Hook.Way)
 	}
 }
 
 // stays warns of open sockets that a branch does not have.
-func stays(m *shaper.Machine, in hierarchy.Path, what string, v heldView, way bind.Way) {
+func stays(m *shaper.Machine, in hierarchy.Path, what string, v Held, way bind.Way) {
 	var where, pids []string
 	n := 0
 	for _, s := range v.Elsewhere {
@@ -270,9 +253,9 @@ func stays(m *shaper.Machine, in hierarchy.Path, what string, v heldView, way bi
 	}
 }
 
-// leftBehind warns of sockets of attached processes that attach could not carry over,
+// LeftBehind warns of sockets of attached processes that attach could not carry over,
 // though the kernel did not say so.
-func leftBehind(m *shaper.Machine, path hierarchy.Path, got *home.Attachment) {
+func LeftBehind(m *shaper.Machine, path hierarchy.Path, got *home.Attachment) {
 	x, err := m.Interface(path.Interface(), "")
 	if err != nil {
 		m.Warnf(path, "whether it holds what was open cannot be told: %v", err)
@@ -280,14 +263,14 @@ func leftBehind(m *shaper.Machine, path hierarchy.Path, got *home.Attachment) {
 	}
 	defer x.Binder.Close()
 	_, class, _ := x.Record.Leaf(path)
-	v := boundView{Target: bind.ToCgroup("")}
+	v := Bound{Target: bind.ToCgroup("")}
 	for _, p := range got.Processes {
 		v.Processes = append(v.Processes, process{p.PID, p.Name})
 	}
-	one := map[hierarchy.ClassID][]boundView{class: {v}}
+	one := map[hierarchy.ClassID][]Bound{class: {v}}
 	if err := holds(x, one); err != nil {
 		m.Warnf("", "whether it holds what was open cannot be told: %v", err)
 		return
 	}
-	stays(m, path, "attached", one[class][0].heldView, bind.WayNone)
+	stays(m, path, "attached", one[class][0].Held, bind.WayNone)
 }
