@@ -65,8 +65,6 @@ type Config struct {
 	// Warn is told what happened besides, such as a file system that was mounted,
 	// and of other programs that may keep packets from the classifier. May be nil.
 	Warn func(string)
-	// Watch is told what Resolve goes by, see [resolve.Config]. May be nil.
-	Watch func(path string, matters func(name string) bool)
 }
 
 // Binder is the classifier on one interface and its bindings, a
@@ -125,9 +123,6 @@ func NewBinder(cfg Config) (*Binder, error) {
 	}
 	if cfg.Warn == nil {
 		cfg.Warn = func(string) {}
-	}
-	if cfg.Watch == nil {
-		cfg.Watch = func(string, func(string) bool) {}
 	}
 	b := &Binder{cfg: cfg, paths: map[uint64]string{}, fresh: map[string]bool{}}
 	b.reset()
@@ -386,14 +381,14 @@ func (b *Binder) Keep() error {
 }
 
 // Resolve finds what the bindings of branches name, see [resolve.Resolve], in the hierarchy
-// of the way chosen, and as far as that can bind it.
-func (b *Binder) Resolve(branches []resolve.Branch) (*resolve.Resolution, error) {
+// of the way chosen, and as far as that can bind it. Watch may be nil.
+func (b *Binder) Resolve(branches []resolve.Branch, watch resolve.Watch) (*resolve.Resolution, error) {
 	if err := b.choose(); err != nil {
 		return nil, err
 	}
 	r, err := resolve.Resolve(resolve.Config{
 		Tree: b.tree(), Interface: b.cfg.Interface, NetNS: b.cfg.NetNS, NetNSFD: b.cfg.NetNSFD, Root: b.cfg.Root,
-		NoUsers: b.way.store.Holds(bind.TargetUser), NoLinks: b.way.store.Holds(bind.TargetLink), Watch: b.cfg.Watch,
+		NoUsers: b.way.store.Holds(bind.TargetUser), NoLinks: b.way.store.Holds(bind.TargetLink), Watch: watch,
 	}, branches)
 	if err != nil {
 		return nil, b.wrap(err)

@@ -111,7 +111,7 @@ func TestKernelPatterns(t *testing.T) {
 				}
 				branches = append(branches, br)
 			}
-			r, err := b.Resolve(branches)
+			r, err := b.Resolve(branches, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

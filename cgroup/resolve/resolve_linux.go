@@ -83,7 +83,7 @@ type Resolution struct {
 	Pending []Pending
 	Refused []Refused
 	Outside []Outside
-	// Again is when to look again although [Config].Watch will be told of nothing: the
+	// Again is when to look again although [Watch] was told of nothing: the
 	// first process of a cgroup may enter a network namespace yet. 0: never.
 	Again time.Duration
 	// Cgroups are the paths of those of v2 that bindings name exactly, by their ids.
@@ -99,6 +99,13 @@ func (r *Resolution) Err() error {
 	return errors.Join(errs...)
 }
 
+// Watch is told what is gone by, each place before it is read, so that who waits for
+// changes there misses none: a directory and which of its entries matter when they come
+// or go; a file whose content matters, with nil for the entries; or "" for the interfaces
+// of the network namespace and which of their names matter. A directory may not be there
+// yet: the one above it is told before.
+type Watch func(path string, matters func(name string) bool)
+
 // Config is what bindings are resolved for: one interface, whose cgroups are in a tree.
 type Config struct {
 	Tree      *cgroupfs.Tree
@@ -112,13 +119,7 @@ type Config struct {
 	Root string
 	// NoUsers and NoLinks say why users and interfaces cannot be bound, nil when they can.
 	NoUsers, NoLinks error
-	// Watch is told what is gone by, each place before it is read, so that who
-	// waits for changes there misses none: a directory and which of its entries
-	// matter when they come or go; a file whose content matters, with nil for the
-	// entries; or "" for the interfaces of the network namespace and which of their
-	// names matter. A directory may not be there yet: the one above it is told
-	// before.
-	Watch func(path string, matters func(name string) bool)
+	Watch            Watch // nil: nobody waits
 }
 
 // Resolve finds what the bindings of branches name on this machine, and the homes
@@ -134,6 +135,9 @@ type Config struct {
 // containers, who choose the names of theirs, are bound by their cgroups. No
 // pattern stands for the homes of branches and what lies above and below them.
 func Resolve(cfg Config, branches []Branch) (*Resolution, error) {
+	if cfg.Watch == nil {
+		cfg.Watch = func(string, func(string) bool) {}
+	}
 	l := &look{Config: cfg}
 	units, err := l.units(branches)
 	if err != nil {
@@ -474,7 +478,7 @@ func Subordinates(target bind.Target) ([]string, error) {
 
 // glob lists the cgroups that a path stands for whose parts may be patterns. It
 // reads no more directories than these take, and tells watch of each before.
-func glob(t *cgroupfs.Tree, pattern string, watch func(string, func(string) bool)) ([]string, error) {
+func glob(t *cgroupfs.Tree, pattern string, watch Watch) ([]string, error) {
 	found := []string{""}
 	for part := range strings.SplitSeq(strings.TrimPrefix(pattern, "/"), "/") {
 		p := bind.Pattern(part)

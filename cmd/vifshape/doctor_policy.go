@@ -310,7 +310,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		return err
 	}
 	defer b.Close()
-	r, err := b.Resolve(resolve.Branches(t))
+	r, err := b.Resolve(resolve.Branches(t), nil)
 	if err == nil {
 		err = r.Err()
 	}

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
@@ -527,9 +528,7 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 	}
 	w.rest()
 	look := places{dirs: map[int][]func(string) bool{}}
-	a.m.Watch = func(path string, m func(string) bool) { a.place(&look, path, m) }
-	done, err := a.look(ctx, name, w)
-	a.m.Watch = nil
+	done, err := a.look(ctx, name, w, func(path string, m func(string) bool) { a.place(&look, path, m) })
 	whole, part := w.whole, w.part
 	if w.part = look; err == nil {
 		w.whole, w.part = look, places{}
@@ -558,9 +557,9 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 
 // look brings the bindings of an interface up to date. Where it may be that something
 // of it is lost that is said besides, and put back where that is wanted.
-func (a *agent) look(ctx context.Context, name string, w *watched) (*shaper.Rebound, error) {
+func (a *agent) look(ctx context.Context, name string, w *watched, watch resolve.Watch) (*shaper.Rebound, error) {
 	if !w.whether {
-		return a.m.Rebind(ctx, name)
+		return a.m.Rebind(ctx, name, watch)
 	}
 	lost := a.m.Intact(ctx, name)
 	if a.cfg.Repair && errors.As(lost, new(*shaper.LostError)) {
@@ -570,7 +569,7 @@ func (a *agent) look(ctx context.Context, name string, w *watched) (*shaper.Rebo
 		return nil, lost // and so it is not known what to bind
 	}
 	w.whether = lost != nil
-	done, err := a.m.Rebind(ctx, name)
+	done, err := a.m.Rebind(ctx, name, watch)
 	if lost != nil && (err == nil || errors.As(err, new(*shaper.LostError))) {
 		err = lost
 	}

@@ -151,7 +151,7 @@ func UnheldBy(x *shaper.Target, is hierarchy.State) (map[hierarchy.ClassID][]str
 	if is.Hook.Way == bind.WayNone || x.Blind != nil || x.Keep() != nil {
 		return nil, nil
 	}
-	r, err := x.Binder.Resolve(x.Record.Branches())
+	r, err := x.Binder.Resolve(x.Record.Branches(), nil)
 	if err != nil {
 		return nil, err
 	}

@@ -87,7 +87,7 @@ func (m *Machine) Attach(ctx context.Context, path hierarchy.Path, pids []int, t
 	if err != nil || got == nil || len(got.Processes) == 0 {
 		return got, nil, err
 	}
-	r, err := m.Rebind(ctx, path.Interface()) // for those that are in another network namespace
+	r, err := m.Rebind(ctx, path.Interface(), nil) // for those that are in another network namespace
 	if r == nil {
 		return got, nil, err
 	}

@@ -47,7 +47,6 @@ type Machine struct {
 
 	missing map[string]string // of classifiers, once the kernel was asked; see lacks
 
-	Watch func(path string, matters func(name string) bool) // is told what bindings go by; may be nil
 }
 
 // Open opens the network namespace of the caller, with what vifshape keeps of it
@@ -119,7 +118,6 @@ func (m *Machine) Interface(iface, binding string) (*Interface, error) {
 		Others: func() ([]string, error) { return m.Tagged(iface, d.Index) },
 		Lacks:  m.lacks,
 		Warn:   func(s string) { m.Notef(hierarchy.Path(iface), "%s", s) },
-		Watch:  m.Watch,
 	}
 	b, err := cgroup.NewBinder(cfg)
 	if err != nil {
@@ -262,7 +260,7 @@ func (x *Target) bind() (err error) {
 		return nil
 	}
 	x.next.Way = x.want.Hook.Way
-	r, err := x.Binder.Resolve(x.next.Branches())
+	r, err := x.Binder.Resolve(x.next.Branches(), nil)
 	if err == nil {
 		err = x.refused(r)
 	}

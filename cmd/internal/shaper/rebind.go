@@ -28,20 +28,20 @@ type Rebound struct {
 // Rebind brings the bindings in force into line with the interface's record and
 // with what is there now: what was pending may have appeared, and what was bound may
 // have gone or have been made anew. Nothing else of the interface is touched. The
-// caller holds the store's lock.
-func (m *Machine) Rebind(ctx context.Context, iface string) (*Rebound, error) {
+// caller holds the store's lock. Watch, which may be nil, is told what that goes by.
+func (m *Machine) Rebind(ctx context.Context, iface string, watch resolve.Watch) (*Rebound, error) {
 	x, err := m.Interface(iface, "")
 	if err != nil {
 		return nil, err
 	}
 	defer x.Binder.Close()
-	return m.rebindTo(ctx, x, x.Record, nil)
+	return m.rebindTo(ctx, x, x.Record, nil, watch)
 }
 
 // rebindTo is rebind with the bindings of another record, which takes the place of
 // the interface's own. Where one of the fresh bindings cannot be in force, nothing is
 // changed.
-func (m *Machine) rebindTo(ctx context.Context, x *Interface, next *record.Record, fresh []bind.Binding) (*Rebound, error) {
+func (m *Machine) rebindTo(ctx context.Context, x *Interface, next *record.Record, fresh []bind.Binding, watch resolve.Watch) (*Rebound, error) {
 	if x.Record.Policy == "" {
 		return nil, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", x.Record.Interface)
 	}
@@ -60,7 +60,7 @@ func (m *Machine) rebindTo(ctx context.Context, x *Interface, next *record.Recor
 	if err != nil {
 		return nil, err
 	}
-	r, err := x.Binder.Resolve(next.Branches())
+	r, err := x.Binder.Resolve(next.Branches(), watch)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (x *Interface) Keep() error {
 
 // RebindOrBack is rebindTo; where it fails in the middle, everything is put back.
 func (m *Machine) RebindOrBack(ctx context.Context, x *Interface, next *record.Record, fresh []bind.Binding) (*Rebound, error) {
-	r, err := m.rebindTo(ctx, x, next, fresh)
+	r, err := m.rebindTo(ctx, x, next, fresh, nil)
 	if err == nil {
 		return r, nil
 	}
@@ -142,7 +142,7 @@ func (m *Machine) RebindOrBack(ctx context.Context, x *Interface, next *record.R
 	}
 	ctx = context.WithoutCancel(ctx)
 	if failed = errors.Join(failed, m.Store.Save(x.Record)); failed == nil {
-		_, failed = m.rebindTo(ctx, x, x.Record, nil)
+		_, failed = m.rebindTo(ctx, x, x.Record, nil, nil)
 	}
 	if failed != nil {
 		err = PartlyError{fmt.Errorf("%w; and going back failed as well: %w", err, failed)}
