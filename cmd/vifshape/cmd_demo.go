@@ -135,6 +135,13 @@ EXIT STATUS
 	return c
 }
 
+// demoJSON is the stable form of the demo.
+type demoJSON struct {
+	Holds  bool         `json:"holds"`
+	Within float64      `json:"within_percent"`
+	Phases []*demoPhase `json:"phases"`
+}
+
 // demoResult is the verdict on one branch.
 type demoResult struct {
 	Path     hierarchy.Path      `json:"path"`
@@ -442,11 +449,7 @@ func (d *demo) verdict(phases []*demoPhase, o demoOptions) error {
 		}
 	}
 	if o.json {
-		err := d.json(struct {
-			Holds  bool         `json:"holds"`
-			Within float64      `json:"within_percent"`
-			Phases []*demoPhase `json:"phases"`
-		}{holds, demoWithin, phases})
+		err := d.json(demoJSON{holds, demoWithin, phases})
 		if err != nil {
 			return err
 		}

@@ -77,6 +77,16 @@ const (
 // topicAbsent is the topic of interfaces of a policy that are not there.
 const topicAbsent = "interface"
 
+// doctorJSON is the stable form of doctor.
+type doctorJSON struct {
+	Verdict  verdict   `json:"verdict"`
+	OK       bool      `json:"ok"`
+	Policy   string    `json:"policy,omitempty"`
+	Kernel   string    `json:"kernel"`
+	Way      string    `json:"way"` // that auto takes, empty: none
+	Findings []finding `json:"findings"`
+}
+
 // finding is one thing that doctor looked at. Its JSON form is stable.
 type finding struct {
 	Group     string         `json:"group"`
@@ -159,14 +169,7 @@ func (e *env) doctor(ctx context.Context, interfaces []string, o doctorOptions) 
 	})
 	v := judge(x.all)
 	if o.json {
-		err = e.json(struct {
-			Verdict  verdict   `json:"verdict"`
-			OK       bool      `json:"ok"`
-			Policy   string    `json:"policy,omitempty"`
-			Kernel   string    `json:"kernel"`
-			Way      string    `json:"way"` // that auto takes, empty: none
-			Findings []finding `json:"findings"`
-		}{v, v == can, o.policy, x.release, string(x.way), x.all})
+		err = e.json(doctorJSON{v, v == can, o.policy, x.release, string(x.way), x.all})
 	} else {
 		e.writeFindings(x.shown(len(interfaces) > 0, o.policy != ""), v, o.policy)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	_ "embed"
 	"fmt"
 	"strings"
 
@@ -10,8 +11,14 @@ import (
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
-// qdiscTopic is the help about queueing disciplines, which are no command.
-const qdiscTopic = "qdisc"
+// Topics of the help that are no commands.
+const (
+	qdiscTopic = "qdisc" // the queueing disciplines
+	jsonTopic  = "json"  // what commands print with --json
+)
+
+//go:embed json.txt
+var aboutJSON string
 
 // newHelpCommand is cobra's, but for qdiscTopic, and exit status 64 where there is
 // no such command.
@@ -22,10 +29,15 @@ func newHelpCommand(e *env) *cobra.Command {
 		Long: `Say what vifshape or one of its commands does.
 
   vifshape help qdisc        lists the queueing disciplines that a leaf can have
-  vifshape help qdisc KIND   explains one of them and all its parameters` + plainExitHelp,
+  vifshape help qdisc KIND   explains one of them and all its parameters
+  vifshape help json         explains what commands print with --json` + plainExitHelp,
 		RunE: func(c *cobra.Command, a []string) error {
 			if len(a) > 0 && a[0] == qdiscTopic {
 				return helpQdisc(e, a[1:])
+			}
+			if len(a) == 1 && a[0] == jsonTopic {
+				e.printf("%s", aboutJSON)
+				return nil
 			}
 			about, rest, err := c.Root().Find(a)
 			if err != nil || len(rest) > 0 {

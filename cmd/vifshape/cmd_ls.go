@@ -43,6 +43,11 @@ EXIT STATUS
 	return c
 }
 
+// lsJSON is the stable form of ls.
+type lsJSON struct {
+	Interfaces []*observe.Link `json:"interfaces"`
+}
+
 func (e *env) ls(ctx context.Context, asJSON bool) error {
 	m, err := e.machine()
 	if err != nil {
@@ -69,9 +74,7 @@ func (e *env) ls(ctx context.Context, asJSON bool) error {
 		views = append(views, v)
 	}
 	if asJSON {
-		return e.json(struct {
-			Interfaces []*observe.Link `json:"interfaces"`
-		}{views})
+		return e.json(lsJSON{views})
 	}
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	writeViews(t, views)

@@ -24,6 +24,7 @@ man reads:
 
   vifshape man apply | man -l -
   vifshape man qdisc | man -l -        the queueing disciplines of leaves
+  vifshape man json | man -l -         what commands print with --json
 
 Packages bring the pages along, all of them made by
 
@@ -36,6 +37,9 @@ Packages bring the pages along, all of them made by
 			about := c.Root()
 			if len(a) == 1 && a[0] == qdiscTopic {
 				return e.page(qdiscPage())
+			}
+			if len(a) == 1 && a[0] == jsonTopic {
+				return e.page(jsonPage(), nil)
 			}
 			if len(a) == 1 {
 				sub, _, err := about.Find(a)
@@ -64,7 +68,7 @@ func writePages(root *cobra.Command, dir string) error {
 	if err != nil {
 		return err
 	}
-	pages := []*manual.Page{qdisc}
+	pages := []*manual.Page{qdisc, jsonPage()}
 	for all := []*cobra.Command{root}; len(all) > 0; all = all[1:] {
 		pages = append(pages, commandPage(all[0]))
 		for _, c := range all[0].Commands() {
@@ -118,6 +122,9 @@ func commandPage(c *cobra.Command) *manual.Page {
 			p.SeeAlso = append(p.SeeAlso, pageName(sub)+"(8)")
 		}
 	}
+	if c.Flags().Lookup("json") != nil || !c.HasParent() {
+		p.SeeAlso = append(p.SeeAlso, "vifshape-"+jsonTopic+"(7)")
+	}
 	p.SeeAlso = append(p.SeeAlso, "vifshape-"+qdiscTopic+"(7)")
 	return p
 }
@@ -133,6 +140,11 @@ func option(f *pflag.Flag) manual.Option {
 		o.Text += fmt.Sprintf(" (default %s)", v)
 	}
 	return o
+}
+
+// jsonPage is the page about what programs read.
+func jsonPage() *manual.Page {
+	return &manual.Page{Name: "vifshape-" + jsonTopic, Section: 7, Short: "what commands print with --json", Text: aboutJSON, SeeAlso: []string{"vifshape(8)"}}
 }
 
 // qdiscPage is the page about queueing disciplines.

@@ -174,6 +174,12 @@ type escapeResult struct {
 	Counts  escape.Counts  `json:"packets"`
 }
 
+// escapeJSON is the stable form of selftest escape.
+type escapeJSON struct {
+	Holds bool       `json:"holds"`
+	Ways  []*escapes `json:"ways"`
+}
+
 // escapes are the results for one way of binding.
 type escapes struct {
 	Binding string         `json:"binding"`
@@ -225,10 +231,7 @@ func (e *env) escape(ctx context.Context, o escapeOptions) error {
 		}
 	}
 	if o.json {
-		if err := e.json(struct {
-			Holds bool       `json:"holds"`
-			Ways  []*escapes `json:"ways"`
-		}{bad == 0 && tried > 0, all}); err != nil {
+		if err := e.json(escapeJSON{bad == 0 && tried > 0, all}); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/cmd/internal/observe"
+	"github.com/vifshape/vifshape/cmd/internal/schema"
+	"github.com/vifshape/vifshape/hierarchy"
+)
+
+// outputs are what commands write with --json.
+var outputs = []schema.Output{
+	{Command: "check", Value: checkJSON{}}, {Command: "plan", Value: planJSON{}}, {Command: "show", Value: showJSON{}},
+	{Command: "ls", Value: lsJSON{}}, {Command: "bindings", Value: bindingsJSON{}}, {Command: "self", Value: selfJSON{}},
+	{Command: "doctor", Value: doctorJSON{}}, {Command: "prove", Value: proveJSON{}},
+	{Command: "selftest escape", Value: escapeJSON{}}, {Command: "demo", Value: demoJSON{}}, {Command: "version", Value: version{}},
+}
+
+// objects are the names of those whose types do not say it.
+var objects = schema.Names{
+	reflect.TypeFor[hierarchy.Item]():      "root, class, leaf, classifier or binding",
+	reflect.TypeFor[hierarchy.Hook]():      "classifier",
+	reflect.TypeFor[hierarchy.Bound]():     "binding",
+	reflect.TypeFor[observe.Binding]():     "written binding",
+	reflect.TypeFor[observe.Bound]():       "held binding",
+	reflect.TypeFor[observe.Stray]():       "stray sockets",
+	reflect.TypeFor[observe.Link]():        "link",
+	reflect.TypeFor[interfacePlanJSON]():   "interface's plan",
+	reflect.TypeFor[observe.Self]():        "own branch",
+	reflect.TypeFor[demoPhase]():           "phase",
+	reflect.TypeFor[demoResult]():          "result",
+	reflect.TypeFor[escapes]():             "attempts",
+	reflect.TypeFor[escapeResult]():        "attempt",
+	reflect.TypeFor[hierarchy.LinkLayer](): "line",
+}
+
+// TestJSONHelp holds that `vifshape help json` tells of every field that a command
+// writes, and of no other. With UPDATE_SCRIPTS it brings the fields up to date; what
+// they mean is to be written then.
+func TestJSONHelp(t *testing.T) {
+	head, _, _ := strings.Cut(aboutJSON, "\n# ")
+	said := map[string]string{}
+	object := ""
+	for line := range strings.Lines(aboutJSON) {
+		if name, ok := strings.CutPrefix(line, "# "); ok {
+			object = strings.TrimSpace(name)
+		}
+		if m := regexp.MustCompile(`^  (\S+) +([^:]+): (.+)\n$`).FindStringSubmatch(line); m != nil {
+			said[object+" "+m[1]] = m[3]
+		}
+	}
+	var want strings.Builder
+	want.WriteString(strings.TrimRight(head, "\n") + "\n")
+	seen := map[string]bool{}
+	for _, o := range schema.Describe(outputs, objects, hierarchy.Root{}, hierarchy.Class{}, hierarchy.Leaf{}, hierarchy.Hook{}, hierarchy.Bound{}) {
+		if seen[o.Name] {
+			t.Errorf("two objects are called %s", o.Name)
+		}
+		seen[o.Name] = true
+		fmt.Fprintf(&want, "\n# %s\n", o.Name)
+		width := 0
+		for _, f := range o.Fields {
+			width = max(width, len(f.Name)+1)
+		}
+		for _, f := range o.Fields {
+			name := f.Name
+			if f.Optional {
+				name += "?"
+			}
+			text := said[o.Name+" "+name]
+			if text == "" {
+				t.Errorf("%s: %s (%s) is not explained", o.Name, name, f.Type)
+			}
+			fmt.Fprintf(&want, "  %-*s  %s: %s\n", width, name, f.Type, text)
+		}
+	}
+	if os.Getenv("UPDATE_SCRIPTS") != "" {
+		if err := os.WriteFile("json.txt", []byte(want.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if d := cmp.Diff(want.String(), aboutJSON); d != "" {
+		t.Errorf("json.txt (-want +got):\n%s", d)
+	}
+}
+
+// TestJSONCommands holds that the output of every command with --json is described.
+func TestJSONCommands(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		name := strings.TrimPrefix(c.CommandPath(), "vifshape ")
+		if c.Flags().Lookup("json") != nil && !c.Hidden && !slices.ContainsFunc(outputs, func(o schema.Output) bool { return o.Command == name }) {
+			t.Errorf("%s --json is not described", name)
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRootCommand(&env{stdout: &strings.Builder{}, stderr: &strings.Builder{}}, nil))
+}
