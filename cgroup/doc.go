@@ -1,6 +1,7 @@
-// Package cgroup decides which process belongs to which branch: it puts the
-// classifier on an interface, binds control groups and users to classes, and
-// starts programs inside a branch.
+// Package cgroup decides which process belongs to which branch: a [Binder] puts the
+// classifier on an interface and binds control groups, users and interfaces to classes.
+// What needs none lies below: cgroups as files (cgroupfs), those of branches (home), open
+// sockets (socket), programs that cannot leave (confine), and proof (prove).
 //
 // # Ways
 //
