@@ -352,11 +352,7 @@ func (b *Binder) warnTCX(w *choice) error {
 	found, err := w.classifier.Before(b.cfg.Index)
 	b.warned = len(found) > 0
 	for _, x := range found {
-		name := x.Name
-		if name != "" {
-			name = ", " + name
-		}
-		b.cfg.Warn(fmt.Sprintf("%s: a TCX program (id %d%s) runs before the classifier and can keep packets from it; those for which it does not return TCX_NEXT go to the rest, or where their sender asks", b.cfg.Interface, x.ID, name))
+		b.cfg.Warn(fmt.Sprintf("%s: a TCX program (%s) runs before the classifier and can keep packets from it; those for which it does not return TCX_NEXT go to the rest, or where their sender asks", b.cfg.Interface, x))
 	}
 	return err
 }
@@ -425,7 +421,7 @@ func (b *Binder) Port() hierarchy.Port { return hierarchy.Port{} }
 //
 // Path and From stay empty; the kernel does not hold them. A classifier of another
 // version shows no bindings: it is replaced as a whole.
-func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
+func (b *Binder) Read(ctx context.Context, s *hierarchy.State) error {
 	on, err := b.inForce()
 	if err != nil {
 		return b.wrap(err)
@@ -438,7 +434,7 @@ func (b *Binder) Read(_ context.Context, s *hierarchy.State) error {
 	if b.beside {
 		s.Hook.Version = 0 // they were left behind when the way was changed: they go when it is put in order
 	}
-	s.Bound, err = b.bound(on)
+	s.Bound, err = b.bound(ctx, on)
 	slices.SortFunc(s.Bound, func(a, b hierarchy.Bound) int { return a.Target.Compare(b.Target) })
 	return b.wrap(err)
 }
@@ -481,7 +477,7 @@ func (b *Binder) wrap(err error) error {
 }
 
 // bound are the bindings of the way that is on the interface. Reading mounts nothing.
-func (b *Binder) bound(on *choice) ([]hierarchy.Bound, error) {
+func (b *Binder) bound(ctx context.Context, on *choice) ([]hierarchy.Bound, error) {
 	b.ids = map[bind.Target]uint64{}
 	t, err := on.find()
 	if t == nil || err != nil {
@@ -489,6 +485,9 @@ func (b *Binder) bound(on *choice) ([]hierarchy.Bound, error) {
 	}
 	var bound []hierarchy.Bound
 	err = on.store.All(func(k way.Key, class hierarchy.ClassID) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		x := hierarchy.Bound{Class: class}
 		switch k.Kind {
 		case bind.TargetCgroup:

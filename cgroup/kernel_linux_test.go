@@ -1,6 +1,7 @@
 package cgroup_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -386,6 +387,21 @@ func TestKernelRefused(t *testing.T) {
 	}
 	if got := read(t, b).Bound; len(got) != 0 {
 		t.Errorf("bindings after refusals: %v", got)
+	}
+}
+
+// TestKernelReadInterrupted: who reads many bindings need not wait for the last of them.
+func TestKernelReadInterrupted(t *testing.T) {
+	require(t, bind.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, bind.WayBPF)
+	b := n.binder(t, bind.WayBPF)
+	apply(t, b, bound(p.target(p.dir), red))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var s hierarchy.State
+	if err := b.Read(ctx, &s); !errors.Is(err, context.Canceled) {
+		t.Errorf("bindings %v, error %v, want it interrupted", s.Bound, err)
 	}
 }
 

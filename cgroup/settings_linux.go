@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -14,7 +13,6 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cgroup/caps"
 )
 
@@ -84,23 +82,4 @@ func compiled() (*bool, error) {
 	}
 	yes := n > 0
 	return &yes, err
-}
-
-// EgressTCX lists the programs at an interface's TCX egress hook in the order in
-// which they run, as "id 12, cil_to_netdev". They run before the classifier, which
-// gets a packet only when all of them return TCX_NEXT. It lists none where there
-// is no TCX, before Linux 6.6, and where this process may not ask.
-func EgressTCX(index uint32) ([]string, error) {
-	found, err := bpf.TCX(index)
-	if err != nil {
-		return nil, err
-	}
-	names := make([]string, len(found))
-	for i, x := range found {
-		names[i] = "id " + strconv.FormatUint(uint64(x.ID), 10)
-		if x.Name != "" {
-			names[i] += ", " + x.Name
-		}
-	}
-	return names, nil
 }

@@ -70,6 +70,14 @@ type Program struct {
 	Name string // empty where this process may not see it
 }
 
+// String is "id 12, cil_to_netdev".
+func (p Program) String() string {
+	if p.Name == "" {
+		return fmt.Sprintf("id %d", p.ID)
+	}
+	return fmt.Sprintf("id %d, %s", p.ID, p.Name)
+}
+
 // Rest is the class of what is bound by nothing.
 var Rest = hierarchy.ID(hierarchy.RestMinor)
 

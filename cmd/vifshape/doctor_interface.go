@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
@@ -114,7 +114,11 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		return err
 	})
 	try("TCX programs", func() error {
-		tcx, err := cgroup.EgressTCX(d.Index)
+		programs, err := bpf.TCX(d.Index)
+		var tcx []string
+		for _, p := range programs {
+			tcx = append(tcx, p.String())
+		}
 		if len(tcx) > 0 {
 			say(finding{Topic: "TCX programs", State: weaker, Text: "at egress: " + strings.Join(tcx, "; "), Names: tcx,
 				Follows: "they run before the classifier, which gets only packets for which all of them return TCX_NEXT"})
