@@ -102,7 +102,7 @@ func writeLink(t io.Writer, v *observe.Link, first, rest string) {
 	if len(v.Lost) > 0 {
 		shaper = strings.TrimPrefix(shaper+": ", "-: ") + strings.Join(v.Lost, "; ")
 	}
-	fmt.Fprintf(t, "%s%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", first, words.Printable(v.Name), kindText(v.Link), stateText(v.Link), speed, viaText(v.Link), v.MTU, v.TxQueues, v.Qdisc, shaper)
+	fmt.Fprintf(t, "%s%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", first, words.Printable(v.Name), v.Link.What(), stateText(v.Link), speed, viaText(v.Link), v.MTU, v.TxQueues, v.Qdisc, shaper)
 	line := ""
 	if len(v.Above) > 0 {
 		line = "│"
@@ -119,15 +119,6 @@ func writeLink(t io.Writer, v *observe.Link, first, rest string) {
 			writeLink(t, a, rest+"└─", rest+"  ")
 		}
 	}
-}
-
-// kindText is the nature of an interface, with the kernel's word for its kind.
-func kindText(l link.Link) string {
-	n := string(l.Nature)
-	if l.Kind != "" && !strings.EqualFold(l.Kind, n) {
-		n += " (" + l.Kind + ")"
-	}
-	return n
 }
 
 // stateText says whether an interface can send, and if not, why.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"github.com/vifshape/vifshape/cmd/internal/words"
+	"github.com/vifshape/vifshape/cmd/internal/doctor"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -254,30 +253,6 @@ func TestKernelDoctorMTU(t *testing.T) {
 	}
 }
 
-func TestTimerFinding(t *testing.T) {
-	for hz, want := range map[uint64]finding{
-		1_000_000_000: {Group: groupMachine, Topic: "timers", State: good, Text: "high resolution"},
-		250: {Group: groupMachine, Topic: "timers", State: weaker, Text: "250 ticks a second, no high resolution",
-			Follows: "queues are served every 4 ms: a burst below what the rate sends in that time loses throughput"},
-	} {
-		if d := cmp.Diff(want, timerFinding(hz)); d != "" {
-			t.Errorf("%d (-want +got):\n%s", hz, d)
-		}
-	}
-}
-
-// TestQuoted: a shell takes what is printed for the name, whatever is in it.
-func TestQuoted(t *testing.T) {
-	bash := tctest.RequireProgram(t, "bash")
-	for _, name := range []string{"eth0", "br-0.5@x", "a;$(id)", "it's", "a\x1b[31mb", "é"} {
-		q := words.Quoted(name)
-		out, err := exec.CommandContext(t.Context(), bash, "-c", "printf %s "+q).CombinedOutput()
-		if err != nil || string(out) != name || words.Printable(q) != q {
-			t.Errorf("quoted(%q) = %s: the shell has %q (%v)", name, q, out, err)
-		}
-	}
-}
-
 // TestKernelDoctorVerdict: doctor says of a policy what apply then does.
 func TestKernelDoctorVerdict(t *testing.T) {
 	lacking := ""
@@ -336,7 +311,7 @@ func TestKernelDoctorVerdict(t *testing.T) {
 				t.Errorf("what stands in the way (-want +got):\n%s", d)
 			}
 			r := n.run("apply", file)
-			if (r.code == 0) != d.OK || (r.code == exitAbsent) != (d.Verdict == string(partial)) {
+			if (r.code == 0) != d.OK || (r.code == exitAbsent) != (d.Verdict == string(doctor.Partial)) {
 				t.Errorf("verdict %s, and apply: %v", d.Verdict, r)
 			}
 			n.run("clear")
@@ -517,47 +492,5 @@ func TestKernelDoctorRefused(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func TestOwners(t *testing.T) {
-	root := t.TempDir()
-	for name, text := range map[string]string{
-		"run/systemd/netif/links/3":                        "# This is private data.\nADMIN_STATE=configured\nNETWORK_FILE=/etc/systemd/network/10-eth0.network\nNETWORK_FILE_DROPINS=\"/etc/systemd/network/10-eth0.network.d/a.conf:/etc/systemd/network/10-eth0.network.d/b.conf\"\n",
-		"etc/systemd/network/10-eth0.network":              "[Match]\nName=eth0\n[CAKE]\nBandwidth=10M\n",
-		"etc/systemd/network/10-eth0.network.d/a.conf":     "[QDisc]\nParent=clsact\n",
-		"etc/systemd/network/10-eth0.network.d/b.conf":     "; by hand\n[HierarchyTokenBucket]\nParent=root\n",
-		"run/systemd/netif/links/4":                        "NETWORK_FILE=/etc/systemd/network/20-eth1.network\n",
-		"etc/systemd/network/20-eth1.network":              "[Match]\nName=eth1\n[Network]\nDHCP=yes\n",
-		"run/NetworkManager/devices/5":                     "[device]\nmanaged=true\nconnection-uuid=1b2c\n",
-		"etc/NetworkManager/system-connections/a":          "[connection]\nuuid=1b2c\n[tc]\nqdisc.root=fq_codel\n",
-		"run/NetworkManager/system-connections/b":          "[connection]\nuuid=0000\n[tc]\nqdisc.root=sfq\n",
-		"run/NetworkManager/devices/6":                     "[device]\nmanaged=true\nconnection-uuid=0001\n",
-		"usr/lib/NetworkManager/system-connections/c":      "[connection]\nuuid=0001\n[ipv4]\nmethod=auto\n",
-		"run/NetworkManager/devices/7":                     "[device]\nmanaged=false\n",
-		"run/NetworkManager/devices/8":                     "[device]\nmanaged=true\nconnection-uuid=0008\n",
-		"etc/NetworkManager/system-connections/d":          "[connection]\nuuid=0008\n\n[tc]\n\n[proxy]\n",
-		"run/NetworkManager/devices/nothing-of-the-number": "",
-	} {
-		file := filepath.Join(root, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o644)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for index, want := range map[int][]owner{
-		1: nil,
-		3: {
-			{"systemd-networkd", "/etc/systemd/network/10-eth0.network", "[CAKE]"},
-			{"systemd-networkd", "/etc/systemd/network/10-eth0.network.d/b.conf", "[HierarchyTokenBucket]"},
-		},
-		4: nil,
-		5: {{"NetworkManager", "/etc/NetworkManager/system-connections/a", "[tc]"}},
-		6: nil,
-		7: nil,
-		8: {{"NetworkManager", "/etc/NetworkManager/system-connections/d", "[tc]"}},
-	} {
-		if d := cmp.Diff(want, owners(root, index), cmp.AllowUnexported(owner{})); d != "" {
-			t.Errorf("interface %d (-want +got):\n%s", index, d)
-		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/doctor"
 	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/schema"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -21,7 +22,7 @@ import (
 var outputs = []schema.Output{
 	{Command: "check", Value: checkJSON{}}, {Command: "plan", Value: planJSON{}}, {Command: "show", Value: showJSON{}},
 	{Command: "ls", Value: lsJSON{}}, {Command: "bindings", Value: bindingsJSON{}}, {Command: "self", Value: selfJSON{}},
-	{Command: "doctor", Value: doctorJSON{}}, {Command: "prove", Value: proveJSON{}},
+	{Command: "doctor", Value: doctor.Report{}}, {Command: "prove", Value: proveJSON{}},
 	{Command: "selftest escape", Value: escapeJSON{}}, {Command: "demo", Value: demoJSON{}}, {Command: "version", Value: version{}},
 }
 

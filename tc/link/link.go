@@ -352,3 +352,12 @@ func encapsulates(kind string) bool {
 	}
 	return false
 }
+
+// What is the nature of an interface, with the kernel's word for its kind.
+func (l Link) What() string {
+	n := string(l.Nature)
+	if l.Kind != "" && !strings.EqualFold(l.Kind, n) {
+		n += " (" + l.Kind + ")"
+	}
+	return n
+}

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -39,10 +39,10 @@ func (x *examination) interfaces(ctx context.Context, names []string, policy boo
 	for _, n := range names {
 		d, err := tc.Find(x.m.Conn, n)
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
-			x.add(finding{Group: groupInterface, Interface: n, Topic: "link", State: missing, Needed: true, Text: err.Error()})
+			x.add(Finding{Group: GroupInterface, Interface: n, Topic: "link", State: Missing, Needed: true, Text: err.Error()})
 			continue
 		}
-		x.try(finding{Group: groupInterface, Interface: n, Topic: "link"}, func() error {
+		x.try(Finding{Group: GroupInterface, Interface: n, Topic: "link"}, func() error {
 			if err == nil {
 				x.iface(ctx, d)
 			}
@@ -61,12 +61,12 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 	}
 	l := x.links[i]
 	x.hardware[l.Name] = l.Nature == link.Physical
-	say := func(f finding) {
-		f.Group, f.Interface = groupInterface, l.Name
+	say := func(f Finding) {
+		f.Group, f.Interface = GroupInterface, l.Name
 		x.add(f)
 	}
 	try := func(topic string, look func() error) {
-		x.try(finding{Group: groupInterface, Interface: l.Name, Topic: topic}, func() error {
+		x.try(Finding{Group: GroupInterface, Interface: l.Name, Topic: topic}, func() error {
 			if err := look(); !errors.Is(err, rtnl.ErrGone) {
 				return err
 			}
@@ -97,7 +97,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		return nil
 	})
 	if lost := (*shaper.LostError)(nil); errors.As(x.m.Intact(ctx, l.Name), &lost) { // other errors are other findings
-		f := finding{Topic: "tree", State: missing, Text: strings.Join(lost.What, "; "), Follows: "it limits nothing that is not there"}
+		f := Finding{Topic: "tree", State: Missing, Text: strings.Join(lost.What, "; "), Follows: "it limits nothing that is not there"}
 		if lost.Policy != "-" {
 			f.Fix = []string{"vifshape apply " + words.Quoted(lost.Policy)}
 		}
@@ -120,14 +120,14 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 			tcx = append(tcx, p.String())
 		}
 		if len(tcx) > 0 {
-			say(finding{Topic: "TCX programs", State: weaker, Text: "at egress: " + strings.Join(tcx, "; "), Names: tcx,
+			say(Finding{Topic: "TCX programs", State: Weaker, Text: "at egress: " + strings.Join(tcx, "; "), Names: tcx,
 				Follows: "they run before the classifier, which gets only packets for which all of them return TCX_NEXT"})
 		}
 		return err
 	})
 	if x.m.Store.NetNS == "" { // managers name interfaces by their numbers in the initial namespace
 		for _, w := range owners("/", l.Index) {
-			say(finding{Topic: "manager", State: weaker, Text: fmt.Sprintf("%s: section %s of %s", w.name, w.section, w.file),
+			say(Finding{Topic: "manager", State: Weaker, Text: fmt.Sprintf("%s: section %s of %s", w.name, w.section, w.file),
 				Follows: "it makes its own queues whenever it sets up the interface, in place of vifshape's: take the section out"})
 		}
 	}
@@ -145,7 +145,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 }
 
 // unheldBy says what the bindings in force do not hold, as far as they can be read.
-func (x *examination) unheld(ctx context.Context, iface string) (all []finding, err error) {
+func (x *examination) unheld(ctx context.Context, iface string) (all []Finding, err error) {
 	t, s, err := x.m.TreeOf(ctx, iface)
 	if err != nil {
 		return nil, err
@@ -157,19 +157,19 @@ func (x *examination) unheld(ctx context.Context, iface string) (all []finding, 
 	}
 	for _, class := range slices.Sorted(maps.Keys(unheld)) {
 		for _, text := range unheld[class] {
-			all = append(all, finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: not held: %s", shaper.Name(t.Kernel.Names[class], class), words.Printable(text))})
+			all = append(all, Finding{Topic: "binding", State: Weaker, Text: fmt.Sprintf("%s: not held: %s", shaper.Name(t.Kernel.Names[class], class), words.Printable(text))})
 		}
 	}
 	return all, nil
 }
 
 // link says what an interface is.
-func (x *examination) link(l link.Link) finding {
-	text := []string{kindText(l), fmt.Sprintf("mtu %d", l.MTU)}
+func (x *examination) link(l link.Link) Finding {
+	text := []string{l.What(), fmt.Sprintf("mtu %d", l.MTU)}
 	if l.Speed != 0 {
 		text = append(text, words.Short(l.Speed))
 	}
-	f := finding{Topic: "link", State: good, Text: strings.Join(text, ", ")}
+	f := Finding{Topic: "link", State: good, Text: strings.Join(text, ", ")}
 	switch {
 	case !l.Up:
 		f.Text += ", switched off"
@@ -180,37 +180,37 @@ func (x *examination) link(l link.Link) finding {
 		f.Follows = "nothing is sent; a tree can be made and waits"
 	}
 	if f.Follows != "" && l.Nature == link.Physical { // the others are often made long before they are used
-		f.State = weaker
+		f.State = Weaker
 	}
 	return f
 }
 
 // queues says what a tree does to an interface with several transmit queues.
-func (x *examination) queues(l link.Link) (finding, error) {
+func (x *examination) queues(l link.Link) (Finding, error) {
 	n, err := l.Queues(x.m.Conn)
 	if err != nil {
-		return finding{}, err
+		return Finding{}, err
 	}
 	if n == 0 && l.Nature == link.Physical {
 		n = l.TxQueues
 	}
-	f := finding{Topic: "transmit queues", State: good, Text: fmt.Sprint(n)}
+	f := Finding{Topic: "transmit queues", State: good, Text: fmt.Sprint(n)}
 	switch {
 	case n == 0:
-		return finding{}, nil
+		return Finding{}, nil
 	case n > 1:
-		f.State = weaker
+		f.State = Weaker
 		f.Follows = "a tree is one queue before all of them: processors that send take turns"
 	}
 	return f, nil
 }
 
 // rootFinding says whose root qdisc an interface has.
-func rootFinding(l link.Link, root hierarchy.Root, o foreign.Others) finding {
-	f := finding{Topic: "root qdisc", State: good}
+func rootFinding(l link.Link, root hierarchy.Root, o foreign.Others) Finding {
+	f := Finding{Topic: "root qdisc", State: good}
 	switch {
 	case o.Root.Kind != "":
-		f.State, f.Text = weaker, fmt.Sprintf("%s %v not made by vifshape", o.Root.Kind, o.Root.Handle)
+		f.State, f.Text = Weaker, fmt.Sprintf("%s %v not made by vifshape", o.Root.Kind, o.Root.Handle)
 		f.Follows = "apply leaves it alone unless the policy says replace = true, and clear puts it back then"
 		if o.Partial {
 			f.Follows = "apply leaves it alone unless the policy says replace = true, and clear cannot put it back then: it has classes, filters or qdiscs of its own"
@@ -228,15 +228,15 @@ func rootFinding(l link.Link, root hierarchy.Root, o foreign.Others) finding {
 }
 
 // hooks says who else has filters at egress.
-func (x *examination) hooks(l link.Link, o foreign.Others) (all []finding) {
+func (x *examination) hooks(l link.Link, o foreign.Others) (all []Finding) {
 	if o.Ingress {
-		return []finding{{Topic: "egress hook", State: weaker, Text: "qdisc ingress stands where clsact has its place",
+		return []Finding{{Topic: "egress hook", State: Weaker, Text: "qdisc ingress stands where clsact has its place",
 			Follows: "bindings bpf and net_cls are refused", Fix: []string{"tc qdisc del dev " + words.Quoted(l.Name) + " ingress"}}}
 	}
 	if len(o.Filters) == 0 {
-		return []finding{{Topic: "egress hook", State: good, Text: "no filters but vifshape's"}}
+		return []Finding{{Topic: "egress hook", State: good, Text: "no filters but vifshape's"}}
 	}
-	f := finding{Topic: "egress hook", State: weaker, Text: "filters of others: "}
+	f := Finding{Topic: "egress hook", State: Weaker, Text: "filters of others: "}
 	f.Follows = "they run after vifshape's, and one that ends in redirect, drop or a priority of its own has the last word"
 	for _, x := range o.Filters {
 		name := fmt.Sprintf("%s with preference %d", x.Kind, x.Pref)
@@ -252,7 +252,7 @@ func (x *examination) hooks(l link.Link, o foreign.Others) (all []finding) {
 		}
 	}
 	f.Text += strings.Join(f.Names, "; ")
-	return []finding{f}
+	return []Finding{f}
 }
 
 // rates are those of the interface and of the slowest leaf; 0 where there is no
@@ -284,8 +284,8 @@ const (
 
 // packets says what the largest packets do at the rates of a tree. Without one it
 // says from which rate on they matter.
-func (x *examination) packets(l link.Link, o link.Offloads, root, slowest hierarchy.Bandwidth) finding {
-	f := finding{Topic: "packets", State: good, Text: fmt.Sprintf("up to %v each (GRO %s)", o.Packet, onOff(o.GRO))}
+func (x *examination) packets(l link.Link, o link.Offloads, root, slowest hierarchy.Bandwidth) Finding {
+	f := Finding{Topic: "packets", State: good, Text: fmt.Sprintf("up to %v each (GRO %s)", o.Packet, onOff(o.GRO))}
 	if o.Packet <= frame(l) {
 		return f
 	}
@@ -294,17 +294,17 @@ func (x *examination) packets(l link.Link, o link.Offloads, root, slowest hierar
 		return f
 	}
 	if t := timeOf(o.Packet, root); t > lineTime {
-		f.State = weaker
+		f.State = Weaker
 		f.Follows = fmt.Sprintf("one takes %v at the rate of %s, which all others wait for", t.Round(100*time.Microsecond), words.Short(root))
 	}
 	if t := timeOf(o.Packet, slowest); t > leafTime {
-		f.State = weaker
+		f.State = Weaker
 		if f.Follows != "" {
 			f.Follows += "; "
 		}
 		f.Follows += fmt.Sprintf("it takes %v at %s, that of the slowest branch, whose share is not kept then", t.Round(time.Millisecond), words.Short(slowest))
 	}
-	if f.State != weaker {
+	if f.State != Weaker {
 		return f
 	}
 	f.Fix = []string{smaller(l, hierarchy.Size(float64(root)/8*lineTime.Seconds()))}
@@ -364,23 +364,23 @@ func rateOf(size hierarchy.Size, t time.Duration) hierarchy.Bandwidth {
 }
 
 // bridge says what becomes of the bindings of those behind a bridge.
-func (x *examination) bridge(l link.Link) (finding, bool) {
+func (x *examination) bridge(l link.Link) (Finding, bool) {
 	if l.Nature != link.Bridge {
-		return finding{}, false
+		return Finding{}, false
 	}
 	ports := len(l.Members)
 	hardware := slices.ContainsFunc(link.Carriers(x.links, l), func(c link.Link) bool { return c.Nature == link.Physical })
-	f := finding{Topic: "bridge", State: good, Text: fmt.Sprintf("%d ports", ports)}
+	f := Finding{Topic: "bridge", State: good, Text: fmt.Sprintf("%d ports", ports)}
 	b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-iptables")
 	filtered := err == nil && strings.TrimSpace(string(b)) == "1"
 	switch {
 	case ports == 0:
 	case !hardware:
-		f.State = weaker
+		f.State = Weaker
 		f.Text += ", none of them on hardware: what containers behind it send is routed on"
 		f.Follows = "routed packets have lost their socket: they are of a branch by the ports that are bound with cgroups, with binding bpf, else the rest of the interface that they leave by; bindings of users do not hold for them"
 	case filtered:
-		f.State = weaker
+		f.State = Weaker
 		f.Text += ", bridge-nf-call-iptables is 1"
 		f.Follows = "bridged packets lose their socket in the firewall and are the rest; Kubernetes, and Docker where it keeps containers apart, need it so"
 		f.Fix = []string{"sysctl -w net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0"}

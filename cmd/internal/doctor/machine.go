@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -34,7 +34,7 @@ type examination struct {
 	rules    []string            // chains of the firewall that choose classes
 	links    []link.Link
 	hardware map[string]bool // interfaces that are
-	all      []finding
+	all      []Finding
 }
 
 func examine(m *shaper.Machine) (*examination, error) {
@@ -48,41 +48,41 @@ func (x *examination) root() bool { return x.report.Privileges == nil }
 
 // try looks at one thing. That it cannot be looked at is a finding as any other, and
 // ends nothing.
-func (x *examination) try(at finding, look func() error) {
+func (x *examination) try(at Finding, look func() error) {
 	if err := look(); err != nil {
-		at.State, at.Text = unknown, "could not be looked at: "+err.Error()
+		at.State, at.Text = Unknown, "could not be looked at: "+err.Error()
 		x.add(at)
 	}
 }
 
 // machine finds out what concerns every interface.
 func (x *examination) machine(ctx context.Context) {
-	f := finding{Group: groupMachine, Topic: "privileges", State: good, Needed: true, Text: "all that apply, run and clear need"}
+	f := Finding{Group: groupMachine, Topic: "privileges", State: good, Needed: true, Text: "all that apply, run and clear need"}
 	if !x.root() {
-		f.State, f.Text = unknown, x.report.Privileges.Error()
+		f.State, f.Text = Unknown, x.report.Privileges.Error()
 		f.Follows = "check, plan, ls and show work without; some of what follows could not be tried"
 		if os.Geteuid() != 0 {
 			f.Fix = []string{"sudo vifshape doctor"}
 		}
 	}
 	x.add(f)
-	x.add(finding{Group: groupMachine, Topic: "kernel", State: good, Text: fmt.Sprintf("Linux %s (%s)", x.release, runtime.GOARCH)})
-	x.try(finding{Group: groupMachine, Topic: "timers"}, x.timers)
+	x.add(Finding{Group: groupMachine, Topic: "kernel", State: good, Text: fmt.Sprintf("Linux %s (%s)", x.release, runtime.GOARCH)})
+	x.try(Finding{Group: groupMachine, Topic: "timers"}, x.timers)
 	noClsact := false
-	x.try(finding{Group: groupQueueing, Topic: "htb", Needed: true}, func() (err error) {
+	x.try(Finding{Group: groupQueueing, Topic: "htb", Needed: true}, func() (err error) {
 		noClsact, err = x.qdiscs(ctx)
 		return err
 	})
-	x.try(finding{Group: groupQueueing, Topic: "leaf qdiscs", Needed: true}, func() error { return x.leaves(ctx) })
+	x.try(Finding{Group: groupQueueing, Topic: "leaf qdiscs", Needed: true}, func() error { return x.leaves(ctx) })
 	x.classifiers(noClsact)
 	x.bindings()
-	x.try(finding{Group: groupBinding, Topic: "settings"}, func() (err error) {
+	x.try(Finding{Group: groupBinding, Topic: "settings"}, func() (err error) {
 		x.settings, err = cgroup.ReadSettings()
 		return err
 	})
 	x.cgroups()
 	x.bpf()
-	x.try(finding{Group: groupBinding, Topic: "firewall"}, x.firewall)
+	x.try(Finding{Group: groupBinding, Topic: "firewall"}, x.firewall)
 }
 
 func (x *examination) timers() error {
@@ -98,10 +98,10 @@ func (x *examination) timers() error {
 }
 
 // timerFinding says what follows from how often a second a queue can be woken.
-func timerFinding(hz uint64) finding {
-	f := finding{Group: groupMachine, Topic: "timers", State: good, Text: "high resolution"}
+func timerFinding(hz uint64) Finding {
+	f := Finding{Group: groupMachine, Topic: "timers", State: good, Text: "high resolution"}
 	if hz < 1_000_000 {
-		f.State, f.Text = weaker, fmt.Sprintf("%d ticks a second, no high resolution", hz)
+		f.State, f.Text = Weaker, fmt.Sprintf("%d ticks a second, no high resolution", hz)
 		f.Follows = fmt.Sprintf("queues are served every %.3g ms: a burst below what the rate sends in that time loses throughput", 1000/float64(hz))
 	}
 	return f
@@ -131,13 +131,13 @@ func (x *examination) leaves(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f := finding{Group: groupQueueing, Topic: "leaf qdiscs", State: good, Needed: true, Text: strings.Join(have, ", "), Names: have}
+	f := Finding{Group: groupQueueing, Topic: "leaf qdiscs", State: good, Needed: true, Text: strings.Join(have, ", "), Names: have}
 	if len(have) == 0 {
-		f.State, f.Text = missing, "none"
+		f.State, f.Text = Missing, "none"
 	}
 	x.add(f)
 	if len(lack) > 0 {
-		f := finding{Group: groupQueueing, Topic: "other leaf qdiscs", State: missing, Text: strings.Join(lack, ", "), Names: lack}
+		f := Finding{Group: groupQueueing, Topic: "other leaf qdiscs", State: Missing, Text: strings.Join(lack, ", "), Names: lack}
 		f.Follows = "branches can have none of these"
 		if slices.Contains(lack, "fq_codel") {
 			f.Follows += fmt.Sprintf("; those that name none get %s, in which one large flow delays the others of its branch", qdisc.DefaultKind(have))
@@ -157,19 +157,19 @@ func (x *examination) leaves(ctx context.Context) error {
 
 // kind adds a finding about a part of the kernel that is there or not.
 func (x *examination) kind(topic, module string, needed, lacking bool, text string) {
-	f := finding{Group: groupQueueing, Topic: topic, State: good, Needed: needed, Text: text}
+	f := Finding{Group: groupQueueing, Topic: topic, State: good, Needed: needed, Text: text}
 	if lacking {
 		why, fix := x.module(module)
-		f.State, f.Text, f.Follows, f.Fix = missing, "not in this kernel: "+why, text, fix
+		f.State, f.Text, f.Follows, f.Fix = Missing, "not in this kernel: "+why, text, fix
 		x.unsure(&f)
 	}
 	x.add(f)
 }
 
 // unsure softens what was read from lists of modules only.
-func (x *examination) unsure(f *finding) {
-	if f.State == missing && !x.root() {
-		f.State = unknown
+func (x *examination) unsure(f *Finding) {
+	if f.State == Missing && !x.root() {
+		f.State = Unknown
 		f.Text = "not in the lists of this kernel's modules: " + strings.TrimPrefix(f.Text, "not in this kernel: ")
 		f.Follows = strings.TrimPrefix(f.Follows+"; root can ask the kernel itself", "; ")
 	}
@@ -181,7 +181,7 @@ func (x *examination) classifiers(noClsact bool) {
 	var lacks map[string]string
 	noIFB, tried := false, false
 	if x.root() {
-		x.try(finding{Group: groupQueueing, Topic: "classifiers", Needed: true}, func() error {
+		x.try(Finding{Group: groupQueueing, Topic: "classifiers", Needed: true}, func() error {
 			return shaper.Asked(func(c *rtnl.Conn, lo *tc.Device) error {
 				has, err := link.HasIFB(c)
 				noIFB = err == nil && !has
@@ -212,9 +212,9 @@ func (x *examination) classifiers(noClsact bool) {
 		}
 		x.kind("ifb", "ifb", false, noIFB, "nothing needs it yet: shaping of received traffic will")
 	case !x.root():
-		f := finding{Group: groupQueueing, Topic: "cls_bpf", State: good, Needed: program, Text: "runs that program"}
+		f := Finding{Group: groupQueueing, Topic: "cls_bpf", State: good, Needed: program, Text: "runs that program"}
 		if has, known := hook.HasBPF(); !has {
-			f.State, f.Text = unknown, "not to be seen without privileges"
+			f.State, f.Text = Unknown, "not to be seen without privileges"
 			if known {
 				f.Text = "not in the lists of this kernel's modules"
 			}
@@ -226,36 +226,36 @@ func (x *examination) classifiers(noClsact bool) {
 // bindingsOf says which ways there are to tell whose a packet is.
 func (x *examination) bindings() {
 	for _, w := range x.report.Ways {
-		f := finding{Group: groupBinding, Topic: string(w.Way), State: good, Text: w.Text}
+		f := Finding{Group: groupBinding, Topic: string(w.Way), State: good, Text: w.Text}
 		switch no := x.ways[w.Way]; {
 		case w.Err != nil && !x.root() && errors.Is(w.Err, caps.ErrNotPrivileged):
-			f.State, f.Text = unknown, w.Err.Error()
+			f.State, f.Text = Unknown, w.Err.Error()
 		case w.Err != nil:
-			f.State, f.Text = missing, w.Err.Error()
+			f.State, f.Text = Missing, w.Err.Error()
 		case no != "":
-			f.State, f.Text = missing, no
+			f.State, f.Text = Missing, no
 		default:
 			f.Weak = w.Weak
 		}
 		if w.Way == x.way {
 			f.Text += "; auto takes this"
 			if len(f.Weak) > 0 {
-				f.State = weaker
+				f.State = Weaker
 			}
 		}
 		x.add(f)
 	}
-	f := finding{Group: groupBinding, Topic: "any binding", State: good, Needed: true, Text: "programs and services can be kept in branches"}
+	f := Finding{Group: groupBinding, Topic: "any binding", State: good, Needed: true, Text: "programs and services can be kept in branches"}
 	switch {
 	case x.way != bind.WayNone:
 	case !x.root():
-		f.State, f.Text = unknown, "none could be tried without privileges"
+		f.State, f.Text = Unknown, "none could be tried without privileges"
 	default:
-		f.State, f.Text = missing, "nothing here tells whose a packet is"
+		f.State, f.Text = Missing, "nothing here tells whose a packet is"
 	}
 	x.add(f)
 	for _, n := range x.report.Notes {
-		x.add(finding{Group: groupBinding, Topic: "note", State: good, Text: n})
+		x.add(Finding{Group: groupBinding, Topic: "note", State: good, Text: n})
 	}
 }
 
@@ -266,22 +266,22 @@ const initialCgroupNS = "cgroup:[4026531835]"
 // cgroups says how they are mounted and who keeps them.
 func (x *examination) cgroups() {
 	s := x.settings
-	x.add(finding{Group: groupBinding, Topic: "cgroups", State: good, Text: x.report.Layout})
-	f := finding{Group: groupBinding, Topic: "cgroup v2", State: good, Text: "mounted at " + s.Cgroup2}
+	x.add(Finding{Group: groupBinding, Topic: "cgroups", State: good, Text: x.report.Layout})
+	f := Finding{Group: groupBinding, Topic: "cgroup v2", State: good, Text: "mounted at " + s.Cgroup2}
 	if s.Cgroup2 == "" {
-		f.State, f.Text = weaker, "not mounted in this mount namespace"
+		f.State, f.Text = Weaker, "not mounted in this mount namespace"
 		f.Follows = "bindings by BPF name cgroups that nobody here can look at"
 		// Below /sys/fs/cgroup there may be sysfs, or a file system that is read-only.
 		f.Fix = []string{"mkdir -p /run/cgroup2 && mount -t cgroup2 -o nsdelegate cgroup2 /run/cgroup2"}
 	}
 	x.add(f)
 	if s.Cgroup2 != "" {
-		f := finding{Group: groupBinding, Topic: "nsdelegate", State: good, Text: "processes cannot leave their cgroup namespace"}
+		f := Finding{Group: groupBinding, Topic: "nsdelegate", State: good, Text: "processes cannot leave their cgroup namespace"}
 		if !s.Delegate {
 			// A remount sets all of the options anew, and none of them in another
 			// cgroup namespace (apply_cgroup_root_flags, kernel/cgroup/cgroup.c, v6.1).
 			options := append(slices.DeleteFunc(slices.Clone(s.Options), func(o string) bool { return o == "rw" || o == "ro" }), "nsdelegate")
-			f.State, f.Text = weaker, "not among the options of "+s.Cgroup2
+			f.State, f.Text = Weaker, "not among the options of "+s.Cgroup2
 			f.Follows = "root in a container that may write to the cgroups it sees can move itself out of its branch"
 			if ns, err := os.Readlink("/proc/self/ns/cgroup"); err == nil && ns == initialCgroupNS {
 				f.Fix = []string{fmt.Sprintf("mount -o remount,%s %s", strings.Join(options, ","), words.Quoted(s.Cgroup2))}
@@ -295,17 +295,17 @@ func (x *examination) cgroups() {
 	if !s.Systemd {
 		text = "not systemd: name cgroups by cgroup:/PATH, where unit: and slice: find nothing"
 	}
-	x.add(finding{Group: groupBinding, Topic: "kept by", State: good, Text: text})
+	x.add(Finding{Group: groupBinding, Topic: "kept by", State: good, Text: text})
 }
 
 // bpf says how the kernel runs programs, and whose.
 func (x *examination) bpf() {
-	f := finding{Group: groupBinding, Topic: "BPF programs", State: good, Text: "compiled to machine code"}
+	f := Finding{Group: groupBinding, Topic: "BPF programs", State: good, Text: "compiled to machine code"}
 	switch c := x.settings.Compiled; {
 	case c == nil:
-		f.State, f.Text = unknown, "none could be loaded to see whether they are compiled"
+		f.State, f.Text = Unknown, "none could be loaded to see whether they are compiled"
 	case !*c:
-		f.State, f.Text = weaker, "interpreted"
+		f.State, f.Text = Weaker, "interpreted"
 		f.Follows = "every packet costs more"
 		// In other namespaces than the first there is no such file to tell.
 		if _, err := os.Stat("/proc/sys/net/core/bpf_jit_enable"); err == nil {
@@ -313,10 +313,10 @@ func (x *examination) bpf() {
 		}
 	}
 	x.add(f)
-	f = finding{Group: groupBinding, Topic: "BPF users", State: good}
+	f = Finding{Group: groupBinding, Topic: "BPF users", State: good}
 	switch u := x.settings.Unprivileged; u {
 	case "":
-		f.State, f.Text = missing, "this kernel has no bpf(2)"
+		f.State, f.Text = Missing, "this kernel has no bpf(2)"
 	case "0":
 		f.Text = "everybody may load some kinds of programs; none of them can take the classifier away"
 	default:
@@ -327,14 +327,14 @@ func (x *examination) bpf() {
 	if !x.settings.BTF {
 		text = "the kernel does not describe its types: see what bpf is weaker in, and open sockets of processes are reached by their descriptors alone"
 	}
-	x.add(finding{Group: groupBinding, Topic: "BTF", State: good, Text: text})
+	x.add(Finding{Group: groupBinding, Topic: "BTF", State: good, Text: text})
 }
 
 // firewall says who else chooses classes.
 func (x *examination) firewall() error {
-	f := finding{Group: groupBinding, Topic: "firewall", State: good, Text: "no rule writes the priority of packets"}
+	f := Finding{Group: groupBinding, Topic: "firewall", State: good, Text: "no rule writes the priority of packets"}
 	if !x.root() {
-		f.State, f.Text = unknown, "its rules cannot be listed without privileges"
+		f.State, f.Text = Unknown, "its rules cannot be listed without privileges"
 		x.add(f)
 		return nil
 	}
@@ -343,7 +343,7 @@ func (x *examination) firewall() error {
 		return err
 	}
 	if len(x.rules) > 0 {
-		f.State, f.Names = weaker, x.rules
+		f.State, f.Names = Weaker, x.rules
 		f.Text = "rules write the priority of packets: " + strings.Join(x.rules, ", ")
 		switch x.way {
 		case bind.WayBPF, bind.WayNetCls:

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -37,12 +37,12 @@ func (x *examination) policy(ctx context.Context, file string) ([]string, error)
 	switch {
 	case errors.As(err, &bad):
 		for _, m := range bad {
-			f := finding{Group: groupPolicy, Topic: "policy", State: missing, Needed: true, Text: m.Msg, Follows: m.Hint, Path: m.Path, File: m.File, Line: m.Line, Column: m.Column}
+			f := Finding{Group: groupPolicy, Topic: "policy", State: Missing, Needed: true, Text: m.Msg, Follows: m.Hint, Path: m.Path, File: m.File, Line: m.Line, Column: m.Column}
 			if m.Path != "" {
 				f.Text = string(m.Path) + ": " + m.Msg
 			}
 			if m.Warning {
-				f.State, f.Needed = weaker, false
+				f.State, f.Needed = Weaker, false
 			}
 			x.add(f)
 		}
@@ -57,7 +57,7 @@ func (x *examination) policy(ctx context.Context, file string) ([]string, error)
 		return err
 	})
 	for _, w := range p.Unquoted(shaper.Among(x.links)) {
-		c.say(w.Path, "", finding{Topic: "name", State: weaker, Text: fmt.Sprintf("%s: %s", w.Path, w.Msg), Follows: w.Hint})
+		c.say(w.Path, "", Finding{Topic: "name", State: Weaker, Text: fmt.Sprintf("%s: %s", w.Path, w.Msg), Follows: w.Hint})
 	}
 	var absent []*link.NotFoundError
 	devices := map[*hierarchy.Tree]*tc.Device{}
@@ -66,13 +66,13 @@ func (x *examination) policy(ctx context.Context, file string) ([]string, error)
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
 			absent = append(absent, shaper.Unlike(no, p))
 		} else if err != nil {
-			c.say(hierarchy.Path(t.Port.Device), "", finding{Topic: "name", State: missing, Needed: true, Text: err.Error()})
+			c.say(hierarchy.Path(t.Port.Device), "", Finding{Topic: "name", State: Missing, Needed: true, Text: err.Error()})
 		} else {
 			devices[t] = d
 		}
 	}
 	for _, no := range absent {
-		f := finding{Topic: topicAbsent, State: missing, Needed: len(absent) == len(p.Trees), Text: no.Error()}
+		f := Finding{Topic: topicAbsent, State: Missing, Needed: len(absent) == len(p.Trees), Text: no.Error()}
 		if !f.Needed {
 			f.Follows = "apply shapes the others, and nothing with --all-or-nothing; once it is there, apply again"
 		}
@@ -88,7 +88,7 @@ func (x *examination) policy(ctx context.Context, file string) ([]string, error)
 	}
 	c.try("", "shaped twice", func() error { return c.twice(names) })
 	if c.found == 0 {
-		x.add(finding{Group: groupPolicy, Topic: "policy", State: good, Needed: true, File: file, Text: "nothing stands in its way"})
+		x.add(Finding{Group: groupPolicy, Topic: "policy", State: good, Needed: true, File: file, Text: "nothing stands in its way"})
 	}
 	return names, nil
 }
@@ -97,12 +97,12 @@ func (x *examination) policy(ctx context.Context, file string) ([]string, error)
 // known whether the policy can be applied.
 func (c *policyCheck) try(path hierarchy.Path, topic string, look func() error) {
 	if err := look(); err != nil {
-		c.say(path, "", finding{Topic: topic, State: unknown, Needed: true, Text: strings.TrimPrefix(string(path)+": ", ": ") + "could not be looked at: " + err.Error()})
+		c.say(path, "", Finding{Topic: topic, State: Unknown, Needed: true, Text: strings.TrimPrefix(string(path)+": ", ": ") + "could not be looked at: " + err.Error()})
 	}
 }
 
 // say adds a finding about a key of the policy.
-func (c *policyCheck) say(path hierarchy.Path, key string, f finding) {
+func (c *policyCheck) say(path hierarchy.Path, key string, f Finding) {
 	f.Group, f.File, f.Path = groupPolicy, c.file, path
 	f.Line, f.Column = c.policy.Place(path, key)
 	f.Interface = path.Interface()
@@ -114,9 +114,9 @@ func (c *policyCheck) say(path hierarchy.Path, key string, f finding) {
 
 // binding finds the way that the policy is bound by, on so many interfaces.
 func (c *policyCheck) binding(interfaces int) bind.Way {
-	f := finding{Topic: "binding", State: missing, Needed: true, Interface: ""}
+	f := Finding{Topic: "binding", State: Missing, Needed: true, Interface: ""}
 	if !c.root() {
-		f.State, f.Text = unknown, "ways of binding could not be tried without privileges"
+		f.State, f.Text = Unknown, "ways of binding could not be tried without privileges"
 		c.say("", "binding", f)
 		return bind.WayNone
 	}
@@ -138,7 +138,7 @@ func (c *policyCheck) binding(interfaces int) bind.Way {
 		c.say("", "binding", f)
 	default:
 		if len(weak) > 0 {
-			c.say("", "binding", finding{Topic: "way", State: weaker, Text: fmt.Sprintf("binding %q takes %s", c.policy.Binding, way), Weak: weak})
+			c.say("", "binding", Finding{Topic: "way", State: Weaker, Text: fmt.Sprintf("binding %q takes %s", c.policy.Binding, way), Weak: weak})
 		}
 		return way
 	}
@@ -160,7 +160,7 @@ func (c *policyCheck) tree(ctx context.Context, d *tc.Device, t *hierarchy.Tree,
 		c.unsettled(t, err)
 	} else {
 		for _, r := range d.Remarks(t) {
-			c.say(top, "", finding{Topic: "remark", State: weaker, Text: r})
+			c.say(top, "", Finding{Topic: "remark", State: Weaker, Text: r})
 		}
 	}
 	c.try(top, "binding", func() error { return c.bound(t, d, way) })
@@ -178,9 +178,9 @@ func (c *policyCheck) others(d *tc.Device, l link.Link, t *hierarchy.Tree, way b
 		f := rootFinding(l, hierarchy.Root{}, o)
 		f.Text = fmt.Sprintf("%s: root qdisc %s", t.Port.Device, f.Text)
 		f.Follows += "; or remove it"
-		f.State, f.Needed = missing, true
+		f.State, f.Needed = Missing, true
 		if t.Replace {
-			f.State, f.Needed, f.Fix = weaker, false, nil
+			f.State, f.Needed, f.Fix = Weaker, false, nil
 			f.Follows = "apply replaces it, and `vifshape clear` puts it back"
 			if o.Partial {
 				f.Follows = "apply replaces it, and it cannot be put back: keep what made it"
@@ -193,7 +193,7 @@ func (c *policyCheck) others(d *tc.Device, l link.Link, t *hierarchy.Tree, way b
 			if f.State != good {
 				f.Needed = o.Ingress || slices.ContainsFunc(o.Filters, func(x hook.Filter) bool { return x.Blocks })
 				if f.Needed {
-					f.State = missing
+					f.State = Missing
 				}
 				f.Text = t.Port.Device + ": " + f.Text
 				c.say(top, "", f)
@@ -217,7 +217,7 @@ func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 		}
 	}
 	if t.MTU != 0 && t.MTU < off.Packet {
-		f := finding{Topic: "mtu", State: weaker, Text: fmt.Sprintf("%s: mtu %v, and the interface is handed packets of up to %v", t.Port.Device, t.MTU, off.Packet),
+		f := Finding{Topic: "mtu", State: Weaker, Text: fmt.Sprintf("%s: mtu %v, and the interface is handed packets of up to %v", t.Port.Device, t.MTU, off.Packet),
 			Follows: "bursts and queues that are worked out from mtu are too small for them"}
 		if t.MTU < frame(l) {
 			f.Follows += fmt.Sprintf("; write mtu = %q or more: the link-layer header counts", frame(l))
@@ -237,10 +237,10 @@ func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 func (c *policyCheck) speed(l link.Link, t *hierarchy.Tree) {
 	path := hierarchy.Path(t.Port.Device)
 	if w := shaper.OverLine(l, t.Root.Rate); w != "" {
-		c.say(path, "rate", finding{Topic: "rate", State: weaker, Text: w})
+		c.say(path, "rate", Finding{Topic: "rate", State: Weaker, Text: w})
 	}
 	if !l.Up {
-		c.say(path, "", finding{Topic: "link", State: weaker, Text: t.Port.Device + ": switched off",
+		c.say(path, "", Finding{Topic: "link", State: Weaker, Text: t.Port.Device + ": switched off",
 			Follows: "nothing is sent; the tree is made and waits", Fix: []string{"ip link set dev " + words.Quoted(l.Name) + " up"}})
 	}
 }
@@ -249,7 +249,7 @@ func (c *policyCheck) speed(l link.Link, t *hierarchy.Tree) {
 func (c *policyCheck) twice(names []string) error {
 	warnings, err := shaper.Twice(c.links, names, func() (map[int]hierarchy.Root, error) { return tc.Roots(c.m.Conn) })
 	for _, w := range warnings {
-		c.say("", "interface", finding{Topic: "shaped twice", State: weaker, Text: w})
+		c.say("", "interface", Finding{Topic: "shaped twice", State: Weaker, Text: w})
 	}
 	return err
 }
@@ -267,13 +267,13 @@ func (c *policyCheck) unsettled(t *hierarchy.Tree, err error) {
 				path = b.Path
 			}
 		}
-		f := finding{Topic: "branch", State: missing, Needed: true, Text: err.Error()}
+		f := Finding{Topic: "branch", State: Missing, Needed: true, Text: err.Error()}
 		if strings.HasPrefix(strings.TrimPrefix(err.Error(), string(path)+": "), "qdisc ") {
 			f.Topic, key = "qdisc", "qdisc"
 			if b := t.Find(path); b != nil && errors.Is(err, rtnl.ErrNotSupported) {
 				_, f.Fix = c.module("sch_" + b.Qdisc.Kind)
 				if !c.root() {
-					f.State = unknown
+					f.State = Unknown
 				}
 			}
 		}
@@ -292,14 +292,14 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 			return err
 		}
 		if len(others) > 0 {
-			c.say("", "binding", finding{Topic: "binding", State: missing, Needed: true,
+			c.say("", "binding", Finding{Topic: "binding", State: Missing, Needed: true,
 				Text: fmt.Sprintf("binding %s: one process has one net_cls tag for all interfaces, and %s uses it already", way, others[0])})
 		}
 		// Where net_cls is not mounted, looking there would mount it.
 		for b := range t.All() {
 			for _, x := range b.Bind {
 				if x.Kind == bind.User || x.Kind == bind.Link {
-					c.say(b.Path, "bind", finding{Topic: "binding", State: missing, Needed: true, Text: fmt.Sprintf("%s: binding %q: net_cls binds cgroups only", b.Path, x)})
+					c.say(b.Path, "bind", Finding{Topic: "binding", State: Missing, Needed: true, Text: fmt.Sprintf("%s: binding %q: net_cls binds cgroups only", b.Path, x)})
 				}
 			}
 		}
@@ -315,15 +315,15 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		err = r.Err()
 	}
 	if err != nil {
-		c.say(hierarchy.Path(t.Port.Device), "", finding{Topic: "binding", State: missing, Needed: true, Text: err.Error()})
+		c.say(hierarchy.Path(t.Port.Device), "", Finding{Topic: "binding", State: Missing, Needed: true, Text: err.Error()})
 		return nil
 	}
 	for _, p := range r.Pending {
-		c.say(p.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %v is not there: %s", p.Path, p.Binding, p.Reason),
+		c.say(p.Path, "bind", Finding{Topic: "binding", State: Weaker, Text: fmt.Sprintf("%s: %v is not there: %s", p.Path, p.Binding, p.Reason),
 			Follows: "once it is there, vifshape agent binds it at once, else the next apply"})
 	}
 	for _, o := range r.Outside {
-		c.say(o.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: %s does not hold all of it: %s", o.Path, shaper.BindingText(o.Binding), words.Printable(o.String()))})
+		c.say(o.Path, "bind", Finding{Topic: "binding", State: Weaker, Text: fmt.Sprintf("%s: %s does not hold all of it: %s", o.Path, shaper.BindingText(o.Binding), words.Printable(o.String()))})
 	}
 	h, err := b.Homes()
 	if err != nil {
@@ -335,7 +335,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 			return err
 		}
 		if uid != 0 {
-			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker, Text: fmt.Sprintf("%s: user %d may move processes out of %s", x.Path, uid, words.Printable(x.Target.String())),
+			c.say(x.Path, "bind", Finding{Topic: "binding", State: Weaker, Text: fmt.Sprintf("%s: user %d may move processes out of %s", x.Path, uid, words.Printable(x.Target.String())),
 				Follows: "it was delegated to that user: bind the cgroup that was, above it"})
 		}
 		more, err := resolve.Subordinates(x.Target)
@@ -343,7 +343,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 			return err
 		}
 		if len(more) > 0 {
-			c.say(x.Path, "bind", finding{Topic: "binding", State: weaker,
+			c.say(x.Path, "bind", Finding{Topic: "binding", State: Weaker,
 				Text:    fmt.Sprintf("%s: %s does not hold what the user starts under its other numbers, %s of /etc/subuid, as in rootless containers", x.Path, x.From, strings.Join(more, ", ")),
 				Follows: fmt.Sprintf("they have the user's cgroup: bind cgroup:/user.slice/user-%d.slice as well", x.Target.ID)})
 		}
