@@ -378,11 +378,11 @@ func (b *Binder) Keep() error {
 
 // Resolve finds what the bindings of branches name, see [resolve.Resolve], in the hierarchy
 // of the way chosen, and as far as that can bind it. Watch may be nil.
-func (b *Binder) Resolve(branches []resolve.Branch, watch resolve.Watch) (*resolve.Resolution, error) {
+func (b *Binder) Resolve(ctx context.Context, branches []resolve.Branch, watch resolve.Watch) (*resolve.Resolution, error) {
 	if err := b.choose(); err != nil {
 		return nil, err
 	}
-	r, err := resolve.Resolve(resolve.Config{
+	r, err := resolve.Resolve(ctx, resolve.Config{
 		Tree: b.tree(), Interface: b.cfg.Interface, NetNS: b.cfg.NetNS, NetNSFD: b.cfg.NetNSFD, Root: b.cfg.Root,
 		NoUsers: b.way.store.Holds(bind.TargetUser), NoLinks: b.way.store.Holds(bind.TargetLink), Watch: watch,
 	}, branches)

@@ -120,7 +120,7 @@ func tree(t testing.TB, names ...string) *hierarchy.Tree {
 // resolved finds what the bindings of a tree name; none is refused.
 func resolved(t testing.TB, b *cgroup.Binder, tr *hierarchy.Tree) *resolve.Resolution {
 	t.Helper()
-	r, err := b.Resolve(resolve.Branches(tr), nil)
+	r, err := b.Resolve(t.Context(), resolve.Branches(tr), nil)
 	if err == nil {
 		err = r.Err()
 	}
@@ -364,7 +364,7 @@ func TestKernelResolve(t *testing.T) {
 	t.Run("one cgroup twice", func(t *testing.T) {
 		tr := tree(t, "unit:"+unit)
 		tr.Find("eth0/web/api").Bind = []bind.Binding{{Kind: bind.Cgroup, Name: strings.TrimPrefix(mine, p.mount)}}
-		r, err := b.Resolve(resolve.Branches(tr), nil)
+		r, err := b.Resolve(t.Context(), resolve.Branches(tr), nil)
 		if err == nil {
 			err = r.Err()
 		}
@@ -375,7 +375,7 @@ func TestKernelResolve(t *testing.T) {
 	t.Run("users by net_cls", func(t *testing.T) {
 		require(t, bind.WayNetCls)
 		newPlace(t, bind.WayNetCls)
-		r, err := n.binder(t, bind.WayNetCls).Resolve(resolve.Branches(tree(t, "user:root")), nil)
+		r, err := n.binder(t, bind.WayNetCls).Resolve(t.Context(), resolve.Branches(tree(t, "user:root")), nil)
 		if err == nil {
 			err = r.Err()
 		}

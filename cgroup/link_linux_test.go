@@ -301,7 +301,7 @@ func TestKernelLinkResolve(t *testing.T) {
 	}
 	refused := func(b *cgroup.Binder, bind, want string) {
 		t.Helper()
-		r, err := b.Resolve(resolve.Branches(tree(t, bind)), nil)
+		r, err := b.Resolve(t.Context(), resolve.Branches(tree(t, bind)), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,8 @@
 package cgroup_test
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -111,7 +113,7 @@ func TestKernelPatterns(t *testing.T) {
 				}
 				branches = append(branches, br)
 			}
-			r, err := b.Resolve(branches, nil)
+			r, err := b.Resolve(t.Context(), branches, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -140,5 +142,17 @@ func TestKernelPatterns(t *testing.T) {
 				t.Errorf("refused (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestKernelResolveInterrupted: who has much to look for need not wait for all of it.
+func TestKernelResolveInterrupted(t *testing.T) {
+	require(t, bind.WayBPF)
+	n := newNetwork(t)
+	b := n.binder(t, bind.WayBPF)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if r, err := b.Resolve(ctx, resolve.Branches(tree(t, "unit:none.service")), nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("%+v, error %v, want it interrupted", r, err)
 	}
 }

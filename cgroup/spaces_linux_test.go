@@ -139,7 +139,7 @@ func TestKernelSpacesWhose(t *testing.T) {
 				return x
 			}
 			branches := []resolve.Branch{branch("eth0/a", red, tt.a), branch("eth0/b", green, tt.b)}
-			r, err := b.Resolve(branches, nil)
+			r, err := b.Resolve(t.Context(), branches, nil)
 			if err != nil || len(r.Refused)+len(r.Pending) != 0 {
 				t.Fatalf("%v, %+v", err, r)
 			}
@@ -319,7 +319,7 @@ func TestKernelSpacesNested(t *testing.T) {
 		}
 		return []bind.Binding{spec}
 	}
-	r, err := b.Resolve([]resolve.Branch{
+	r, err := b.Resolve(t.Context(), []resolve.Branch{
 		{Path: "eth0/a", Entry: "eth0/a", Class: red, Bind: bind(p.target(sub(t, p.dir, "pod")))},
 		{Path: "eth0/b", Entry: "eth0/b", Class: green, Bind: bind(p.target(sub(t, p.dir, "pod", "docker")))},
 	}, nil)

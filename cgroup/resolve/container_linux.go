@@ -121,6 +121,9 @@ func (c *containers) find() error {
 	c.cgroups = map[string][]string{}
 	t := c.Tree
 	return t.Walk("/", func(p string) error {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
 		id, is := containerID(path.Base(p))
 		switch {
 		case is:

@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -134,11 +135,11 @@ type Config struct {
 // A unit or slice is one of the system's manager. Those of users' managers and of
 // containers, who choose the names of theirs, are bound by their cgroups. No
 // pattern stands for the homes of branches and what lies above and below them.
-func Resolve(cfg Config, branches []Branch) (*Resolution, error) {
+func Resolve(ctx context.Context, cfg Config, branches []Branch) (*Resolution, error) {
 	if cfg.Watch == nil {
 		cfg.Watch = func(string, func(string) bool) {}
 	}
-	l := &look{Config: cfg}
+	l := &look{Config: cfg, ctx: ctx}
 	units, err := l.units(branches)
 	if err != nil {
 		return nil, err
@@ -152,6 +153,9 @@ func Resolve(cfg Config, branches []Branch) (*Resolution, error) {
 		br := &branches[i]
 		at[br.Path] = br
 		for _, x := range br.Bind {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
 			targets, missing, err := l.targets(x, units, in)
 			if err != nil {
 				r.Refused = append(r.Refused, Refused{Path: br.Path, Binding: x, Err: fmt.Errorf("%s: binding %q: %w", br.Path, x, err)})
@@ -186,6 +190,7 @@ func Resolve(cfg Config, branches []Branch) (*Resolution, error) {
 // look is one call of Resolve.
 type look struct {
 	Config
+	ctx   context.Context
 	found map[uint64]string
 }
 
@@ -542,6 +547,9 @@ func (l *look) units(branches []Branch) (map[string][]string, error) {
 		return wanted(name) || wanted(cgroupfs.Unescape(name)) || strings.HasSuffix(name, ".slice")
 	}
 	err := t.Walk("/", func(p string) error {
+		if err := l.ctx.Err(); err != nil {
+			return err
+		}
 		if p == "/" {
 			l.Watch(t.Dir(""), matters)
 			return nil

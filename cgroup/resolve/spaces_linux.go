@@ -138,6 +138,9 @@ func (s *spaces) walk() error {
 		s.Watch("", func(string) bool { return true })
 	}
 	for i := 0; i < len(queue); i++ {
+		if err := s.ctx.Err(); err != nil {
+			return err
+		}
 		at := queue[i]
 		if i == mostCgroups {
 			for _, x := range queue[i:] {

@@ -151,7 +151,7 @@ func (x *examination) unheld(ctx context.Context, iface string) (all []Finding, 
 		return nil, err
 	}
 	defer t.Binder.Close()
-	unheld, err := observe.UnheldBy(t, s)
+	unheld, err := observe.UnheldBy(ctx, t, s)
 	if err != nil {
 		return nil, err
 	}

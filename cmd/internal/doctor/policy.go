@@ -163,7 +163,7 @@ func (c *policyCheck) tree(ctx context.Context, d *tc.Device, t *hierarchy.Tree,
 			c.say(top, "", Finding{Topic: "remark", State: Weaker, Text: r})
 		}
 	}
-	c.try(top, "binding", func() error { return c.bound(t, d, way) })
+	c.try(top, "binding", func() error { return c.bound(ctx, t, d, way) })
 }
 
 // others says what of others stands where the tree and its classifier have their
@@ -282,7 +282,7 @@ func (c *policyCheck) unsettled(t *hierarchy.Tree, err error) {
 }
 
 // boundTo says which bindings name what is not there, and which can be left.
-func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error {
+func (c *policyCheck) bound(ctx context.Context, t *hierarchy.Tree, d *tc.Device, way bind.Way) error {
 	if way == bind.WayNone {
 		return nil
 	}
@@ -310,7 +310,7 @@ func (c *policyCheck) bound(t *hierarchy.Tree, d *tc.Device, way bind.Way) error
 		return err
 	}
 	defer b.Close()
-	r, err := b.Resolve(resolve.Branches(t), nil)
+	r, err := b.Resolve(ctx, resolve.Branches(t), nil)
 	if err == nil {
 		err = r.Err()
 	}

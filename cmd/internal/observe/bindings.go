@@ -66,7 +66,7 @@ func Bindings(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 	if err := x.Keep(); err != nil {
 		return nil, err
 	}
-	r, err := x.Binder.Resolve(x.Record.Branches(), nil)
+	r, err := x.Binder.Resolve(ctx, x.Record.Branches(), nil)
 	if err != nil {
 		return nil, err
 	}

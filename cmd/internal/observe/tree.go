@@ -127,7 +127,7 @@ func ViewTree(ctx context.Context, m *shaper.Machine, iface string, sample time.
 		}
 		v.Branches = append(v.Branches, b)
 	}
-	unheld, err := UnheldBy(x, s)
+	unheld, err := UnheldBy(ctx, x, s)
 	if err != nil {
 		return nil, err
 	}
@@ -147,11 +147,11 @@ func (v *Tree) loses(err error) error {
 }
 
 // UnheldBy is what the bindings to each class do not hold, as far as it can be read.
-func UnheldBy(x *shaper.Target, is hierarchy.State) (map[hierarchy.ClassID][]string, error) {
+func UnheldBy(ctx context.Context, x *shaper.Target, is hierarchy.State) (map[hierarchy.ClassID][]string, error) {
 	if is.Hook.Way == bind.WayNone || x.Blind != nil || x.Keep() != nil {
 		return nil, nil
 	}
-	r, err := x.Binder.Resolve(x.Record.Branches(), nil)
+	r, err := x.Binder.Resolve(ctx, x.Record.Branches(), nil)
 	if err != nil {
 		return nil, err
 	}

@@ -218,7 +218,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 			return err
 		}
 	}
-	if err := x.bind(); err != nil {
+	if err := x.bind(ctx); err != nil {
 		return err
 	}
 	x.Plan = hierarchy.Diff(x.before, x.want)
@@ -240,7 +240,7 @@ func (x *Target) Read(ctx context.Context) (hierarchy.State, error) {
 
 // bind puts the classifier and the bindings into the wanted state: those of the
 // policy, and the cgroups that run has made for branches.
-func (x *Target) bind() (err error) {
+func (x *Target) bind(ctx context.Context) (err error) {
 	for b := range x.Tree.All() {
 		x.next.Order = append(x.next.Order, b.Path)
 		for _, bind := range b.Bind {
@@ -260,7 +260,7 @@ func (x *Target) bind() (err error) {
 		return nil
 	}
 	x.next.Way = x.want.Hook.Way
-	r, err := x.Binder.Resolve(x.next.Branches(), nil)
+	r, err := x.Binder.Resolve(ctx, x.next.Branches(), nil)
 	if err == nil {
 		err = x.refused(r)
 	}

@@ -60,7 +60,7 @@ func (m *Machine) rebindTo(ctx context.Context, x *Interface, next *record.Recor
 	if err != nil {
 		return nil, err
 	}
-	r, err := x.Binder.Resolve(next.Branches(), watch)
+	r, err := x.Binder.Resolve(ctx, next.Branches(), watch)
 	if err != nil {
 		return nil, err
 	}
