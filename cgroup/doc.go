@@ -1,7 +1,9 @@
 // Package cgroup decides which process belongs to which branch: a [Binder] puts the
 // classifier on an interface and binds control groups, users and interfaces to classes.
-// What needs none lies below: cgroups as files (cgroupfs), those of branches (home), open
-// sockets (socket), programs that cannot leave (confine), and proof (prove).
+// It chooses among the ways of binding, which lie below (bpf, nft, netcls) and are all
+// alike to it (way). What needs no Binder lies there, too: cgroups as files (cgroupfs),
+// those of branches (home), what bindings name (resolve), open sockets (socket),
+// interfaces (iface), programs that cannot leave (confine), and proof (prove).
 //
 // # Ways
 //

@@ -1,0 +1,185 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/iface"
+	"github.com/vifshape/vifshape/cgroup/netcls"
+	"github.com/vifshape/vifshape/cgroup/way"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
+
+// Read implements [hierarchy.Part]: it fills in Hook and Bound as they are.
+//
+// Path and From stay empty; the kernel does not hold them. A classifier of another
+// version shows no bindings: it is replaced as a whole.
+func (b *Binder) Read(ctx context.Context, s *hierarchy.State) error {
+	on, err := b.inForce()
+	if err != nil {
+		return b.wrap(err)
+	}
+	s.Hook, s.Bound = hierarchy.Hook{}, nil
+	if on == nil {
+		return nil
+	}
+	s.Hook = hierarchy.Hook{Way: on.name, Version: b.is}
+	if b.beside {
+		s.Hook.Version = 0 // they were left behind when the way was changed: they go when it is put in order
+	}
+	s.Bound, err = b.bound(ctx, on)
+	slices.SortFunc(s.Bound, func(a, b hierarchy.Bound) int { return a.Target.Compare(b.Target) })
+	return b.wrap(err)
+}
+
+// inForce is the way of the classifier that is on the interface, nil for none. Where
+// there are several, the program has the last word, and rules have written a class before
+// the kernel's filter is asked.
+func (b *Binder) inForce() (*choice, error) {
+	b.last, b.is = nil, 0
+	rules, rulesAre, err := b.tables.Read()
+	if err != nil {
+		return nil, err
+	}
+	on, is, err := b.egress.Read()
+	if err != nil {
+		return nil, err
+	}
+	b.beside = on != bind.WayNone && rules != bind.WayNone
+	switch {
+	case on == bind.WayNone && rules != bind.WayNone:
+		on, is = rules, rulesAre
+	case on == bind.WayNone:
+		on, is, err = b.filter.Read()
+	}
+	b.last, b.is = b.called(on), is
+	return b.last, err
+}
+
+// HasClassifier says whether the interface has one, of any way.
+func (b *Binder) HasClassifier() (bool, error) {
+	on, err := b.inForce()
+	return on != nil, b.wrap(err)
+}
+
+// bound are the bindings of the way that is on the interface. Reading mounts nothing.
+func (b *Binder) bound(ctx context.Context, on *choice) ([]hierarchy.Bound, error) {
+	b.ids = map[bind.Target]uint64{}
+	t, err := on.find()
+	if t == nil || err != nil {
+		return nil, err
+	}
+	var bound []hierarchy.Bound
+	err = on.store.All(func(k way.Key, class hierarchy.ClassID) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		x := hierarchy.Bound{Class: class}
+		switch k.Kind {
+		case bind.TargetCgroup:
+			path, err := b.pathOf(t, k)
+			if err != nil {
+				return err
+			}
+			x.Target, x.Open = bind.ToCgroup(path), path != "" && b.guard.Missing(t, path)
+			if path == "" {
+				x.Target = bind.ToCgroupID(k.ID)
+			}
+		case bind.TargetUser:
+			x.Target = bind.ToUser(uint32(k.ID))
+		case bind.TargetLink:
+			l, err := iface.Get(b.cfg.NetNSFD, uint32(k.ID), "")
+			switch {
+			case errors.Is(err, iface.ErrNone):
+				x.Target = bind.ToLinkIndex(uint32(k.ID))
+			case err != nil:
+				return err
+			default:
+				x.Target, x.Open = bind.ToLink(l.Name), b.marker.Missing(l)
+			}
+		}
+		if k.ID != 0 && x.Target.Name != "" {
+			b.ids[x.Target] = k.ID
+		}
+		bound = append(bound, x)
+		return nil
+	})
+	return bound, err
+}
+
+// pathOf is the path of a cgroup, empty where it is gone.
+func (b *Binder) pathOf(t *cgroupfs.Tree, k way.Key) (string, error) {
+	if k.Path != "" {
+		return k.Path, nil
+	}
+	path, known := b.paths[k.ID]
+	if known && t.Is(path, k.ID) {
+		return path, nil
+	}
+	path, err := t.Path(k.ID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err == nil {
+		b.paths[k.ID] = path
+	}
+	return path, err
+}
+
+// key is a target as a way's store has it. What is not there any more is
+// [fs.ErrNotExist].
+func (b *Binder) key(w *choice, target bind.Target) (k way.Key, err error) {
+	switch target.Kind {
+	case bind.TargetUser:
+		return way.Key{Kind: bind.TargetUser, ID: target.ID}, nil
+	case bind.TargetCgroupID:
+		return way.Key{Kind: bind.TargetCgroup, ID: target.ID}, nil
+	case bind.TargetLinkIndex:
+		return way.Key{Kind: bind.TargetLink, ID: target.ID}, nil
+	case bind.TargetLink:
+		l, err := iface.Get(b.cfg.NetNSFD, 0, target.Name)
+		return way.Key{Kind: bind.TargetLink, ID: uint64(l.Index)}, err
+	case bind.TargetCgroup:
+		t, err := w.find()
+		if t == nil && err == nil {
+			err = netcls.ErrNotMounted
+		}
+		if err != nil {
+			return way.Key{}, err
+		}
+		k := way.Key{Kind: bind.TargetCgroup, Path: target.Name, Fresh: b.fresh[target.Name], Used: func() bool { return t.Populated(target.Name) }}
+		k.ID, k.Level, err = t.ID(target.Name)
+		if err == nil && t.V2() {
+			b.paths[k.ID] = target.Name
+		}
+		return k, err
+	}
+	return way.Key{}, errors.New("it names nothing")
+}
+
+// Class finds the class that the cgroup of a target is bound to: 0 when there is none,
+// when it is not bound, or when no classifier of this version is on the interface. It
+// changes nothing and takes one look-up.
+func (b *Binder) Class(target bind.Target) (class hierarchy.ClassID, err error) {
+	on, err := b.inForce()
+	if err != nil || on == nil || b.is != way.Version {
+		return 0, b.wrap(err)
+	}
+	t, err := on.find()
+	if t == nil || err != nil {
+		return 0, b.wrap(err)
+	}
+	b.at = on
+	k, err := b.key(on, target)
+	if err == nil {
+		class, _, err = on.store.Get(k)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	return class, b.wrap(err)
+}
