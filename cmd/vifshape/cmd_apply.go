@@ -60,28 +60,11 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return r.Before(ctx, err)
 	}
 	defer m.Close()
-	unlock, err := m.Lock(ctx, "apply "+file)
-	if err != nil {
-		return r.Before(ctx, err)
-	}
-	defer unlock()
-	c, err := m.Plan(ctx, r, o.binding)
+	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: "apply " + file, Binding: o.binding, All: o.all})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if o.all && len(c.Absent) > 0 {
-		return c.NotThere()
-	}
-	if err := c.Blind(); err != nil {
-		return err
-	}
-	if err := c.Tell(false); err != nil {
-		return err
-	}
-	if err := c.Apply(ctx); err != nil {
-		return err
-	}
 	for _, x := range c.Targets {
 		observe.Strayed(ctx, m, x.Tree.Port.Device, x.Plan.Steps)
 	}

@@ -66,8 +66,8 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 		return err
 	}
 	defer c.Close()
-	if o.all && len(c.Absent) > 0 {
-		return c.NotThere()
+	if err := c.NotThere(); o.all && err != nil {
+		return err
 	}
 	if err := c.Tell(true); err != nil {
 		return err

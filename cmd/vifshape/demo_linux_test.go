@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cmd/internal/trial"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -35,7 +36,7 @@ exit $verdict`
 	}
 	var v struct {
 		Holds  bool
-		Phases []demoPhase `json:"phases"`
+		Phases []trial.DemoPhase `json:"phases"`
 	}
 	if err := json.Unmarshal([]byte(r.stdout), &v); err != nil {
 		t.Fatalf("%v in %s", err, r.stdout)
@@ -44,11 +45,11 @@ exit $verdict`
 		t.Errorf("the verdict is %+v", v)
 	}
 	for _, p := range v.Phases {
-		if len(p.Results) != len(demoSenders) {
-			t.Errorf("%d branches, not %d", len(p.Results), len(demoSenders))
+		if len(p.Results) != len(trial.DemoSenders) {
+			t.Errorf("%d branches, not %d", len(p.Results), len(trial.DemoSenders))
 		}
 		for _, b := range p.Results {
-			if !b.Holds || b.Error < -demoWithin || b.Error > demoWithin {
+			if !b.Holds || b.Error < -trial.DemoWithin || b.Error > trial.DemoWithin {
 				t.Errorf("%+v", b)
 			}
 		}
@@ -105,7 +106,7 @@ func TestKernelDemoInterrupted(t *testing.T) {
 				paths = append(paths, "/proc/"+pid)
 			}
 		}
-		if len(paths) != len(demoSenders) {
+		if len(paths) != len(trial.DemoSenders) {
 			return false
 		}
 		b, err := os.ReadFile(paths[0] + "/cgroup")

@@ -15,6 +15,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/doctor"
 	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/schema"
+	"github.com/vifshape/vifshape/cmd/internal/trial"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -37,10 +38,10 @@ var objects = schema.Names{
 	reflect.TypeFor[observe.Link]():        "link",
 	reflect.TypeFor[interfacePlanJSON]():   "interface's plan",
 	reflect.TypeFor[observe.Self]():        "own branch",
-	reflect.TypeFor[demoPhase]():           "phase",
-	reflect.TypeFor[demoResult]():          "result",
-	reflect.TypeFor[escapes]():             "attempts",
-	reflect.TypeFor[escapeResult]():        "attempt",
+	reflect.TypeFor[trial.DemoPhase]():     "phase",
+	reflect.TypeFor[trial.DemoResult]():    "result",
+	reflect.TypeFor[trial.Escapes]():       "attempts",
+	reflect.TypeFor[trial.EscapeResult]():  "attempt",
 	reflect.TypeFor[hierarchy.LinkLayer](): "line",
 }
 

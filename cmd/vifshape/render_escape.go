@@ -8,24 +8,25 @@ import (
 	"text/tabwriter"
 
 	"github.com/vifshape/vifshape/cgroup/escape"
+	"github.com/vifshape/vifshape/cmd/internal/trial"
 )
 
 // writeEscapes prints the table of one way of binding: a line for each attempt, a
 // column for each level and user.
-func writeEscapes(w io.Writer, x *escapes, verbose bool) {
+func writeEscapes(w io.Writer, x *trial.Escapes, verbose bool) {
 	if len(x.Results) == 0 {
 		fmt.Fprintf(w, "Binding %s: not tried: %s\n\n", x.Binding, x.Lacks)
 		return
 	}
 	var columns []escape.Case
-	of := map[string]map[escape.Case]escapeResult{}
+	of := map[string]map[escape.Case]trial.EscapeResult{}
 	counted := map[escape.Verdict]int{}
 	for _, r := range x.Results {
 		if !slices.Contains(columns, r.Case) {
 			columns = append(columns, r.Case)
 		}
 		if of[r.Attempt] == nil {
-			of[r.Attempt] = map[escape.Case]escapeResult{}
+			of[r.Attempt] = map[escape.Case]trial.EscapeResult{}
 		}
 		of[r.Attempt][r.Case] = r
 		counted[r.Verdict]++

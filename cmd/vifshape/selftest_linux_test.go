@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup/escape"
+	"github.com/vifshape/vifshape/cmd/internal/trial"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
@@ -49,7 +50,7 @@ func TestKernelEscape(t *testing.T) {
 	tctest.RequireRoot(t)
 	for _, binding := range []string{"bpf", "nft", "net_cls"} {
 		t.Run(binding, func(t *testing.T) {
-			why := lacksWay(binding)
+			why := trial.LacksWay(binding)
 			tctest.Require(t, why == "", "binding "+binding+": "+why)
 			c := exec.CommandContext(t.Context(), filepath.Join(program(t), "vifshape"), "selftest", "escape", "--binding", binding, "--json")
 			if vm.Inside() {
@@ -63,7 +64,7 @@ func TestKernelEscape(t *testing.T) {
 			}
 			var v struct {
 				Holds bool
-				Ways  []escapes
+				Ways  []trial.Escapes
 			}
 			if err := json.Unmarshal([]byte(stdout.String()), &v); err != nil {
 				t.Fatalf("%v in %q: %s", err, stdout.String(), stderr.String())

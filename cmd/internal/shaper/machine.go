@@ -382,6 +382,44 @@ func (c *Changes) Tell(stays bool) error {
 	return nil
 }
 
+// ApplyOptions are how a policy is applied.
+type ApplyOptions struct {
+	What    string // for others who wait meanwhile, as "apply policy.toml"
+	Binding string // instead of the policy's; empty: that
+	All     bool   // change nothing unless every interface of the policy is there
+}
+
+// Apply brings a policy into force, all of it or nothing, under the lock of writers. The
+// caller closes the changes. With an error there are none.
+func (m *Machine) Apply(ctx context.Context, r *Reading, o ApplyOptions) (*Changes, error) {
+	unlock, err := m.Lock(ctx, o.What)
+	if err != nil {
+		return nil, r.Before(ctx, err)
+	}
+	defer unlock()
+	c, err := m.Plan(ctx, r, o.Binding)
+	if err != nil {
+		return nil, err
+	}
+	if o.All {
+		err = c.NotThere()
+	}
+	if err == nil {
+		err = c.Blind()
+	}
+	if err == nil {
+		err = c.Tell(false)
+	}
+	if err == nil {
+		err = c.Apply(ctx)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
 // Close lets go of descriptors. That it fails changes nothing.
 func (c *Changes) Close() { release(c.Targets) }
 

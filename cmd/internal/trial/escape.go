@@ -1,0 +1,677 @@
+package trial
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/confine"
+	"github.com/vifshape/vifshape/cgroup/escape"
+	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/hook"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/rtnl"
+)
+
+// selftestPolicy is what the attempts are made against: to get out of mine.
+const selftestPolicy = `version = 1
+
+[interface.eth0]
+rate = "1gbit"
+
+[interface.eth0.mine]
+rate = "100mbit"
+ceil = "200mbit"
+
+[interface.eth0.other]
+rate = "100mbit"
+ceil = "200mbit"
+`
+
+const (
+	selftestMine  hierarchy.Path = "eth0/mine"
+	selftestOther hierarchy.Path = "eth0/other"
+	selftestRest  hierarchy.Path = "eth0/rest"
+	selftestPort                 = 5001
+	// an attempt takes milliseconds, or tenths of seconds on an emulated processor
+	selftestPatience = time.Minute
+)
+
+// EscapeResult is what came of one attempt in one case.
+type EscapeResult struct {
+	Attempt string `json:"attempt"`
+	escape.Case
+	escape.Result
+	Outcome escape.Outcome `json:"outcome"`
+	Counts  escape.Counts  `json:"packets"`
+}
+
+// Escapes are the results for one way of binding.
+type Escapes struct {
+	Binding string         `json:"binding"`
+	Way     bind.Way       `json:"way,omitempty"`
+	Lacks   string         `json:"lacks,omitempty"` // why the way, or a level with it, was not tried
+	Results []EscapeResult `json:"results,omitempty"`
+}
+
+// trial is a network with a branch to get out of.
+type trial struct {
+	o        EscapeOptions
+	binding  string
+	pair     *lab.Pair
+	sink     *lab.Sink
+	tap      int // a packet socket at the far end
+	arrived  uint64
+	conn     *rtnl.Conn
+	open     *os.File // a socket from outside of the branch
+	file     string
+	way      bind.Way
+	class    map[hierarchy.Path]hierarchy.ClassID
+	place    escape.Place
+	outsider map[escape.User]*outsider
+	dirs     []string // of both branches, to kill what is left
+	store    *record.Store
+	stored   map[string]string // what is in the run directory
+	planned  []hierarchy.Plan  // before anything was tried: nothing to do, as a rule
+	spoilt   bool
+}
+
+// outsider is a process in the other branch.
+type outsider struct {
+	*exec.Cmd
+	in io.Closer
+	escape.Served
+}
+
+// EscapeOptions are which attempts are made.
+type EscapeOptions struct {
+	RunDir      string
+	Self        string   // this program
+	Level, User string   // one alone; empty: all
+	Only        []string // attempts by name; none: all
+}
+
+// EscapeBy makes all attempts for one binding, "bpf", "nft" or "net_cls", in network
+// namespaces of its own. It takes root.
+func EscapeBy(ctx context.Context, binding string, o EscapeOptions) (found *Escapes, err error) {
+	found = &Escapes{Binding: binding}
+	if found.Lacks = LacksWay(binding); found.Lacks != "" {
+		return found, nil
+	}
+	t, err := newTrial(ctx, binding, o)
+	defer func() { err = errors.Join(err, t.close()) }()
+	if err != nil {
+		return nil, err
+	}
+	found.Way = t.way
+	free := map[string]*escape.Outcome{} // as root at level tag
+	for _, level := range []escape.Level{escape.Tag, escape.Lock} {
+		if o.Level != "" && o.Level != string(level) {
+			continue
+		}
+		if why, err := t.lacksLevel(ctx, level); err != nil || why != "" {
+			found.Lacks = why
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		for _, a := range escape.Attempts() {
+			if len(o.Only) > 0 && !slices.Contains(o.Only, a.Name) {
+				continue
+			}
+			for _, user := range []escape.User{escape.Root, escape.Nobody} {
+				if o.User != "" && o.User != string(user) {
+					continue
+				}
+				c := escape.Case{Way: t.way, Level: level, User: user}
+				r, err := t.attempt(ctx, &a, c, free)
+				if err != nil {
+					return nil, fmt.Errorf("attempt %s (%v): %w", a.Name, c, err)
+				}
+				found.Results = append(found.Results, r)
+			}
+		}
+	}
+	return found, nil
+}
+
+// LacksWay says why a binding cannot be had on this machine.
+func LacksWay(binding string) string {
+	want := shaper.Ways(binding)
+	why := ""
+	for _, w := range cgroup.Probe().Ways {
+		if !slices.Contains(want, w.Way) {
+			continue
+		}
+		if w.Err == nil {
+			return ""
+		}
+		if why == "" {
+			why = w.Err.Error()
+		}
+	}
+	return why
+}
+
+// newTrial makes the network. It returns what there is also with an error, to be
+// closed.
+func newTrial(ctx context.Context, binding string, o EscapeOptions) (*trial, error) {
+	t := &trial{o: o, binding: binding, tap: -1, outsider: map[escape.User]*outsider{}}
+	return t, t.make(ctx)
+}
+
+func (t *trial) make(ctx context.Context) (err error) {
+	if t.pair, err = lab.NewPair(lab.PairConfig{}); err != nil {
+		return err
+	}
+	if t.sink, err = lab.NewSink(context.WithoutCancel(ctx), t.pair.Far, selftestPort); err != nil {
+		return err
+	}
+	if err := t.pair.Far.Do(t.listen); err != nil {
+		return err
+	}
+	if err := t.pair.Near.Do(func() error { return t.apply(ctx) }); err != nil {
+		return err
+	}
+	if t.conn, err = rtnl.Open(rtnl.Config{NetNS: t.pair.Near.FD()}); err != nil {
+		return err
+	}
+	for _, user := range []escape.User{escape.Root, escape.Nobody} {
+		if err := t.serve(ctx, user); err != nil {
+			return fmt.Errorf("start a process in %s: %w", selftestOther, err)
+		}
+	}
+	if err := t.find(); err != nil {
+		return err
+	}
+	// the branch has a cgroup from the first program on
+	if _, _, err := t.perform(ctx, "udp", escape.Tag, escape.Root); err != nil {
+		return err
+	}
+	if t.stored, err = t.keeps(); err != nil {
+		return err
+	}
+	t.planned, err = t.plan(ctx)
+	return err
+}
+
+// listen counts what arrives at the far end, whatever it is.
+func (t *trial) listen() error {
+	i, err := net.InterfaceByName(t.pair.FarDev)
+	if err != nil {
+		return err
+	}
+	t.place.FarMAC = i.HardwareAddr
+	const all = 0x0300 // ETH_P_ALL as the network has it
+	t.tap, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		// Nothing is read: what does not fit is counted, too.
+		err = unix.SetsockoptInt(t.tap, unix.SOL_SOCKET, unix.SO_RCVBUF, 1)
+	}
+	if err == nil {
+		err = unix.SetsockoptInt(t.tap, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+	}
+	if err == nil {
+		err = unix.Bind(t.tap, &unix.SockaddrLinklayer{Protocol: all, Ifindex: i.Index})
+	}
+	return os.NewSyscallError("count what arrives", err)
+}
+
+// apply is vifshape apply, and finds out what attempts need to know. It is called
+// inside the near namespace.
+func (t *trial) apply(ctx context.Context) error {
+	s, err := record.Open(t.o.RunDir)
+	if err != nil {
+		return err
+	}
+	t.store = s
+	t.file = filepath.Join(s.Dir, "selftest.toml")
+	if err := errors.Join(record.MakeDir(s.Dir), os.WriteFile(t.file, []byte(selftestPolicy), 0o644)); err != nil {
+		return err
+	}
+	if err := bring(ctx, t.o.RunDir, t.file, t.binding, func(shaper.Remark) {}, nil); err != nil {
+		return err
+	}
+	// users may ping, as on most machines
+	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0); err != nil {
+		return err
+	}
+	r, err := s.Load(t.pair.Dev)
+	if err != nil {
+		return err
+	}
+	t.way, t.class = r.Way, map[hierarchy.Path]hierarchy.ClassID{}
+	for _, p := range []hierarchy.Path{selftestMine, selftestOther, selftestRest} {
+		if t.class[p], _, _ = r.IDs.Find(p); p == selftestRest {
+			t.class[p] = hierarchy.ID(hierarchy.RestMinor)
+		}
+	}
+	i, err := net.InterfaceByName(t.pair.Dev)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	t.open = os.NewFile(uintptr(fd), "socket")
+	t.place = escape.Place{
+		Self: []string{t.o.Self, "selftest", "attempt"},
+		Dev:  t.pair.Dev, Index: i.Index, NearMAC: i.HardwareAddr, FarMAC: t.place.FarMAC,
+		Near4: t.pair.Near4, Far4: t.pair.Far4, Near6: t.pair.Near6, Far6: t.pair.Far6, Port: selftestPort,
+		Own: t.class[selftestMine], Other: t.class[selftestOther], Root: hierarchy.ID(0),
+		Record: s.File(t.pair.Dev), Lock: s.LockFile(),
+	}
+	return nil
+}
+
+// program is this program, started by vifshape run in a branch.
+func (t *trial) program(ctx context.Context, path hierarchy.Path, level escape.Level, user escape.User, args ...string) *exec.Cmd {
+	argv := []string{"run", "--level", string(level)}
+	if user == escape.Nobody {
+		argv = append(argv, "--user", "65534:65534")
+	}
+	c := exec.CommandContext(ctx, t.o.Self, append(append(argv, string(path), "--", t.o.Self, "selftest"), args...)...)
+	c.Args[0] = "vifshape"
+	c.WaitDelay = time.Second // for children that hold the output
+	return c
+}
+
+// serve starts the process in the other branch.
+func (t *trial) serve(ctx context.Context, user escape.User) error {
+	b, err := json.Marshal(t.place)
+	if err != nil {
+		return err
+	}
+	o := &outsider{Cmd: t.program(context.WithoutCancel(ctx), selftestOther, escape.Tag, user, "outsider", string(b))}
+	var stderr strings.Builder
+	o.Stderr = &stderr
+	in, err := o.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := o.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	o.in = in
+	if err := t.pair.Near.Start(o.Cmd); err != nil {
+		return err
+	}
+	t.outsider[user] = o
+	line, err := bufio.NewReader(out).ReadBytes('\n')
+	if err != nil {
+		return fmt.Errorf("it ended: %s", strings.TrimSpace(stderr.String()))
+	}
+	return json.Unmarshal(line, &o.Served)
+}
+
+// find finds the cgroups of the branches, where their hierarchy is mounted, and the
+// classifier.
+func (t *trial) find() error {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", t.outsider[escape.Root].Served.PID))
+	if err != nil {
+		return err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 || !strings.HasSuffix(f[2], string(selftestOther)) {
+			continue
+		}
+		at := slices.IndexFunc(mounts, func(m *mountinfo.Info) bool {
+			if f[1] == "" {
+				return m.FSType == "cgroup2" && m.Root == "/"
+			}
+			return m.FSType == "cgroup" && m.Root == "/" && slices.Contains(strings.Split(m.VFSOptions, ","), strings.Split(f[1], ",")[0])
+		})
+		if at < 0 {
+			continue
+		}
+		other := filepath.Join(mounts[at].Mountpoint, f[2])
+		own := filepath.Join(strings.TrimSuffix(other, string(selftestOther)), string(selftestMine))
+		t.place.OtherDirs = append(t.place.OtherDirs, other)
+		t.place.OwnDirs = append(t.place.OwnDirs, own)
+		// Some kernels have no numbers for the files of cgroup v1.
+		if h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, filepath.Join(other, "cgroup.procs"), 0); err == nil {
+			t.place.Handles = append(t.place.Handles, escape.Handle{Mount: mounts[at].Mountpoint, Type: h.Type(), Bytes: h.Bytes()})
+		}
+	}
+	t.dirs = append(slices.Clone(t.place.OwnDirs), t.place.OtherDirs...)
+	d, err := tc.Find(t.conn, t.pair.Dev)
+	if err != nil {
+		return err
+	}
+	t.place.Program, err = hook.Of(d.Interface).EgressProgram()
+	return err
+}
+
+// lacksLevel says why a level cannot be had here, for an honest program. That it
+// fails otherwise is an error: what is promised was not tried.
+func (t *trial) lacksLevel(ctx context.Context, level escape.Level) (string, error) {
+	_, stderr, err := t.perform(ctx, "udp", level, escape.Root)
+	_, why, lacks := strings.Cut(stderr, "vifshape: error: "+(&confine.LockError{}).Error())
+	if err == nil || !lacks {
+		return "", err
+	}
+	why, _, _ = strings.Cut(why, "\n")
+	return why, nil
+}
+
+// perform makes an attempt and waits until all that it sent has left the queue.
+func (t *trial) perform(ctx context.Context, name string, level escape.Level, user escape.User) (*escape.Outcome, string, error) {
+	p := t.place
+	p.Outsider = t.outsider[user].Served
+	b, err := json.Marshal(p)
+	if err != nil {
+		return nil, "", err
+	}
+	var stdin *os.File
+	var undo func()
+	if err := t.pair.Near.Do(func() (err error) {
+		stdin, undo, err = escape.Find(name).Ready(&p)
+		return err
+	}); err != nil {
+		return nil, "", err
+	}
+	defer func() { _ = t.pair.Near.Do(func() error { undo(); return nil }) }() // nothing else fails
+	if stdin == nil {
+		stdin = t.open
+	} else {
+		defer stdin.Close()
+	}
+	limit, cancel := context.WithTimeout(ctx, selftestPatience)
+	defer cancel()
+	c := t.program(limit, selftestMine, level, user, "attempt", name, string(b))
+	var out, errs strings.Builder
+	c.Stdin, c.Stdout, c.Stderr = stdin, &out, &errs
+	c.ExtraFiles = []*os.File{t.open}
+	err = t.pair.Near.Start(c)
+	if err == nil {
+		err = c.Wait()
+	}
+	if ctx.Err() != nil {
+		return nil, "", ctx.Err()
+	}
+	stderr := strings.TrimSpace(errs.String())
+	if why, ok := strings.CutPrefix(stderr, "vifshape: error: standard input "); ok && err != nil && out.Len() == 0 {
+		why, _, _ = strings.Cut(why, "\n")
+		return &escape.Outcome{Call: "run", Err: "run: standard input " + why}, stderr, nil
+	}
+	if err != nil {
+		return nil, stderr, fmt.Errorf("%w: %s", err, stderr)
+	}
+	o := &escape.Outcome{}
+	if err := json.Unmarshal([]byte(out.String()), o); err != nil {
+		return nil, stderr, fmt.Errorf("%w in %q, %s", err, out.String(), stderr)
+	}
+	return o, stderr, nil
+}
+
+// attempt makes one attempt in one case and judges it.
+func (t *trial) attempt(ctx context.Context, a *escape.Attempt, c escape.Case, free map[string]*escape.Outcome) (r EscapeResult, err error) {
+	if t.spoilt {
+		if err := t.renew(ctx); err != nil {
+			return r, err
+		}
+	}
+	before, err := t.counts(ctx)
+	if err != nil {
+		return r, err
+	}
+	o, _, err := t.perform(ctx, a.Name, c.Level, c.User)
+	if err != nil {
+		return r, err
+	}
+	after, err := t.counts(ctx)
+	if err != nil {
+		return r, err
+	}
+	less := func(a, b uint64) uint64 { return a - min(a, b) }
+	n := escape.Counts{
+		Own: less(after.Own, before.Own), Rest: less(after.Rest, before.Rest),
+		Others: less(after.Others, before.Others), Arrived: after.Arrived - before.Arrived,
+	}
+	changed, err := t.changed(ctx)
+	if err != nil {
+		return r, err
+	}
+	r = EscapeResult{Attempt: a.Name, Case: c, Outcome: *o, Counts: n}
+	t.spoilt = t.spoilt || changed != "" || a.Spoils && o.Err == ""
+	if c.Level == escape.Tag && c.User == escape.Root {
+		free[a.Name] = o
+	} else if free[a.Name] == nil && o.Unclear() {
+		if t.spoilt {
+			if err := t.renew(ctx); err != nil {
+				return r, err
+			}
+		}
+		if free[a.Name], _, err = t.perform(ctx, a.Name, escape.Tag, escape.Root); err != nil {
+			return r, err
+		}
+		t.spoilt = t.spoilt || a.Spoils
+	}
+	r.Result = escape.Judge(a, c, o, free[a.Name], n, changed)
+	return r, nil
+}
+
+// counts reads all counters as soon as they stand still.
+func (t *trial) counts(ctx context.Context) (escape.Counts, error) {
+	var last escape.Counts
+	for still, end := 0, time.Now().Add(5*time.Second); still < 2 && time.Now().Before(end); {
+		now, waiting, err := t.read()
+		if err != nil {
+			return now, err
+		}
+		if still++; waiting || now != last {
+			still = 0
+		}
+		last = now
+		select {
+		case <-ctx.Done():
+			return now, ctx.Err()
+		case <-time.After(3 * time.Millisecond):
+		}
+	}
+	return last, nil
+}
+
+// read reads them once. A tree that is gone counts nothing.
+func (t *trial) read() (n escape.Counts, waiting bool, err error) {
+	s, err := unix.GetsockoptTpacketStats(t.tap, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err != nil {
+		return n, false, os.NewSyscallError("getsockopt PACKET_STATISTICS", err)
+	}
+	t.arrived += uint64(s.Packets)
+	n.Arrived = t.arrived
+	d, err := tc.Find(t.conn, t.pair.Dev)
+	if err != nil {
+		return n, false, err
+	}
+	stats, err := d.Stats()
+	if err != nil {
+		return n, false, err
+	}
+	for _, s := range stats {
+		waiting = waiting || s.QLen > 0
+		switch s.Class {
+		case t.class[selftestMine]:
+			n.Own = s.Packets
+		case t.class[selftestRest]:
+			n.Rest = s.Packets
+		case t.class[selftestOther]:
+			n.Others = s.Packets
+		}
+	}
+	return n, waiting, nil
+}
+
+// changed says what of the tree, or of what vifshape keeps, is not as it was applied.
+func (t *trial) changed(ctx context.Context) (string, error) {
+	stored, err := t.keeps()
+	if err != nil {
+		return "", err
+	}
+	for name, what := range stored {
+		if what != t.stored[name] {
+			// it may be one that nobody comes to the end of
+			return "the run directory was changed: " + name, record.UnlessGone(os.Remove(filepath.Join(t.store.Dir, name)))
+		}
+	}
+	if len(stored) < len(t.stored) {
+		return "the run directory was changed", nil
+	}
+	f, err := t.store.TryLock(t.store.LockFile(), "selftest")
+	if err != nil {
+		return "", err
+	}
+	if f == nil {
+		return "the lock of all writers is held", nil
+	}
+	if err := f.Close(); err != nil {
+		return "", err
+	}
+	now, err := t.plan(ctx)
+	if errors.As(err, new(shaper.ForeignRootError)) {
+		return "the tree was replaced", nil
+	}
+	if err != nil || reflect.DeepEqual(now, t.planned) {
+		return "", err
+	}
+	return "the tree was changed: " + steps(now), nil
+}
+
+// keeps is what is in the run directory, by name.
+func (t *trial) keeps() (map[string]string, error) {
+	ents, err := os.ReadDir(t.store.Dir)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]string{}
+	for _, e := range ents {
+		if !e.Type().IsRegular() {
+			all[e.Name()] = e.Type().String()
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(t.store.Dir, e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		all[e.Name()] = e.Type().String() + string(b)
+	}
+	return all, nil
+}
+
+// plan is what would have to be done.
+func (t *trial) plan(ctx context.Context) (plans []hierarchy.Plan, err error) {
+	err = t.pair.Near.Do(func() error {
+		m, err := shaper.Open(t.o.RunDir, func(shaper.Remark) {})
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		c, err := m.Plan(ctx, shaper.Read(t.file), t.binding)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		plans = c.Plans()
+		return nil
+	})
+	return plans, err
+}
+
+// steps are those of plans, in one line.
+func steps(plans []hierarchy.Plan) string {
+	var all []string
+	for _, p := range plans {
+		for _, s := range p.Steps {
+			all = append(all, s.String())
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// renew makes the network anew.
+func (t *trial) renew(ctx context.Context) error {
+	if err := t.close(); err != nil {
+		return err
+	}
+	*t = trial{o: t.o, binding: t.binding, tap: -1, outsider: map[escape.User]*outsider{}}
+	return t.make(ctx)
+}
+
+// close removes everything.
+func (t *trial) close() error {
+	var errs []error
+	for _, o := range t.outsider {
+		o.in.Close()
+		_ = o.Wait() // how it ends does not matter
+	}
+	errs = append(errs, t.kill())
+	if t.open != nil {
+		errs = append(errs, t.open.Close())
+	}
+	if t.tap >= 0 {
+		errs = append(errs, unix.Close(t.tap))
+	}
+	if t.conn != nil {
+		errs = append(errs, t.conn.Close())
+	}
+	if t.sink != nil {
+		errs = append(errs, t.sink.Close())
+	}
+	if t.pair != nil {
+		if t.pair.Near != nil {
+			errs = append(errs, vacate(t.o.RunDir, t.pair.Near))
+		}
+		errs = append(errs, t.pair.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// kill ends what is left in the branches, and waits until it has gone.
+func (t *trial) kill() error {
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		left := 0
+		for _, d := range t.dirs {
+			b, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+			for _, f := range strings.Fields(string(b)) {
+				if pid, err := strconv.Atoi(f); err == nil && pid > 0 {
+					left++
+					_ = unix.Kill(pid, unix.SIGKILL) // it may have gone
+				}
+			}
+		}
+		if left == 0 || time.Now().After(end) {
+			return nil
+		}
+	}
+}
