@@ -116,9 +116,9 @@ func TimerRate() (uint64, error) {
 // Where packets of the MTU could so take a hundredth more than their rate, that is
 // remarked on.
 //
-// So is a leaf in which packets may wait for longer than [longWait] at its ceil, where
-// the queue is as it comes: for a packet of the largest size, or for a full queue
-// that only counts bytes or packets.
+// So is a leaf in which packets may wait for longer than a quarter of a second at its
+// ceil, where the queue is as it comes: for a packet of the largest size, or for a full
+// queue that only counts bytes or packets.
 func (d *Device) Remarks(t *hierarchy.Tree) []string {
 	return slices.DeleteFunc([]string{d.segmented(t), d.waiting(t)}, func(s string) bool { return s == "" })
 }

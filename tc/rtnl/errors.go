@@ -25,7 +25,7 @@ var (
 	ErrNotSupported = errors.New("not supported by this kernel")
 	// ErrForeign: something stands in the way that vifshape did not make.
 	ErrForeign = errors.New("not made by vifshape")
-	// ErrGone: the interface vanished after [Conn.Device] had found it.
+	// ErrGone: the interface vanished after it had been found.
 	ErrGone = errors.New("interface is gone")
 )
 
