@@ -165,7 +165,13 @@ func packages(t *testing.T, patterns ...string) (all []pkg) {
 
 // The arrows between packages point one way, and each dependency has one owner.
 func TestImports(t *testing.T) {
-	for _, p := range packages(t, "./...") {
+	all := packages(t, "./...")
+	for _, r := range rooms {
+		if !slices.ContainsFunc(all, func(p pkg) bool { return at(strings.TrimPrefix(p.ImportPath, module), r.path) }) {
+			t.Errorf("there is no %s any more: take it out of the table of rooms", r.path)
+		}
+	}
+	for _, p := range all {
 		from := strings.TrimPrefix(p.ImportPath, module)
 		for _, to := range p.Imports {
 			if why := forbidden(from, strings.TrimPrefix(to, module), false); why != "" {
