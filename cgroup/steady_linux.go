@@ -20,13 +20,13 @@ import (
 // shown as it was, and what is gone when it is to be bound counts as bound: nobody
 // sends by it. What appears is left to whoever looks next, as is what was left behind.
 func (b *Binder) Steady() hierarchy.Part {
-	return &steady{b, map[bind.Target]known{}, map[bind.Target]bool{}}
+	return &steady{b, map[bind.Target]known{}, nil}
 }
 
 type steady struct {
 	*Binder
 	known map[bind.Target]known // what is bound as far as this knows, by target
-	links map[bind.Target]bool  // by which targets bound interfaces are shown when they have gone
+	left  map[bind.Target]bool  // what the first Read showed that had gone before; nil: there was none yet
 }
 
 // known is a binding that was read or made.
@@ -40,13 +40,24 @@ func mortal(target bind.Target) bool {
 	return target.Kind == bind.TargetCgroup || target.Kind == bind.TargetLink
 }
 
+// gone says whether a target names what has gone.
+func gone(target bind.Target) bool {
+	return target.Kind == bind.TargetCgroupID || target.Kind == bind.TargetLinkIndex
+}
+
 // Read implements [hierarchy.Part].
 func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 	if err := s.Binder.Read(ctx, st); err != nil {
 		return err
 	}
+	if s.left == nil {
+		s.left = map[bind.Target]bool{}
+		for _, x := range st.Bound {
+			s.left[x.Target] = gone(x.Target)
+		}
+	}
 	st.Bound = slices.DeleteFunc(st.Bound, func(x hierarchy.Bound) bool {
-		return x.Target.Kind == bind.TargetCgroupID && s.paths[x.Target.ID] != "" || s.links[x.Target] // it was there
+		return gone(x.Target) && !s.left[x.Target] // it was there, if only for a moment
 	})
 	was := s.known
 	s.known = make(map[bind.Target]known, len(st.Bound))
@@ -103,9 +114,6 @@ func (s *steady) idOf(t *cgroupfs.Tree, target bind.Target) uint64 {
 
 func (s *steady) know(x hierarchy.Bound, id uint64) {
 	s.known[x.Target] = known{x, id}
-	if x.Target.Kind == bind.TargetLink {
-		s.links[bind.ToLinkIndex(uint32(id))] = true
-	}
 }
 
 // Do implements [hierarchy.Part].
