@@ -4,18 +4,15 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cmd/internal/trial"
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
@@ -143,36 +140,9 @@ func newDemoSendCommand() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.ExactArgs(5),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
-			to, err := netip.ParseAddrPort(a[1])
-			if err != nil {
-				return err
-			}
-			t := lab.Traffic{Protocol: a[0], To: to, Control: cubic, Lag: 100 * time.Millisecond}
-			var rate uint64
-			if _, err := fmt.Sscan(a[2]+" "+a[3], &t.Flows, &rate); err != nil {
-				return err
-			}
-			t.Rate = hierarchy.Bandwidth(rate)
-			ctx, cancel := context.WithTimeout(c.Context(), 10*time.Minute)
-			defer cancel()
-			go func() {
-				// Ends with the process that started this one, however that ends.
-				_, _ = io.Copy(io.Discard, os.Stdin)
-				cancel()
-			}()
-			if _, err = lab.Send(ctx, t); ctx.Err() != nil {
-				return nil // it was to end, perhaps before it was connected
-			}
-			return err
+			return trial.SendUntil(c.Context(), a, os.Stdin)
 		}),
 	}
-}
-
-// cubic keeps a TCP sender's queue full, which is what the ideal allocation
-// supposes; BBR does not. Where the kernel has no cubic the default will do.
-func cubic(fd int) error {
-	_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
-	return nil
 }
 
 func column(s string) string { return fmt.Sprintf("%14s", s) }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -23,13 +24,13 @@ func run(ctx context.Context, args []string, e *env) int {
 	// A command lives for milliseconds and its policy may have ten thousand
 	// branches: collecting garbage meanwhile costs more than it frees.
 	debug.SetGCPercent(800)
-	out := &terminal{w: e.stdout}
-	e.stdout, e.stderr = out, &terminal{w: e.stderr}
+	out := words.NewTerminal(e.stdout)
+	e.stdout, e.stderr = out, words.NewTerminal(e.stderr)
 	root := newRootCommand(e, args)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
-	if code := codeError(0); out.err != nil && (err == nil || errors.As(err, &code)) {
-		err = fmt.Errorf("results could not be written: %w", out.err)
+	if code := codeError(0); out.Err() != nil && (err == nil || errors.As(err, &code)) {
+		err = fmt.Errorf("results could not be written: %w", out.Err())
 	}
 	if err != nil {
 		e.report(err)

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -345,4 +347,37 @@ func (d *demo) close(keep bool) error {
 		errs = append(errs, d.pair.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// SendUntil is what the demo starts inside branches, with the arguments PROTOCOL, TO, FLOWS,
+// RATE and NAME: it sends until the input ends, as it does with the process that started
+// this one, however that ends.
+func SendUntil(ctx context.Context, a []string, in io.Reader) error {
+	to, err := netip.ParseAddrPort(a[1])
+	if err != nil {
+		return err
+	}
+	t := lab.Traffic{Protocol: a[0], To: to, Control: cubic, Lag: 100 * time.Millisecond}
+	var rate uint64
+	if _, err := fmt.Sscan(a[2]+" "+a[3], &t.Flows, &rate); err != nil {
+		return err
+	}
+	t.Rate = hierarchy.Bandwidth(rate)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	go func() {
+		_, _ = io.Copy(io.Discard, in)
+		cancel()
+	}()
+	if _, err = lab.Send(ctx, t); ctx.Err() != nil {
+		return nil // it was to end, perhaps before it was connected
+	}
+	return err
+}
+
+// cubic keeps a TCP sender's queue full, which is what the ideal allocation
+// supposes; BBR does not. Where the kernel has no cubic the default will do.
+func cubic(fd int) error {
+	_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
+	return nil
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// short prints a bandwidth for people: exactly where three digits do, else with
+// Short prints a bandwidth for people: exactly where three digits do, else with
 // one digit more.
 func Short(b hierarchy.Bandwidth) string {
 	for _, u := range []struct {
@@ -31,7 +31,7 @@ func Short(b hierarchy.Bandwidth) string {
 	return b.String()
 }
 
-// bytes prints a number of bytes for people.
+// Bytes prints a number of bytes for people.
 func Bytes(n uint64) string {
 	const units = "kMGTPE"
 	if n < 1000 {
@@ -46,7 +46,7 @@ func Bytes(n uint64) string {
 	return fmt.Sprintf("%.1f%cB", v, units[i])
 }
 
-// printable is s as it is, or quoted where it would do something to a terminal:
+// Printable is s as it is, or quoted where it would do something to a terminal:
 // names of processes, cgroups and files are other people's to choose.
 func Printable(s string) string {
 	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
@@ -64,12 +64,12 @@ func TargetText(target bind.Target) string {
 	return Printable(s)
 }
 
-// indented is the last part of a path behind two spaces for each level.
+// Indented is the last part of a path behind two spaces for each level.
 func Indented(p hierarchy.Path) string {
 	return strings.Repeat("  ", strings.Count(string(p), "/")) + p.Base()
 }
 
-// quoted is a name as a shell takes it for one word.
+// Quoted is a name as a shell takes it for one word.
 func Quoted(s string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@%+=,._-", r)
@@ -87,7 +87,7 @@ func Quoted(s string) string {
 	return string(append(b, '\''))
 }
 
-// number is a number of something.
+// Number is a number of something.
 func Number(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one

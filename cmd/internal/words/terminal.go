@@ -1,4 +1,4 @@
-package main
+package words
 
 import (
 	"fmt"
@@ -8,22 +8,28 @@ import (
 	"unicode/utf8"
 )
 
-// terminal is where all words of the program go: names of processes, cgroups, users,
+// Terminal is where all words of the program go: names of processes, cgroups, users,
 // files and interfaces (dev_valid_name, net/core/dev.c, v6.12) are other people's to
 // choose, and none of them reaches a terminal that would obey it. [printable] is for
 // names in the middle of text, which may not begin a line of their own either.
 //
 // It remembers the first error: results that did not arrive are none, whoever of those
 // who printed them looked at the error.
-type terminal struct {
+type Terminal struct {
 	w    io.Writer
 	err  error
 	left []byte // the beginning of a character
 }
 
+// NewTerminal is one that writes to w.
+func NewTerminal(w io.Writer) *Terminal { return &Terminal{w: w} }
+
+// Err is the first error of writing.
+func (t *Terminal) Err() error { return t.err }
+
 // Write writes what is printable as it is, and the rest as JSON does, of which it stays
 // a valid text.
-func (t *terminal) Write(b []byte) (int, error) {
+func (t *Terminal) Write(b []byte) (int, error) {
 	if t.left == nil && plain(b) {
 		_, err := t.w.Write(b)
 		t.keep(err)
@@ -55,7 +61,7 @@ func (t *terminal) Write(b []byte) (int, error) {
 	return len(b), err
 }
 
-func (t *terminal) keep(err error) {
+func (t *Terminal) keep(err error) {
 	if t.err == nil {
 		t.err = err
 	}
