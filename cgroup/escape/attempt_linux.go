@@ -137,7 +137,7 @@ type Counts struct {
 // Verdict is what came of an attempt.
 type Verdict string
 
-// Verdicts.
+// The verdicts.
 const (
 	Held       Verdict = "held"       // all packets were counted in the branch's own class
 	Refused    Verdict = "refused"    // the kernel refused
@@ -147,6 +147,9 @@ const (
 	Escaped    Verdict = "ESCAPED"    // it got out and should not have
 	Failed     Verdict = "FAILED"     // it proved nothing: packets are missing
 )
+
+// Verdicts are all of them, in the order in which they are counted.
+var Verdicts = []Verdict{Held, Refused, Open, Impossible, NotTried, Escaped, Failed}
 
 // Bad says that a verdict is one to fail on.
 func (v Verdict) Bad() bool { return v == Escaped || v == Failed }

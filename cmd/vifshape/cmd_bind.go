@@ -11,6 +11,7 @@ import (
 
 	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -50,7 +51,7 @@ same binding, that one takes its place.
 ` + exitHelp,
 		Args: args(2, -1, "a branch and what to bind to it"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
-			return e.changeBindings(c.Context(), "bind", a, (*record.Record).Bind)
+			return e.changeBindings(c.Context(), a, (*shaper.Machine).Bind)
 		}),
 	}
 }
@@ -65,14 +66,14 @@ policy binds is changed in the policy.
 ` + exitHelp,
 		Args: args(2, -1, "a branch and what is bound to it"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
-			return e.changeBindings(c.Context(), "unbind", a, (*record.Record).Unbind)
+			return e.changeBindings(c.Context(), a, (*shaper.Machine).Unbind)
 		}),
 	}
 }
 
-// changeBindings brings the bindings of a branch into force that change makes of
-// them. Change adds its remarks for the user, and returns the bindings that are new.
-func (e *env) changeBindings(ctx context.Context, what string, a []string, change func(*record.Record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) error {
+// changeBindings changes the bindings of a branch, and says which open sockets stay
+// elsewhere.
+func (e *env) changeBindings(ctx context.Context, a []string, change func(*shaper.Machine, context.Context, hierarchy.Path, []bind.Binding) (*shaper.Rebound, error)) error {
 	path, err := parsePath(a[0])
 	if err != nil {
 		return err
@@ -95,7 +96,7 @@ func (e *env) changeBindings(ctx context.Context, what string, a []string, chang
 		return err
 	}
 	defer m.Close()
-	r, err := m.ChangeBindings(ctx, what, path, specs, change)
+	r, err := change(m, ctx, path, specs)
 	if err != nil {
 		return err
 	}

@@ -120,19 +120,18 @@ func checkAsJSON(wrong policy.Errors, ok bool) checkJSON {
 
 // writeTree prints what a policy comes to.
 func (e *env) writeTree(p *policy.Policy) error {
-	kinds := newKindTable(qdisc.Kinds())
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "BRANCH\tRATE\tCEIL\tPRIO\tQDISC\tBOUND")
 	for _, tree := range p.Trees {
 		for b := range tree.All() {
-			qdisc, prio := "-", "-"
+			queue, prio := "-", "-"
 			if b.Leaf() {
-				prio, qdisc = fmt.Sprint(b.Prio), "default"
+				prio, queue = fmt.Sprint(b.Prio), "default"
 				if b.Qdisc.Kind != "" {
-					qdisc = kinds.text(b.Qdisc)
+					queue = qdisc.Text(b.Qdisc)
 				}
 			}
-			fmt.Fprintf(t, "%s\t%v\t%v\t%s\t%s\t%s\n", words.Indented(b.Path), words.Short(b.Rate), words.Short(b.Ceil), prio, qdisc, bindText(b.Bind))
+			fmt.Fprintf(t, "%s\t%v\t%v\t%s\t%s\t%s\n", words.Indented(b.Path), words.Short(b.Rate), words.Short(b.Ceil), prio, queue, bindText(b.Bind))
 		}
 	}
 	if err := t.Flush(); err != nil {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/vifshape/vifshape/cmd/internal/trial"
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 type demoOptions struct {
@@ -89,7 +88,7 @@ func (e *env) demo(ctx context.Context, o demoOptions) error {
 		},
 		Changed: func(plans []hierarchy.Plan) error {
 			for _, p := range plans {
-				if err := writePlan(out, p, newKindTable(qdisc.Kinds())); err != nil {
+				if err := writePlan(out, p); err != nil {
 					return err
 				}
 			}

@@ -1,10 +1,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -77,21 +74,7 @@ func writePages(root *cobra.Command, dir string) error {
 			}
 		}
 	}
-	for _, p := range pages {
-		at := filepath.Join(dir, fmt.Sprintf("man%d", p.Section))
-		if err := os.MkdirAll(at, 0o755); err != nil {
-			return err
-		}
-		f, err := os.Create(filepath.Join(at, fmt.Sprintf("%s.%d", p.Name, p.Section)))
-		if err != nil {
-			return err
-		}
-		_, err = p.WriteTo(f)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return err
-		}
-	}
-	return nil
+	return manual.Write(dir, pages)
 }
 
 // pageName is a command's name as a page.

@@ -6,7 +6,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
-	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 const bindingHelp = "how processes are bound: `auto`, bpf, nft or net_cls (default: the policy's word, else auto)"
@@ -90,7 +89,6 @@ func left(c *shaper.Changes) error {
 }
 
 func (e *env) writePlans(c *shaper.Changes, o planOptions) error {
-	kinds := newKindTable(qdisc.Kinds())
 	if o.json {
 		out := planAsJSON(c.Plans())
 		for _, no := range c.Absent {
@@ -99,7 +97,7 @@ func (e *env) writePlans(c *shaper.Changes, o planOptions) error {
 		return e.json(out)
 	}
 	for _, p := range c.Plans() {
-		write := func() error { return writePlan(e.stdout, p, kinds) }
+		write := func() error { return writePlan(e.stdout, p) }
 		if o.tc {
 			write = func() error { return writeTC(e.stdout, p) }
 		}

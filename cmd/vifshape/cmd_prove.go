@@ -79,11 +79,6 @@ func (e *env) prove(ctx context.Context, path hierarchy.Path, json bool) error {
 		return err
 	}
 	defer m.Close()
-	unlock, err := m.Store.Lock(ctx, "prove "+string(path))
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	out := proveJSON{Proofs: []observe.Proof{}}
 	err = e.each(m, path, func(iface string) error {
 		v, err := observe.ProveAll(ctx, m, iface, path, func() *exec.Cmd { return exec.Command(selfPath, "prove", "sender") })

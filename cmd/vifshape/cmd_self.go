@@ -107,16 +107,15 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 }
 
 func (s selfJSON) write(e *env) error {
-	kinds := newKindTable(qdisc.Kinds())
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "BRANCH\tCLASS\tRATE\tCEIL\tPRIO\tSENT\tDROPPED\tWAITING\tSENDING\tQDISC\tBOUND BY")
 	for _, v := range s.Branches {
-		qdisc := "-"
+		queue := "-"
 		if v.Qdisc != nil {
-			qdisc = kinds.text(*v.Qdisc)
+			queue = qdisc.Text(*v.Qdisc)
 		}
 		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s (%s)\n", v.Path, v.ID, words.Short(v.Rate), words.Short(v.Ceil), v.Prio,
-			words.Bytes(v.Bytes), v.Drops, words.Bytes(uint64(v.Backlog)), words.Short(*v.Sending), qdisc, words.Printable(v.From), v.Way)
+			words.Bytes(v.Bytes), v.Drops, words.Bytes(uint64(v.Backlog)), words.Short(*v.Sending), queue, words.Printable(v.From), v.Way)
 	}
 	if err := t.Flush(); err != nil {
 		return err

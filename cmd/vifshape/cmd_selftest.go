@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -164,12 +163,8 @@ func (e *env) escape(ctx context.Context, o escapeOptions) error {
 	}
 	bad, tried := 0, 0
 	for _, x := range all {
-		for _, r := range x.Results {
-			tried++
-			if r.Verdict.Bad() {
-				bad++
-			}
-		}
+		tried += len(x.Results)
+		bad += x.Bad()
 	}
 	if o.json {
 		if err := e.json(escapeJSON{bad == 0 && tried > 0, all}); err != nil {
@@ -184,18 +179,4 @@ func (e *env) escape(ctx context.Context, o escapeOptions) error {
 		return codeError(exitError)
 	}
 	return nil
-}
-
-// names of verdicts, in the order in which they are counted
-var verdicts = []escape.Verdict{escape.Held, escape.Refused, escape.Open, escape.Impossible, escape.NotTried, escape.Escaped, escape.Failed}
-
-// reasons are those of open and impossible, each once.
-func reasons(x *trial.Escapes) []string {
-	why := map[string]bool{}
-	for _, r := range x.Results {
-		if a := escape.Find(r.Attempt); r.Verdict == escape.Open || r.Verdict == escape.Impossible {
-			why[string(r.Verdict)+": "+a.Hole(r.Case).Why] = true
-		}
-	}
-	return slices.Sorted(maps.Keys(why))
 }

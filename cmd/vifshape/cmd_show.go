@@ -105,7 +105,7 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 		if len(v.Branches) == 0 {
 			continue // its tree is lost, which is said as the error
 		}
-		if err := writeShown(e.stdout, v, newKindTable(qdisc.Kinds())); err != nil {
+		if err := writeShown(e.stdout, v); err != nil {
 			return err
 		}
 	}
@@ -148,7 +148,7 @@ func (e *env) noTree(iface string, err error) bool {
 }
 
 // writeShown prints a tree as a table.
-func writeShown(w io.Writer, v *observe.Tree, kinds kindTable) error {
+func writeShown(w io.Writer, v *observe.Tree) error {
 	fmt.Fprintf(w, "%s: bound by %s", v.Interface, v.BoundBy())
 	if v.Policy != "" {
 		fmt.Fprintf(w, ", from %s", words.Printable(v.Policy))
@@ -165,15 +165,15 @@ func writeShown(w io.Writer, v *observe.Tree, kinds kindTable) error {
 	}
 	fmt.Fprintln(t, head+"\tQDISC")
 	for _, b := range v.Branches {
-		prio, qdisc := "-", "-"
+		prio, queue := "-", "-"
 		if b.Qdisc != nil {
-			prio, qdisc = fmt.Sprint(b.Prio), kinds.text(*b.Qdisc)
+			prio, queue = fmt.Sprint(b.Prio), qdisc.Text(*b.Qdisc)
 		}
 		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%s\t%s\t%d\t%s", words.Indented(b.Path), b.ID, words.Short(b.Rate), words.Short(b.Ceil), prio, words.Bytes(b.Bytes), b.Drops, words.Bytes(uint64(b.Backlog)))
 		if sampled {
 			fmt.Fprintf(t, "\t%s", words.Short(*b.Sending))
 		}
-		fmt.Fprintf(t, "\t%s\n", qdisc)
+		fmt.Fprintf(t, "\t%s\n", queue)
 	}
 	if err := t.Flush(); err != nil {
 		return err

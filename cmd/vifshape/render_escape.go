@@ -64,11 +64,11 @@ func writeEscapes(w io.Writer, x *trial.Escapes, verbose bool) {
 			fmt.Fprintf(w, "%s (%s %s): %s: %s\n", r.Attempt, r.Level, r.User, r.Verdict, r.Reason)
 		}
 	}
-	for _, why := range reasons(x) {
+	for _, why := range x.Reasons() {
 		fmt.Fprintln(w, why)
 	}
 	var sum []string
-	for _, v := range verdicts {
+	for _, v := range escape.Verdicts {
 		if n := counted[v]; n > 0 {
 			sum = append(sum, fmt.Sprintf("%d %s", n, v))
 		}

@@ -57,7 +57,7 @@ func objectName(i hierarchy.Item) string {
 }
 
 // writePlan prints a plan as a diff: a sign, the thing, and what it becomes.
-func writePlan(w io.Writer, p hierarchy.Plan, kinds kindTable) error {
+func writePlan(w io.Writer, p hierarchy.Plan) error {
 	if p.Empty() {
 		_, err := fmt.Fprintf(w, "%s: no changes\n", p.Device)
 		return err
@@ -69,13 +69,13 @@ func writePlan(w io.Writer, p hierarchy.Plan, kinds kindTable) error {
 	fmt.Fprintf(w, "%s: %d to create, %d to change, %d to delete\n", p.Device, n[hierarchy.Create], n[hierarchy.Change], n[hierarchy.Delete])
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, s := range p.Steps {
-		fmt.Fprintf(t, "  %s %s\n", s.Action.Symbol(), stepText(s, kinds))
+		fmt.Fprintf(t, "  %s %s\n", s.Action.Symbol(), stepText(s))
 	}
 	return t.Flush()
 }
 
 // stepText is one line of the diff, its columns separated by tabs.
-func stepText(s hierarchy.Step, kinds kindTable) string {
+func stepText(s hierarchy.Step) string {
 	switch i := s.Item().(type) {
 	case *hierarchy.Root:
 		switch s.Action {
@@ -97,9 +97,9 @@ func stepText(s hierarchy.Step, kinds kindTable) string {
 	case *hierarchy.Leaf:
 		head := fmt.Sprintf("qdisc\t%s\t%v\t", shaper.Name(i.Path, i.Class), i.Class)
 		if s.Action == hierarchy.Change {
-			return head + qdiscDiff(s.Old.(*hierarchy.Leaf).Qdisc, i.Qdisc, kinds)
+			return head + qdiscDiff(s.Old.(*hierarchy.Leaf).Qdisc, i.Qdisc)
 		}
-		return head + kinds.text(i.Qdisc)
+		return head + qdisc.Text(i.Qdisc)
 	case *hierarchy.Hook:
 		if s.Action == hierarchy.Change {
 			old := s.Old.(*hierarchy.Hook)
@@ -164,55 +164,28 @@ func classDiff(old, now hierarchy.Class) string {
 	return strings.Join(s, "  ")
 }
 
-func qdiscDiff(old, now hierarchy.Qdisc, kinds kindTable) string {
+func qdiscDiff(old, now hierarchy.Qdisc) string {
 	lost := ""
 	if !qdisc.InPlace(old, now) {
 		lost = " (packets waiting in it are dropped)"
 	}
 	if old.Kind != now.Kind {
-		return fmt.Sprintf("%s -> %s%s", kinds.text(old), kinds.text(now), lost)
+		return fmt.Sprintf("%s -> %s%s", qdisc.Text(old), qdisc.Text(now), lost)
 	}
 	var s []string
 	for _, p := range now.Params {
 		if v, ok := old.Get(p.Name); !ok || v != p.Value {
 			was := "default"
 			if ok {
-				was = kinds.value(old.Kind, p.Name, v)
+				was = qdisc.Value(old.Kind, p.Name, v)
 			}
-			s = append(s, fmt.Sprintf("%s %s -> %s", p.Name, was, kinds.value(now.Kind, p.Name, p.Value)))
+			s = append(s, fmt.Sprintf("%s %s -> %s", p.Name, was, qdisc.Value(now.Kind, p.Name, p.Value)))
 		}
 	}
 	for _, p := range old.Params {
 		if _, ok := now.Get(p.Name); !ok {
-			s = append(s, fmt.Sprintf("%s %s -> default", p.Name, kinds.value(old.Kind, p.Name, p.Value)))
+			s = append(s, fmt.Sprintf("%s %s -> default", p.Name, qdisc.Value(old.Kind, p.Name, p.Value)))
 		}
 	}
 	return now.Kind + " " + strings.Join(s, "  ") + lost
-}
-
-// kindTable knows how the parameters of queueing disciplines are written.
-type kindTable map[string]hierarchy.Kind
-
-func newKindTable(kinds []hierarchy.Kind) kindTable {
-	t := kindTable{}
-	for _, k := range kinds {
-		t[k.Name] = k
-	}
-	return t
-}
-
-func (t kindTable) value(kind, param string, v uint64) string {
-	k := t[kind]
-	if p := k.Param(param); p != nil {
-		return p.Format(v)
-	}
-	return fmt.Sprint(v)
-}
-
-func (t kindTable) text(q hierarchy.Qdisc) string {
-	s := []string{q.Kind}
-	for _, p := range q.Params {
-		s = append(s, p.Name+" "+t.value(q.Kind, p.Name, p.Value))
-	}
-	return strings.Join(s, " ")
 }

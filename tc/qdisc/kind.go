@@ -5,6 +5,7 @@ package qdisc
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/rtnl"
@@ -228,4 +229,27 @@ func DefaultKind(have []string) string {
 		}
 	}
 	return ""
+}
+
+// Text is a queueing discipline as a policy writes it, the kind and then its parameters.
+func Text(q hierarchy.Qdisc) string {
+	s := []string{q.Kind}
+	for _, p := range q.Params {
+		s = append(s, p.Name+" "+Value(q.Kind, p.Name, p.Value))
+	}
+	return strings.Join(s, " ")
+}
+
+// Value is the value of a kind's parameter as a policy writes it; where one of them is not
+// known here it is the number.
+func Value(kind, param string, v uint64) string {
+	for _, d := range disciplines {
+		if d.Kind.Name != kind {
+			continue
+		}
+		if p := d.Kind.Param(param); p != nil {
+			return p.Format(v)
+		}
+	}
+	return fmt.Sprint(v)
 }

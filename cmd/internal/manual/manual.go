@@ -3,8 +3,11 @@
 package manual
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -161,4 +164,24 @@ func line(s string) string {
 // quotation mark of its own stays what it is, so that it can be copied.
 func escaped(s string) string {
 	return strings.NewReplacer(`\`, `\e`, "-", `\-`, "`", `\(ga`, "'", `\(aq`, "^", `\(ha`, "~", `\(ti`).Replace(s)
+}
+
+// Write writes pages where man looks for them: section 8 into man8 below dir, and so on,
+// which are made where they are not there.
+func Write(dir string, pages []*Page) error {
+	for _, p := range pages {
+		at := filepath.Join(dir, fmt.Sprintf("man%d", p.Section))
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			return err
+		}
+		f, err := os.Create(filepath.Join(at, fmt.Sprintf("%s.%d", p.Name, p.Section)))
+		if err != nil {
+			return err
+		}
+		_, err = p.WriteTo(f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }

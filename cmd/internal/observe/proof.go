@@ -41,6 +41,11 @@ type Landed struct {
 // ProveAll proves the ways into the branches of one interface, or into one of them and all
 // below.
 func ProveAll(ctx context.Context, m *shaper.Machine, iface string, path hierarchy.Path, sender func() *exec.Cmd) ([]Proof, error) {
+	unlock, err := m.Store.Lock(ctx, "prove "+iface)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	x, s, err := m.TreeOf(ctx, iface)
 	if err != nil {
 		return nil, err

@@ -184,10 +184,21 @@ func (x *Target) refused(r *resolve.Resolution) error {
 	return err
 }
 
-// ChangeBindings brings the bindings of a branch into force that change makes of
+// Bind adds bindings to those of a branch, all or none. It tells what they wait for and do
+// not hold.
+func (m *Machine) Bind(ctx context.Context, path hierarchy.Path, specs []bind.Binding) (*Rebound, error) {
+	return m.changeBindings(ctx, "bind", path, specs, (*record.Record).Bind)
+}
+
+// Unbind takes bindings away that Bind has made, all or none.
+func (m *Machine) Unbind(ctx context.Context, path hierarchy.Path, specs []bind.Binding) (*Rebound, error) {
+	return m.changeBindings(ctx, "unbind", path, specs, (*record.Record).Unbind)
+}
+
+// changeBindings brings the bindings of a branch into force that change makes of
 // them, all or none, and tells what they wait for and do not hold. Change returns the
 // bindings that are new, and its remarks.
-func (m *Machine) ChangeBindings(ctx context.Context, what string, path hierarchy.Path, specs []bind.Binding, change func(*record.Record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) (*Rebound, error) {
+func (m *Machine) changeBindings(ctx context.Context, what string, path hierarchy.Path, specs []bind.Binding, change func(*record.Record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) (*Rebound, error) {
 	unlock, err := m.Store.Lock(ctx, what+" "+string(path))
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -72,6 +73,27 @@ type Escapes struct {
 	Way     bind.Way       `json:"way,omitempty"`
 	Lacks   string         `json:"lacks,omitempty"` // why the way, or a level with it, was not tried
 	Results []EscapeResult `json:"results,omitempty"`
+}
+
+// Bad is how many attempts got out that should not have, or proved nothing.
+func (x *Escapes) Bad() (n int) {
+	for _, r := range x.Results {
+		if r.Verdict.Bad() {
+			n++
+		}
+	}
+	return n
+}
+
+// Reasons are those of what is open and impossible, each once.
+func (x *Escapes) Reasons() []string {
+	why := map[string]bool{}
+	for _, r := range x.Results {
+		if a := escape.Find(r.Attempt); r.Verdict == escape.Open || r.Verdict == escape.Impossible {
+			why[string(r.Verdict)+": "+a.Hole(r.Case).Why] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(why))
 }
 
 // trial is a network with a branch to get out of.
