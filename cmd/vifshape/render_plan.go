@@ -9,6 +9,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
@@ -188,4 +189,17 @@ func qdiscDiff(old, now hierarchy.Qdisc) string {
 		}
 	}
 	return now.Kind + " " + strings.Join(s, "  ") + lost
+}
+
+// writeTC prints a plan as the commands of iproute2 that do the same. What tc
+// cannot do, the bindings, is printed as comments.
+func writeTC(w io.Writer, p hierarchy.Plan) error {
+	for _, s := range p.Steps {
+		for _, c := range tc.Commands(p.Device, s) {
+			if _, err := fmt.Fprintln(w, c); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
