@@ -469,15 +469,25 @@ func unprivileged([]string) error {
 	return nil
 }
 
-// confined says what a Binder says to root of a user namespace.
+// confined says what Binders say to root of a user namespace, each once. A program's maps
+// are made in any order, and which the kernel refuses first must not matter.
 func confined([]string) error {
-	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []bind.Way{bind.WayBPF}})
-	if err != nil {
-		return err
+	said := map[string]bool{}
+	for range 20 {
+		b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []bind.Way{bind.WayBPF}})
+		if err != nil {
+			return err
+		}
+		_, err = b.Hook()
+		said[fmt.Sprintln(errors.Is(err, caps.ErrConfined), errors.Is(err, caps.ErrNotPrivileged), err)] = true
+		if err := b.Close(); err != nil {
+			return err
+		}
 	}
-	_, err = b.Hook()
-	fmt.Println(errors.Is(err, caps.ErrConfined), errors.Is(err, caps.ErrNotPrivileged), err)
-	return b.Close()
+	for s := range said {
+		fmt.Print(s)
+	}
+	return nil
 }
 
 // TestKernelConfined: root of a user namespace has all capabilities, and they do
@@ -496,8 +506,13 @@ func TestKernelConfined(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "true true eth0: binding bpf: load the classifier: not privileged although no capability is missing (they are those of a user namespace): "
-	if got := string(out); !strings.HasPrefix(got, want) {
-		t.Errorf("%q, want %q...", got, want)
+	for got := range strings.Lines(string(out)) {
+		if !strings.HasPrefix(got, want) {
+			t.Errorf("%q, want %q...", got, want)
+		}
+	}
+	if len(out) == 0 {
+		t.Error("nothing was said")
 	}
 }
 

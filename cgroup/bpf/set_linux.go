@@ -101,12 +101,32 @@ func loadFirst(w bind.Way, types *btf.Cache) (*set, error) {
 		if e := caps.Lacking(unix.CAP_BPF, unix.CAP_NET_ADMIN); e != nil {
 			return nil, fmt.Errorf("load the classifier: %w", e)
 		}
-		if errors.Is(err, unix.EPERM) {
-			return nil, err
+		if e := refused(err); e != nil {
+			return nil, e
 		}
 		errs = append(errs, err)
 	}
 	return nil, fmt.Errorf("load the classifier (Linux 5.10 or later with BPF): %w: %w", caps.ErrNotSupported, errs)
+}
+
+// refused is the kernel's refusal where that is why a program could not be loaded. With
+// capabilities of a user namespace alone the description of a map's types is refused
+// first, and the map then called invalid for want of it (bpf_local_storage_map_alloc_check
+// before map_create asks for capabilities, kernel/bpf, v6.12), so that which error is
+// seen depends on the map that comes first.
+func refused(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return err
+	}
+	// A queue takes CAP_BPF always, and no description.
+	m, e := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Queue, ValueSize: 4, MaxEntries: 1})
+	if e == nil {
+		e = m.Close()
+	}
+	if errors.Is(e, unix.EPERM) {
+		return e
+	}
+	return nil
 }
 
 func loadProgram(w bind.Way, program string, types *btf.Cache) (*set, error) {
