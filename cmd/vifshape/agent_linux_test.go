@@ -249,7 +249,9 @@ func (w *watcher) freeze() {
 	})
 }
 
-// targets are those that are bound now, as the kernel has them, with their branches.
+// targets are those that are bound now, as the kernel has them, with their branches. One
+// that lacks a program beside the classifier is not yet: from a port of a bridge packets
+// go with the rest until then.
 func (n *network) targets() map[string]hierarchy.Path {
 	n.Helper()
 	all := map[string]hierarchy.Path{}
@@ -267,7 +269,9 @@ func (n *network) targets() map[string]hierarchy.Path {
 		var s hierarchy.State
 		err = x.Binder.Read(n.Context(), &s)
 		for _, b := range s.Bound {
-			all[b.Target.String()] = x.Kernel.Names[b.Class]
+			if !b.Open {
+				all[b.Target.String()] = x.Kernel.Names[b.Class]
+			}
 		}
 		return err
 	})
@@ -277,7 +281,7 @@ func (n *network) targets() map[string]hierarchy.Path {
 	return all
 }
 
-// boundTo waits until exactly these are bound.
+// bound waits until exactly these are bound.
 func (n *network) bound(want map[string]hierarchy.Path) {
 	n.Helper()
 	var diff string
