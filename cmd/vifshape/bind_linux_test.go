@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -303,17 +304,7 @@ func TestKernelBindInterrupted(t *testing.T) {
 				return err
 			}
 			defer m.Close()
-			x, err := m.Interface("eth0", "")
-			if err != nil {
-				return err
-			}
-			defer x.Binder.Close()
-			next := *x.Record
-			fresh, _, err := next.Bind("eth0/web", specs)
-			if err != nil {
-				return err
-			}
-			_, err = m.RebindOrBack(countdown{t.Context(), &left}, x, &next, fresh)
+			_, err = m.Bind(countdown{t.Context(), &left}, "eth0/web", specs)
 			return err
 		})
 		if err == nil {
@@ -340,6 +331,62 @@ func TestKernelBindInterrupted(t *testing.T) {
 	}
 	if interrupted < len(specs) || len(bound()) != len(specs) {
 		t.Errorf("%d interruptions, and then %v", interrupted, bound())
+	}
+}
+
+// TestKernelHomeInterrupted: wherever the way into a branch is interrupted the first time,
+// the branch's cgroup is made and bound, or neither.
+func TestKernelHomeInterrupted(t *testing.T) {
+	n := newNetwork(t)
+	n.ok("apply", n.policy("p.toml", "version = 1\n[interface.eth0]\nrate = \"10mbit\"\n[interface.eth0.web]\n"))
+	interrupted := 0
+	for steps := 0; ; steps++ {
+		left := steps
+		var target bind.Target
+		err := n.Near.Do(func() error {
+			m, err := shaper.Open(defaultRunDir, func(shaper.Remark) {})
+			if err != nil {
+				return err
+			}
+			defer m.Close()
+			target = home.Target(m.Store.NetNS, "eth0/web")
+			x, _, err := m.Open(countdown{t.Context(), &left}, "eth0/web")
+			if err != nil {
+				return err
+			}
+			return x.Binder.Close()
+		})
+		var s hierarchy.State
+		there := false
+		n.device(func(d *tc.Device) error {
+			b, err := cgroup.NewBinder(cgroup.Config{Hook: hook.Of(d.Interface), Interface: n.Dev, Index: d.Index, NetNSFD: n.Near.FD()})
+			if err != nil {
+				return err
+			}
+			h, err := b.Homes()
+			if err == nil {
+				_, err = os.Stat(h.Tree.Dir(target.Name))
+				there = err == nil
+				err = b.Read(t.Context(), &s)
+			}
+			return errors.Join(err, b.Close())
+		})
+		if err == nil {
+			if !there || len(s.Bound) != 1 || s.Bound[0].Target != target {
+				t.Errorf("a cgroup (%v), and bound is %v", there, s.Bound)
+			}
+			break
+		}
+		interrupted++
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("after %d looks: %v", steps, err)
+		}
+		if there || len(s.Bound) != 0 {
+			t.Errorf("after %d looks: a cgroup (%v), and bound is %v", steps, there, s.Bound)
+		}
+	}
+	if interrupted == 0 {
+		t.Error("nothing was interrupted")
 	}
 }
 

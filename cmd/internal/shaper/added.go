@@ -164,9 +164,9 @@ func (w *Petitioner) base(r *record.Record, p hierarchy.Path) (base, given hiera
 	return base, given, nil
 }
 
-// amend changes the branches that were added to an interface. Change sets tree and
+// amend changes the branches that were added to an interface. Edit sets tree and
 // added of a target; the rest is that of apply, with the policy that was applied last.
-func (m *Machine) amend(ctx context.Context, what string, path hierarchy.Path, change func(*Target) error) error {
+func (m *Machine) amend(ctx context.Context, what string, path hierarchy.Path, edit func(*Target) error) error {
 	unlock, err := m.Store.Lock(ctx, what+" "+string(path))
 	if err != nil {
 		return err
@@ -176,7 +176,7 @@ func (m *Machine) amend(ctx context.Context, what string, path hierarchy.Path, c
 	if err != nil {
 		return err
 	}
-	x := &Target{Interface: s, amends: true}
+	x := &Target{change: change{Interface: s, amends: true}}
 	defer release([]*Target{x})
 	r := s.Record
 	if _, err := x.Entry(hierarchy.Path(r.Interface).Join(hierarchy.RestName)); err != nil {
@@ -186,7 +186,7 @@ func (m *Machine) amend(ctx context.Context, what string, path hierarchy.Path, c
 		return err
 	}
 	x.spec = r.Spec
-	if err := change(x); err != nil {
+	if err := edit(x); err != nil {
 		return err
 	}
 	if err := m.settle(ctx, r.Policy, r.Binding, x); err != nil {

@@ -142,21 +142,18 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		}
 		return false, errors.Join(err, m.removeHomes(x.iface), m.Store.Remove(x.iface))
 	}
-	if err := x.leave(m); err != nil {
+	// The record goes last: it alone knows what there was before.
+	c := &change{Interface: x.Interface, next: x.Record}
+	if c.before, err = x.Kernel.Read(ctx); err != nil {
 		return false, err
 	}
-	before, err := x.Kernel.Read(ctx)
-	if err != nil {
-		return false, err
-	}
-	ours := x.On(before).Root.Ours()
-	want := hierarchy.State{Device: x.iface}
-	plan := hierarchy.Diff(before, want)
-	if err := x.Kernel.Apply(ctx, before, want, plan); err != nil {
+	c.toward(hierarchy.State{Device: x.iface})
+	if err := m.carry(ctx, c); err != nil {
 		return false, err
 	}
 	var errs []error
-	if ours && before.Hook.Way == bind.WayNone {
+	ours := x.On(c.before).Root.Ours()
+	if ours && c.before.Hook.Way == bind.WayNone {
 		// An apply that was killed may have made the place for a classifier.
 		errs = append(errs, hook.Of(x.Device.Interface).DetachEgress())
 	}
@@ -169,7 +166,7 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		errs = append(errs, m.removeHomes(was), m.Store.Remove(was))
 	}
 	errs = append(errs, m.removeHomes(x.iface), m.Store.Remove(x.iface))
-	return !plan.Empty(), errors.Join(errs...)
+	return !c.Plan.Empty(), errors.Join(errs...)
 }
 
 // leave takes away what the interface that had the name before this one has left.

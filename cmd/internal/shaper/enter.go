@@ -11,6 +11,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/resolve"
+	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -216,12 +217,17 @@ func (x *Interface) Entry(path hierarchy.Path) (hierarchy.ClassID, error) {
 // store's lock.
 func (m *Machine) home(ctx context.Context, x *Interface, path hierarchy.Path, class hierarchy.ClassID) (target bind.Target, err error) {
 	target = home.Target(m.Store.NetNS, path)
-	was, err := x.Binder.Class(target)
-	if err == nil && was != 0 {
-		err = x.misnamedHome(path, was)
-	}
-	if err != nil {
+	c := &change{Interface: x.of(x.Binder.Only(target)), next: x.Record}
+	if c.before, err = c.Kernel.Read(ctx); err != nil {
 		return target, err
+	}
+	for _, b := range c.before.Bound {
+		if err := x.misnamedHome(path, b.Class); err != nil {
+			return target, err
+		}
+	}
+	if c.before.Hook.Version != way.Version {
+		return target, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.Record.PolicyName())
 	}
 	h, err := x.Binder.Homes()
 	if err != nil {
@@ -234,14 +240,14 @@ func (m *Machine) home(ctx context.Context, x *Interface, path hierarchy.Path, c
 	if fresh {
 		x.Binder.Fresh(target)
 	}
-	_, err = x.Binder.Do(ctx, []hierarchy.Step{{Action: hierarchy.Create, New: &hierarchy.Bound{Target: target, Class: class, Path: path, From: "run"}}})
-	if err != nil {
-		return target, err
+	want := c.before
+	want.Bound = []hierarchy.Bound{{Target: target, Class: class, Path: path, From: "run"}}
+	c.toward(want)
+	if err = m.carry(ctx, c); err != nil && fresh {
+		_, failed := h.Remove(path)
+		err = errors.Join(err, failed)
 	}
-	if now, err := x.Binder.Class(target); err != nil || now != class {
-		return target, errors.Join(err, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.Record.PolicyName()))
-	}
-	return target, nil
+	return target, err
 }
 
 // isIn says whether this process is in the home of a branch.

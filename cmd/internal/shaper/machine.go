@@ -170,12 +170,8 @@ func Ways(binding string) []bind.Way {
 
 // Target is one interface on the way to what a policy wants.
 type Target struct {
-	*Interface
+	change
 	Tree    *hierarchy.Tree
-	next    *record.Record // the record that belongs to want
-	before  hierarchy.State
-	want    hierarchy.State
-	Plan    hierarchy.Plan
 	pending []resolve.Pending // bindings that name what is not there yet
 	outside []resolve.Outside // bindings that do not hold all of what they name
 	kept    []record.Binding  // bindings made at run time, that stay
@@ -184,7 +180,6 @@ type Target struct {
 	added   []amend.Branch    // branches beside the policy's, in tree
 	dropped []amend.Dropped   // and those that have no place in it any more
 	Blind   error             // why the bindings in force could not be read
-	amends  bool              // what is in force is changed by what stands in the record alone
 }
 
 // unknown says whether there is a tree whose record is lost.
@@ -221,7 +216,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 	if err := x.bind(ctx); err != nil {
 		return err
 	}
-	x.Plan = hierarchy.Diff(x.before, x.want)
+	x.toward(x.want)
 	return nil
 }
 
@@ -233,9 +228,7 @@ func (x *Target) Read(ctx context.Context) (hierarchy.State, error) {
 		return s, err
 	}
 	x.Blind = err
-	k := x.Kernel
-	k.Parts = slices.DeleteFunc(slices.Clone(k.Parts), func(p hierarchy.Part) bool { return p.Port() == (hierarchy.Port{}) })
-	return k.Read(ctx)
+	return x.of(x.Device).Kernel.Read(ctx)
 }
 
 // bind puts the classifier and the bindings into the wanted state: those of the
@@ -309,7 +302,7 @@ func (m *Machine) Plan(ctx context.Context, r *Reading, binding string) (*Change
 			continue
 		}
 		if err == nil {
-			x := &Target{Interface: s, Tree: t}
+			x := &Target{change: change{Interface: s}, Tree: t}
 			c.Targets = append(c.Targets, x)
 			if x.spec, err = json.Marshal(p.Specs[i]); err == nil {
 				err = x.keepAdded()
@@ -438,7 +431,7 @@ func (c *Changes) Apply(ctx context.Context) error { return c.m.apply(ctx, c.Tar
 func (m *Machine) apply(ctx context.Context, all []*Target) error {
 	var unrecorded []error
 	for i, x := range all {
-		err := m.applyOne(ctx, x)
+		err := m.carry(ctx, &x.change)
 		if no := (*UnrecordedError)(nil); errors.As(err, &no) {
 			unrecorded = append(unrecorded, err)
 			continue
@@ -447,7 +440,7 @@ func (m *Machine) apply(ctx context.Context, all []*Target) error {
 			continue
 		}
 		for _, done := range slices.Backward(all[:i]) {
-			if back := m.takeBack(context.WithoutCancel(ctx), done); back != nil {
+			if back := m.takeBack(context.WithoutCancel(ctx), &done.change); back != nil {
 				err = PartlyError{fmt.Errorf("%w; and %s, which was changed already, could not be put back: %w", err, done.Tree.Port.Device, back)}
 			}
 		}
@@ -468,55 +461,6 @@ func (e *UnrecordedError) Error() string {
 }
 
 func (e *UnrecordedError) Unwrap() error { return e.err }
-
-// applyOne writes the record first, so that every class the kernel may have is
-// known by name even when the program is killed in the middle. Where there is no room
-// for it, a policy is applied nevertheless: names and classes follow from its paths,
-// and the next apply writes the record.
-func (m *Machine) applyOne(ctx context.Context, x *Target) error {
-	if err := x.leave(m); err != nil {
-		return err
-	}
-	unsaved := m.Store.Save(x.next)
-	if unsaved != nil && (!record.Full(unsaved) || x.amends || x.On(x.before).Root.Foreign()) {
-		return fmt.Errorf("%s: its record cannot be written, and nothing was changed: %w", x.Tree.Port.Device, unsaved)
-	}
-	err := x.Kernel.Apply(ctx, x.before, x.want, x.Plan)
-	var failed *hierarchy.ApplyError
-	switch {
-	case err == nil && unsaved != nil:
-		return &UnrecordedError{x.Tree.Port.Device, x.next.PolicyName(), unsaved}
-	case errors.Is(err, rtnl.ErrGone):
-		// What was made on it went with it: there is nothing to go back to.
-		err = fmt.Errorf("%s: %w: it vanished while it was being changed", x.Tree.Port.Device, rtnl.ErrGone)
-	case !errors.As(err, &failed) || failed.Undo != nil:
-		return err
-	}
-	if unsaved != nil {
-		return err
-	}
-	return errors.Join(err, m.restore(x))
-}
-
-// takeBack puts a target that was applied back to where it was.
-func (m *Machine) takeBack(ctx context.Context, x *Target) error {
-	now, err := x.Kernel.Read(ctx)
-	if err != nil {
-		return err
-	}
-	if err := x.Kernel.Apply(ctx, now, x.before, hierarchy.Diff(now, x.before)); err != nil {
-		return err
-	}
-	return m.restore(x)
-}
-
-// restore writes the record that was there before.
-func (m *Machine) restore(x *Target) error {
-	if x.Record.Policy == "" {
-		return m.Store.Remove(x.Tree.Port.Device)
-	}
-	return m.Store.Save(x.Record)
-}
 
 // OpenPolicy opens a policy's file, which may be whose it likes. A named pipe could
 // make the reader wait for ever, and a device be anything; what a shell makes of

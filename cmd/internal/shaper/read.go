@@ -16,7 +16,7 @@ func (m *Machine) TreeOf(ctx context.Context, iface string) (*Target, hierarchy.
 	if err != nil {
 		return nil, hierarchy.State{}, err
 	}
-	x := &Target{Interface: s}
+	x := &Target{change: change{Interface: s}}
 	is, err := x.Read(ctx)
 	root := x.On(is).Root
 	if err == nil && !root.Ours() && s.Record.Policy != "" {

@@ -35,13 +35,13 @@ func (m *Machine) Rebind(ctx context.Context, iface string, watch resolve.Watch)
 		return nil, err
 	}
 	defer x.Binder.Close()
-	return m.rebindTo(ctx, x, x.Record, nil, watch)
+	return m.rebind(ctx, x, x.Record, nil, watch)
 }
 
-// rebindTo is rebind with the bindings of another record, which takes the place of
-// the interface's own. Where one of the fresh bindings cannot be in force, nothing is
+// rebind is Rebind with the bindings of another record, which takes the place of the
+// interface's own. Where one of the fresh bindings cannot be in force, nothing is
 // changed.
-func (m *Machine) rebindTo(ctx context.Context, x *Interface, next *record.Record, fresh []bind.Binding, watch resolve.Watch) (*Rebound, error) {
+func (m *Machine) rebind(ctx context.Context, x *Interface, next *record.Record, fresh []bind.Binding, watch resolve.Watch) (*Rebound, error) {
 	if x.Record.Policy == "" {
 		return nil, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", x.Record.Interface)
 	}
@@ -51,11 +51,10 @@ func (m *Machine) rebindTo(ctx context.Context, x *Interface, next *record.Recor
 	if err := x.Keep(); err != nil {
 		return nil, err
 	}
-	k := x.Kernel // without its ports: the classes stay
-	k.Parts = slices.DeleteFunc(slices.Clone(k.Parts), func(p hierarchy.Part) bool { return p.Port() != (hierarchy.Port{}) })
-	before, err := k.Read(ctx)
-	if err == nil {
-		err = m.misnamed(x, before.Bound)
+	c := &change{Interface: x.of(x.Binder.Steady()), next: x.Record, amends: true}
+	var err error
+	if c.before, err = c.Kernel.Read(ctx); err == nil {
+		err = m.misnamed(x, c.before.Bound)
 	}
 	if err != nil {
 		return nil, err
@@ -70,32 +69,19 @@ func (m *Machine) rebindTo(ctx context.Context, x *Interface, next *record.Recor
 			return out, f.Err
 		}
 	}
-	// The record first, as with apply.
 	n := *next
 	n.Came(r)
 	if !reflect.DeepEqual(&n, x.Record) {
-		if err := m.Store.Save(&n); err != nil {
-			return out, err
-		}
+		c.next = &n
 	}
-	want := before
+	want := c.before
 	want.Bound = r.Bound
-	plan := hierarchy.Diff(before, want)
-	if plan.Empty() {
-		return out, nil
-	}
-	done, err := k.Parts[0].Do(ctx, plan.Steps)
-	out.Done = plan.Steps[:done]
-	if err != nil {
+	c.toward(want)
+	if err := m.carry(ctx, c); err != nil {
 		return out, err
 	}
-	now, err := k.Read(ctx)
-	if err == nil {
-		if left := hierarchy.Diff(now, want); !left.Empty() {
-			err = &hierarchy.MismatchError{Left: left}
-		}
-	}
-	return out, err
+	out.Done = c.Plan.Steps
+	return out, nil
 }
 
 // Again makes an interface what its record says, by the way of apply. The caller holds
@@ -105,7 +91,7 @@ func (m *Machine) Again(ctx context.Context, iface string) error {
 	if err != nil {
 		return err
 	}
-	x := &Target{Interface: s, spec: s.Record.Spec}
+	x := &Target{change: change{Interface: s}, spec: s.Record.Spec}
 	defer release([]*Target{x})
 	with, err := laid(x.spec, iface, s.Record.Added, amend.Extend)
 	if err != nil {
@@ -128,26 +114,6 @@ func (x *Interface) Keep() error {
 		err = fmt.Errorf("%w: apply %s again", err, x.Record.PolicyName())
 	}
 	return err
-}
-
-// RebindOrBack is rebindTo; where it fails in the middle, everything is put back.
-func (m *Machine) RebindOrBack(ctx context.Context, x *Interface, next *record.Record, fresh []bind.Binding) (*Rebound, error) {
-	r, err := m.rebindTo(ctx, x, next, fresh, nil)
-	if err == nil {
-		return r, nil
-	}
-	now, failed := m.Store.Load(x.Record.Interface)
-	if failed == nil && reflect.DeepEqual(now.Bindings, x.Record.Bindings) {
-		return r, err // nothing was begun
-	}
-	ctx = context.WithoutCancel(ctx)
-	if failed = errors.Join(failed, m.Store.Save(x.Record)); failed == nil {
-		_, failed = m.rebindTo(ctx, x, x.Record, nil, nil)
-	}
-	if failed != nil {
-		err = PartlyError{fmt.Errorf("%w; and going back failed as well: %w", err, failed)}
-	}
-	return r, err
 }
 
 // keepBindings takes over the bindings that were made at run time, but for those
@@ -218,7 +184,7 @@ func (m *Machine) changeBindings(ctx context.Context, what string, path hierarch
 	if err != nil {
 		return nil, err
 	}
-	r, err := m.RebindOrBack(ctx, x, &next, fresh)
+	r, err := m.rebind(ctx, x, &next, fresh, nil)
 	if err != nil {
 		return nil, err
 	}
