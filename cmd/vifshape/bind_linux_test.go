@@ -350,7 +350,7 @@ func TestKernelHomeInterrupted(t *testing.T) {
 			}
 			defer m.Close()
 			target = home.Target(m.Store.NetNS, "eth0/web")
-			x, _, err := m.Open(countdown{t.Context(), &left}, "eth0/web")
+			x, _, err := m.Home(countdown{t.Context(), &left}, "eth0/web")
 			if err != nil {
 				return err
 			}

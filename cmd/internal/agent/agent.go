@@ -584,7 +584,7 @@ func (a *agent) putBack(ctx context.Context, name string, w *watched, lost error
 		return fmt.Errorf("%w; after %s to put it back the next is in %v", lost, words.Number(w.repairs.count, "try", "tries"), w.repairs.delay())
 	}
 	w.repairs.done(time.Now())
-	if err := a.m.Again(ctx, name); err != nil {
+	if err := a.m.Reapply(ctx, name); err != nil {
 		a.again(name, w, w.repairs.wait(time.Now()))
 		return fmt.Errorf("%w; it cannot be put back: %w", lost, err)
 	}

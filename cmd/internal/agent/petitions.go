@@ -328,10 +328,10 @@ func enterPeer(ctx context.Context, m *shaper.Machine, path hierarchy.Path, who 
 	if err != nil {
 		return err
 	}
-	if err := who.Enters(r, path); err != nil {
+	if err := who.MayEnter(r, path); err != nil {
 		return err
 	}
-	x, target, err := m.Open(ctx, path)
+	x, target, err := m.Home(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -346,7 +346,7 @@ func enterPeer(ctx context.Context, m *shaper.Machine, path hierarchy.Path, who 
 	if who, err = petitionerOf(m, p); err != nil {
 		return err
 	}
-	if err := who.Enters(x.Record, path); err != nil {
+	if err := who.MayEnter(x.Record, path); err != nil {
 		return err
 	}
 	// The kernel takes a number, not a descriptor. Were the peer to end, be waited for,

@@ -182,7 +182,7 @@ func (x *examination) classifiers(noClsact bool) {
 	noIFB, tried := false, false
 	if x.root() {
 		x.try(Finding{Group: groupQueueing, Topic: "classifiers", Needed: true}, func() error {
-			return shaper.Asked(func(c *rtnl.Conn, lo *tc.Device) error {
+			return shaper.WithLoopback(func(c *rtnl.Conn, lo *tc.Device) error {
 				has, err := link.HasIFB(c)
 				noIFB = err == nil && !has
 				var e error

@@ -29,7 +29,7 @@ func Bindings(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 	}
 	defer x.Binder.Close()
 	if path != "" {
-		if err := x.Exists(path); err != nil {
+		if err := x.CheckPath(path); err != nil {
 			return nil, err
 		}
 	}

@@ -55,7 +55,7 @@ func ProveAll(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 		return nil, x.Blind
 	}
 	if path != "" {
-		if err := x.Exists(path); err != nil {
+		if err := x.CheckPath(path); err != nil {
 			return nil, err
 		}
 	}

@@ -126,9 +126,9 @@ func (w *Petitioner) held(p hierarchy.Path) error {
 	return nil
 }
 
-// Enters refuses a branch that the petitioner may not start programs in. Root may: the
+// MayEnter refuses a branch that the petitioner may not start programs in. Root may: the
 // cgroups' files are its own.
-func (w *Petitioner) Enters(r *record.Record, p hierarchy.Path) error {
+func (w *Petitioner) MayEnter(r *record.Record, p hierarchy.Path) error {
 	if w.UID == 0 {
 		return w.held(p)
 	}
@@ -179,7 +179,7 @@ func (m *Machine) amend(ctx context.Context, what string, path hierarchy.Path, e
 	x := &Target{change: change{Interface: s, amends: true}}
 	defer release([]*Target{x})
 	r := s.Record
-	if _, err := x.Entry(hierarchy.Path(r.Interface).Join(hierarchy.RestName)); err != nil {
+	if _, err := x.entry(hierarchy.Path(r.Interface).Join(hierarchy.RestName)); err != nil {
 		return err // there is always one, if there is a tree
 	}
 	if err := x.stands(hierarchy.ID(hierarchy.RootMinor)); err != nil {
@@ -217,7 +217,7 @@ func (m *Machine) Add(ctx context.Context, a amend.Branch, who *Petitioner) erro
 				return err
 			}
 		}
-		if err := x.Exists(parent); err != nil {
+		if err := x.CheckPath(parent); err != nil {
 			return err
 		}
 		if _, _, ok := r.IDs.Find(a.Path); ok {
@@ -244,15 +244,15 @@ func (m *Machine) Add(ctx context.Context, a amend.Branch, who *Petitioner) erro
 	})
 }
 
-// Exists says what is wrong with the path of a branch; the interface's is none.
-func (x *Interface) Exists(path hierarchy.Path) error {
+// CheckPath is the error of a path that no branch has, nil for the interface.s own.
+func (x *Interface) CheckPath(path hierarchy.Path) error {
 	if path == hierarchy.Path(x.Record.Interface) {
 		return nil
 	}
 	if _, _, ok := x.Record.IDs.Find(path); ok {
 		return nil
 	}
-	_, err := x.Entry(path)
+	_, err := x.entry(path)
 	return err
 }
 
@@ -267,7 +267,7 @@ func (m *Machine) Remove(ctx context.Context, path hierarchy.Path, who *Petition
 		}
 		i := slices.IndexFunc(r.Added, func(a amend.Branch) bool { return a.Path == path })
 		if i < 0 {
-			if err := x.Exists(path); err != nil {
+			if err := x.CheckPath(path); err != nil {
 				return err
 			}
 			return fmt.Errorf("%s was not added, it is the policy's: change %s and apply it", path, r.PolicyName())

@@ -57,7 +57,7 @@ func TestBase(t *testing.T) {
 		// Root goes where it could put itself, were it not held.
 		held := slices.ContainsFunc(x.who.Homes, func(home hierarchy.Path) bool { return !x.path.Below(home) })
 		may := x.base != "" || x.who.UID == 0 && !held
-		if err := x.who.Enters(r, x.path); (err == nil) != may {
+		if err := x.who.MayEnter(r, x.path); (err == nil) != may {
 			t.Errorf("user %d in %v enters %s: %v", x.who.UID, x.who.Homes, x.path, err)
 		}
 	}

@@ -27,6 +27,7 @@ func Read(file string) *Reading {
 	return p
 }
 
+// Wait returns the policy when it has been read, or its mistakes.
 func (p *Reading) Wait(ctx context.Context) (*policy.Policy, error) {
 	select {
 	case <-p.Done:
@@ -36,7 +37,7 @@ func (p *Reading) Wait(ctx context.Context) (*policy.Policy, error) {
 	}
 }
 
-// Before is the policy's mistakes, else err: they are worth knowing even where
+// Before returns the policy's mistakes, else err: they are worth knowing even where
 // nothing could be applied.
 func (p *Reading) Before(ctx context.Context, err error) error {
 	if _, bad := p.Wait(ctx); bad != nil {

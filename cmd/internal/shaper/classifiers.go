@@ -13,10 +13,10 @@ import (
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// Asked calls f with the loopback interface of a network namespace of its own, where
+// WithLoopback calls f with the loopback interface of a network namespace of its own, where
 // the kernel can be asked by trying: nothing changes but that modules are loaded. It
 // needs CAP_SYS_ADMIN, and asking CAP_NET_ADMIN.
-func Asked(f func(*rtnl.Conn, *tc.Device) error) error {
+func WithLoopback(f func(*rtnl.Conn, *tc.Device) error) error {
 	ns, err := lab.NewNetNS()
 	if err != nil {
 		return fmt.Errorf("make a network namespace to ask the kernel in: %w", err)
@@ -46,7 +46,7 @@ func Classifier(w bind.Way) string {
 }
 
 // MissingClassifiers says, of "bpf" and "cgroup", what the kernel has not that they
-// need. The interface is one of asked's.
+// need. The interface is that of [WithLoopback].
 func MissingClassifiers(lo *tc.Device) (map[string]string, error) {
 	missing := map[string]string{}
 	lacking, err := hook.Of(lo.Interface).Lacks("bpf", "cgroup")
@@ -66,7 +66,7 @@ func (m *Machine) lacks(w bind.Way) error {
 		return nil
 	}
 	if m.missing == nil {
-		err := Asked(func(_ *rtnl.Conn, lo *tc.Device) (err error) {
+		err := WithLoopback(func(_ *rtnl.Conn, lo *tc.Device) (err error) {
 			m.missing, err = MissingClassifiers(lo)
 			return err
 		})

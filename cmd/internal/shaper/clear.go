@@ -21,7 +21,7 @@ import (
 // ClearAll takes away what vifshape made on the interfaces named, or on all and in all
 // homes, and puts back what was there before.
 func (m *Machine) ClearAll(ctx context.Context, ifaces []string) error {
-	unlock, err := m.Lock(ctx, "clear")
+	unlock, err := m.lock(ctx, "clear")
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,8 @@ func (e *InsideError) Error() string {
 	return fmt.Sprintf("%s: this process is in branch %s, and without the rights that level lock takes away: call vifshape from outside of it", e.path, e.at)
 }
 
-// Exec makes this process a program in a branch. It returns only where it cannot.
+// Exec makes this process a program in a branch. It returns only where it cannot, with
+// the reason.
 func (m *Machine) Exec(ctx context.Context, path hierarchy.Path, cmd confine.Command) error {
 	x, target, err := m.enter(ctx, path)
 	if err != nil {
@@ -48,7 +49,7 @@ func (m *Machine) Exec(ctx context.Context, path hierarchy.Path, cmd confine.Com
 	})
 }
 
-// ExecPlaced is exec for those who are not root: place has somebody who may put this
+// ExecPlaced is Exec for those who are not root: place has somebody who may put this
 // process into the branch.
 func (m *Machine) ExecPlaced(ctx context.Context, path hierarchy.Path, cmd confine.Command, place func() error) error {
 	if err := m.within(ctx, path); err != nil {
@@ -59,7 +60,7 @@ func (m *Machine) ExecPlaced(ctx context.Context, path hierarchy.Path, cmd confi
 		return err
 	}
 	defer x.Binder.Close()
-	if _, err := x.Entry(path); err != nil {
+	if _, err := x.entry(path); err != nil {
 		return err
 	}
 	cmd.Warn = func(s string) { m.Notef(path, "%s", s) }
@@ -113,13 +114,12 @@ func (x *Interface) attach(ctx context.Context, target bind.Target, pids []int, 
 	return home.Attach(ctx, h.Tree, target, pids, tree, c)
 }
 
-// enter finds the cgroup where the processes of a branch are put, made and bound if
-// it is not yet. The caller closes x's binder.
+// enter is Home for this process, which may be locked into another branch.
 func (m *Machine) enter(ctx context.Context, path hierarchy.Path) (x *Interface, target bind.Target, err error) {
 	if err := m.within(ctx, path); err != nil {
 		return nil, target, err
 	}
-	if x, target, err = m.Open(ctx, path); NotPrivileged(err) {
+	if x, target, err = m.Home(ctx, path); NotPrivileged(err) {
 		if at, e := m.branch(); e == nil && at != "" {
 			err = &InsideError{path, at}
 		}
@@ -127,8 +127,9 @@ func (m *Machine) enter(ctx context.Context, path hierarchy.Path) (x *Interface,
 	return x, target, err
 }
 
-// Open is enter for whoever may be put there.
-func (m *Machine) Open(ctx context.Context, path hierarchy.Path) (x *Interface, target bind.Target, err error) {
+// Home finds the cgroup where the processes of a branch are put, made and bound if it is
+// not yet, whoever asks. The caller closes the binder of x.
+func (m *Machine) Home(ctx context.Context, path hierarchy.Path) (x *Interface, target bind.Target, err error) {
 	x, class, err := m.standing(path)
 	if err != nil {
 		return nil, target, err
@@ -150,7 +151,7 @@ func (m *Machine) Open(ctx context.Context, path hierarchy.Path) (x *Interface, 
 	if x, class, err = m.standing(path); err != nil {
 		return nil, target, err
 	}
-	if target, err = m.home(ctx, x, path, class); err != nil {
+	if target, err = m.makeHome(ctx, x, path, class); err != nil {
 		return nil, target, errors.Join(err, x.Binder.Close())
 	}
 	return x, target, nil
@@ -163,7 +164,7 @@ func (m *Machine) standing(path hierarchy.Path) (*Interface, hierarchy.ClassID, 
 	if err != nil {
 		return nil, 0, err
 	}
-	class, err := x.Entry(path)
+	class, err := x.entry(path)
 	if err == nil {
 		err = x.stands(class)
 	}
@@ -194,8 +195,8 @@ func (x *Interface) stands(class hierarchy.ClassID) error {
 	return err
 }
 
-// Entry is the class that a branch's own processes belong to.
-func (x *Interface) Entry(path hierarchy.Path) (hierarchy.ClassID, error) {
+// entry is the class that a branch's own processes belong to.
+func (x *Interface) entry(path hierarchy.Path) (hierarchy.ClassID, error) {
 	if x.Record.Policy == "" {
 		return 0, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", path.Interface())
 	}
@@ -213,9 +214,9 @@ func (x *Interface) Entry(path hierarchy.Path) (hierarchy.ClassID, error) {
 	return class, nil
 }
 
-// home is the cgroup of a branch, made and bound if it is not yet. The caller holds the
+// makeHome is the cgroup of a branch, made and bound if it is not yet. The caller holds the
 // store's lock.
-func (m *Machine) home(ctx context.Context, x *Interface, path hierarchy.Path, class hierarchy.ClassID) (target bind.Target, err error) {
+func (m *Machine) makeHome(ctx context.Context, x *Interface, path hierarchy.Path, class hierarchy.ClassID) (target bind.Target, err error) {
 	target = home.Target(m.Store.NetNS, path)
 	c := &change{Interface: x.of(x.Binder.Only(target)), next: x.Record}
 	if c.before, err = c.Kernel.Read(ctx); err != nil {

@@ -52,11 +52,11 @@ func (e *contradictionError) Remedy() string {
 
 // TreeLost is the loss of everything.
 func TreeLost(r *record.Record, is hierarchy.Root) *LostError {
-	return &LostError{r.Interface, []string{"the tree is gone, its root qdisc is " + RootText(is)}, r.Policy}
+	return &LostError{r.Interface, []string{"the tree is gone, its root qdisc is " + rootText(is)}, r.Policy}
 }
 
-// Losses says what there is no more of that the record tells of, nil where all of it is
-// there. The state is the interface's, as far as it can be read.
+// Losses is a [LostError] of what there is no more of that the record tells of, nil where
+// all of it is there. The state is the interface's, as far as it can be read.
 func (x *Interface) Losses(s hierarchy.State) error {
 	r := x.Record
 	if r.Policy == "" {
@@ -131,7 +131,8 @@ func (x *Interface) queues(ctx context.Context) (hierarchy.State, error) {
 	return s, err
 }
 
-// Intact holds the record against the kernel: what is lost, and what cannot be.
+// Intact holds the record against the kernel. Its error is a [LostError] for what is gone;
+// another where both cannot be right, or the kernel could not be asked.
 func (m *Machine) Intact(ctx context.Context, iface string) error {
 	x, err := m.Interface(iface, "")
 	if err != nil {
@@ -193,7 +194,8 @@ func (x *Interface) misnamedHome(p hierarchy.Path, is hierarchy.ClassID) error {
 	return nil
 }
 
-func RootText(r hierarchy.Root) string {
+// rootText names a root qdisc, and says where it is the kernel's own.
+func rootText(r hierarchy.Root) string {
 	switch {
 	case r.Kind == "":
 		return "the kernel's own"

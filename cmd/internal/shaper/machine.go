@@ -65,11 +65,12 @@ func Open(runDir string, tell func(Remark)) (*Machine, error) {
 	return m, nil
 }
 
+// Close ends the talk with the kernel.
 func (m *Machine) Close() error { return m.Conn.Close() }
 
-// Lock is that of the store. Where there is no room for its file nobody else has it
+// lock is that of the store. Where there is no room for its file nobody else has it
 // either, and trees are made and taken away nevertheless.
-func (m *Machine) Lock(ctx context.Context, what string) (func(), error) {
+func (m *Machine) lock(ctx context.Context, what string) (func(), error) {
 	unlock, err := m.Store.Lock(ctx, what)
 	if record.Full(err) {
 		m.Warnf("", "there is no room for a lock in %s: two that change the interfaces at once will not see each other", m.Store.Dir)
@@ -196,7 +197,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 		return err
 	}
 	maps.Copy(s.Kernel.Names, ids.Names(t.Port.Device))
-	if x.before, err = x.Read(ctx); err != nil {
+	if x.before, err = x.read(ctx); err != nil {
 		return err
 	}
 	if r := x.On(x.before).Root; r.Foreign() && !t.Replace {
@@ -220,9 +221,9 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 	return nil
 }
 
-// Read is the state of the interface. Without privileges the bindings in force
+// read is the state of the interface. Without privileges the bindings in force
 // cannot be read; the rest of the state still can.
-func (x *Target) Read(ctx context.Context) (hierarchy.State, error) {
+func (x *Target) read(ctx context.Context) (hierarchy.State, error) {
 	s, err := x.Kernel.Read(ctx)
 	if !errors.Is(err, caps.ErrNotPrivileged) {
 		return s, err
@@ -339,8 +340,8 @@ func (c *Changes) Empty() bool {
 	return !slices.ContainsFunc(c.Targets, func(x *Target) bool { return !x.Plan.Empty() || x.unknown() })
 }
 
-// Blind is why the bindings in force could not be read; nil: they were.
-func (c *Changes) Blind() error {
+// blind is why the bindings in force could not be read; nil: they were.
+func (c *Changes) blind() error {
 	for _, x := range c.Targets {
 		if x.Blind != nil {
 			return x.Blind
@@ -385,7 +386,7 @@ type ApplyOptions struct {
 // Apply brings a policy into force, all of it or nothing, under the lock of writers. The
 // caller closes the changes. With an error there are none.
 func (m *Machine) Apply(ctx context.Context, r *Reading, o ApplyOptions) (*Changes, error) {
-	unlock, err := m.Lock(ctx, o.What)
+	unlock, err := m.lock(ctx, o.What)
 	if err != nil {
 		return nil, r.Before(ctx, err)
 	}
@@ -398,13 +399,13 @@ func (m *Machine) Apply(ctx context.Context, r *Reading, o ApplyOptions) (*Chang
 		err = c.NotThere()
 	}
 	if err == nil {
-		err = c.Blind()
+		err = c.blind()
 	}
 	if err == nil {
 		err = c.Tell(false)
 	}
 	if err == nil {
-		err = c.Apply(ctx)
+		err = c.m.apply(ctx, c.Targets)
 	}
 	if err != nil {
 		c.Close()
@@ -422,9 +423,6 @@ func release(all []*Target) {
 		x.Binder.Close()
 	}
 }
-
-// Apply carries the plans of all interfaces out, or none.
-func (c *Changes) Apply(ctx context.Context) error { return c.m.apply(ctx, c.Targets) }
 
 // apply carries out the plans of all targets, or none: when one fails, those
 // before it are taken back as well.

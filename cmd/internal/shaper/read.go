@@ -17,13 +17,13 @@ func (m *Machine) TreeOf(ctx context.Context, iface string) (*Target, hierarchy.
 		return nil, hierarchy.State{}, err
 	}
 	x := &Target{change: change{Interface: s}}
-	is, err := x.Read(ctx)
+	is, err := x.read(ctx)
 	root := x.On(is).Root
 	if err == nil && !root.Ours() && s.Record.Policy != "" {
 		err = TreeLost(s.Record, root)
 	}
 	if err == nil && !root.Ours() {
-		err = fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, RootText(root))
+		err = fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, rootText(root))
 	}
 	if err != nil {
 		s.Binder.Close()
@@ -38,7 +38,7 @@ func (x *Interface) Named(all []hierarchy.Bound, blind bool) []hierarchy.Bound {
 	words := map[bind.Target]hierarchy.Bound{}
 	for _, r := range x.Record.Bound {
 		if r.Target.Kind == bind.TargetNone {
-			r.Class, _ = x.Entry(r.Path) // without an entry it is shown with no branch
+			r.Class, _ = x.entry(r.Path) // without an entry it is shown with no branch
 		}
 		if r.Target.Kind == bind.TargetNone || blind {
 			all = append(all, r)

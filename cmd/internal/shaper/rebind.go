@@ -84,9 +84,9 @@ func (m *Machine) rebind(ctx context.Context, x *Interface, next *record.Record,
 	return out, nil
 }
 
-// Again makes an interface what its record says, by the way of apply. The caller holds
+// Reapply makes an interface what its record says, by the way of apply. The caller holds
 // the store's lock.
-func (m *Machine) Again(ctx context.Context, iface string) error {
+func (m *Machine) Reapply(ctx context.Context, iface string) error {
 	s, err := m.Interface(iface, "")
 	if err != nil {
 		return err
@@ -107,7 +107,8 @@ func (m *Machine) Again(ctx context.Context, iface string) error {
 	return m.apply(ctx, []*Target{x})
 }
 
-// Keep chooses the way of the classifier that the interface has.
+// Keep chooses the way of the classifier that the interface has. It is an error where that
+// is none of this version.
 func (x *Interface) Keep() error {
 	err := x.Binder.Keep()
 	if err != nil && !errors.Is(err, caps.ErrNotPrivileged) {
@@ -175,7 +176,7 @@ func (m *Machine) changeBindings(ctx context.Context, what string, path hierarch
 		return nil, err
 	}
 	defer x.Binder.Close()
-	if _, err := x.Entry(path); err != nil {
+	if _, err := x.entry(path); err != nil {
 		return nil, err
 	}
 	next := *x.Record

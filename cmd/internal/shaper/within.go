@@ -147,7 +147,7 @@ func (m *Machine) Inside(x *Interface, way bind.Way, all []hierarchy.Bound, blin
 			return b, nil
 		}
 		if ns, p, ok := home.Parse(at); ok && blind && ns == m.Store.NetNS && p.Interface() == x.Record.Interface {
-			if class, err := x.Entry(p); err == nil { // else a cgroup that a program made in its home
+			if class, err := x.entry(p); err == nil { // else a cgroup that a program made in its home
 				return hierarchy.Bound{Target: at, Class: class, Path: p, From: "run"}, nil
 			}
 		}
@@ -156,7 +156,7 @@ func (m *Machine) Inside(x *Interface, way bind.Way, all []hierarchy.Bound, blin
 		}
 	}
 	if claim := hierarchy.Path(os.Getenv(BranchVariable)); !whole && claim.Interface() == x.Record.Interface {
-		if class, err := x.Entry(claim); err == nil {
+		if class, err := x.entry(claim); err == nil {
 			return hierarchy.Bound{Class: class, Path: claim, From: BranchVariable}, nil
 		}
 	}
