@@ -46,6 +46,10 @@ func (r *Record) Renamed(iface string) *Record {
 	for i := range n.Added {
 		n.Added[i].Path = path(n.Added[i].Path)
 	}
+	if r.Spec != nil {
+		spec := *r.Spec
+		spec.Interface, n.Spec = iface, &spec
+	}
 	return &n
 }
 

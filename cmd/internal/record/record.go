@@ -1,10 +1,10 @@
 package record
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
@@ -25,11 +25,16 @@ type Record struct {
 	Bindings  []Binding         `json:"bindings,omitempty"`
 	Bound     []hierarchy.Bound `json:"bound,omitempty"` // what the bindings came to; no target: not there yet
 	Former    foreign.Former    `json:"former,omitzero"` // the root qdisc that ours replaced
-	Spec      json.RawMessage   `json:"spec,omitempty"`  // what the policy says, a hierarchy.Spec
 	Delegated []Delegated       `json:"delegated,omitempty"`
 	Added     []amend.Branch    `json:"added,omitempty"` // branches, parents first
 
-	Was string `json:"-"` // the name under which it was found, if that is another
+	Serial  uint32    `json:"serial,omitempty"` // of the apply that it came from, see history.go
+	Applied time.Time `json:"applied,omitzero"` // when that was
+
+	// Spec is what the policy says, where it is to be written with the record. It has a file
+	// of its own, which is as long as all the rest and which few ask for: see Store.Spec.
+	Spec *hierarchy.Spec `json:"-"`
+	Was  string          `json:"-"` // the name under which it was found, if that is another
 }
 
 // boundSpec is a binding as it was written.
@@ -39,10 +44,11 @@ type Binding struct {
 	AtRuntime bool           `json:"at_runtime,omitempty"` // by bind, not in the policy
 }
 
-// Version is the form of a record. Version 2 had the interface's name in the keys
-// of class ids: it is read, so that branches keep their classes. Version 1 had no
-// bindings as they were written, so that what it says would unbind all of them.
-const Version = 3
+// Version is the form of a record. Version 3 had what the policy says in it, and version 2
+// the interface's name in the keys of class ids: both are read, so that branches keep their
+// classes. Version 1 had no bindings as they were written, so that what it says would
+// unbind all of them.
+const Version = 4
 
 // delegated is a branch with the users it is delegated to.
 type Delegated struct {
@@ -68,6 +74,10 @@ func (r *Record) check(iface string) error {
 		if err := r.upgrade(); err != nil {
 			return err
 		}
+	}
+	r.Version = Version
+	if r.Spec != nil {
+		r.Spec.Interface = iface
 	}
 	key := make(map[uint16]string, len(r.IDs.Minors))
 	for k, m := range r.IDs.Minors {
@@ -100,9 +110,8 @@ func (r *Record) check(iface string) error {
 	return nil
 }
 
-// upgrade makes a record of version 2 what this one would have written.
+// upgrade makes the class ids of a record of version 2 what this one would have written.
 func (r *Record) upgrade() error {
-	r.Version = Version
 	ids := hierarchy.IDs{Minors: make(map[string]uint16, len(r.IDs.Minors)), Retired: r.IDs.Retired}
 	for key, m := range r.IDs.Minors {
 		below, ok := strings.CutPrefix(key, r.Interface+"/")

@@ -1,8 +1,9 @@
 // Package record keeps what the kernel cannot hold of a shaped interface: the policy it came
 // from, the ids of its branches, bindings as they were written, what was added at run time
 // and the root qdisc from before. A [Store] is the run directory of one network namespace:
-// a file for each interface, written atomically and readable by everybody, gone at reboot as
-// the classes are; and the lock by which writers take turns. Writing takes root.
+// a record for each interface, written atomically and readable by everybody, gone at reboot
+// as the classes are, beside it what the policy says and the record before the last apply;
+// and the lock by which writers take turns. Writing takes root.
 package record
 
 import (
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/hierarchy"
 )
 
 // store is the run directory of one network namespace: a record per interface
@@ -47,23 +49,43 @@ func (s *Store) File(iface string) string { return filepath.Join(s.Dir, iface+Su
 // record, not an error: the kernel is the truth.
 func (s *Store) Load(iface string) (*Record, error) {
 	r := &Record{Version: Version, Interface: iface}
-	b, err := s.read(s.File(iface))
+	err := s.load(s.File(iface), r)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the record of %s cannot be taken for one: %w", iface, err)
-	}
-	if err := json.Unmarshal(b, r); err != nil {
-		return nil, fmt.Errorf("%s is damaged (%w): remove it, and apply the policy again", s.File(iface), err)
-	}
-	if r.Version != Version && r.Version != 2 {
-		return nil, fmt.Errorf("%s was written by another version of vifshape (format %d, this one has %d): clear with that version, or remove the file", s.File(iface), r.Version, Version)
-	}
-	if err := r.check(iface); err != nil {
-		return nil, fmt.Errorf("%s is damaged (%w): remove it, and apply the policy again", s.File(iface), err)
+		return nil, err
 	}
 	return r, nil
+}
+
+// load reads a record from a file. It is about the interface that r names.
+func (s *Store) load(file string, r *Record) error {
+	iface := r.Interface
+	b, err := s.read(file)
+	if err != nil {
+		return fmt.Errorf("the record of %s cannot be taken for one: %w", iface, err)
+	}
+	v := struct {
+		*Record
+		Spec *hierarchy.Spec `json:"spec"` // of version 3
+	}{Record: r}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return damaged(file, err)
+	}
+	r.Spec = v.Spec
+	if r.Version < 2 || r.Version > Version {
+		return fmt.Errorf("%s was written by another version of vifshape (format %d, this one has %d): clear with that version, or remove the file", file, r.Version, Version)
+	}
+	if err := r.check(iface); err != nil {
+		return damaged(file, err)
+	}
+	return nil
+}
+
+// damaged says that a file holds what cannot be true.
+func damaged(file string, err error) error {
+	return fmt.Errorf("%s is damaged (%w): remove it, and apply the policy again", file, err)
 }
 
 // read reads a file of the directory, in which nobody but root may write.
@@ -98,33 +120,57 @@ func (s *Store) trusted(dir string) error {
 func (s *Store) Save(r *Record) error { return s.room(s.replace(r)) }
 
 func (s *Store) replace(r *Record) error {
-	b, err := json.Marshal(r)
+	if r.Was != "" {
+		if err := s.carry(r.Was, r.Interface); err != nil {
+			return err
+		}
+	}
+	if r.Spec != nil {
+		if _, err := s.write(s.specFile(r), nameless(r.Spec)); err != nil {
+			return err
+		}
+	}
+	st, err := s.write(s.File(r.Interface), r)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(s.Dir, ".record-*")
-	if err != nil {
-		return err
+	if s.Saved != nil {
+		s.Saved[r.Interface] = st
 	}
-	defer os.Remove(f.Name()) // gone already when all went well
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Chmod(0o644))
-	if s.Saved != nil && err == nil {
-		s.Saved[r.Interface], err = f.Stat()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), s.File(r.Interface)); err != nil || r.Was == "" {
-		return err
+	if r.Was == "" {
+		return nil
 	}
 	err = errors.Join(s.Note(r.Was, true), s.Remove(r.Was))
 	r.Was = ""
 	return err
 }
 
-// remove deletes the record of an interface.
-func (s *Store) Remove(iface string) error { return UnlessGone(os.Remove(s.File(iface))) }
+// write puts a value into a file's place.
+func (s *Store) write(file string, v any) (os.FileInfo, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(s.Dir, temporary+"*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(f.Name()) // gone already when all went well
+	_, err = f.Write(b)
+	st, failed := f.Stat()
+	if err = errors.Join(err, failed, f.Chmod(0o644), f.Close()); err != nil {
+		return nil, err
+	}
+	return st, os.Rename(f.Name(), file)
+}
+
+// temporary is what the names of files begin with that are not whole yet.
+const temporary = ".record-"
+
+// remove deletes the record of an interface, and what belongs to it.
+func (s *Store) Remove(iface string) error {
+	return errors.Join(UnlessGone(os.Remove(s.File(iface))), s.forget(iface, func(uint32, string) bool { return true }))
+}
 
 // unlessGone is the error without what only says that there is no such file.
 func UnlessGone(err error) error {
@@ -206,7 +252,7 @@ func (s *Store) tidy() {
 	}
 	left := 0
 	for _, e := range ents {
-		if strings.HasPrefix(e.Name(), ".record-") {
+		if strings.HasPrefix(e.Name(), temporary) {
 			os.Remove(filepath.Join(s.Dir, e.Name()))
 		} else {
 			left++

@@ -58,7 +58,7 @@ func TestStoreDamaged(t *testing.T) {
 	s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
 	for content, want := range map[string]string{
 		`{"version":`:                         "is damaged",
-		`{"version": 99}`:                     "another version of vifshape (format 99, this one has 3)",
+		`{"version": 99}`:                     "another version of vifshape (format 99, this one has 4)",
 		`{"version": 2, "interface": "eth1"}`: `eth0.json is damaged (it is about interface "eth1"): remove it, and apply the policy again`,
 		`{"version": 2, "interface": "eth0", "ids": {"minors": {"eth0/a": 16, "eth0/b": 16}}}`:  `eth0.json is damaged ("eth0/a" and "eth0/b" have the same class id 71f:10): remove it`,
 		`{"version": 2, "interface": "eth0", "ids": {"minors": {"a": 16}}}`:                     `("a" is not below eth0)`,
@@ -67,7 +67,7 @@ func TestStoreDamaged(t *testing.T) {
 		`{"version": 3, "interface": "eth0", "order": ["eth0", "x"]}`:                           `("x" is not below eth0)`,
 		`{"version": 2, "interface": "eth0", "bindings": [{"path": "x", "binding": "user:a"}]}`: `("x" is not below eth0)`,
 		`{"version": 2, "interface": "eth0", "bindings": [{"path": "eth0/a", "binding": "a"}]}`: `is damaged (binding "a" does not say what it names`,
-		`{"version": 1, "interface": "eth0"}`:                                                   "another version of vifshape (format 1, this one has 3): clear with that version, or remove the file",
+		`{"version": 1, "interface": "eth0"}`:                                                   "another version of vifshape (format 1, this one has 4): clear with that version, or remove the file",
 	} {
 		if err := os.WriteFile(filepath.Join(s.Dir, "eth0.json"), []byte(content), 0o644); err != nil {
 			t.Fatal(err)

@@ -2,7 +2,6 @@ package shaper
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os/user"
 	"slices"
@@ -30,23 +29,13 @@ func UID(d bind.Delegate) (id uint32, ok bool) {
 	return uint32(n), err == nil && n != 0 && n != bind.OverflowUID
 }
 
-// laid decodes what a record keeps of a policy, and adds branches to it.
-func laid(spec json.RawMessage, iface string, added []amend.Branch, lay func(*hierarchy.Spec, []hierarchy.Kind, []amend.Branch) (amend.Extended, error)) (amend.Extended, error) {
-	var s hierarchy.Spec
-	if err := json.Unmarshal(spec, &s); err != nil {
-		return amend.Extended{}, err
-	}
-	s.Interface = iface
-	return lay(&s, qdisc.Kinds(), added)
-}
-
 // keepAdded puts the branches that were added to the former policy into the tree of
 // the next one.
 func (x *Target) keepAdded() error {
 	if len(x.Record.Added) == 0 {
 		return nil
 	}
-	with, err := laid(x.spec, x.Tree.Port.Device, x.Record.Added, amend.Keep)
+	with, err := amend.Keep(x.spec, qdisc.Kinds(), x.Record.Added)
 	if err == nil {
 		x.lay(with)
 	}
@@ -185,7 +174,9 @@ func (m *Machine) amend(ctx context.Context, what string, path hierarchy.Path, e
 	if err := x.stands(hierarchy.ID(hierarchy.RootMinor)); err != nil {
 		return err
 	}
-	x.spec = r.Spec
+	if x.spec, err = m.Store.Spec(r); err != nil {
+		return err
+	}
 	if err := edit(x); err != nil {
 		return err
 	}
@@ -223,7 +214,7 @@ func (m *Machine) Add(ctx context.Context, a amend.Branch, who *Petitioner) erro
 		if _, _, ok := r.IDs.Find(a.Path); ok {
 			return fmt.Errorf("%s is there already", a.Path)
 		}
-		with, err := laid(r.Spec, r.Interface, append(slices.Clone(r.Added), a), amend.Extend)
+		with, err := amend.Extend(x.spec, qdisc.Kinds(), append(slices.Clone(r.Added), a))
 		if err != nil {
 			return err
 		}
@@ -231,7 +222,7 @@ func (m *Machine) Add(ctx context.Context, a amend.Branch, who *Petitioner) erro
 			return fmt.Errorf("%s: %s", with.Dropped[0].Path, with.Dropped[0].Why)
 		}
 		if who != nil {
-			before, err := laid(r.Spec, r.Interface, r.Added, amend.Extend)
+			before, err := amend.Extend(x.spec, qdisc.Kinds(), r.Added)
 			if err != nil {
 				return err
 			}
@@ -296,7 +287,7 @@ func (m *Machine) Remove(ctx context.Context, path hierarchy.Path, who *Petition
 		if !gone {
 			return fmt.Errorf("%s: processes live in it: end them, or `vifshape attach` them to another branch", path)
 		}
-		with, err := laid(r.Spec, r.Interface, slices.Delete(slices.Clone(r.Added), i, i+1), amend.Extend)
+		with, err := amend.Extend(x.spec, qdisc.Kinds(), slices.Delete(slices.Clone(r.Added), i, i+1))
 		x.Tree, x.added = with.Tree, with.Kept
 		return err
 	})

@@ -21,6 +21,8 @@ type change struct {
 	Plan   hierarchy.Plan // from the one to the other
 	next   *record.Record // that belongs to want; the interface's own: it stays as it is
 	amends bool           // what is in force is changed by what stands in the record alone
+	policy bool           // a policy is applied: the interface's own record is kept as the one before
+	saved  bool           // next is written
 }
 
 // toward makes the state that is wanted the change's, with the plan that leads there.
@@ -39,7 +41,7 @@ func (m *Machine) carry(ctx context.Context, c *change) error {
 	iface := c.Record.Interface
 	var unsaved error
 	if c.next != c.Record {
-		unsaved = m.Store.Save(c.next)
+		unsaved = m.save(c)
 	}
 	if unsaved != nil && (!record.Full(unsaved) || c.amends || c.On(c.before).Root.Foreign()) {
 		return fmt.Errorf("%s: its record cannot be written, and nothing was changed: %w", iface, unsaved)
@@ -59,6 +61,17 @@ func (m *Machine) carry(ctx context.Context, c *change) error {
 		return err
 	}
 	return errors.Join(err, m.restore(c))
+}
+
+// save writes the record that belongs to what is wanted.
+func (m *Machine) save(c *change) (err error) {
+	if c.policy {
+		err = m.Store.Succeed(c.next, c.Record)
+	} else {
+		err = m.Store.Save(c.next)
+	}
+	c.saved = err == nil
+	return err
 }
 
 // takeBack takes a change back that was made.
@@ -82,7 +95,11 @@ func (m *Machine) restore(c *change) error {
 	case c.Record.Policy == "":
 		return m.Store.Remove(c.Record.Interface)
 	}
-	return m.Store.Save(c.Record)
+	err := m.Store.Save(c.Record)
+	if err == nil {
+		m.Store.Settle(c.Record)
+	}
+	return err
 }
 
 // standing is what there is to go back to: not to bindings of cgroups and interfaces that

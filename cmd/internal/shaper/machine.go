@@ -8,7 +8,6 @@ package shaper
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -177,7 +176,7 @@ type Target struct {
 	outside []resolve.Outside // bindings that do not hold all of what they name
 	kept    []record.Binding  // bindings made at run time, that stay
 	lost    []record.Binding  // and those that go with their branches
-	spec    json.RawMessage   // what the policy says of the interface
+	spec    *hierarchy.Spec   // what the policy says of the interface
 	added   []amend.Branch    // branches beside the policy's, in tree
 	dropped []amend.Dropped   // and those that have no place in it any more
 	Blind   error             // why the bindings in force could not be read
@@ -207,7 +206,8 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 	x.next = &record.Record{
 		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.Record.Former, Was: s.Record.Was,
-		Spec: x.spec, Delegated: Delegations(t), Added: x.added,
+		Spec: s.Record.Spec, Delegated: Delegations(t), Added: x.added,
+		Serial: s.Record.Serial, Applied: s.Record.Applied,
 	}
 	if !x.On(x.before).Root.Ours() {
 		if x.next.Former, err = foreign.Root(s.Device.Interface); err != nil {
@@ -303,13 +303,13 @@ func (m *Machine) Plan(ctx context.Context, r *Reading, binding string) (*Change
 			continue
 		}
 		if err == nil {
-			x := &Target{change: change{Interface: s}, Tree: t}
+			x := &Target{change: change{Interface: s}, Tree: t, spec: p.Specs[i]}
 			c.Targets = append(c.Targets, x)
-			if x.spec, err = json.Marshal(p.Specs[i]); err == nil {
-				err = x.keepAdded()
+			if err = x.keepAdded(); err == nil {
+				err = m.settle(ctx, r.file, binding, x)
 			}
 			if err == nil {
-				err = m.settle(ctx, r.file, binding, x)
+				x.next.Spec, x.policy = x.spec, true
 			}
 			if err == nil && x.want.Hook.Way.Tagged() {
 				m.tags = append(m.tags, t.Port.Device)
@@ -443,6 +443,11 @@ func (m *Machine) apply(ctx context.Context, all []*Target) error {
 			}
 		}
 		return err
+	}
+	for _, x := range all {
+		if x.saved {
+			m.Store.Settle(x.next)
+		}
 	}
 	return errors.Join(unrecorded...)
 }

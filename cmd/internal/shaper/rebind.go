@@ -14,6 +14,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // Rebound is what a look at the bindings of an interface has found and done.
@@ -91,9 +92,12 @@ func (m *Machine) Reapply(ctx context.Context, iface string) error {
 	if err != nil {
 		return err
 	}
-	x := &Target{change: change{Interface: s}, spec: s.Record.Spec}
+	x := &Target{change: change{Interface: s}}
 	defer release([]*Target{x})
-	with, err := laid(x.spec, iface, s.Record.Added, amend.Extend)
+	if x.spec, err = m.Store.Spec(s.Record); err != nil {
+		return err
+	}
+	with, err := amend.Extend(x.spec, qdisc.Kinds(), s.Record.Added)
 	if err != nil {
 		return err
 	}
