@@ -36,33 +36,44 @@ func (b *Binder) Read(ctx context.Context, s *hierarchy.State) error {
 	return b.wrap(err)
 }
 
-// inForce is the way of the classifier that is on the interface, nil for none. Where
-// there are several, the program has the last word, and rules have written a class before
-// the kernel's filter is asked.
+// inForce is the way of the classifier that is on the interface, nil for none. It looks for
+// what lies beside it, too.
 func (b *Binder) inForce() (*choice, error) {
-	b.last, b.is = nil, 0
-	rules, rulesAre, err := b.tables.Read()
+	on, err := b.deciding()
+	if err != nil || on == nil || on.classifier != b.egress {
+		return on, err
+	}
+	rules, _, err := b.tables.Read()
 	if err != nil {
+		b.last = nil
 		return nil, err
 	}
+	b.beside = rules != bind.WayNone
+	return on, nil
+}
+
+// deciding is inForce for those who need no more than what binds packets. Where there are
+// several ways, the program has the last word, and rules have written a class before the
+// kernel's filter is asked: what comes after is not read.
+func (b *Binder) deciding() (*choice, error) {
+	b.last, b.is, b.beside = nil, 0, false
 	on, is, err := b.egress.Read()
-	if err != nil {
-		return nil, err
+	if err == nil && on == bind.WayNone {
+		on, is, err = b.tables.Read()
 	}
-	b.beside = on != bind.WayNone && rules != bind.WayNone
-	switch {
-	case on == bind.WayNone && rules != bind.WayNone:
-		on, is = rules, rulesAre
-	case on == bind.WayNone:
+	if err == nil && on == bind.WayNone {
 		on, is, err = b.filter.Read()
 	}
+	if err != nil {
+		return nil, err
+	}
 	b.last, b.is = b.called(on), is
-	return b.last, err
+	return b.last, nil
 }
 
 // HasClassifier says whether the interface has one, of any way.
 func (b *Binder) HasClassifier() (bool, error) {
-	on, err := b.inForce()
+	on, err := b.deciding()
 	return on != nil, b.wrap(err)
 }
 
@@ -165,7 +176,7 @@ func (b *Binder) key(w *choice, target bind.Target) (k way.Key, err error) {
 // when it is not bound, or when no classifier of this version is on the interface. It
 // changes nothing and takes one look-up.
 func (b *Binder) Class(target bind.Target) (class hierarchy.ClassID, err error) {
-	on, err := b.inForce()
+	on, err := b.deciding()
 	if err != nil || on == nil || b.is != way.Version {
 		return 0, b.wrap(err)
 	}

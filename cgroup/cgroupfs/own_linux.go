@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +24,25 @@ import (
 // the lists of processes tell. Whole says that nothing is hidden; if not, the
 // target starts at the root of what can be seen.
 func Own(w bind.Way) (target bind.Target, whole bool, err error) {
-	all, whole, err := Of(w, os.Getpid())
+	s, err := ReadSelf()
+	if err != nil {
+		return bind.Target{}, false, err
+	}
+	return s.Own(w)
+}
+
+// Self is the calling process, with the cgroups of its threads at one moment.
+type Self struct{ threads []Thread }
+
+// ReadSelf reads it, for all hierarchies at once.
+func ReadSelf() (Self, error) {
+	threads, err := own()
+	return Self{threads}, err
+}
+
+// Own is [Own] at that moment.
+func (s Self) Own(w bind.Way) (target bind.Target, whole bool, err error) {
+	all, whole, err := in(w, s.threads)
 	switch {
 	case err != nil || len(all) == 0:
 		return bind.Target{}, whole, err
@@ -53,6 +70,11 @@ func Of(w bind.Way, pid int) (targets []bind.Target, whole bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
+	return in(w, threads)
+}
+
+// in are the cgroups of threads as targets.
+func in(w bind.Way, threads []Thread) (targets []bind.Target, whole bool, err error) {
 	in := map[string]int{} // a thread of each cgroup
 	for _, t := range threads {
 		if own, ok := t.Cgroup(w.Tagged()); ok {

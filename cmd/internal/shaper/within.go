@@ -23,8 +23,12 @@ const BranchVariable = "VIFSHAPE_BRANCH"
 // What it goes by is the cgroup, in each hierarchy that binds. Bindings of the
 // policy do not count: a user's session may be bound, and its owner is no prisoner.
 func (m *Machine) within(ctx context.Context, to hierarchy.Path) error {
+	self, err := cgroupfs.ReadSelf()
+	if err != nil {
+		return err
+	}
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
-		target, whole, err := cgroupfs.Own(way)
+		target, whole, err := self.Own(way)
 		if err != nil {
 			return err
 		}
@@ -57,8 +61,12 @@ func (m *Machine) within(ctx context.Context, to hierarchy.Path) error {
 // branch is the branch that the calling process was put into, as far as the kernel
 // shows; empty: none.
 func (m *Machine) branch() (hierarchy.Path, error) {
+	self, err := cgroupfs.ReadSelf()
+	if err != nil {
+		return "", err
+	}
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
-		target, _, err := cgroupfs.Own(way)
+		target, _, err := self.Own(way)
 		if err != nil {
 			return "", err
 		}
