@@ -86,11 +86,11 @@ func (g *Guard) find(fd int) (*ebpf.Program, error) {
 			return nil, err
 		}
 		if !known {
-			info, err := p.Info()
+			called, _, err := programInfo(p)
 			if err != nil {
 				return nil, errors.Join(err, p.Close())
 			}
-			ours = info.Name == g.name
+			ours = called == g.name
 			g.ours[x.ID] = ours
 		}
 		if ours {

@@ -180,24 +180,23 @@ func openSet(id uint32) (*set, error) {
 		return nil, denied(err)
 	}
 	s := &set{id: id, prog: p, way: bind.WayBPF}
-	info, err := p.Info()
+	called, ids, err := programInfo(p)
 	if err != nil {
 		return nil, errors.Join(denied(err), s.close())
 	}
-	if info.Name == name(bind.WayNetCls) {
+	if called == name(bind.WayNetCls) {
 		s.way = bind.WayNetCls
 	}
-	ids, _ := info.MapIDs()
 	for _, mid := range ids {
 		m, err := ebpf.NewMapFromID(mid)
 		if err != nil {
 			return nil, errors.Join(denied(err), s.close())
 		}
-		mi, err := m.Info()
+		called, err := mapName(m)
 		if err != nil {
 			return nil, errors.Join(denied(err), m.Close(), s.close())
 		}
-		s.keep(mi.Name, m)
+		s.keep(called, m)
 	}
 	if s.config == nil {
 		return s, nil
