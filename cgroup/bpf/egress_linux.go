@@ -95,6 +95,7 @@ func (e *Egress) take(w bind.Way) (*set, error) {
 	return s, err
 }
 
+// Probe implements [way.Classifier].
 func (e *Egress) Probe(w bind.Way) (on bool, err error) {
 	if err := e.refresh(); err != nil || e.set.current(w) {
 		return err == nil, err
@@ -103,6 +104,7 @@ func (e *Egress) Probe(w bind.Way) (on bool, err error) {
 	return false, err
 }
 
+// Read implements [way.Classifier].
 func (e *Egress) Read() (bind.Way, uint32, error) {
 	if err := e.refresh(); err != nil || e.set == nil {
 		return bind.WayNone, 0, err
@@ -110,7 +112,7 @@ func (e *Egress) Read() (bind.Way, uint32, error) {
 	return e.set.way, e.set.version, nil
 }
 
-// attach puts a former one back as it is; a new one is filled, and so is one of this
+// Attach puts a former one back as it is; a new one is filled, and so is one of this
 // version, whose bindings may be out of date.
 func (e *Egress) Attach(w bind.Way, v uint32, over bool, fill func()) error {
 	on := e.former
@@ -146,6 +148,7 @@ func (e *Egress) Attach(w bind.Way, v uint32, over bool, fill func()) error {
 	return err
 }
 
+// Detach implements [way.Classifier].
 func (e *Egress) Detach() error {
 	if e.set == nil {
 		return nil
@@ -157,6 +160,7 @@ func (e *Egress) Detach() error {
 // TCX_NEXT the filters behind are not asked (sch_handle_egress, net/core/dev.c, v6.12).
 func (e *Egress) Before(index uint32) ([]way.Program, error) { return TCX(index) }
 
+// Holds implements [way.Store].
 func (e *Egress) Holds(bind.TargetKind) error { return nil }
 
 // inForce is the set by which packets are bound, nil where there is none of this version.
@@ -167,6 +171,7 @@ func (e *Egress) inForce() *set {
 	return nil
 }
 
+// Get implements [way.Store].
 func (e *Egress) Get(k way.Key) (hierarchy.ClassID, bool, error) {
 	s := e.inForce()
 	if s == nil {
@@ -175,6 +180,7 @@ func (e *Egress) Get(k way.Key) (hierarchy.ClassID, bool, error) {
 	return s.get(k)
 }
 
+// Put implements [way.Store].
 func (e *Egress) Put(k way.Key, class hierarchy.ClassID) (err error) {
 	s := e.inForce()
 	if s == nil || e.filling {
@@ -185,6 +191,7 @@ func (e *Egress) Put(k way.Key, class hierarchy.ClassID) (err error) {
 	return s.put(k, class)
 }
 
+// Remove implements [way.Store].
 func (e *Egress) Remove(k way.Key) error {
 	s := e.inForce()
 	if s == nil {
@@ -197,6 +204,7 @@ func (e *Egress) Remove(k way.Key) error {
 	return s.unbindNumber(numberedOf(k.Kind), uint32(k.ID))
 }
 
+// All implements [way.Store].
 func (e *Egress) All(fn func(way.Key, hierarchy.ClassID) error) error {
 	s := e.inForce()
 	if s == nil {
@@ -205,8 +213,10 @@ func (e *Egress) All(fn func(way.Key, hierarchy.ClassID) error) error {
 	return s.each(fn)
 }
 
+// Clear implements [way.Store].
 func (e *Egress) Clear() error { return nil }
 
+// Flush implements [way.Store].
 func (e *Egress) Flush() (left []string, err error) {
 	s := e.inForce()
 	if s == nil {

@@ -18,8 +18,10 @@ type Filter struct {
 	on   bool
 }
 
+// Probe implements [way.Classifier].
 func (f *Filter) Probe(bind.Way) (on bool, err error) { return false, nil }
 
+// Read implements [way.Classifier].
 func (f *Filter) Read() (w bind.Way, v uint32, err error) {
 	if f.on, err = f.Hook.CgroupFilter(); f.on {
 		return bind.WayClsCgroup, way.Version, err
@@ -27,6 +29,7 @@ func (f *Filter) Read() (w bind.Way, v uint32, err error) {
 	return bind.WayNone, 0, err
 }
 
+// Attach implements [way.Classifier].
 func (f *Filter) Attach(_ bind.Way, v uint32, _ bool, fill func()) error {
 	if err := way.Known(v); err != nil {
 		return err
@@ -37,6 +40,7 @@ func (f *Filter) Attach(_ bind.Way, v uint32, _ bool, fill func()) error {
 	return err
 }
 
+// Detach implements [way.Classifier].
 func (f *Filter) Detach() error {
 	if !f.on {
 		return nil
@@ -45,4 +49,5 @@ func (f *Filter) Detach() error {
 	return f.Hook.DetachCgroupFilter()
 }
 
+// Before implements [way.Classifier].
 func (f *Filter) Before(uint32) ([]way.Program, error) { return nil, nil }

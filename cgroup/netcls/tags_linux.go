@@ -46,6 +46,7 @@ func (t *Tags) Ours(c hierarchy.ClassID) bool {
 
 func (t *Tags) has(c hierarchy.ClassID) bool { return t.Classes == nil || t.Classes[c] != "" }
 
+// Holds implements [way.Store].
 func (t *Tags) Holds(k bind.TargetKind) error {
 	switch k {
 	case bind.TargetUser:
@@ -56,6 +57,7 @@ func (t *Tags) Holds(k bind.TargetKind) error {
 	return nil
 }
 
+// Get implements [way.Store].
 func (t *Tags) Get(k way.Key) (hierarchy.ClassID, bool, error) {
 	tree, err := t.tree()
 	if err != nil {
@@ -65,6 +67,7 @@ func (t *Tags) Get(k way.Key) (hierarchy.ClassID, bool, error) {
 	return class, t.Ours(class), err
 }
 
+// Put implements [way.Store].
 func (t *Tags) Put(k way.Key, class hierarchy.ClassID) error {
 	if k.Path == "" {
 		return fmt.Errorf("net_cls knows cgroups only, neither users, interfaces nor cgroups that are gone: %w", caps.ErrNotSupported)
@@ -83,6 +86,7 @@ func (t *Tags) Put(k way.Key, class hierarchy.ClassID) error {
 	return tag(tree, k.Path, class, t.Others)
 }
 
+// Remove implements [way.Store].
 func (t *Tags) Remove(k way.Key) error {
 	tree, err := t.tree()
 	if err != nil {
@@ -95,7 +99,7 @@ func (t *Tags) Remove(k way.Key) error {
 	return err
 }
 
-// all are the cgroups that have a class of ours which is not their parent's, parents
+// All are the cgroups that have a class of ours which is not their parent's, parents
 // first. Where net_cls is not mounted there are none.
 func (t *Tags) All(fn func(way.Key, hierarchy.ClassID) error) error {
 	tree, err := t.Find()
@@ -119,8 +123,10 @@ func (t *Tags) All(fn func(way.Key, hierarchy.ClassID) error) error {
 	})
 }
 
+// Flush implements [way.Store].
 func (t *Tags) Flush() ([]string, error) { return nil, nil }
 
+// Clear implements [way.Store].
 func (t *Tags) Clear() error {
 	tree, err := t.Mount()
 	if err != nil {

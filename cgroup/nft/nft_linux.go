@@ -46,6 +46,7 @@ func (t *Tables) take(w bind.Way) *ruleset {
 	return t.draft
 }
 
+// Probe implements [way.Classifier].
 func (t *Tables) Probe(w bind.Way) (on bool, err error) {
 	if err := t.refresh(); err != nil || t.rules.current(w) {
 		return err == nil, err
@@ -56,6 +57,7 @@ func (t *Tables) Probe(w bind.Way) (on bool, err error) {
 	return false, t.try(w)
 }
 
+// Read implements [way.Classifier].
 func (t *Tables) Read() (bind.Way, uint32, error) {
 	if err := t.refresh(); err != nil {
 		return bind.WayNone, 0, err
@@ -63,6 +65,7 @@ func (t *Tables) Read() (bind.Way, uint32, error) {
 	return t.rules.way, t.rules.version, nil
 }
 
+// Attach implements [way.Classifier].
 func (t *Tables) Attach(w bind.Way, v uint32, _ bool, fill func()) error {
 	if err := way.Known(v); err != nil {
 		return err
@@ -79,6 +82,7 @@ func (t *Tables) Attach(w bind.Way, v uint32, _ bool, fill func()) error {
 	return nil
 }
 
+// Detach implements [way.Classifier].
 func (t *Tables) Detach() error {
 	if t.rules == nil || t.rules.way == bind.WayNone {
 		return nil
@@ -87,8 +91,10 @@ func (t *Tables) Detach() error {
 	return t.write(t.rules)
 }
 
+// Before implements [way.Classifier].
 func (t *Tables) Before(uint32) ([]way.Program, error) { return nil, nil }
 
+// Holds implements [way.Store].
 func (t *Tables) Holds(k bind.TargetKind) error {
 	if k == bind.TargetLink {
 		return way.ErrLinks
@@ -96,6 +102,7 @@ func (t *Tables) Holds(k bind.TargetKind) error {
 	return nil
 }
 
+// Get implements [way.Store].
 func (t *Tables) Get(k way.Key) (class hierarchy.ClassID, bound bool, err error) {
 	if t.rules.current(bind.WayNft) {
 		class, bound = t.rules.get(k)
@@ -103,6 +110,7 @@ func (t *Tables) Get(k way.Key) (class hierarchy.ClassID, bound bool, err error)
 	return class, bound, nil
 }
 
+// Put implements [way.Store].
 func (t *Tables) Put(k way.Key, class hierarchy.ClassID) error {
 	if t.filling || !t.rules.current(bind.WayNft) {
 		return t.take(bind.WayNft).put(k, class)
@@ -110,6 +118,7 @@ func (t *Tables) Put(k way.Key, class hierarchy.ClassID) error {
 	return t.rules.put(k, class)
 }
 
+// Remove implements [way.Store].
 func (t *Tables) Remove(k way.Key) error {
 	if t.rules.current(bind.WayNft) {
 		t.rules.remove(k)
@@ -117,6 +126,7 @@ func (t *Tables) Remove(k way.Key) error {
 	return nil // or gone with the classifier
 }
 
+// All implements [way.Store].
 func (t *Tables) All(fn func(way.Key, hierarchy.ClassID) error) error {
 	if !t.rules.current(bind.WayNft) {
 		return nil
@@ -124,8 +134,10 @@ func (t *Tables) All(fn func(way.Key, hierarchy.ClassID) error) error {
 	return t.rules.each(fn)
 }
 
+// Clear implements [way.Store].
 func (t *Tables) Clear() error { return nil }
 
+// Flush implements [way.Store].
 func (t *Tables) Flush() ([]string, error) {
 	if !t.rules.current(bind.WayNft) || !t.rules.changed {
 		return nil, nil

@@ -104,7 +104,7 @@ type Report struct {
 	named    bool            // interfaces were asked for
 }
 
-// examineAll looks at a machine and some of its interfaces, with no name at all of them,
+// Examine looks at a machine and some of its interfaces, with no name at all of them,
 // and at what stands in the way of a policy; no file: none. What cannot be looked at is a
 // finding as any other. It changes nothing but that the kernel may load modules.
 func Examine(ctx context.Context, m *shaper.Machine, file string, interfaces []string) (*Report, error) {

@@ -21,7 +21,7 @@ type Binding struct {
 	Outside   []string       `json:"outside,omitempty"` // what of that which it names it does not hold
 }
 
-// bindingsOf are those of one interface, or of one of its branches and all below.
+// Bindings are those of one interface, or of one of its branches and all below.
 func Bindings(ctx context.Context, m *shaper.Machine, iface string, path hierarchy.Path) ([]*Binding, error) {
 	x, s, err := m.TreeOf(ctx, iface)
 	if err != nil {

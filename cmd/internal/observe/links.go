@@ -13,7 +13,7 @@ import (
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// viewLink is an interface in the form of ls.
+// Link is an interface in the form of ls.
 type Link struct {
 	link.Link
 	Shaper   string            `json:"shaped_by"` // "vifshape", the kind of a foreign root qdisc, or ""

@@ -28,7 +28,7 @@ type Self struct {
 	Delegated []record.Delegated `json:"delegated,omitempty"`
 }
 
-// ownBranch is the branch of the calling process on one interface, looked at once.
+// Own is the branch of the calling process on one interface, looked at once.
 type Own struct {
 	device *tc.Device
 	class  hierarchy.Class
@@ -93,7 +93,7 @@ func (o *Own) count() (tc.ClassStats, error) {
 	return all[i], nil
 }
 
-// viewTree looks a second time.
+// View looks a second time.
 func (o *Own) View() (*Self, error) {
 	from := o.at
 	n, err := o.count()

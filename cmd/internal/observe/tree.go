@@ -34,6 +34,7 @@ type Tree struct {
 	Branches  []*Branch `json:"branches"`
 }
 
+// Branch is a branch with its counters and what is bound to it.
 type Branch struct {
 	hierarchy.Class
 	Leaf      bool                 `json:"leaf"`
@@ -62,6 +63,7 @@ type process struct {
 	Name string `json:"name"`
 }
 
+// Bound is a binding in force, or one that waits, and how far it holds.
 type Bound struct {
 	Target    bind.Target `json:"target,omitzero"` // empty: not there yet, or not readable
 	From      string      `json:"from"`
@@ -297,7 +299,7 @@ func (b *Bound) String() string {
 	return s
 }
 
-// boundTo says by what.
+// BoundBy says by what.
 func (v *Tree) BoundBy() string {
 	switch {
 	case v.Way != bind.WayNone:

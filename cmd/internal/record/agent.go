@@ -12,17 +12,17 @@ import (
 // agentSocket is the agent's in the run directory.
 const AgentSocket = "agent.sock"
 
-// runningError says that there is an agent already.
+// RunningError says that there is an agent already.
 type RunningError struct{ holder string }
 
 func (e *RunningError) Error() string {
 	return fmt.Sprintf("%s is already running in this network namespace, and one watches all its interfaces", e.holder)
 }
 
-// agentFile is locked as long as the agent lives, however it ends.
+// AgentFile is locked as long as the agent lives, however it ends.
 func (s *Store) AgentFile() string { return s.lockNamed("agent.lock") }
 
-// takeAgent makes the caller the agent, until the file is closed. The caller holds
+// TakeAgent makes the caller the agent, until the file is closed. The caller holds
 // the lock of writers.
 func (s *Store) TakeAgent() (*os.File, error) {
 	f, err := s.TryLock(s.AgentFile(), "agent")
@@ -32,7 +32,7 @@ func (s *Store) TakeAgent() (*os.File, error) {
 	return f, err
 }
 
-// agentHeld says whether a file of takeAgent is still the one that others find.
+// AgentHeld says whether a file of takeAgent is still the one that others find.
 func (s *Store) AgentHeld(f *os.File) bool {
 	mine, err := f.Stat()
 	if err != nil {
@@ -42,7 +42,7 @@ func (s *Store) AgentHeld(f *os.File) bool {
 	return err == nil && os.SameFile(mine, now)
 }
 
-// reachable says whether the agent's socket is there.
+// Reachable says whether the agent's socket is there.
 func (s *Store) Reachable() bool {
 	_, err := os.Lstat(s.AgentSocketFile())
 	return err == nil
@@ -59,5 +59,5 @@ func (s *Store) agentRuns() bool {
 	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil
 }
 
-// agentSocketFile is where the agent of a network namespace listens.
+// AgentSocketFile is where the agent of a network namespace listens.
 func (s *Store) AgentSocketFile() string { return filepath.Join(s.Dir, AgentSocket) }

@@ -10,7 +10,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// bind adds bindings to those of a branch. One that is there stays as it is.
+// Bind adds bindings to those of a branch. One that is there stays as it is.
 func (r *Record) Bind(path hierarchy.Path, specs []bind.Binding) (fresh []bind.Binding, remarks []string, err error) {
 	var errs []error
 	for _, s := range specs {
@@ -29,7 +29,7 @@ func (r *Record) Bind(path hierarchy.Path, specs []bind.Binding) (fresh []bind.B
 	return fresh, remarks, errors.Join(errs...)
 }
 
-// unbind takes bindings away that bind has made.
+// Unbind takes bindings away that bind has made.
 func (r *Record) Unbind(path hierarchy.Path, specs []bind.Binding) (_ []bind.Binding, _ []string, err error) {
 	var errs []error
 	for _, s := range specs {
@@ -76,7 +76,7 @@ func (r *Record) notBound(path hierarchy.Path, s bind.Binding) error {
 	return fmt.Errorf("%w: what was at run time is %s", err, strings.Join(there, ", "))
 }
 
-// by says who made the binding.
+// By says who made the binding.
 func (b *Binding) By() string {
 	if b.AtRuntime {
 		return "at run time"

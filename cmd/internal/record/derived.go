@@ -10,7 +10,7 @@ import (
 	"github.com/vifshape/vifshape/tc/link"
 )
 
-// moved is the interface that the record was written for, where it has another
+// Moved is the interface that the record was written for, where it has another
 // name by now. An index alone proves little: it may come back with an interface
 // that was in another namespace, but not with a tree on it.
 func (r *Record) Moved(links []link.Link) *link.Link {
@@ -23,7 +23,7 @@ func (r *Record) Moved(links []link.Link) *link.Link {
 	return &links[i]
 }
 
-// renamed is the record under another name of the interface: branches keep their
+// Renamed is the record under another name of the interface: branches keep their
 // classes.
 func (r *Record) Renamed(iface string) *Record {
 	path := func(p hierarchy.Path) hierarchy.Path { return hierarchy.Path(iface) + p[len(r.Interface):] }
@@ -53,7 +53,7 @@ func (r *Record) Renamed(iface string) *Record {
 	return &n
 }
 
-// leaf is the leaf that the branch's own processes use, and its class.
+// Leaf is the leaf that the branch's own processes use, and its class.
 func (r *Record) Leaf(p hierarchy.Path) (leaf hierarchy.Path, class hierarchy.ClassID, ok bool) {
 	class, inner, ok := r.IDs.Find(p)
 	if inner {
@@ -63,7 +63,7 @@ func (r *Record) Leaf(p hierarchy.Path) (leaf hierarchy.Path, class hierarchy.Cl
 	return p, class, ok
 }
 
-// branches are those that processes can be in, with their bindings.
+// Branches are those that processes can be in, with their bindings.
 func (r *Record) Branches() []resolve.Branch {
 	bind := map[hierarchy.Path][]bind.Binding{}
 	for _, b := range r.Bindings {
@@ -78,7 +78,7 @@ func (r *Record) Branches() []resolve.Branch {
 	return all
 }
 
-// came notes what the bindings came to, for those who may not read the kernel.
+// Came notes what the bindings came to, for those who may not read the kernel.
 func (r *Record) Came(to *resolve.Resolution) {
 	r.Bound = slices.Clone(to.Bound)
 	for _, p := range to.Pending {
@@ -86,7 +86,7 @@ func (r *Record) Came(to *resolve.Resolution) {
 	}
 }
 
-// policy is the policy's file in words.
+// PolicyName is the policy's file in words.
 func (r *Record) PolicyName() string {
 	if r.Policy == "-" {
 		return "the policy"
@@ -94,6 +94,7 @@ func (r *Record) PolicyName() string {
 	return words.Printable(r.Policy)
 }
 
+// Paths are those of all branches, in no order.
 func (r *Record) Paths() []string {
 	var all []string
 	for _, p := range r.IDs.Names(r.Interface) {

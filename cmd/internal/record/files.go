@@ -14,7 +14,7 @@ import (
 // mostRecord bounds a record, of which one with 60,000 branches has 20 MiB.
 const mostRecord = 64 << 20
 
-// notFileError says that something else stands where a file should.
+// NotFileError says that something else stands where a file should.
 type NotFileError struct {
 	File string
 	Mode fs.FileMode
@@ -83,7 +83,7 @@ func readOwn(file string, most int64) ([]byte, error) {
 	return b, err
 }
 
-// noRoomError says that the run directory is full.
+// NoRoomError says that the run directory is full.
 type NoRoomError struct {
 	Dir string
 	err error
@@ -92,7 +92,7 @@ type NoRoomError struct {
 func (e *NoRoomError) Error() string { return e.err.Error() }
 func (e *NoRoomError) Unwrap() error { return e.err }
 
-// full says whether an error is that the run directory is full.
+// Full says whether an error is that the run directory is full.
 func Full(err error) bool {
 	var no *NoRoomError
 	return errors.As(err, &no)

@@ -17,7 +17,7 @@ import (
 // lockWait is how long a writer waits for another one.
 const lockWait = 10 * time.Second
 
-// lockedError says who else is writing.
+// LockedError says who else is writing.
 type LockedError struct {
 	Holder string
 	Wait   time.Duration
@@ -27,7 +27,7 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("%s is changing the interfaces of this network namespace, and did not finish within %v", e.Holder, e.Wait)
 }
 
-// lock makes the caller the only writer in this network namespace until the
+// Lock makes the caller the only writer in this network namespace until the
 // returned function is called or the process ends. The kernel releases a lock
 // whose holder was killed. The function also removes the directory where nothing
 // is left in it.
@@ -59,6 +59,7 @@ func (s *Store) Lock(ctx context.Context, what string) (func(), error) {
 	}
 }
 
+// LockFile is the file of the lock of writers.
 func (s *Store) LockFile() string { return s.lockNamed("lock") }
 
 // lockNamed is a file to lock. The directory of all namespaces' locks is for good: who is
@@ -70,7 +71,7 @@ func (s *Store) lockNamed(name string) string {
 	return filepath.Join(s.Locks, name)
 }
 
-// tryLock is a locked file with the holder's name in it, or nil where another one has
+// TryLock is a locked file with the holder's name in it, or nil where another one has
 // the lock. A file that was removed by its holder, see tidy, is no lock any more,
 // whoever gets hold of it. With the lock there is the run directory.
 func (s *Store) TryLock(file, what string) (*os.File, error) {

@@ -12,7 +12,7 @@ import (
 	"github.com/vifshape/vifshape/tc/foreign"
 )
 
-// record is what the kernel cannot keep about one interface.
+// Record is what the kernel cannot keep about one interface.
 type Record struct {
 	Version   int               `json:"version"`
 	Interface string            `json:"interface"`
@@ -37,7 +37,7 @@ type Record struct {
 	Was  string          `json:"-"` // the name under which it was found, if that is another
 }
 
-// boundSpec is a binding as it was written.
+// Binding is a binding as it was written.
 type Binding struct {
 	Path      hierarchy.Path `json:"path"` // the branch
 	Binding   bind.Binding   `json:"binding"`
@@ -50,13 +50,13 @@ type Binding struct {
 // unbind all of them.
 const Version = 4
 
-// delegated is a branch with the users it is delegated to.
+// Delegated is a branch with the users it is delegated to.
 type Delegated struct {
 	Path hierarchy.Path  `json:"path"`
 	To   []bind.Delegate `json:"to"`
 }
 
-// to are the delegates in words.
+// Names are the delegates in words.
 func (d Delegated) Names() string {
 	names := make([]string, len(d.To))
 	for i, t := range d.To {

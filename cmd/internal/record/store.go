@@ -21,7 +21,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
-// store is the run directory of one network namespace: a record per interface
+// Store is the run directory of one network namespace: a record per interface
 // and a lock. Everybody may read it, so that show works without privileges.
 type Store struct {
 	Dir   string
@@ -43,9 +43,10 @@ func Open(runDir string) (*Store, error) {
 	return &Store{Dir: filepath.Join(runDir, ns), Locks: filepath.Join(runDir, "locks"), NetNS: ns, Wait: lockWait}, nil
 }
 
+// File is the file of the record of an interface.
 func (s *Store) File(iface string) string { return filepath.Join(s.Dir, iface+Suffix) }
 
-// load reads the record of an interface. One that is not there is an empty
+// Load reads the record of an interface. One that is not there is an empty
 // record, not an error: the kernel is the truth.
 func (s *Store) Load(iface string) (*Record, error) {
 	r := &Record{Version: Version, Interface: iface}
@@ -115,7 +116,7 @@ func (s *Store) trusted(dir string) error {
 	return nil
 }
 
-// save replaces the record atomically. One that the interface had under another
+// Save replaces the record atomically. One that the interface had under another
 // name goes, and its homes are noted: processes may live in them.
 func (s *Store) Save(r *Record) error { return s.room(s.replace(r)) }
 
@@ -167,12 +168,12 @@ func (s *Store) write(file string, v any) (os.FileInfo, error) {
 // temporary is what the names of files begin with that are not whole yet.
 const temporary = ".record-"
 
-// remove deletes the record of an interface, and what belongs to it.
+// Remove deletes the record of an interface, and what belongs to it.
 func (s *Store) Remove(iface string) error {
 	return errors.Join(UnlessGone(os.Remove(s.File(iface))), s.forget(iface, func(uint32, string) bool { return true }))
 }
 
-// unlessGone is the error without what only says that there is no such file.
+// UnlessGone is the error without what only says that there is no such file.
 func UnlessGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -180,14 +181,14 @@ func UnlessGone(err error) error {
 	return err
 }
 
-// interfaces lists those with a record.
+// Interfaces lists those with a record.
 func (s *Store) Interfaces() ([]string, error) { return s.list(Suffix) }
 
-// homes lists interfaces that have no tree any more, at least not under that
+// Homes lists interfaces that have no tree any more, at least not under that
 // name, and cgroups in which processes lived on.
 func (s *Store) Homes() ([]string, error) { return s.list(homesSuffix) }
 
-// note remembers, or forgets, an interface for homes.
+// Note remembers, or forgets, an interface for homes.
 func (s *Store) Note(iface string, there bool) error {
 	file := filepath.Join(s.Dir, iface+homesSuffix)
 	if there {
@@ -219,7 +220,7 @@ func (s *Store) list(suffix string) ([]string, error) {
 	return names, nil
 }
 
-// makeDir makes a directory, and those above it, that everybody can read,
+// MakeDir makes a directory, and those above it, that everybody can read,
 // whatever the caller's umask. One that is there stays as it is.
 func MakeDir(dir string) error {
 	err := os.Mkdir(dir, 0o755)
@@ -263,7 +264,7 @@ func (s *Store) tidy() {
 	}
 }
 
-// discard removes all that is kept of a network namespace that goes.
+// Discard removes all that is kept of a network namespace that goes.
 func (s *Store) Discard() error {
 	return errors.Join(os.RemoveAll(s.Dir), UnlessGone(os.Remove(s.LockFile())), UnlessGone(os.Remove(s.AgentFile())))
 }
