@@ -195,7 +195,7 @@ func (b *borrower) close() {}
 func (b *borrower) carry(pids map[int]bool) (all []home.Carried, failed []home.Failure, err error) {
 	for pid := range pids {
 		if first, err := cgroupfs.ReadProcess(pid); err == nil && first.Exits() {
-			if _, err := cgroupfs.Living(pid); err == nil {
+			if !cgroupfs.Ends(pid) {
 				failed = append(failed, home.Failure{PID: pid, Err: errors.New("its first thread has ended, by which alone this kernel lets its open sockets be reached: they keep their class")})
 			}
 			continue

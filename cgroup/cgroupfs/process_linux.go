@@ -129,6 +129,43 @@ func Living(pid int) ([]Thread, error) {
 	return nil, fmt.Errorf("process %d: its threads come and go faster than they can be looked at", pid)
 }
 
+// Ends says whether a process has ended or is about to: whichever of its threads still
+// lives was killed, and nothing of it runs any more but the kernel's own steps to its end
+// (zap_other_threads and complete_signal, kernel/signal.c, v6.12). For the moment between
+// taking the signal and being at its end a thread shows neither (get_signal): so it is
+// asked again for some milliseconds where it seems to go on.
+func Ends(pid int) bool {
+	for range 10 {
+		if ends(pid) {
+			return true
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return false
+}
+
+func ends(pid int) bool {
+	threads, err := Living(pid)
+	if err != nil {
+		return errors.Is(err, unix.ESRCH)
+	}
+	for _, t := range threads {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", pid, t.ID))
+		if !hasEnded(err) && (err != nil || !killed(string(status))) {
+			return false
+		}
+	}
+	return true
+}
+
+// killed says of a thread's status whether SIGKILL waits for it.
+func killed(status string) bool {
+	_, pending, _ := strings.Cut(status, "\nSigPnd:\t")
+	pending, _, _ = strings.Cut(pending, "\n")
+	set, err := strconv.ParseUint(pending, 16, 64)
+	return err == nil && set&(1<<(unix.SIGKILL-1)) != 0
+}
+
 // own are the threads of the calling process as Living has them. Where all that are listed
 // say the same, one stands for all, and nobody has to ask which of them live: the caller
 // does.
