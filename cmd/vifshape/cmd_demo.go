@@ -73,9 +73,16 @@ func (e *env) demo(ctx context.Context, o demoOptions) error {
 	if o.json {
 		out = io.Discard
 	}
+	begun := false
 	live := trial.DemoOptions{
 		RunDir: e.runDir, Self: selfPath, Stderr: e.stderr, Time: o.time, Tell: e.tell,
-		Begin: func(p *trial.DemoPhase) { writeHead(out, p) },
+		Begin: func(p *trial.DemoPhase) {
+			if !begun {
+				fmt.Fprintf(out, "What arrives at the far end of eth0, in mbit/s:\n\n")
+			}
+			begun = true
+			writeHead(out, p)
+		},
 		Tick: func(at time.Duration, rates []hierarchy.Bandwidth) {
 			line := fmt.Sprintf("%9.0fs", at.Seconds())
 			for _, r := range rates {
@@ -96,7 +103,6 @@ func (e *env) demo(ctx context.Context, o demoOptions) error {
 			return err
 		},
 	}
-	fmt.Fprintf(out, "What arrives at the far end of eth0, in mbit/s:\n\n")
 	phases, far, err := trial.Demo(ctx, live, o.keep)
 	if err != nil {
 		return err
