@@ -1,14 +1,12 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
 
-	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/policy"
 )
 
@@ -34,14 +32,5 @@ func TestBadPolicyFirst(t *testing.T) {
 		if got := errors.As(err, &mistakes); err == nil || got != c.want {
 			t.Errorf("%s: %v", c.file, err)
 		}
-	}
-}
-
-// TestReadingInterrupted: reading a policy from a terminal can be interrupted.
-func TestReadingInterrupted(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := (&shaper.Reading{Done: make(chan struct{})}).Wait(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v", err)
 	}
 }

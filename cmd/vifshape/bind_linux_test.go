@@ -304,7 +304,10 @@ func TestKernelBindInterrupted(t *testing.T) {
 				return err
 			}
 			defer m.Close()
-			_, err = m.Bind(countdown{t.Context(), &left}, "eth0/web", specs)
+			x, _, err := m.Bind(countdown{t.Context(), &left}, "eth0/web", specs)
+			if err == nil {
+				err = x.Binder.Close()
+			}
 			return err
 		})
 		if err == nil {

@@ -66,7 +66,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 	}
 	defer c.Close()
 	for _, x := range c.Targets {
-		observe.Strayed(ctx, m, x.Tree.Port.Device, x.Plan.Steps)
+		observe.Strayed(ctx, m, x.Interface, x.Plan.Steps)
 	}
 	if o.verbose {
 		if err := e.writePlans(c, planOptions{}); err != nil {

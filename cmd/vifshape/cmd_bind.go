@@ -73,7 +73,7 @@ policy binds is changed in the policy.
 
 // changeBindings changes the bindings of a branch, and says which open sockets stay
 // elsewhere.
-func (e *env) changeBindings(ctx context.Context, a []string, change func(*shaper.Machine, context.Context, hierarchy.Path, []bind.Binding) (*shaper.Rebound, error)) error {
+func (e *env) changeBindings(ctx context.Context, a []string, change func(*shaper.Machine, context.Context, hierarchy.Path, []bind.Binding) (*shaper.Interface, *shaper.Rebound, error)) error {
 	path, err := parsePath(a[0])
 	if err != nil {
 		return err
@@ -96,11 +96,12 @@ func (e *env) changeBindings(ctx context.Context, a []string, change func(*shape
 		return err
 	}
 	defer m.Close()
-	r, err := change(m, ctx, path, specs)
+	x, r, err := change(m, ctx, path, specs)
 	if err != nil {
 		return err
 	}
-	observe.Strayed(ctx, m, path.Interface(), r.Done)
+	defer x.Binder.Close()
+	observe.Strayed(ctx, m, x, r.Done)
 	return nil
 }
 

@@ -196,8 +196,9 @@ func heldBy(x *shaper.Interface, all []hierarchy.Bound) (map[bind.Target]Bound, 
 }
 
 // Strayed warns of sockets that new bindings do not hold, because they were open
-// before. What was done is done, whether that can be told or not.
-func Strayed(ctx context.Context, m *shaper.Machine, iface string, steps []hierarchy.Step) {
+// before, on an interface that is still open. What was done is done, whether that can be
+// told or not.
+func Strayed(ctx context.Context, m *shaper.Machine, x *shaper.Interface, steps []hierarchy.Step) {
 	var fresh []hierarchy.Bound
 	for _, s := range steps {
 		if b, ok := s.New.(*hierarchy.Bound); ok && b != nil {
@@ -212,11 +213,7 @@ func Strayed(ctx context.Context, m *shaper.Machine, iface string, steps []hiera
 	// all bindings: what another one names more exactly is not theirs
 	var s hierarchy.State
 	var held map[bind.Target]Bound
-	x, err := m.Interface(iface, "")
-	if err == nil {
-		defer x.Binder.Close()
-		err = x.Binder.Read(ctx, &s)
-	}
+	err := x.Binder.Read(ctx, &s)
 	if err == nil {
 		held, err = heldBy(x, s.Bound)
 	}

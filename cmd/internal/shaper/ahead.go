@@ -12,16 +12,16 @@ import (
 // state: with ten thousand branches each takes as long as the other.
 type Reading struct {
 	file   string
-	Done   chan struct{}
+	done   chan struct{}
 	policy *policy.Policy
 	err    error
 }
 
 // Read begins to read a policy; "-" is standard input.
 func Read(file string) *Reading {
-	p := &Reading{file: file, Done: make(chan struct{})}
+	p := &Reading{file: file, done: make(chan struct{})}
 	go func() {
-		defer close(p.Done)
+		defer close(p.done)
 		p.policy, p.err = ReadPolicy(file)
 	}()
 	return p
@@ -30,7 +30,7 @@ func Read(file string) *Reading {
 // Wait returns the policy when it has been read, or its mistakes.
 func (p *Reading) Wait(ctx context.Context) (*policy.Policy, error) {
 	select {
-	case <-p.Done:
+	case <-p.done:
 		return p.policy, p.err
 	case <-ctx.Done():
 		return nil, ctx.Err()

@@ -45,7 +45,6 @@ type Machine struct {
 	tags   []string                   // interfaces of the policy at hand that net_cls tags will bind
 
 	missing map[string]string // of classifiers, once the kernel was asked; see lacks
-
 }
 
 // Open opens the network namespace of the caller, with what vifshape keeps of it

@@ -156,47 +156,50 @@ func (x *Target) refused(r *resolve.Resolution) error {
 }
 
 // Bind adds bindings to those of a branch, all or none. It tells what they wait for and do
-// not hold.
-func (m *Machine) Bind(ctx context.Context, path hierarchy.Path, specs []bind.Binding) (*Rebound, error) {
+// not hold. The caller closes the binder of the interface, which there is without an error.
+func (m *Machine) Bind(ctx context.Context, path hierarchy.Path, specs []bind.Binding) (*Interface, *Rebound, error) {
 	return m.changeBindings(ctx, "bind", path, specs, (*record.Record).Bind)
 }
 
-// Unbind takes bindings away that Bind has made, all or none.
-func (m *Machine) Unbind(ctx context.Context, path hierarchy.Path, specs []bind.Binding) (*Rebound, error) {
+// Unbind takes bindings away that Bind has made, all or none; the rest is as with Bind.
+func (m *Machine) Unbind(ctx context.Context, path hierarchy.Path, specs []bind.Binding) (*Interface, *Rebound, error) {
 	return m.changeBindings(ctx, "unbind", path, specs, (*record.Record).Unbind)
 }
 
 // changeBindings brings the bindings of a branch into force that change makes of
 // them, all or none, and tells what they wait for and do not hold. Change returns the
 // bindings that are new, and its remarks.
-func (m *Machine) changeBindings(ctx context.Context, what string, path hierarchy.Path, specs []bind.Binding, change func(*record.Record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) (*Rebound, error) {
+func (m *Machine) changeBindings(ctx context.Context, what string, path hierarchy.Path, specs []bind.Binding, change func(*record.Record, hierarchy.Path, []bind.Binding) (fresh []bind.Binding, remarks []string, err error)) (x *Interface, r *Rebound, err error) {
 	unlock, err := m.Store.Lock(ctx, what+" "+string(path))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer unlock()
-	x, err := m.Interface(path.Interface(), "")
-	if err != nil {
-		return nil, err
+	if x, err = m.Interface(path.Interface(), ""); err != nil {
+		return nil, nil, err
 	}
-	defer x.Binder.Close()
+	defer func() {
+		if err != nil {
+			x.Binder.Close()
+			x = nil
+		}
+	}()
 	if _, err := x.entry(path); err != nil {
-		return nil, err
+		return x, nil, err
 	}
 	next := *x.Record
 	next.Bindings = slices.Clone(next.Bindings)
 	fresh, remarks, err := change(&next, path, specs)
 	if err != nil {
-		return nil, err
+		return x, nil, err
 	}
-	r, err := m.rebind(ctx, x, &next, fresh, nil)
-	if err != nil {
-		return nil, err
+	if r, err = m.rebind(ctx, x, &next, fresh, nil); err != nil {
+		return x, nil, err
 	}
 	for _, s := range remarks {
 		m.Notef(path, "%s", s)
 	}
 	m.tellPending(slices.DeleteFunc(r.Pending, func(p resolve.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
 	m.tellOutside(slices.DeleteFunc(r.Outside, func(o resolve.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
-	return r, nil
+	return x, r, nil
 }
