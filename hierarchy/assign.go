@@ -31,8 +31,8 @@ const (
 	lowMinors  = 0x7ff0 // where the search begins: below the kernel's automatic qdisc handles
 )
 
-// Assign gives every class of the trees, which are those of one device, its id and
-// returns the memory to keep. The receiver is not changed.
+// Assign gives every class of a device's tree, and of its tree for receiving, its id
+// and returns the memory to keep. The receiver is not changed.
 //
 // The id follows from the branch's path alone (a hash, and the next free number
 // where two paths meet), so that the same policy gives the same ids on every
@@ -45,42 +45,38 @@ const (
 // class: the kernel would throw away the queue of the old one at the first child
 // (htb_change_class, net/sched/sch_htb.c, v6.12) and send its packets elsewhere
 // until the binding has moved.
-func (ids IDs) Assign(trees ...*Tree) (IDs, error) {
+func (ids IDs) Assign(t *Tree) (IDs, error) {
 	next := IDs{Minors: make(map[string]uint16, len(ids.Minors)), Retired: slices.Clone(ids.Retired)}
 	var taken minors
 	for _, m := range []uint16{0, RootMinor, RestMinor, Major, 0xffff} {
-		taken[m] = noTree
+		taken[m] = true
 	}
 	var fresh []newcomer
-	for i, t := range trees {
-		tree := uint16(i + 1)
-		rest := t.Root.Path.Join(RestName)
-		for b := range t.All() {
-			switch {
-			case b == t.Root:
-				b.ID = ID(RootMinor)
-				continue
-			case b.Path == rest:
-				b.ID = ID(RestMinor)
-				continue
-			}
-			key := b.key()
-			m, ok := ids.Minors[key]
-			if !ok {
-				fresh = append(fresh, newcomer{b, key, tree})
-				continue
-			}
-			if taken[m] != 0 {
-				if _, same := next.Minors[key]; !same {
-					return ids, fmt.Errorf("class id %v is remembered for %s and for another branch", ID(m), b.Path)
-				} else if taken[m] == tree {
-					return ids, fmt.Errorf("%s is there twice", b.Path)
-				}
-			}
-			taken[m] = tree
-			next.Minors[key] = m
-			b.ID = ID(m)
+	rest := t.Root.Path.Join(RestName)
+	for b := range t.All() {
+		switch {
+		case b == t.Root:
+			b.ID = ID(RootMinor)
+			continue
+		case b.Path == rest:
+			b.ID = ID(RestMinor)
+			continue
 		}
+		key := b.key()
+		m, ok := ids.Minors[key]
+		if !ok {
+			fresh = append(fresh, newcomer{b, key})
+			continue
+		}
+		if taken[m] {
+			if _, same := next.Minors[key]; same {
+				return ids, fmt.Errorf("%s is there twice", b.Path)
+			}
+			return ids, fmt.Errorf("class id %v is remembered for %s and for another branch", ID(m), b.Path)
+		}
+		taken[m] = true
+		next.Minors[key] = m
+		b.ID = ID(m)
 	}
 	old := len(next.Retired)
 	for key, m := range ids.Minors {
@@ -92,25 +88,33 @@ func (ids IDs) Assign(trees ...*Tree) (IDs, error) {
 	if err := next.number(fresh, &taken); err != nil {
 		return ids, err
 	}
-	next.Retired = slices.DeleteFunc(next.Retired, func(r Retired) bool { return taken[r.Minor] != 0 })
+	next.Retired = slices.DeleteFunc(next.Retired, func(r Retired) bool { return taken[r.Minor] })
 	if n := len(next.Retired) - keepRetired; n > 0 {
 		next.Retired = next.Retired[n:]
 	}
-	for _, t := range trees {
-		for b := range t.All() {
-			for _, c := range b.Children {
-				c.Parent = b.ID
-			}
+	for b := range t.All() {
+		for _, c := range b.Children {
+			c.Parent = b.ID
 		}
 	}
+	if t.Ingress != nil {
+		t.Ingress.Root.numberAs(t.Root)
+	}
 	return next, nil
+}
+
+// numberAs gives b and what is below it the ids that the same branches have for sending.
+func (b *Branch) numberAs(send *Branch) {
+	b.ID, b.Parent = send.ID, send.Parent
+	for i, c := range b.Children {
+		c.numberAs(send.Children[i])
+	}
 }
 
 // newcomer is a branch that is not remembered.
 type newcomer struct {
 	*Branch
-	key  string
-	tree uint16
+	key string
 }
 
 // number gives newcomers free numbers, or those that they had given up.
@@ -121,41 +125,36 @@ func (ids *IDs) number(fresh []newcomer, taken *minors) error {
 	barred := *taken // and what was given up
 	back := make(map[string]uint16, len(ids.Retired))
 	for _, r := range ids.Retired {
-		barred[r.Minor] = noTree
+		barred[r.Minor] = true
 		back[r.Key] = r.Minor
 	}
 	search := newSearch(&barred)
 	oldest := 0 // in ids.Retired
 	for _, b := range fresh {
-		m, ok := ids.Minors[b.key] // another newcomer has it already
-		if ok && taken[m] == b.tree {
+		if _, twice := ids.Minors[b.key]; twice {
 			return fmt.Errorf("%s is there twice", b.Path)
 		}
-		if !ok {
-			if m, ok = back[b.key]; !ok || taken[m] != 0 {
-				m, ok = search.next(b.Branch)
-			}
+		m, ok := back[b.key]
+		if !ok || taken[m] {
+			m, ok = search.next(b.Branch)
 		}
 		for ; !ok && oldest < len(ids.Retired); oldest++ { // every number belonged to somebody
-			if r := ids.Retired[oldest]; taken[r.Minor] == 0 {
+			if r := ids.Retired[oldest]; !taken[r.Minor] {
 				m, ok = r.Minor, true
 			}
 		}
 		if !ok {
 			return fmt.Errorf("no class id is left for %s", b.Path)
 		}
-		taken[m] = b.tree
+		taken[m] = true
 		ids.Minors[b.key] = m
 		b.ID = ID(m)
 	}
 	return nil
 }
 
-// minors says which minor numbers are in use, and by which tree, from 1, the last time.
-type minors [1 << 16]uint16
-
-// noTree has the numbers that no tree may have.
-const noTree = 0xffff
+// minors says which minor numbers are in use, or must not be.
+type minors [1 << 16]bool
 
 // key tells a branch's class from all others of the device, and a leaf from
 // an inner branch of the same path.
@@ -178,7 +177,7 @@ type search struct {
 func newSearch(used *minors) *search {
 	var s search
 	for m := range uint16(len(used) - 1) {
-		if used[m] != 0 || m < firstMinor || control(m) {
+		if used[m] || m < firstMinor || control(m) {
 			s.on[m] = after(m)
 		} else {
 			s.on[m] = m

@@ -9,7 +9,8 @@
 //   - the units: [Bandwidth] in bits per second, [Size] in bytes, [ClassID],
 //     [Path];
 //   - the tree as it is written in a policy, [Spec], and with every open value
-//     worked out and checked, [Tree], which [Resolve] makes of it;
+//     worked out and checked, [Tree], which [Resolve] makes of it, one for sending
+//     and, where the policy has ingress, one of the same branches for receiving;
 //   - the ideal allocation of bandwidth for a given demand, [Tree.Ideal];
 //   - the state of one device as plain data, [State], with what stands on each of
 //     its ports, the difference of two states as one ordered [Plan], and

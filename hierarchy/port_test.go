@@ -33,30 +33,21 @@ func received(t *Tree) *Tree {
 		}
 		return &c
 	}
-	r := *t
-	r.Port, r.Root = receiving, half(t.Root)
-	return &r
+	return &Tree{Port: receiving, Root: half(t.Root)}
 }
 
 // both is the state of a device with a tree on either port.
 func both(t testing.TB, ids IDs, tree *Tree) (State, IDs) {
 	t.Helper()
-	r := received(tree)
-	next, err := ids.Assign(tree, r)
-	if err != nil {
+	tree.Ingress = received(tree)
+	next := assign(t, ids, tree)
+	if err := wellNumbered(tree.Ingress); err != nil {
 		t.Fatal(err)
 	}
-	for _, x := range []*Tree{tree, r} {
-		if err := wellNumbered(x); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if d := cmp.Diff(numbers(tree), numbers(r)); d != "" {
+	if d := cmp.Diff(numbers(tree), numbers(tree.Ingress)); d != "" {
 		t.Fatalf("a branch has one class here and another there (-send +receive):\n%s", d)
 	}
-	s := stateOf(tree)
-	s.Set(r.State().On(receiving))
-	return s, next
+	return stateOf(tree), next
 }
 
 // A plan for two ports makes both trees before the classifier, moves the bindings
@@ -269,20 +260,14 @@ func TestPortsReread(t *testing.T) {
 }
 
 // Ids are the device's, whatever it is called: a branch of the second port has the
-// first one's, and one that only the second has gets its own.
+// first one's.
 func TestAssignPorts(t *testing.T) {
-	send := grow(t, eth0(rate("100mbit"), branch("a"), branch("b")))
-	more := grow(t, eth0(rate("100mbit"), branch("a"), branch("b"), branch("c")))
-	ids, err := IDs{}.Assign(send, received(more))
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, ids := both(t, IDs{}, grow(t, eth0(rate("100mbit"), branch("a"), branch("b"), branch("c"))))
 	if keys := []string{"a", "b", "c"}; len(ids.Minors) != 3 || slices.ContainsFunc(keys, func(k string) bool { return ids.Minors[k] == 0 }) {
 		t.Errorf("remembered are %v", ids.Minors)
 	}
-	again, err := ids.Assign(received(send), more)
-	if d := cmp.Diff(ids, again); d != "" || err != nil {
-		t.Errorf("%v; a second time (-want +got):\n%s", err, d)
+	if d := cmp.Diff(ids, assign(t, ids, grow(t, eth0(rate("100mbit"), branch("a"), branch("b"), branch("c"))))); d != "" {
+		t.Errorf("with one port (-want +got):\n%s", d)
 	}
 	for path, class := range map[Path]Path{"eth0/c": "wan0/c", "eth0/rest": "wan0/rest", "eth0": "wan0"} {
 		a, _, _ := ids.Find(path)
@@ -291,16 +276,9 @@ func TestAssignPorts(t *testing.T) {
 			t.Errorf("%s is %v, and %s is %v, called %s", path, a, class, b, ids.Names("wan0")[a])
 		}
 	}
-	less, err := ids.Assign(send)
-	if want := []Retired{{"c", ids.Minors["c"]}}; err != nil || !slices.Equal(less.Retired, want) {
-		t.Errorf("given up are %v, %v; want %v", less.Retired, err, want)
-	}
-	twin := received(send)
-	twin.Root.Children = append(twin.Root.Children, &Branch{Class: Class{Path: "eth0/a"}})
-	for _, known := range []IDs{{}, ids} {
-		if _, err := known.Assign(send, twin); err == nil || err.Error() != "eth0/a is there twice" {
-			t.Errorf("two branches of one path on the second port: %v", err)
-		}
+	_, less := both(t, ids, grow(t, eth0(rate("100mbit"), branch("a"), branch("b"))))
+	if want := []Retired{{"c", ids.Minors["c"]}}; !slices.Equal(less.Retired, want) {
+		t.Errorf("given up are %v; want %v", less.Retired, want)
 	}
 }
 
@@ -318,9 +296,9 @@ func TestPortText(t *testing.T) {
 	if err := json.Unmarshal([]byte(`{"direction":"sideways"}`), new(Port)); err == nil || Direction(9).String() != "unknown" {
 		t.Errorf("an unknown direction: %v", err)
 	}
-	tree := grow(t, &Spec{Interface: "eth0", Direction: Receive, BranchSpec: BranchSpec{Rate: amount("1mbit")}})
-	if tree.Port != receiving {
-		t.Errorf("the tree stands on %v", tree.Port)
+	tree := grow(t, eth0(rate("1mbit"), ingress(rate("2mbit"))))
+	if tree.Port != sending || tree.Ingress.Port != receiving || tree.Ingress.Ingress != nil {
+		t.Errorf("the trees stand on %v and %v", tree.Port, tree.Ingress.Port)
 	}
 	if got := (State{}).On(receiving); got.Port != receiving || got.Root.Ours() {
 		t.Errorf("nothing stands on %+v", got)

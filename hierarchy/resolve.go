@@ -41,9 +41,9 @@ const (
 // Problem is one mistake in a specification.
 type Problem struct {
 	Path    Path   // the branch
-	Key     string // of the branch, such as "ceil" or "qdisc.limit"; empty: the branch itself
+	Key     string // of the branch, such as "ceil", "qdisc.limit" or "ingress.ceil"; empty: the branch itself
 	Index   int    // the element of a list, such as bind; -1 where the key is no list
-	Text    string // what is wrong, without the path: "ceil 5mbit is below rate 10mbit"
+	Text    string // what is wrong, without the path: "ceil 5mbit is below rate 10mbit", or for receiving "ingress: ceil ..."
 	Hint    string // what to write instead; may be empty
 	Warning bool   // the policy can be used as it is
 }
@@ -62,29 +62,15 @@ type Problem struct {
 // is none. A rest without a rate shares like the others, but never gets less
 // than one part in a hundred of its parent's rate. On a line with PTM, of which HTB
 // cannot count the bytes, the rates of the tree are 64/65 of those.
+//
+// An interface with Ingress has a second tree for receiving, [Tree.Ingress], with the
+// same branches, of which the same holds. A priority that is not written for receiving
+// is what is written for sending, and where nothing is, the parent's for receiving.
 func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
-	r := resolver{kinds: kinds, bound: map[bind.Binding]Path{}}
+	r := resolver{kinds: kinds, bound: map[bind.Binding]Path{}, ingress: s.Ingress != nil}
 	path := Path(s.Interface)
-	root := &Branch{Class: Class{Path: path, Parent: ID(0), Prio: defaultPrio}}
 	if text, hint := checkInterface(s.Interface); text != "" {
 		r.add(path, "", text, hint)
-	}
-	rate := s.Rate.Of(0)
-	switch {
-	case s.Broken:
-		rate = 0
-	case s.Rate.IsZero():
-		r.add(path, "", "rate is missing", fmt.Sprintf("say what the link really carries, a little less than the line: rate = %q", "940mbit"))
-	case s.Rate.Percent():
-		r.add(path, "rate", fmt.Sprintf("rate %v is a percentage, but an interface has no parent to take it from", s.Rate), `write the bandwidth of the link, for example "940mbit"`)
-	case rate < minRate:
-		r.add(path, "rate", fmt.Sprintf("rate %v is less than a byte a second, 8bit", rate), "")
-		rate = 0
-	case rate > MaxBandwidth:
-		r.add(path, "rate", fmt.Sprintf("rate %v is more than %v", rate, MaxBandwidth), "")
-		rate = 0
-	case !s.Ceil.IsZero() && s.Ceil.Of(rate) != rate:
-		r.add(path, "ceil", fmt.Sprintf("ceil %s differs from rate %v, but an interface has nobody to borrow from", written(s.Ceil, s.Ceil.Of(rate)), rate), "remove ceil, and write what the link carries as rate")
 	}
 	if _, ok := s.Line.layer(); !ok {
 		r.add(path, "linklayer", fmt.Sprintf("linklayer %q is not known", s.Line.Layer), suggestLayer(s.Line.Layer))
@@ -98,21 +84,18 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	if s.MTU != 0 && (s.MTU < 68 || s.MTU > 65536) {
 		r.add(path, "mtu", fmt.Sprintf("mtu %v is not between 68b and 64kib", s.MTU), "")
 	}
-	root.Rate, root.Ceil = rate, rate
-	r.branch(root, &s.BranchSpec, 1)
-	r.slowBranches()
+	tree := r.tree(s, Send)
 	if r.count > maxBranches {
 		r.add(path, "", fmt.Sprintf("%d branches are more than the %d that class ids of 16 bits can name", r.count, maxBranches), "")
 	} else if r.count > manyBranches {
 		r.warn(path, "", fmt.Sprintf("%d branches below one interface: the kernel takes time in proportion to the square of their number to make them", r.count))
 	}
-	tree := &Tree{Port: Port{s.Interface, s.Direction}, Replace: s.Replace, MTU: s.MTU, Line: s.Line, Root: root}
+	if s.Ingress != nil {
+		tree.Ingress = r.tree(s, Receive)
+	}
 	r.sort(tree)
 	if r.broken || slices.ContainsFunc(r.problems, func(p Problem) bool { return !p.Warning }) {
 		return nil, r.problems
-	}
-	for b := range tree.All() {
-		b.Rate, b.Ceil = s.Line.share(b.Rate), s.Line.share(b.Ceil)
 	}
 	return tree, r.problems
 }
@@ -122,8 +105,65 @@ type resolver struct {
 	problems []Problem
 	bound    map[bind.Binding]Path
 	count    int
-	broken   bool      // some part of the specification is
-	slow     []*Branch // whose rate is below slowRate
+	broken   bool // some part of the specification is
+	ingress  bool // the interface has it, or it is reported that it has none
+
+	direction Direction // of the tree being made
+	slow      []*Branch // of that tree: whose rate is below slowRate
+}
+
+// tree makes the tree of one direction.
+func (r *resolver) tree(s *Spec, d Direction) *Tree {
+	r.direction, r.slow = d, nil
+	path, w := Path(s.Interface), r.side(&s.BranchSpec)
+	rate := w.Rate.Of(0)
+	switch {
+	case w.Broken:
+		rate = 0
+	case w.Rate.IsZero() && d == Receive:
+		r.add(path, "", "rate is missing", `say what the line really brings, a little less, so that packets wait here and not at its other end: rate = "250mbit"`)
+	case w.Rate.IsZero():
+		r.add(path, "", "rate is missing", fmt.Sprintf("say what the link really carries, a little less than the line: rate = %q", "940mbit"))
+	case w.Rate.Percent():
+		r.add(path, "rate", fmt.Sprintf("rate %v is a percentage, but an interface has no parent to take it from", w.Rate), `write the bandwidth of the link, for example "940mbit"`)
+	case rate < minRate:
+		r.add(path, "rate", fmt.Sprintf("rate %v is less than a byte a second, 8bit", rate), "")
+		rate = 0
+	case rate > MaxBandwidth:
+		r.add(path, "rate", fmt.Sprintf("rate %v is more than %v", rate, MaxBandwidth), "")
+		rate = 0
+	case !w.Ceil.IsZero() && w.Ceil.Of(rate) != rate:
+		r.add(path, "ceil", fmt.Sprintf("ceil %s differs from rate %v, but an interface has nobody to borrow from", written(w.Ceil, w.Ceil.Of(rate)), rate), "remove ceil, and write what the link carries as rate")
+	}
+	root := &Branch{Class: Class{Path: path, Parent: ID(0), Rate: rate, Ceil: rate, Prio: defaultPrio}}
+	r.branch(root, &s.BranchSpec, 1)
+	r.slowBranches()
+	t := &Tree{Port: Port{s.Interface, d}, Replace: s.Replace, MTU: s.MTU, Line: s.Line, Root: root}
+	for b := range t.All() {
+		b.Rate, b.Ceil = s.Line.share(b.Rate), s.Line.share(b.Ceil)
+	}
+	return t
+}
+
+var unwritten BranchSpec
+
+// side is what a policy says of a branch for the direction at hand.
+func (r *resolver) side(s *BranchSpec) *BranchSpec {
+	switch {
+	case r.direction == Send:
+		return s
+	case s.Ingress != nil:
+		return s.Ingress
+	}
+	return &unwritten
+}
+
+// guarantee is what a policy calls a branch's rate in the direction at hand.
+func (r *resolver) guarantee() string {
+	if r.direction == Receive {
+		return "an ingress"
+	}
+	return "a rate"
 }
 
 // sort puts the problems into the order of the tree. A branch's children are
@@ -142,26 +182,37 @@ func (r *resolver) sort(t *Tree) {
 }
 
 func (r *resolver) add(p Path, key, text, hint string) {
-	r.problems = append(r.problems, Problem{Path: p, Key: key, Index: -1, Text: text, Hint: hint})
+	r.report(Problem{Path: p, Key: key, Index: -1, Text: text, Hint: hint})
 }
 
 func (r *resolver) warn(p Path, key, text string) {
-	r.problems = append(r.problems, Problem{Path: p, Key: key, Index: -1, Text: text, Warning: true})
+	r.report(Problem{Path: p, Key: key, Index: -1, Text: text, Warning: true})
+}
+
+// report adds a problem of the direction at hand.
+func (r *resolver) report(p Problem) {
+	if r.direction == Receive {
+		p.Key = strings.TrimSuffix("ingress."+p.Key, ".")
+		p.Text = "ingress: " + p.Text
+	}
+	r.problems = append(r.problems, p)
 }
 
 // branch fills in b, whose Path, Rate and Ceil are set, and everything below it.
 // A rate of 0 says that a mistake further up leaves it open, so that what follows
 // from it is not worth reporting.
 func (r *resolver) branch(b *Branch, s *BranchSpec, depth int) {
-	r.count++
-	r.broken = r.broken || s.Broken
-	if s.Prio != nil {
-		b.Prio = *s.Prio
+	w := r.side(s)
+	r.broken = r.broken || w.Broken
+	if w.Prio != nil {
+		b.Prio = *w.Prio
 		if b.Prio > MaxPrio {
 			r.add(b.Path, "prio", fmt.Sprintf("prio %d is not between 0 (first) and %d (last)", b.Prio, MaxPrio), "")
 		}
+	} else if s.Prio != nil {
+		b.Prio = *s.Prio
 	}
-	b.Burst, b.CBurst, b.Quantum = s.Burst, s.CBurst, s.Quantum
+	b.Burst, b.CBurst, b.Quantum = w.Burst, w.CBurst, w.Quantum
 	if b.Rate != 0 {
 		r.burst(b.Path, "burst", b.Burst, "rate", b.Rate)
 		r.burst(b.Path, "cburst", b.CBurst, "ceil", b.Ceil)
@@ -172,10 +223,29 @@ func (r *resolver) branch(b *Branch, s *BranchSpec, depth int) {
 	if q := b.Quantum; q != 0 && (q < minQuantum || q > maxQuantum) {
 		r.add(b.Path, "quantum", fmt.Sprintf("quantum %v is not between %v and %v", q, Size(minQuantum), maxQuantum), "leave it out: it is then chosen in proportion to the rate")
 	}
+	if r.direction == Send {
+		r.own(b, s, depth)
+	}
+	if depth == MaxDepth+1 {
+		return // reported, once for the whole subtree
+	}
+	if w.Qdisc != nil {
+		if len(s.Children) > 0 {
+			r.add(b.Path, "qdisc", "qdisc on a branch with children: only leaves have a queue", "give it to the branches below, or to a child called rest for this branch's own traffic")
+		} else {
+			b.Qdisc = r.qdisc(b.Path, w.Qdisc)
+		}
+	}
+	r.children(b, s, depth)
+}
+
+// own fills in and checks what b has whatever the direction.
+func (r *resolver) own(b *Branch, s *BranchSpec, depth int) {
+	r.count++
 	b.Bind = s.Bind
 	for i, x := range s.Bind {
 		if at, ok := r.bound[x]; ok {
-			r.problems = append(r.problems, Problem{Path: b.Path, Key: "bind", Index: i, Text: fmt.Sprintf("%v is bound to %s already", x, at), Hint: "one name goes to one branch of an interface: remove one of the two"})
+			r.report(Problem{Path: b.Path, Key: "bind", Index: i, Text: fmt.Sprintf("%v is bound to %s already", x, at), Hint: "one name goes to one branch of an interface: remove one of the two"})
 			continue
 		}
 		r.bound[x] = b.Path
@@ -186,21 +256,17 @@ func (r *resolver) branch(b *Branch, s *BranchSpec, depth int) {
 	}
 	for i, d := range s.Delegate {
 		if slices.Contains(s.Delegate[:i], d) {
-			r.problems = append(r.problems, Problem{Path: b.Path, Key: "delegate", Index: i, Text: fmt.Sprintf("%s is named twice", d), Hint: "remove one of the two"})
+			r.report(Problem{Path: b.Path, Key: "delegate", Index: i, Text: fmt.Sprintf("%s is named twice", d), Hint: "remove one of the two"})
 		}
+	}
+	if s.Ingress != nil && !r.ingress {
+		r.ingress = true
+		of := b.Path.Interface()
+		r.add(b.Path, "ingress", fmt.Sprintf("ingress is written here, but not for %s as a whole", of), fmt.Sprintf("write what the line brings in the table of %s itself, for example ingress = %q", of, "250mbit"))
 	}
 	if depth == MaxDepth+1 {
 		r.add(b.Path, "", fmt.Sprintf("%s is level %d below the interface; HTB has %d, the interface's own among them", b.Path.Base(), depth-1, MaxDepth), "move it up, or join two of the levels above it")
-		return // once for the whole subtree
 	}
-	if s.Qdisc != nil {
-		if len(s.Children) > 0 {
-			r.add(b.Path, "qdisc", "qdisc on a branch with children: only leaves have a queue", "give it to the branches below, or to a child called rest for this branch's own traffic")
-		} else {
-			b.Qdisc = r.qdisc(b.Path, s.Qdisc)
-		}
-	}
-	r.children(b, s, depth)
 }
 
 // slowBranches warns of branches whose rate is low: once, at the first of them,
@@ -249,7 +315,7 @@ func (r *resolver) children(b *Branch, s *BranchSpec, depth int) {
 	store := make([]Branch, len(specs))
 	known := b.Rate != 0
 	for i, c := range specs {
-		known = known && !c.Broken
+		known = known && !r.side(c).Broken
 		store[i] = Branch{Class: Class{Path: b.Path.Join(c.Name), Prio: b.Prio}, Implied: implied && i == len(specs)-1}
 		b.Children[i] = &store[i]
 	}
@@ -259,16 +325,24 @@ func (r *resolver) children(b *Branch, s *BranchSpec, depth int) {
 	seen := make(map[string]bool, len(specs))
 	for i, c := range specs {
 		x := b.Children[i]
-		if err := CheckName(c.Name); err != nil {
-			r.add(x.Path, "", err.Error(), "")
-		} else if seen[c.Name] {
-			r.add(x.Path, "", fmt.Sprintf("%s has two branches called %s", b.Path, c.Name), "give one of them another name")
-		}
-		seen[c.Name] = true
-		if c.Name == RestName && len(c.Children) > 0 {
-			r.add(x.Path, "", "rest has branches below it, but it must be a leaf: it carries what no binding claims", "give the branches a parent with another name")
+		if r.direction == Send {
+			r.name(x.Path, c, seen)
 		}
 		r.branch(x, c, depth+1)
+	}
+}
+
+// name checks the name of the branch at p against those of the siblings that were seen
+// before.
+func (r *resolver) name(p Path, s *BranchSpec, seen map[string]bool) {
+	if err := CheckName(s.Name); err != nil {
+		r.add(p, "", err.Error(), "")
+	} else if seen[s.Name] {
+		r.add(p, "", fmt.Sprintf("%s has two branches called %s", p.Parent(), s.Name), "give one of them another name")
+	}
+	seen[s.Name] = true
+	if s.Name == RestName && len(s.Children) > 0 {
+		r.add(p, "", "rest has branches below it, but it must be a leaf: it carries what no binding claims", "give the branches a parent with another name")
 	}
 }
 
@@ -279,8 +353,8 @@ func (r *resolver) share(b *Branch, specs []*BranchSpec) {
 	var open, bad []int // children that name no rate; children with a problem of their own
 	rest := -1          // in open
 	over := false
-	for i, c := range specs {
-		x := b.Children[i]
+	for i, s := range specs {
+		x, c := b.Children[i], r.side(s)
 		x.Ceil = b.Ceil
 		if !c.Ceil.IsZero() {
 			x.Ceil = c.Ceil.Of(b.Ceil)
@@ -293,7 +367,7 @@ func (r *resolver) share(b *Branch, specs []*BranchSpec) {
 			}
 		}
 		if c.Rate.IsZero() {
-			if c.Name == RestName {
+			if s.Name == RestName {
 				rest = len(open)
 			}
 			open = append(open, i)
@@ -315,14 +389,14 @@ func (r *resolver) share(b *Branch, specs []*BranchSpec) {
 			over = true
 			total := sum
 			for _, d := range specs[i+1:] {
-				total += d.Rate.Of(b.Rate)
+				total += r.side(d).Rate.Of(b.Rate)
 			}
 			r.add(x.Path, "rate", fmt.Sprintf("rate %s is too much: the branches of %s add up to %v, which is %v more than its rate %v", written(c.Rate, x.Rate), b.Path, total, total-b.Rate, b.Rate),
 				"guarantees must fit: lower them, and let branches borrow up to their ceil")
 		}
 	}
 	if !over && len(open) > 0 {
-		r.open(b, specs, open, rest, sum)
+		r.open(b, open, rest, sum)
 	}
 	for _, i := range bad {
 		b.Children[i].Rate = 0
@@ -332,7 +406,7 @@ func (r *resolver) share(b *Branch, specs []*BranchSpec) {
 // open gives the children that name no rate what the others leave, sum being
 // what those have. The rest, if it is one of them, comes first with its least:
 // it is the rest that carries what nobody thought of.
-func (r *resolver) open(b *Branch, specs []*BranchSpec, open []int, rest int, sum Bandwidth) {
+func (r *resolver) open(b *Branch, open []int, rest int, sum Bandwidth) {
 	left := b.Rate - sum
 	b.fill(open, left)
 	if rest >= 0 {
@@ -346,7 +420,7 @@ func (r *resolver) open(b *Branch, specs []*BranchSpec, open []int, rest int, su
 				missing := least - left + minRate*Bandwidth(len(open)-1)
 				hint := fmt.Sprintf("take %v away from the branches below %s", missing, b.Path)
 				if left >= minRate {
-					hint += fmt.Sprintf(", or give %s a rate of its own", x.Path)
+					hint += fmt.Sprintf(", or give %s %s of its own", x.Path, r.guarantee())
 				}
 				r.add(at, "", fmt.Sprintf("%v of %s's %v are guaranteed to its branches, which leaves %v for %s; it needs at least %v", sum, b.Path, b.Rate, left, x.Path, least), hint)
 				for _, i := range open {
@@ -370,7 +444,7 @@ func (r *resolver) open(b *Branch, specs []*BranchSpec, open []int, rest int, su
 	case n > 1:
 		others = fmt.Sprintf(" and %d more without a rate", n)
 	}
-	r.add(b.Children[low[0]].Path, "", fmt.Sprintf("nothing is left of %s's %v to guarantee it%s", b.Path, b.Rate, others), "write a rate here, and lower those of its siblings")
+	r.add(b.Children[low[0]].Path, "", fmt.Sprintf("nothing is left of %s's %v to guarantee it%s", b.Path, b.Rate, others), fmt.Sprintf("write %s here, and lower those of its siblings", r.guarantee()))
 	for _, i := range low {
 		b.Children[i].Rate = 0
 	}

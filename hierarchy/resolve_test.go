@@ -68,6 +68,11 @@ func binds(names ...string) option {
 	})
 }
 
+// ingress is what holds for receiving.
+func ingress(opts ...option) option {
+	return optionFunc(func(b *BranchSpec) { b.Ingress = branch("", opts...).BranchSpec })
+}
+
 func eth0(opts ...option) *Spec {
 	return &Spec{Interface: "eth0", BranchSpec: *branch("", opts...).BranchSpec}
 }
@@ -193,6 +198,26 @@ func TestResolveCarries(t *testing.T) {
 	if tree.Root.Entry() != tree.Find("eth0/rest") || tree.Find("eth0/a").Entry() != tree.Find("eth0/a") || tree.Find("eth0/x") != nil {
 		t.Error("the entry or a search is wrong")
 	}
+}
+
+// told prints problems as one line each.
+func told(problems []Problem) (all []string) {
+	for _, p := range problems {
+		key := p.Key
+		if p.Index >= 0 {
+			key += fmt.Sprintf("[%d]", p.Index)
+		}
+		s := strings.TrimSuffix(string(p.Path)+" "+key, " ") + ": "
+		if p.Warning {
+			s += "warning: "
+		}
+		s += p.Text
+		if p.Hint != "" {
+			s += " | " + p.Hint
+		}
+		all = append(all, s)
+	}
+	return all
 }
 
 func TestResolveProblems(t *testing.T) {
@@ -333,25 +358,9 @@ func TestResolveProblems(t *testing.T) {
 	} {
 		t.Run(r.name, func(t *testing.T) {
 			tree, problems := Resolve(r.spec, kinds)
-			var got []string
 			bad := strings.HasPrefix(r.name, "broken") || strings.HasPrefix(r.name, "a broken")
-			for _, p := range problems {
-				key := p.Key
-				if p.Index >= 0 {
-					key += fmt.Sprintf("[%d]", p.Index)
-				}
-				s := strings.TrimSuffix(string(p.Path)+" "+key, " ") + ": "
-				if p.Warning {
-					s += "warning: "
-				} else {
-					bad = true
-				}
-				s += p.Text
-				if p.Hint != "" {
-					s += " | " + p.Hint
-				}
-				got = append(got, s)
-			}
+			bad = bad || slices.ContainsFunc(problems, func(p Problem) bool { return !p.Warning })
+			got := told(problems)
 			if d := cmp.Diff(r.want, got); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}

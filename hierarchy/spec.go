@@ -8,14 +8,13 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
-// Spec is one direction of an interface as a policy has it: nothing worked out,
-// nothing checked. [Resolve] makes a [Tree] of it.
+// Spec is one interface as a policy has it, with both its directions: nothing worked
+// out, nothing checked. [Resolve] makes a [Tree] of it.
 type Spec struct {
-	Interface string    `json:"interface"`
-	Direction Direction `json:"direction,omitzero"`
-	Replace   bool      `json:"replace,omitempty"` // a foreign root qdisc may be replaced
-	MTU       Size      `json:"mtu,omitzero"`      // largest packet to expect; zero: the device's own
-	Line      Line      `json:"line,omitzero"`
+	Interface string `json:"interface"`
+	Replace   bool   `json:"replace,omitempty"` // a foreign root qdisc may be replaced
+	MTU       Size   `json:"mtu,omitzero"`      // largest packet to expect; zero: the device's own
+	Line      Line   `json:"line,omitzero"`
 	BranchSpec
 }
 
@@ -30,6 +29,7 @@ type BranchSpec struct {
 	CBurst   Size            `json:"cburst,omitzero"`
 	Quantum  Size            `json:"quantum,omitzero"`
 	Qdisc    *RawQdisc       `json:"qdisc,omitempty"`
+	Ingress  *BranchSpec     `json:"ingress,omitempty"` // what holds for receiving: Rate to Qdisc of it
 	Bind     []bind.Binding  `json:"bind,omitempty"`
 	Delegate []bind.Delegate `json:"delegate,omitempty"`
 	Children []*BranchSpec   `json:"children,omitempty"`

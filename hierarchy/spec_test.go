@@ -26,11 +26,12 @@ func TestSpecJSON(t *testing.T) {
 	}
 	want := &Spec{
 		Interface: "eth0", Replace: true, MTU: 1492, Line: Line{Layer: "atm", Overhead: 44, MPU: 64},
-		BranchSpec: BranchSpec{Rate: Absolute(MaxBandwidth), Children: []*BranchSpec{
+		BranchSpec: BranchSpec{Rate: Absolute(MaxBandwidth), Ingress: &BranchSpec{Rate: amount("250mbit")}, Children: []*BranchSpec{
 			{Name: "a", Rate: amount("33.333%"), Ceil: amount("1234567bit"), Prio: &prio, Burst: 1601, CBurst: 64 * KiB, Quantum: 3000,
 				Bind: []bind.Binding{unit}, Delegate: []bind.Delegate{"alice", "uid:1000"}},
 			{Name: "b", Qdisc: &RawQdisc{Kind: "sfq", Params: []RawParam{{Name: "limit", Text: "12"}, {Name: "perturb", Text: "10s", Quoted: true}}}},
-			{Name: "c", Children: []*BranchSpec{{Name: "d"}}},
+			{Name: "c", Children: []*BranchSpec{{Name: "d"}}, Ingress: &BranchSpec{Rate: amount("40%"), Ceil: amount("50%"), Prio: &prio, Burst: 1600, CBurst: 1602, Quantum: 2000,
+				Qdisc: &RawQdisc{Kind: "pfifo", Params: []RawParam{{Name: "limit", Text: "7"}}}}},
 		}},
 	}
 	b, err := json.Marshal(want)

@@ -84,9 +84,18 @@ type Bound struct {
 	From string `json:"from,omitempty"` // the policy's words: "unit:nginx.service", or "run" for a branch's own cgroup
 }
 
-// State is the desired state of a device that has the tree and no other. Hook and
-// Bound are not the tree's to say and stay empty.
+// State is the desired state of a device that has the tree, with its tree for
+// receiving, and no other. Hook and Bound are not the tree's to say and stay empty.
 func (t *Tree) State() State {
+	s := State{Device: t.Port.Device, Ports: []PortState{t.state()}}
+	if t.Ingress != nil {
+		s.Ports = append(s.Ports, t.Ingress.state())
+	}
+	return s
+}
+
+// state is what the tree has on its port.
+func (t *Tree) state() PortState {
 	s := PortState{Port: t.Port, Root: Root{Kind: "htb", Handle: ID(0)}}
 	classes, leaves := 0, 0
 	for b := range t.All() {
@@ -102,5 +111,5 @@ func (t *Tree) State() State {
 			s.Leaves = append(s.Leaves, Leaf{b.ID, b.Path, b.Qdisc})
 		}
 	}
-	return State{Device: t.Port.Device, Ports: []PortState{s}}
+	return s
 }

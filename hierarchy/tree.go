@@ -31,11 +31,13 @@ type Tree struct {
 	MTU     Size
 	Line    Line
 	Root    *Branch
+	Ingress *Tree // of a tree that sends: the device's tree for receiving, nil where it has none
 }
 
 // Branch is a node of a Tree. Inner branches have no Qdisc. Their processes
 // live in the child called rest, which every inner branch with a binding or a
-// delegate has.
+// delegate has. A tree for receiving has the branches of the one for sending, and
+// Bind and Delegate stand only there.
 type Branch struct {
 	Class
 	Qdisc    Qdisc

@@ -56,28 +56,26 @@ func TestKernelPorts(t *testing.T) {
 	run("filter add dev eth0 ingress protocol ip pref 7 u32 match u32 0 0 action mirred egress redirect dev ifb0")
 
 	var ids hierarchy.IDs
-	trees := func(names ...string) (hierarchy.State, []*hierarchy.Tree) {
+	trees := func(names ...string) (hierarchy.State, *hierarchy.Tree) {
 		t.Helper()
-		var all []*hierarchy.Tree
-		for i, b := range []*bench{send, receive} {
-			s := hierarchy.Spec{Interface: "eth0", Direction: b.Port().Direction, BranchSpec: hierarchy.BranchSpec{Rate: hierarchy.Absolute(hierarchy.Bandwidth(100*(i+1)) * hierarchy.Mbit)}}
-			for _, n := range names {
-				s.Children = append(s.Children, leaf(n, 10*hierarchy.Mbit, "pfifo", "limit=1000"))
-			}
-			tree := resolve(t, s)
-			if err := b.Settle(t.Context(), tree); err != nil {
-				t.Fatal(err)
-			}
-			all = append(all, tree)
+		s := hierarchy.Spec{Interface: "eth0", BranchSpec: hierarchy.BranchSpec{Rate: hierarchy.Absolute(100 * hierarchy.Mbit),
+			Ingress: &hierarchy.BranchSpec{Rate: hierarchy.Absolute(200 * hierarchy.Mbit)}}}
+		for _, n := range names {
+			x := leaf(n, 10*hierarchy.Mbit, "pfifo", "limit=1000")
+			x.Ingress = leaf("", 10*hierarchy.Mbit, "pfifo", "limit=1000")
+			s.Children = append(s.Children, x)
 		}
-		var err error
-		if ids, err = ids.Assign(all...); err != nil {
+		tree := resolve(t, s)
+		if err := errors.Join(send.Settle(t.Context(), tree), receive.Settle(t.Context(), tree.Ingress)); err != nil {
 			t.Fatal(err)
 		}
-		want := all[0].State()
-		want.Set(all[1].State().On(receive.Port()))
+		var err error
+		if ids, err = ids.Assign(tree); err != nil {
+			t.Fatal(err)
+		}
+		want := tree.State()
 		want.Hook = hierarchy.Hook{Way: bind.WayBPF, Version: uint32(len(names))}
-		return want, all
+		return want, tree
 	}
 	both := func(ours bool) {
 		t.Helper()
@@ -100,7 +98,7 @@ func TestKernelPorts(t *testing.T) {
 
 	// From nothing: the classifier comes when both trees stand.
 	none := read()
-	want, all := trees("a")
+	want, tree := trees("a")
 	classifier.ahead = func() error { both(true); return nil }
 	if err := k.Apply(t.Context(), none, want, hierarchy.Diff(none, want)); err != nil {
 		t.Fatal(err)
@@ -115,7 +113,7 @@ func TestKernelPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer far.Close()
-	send.send(p, all[0].Find("eth0/a").ID, 300)
+	send.send(p, tree.Find("eth0/a").ID, 300)
 	if _, err := lab.Send(t.Context(), lab.Traffic{NetNS: p.Far, Protocol: "udp", To: netip.AddrPortFrom(p.Near4, 9), Size: 1000, Bytes: 200_000}); err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +123,7 @@ func TestKernelPorts(t *testing.T) {
 		tree *hierarchy.Tree
 		path hierarchy.Path
 		want uint64
-	}{{send, all[0], "eth0/a", 300}, {send, all[0], "eth0", 300}, {receive, all[1], "eth0/rest", 200}, {receive, all[1], "eth0", 200}} {
+	}{{send, tree, "eth0/a", 300}, {send, tree, "eth0", 300}, {receive, tree.Ingress, "eth0/rest", 200}, {receive, tree.Ingress, "eth0", 200}} {
 		if got := x.b.stats(x.tree, x.path).Packets; got != x.want {
 			t.Errorf("%v: %d packets went through %s, not %d", x.b.Port(), got, x.path, x.want)
 		}
@@ -133,8 +131,8 @@ func TestKernelPorts(t *testing.T) {
 
 	// A step that fails, of either port or of the classifier, is undone in both trees.
 	before := read()
-	want, all = trees("b", "c")
-	c := all[0].Find("eth0/c").ID.String()
+	want, tree = trees("b", "c")
+	c := tree.Find("eth0/c").ID.String()
 	no := errors.New("no such luck")
 	for name, x := range map[string]struct {
 		spoil func()
