@@ -117,6 +117,111 @@ eth0/leaf/1/2/3/4/5/6/7: 7 is level 8 below the interface; HTB has 8, the interf
 	}
 }
 
+// TestExtendIngress holds that a branch that is added has its place in the receiving
+// tree, too.
+func TestExtendIngress(t *testing.T) {
+	prio := uint8(2)
+	policy := eth0(
+		&hierarchy.BranchSpec{Name: "leaf", Rate: amount("20mbit"), Delegate: []bind.Delegate{"alice"}, Qdisc: &hierarchy.RawQdisc{Kind: "pfifo"},
+			Ingress: &hierarchy.BranchSpec{Rate: amount("40mbit"), Prio: &prio, Qdisc: &hierarchy.RawQdisc{Kind: "sfq"}}},
+		&hierarchy.BranchSpec{Name: "plain", Rate: amount("20mbit"), Qdisc: &hierarchy.RawQdisc{Kind: "pfifo"}},
+	)
+	sends := *policy
+	policy.Ingress = &hierarchy.BranchSpec{Rate: amount("200mbit")}
+	for _, x := range []struct {
+		name string
+		add  []Branch
+		want string // of receiving
+	}{
+		{"with a rate for receiving", []Branch{{Path: "eth0/leaf/x", Rate: amount("5mbit"), Ingress: amount("25%"), Qdisc: "pfifo"}}, `
+leaf 40mbit up to 200mbit prio 2
+leaf/x 10mbit up to 200mbit prio 2
+leaf/rest 30mbit up to 200mbit prio 2 sfq`},
+		{"without one it shares with the rest", []Branch{{Path: "eth0/leaf/x", Rate: amount("5mbit")}}, `
+leaf 40mbit up to 200mbit prio 2
+leaf/x 20mbit up to 200mbit prio 2
+leaf/rest 20mbit up to 200mbit prio 2 sfq`},
+		{"to one that has none", []Branch{{Path: "eth0/plain/x", Ingress: amount("10mbit")}}, `
+plain 80mbit up to 200mbit prio 3
+plain/x 10mbit up to 200mbit prio 3
+plain/rest 70mbit up to 200mbit prio 3`},
+		{"two levels", []Branch{{Path: "eth0/leaf/x", Ingress: amount("8mbit")}, {Path: "eth0/leaf/x/y", Ingress: amount("2mbit")}}, `
+leaf 40mbit up to 200mbit prio 2
+leaf/x 8mbit up to 200mbit prio 2
+leaf/x/y 2mbit up to 200mbit prio 2
+leaf/x/rest 6mbit up to 200mbit prio 2
+leaf/rest 32mbit up to 200mbit prio 2 sfq`},
+		{"too much", []Branch{{Path: "eth0/leaf/x", Ingress: amount("41mbit")}}, `
+eth0/leaf/x: ingress: rate 41mbit is too much: the branches of eth0/leaf add up to 41mbit, which is 1mbit more than its rate 40mbit`},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			var got strings.Builder
+			in := *policy.Children[0].Ingress
+			e, err := Extend(policy, kinds, x.add)
+			if err != nil {
+				fmt.Fprintf(&got, "\n%v", err)
+			} else {
+				top := hierarchy.Path(strings.Join(strings.SplitN(string(x.add[0].Path), "/", 3)[:2], "/"))
+				for b := range e.Tree.Ingress.All() {
+					if b.Path.Below(top) {
+						fmt.Fprintf(&got, "\n%s", strings.TrimSpace(fmt.Sprintf("%s %v up to %v prio %d %s", b.Path[len("eth0/"):], b.Rate, b.Ceil, b.Prio, b.Qdisc.Kind)))
+					}
+				}
+			}
+			if d := cmp.Diff(x.want, got.String()); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+			if now := *policy.Children[0].Ingress; now.Qdisc != in.Qdisc || policy.Children[0].Qdisc == nil {
+				t.Error("the policy has changed")
+			}
+		})
+	}
+	_, err := Extend(&sends, kinds, []Branch{{Path: "eth0/plain/x", Ingress: amount("10mbit")}})
+	if err == nil || !strings.HasSuffix(err.Error(), ": ingress is written here, but not for eth0 as a whole") {
+		t.Errorf("where nothing is shaped that is received: %v", err)
+	}
+}
+
+// TestFitsIngress holds that users take nothing from others of what is received, either.
+func TestFitsIngress(t *testing.T) {
+	prio := uint8(5)
+	policy := eth0(&hierarchy.BranchSpec{Name: "a", Rate: amount("20mbit"), Delegate: []bind.Delegate{"uid:1"}, Ingress: &hierarchy.BranchSpec{Rate: amount("20mbit"), Prio: &prio},
+		Children: []*hierarchy.BranchSpec{{Name: "open", Rate: amount("1mbit")}}})
+	policy.Ingress = &hierarchy.BranchSpec{Rate: amount("100mbit")}
+	before, err := Extend(policy, kinds, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	four := uint8(4)
+	for _, x := range []struct {
+		add  Branch
+		want string // empty: nothing is wrong
+	}{
+		{Branch{Ingress: amount("5mbit")}, ""},
+		{Branch{}, ""},
+		{Branch{Ingress: amount("31kbit")}, "eth0/a/x: ingress: rate 31kbit is below 32kbit, which is the least for a branch that users add"},
+		{Branch{Ingress: amount("19.78mbit")}, "eth0/a/open: ingress: 20kbit would be left for it, and users leave it 32kbit at least"},
+		{Branch{Prio: &four}, "eth0/a/x: ingress: prio 4 comes before the prio 5 of eth0/a: write 5 or more"},
+		{Branch{Prio: &prio}, ""},
+	} {
+		x.add.Path, x.add.By = "eth0/a/x", 1
+		if x.add.Rate.IsZero() {
+			x.add.Rate = amount("1mbit")
+		}
+		with, err := Extend(policy, kinds, []Branch{x.add})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if err := Fits(before.Tree, with.Tree, "eth0/a", "eth0/a/x"); err != nil {
+			got = err.Error()
+		}
+		if got != x.want {
+			t.Errorf("%+v: %q, want %q", x.add, got, x.want)
+		}
+	}
+}
+
 // TestFits holds that what users add leaves nobody a rate that HTB would exceed.
 func TestFits(t *testing.T) {
 	prio := uint8(4)

@@ -10,12 +10,13 @@ import (
 
 // Branch is one that was added while a policy was in force.
 type Branch struct {
-	Path  hierarchy.Path   `json:"path"`
-	Rate  hierarchy.Amount `json:"rate,omitzero"`
-	Ceil  hierarchy.Amount `json:"ceil,omitzero"`
-	Prio  *uint8           `json:"prio,omitempty"`
-	Qdisc string           `json:"qdisc,omitempty"` // a kind
-	By    uint32           `json:"by,omitempty"`    // the user; 0: root
+	Path    hierarchy.Path   `json:"path"`
+	Rate    hierarchy.Amount `json:"rate,omitzero"`
+	Ceil    hierarchy.Amount `json:"ceil,omitzero"`
+	Prio    *uint8           `json:"prio,omitempty"`
+	Qdisc   string           `json:"qdisc,omitempty"`  // a kind
+	Ingress hierarchy.Amount `json:"ingress,omitzero"` // the rate for receiving
+	By      uint32           `json:"by,omitempty"`     // the user; 0: root
 }
 
 // Dropped is a branch that was added and has no place any more, and why.
@@ -37,7 +38,7 @@ func (b *Branch) Check() error {
 }
 
 // addTo puts the branch into a policy's interface, or says why it has no place there.
-// A leaf that gets its first branch keeps its queue as its rest: its programs are
+// A leaf that gets its first branch keeps its queues as its rest: its programs are
 // there.
 func (b *Branch) addTo(s *hierarchy.Spec) (why string) {
 	parent, given := &s.BranchSpec, false
@@ -64,12 +65,22 @@ func (b *Branch) addTo(s *hierarchy.Spec) (why string) {
 		return "the policy has a branch of that name"
 	}
 	if len(parent.Children) == 0 && len(names) > 1 {
-		parent.Children = []*hierarchy.BranchSpec{{Name: hierarchy.RestName, Qdisc: parent.Qdisc}}
+		rest := &hierarchy.BranchSpec{Name: hierarchy.RestName, Qdisc: parent.Qdisc}
 		parent.Qdisc = nil
+		if in := parent.Ingress; in != nil && in.Qdisc != nil {
+			rest.Ingress = &hierarchy.BranchSpec{Qdisc: in.Qdisc}
+			bare := *in
+			bare.Qdisc = nil
+			parent.Ingress = &bare
+		}
+		parent.Children = []*hierarchy.BranchSpec{rest}
 	}
 	x := &hierarchy.BranchSpec{Name: name, Rate: b.Rate, Ceil: b.Ceil, Prio: b.Prio}
 	if b.Qdisc != "" {
 		x.Qdisc = &hierarchy.RawQdisc{Kind: b.Qdisc}
+	}
+	if !b.Ingress.IsZero() {
+		x.Ingress = &hierarchy.BranchSpec{Rate: b.Ingress}
 	}
 	to := len(parent.Children)
 	if i := named(hierarchy.RestName); i == to-1 && i >= 0 { // the rest stays the last

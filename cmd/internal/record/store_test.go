@@ -218,7 +218,7 @@ func TestStoreRenamed(t *testing.T) {
 		Bindings: []Binding{{Path: "eth0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true}},
 
 		Delegated: []Delegated{{"eth0/web", []bind.Delegate{"uid:1000"}}},
-		Added:     []amend.Branch{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
+		Added:     []amend.Branch{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), Ingress: hierarchy.Absolute(2 * hierarchy.Mbit), By: 1000}},
 	}
 	if err := s.Save(old); err != nil {
 		t.Fatal(err)
@@ -239,7 +239,7 @@ func TestStoreRenamed(t *testing.T) {
 		Bindings: []Binding{{Path: "wan0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true}},
 
 		Delegated: []Delegated{{"wan0/web", []bind.Delegate{"uid:1000"}}},
-		Added:     []amend.Branch{{Path: "wan0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), By: 1000}},
+		Added:     []amend.Branch{{Path: "wan0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), Ingress: hierarchy.Absolute(2 * hierarchy.Mbit), By: 1000}},
 	}
 	if d := cmp.Diff(want, got, cmp.AllowUnexported(Record{}, hierarchy.Amount{})); d != "" {
 		t.Errorf("record (-want +got):\n%s", d)
