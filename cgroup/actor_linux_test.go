@@ -1,159 +1,69 @@
 package cgroup_test
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/prove"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
-// actor is a process in a cgroup that does as it is told.
-type actor struct {
-	t     testing.TB
-	cmd   *exec.Cmd
-	to    io.WriteCloser
-	lines *bufio.Scanner
-}
-
-// start starts an actor in the near namespace and, unless dir is empty, in the
-// cgroup dir.
-func (n *network) start(t testing.TB, ns *lab.NetNS, dir string) *actor {
+// start starts an actor in a namespace and, unless dir is empty, in the cgroup dir.
+func (n *network) start(t testing.TB, ns *lab.NetNS, dir string) *tctest.Actor {
 	t.Helper()
-	a := &actor{t: t, cmd: tctest.Command(t, "actor")}
-	to, err := a.cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	from, err := a.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := ns.Start(a.cmd); err != nil {
-		t.Fatal(err)
-	}
-	a.to, a.lines = to, bufio.NewScanner(from)
-	t.Cleanup(func() {
-		to.Close()
-		_ = a.cmd.Wait() // it is killed by now
-	})
+	a := tctest.Start(t, ns)
 	if dir != "" {
-		a.do("join %s", dir)
+		a.Do("join %s", dir)
 	}
 	return a
 }
 
-// do has a command carried out and returns what it answers.
-func (a *actor) do(format string, args ...any) string {
-	a.t.Helper()
-	a.begin(format, args...)
-	return a.end()
-}
-
-func (a *actor) begin(format string, args ...any) {
-	a.t.Helper()
-	if _, err := fmt.Fprintf(a.to, format+"\n", args...); err != nil {
-		a.t.Fatal(err)
-	}
-}
-
-func (a *actor) end() string {
-	a.t.Helper()
-	if !a.lines.Scan() {
-		a.t.Fatalf("actor went away: %v", a.lines.Err())
-	}
-	answer, ok := strings.CutPrefix(a.lines.Text(), "ok")
-	if !ok {
-		a.t.Fatalf("actor: %s", a.lines.Text())
-	}
-	return strings.TrimSpace(answer)
-}
-
-// act is the program of an actor: one command a line, one answer a line.
-func act([]string) error {
-	runtime.LockOSThread()
-	var kept = map[string]int{} // sockets that outlive a command
-	in := bufio.NewScanner(os.Stdin)
-	for in.Scan() {
-		f := strings.Fields(in.Text())
-		answer, err := actOne(f[0], f[1:], kept)
-		if err != nil {
-			fmt.Printf("%s: %v\n", in.Text(), err)
-			continue
-		}
-		fmt.Println("ok", answer)
-	}
-	return in.Err()
-}
-
-// given is what a verb is given.
-type given struct {
-	args []string
-	kept map[string]int // sockets that outlive a command, by the names that they were given
-}
-
-// number is an argument that is one.
-func (x given) number(i int) int {
-	n, err := strconv.Atoi(x.args[i])
-	if err != nil {
-		panic(err)
-	}
-	return n
-}
-
 // verbs are what an actor can be told.
-var verbs = map[string]func(given) (string, error){
-	"join": func(x given) (string, error) { // DIR
-		return "", os.WriteFile(x.args[0]+"/cgroup.procs", []byte("0"), 0)
+var verbs = tctest.Verbs{
+	"join": func(x tctest.Told) (string, error) { // DIR
+		return "", os.WriteFile(x.Args[0]+"/cgroup.procs", []byte("0"), 0)
 	},
-	"nobody": func(x given) (string, error) {
+	"nobody": func(x tctest.Told) (string, error) {
 		return "", unix.Setuid(65534)
 	},
-	"udp": func(x given) (string, error) { // TO N [PRIORITY]
-		s, err := open(x.args[0], unix.SOCK_DGRAM, 0, x.args[2:])
+	"udp": func(x tctest.Told) (string, error) { // TO N [PRIORITY]
+		return "", datagrams(x.Args[0], x.Number(1), x.Args[2:])
+	},
+	"marked": func(x tctest.Told) (string, error) { // TO N MARK
+		s, err := open(x.Args[0], unix.SOCK_DGRAM, 0, nil)
 		if err != nil {
 			return "", err
 		}
 		defer unix.Close(s)
-		return "", send(s, x.args[0], x.number(1), true)
+		if err := unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, x.Number(2)); err != nil {
+			return "", err
+		}
+		return "", send(s, x.Args[0], x.Number(1), true)
 	},
-	"marked": func(x given) (string, error) { // TO N MARK
-		s, err := open(x.args[0], unix.SOCK_DGRAM, 0, nil)
+	"connected": func(x tctest.Told) (string, error) { // TO N [PRIORITY]
+		s, err := open(x.Args[0], unix.SOCK_DGRAM, 0, x.Args[2:])
 		if err != nil {
 			return "", err
 		}
 		defer unix.Close(s)
-		if err := unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, x.number(2)); err != nil {
+		if err := unix.Connect(s, sockaddr(x.Args[0])); err != nil {
 			return "", err
 		}
-		return "", send(s, x.args[0], x.number(1), true)
+		return "", send(s, x.Args[0], x.Number(1), false)
 	},
-	"connected": func(x given) (string, error) { // TO N [PRIORITY]
-		s, err := open(x.args[0], unix.SOCK_DGRAM, 0, x.args[2:])
-		if err != nil {
-			return "", err
-		}
-		defer unix.Close(s)
-		if err := unix.Connect(s, sockaddr(x.args[0])); err != nil {
-			return "", err
-		}
-		return "", send(s, x.args[0], x.number(1), false)
-	},
-	"segments": func(x given) (string, error) { // TO N: one system call, N datagrams
-		s, err := open(x.args[0], unix.SOCK_DGRAM, 0, nil)
+	"segments": func(x tctest.Told) (string, error) { // TO N: one system call, N datagrams
+		s, err := open(x.Args[0], unix.SOCK_DGRAM, 0, nil)
 		if err != nil {
 			return "", err
 		}
@@ -162,85 +72,85 @@ var verbs = map[string]func(given) (string, error){
 		if err := unix.SetsockoptInt(s, unix.SOL_UDP, udpSegment, size); err != nil {
 			return "", err
 		}
-		return "", unix.Sendto(s, make([]byte, x.number(1)*size), 0, sockaddr(x.args[0]))
+		return "", unix.Sendto(s, make([]byte, x.Number(1)*size), 0, sockaddr(x.Args[0]))
 	},
-	"raw": func(x given) (string, error) { // TO N [PRIORITY]
-		s, err := open(x.args[0], unix.SOCK_RAW, unix.IPPROTO_UDP, x.args[2:])
+	"raw": func(x tctest.Told) (string, error) { // TO N [PRIORITY]
+		s, err := open(x.Args[0], unix.SOCK_RAW, unix.IPPROTO_UDP, x.Args[2:])
 		if err != nil {
 			return "", err
 		}
 		defer unix.Close(s)
-		return "", send(s, x.args[0], x.number(1), true)
+		return "", send(s, x.Args[0], x.Number(1), true)
 	},
-	"packet": func(x given) (string, error) { // INDEX N [PRIORITY]
+	"packet": func(x tctest.Told) (string, error) { // INDEX N [PRIORITY]
 		s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return "", err
 		}
 		defer unix.Close(s)
-		if err := prioritise(s, x.args[2:]); err != nil {
+		if err := prioritise(s, x.Args[2:]); err != nil {
 			return "", err
 		}
-		return "", frames(s, x.number(0), x.number(1))
+		return "", frames(s, x.Number(0), x.Number(1))
 	},
-	"keepPacket": func(x given) (string, error) { // NAME
+	"keepPacket": func(x tctest.Told) (string, error) { // NAME
 		s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		x.kept[x.args[0]] = s
+		x.Kept[x.Args[0]] = s
 		return "", err
 	},
-	"morePacket": func(x given) (string, error) { // NAME INDEX N
-		return "", frames(x.kept[x.args[0]], x.number(1), x.number(2))
+	"morePacket": func(x tctest.Told) (string, error) { // NAME INDEX N
+		return "", frames(x.Kept[x.Args[0]], x.Number(1), x.Number(2))
 	},
-	"keep": func(x given) (string, error) { // NAME TO
-		s, err := open(x.args[1], unix.SOCK_DGRAM, 0, nil)
-		x.kept[x.args[0]] = s
+	"keep": func(x tctest.Told) (string, error) { // NAME TO
+		s, err := open(x.Args[1], unix.SOCK_DGRAM, 0, nil)
+		x.Kept[x.Args[0]] = s
 		return "", err
 	},
-	"fill": func(x given) (string, error) { // NAME INDEX: an IPv6 socket, until the kernel gives it no more memory for options
+	"fill": func(x tctest.Told) (string, error) { // NAME INDEX: an IPv6 socket, until the kernel gives it no more memory for options
 		for i := 0; ; i++ {
-			m := unix.IPv6Mreq{Multiaddr: [16]byte{0xff, 0x15, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}, Interface: uint32(x.number(1))}
-			if err := unix.SetsockoptIPv6Mreq(x.kept[x.args[0]], unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &m); err != nil {
+			m := unix.IPv6Mreq{Multiaddr: [16]byte{0xff, 0x15, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}, Interface: uint32(x.Number(1))}
+			if err := unix.SetsockoptIPv6Mreq(x.Kept[x.Args[0]], unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &m); err != nil {
 				return err.Error(), nil
 			}
 		}
 	},
-	"sink": func(x given) (string, error) { // NAME ADDR: a socket that nobody reads
-		s, err := open(x.args[1], unix.SOCK_DGRAM, 0, nil)
-		x.kept[x.args[0]] = s
-		return "", errors.Join(err, unix.Bind(s, sockaddr(x.args[1])))
+	"sink": func(x tctest.Told) (string, error) { // NAME ADDR: a socket that nobody reads
+		s, err := open(x.Args[1], unix.SOCK_DGRAM, 0, nil)
+		x.Kept[x.Args[0]] = s
+		return "", errors.Join(err, unix.Bind(s, sockaddr(x.Args[1])))
 	},
-	"burst": func(x given) (string, error) { // NAME TO N: answers with the processor time of a packet in ns
-		s, ok := x.kept[x.args[0]]
+	"burst": func(x tctest.Told) (string, error) { // NAME TO N: answers with the processor time of a packet in ns
+		s, ok := x.Kept[x.Args[0]]
 		if !ok {
 			var err error
-			if s, err = open(x.args[1], unix.SOCK_DGRAM, 0, nil); err != nil {
+			if s, err = open(x.Args[1], unix.SOCK_DGRAM, 0, nil); err != nil {
 				return "", err
 			}
-			if err := unix.Connect(s, sockaddr(x.args[1])); err != nil {
+			if err := unix.Connect(s, sockaddr(x.Args[1])); err != nil {
 				return "", err
 			}
-			x.kept[x.args[0]] = s
+			x.Kept[x.Args[0]] = s
 		}
 		before, err := processorTime()
 		if err == nil {
-			err = send(s, x.args[1], x.number(2), false)
+			err = send(s, x.Args[1], x.Number(2), false)
 		}
 		after, err2 := processorTime()
-		return fmt.Sprint(float64(after-before) / float64(x.number(2))), errors.Join(err, err2)
+		return fmt.Sprint(float64(after-before) / float64(x.Number(2))), errors.Join(err, err2)
 	},
-	"more": func(x given) (string, error) { // NAME TO N
-		return "", send(x.kept[x.args[0]], x.args[1], x.number(2), true)
+	"more": func(x tctest.Told) (string, error) { // NAME TO N
+		return "", send(x.Kept[x.Args[0]], x.Args[1], x.Number(2), true)
 	},
-	"tcp": func(x given) (string, error) { // TO BYTES [PRIORITY]
-		s, err := open(x.args[0], unix.SOCK_STREAM, 0, x.args[2:])
+	"tcp": func(x tctest.Told) (string, error) { // TO BYTES [PRIORITY]
+		s, err := open(x.Args[0], unix.SOCK_STREAM, 0, x.Args[2:])
 		if err != nil {
 			return "", err
 		}
 		defer unix.Close(s)
-		if err := unix.Connect(s, sockaddr(x.args[0])); err != nil {
+		if err := unix.Connect(s, sockaddr(x.Args[0])); err != nil {
 			return "", err
 		}
-		for left := x.number(1); left > 0; {
+		for left := x.Number(1); left > 0; {
 			n, err := unix.Write(s, make([]byte, min(left, 1<<16)))
 			if err != nil {
 				return "", err
@@ -254,48 +164,48 @@ var verbs = map[string]func(given) (string, error){
 		_, err = unix.Read(s, make([]byte, 1))
 		return "", err
 	},
-	"spill": func(x given) (string, error) { // TO BYTES: connects, and closes while most is still to be sent
-		s, err := open(x.args[0], unix.SOCK_STREAM, 0, nil)
+	"spill": func(x tctest.Told) (string, error) { // TO BYTES: connects, and closes while most is still to be sent
+		s, err := open(x.Args[0], unix.SOCK_STREAM, 0, nil)
 		if err == nil {
-			err = errors.Join(unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_SNDBUF, x.number(1)), unix.Connect(s, sockaddr(x.args[0])))
+			err = errors.Join(unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_SNDBUF, x.Number(1)), unix.Connect(s, sockaddr(x.Args[0])))
 		}
 		if err == nil {
-			_, err = unix.Write(s, make([]byte, x.number(1)))
-		}
-		return "", errors.Join(err, unix.Close(s))
-	},
-	"leave": func(x given) (string, error) { // TO: connects and closes; the kernel does the rest
-		s, err := open(x.args[0], unix.SOCK_STREAM, 0, nil)
-		if err == nil {
-			err = unix.Connect(s, sockaddr(x.args[0]))
+			_, err = unix.Write(s, make([]byte, x.Number(1)))
 		}
 		return "", errors.Join(err, unix.Close(s))
 	},
-	"listen": func(x given) (string, error) { // NAME ADDR
-		s, err := open(x.args[1], unix.SOCK_STREAM, 0, nil)
+	"leave": func(x tctest.Told) (string, error) { // TO: connects and closes; the kernel does the rest
+		s, err := open(x.Args[0], unix.SOCK_STREAM, 0, nil)
+		if err == nil {
+			err = unix.Connect(s, sockaddr(x.Args[0]))
+		}
+		return "", errors.Join(err, unix.Close(s))
+	},
+	"listen": func(x tctest.Told) (string, error) { // NAME ADDR
+		s, err := open(x.Args[1], unix.SOCK_STREAM, 0, nil)
 		if err != nil {
 			return "", err
 		}
-		x.kept[x.args[0]] = s
-		if err := unix.Bind(s, sockaddr(x.args[1])); err != nil {
+		x.Kept[x.Args[0]] = s
+		if err := unix.Bind(s, sockaddr(x.Args[1])); err != nil {
 			return "", err
 		}
 		return "", unix.Listen(s, 128)
 	},
-	"accept": func(x given) (string, error) { // NAME LISTENER
-		s, _, err := unix.Accept(x.kept[x.args[1]])
-		x.kept[x.args[0]] = s
+	"accept": func(x tctest.Told) (string, error) { // NAME LISTENER
+		s, _, err := unix.Accept(x.Kept[x.Args[1]])
+		x.Kept[x.Args[0]] = s
 		return "", err
 	},
-	"prompt": func(x given) (string, error) { // NAME: does not wait for more to send
-		return "", unix.SetsockoptInt(x.kept[x.args[0]], unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	"prompt": func(x tctest.Told) (string, error) { // NAME: does not wait for more to send
+		return "", unix.SetsockoptInt(x.Kept[x.Args[0]], unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	},
-	"hand": func(x given) (string, error) { // NAME COMMAND; ...: has a child that gets the socket as its first descriptor behind the standard ones, and gives it away
-		file := os.NewFile(uintptr(x.kept[x.args[0]]), "socket")
+	"hand": func(x tctest.Told) (string, error) { // NAME COMMAND; ...: has a child that gets the socket as its first descriptor behind the standard ones, and gives it away
+		file := os.NewFile(uintptr(x.Kept[x.Args[0]]), "socket")
 		defer file.Close()
-		delete(x.kept, x.args[0])
-		cmd := exec.Command("/proc/self/exe")
-		commands := strings.Split(strings.Join(x.args[1:], " "), ";")
+		delete(x.Kept, x.Args[0])
+		cmd := exec.Command("/proc/self/exe", "obey")
+		commands := strings.Split(strings.Join(x.Args[1:], " "), ";")
 		cmd.Stdin = strings.NewReader(strings.Join(commands, "\n") + "\n")
 		cmd.ExtraFiles = []*os.File{file}
 		out, err := cmd.Output()
@@ -304,25 +214,25 @@ var verbs = map[string]func(given) (string, error){
 		}
 		return "", err
 	},
-	"take": func(x given) (string, error) { // NAME: the first descriptor behind the standard ones
-		x.kept[x.args[0]] = 3
+	"take": func(x tctest.Told) (string, error) { // NAME: the first descriptor behind the standard ones
+		x.Kept[x.Args[0]] = 3
 		return "", nil
 	},
-	"write": func(x given) (string, error) { // NAME BYTES
-		_, err := unix.Write(x.kept[x.args[0]], make([]byte, x.number(1)))
+	"write": func(x tctest.Told) (string, error) { // NAME BYTES
+		_, err := unix.Write(x.Kept[x.Args[0]], make([]byte, x.Number(1)))
 		return "", err
 	},
-	"writeFile": func(x given) (string, error) { // NAME BYTES: without the process seeing them
+	"writeFile": func(x tctest.Told) (string, error) { // NAME BYTES: without the process seeing them
 		f, err := os.Open("/proc/self/exe")
 		if err != nil {
 			return "", err
 		}
 		defer f.Close()
-		_, err = unix.Sendfile(x.kept[x.args[0]], int(f.Fd()), nil, x.number(1))
+		_, err = unix.Sendfile(x.Kept[x.Args[0]], int(f.Fd()), nil, x.Number(1))
 		return "", err
 	},
-	"finish": func(x given) (string, error) { // NAME: up to the last ACK
-		c := x.kept[x.args[0]]
+	"finish": func(x tctest.Told) (string, error) { // NAME: up to the last ACK
+		c := x.Kept[x.Args[0]]
 		defer unix.Close(c)
 		err := unix.Shutdown(c, unix.SHUT_WR)
 		for buf := make([]byte, 1<<16); err == nil; {
@@ -333,13 +243,13 @@ var verbs = map[string]func(given) (string, error){
 		}
 		return "", errors.Join(err, closed(c))
 	},
-	"serve": func(x given) (string, error) { // NAME N BYTES: accepts N connections one after the other and answers each, up to the last ACK
-		for range x.number(1) {
-			c, _, err := unix.Accept(x.kept[x.args[0]])
+	"serve": func(x tctest.Told) (string, error) { // NAME N BYTES: accepts N connections one after the other and answers each, up to the last ACK
+		for range x.Number(1) {
+			c, _, err := unix.Accept(x.Kept[x.Args[0]])
 			if err != nil {
 				return "", err
 			}
-			_, err = unix.Write(c, make([]byte, x.number(2)))
+			_, err = unix.Write(c, make([]byte, x.Number(2)))
 			if err == nil {
 				err = unix.Shutdown(c, unix.SHUT_WR)
 			}
@@ -359,11 +269,11 @@ var verbs = map[string]func(given) (string, error){
 		}
 		return "", nil
 	},
-	"dial": func(x given) (string, error) { // TO N: connects and resets
-		for range x.number(1) {
-			s, err := open(x.args[0], unix.SOCK_STREAM, 0, nil)
+	"dial": func(x tctest.Told) (string, error) { // TO N: connects and resets
+		for range x.Number(1) {
+			s, err := open(x.Args[0], unix.SOCK_STREAM, 0, nil)
 			if err == nil {
-				err = unix.Connect(s, sockaddr(x.args[0]))
+				err = unix.Connect(s, sockaddr(x.Args[0]))
 			}
 			if err == nil {
 				err = unix.SetsockoptLinger(s, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
@@ -375,8 +285,8 @@ var verbs = map[string]func(given) (string, error){
 		}
 		return "", nil
 	},
-	"swarm": func(x given) (string, error) { // TO: until it is told otherwise, forks children that open, share and use sockets
-		to := x.args[0]
+	"swarm": func(x tctest.Told) (string, error) { // TO: until it is told otherwise, forks children that open, share and use sockets
+		to := x.Args[0]
 		old, err := open(to, unix.SOCK_DGRAM, 0, nil)
 		if err != nil {
 			return "", err
@@ -396,7 +306,7 @@ var verbs = map[string]func(given) (string, error){
 		for range 3 {
 			go func() {
 				for {
-					cmd := exec.Command("/proc/self/exe")
+					cmd := exec.Command("/proc/self/exe", "obey")
 					cmd.Stdin = strings.NewReader(fmt.Sprintf("inherited %s 30\nudp %[1]s 10\ninherited %[1]s 10\n", to))
 					cmd.ExtraFiles = []*os.File{file}
 					if out, err := cmd.Output(); err != nil || strings.Count(string(out), "ok") != 3 {
@@ -407,45 +317,45 @@ var verbs = map[string]func(given) (string, error){
 		}
 		return "", nil
 	},
-	"parent": func(x given) (string, error) { // NAME: has a child that shares the socket
-		shared, err := unix.Dup(x.kept[x.args[0]])
+	"parent": func(x tctest.Told) (string, error) { // NAME: has a child that shares the socket
+		shared, err := unix.Dup(x.Kept[x.Args[0]])
 		if err != nil {
 			return "", err
 		}
 		file := os.NewFile(uintptr(shared), "socket")
 		defer file.Close()
-		cmd := exec.Command("/proc/self/exe")
+		cmd := exec.Command("/proc/self/exe", "obey")
 		cmd.ExtraFiles = []*os.File{file}
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			return "", err
 		}
-		x.kept[x.args[0]+" child"] = int(in.(*os.File).Fd()) // which ends when this process does
+		x.Kept[x.Args[0]+" child"] = int(in.(*os.File).Fd()) // which ends when this process does
 		return "", cmd.Start()
 	},
-	"inherited": func(x given) (string, error) { // TO N: by the first descriptor behind the standard ones
-		return "", send(3, x.args[0], x.number(1), true)
+	"inherited": func(x tctest.Told) (string, error) { // TO N: by the first descriptor behind the standard ones
+		return "", send(3, x.Args[0], x.Number(1), true)
 	},
-	"connect": func(x given) (string, error) { // NAME TO
-		s, err := open(x.args[1], unix.SOCK_STREAM, 0, nil)
-		x.kept[x.args[0]] = s
-		return "", errors.Join(err, unix.Connect(s, sockaddr(x.args[1])))
+	"connect": func(x tctest.Told) (string, error) { // NAME TO
+		s, err := open(x.Args[1], unix.SOCK_STREAM, 0, nil)
+		x.Kept[x.Args[0]] = s
+		return "", errors.Join(err, unix.Connect(s, sockaddr(x.Args[1])))
 	},
-	"drain": func(x given) (string, error) { // NAME: reads all
-		defer unix.Close(x.kept[x.args[0]])
+	"drain": func(x tctest.Told) (string, error) { // NAME: reads all
+		defer unix.Close(x.Kept[x.Args[0]])
 		for buf := make([]byte, 1<<16); ; {
-			if n, err := unix.Read(x.kept[x.args[0]], buf); n == 0 || err != nil {
+			if n, err := unix.Read(x.Kept[x.Args[0]], buf); n == 0 || err != nil {
 				return "", err
 			}
 		}
 	},
-	"fetch": func(x given) (string, error) { // TO: connects and reads all
-		s, err := open(x.args[0], unix.SOCK_STREAM, 0, nil)
+	"fetch": func(x tctest.Told) (string, error) { // TO: connects and reads all
+		s, err := open(x.Args[0], unix.SOCK_STREAM, 0, nil)
 		if err != nil {
 			return "", err
 		}
 		defer unix.Close(s)
-		if err := unix.Connect(s, sockaddr(x.args[0])); err != nil {
+		if err := unix.Connect(s, sockaddr(x.Args[0])); err != nil {
 			return "", err
 		}
 		for buf := make([]byte, 1<<16); ; {
@@ -454,23 +364,39 @@ var verbs = map[string]func(given) (string, error){
 			}
 		}
 	},
-	"child": func(x given) (string, error) { // any other command
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Stdin = strings.NewReader(strings.Join(x.args, " ") + "\n")
+	"child": func(x tctest.Told) (string, error) { // any other command
+		cmd := exec.Command("/proc/self/exe", "obey")
+		cmd.Stdin = strings.NewReader(strings.Join(x.Args, " ") + "\n")
 		out, err := cmd.Output()
 		if err == nil && !strings.HasPrefix(string(out), "ok") {
 			err = errors.New(strings.TrimSpace(string(out)))
 		}
 		return "", err
 	},
+	"scatter":          scatter, // DIR
+	"askSockets":       func(tctest.Told) (string, error) { return "", askSockets() },
+	"lackRules":        func(tctest.Told) (string, error) { return "", lackRules() },
+	"bindUnprivileged": func(tctest.Told) (string, error) { return "", bindUnprivileged() },
+	"bindUnlocked":     func(tctest.Told) (string, error) { return "", bindUnlocked() },
+	"bindConfined":     func(tctest.Told) (string, error) { return "", bindConfined() },
+	"bindHidden": func(x tctest.Told) (string, error) { // HOW DIR TO KEY
+		return "", bindHidden(x.Args[0], x.Args[1], x.Args[2], x.Args[3])
+	},
+	"useUnmounted": func(x tctest.Told) (string, error) { // HOW RUNDIR CGROUP
+		return "", useUnmounted(x.Args[0], x.Args[1], x.Args[2])
+	},
+	"runIn":       func(x tctest.Told) (string, error) { return "", runIn(x.Args) },
+	"sendProof":   func(tctest.Told) (string, error) { return "", prove.Sender(os.Stdin, os.Stdout) },
+	"timeProgram": func(x tctest.Told) (string, error) { return "", timeProgram(ebpf.ProgramID(x.Number(0))) }, // ID
 }
 
-func actOne(verb string, args []string, kept map[string]int) (string, error) {
-	do, ok := verbs[verb]
-	if !ok {
-		return "", errors.New("no such command")
+func datagrams(to string, n int, priority []string) error {
+	s, err := open(to, unix.SOCK_DGRAM, 0, priority)
+	if err != nil {
+		return err
 	}
-	return do(given{args, kept})
+	defer unix.Close(s)
+	return send(s, to, n, true)
 }
 
 // closed waits until both ends of a connection have their last acknowledgement,

@@ -9,6 +9,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 // TestKernelAdopt: what runs already when it is bound has its sockets carried along
@@ -22,16 +23,16 @@ func TestKernelAdopt(t *testing.T) {
 	addr := n.Far4.String() + ":9"
 	at := n.Near4.String() + ":7400"
 	x, user, own, far := n.start(t, n.Near, free), n.start(t, n.Near, free), n.start(t, n.Near, a), n.start(t, n.Far, "")
-	for _, y := range []*actor{x, user, own} {
-		y.do("keep udp %s", addr)
-		y.do("more udp %s 1", addr)
+	for _, y := range []*tctest.Actor{x, user, own} {
+		y.Do("keep udp %s", addr)
+		y.Do("more udp %s 1", addr)
 	}
-	x.do("keepPacket packet")
-	x.do("listen l %s", at)
-	far.do("connect waits %s", at)
-	x.do("join %s", to)
-	user.do("nobody")
-	own.do("join %s", to)
+	x.Do("keepPacket packet")
+	x.Do("listen l %s", at)
+	far.Do("connect waits %s", at)
+	x.Do("join %s", to)
+	user.Do("nobody")
+	own.Do("join %s", to)
 	b := n.binder(t, bind.WayBPF)
 	check := func(name string, want hierarchy.ClassID, send func()) {
 		t.Helper()
@@ -41,10 +42,10 @@ func TestKernelAdopt(t *testing.T) {
 	}
 	all := func(class, users, owns hierarchy.ClassID) {
 		t.Helper()
-		check("udp", class, func() { x.do("more udp %s 20", addr) })
-		check("packet", class, func() { x.do("morePacket packet %d 20", n.device.Index) })
-		check("udp of a user", users, func() { user.do("more udp %s 20", addr) })
-		check("udp bound by itself", owns, func() { own.do("more udp %s 20", addr) })
+		check("udp", class, func() { x.Do("more udp %s 20", addr) })
+		check("packet", class, func() { x.Do("morePacket packet %d 20", n.device.Index) })
+		check("udp of a user", users, func() { user.Do("more udp %s 20", addr) })
+		check("udp bound by itself", owns, func() { own.Do("more udp %s 20", addr) })
 	}
 	apply(t, b, bound(p.target(a), red))
 	all(rest, rest, red)
@@ -57,21 +58,21 @@ func TestKernelAdopt(t *testing.T) {
 	}
 	all(green, blue, red)
 	check("a connection that waits", green, func() {
-		x.begin("serve l 1 0") // sends its end alone
-		far.do("drain waits")
-		x.end()
+		x.Begin("serve l 1 0") // sends its end alone
+		far.Do("drain waits")
+		x.End()
 	})
 	check("a connection from the SYN-ACK on", green, func() {
-		x.begin("serve l 1 100000")
-		far.do("fetch %s", at)
-		x.end()
+		x.Begin("serve l 1 100000")
+		far.Do("fetch %s", at)
+		x.End()
 	})
 	apply(t, b, bound(p.target(a), green), bound(p.target(to), red), bound("uid:65534", red))
 	all(red, red, green)
 	// what is its own again once its process' branch is no more
 	apply(t, b, bound(p.target(a), green))
 	all(rest, rest, green)
-	check("another process", rest, func() { n.start(t, n.Near, free).do("udp %s 20", addr) })
+	check("another process", rest, func() { n.start(t, n.Near, free).Do("udp %s 20", addr) })
 }
 
 // TestKernelAdoptByNew: a classifier that takes the place of another's carries over
@@ -82,8 +83,8 @@ func TestKernelAdoptByNew(t *testing.T) {
 	p := newPlace(t, bind.WayBPF)
 	free, to := sub(t, p.dir, "free"), sub(t, p.dir, "to")
 	x, addr := n.start(t, n.Near, free), n.Far4.String()+":9"
-	x.do("keep udp %s", addr)
-	x.do("join %s", to)
+	x.Do("keep udp %s", addr)
+	x.Do("join %s", to)
 	for _, way := range []bind.Way{bind.WayBPF, bind.WayNft, bind.WayBPF} {
 		if way == bind.WayNft && report(t, way).Err != nil {
 			continue // it has no nf_tables
@@ -93,7 +94,7 @@ func TestKernelAdoptByNew(t *testing.T) {
 		if way == bind.WayNft {
 			want = rest
 		}
-		only(t, n.during(t, func() { x.do("more udp %s 20", addr) }), want, 20)
+		only(t, n.during(t, func() { x.Do("more udp %s 20", addr) }), want, 20)
 	}
 }
 
@@ -107,23 +108,23 @@ func TestKernelAttachFull(t *testing.T) {
 	var said []string
 	b := n.binderWith(t, cgroup.Config{Ways: []bind.Way{bind.WayBPF}, Warn: func(s string) { said = append(said, s) }})
 	x, addr, addr6 := n.start(t, n.Near, free), n.Far4.String()+":9", "["+n.Far6.String()+"]:9"
-	x.do("keep full %s", addr6)
-	if why := x.do("fill full %d", n.device.Index); why != unix.ENOMEM.Error() && why != unix.ENOBUFS.Error() {
+	x.Do("keep full %s", addr6)
+	if why := x.Do("fill full %d", n.device.Index); why != unix.ENOMEM.Error() && why != unix.ENOBUFS.Error() {
 		t.Fatal(why)
 	}
-	x.do("keep other %s", addr)
-	x.do("more full %s 1", addr6) // until then they have no port, and are in no table
-	x.do("more other %s 1", addr)
+	x.Do("keep other %s", addr)
+	x.Do("more full %s 1", addr6) // until then they have no port, and are in no table
+	x.Do("more other %s 1", addr)
 	apply(t, b, bound(p.target(to), green))
-	a := n.attach(t, b, p.target(to), false, x.pid())
-	if len(a.Processes) != 1 || len(a.Sockets) != 1 || len(a.Failed) != 1 || a.Failed[0].PID != x.pid() {
+	a := n.attach(t, b, p.target(to), false, x.PID())
+	if len(a.Processes) != 1 || len(a.Sockets) != 1 || len(a.Failed) != 1 || a.Failed[0].PID != x.PID() {
 		t.Fatalf("attached %+v, want one process, one socket, and one that could not be", a)
 	}
 	if text := a.Failed[0].Err.Error(); !strings.Contains(text, "udp socket") || !strings.Contains(text, "optmem_max") {
 		t.Errorf("error %q, want the socket and why", text)
 	}
-	only(t, n.during(t, func() { x.do("more full %s 20", addr6) }), rest, 20)
-	only(t, n.during(t, func() { x.do("more other %s 20", addr) }), green, 20)
+	only(t, n.during(t, func() { x.Do("more full %s 20", addr6) }), rest, 20)
+	only(t, n.during(t, func() { x.Do("more other %s 20", addr) }), green, 20)
 	s, err := cgroup.ReadSettings()
 	if err != nil {
 		t.Fatal(err)

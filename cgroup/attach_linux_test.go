@@ -63,8 +63,6 @@ func (n *network) removeHomes(t testing.TB) []hierarchy.Path {
 	return kept
 }
 
-func (a *actor) pid() int { return a.cmd.Process.Pid }
-
 // TestKernelAttach: what a process had open follows it into the branch, with what
 // is accepted from its listeners and what waits there; so it does when the branch's
 // class changes, until the branch is bound no more.
@@ -77,18 +75,18 @@ func TestKernelAttach(t *testing.T) {
 	apply(t, b, bound(p.target(to), green), bound(p.target(free), red))
 	x, far := n.start(t, n.Near, free), n.start(t, n.Far, "")
 	addr, near := n.Far4.String()+":9", n.Near4.String()
-	x.do("keep udp %s", addr)
-	x.do("keepPacket packet")
-	x.do("listen tcp %s:7200", near)
-	x.do("listen waiting %s:7201", near)
-	far.do("connect waits %s:7201", near)
+	x.Do("keep udp %s", addr)
+	x.Do("keepPacket packet")
+	x.Do("listen tcp %s:7200", near)
+	x.Do("listen waiting %s:7201", near)
+	far.Do("connect waits %s:7201", near)
 	sends := map[string]func(){
-		"udp":    func() { x.do("more udp %s 20", addr) },
-		"packet": func() { x.do("morePacket packet %d 20", n.device.Index) },
+		"udp":    func() { x.Do("more udp %s 20", addr) },
+		"packet": func() { x.Do("morePacket packet %d 20", n.device.Index) },
 		"accepted": func() {
-			x.begin("serve tcp 1 100000")
-			far.do("fetch %s:7200", near)
-			x.end()
+			x.Begin("serve tcp 1 100000")
+			far.Do("fetch %s:7200", near)
+			x.End()
 		},
 	}
 	check := func(class hierarchy.ClassID) {
@@ -100,11 +98,11 @@ func TestKernelAttach(t *testing.T) {
 		}
 	}
 	check(red)
-	a := n.attach(t, b, p.target(to), false, x.pid())
+	a := n.attach(t, b, p.target(to), false, x.PID())
 	var protocols []string
 	for _, s := range a.Sockets {
-		if s.PID != x.pid() || len(s.Shared) != 0 {
-			t.Errorf("socket %+v, want process %d's alone", s, x.pid())
+		if s.PID != x.PID() || len(s.Shared) != 0 {
+			t.Errorf("socket %+v, want process %d's alone", s, x.PID())
 		}
 		protocols = append(protocols, s.Protocol)
 	}
@@ -125,9 +123,9 @@ func TestKernelAttach(t *testing.T) {
 	}
 	check(green)
 	only(t, n.during(t, func() {
-		x.begin("serve waiting 1 100000")
-		far.do("drain waits")
-		x.end()
+		x.Begin("serve waiting 1 100000")
+		far.Do("drain waits")
+		x.End()
 	}), waits, 5)
 	apply(t, b, bound(p.target(to), blue), bound(p.target(free), red))
 	check(blue)
@@ -150,14 +148,14 @@ func TestKernelAttachUnderLoad(t *testing.T) {
 	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound(p.target(dirs[0]), red), bound(p.target(dirs[1]), green))
 	x := n.start(t, n.Near, dirs[0])
-	x.do("swarm %s:9", n.Far4)
+	x.Do("swarm %s:9", n.Far4)
 	// The children end with what they were told to do, each within milliseconds.
 	t.Cleanup(func() { empty(t, dirs...) })
 	for i := range 6 {
 		to, class := dirs[(i+1)%2], classes[(i+1)%2]
 		time.Sleep(50 * time.Millisecond)
 		var a *home.Attachment
-		got := n.loaded(t, func() { a = n.attach(t, b, p.target(to), true, x.pid()) })
+		got := n.loaded(t, func() { a = n.attach(t, b, p.target(to), true, x.PID()) })
 		if len(a.Failed) != 0 || len(a.Processes) == 0 || got[rest] != 0 || got[blue] != 0 {
 			t.Errorf("while it was attached: %v, packets a class %v", a, got)
 		}
@@ -238,9 +236,9 @@ func TestKernelAttachTree(t *testing.T) {
 			b := n.binder(t, way)
 			apply(t, b, bound(p.target(to), green), bound(p.target(free), red))
 			x, addr := n.start(t, n.Near, free), n.Far4.String()+":9"
-			x.do("keep s %s", addr)
-			x.do("more s %s 1", addr) // until then it has no port, and is in no table
-			x.do("parent s")
+			x.Do("keep s %s", addr)
+			x.Do("more s %s 1", addr) // until then it has no port, and is in no table
+			x.Do("parent s")
 			check := func(a *home.Attachment, processes int, shared bool, class hierarchy.ClassID) {
 				t.Helper()
 				if len(a.Processes) != processes || len(a.Failed) != 0 {
@@ -252,15 +250,15 @@ func TestKernelAttachTree(t *testing.T) {
 				if way != bind.WayNft && (len(a.Sockets) != 1 || (len(a.Sockets[0].Shared) > 0) != shared) {
 					t.Errorf("sockets %+v, want one, shared: %v", a.Sockets, shared)
 				}
-				only(t, n.during(t, func() { x.do("more s %s 20", addr) }), class, 20)
+				only(t, n.during(t, func() { x.Do("more s %s 20", addr) }), class, 20)
 			}
 			after := green
 			if way == bind.WayNft {
 				after = red
 			}
-			check(n.attach(t, b, p.target(to), false, x.pid()), 1, true, after)
-			check(n.attach(t, b, p.target(free), true, x.pid()), 2, false, red)
-			only(t, n.during(t, func() { x.do("udp %s 20", addr) }), red, 20)
+			check(n.attach(t, b, p.target(to), false, x.PID()), 1, true, after)
+			check(n.attach(t, b, p.target(free), true, x.PID()), 2, false, red)
+			only(t, n.during(t, func() { x.Do("udp %s 20", addr) }), red, 20)
 		})
 	}
 }
@@ -275,7 +273,7 @@ func TestKernelAttachRefused(t *testing.T) {
 	b := n.binder(t, bind.WayBPF)
 	apply(t, b, bound(p.target(to), green))
 	x := n.start(t, n.Near, "")
-	ended := tctest.Command(t, "actor") // it is told nothing
+	ended := tctest.Command(t, "obey") // it is told nothing
 	if err := ended.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +288,7 @@ func TestKernelAttachRefused(t *testing.T) {
 	var tasks []os.DirEntry
 	for end := time.Now().Add(10 * time.Second); len(tasks) < 2; time.Sleep(time.Millisecond) { // the runtime starts them
 		var err error
-		if tasks, err = os.ReadDir("/proc/" + strconv.Itoa(x.pid()) + "/task"); err != nil || time.Now().After(end) {
+		if tasks, err = os.ReadDir("/proc/" + strconv.Itoa(x.PID()) + "/task"); err != nil || time.Now().After(end) {
 			t.Fatalf("threads %v, %v", tasks, err)
 		}
 	}
@@ -301,9 +299,9 @@ func TestKernelAttachRefused(t *testing.T) {
 	const none = 1 << 30
 	words := map[int]string{
 		1: "the first of all processes", 2: "a thread of the kernel", os.Getpid(): "this program itself",
-		ended.Process.Pid: "it has ended", thread: "it is a thread of process " + strconv.Itoa(x.pid()), none: "it is not there",
+		ended.Process.Pid: "it has ended", thread: "it is a thread of process " + strconv.Itoa(x.PID()), none: "it is not there",
 	}
-	asked := []int{x.pid()}
+	asked := []int{x.PID()}
 	for pid := range words {
 		asked = append(asked, pid)
 	}
@@ -316,10 +314,10 @@ func TestKernelAttachRefused(t *testing.T) {
 	if len(a.Failed) != len(words) || len(a.Processes) != 1 || a.Processes[0].There {
 		t.Errorf("attached: %+v", a)
 	}
-	if a := n.attach(t, b, p.target(to), false, x.pid()); len(a.Processes) != 1 || !a.Processes[0].There {
+	if a := n.attach(t, b, p.target(to), false, x.PID()); len(a.Processes) != 1 || !a.Processes[0].There {
 		t.Errorf("attached once more: %+v", a)
 	}
-	if _, err := home.Attach(t.Context(), homes(t, b).Tree, bind.ToUser(0), []int{x.pid()}, false, nil); err == nil {
+	if _, err := home.Attach(t.Context(), homes(t, b).Tree, bind.ToUser(0), []int{x.PID()}, false, nil); err == nil {
 		t.Error("attached to a user")
 	}
 }
@@ -333,14 +331,14 @@ func TestKernelAttachUser(t *testing.T) {
 	to := sub(t, p.dir, "to")
 	b := n.binder(t, bind.WayBPF)
 	x, addr := n.start(t, n.Near, sub(t, p.dir, "free")), n.Far4.String()+":9"
-	x.do("nobody")
-	x.do("keep s %s", addr)
-	send := func() { x.do("more s %s 20", addr) }
+	x.Do("nobody")
+	x.Do("keep s %s", addr)
+	send := func() { x.Do("more s %s 20", addr) }
 	for _, class := range []hierarchy.ClassID{red, blue} {
 		apply(t, b, bound("uid:65534", class), bound(p.target(to), green))
 		only(t, n.during(t, send), class, 20)
 	}
-	n.attach(t, b, p.target(to), false, x.pid())
+	n.attach(t, b, p.target(to), false, x.PID())
 	only(t, n.during(t, send), green, 20)
 	apply(t, b, bound("uid:65534", red))
 	only(t, n.during(t, send), red, 20)

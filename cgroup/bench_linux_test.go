@@ -22,17 +22,10 @@ const rounds = 15
 
 func median(v []float64) float64 { return slices.Sorted(slices.Values(v))[len(v)/2] }
 
-// measure is the program that runs a BPF program, given by its id, and an empty
-// one in turn: DIR ID. The packet's socket belongs to the caller's cgroup.
-func measure(args []string) error {
-	if err := os.WriteFile(args[0]+"/cgroup.procs", []byte("0"), 0); err != nil {
-		return err
-	}
-	id, err := strconv.Atoi(args[1])
-	if err != nil {
-		return err
-	}
-	full, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+// timeProgram runs a BPF program and an empty one in turn. The packet's socket belongs to
+// the caller's cgroup.
+func timeProgram(id ebpf.ProgramID) error {
+	full, err := ebpf.NewProgramFromID(id)
 	if err != nil {
 		return err
 	}
@@ -73,7 +66,7 @@ func BenchmarkProgram(b *testing.B) {
 			}
 			var ns [2][]float64
 			for b.Loop() {
-				out, err := tctest.Command(b, "measure", dir, fmt.Sprint(id)).Output()
+				out, err := tctest.Command(b, "join", dir, ";", "timeProgram", fmt.Sprint(id)).Output()
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -104,8 +97,8 @@ func BenchmarkPath(b *testing.B) {
 			}
 			apply(b, bind, all...)
 			far, near := n.start(b, n.Far, ""), n.start(b, n.Near, p.dir)
-			far.do("sink s %s:9", n.Far4)
-			n.beside(b, func() string { return near.do("burst s %s:9 30000", n.Far4) })
+			far.Do("sink s %s:9", n.Far4)
+			n.beside(b, func() string { return near.Do("burst s %s:9 30000", n.Far4) })
 		})
 	}
 }
@@ -118,15 +111,15 @@ func BenchmarkServed(b *testing.B) {
 	apply(b, n.binder(b, bind.WayBPF), bound(p.target(p.dir), red))
 	at := n.Near4.String() + ":7500"
 	far, near := n.start(b, n.Far, ""), n.start(b, n.Near, "")
-	near.do("listen l %s", at)
-	far.do("connect c %s", at)
-	near.do("join %s", p.dir)
-	near.do("accept s l")
-	near.do("prompt s")
-	far.begin("drain c")
-	n.beside(b, func() string { return near.do("burst s %s 30000", at) })
-	near.do("finish s")
-	far.end()
+	near.Do("listen l %s", at)
+	far.Do("connect c %s", at)
+	near.Do("join %s", p.dir)
+	near.Do("accept s l")
+	near.Do("prompt s")
+	far.Begin("drain c")
+	n.beside(b, func() string { return near.Do("burst s %s 30000", at) })
+	near.Do("finish s")
+	far.End()
 }
 
 // beside measures bursts with and without the classifier, in turn.

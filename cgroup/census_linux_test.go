@@ -14,13 +14,13 @@ import (
 )
 
 // census is what a process has open, by class.
-func census(t *testing.T, b *cgroup.Binder, x *actor) (map[hierarchy.ClassID]int, cgroup.ProcessSockets) {
+func census(t *testing.T, b *cgroup.Binder, x *tctest.Actor) (map[hierarchy.ClassID]int, cgroup.ProcessSockets) {
 	t.Helper()
-	all, err := b.Census([]int{x.pid()})
+	all, err := b.Census([]int{x.PID()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := all[x.pid()]
+	p := all[x.PID()]
 	n := map[hierarchy.ClassID]int{}
 	for _, class := range p.Sockets {
 		n[class]++
@@ -56,18 +56,18 @@ func TestKernelCensus(t *testing.T) {
 			tests := []struct {
 				name    string
 				at      string
-				prepare func(x *actor)
+				prepare func(x *tctest.Actor)
 				want    hierarchy.ClassID
 				v2      bool
 			}{
-				{"in it", a, func(x *actor) { x.do("keep s %s", to) }, red, false},
-				{"below it", below, func(x *actor) { x.do("keep s %s", to) }, red, false},
-				{"outside", free, func(x *actor) { x.do("keep s %s", to) }, rest, false},
-				{"moved by hand", free, func(x *actor) { x.do("keep s %s", to); x.do("join %s", a) }, moved, false},
-				{"moved out", a, func(x *actor) { x.do("keep s %s", to); x.do("join %s", free) }, map[bool]hierarchy.ClassID{true: red, false: rest}[v2(way)], false},
-				{"user", free, func(x *actor) { x.do("nobody"); x.do("keep s %s", to) }, green, true},
-				{"user in a cgroup", a, func(x *actor) { x.do("nobody"); x.do("keep s %s", to) }, red, true},
-				{"of the user before", free, func(x *actor) { x.do("keep s %s", to); x.do("nobody") }, rest, true},
+				{"in it", a, func(x *tctest.Actor) { x.Do("keep s %s", to) }, red, false},
+				{"below it", below, func(x *tctest.Actor) { x.Do("keep s %s", to) }, red, false},
+				{"outside", free, func(x *tctest.Actor) { x.Do("keep s %s", to) }, rest, false},
+				{"moved by hand", free, func(x *tctest.Actor) { x.Do("keep s %s", to); x.Do("join %s", a) }, moved, false},
+				{"moved out", a, func(x *tctest.Actor) { x.Do("keep s %s", to); x.Do("join %s", free) }, map[bool]hierarchy.ClassID{true: red, false: rest}[v2(way)], false},
+				{"user", free, func(x *tctest.Actor) { x.Do("nobody"); x.Do("keep s %s", to) }, green, true},
+				{"user in a cgroup", a, func(x *tctest.Actor) { x.Do("nobody"); x.Do("keep s %s", to) }, red, true},
+				{"of the user before", free, func(x *tctest.Actor) { x.Do("keep s %s", to); x.Do("nobody") }, rest, true},
 			}
 			for i, tt := range tests {
 				if tt.v2 && !v2(way) {
@@ -76,7 +76,7 @@ func TestKernelCensus(t *testing.T) {
 				t.Run(tt.name, func(t *testing.T) {
 					x := n.start(t, n.Near, tt.at)
 					tt.prepare(x)
-					x.do("more s %s 1", to)
+					x.Do("more s %s 1", to)
 					if got, _ := census(t, b, x); got[tt.want] != 1 || len(got) != 1 {
 						t.Errorf("sockets by class %v, want 1 of %v", got, tt.want)
 					}
@@ -85,7 +85,7 @@ func TestKernelCensus(t *testing.T) {
 					if got, all := census(t, b, x); got[tt.want] != 1 || len(got) != 1 || all.Elsewhere || all.Err != nil {
 						t.Errorf("sockets by class %v, want 1 of %v", got, tt.want)
 					}
-					only(t, n.during(t, func() { x.do("more s %s 20", to) }), tt.want, 20)
+					only(t, n.during(t, func() { x.Do("more s %s 20", to) }), tt.want, 20)
 				})
 			}
 		})
@@ -103,20 +103,20 @@ func TestKernelCensusAttached(t *testing.T) {
 	apply(t, b, bound(p.target(to), green))
 	x, far := n.start(t, n.Near, free), n.start(t, n.Far, "")
 	near, addr := n.Near4.String(), n.Far4.String()+":9"
-	x.do("keep udp %s", addr)
-	x.do("more udp %s 1", addr)
-	x.do("listen tcp %s:7200", near)
+	x.Do("keep udp %s", addr)
+	x.Do("more udp %s 1", addr)
+	x.Do("listen tcp %s:7200", near)
 	if got, _ := census(t, b, x); got[rest] != 2 || len(got) != 1 {
 		t.Errorf("sockets by class %v, want 2 in the rest", got)
 	}
-	n.attach(t, b, p.target(to), false, x.pid())
+	n.attach(t, b, p.target(to), false, x.PID())
 	if got, _ := census(t, b, x); got[green] != 2 || len(got) != 1 {
 		t.Errorf("attached: sockets by class %v, want 2 of %v", got, green)
 	}
-	x.do("more udp %s 1", addr)
-	x.begin("serve tcp 1 100000")
-	far.do("fetch %s:7200", near)
-	x.end()
+	x.Do("more udp %s 1", addr)
+	x.Begin("serve tcp 1 100000")
+	far.Do("fetch %s:7200", near)
+	x.End()
 	if got, _ := census(t, b, x); got[green] != 2 || len(got) != 1 {
 		t.Errorf("used: sockets by class %v, want 2 of %v", got, green)
 	}
@@ -141,14 +141,14 @@ func TestKernelCensusElsewhere(t *testing.T) {
 			b := n.binder(t, way)
 			apply(t, b, bound(p.target(a), red))
 			far := n.start(t, n.Far, a)
-			far.do("keep s %s:9", n.Near4)
-			far.do("more s %s:9 1", n.Near4)
+			far.Do("keep s %s:9", n.Near4)
+			far.Do("more s %s:9 1", n.Near4)
 			if got, all := census(t, b, far); len(got) != 0 || !all.Elsewhere {
 				t.Errorf("of a process elsewhere: %v, elsewhere %v", got, all.Elsewhere)
 			}
 			x := n.start(t, n.Near, a)
-			x.do("keepPacket s")
-			x.do("morePacket s %d 1", n.device.Index)
+			x.Do("keepPacket s")
+			x.Do("morePacket s %d 1", n.device.Index)
 			want := map[bind.Way]hierarchy.ClassID{bind.WayBPF: red, bind.WayNft: rest}[way] // with tags nobody tells
 			got, all := census(t, b, x)
 			// Nor is it told without the kernel's types, where borrowing would change a tag.

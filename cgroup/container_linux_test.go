@@ -102,7 +102,7 @@ func TestKernelContainer(t *testing.T) {
 	db := n.start(t, d.container("vethdb", 12), sub(t, p.dir, "docker", other))
 	expect("container:web", p.target(dir), "link:vethweb")
 	expect("container:db", p.target(filepath.Join(p.dir, "docker", other)), "link:vethdb")
-	send := func(from *actor) func() { return func() { from.do("udp %s:9 20", n.Far4) } }
+	send := func(from *tctest.Actor) func() { return func() { from.Do("udp %s:9 20", n.Far4) } }
 	now := func(bind ...string) {
 		t.Helper()
 		apply(t, b, resolved(t, b, tree(t, bind...)).Bound...)
@@ -123,10 +123,7 @@ func TestKernelContainer(t *testing.T) {
 
 	// It is restarted: another cgroup of the same name, another interface.
 	now("container:web")
-	web.to.Close()
-	if err := web.cmd.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	web.Dismiss()
 	if err := n.Near.DeleteLink("vethweb"); err != nil {
 		t.Fatal(err)
 	}

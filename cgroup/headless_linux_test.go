@@ -1,7 +1,6 @@
 package cgroup_test
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -19,37 +18,6 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
-// headless is an actor whose first thread has ended, in a cgroup: DIR.
-func headless(args []string) error {
-	if err := os.WriteFile(args[0]+"/cgroup.procs", []byte("0"), 0); err != nil {
-		return err
-	}
-	return tctest.Headless(func() error { return act(nil) })
-}
-
-// startHeadless starts one in the near namespace.
-func (n *network) startHeadless(t testing.TB, dir string) *actor {
-	t.Helper()
-	a := &actor{t: t, cmd: tctest.Command(t, "headless", dir)}
-	to, err := a.cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	from, err := a.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Near.Start(a.cmd); err != nil {
-		t.Fatal(err)
-	}
-	a.to, a.lines = to, bufio.NewScanner(from)
-	t.Cleanup(func() {
-		to.Close()
-		_ = a.cmd.Wait() // it is killed by now
-	})
-	return a
-}
-
 // TestKernelHeadless: where a process is, is where its living threads are. Its own
 // files tell of the first one, which may have ended: with cgroup v1 that one is
 // nowhere, with v2 it stays where it ended while the others are moved. Where what it
@@ -64,20 +32,20 @@ func TestKernelHeadless(t *testing.T) {
 			t.Cleanup(func() { empty(t, from, to) })
 			b := n.binder(t, way)
 			apply(t, b, bound(p.target(from), red), bound(p.target(to), green))
-			x := n.startHeadless(t, from)
+			x := tctest.Start(t, n.Near, "join", from, ";", "headless")
 			addr := n.Far4.String() + ":9"
-			x.do("keep udp %s", addr)
+			x.Do("keep udp %s", addr)
 			in := func(dir string, class hierarchy.ClassID) {
 				t.Helper()
-				got, whole, err := cgroupfs.Of(way, x.pid())
+				got, whole, err := cgroupfs.Of(way, x.PID())
 				if diff := cmp.Diff([]bind.Target{targetOf(p.target(dir))}, got); diff != "" || !whole || err != nil {
 					t.Errorf("it is seen in (-want +got), whole %t, %v:\n%s", whole, err, diff)
 				}
-				only(t, n.during(t, func() { x.do("udp %s 5", addr) }), class, 5)
+				only(t, n.during(t, func() { x.Do("udp %s 5", addr) }), class, 5)
 			}
 			in(from, red)
-			a := n.attach(t, b, p.target(to), false, x.pid())
-			want := home.Process{PID: x.pid(), Name: "headless", From: strings.TrimPrefix(p.target(from), "cgroup:")}
+			a := n.attach(t, b, p.target(to), false, x.PID())
+			want := home.Process{PID: x.PID(), Name: "headless", From: strings.TrimPrefix(p.target(from), "cgroup:")}
 			if len(a.Processes) == 1 {
 				want.Name = a.Processes[0].Name // that of the test binary, cut
 			}
@@ -85,13 +53,13 @@ func TestKernelHeadless(t *testing.T) {
 				t.Errorf("attached (-want +got):\n%s", diff)
 			}
 			in(to, green)
-			got := n.during(t, func() { x.do("more udp %s 5", addr) })
+			got := n.during(t, func() { x.Do("more udp %s 5", addr) })
 			told := len(a.Failed) == 1 && strings.Contains(a.Failed[0].Err.Error(), "its first thread has ended")
 			if got[green] < 5 && (!told || got[red] < 5) {
 				t.Errorf("packets of its open socket a class %v, and attach says %v", got, a.Failed)
 			}
 			want.There, want.From = true, strings.TrimPrefix(p.target(to), "cgroup:")
-			a = n.attach(t, b, p.target(to), false, x.pid())
+			a = n.attach(t, b, p.target(to), false, x.PID())
 			if diff := cmp.Diff([]home.Process{want}, a.Processes); diff != "" {
 				t.Errorf("attached again (-want +got):\n%s", diff)
 			}
@@ -105,59 +73,35 @@ func TestKernelOfThreads(t *testing.T) {
 	p := newPlace(t, bind.WayNetCls)
 	one, two := sub(t, p.dir, "one"), sub(t, p.dir, "two")
 	t.Cleanup(func() { empty(t, one, two) })
-	x := tctest.Command(t, "threads", one, two)
-	to, err := x.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	from, err := x.StdoutPipe()
-	if err == nil {
-		err = x.Start()
-	}
-	if err == nil {
-		_, err = bufio.NewReader(from).ReadString('\n')
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer x.Wait()
-	defer to.Close()
+	x := tctest.Start(t, tctest.NetNS(t), "join", one)
+	x.Do("scatter %s", two)
 	got, whole, err := cgroupfs.Of(bind.WayNetCls, x.Process.Pid)
 	if diff := cmp.Diff([]bind.Target{targetOf(p.target(one)), targetOf(p.target(two))}, got); diff != "" || !whole || err != nil {
 		t.Errorf("it is seen in (-want +got), whole %t, %v:\n%s", whole, err, diff)
 	}
 }
 
-// threads is a process of several threads, all in a cgroup but one, which is in
-// another: ONE TWO.
-func threads(args []string) error {
-	if err := os.WriteFile(args[0]+"/cgroup.procs", []byte("0"), 0); err != nil {
-		return err
-	}
+// scatter gives the process a thread in another cgroup, which keeps from saying where it is.
+func scatter(x tctest.Told) (string, error) {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		done <- os.WriteFile(args[1]+"/tasks", []byte(fmt.Sprint(unix.Gettid())), 0)
+		done <- os.WriteFile(x.Args[0]+"/tasks", []byte(fmt.Sprint(unix.Gettid())), 0)
 		select {}
 	}()
 	if err := <-done; err != nil {
-		return err
+		return "", err
 	}
 	_, _, err := cgroupfs.Own(bind.WayNetCls)
 	if err == nil || !strings.Contains(err.Error(), "the threads of this process are in different cgroups: ") {
-		return fmt.Errorf("its own cgroup: %v", err)
+		return "", fmt.Errorf("its own cgroup: %v", err)
 	}
-	fmt.Println("ready")
-	_, err = bufio.NewReader(os.Stdin).ReadByte()
-	if err != nil && err.Error() == "EOF" {
-		err = nil
-	}
-	return err
+	return "", nil
 }
 
 // TestOfEnded: of a process that has ended nothing is said.
 func TestOfEnded(t *testing.T) {
-	x := tctest.Command(t, "no-such-program")
+	x := tctest.Command(t, "no-such-verb")
 	x.Stderr = nil
 	if err := x.Start(); err != nil {
 		t.Fatal(err)

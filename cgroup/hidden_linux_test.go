@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,13 +25,10 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
-// hidden is the program that binds its own branch's cgroup and sends from it where
-// no cgroup file system can be seen: HOW DIR TO KEY. In a mount namespace with a
-// fresh sysfs, as "ip netns exec" makes it, a process above still has one; for
-// process 1 of a container nobody has.
-func hidden(args []string) error {
-	how, dir, to, key := args[0], args[1], args[2], args[3]
-	runtime.LockOSThread()
+// bindHidden binds its own branch's cgroup and sends from it where no cgroup file
+// system can be seen. In a mount namespace with a fresh sysfs, as "ip netns exec" makes
+// it, a process above still has one; for process 1 of a container nobody has.
+func bindHidden(how, dir, to, key string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
@@ -102,8 +98,7 @@ func hidden(args []string) error {
 	if err := home.Join(h.Tree, target, 0); err != nil {
 		return err
 	}
-	_, err = actOne("udp", []string{to, "30"}, nil)
-	if err != nil {
+	if err := datagrams(to, 30, nil); err != nil {
 		return err
 	}
 	fmt.Println(cgroup.Probe().Ways[0].Text)
@@ -127,7 +122,7 @@ func (n *network) runHidden(t *testing.T, how, dir string, flags uintptr) string
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := tctest.Command(t, "hidden", how, dir, n.Far4.String()+":9", key)
+	cmd := tctest.Command(t, "bindHidden", how, dir, n.Far4.String()+":9", key)
 	var out strings.Builder
 	cmd.Stdout = &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
@@ -217,10 +212,9 @@ func TestKernelNetNSKey(t *testing.T) {
 	}
 }
 
-// mounts is the program that uses net_cls where it is not mounted, and makes a
-// cgroup in it if it is told one: HOW RUNDIR CGROUP.
-func mounts(args []string) error {
-	runtime.LockOSThread()
+// useUnmounted uses net_cls where it is not mounted, and makes a cgroup in it if it is
+// told one.
+func useUnmounted(how, runDir, foreign string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
@@ -236,7 +230,7 @@ func mounts(args []string) error {
 			return err
 		}
 	}
-	switch args[0] {
+	switch how {
 	case "tmpfs": // as v1 and hybrid hosts have it
 		err = unix.Mount("tmpfs", "/sys/fs/cgroup", "tmpfs", 0, "")
 	case "other":
@@ -252,7 +246,7 @@ func mounts(args []string) error {
 		return err
 	}
 	b, err := cgroup.NewBinder(cgroup.Config{
-		Hook: blind{}, Interface: "eth0", Ways: []bind.Way{bind.WayNetCls}, RunDir: args[1], Warn: func(s string) { fmt.Println(s) },
+		Hook: blind{}, Interface: "eth0", Ways: []bind.Way{bind.WayNetCls}, RunDir: runDir, Warn: func(s string) { fmt.Println(s) },
 	})
 	if err != nil {
 		return err
@@ -262,13 +256,13 @@ func mounts(args []string) error {
 		return err
 	}
 	fmt.Println(basis(bind.WayNetCls))
-	if args[2] != "" {
+	if foreign != "" {
 		// somebody else's cgroup in it
 		all, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Source != "vifshape", false })
 		if err != nil || len(all) != 1 {
 			return fmt.Errorf("mounts %v, error %v", all, err)
 		}
-		dir := all[0].Mountpoint + "/" + args[2]
+		dir := all[0].Mountpoint + "/" + foreign
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
@@ -303,7 +297,7 @@ func TestKernelMountsNetCls(t *testing.T) {
 		{"in use", "other", dir + "/net_cls", tctest.Name()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cmd := tctest.Command(t, "mounts", tt.how, dir, tt.cgroup)
+			cmd := tctest.Command(t, "useUnmounted", tt.how, dir, tt.cgroup)
 			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
 			out, err := cmd.Output()
 			if err != nil {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -73,8 +72,8 @@ type bare struct{ blind }
 
 func (bare) AttachCgroupFilter() error { return errors.New("no cls_cgroup") }
 
-// run is the program that starts another: WAY TARGET USER PROGRAM [ARGUMENT ...].
-func run(args []string) error {
+// runIn becomes a program in a target: WAY TARGET USER PROGRAM [ARGUMENT ...].
+func runIn(args []string) error {
 	b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "lo", Index: 1, Ways: []bind.Way{bind.Way(args[0])}})
 	if err != nil {
 		return err
@@ -168,21 +167,21 @@ func TestKernelHomes(t *testing.T) {
 
 			dir := p.mount + api.Name
 			x := n.start(t, n.Near, dir)
-			only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), green, 20)
+			only(t, n.during(t, func() { x.Do("udp %s:9 20", n.Far4) }), green, 20)
 			y := n.start(t, n.Near, filepath.Dir(dir))
-			only(t, n.during(t, func() { y.do("udp %s:9 20", n.Far4) }), red, 20)
+			only(t, n.during(t, func() { y.Do("udp %s:9 20", n.Far4) }), red, 20)
 
 			pids, err := home.Processes(h.Tree, bind.ToCgroup(filepath.Dir(api.Name)))
-			wantPids := []int{x.cmd.Process.Pid, y.cmd.Process.Pid}
+			wantPids := []int{x.PID(), y.PID()}
 			slices.Sort(wantPids)
 			if diff := cmp.Diff(wantPids, pids); diff != "" || err != nil {
 				t.Errorf("processes (-want +got), error %v:\n%s", err, diff)
 			}
-			y.do("join %s", p.mount)
+			y.Do("join %s", p.mount)
 			if diff := cmp.Diff(want, n.removeHomes(t)); diff != "" {
 				t.Errorf("homes kept for a process (-want +got):\n%s", diff)
 			}
-			x.do("join %s", p.mount)
+			x.Do("join %s", p.mount)
 			if kept := n.removeHomes(t); len(kept) != 0 {
 				t.Errorf("homes kept without a process: %v", kept)
 			}
@@ -417,7 +416,7 @@ func TestKernelExec(t *testing.T) {
 				{"not executable", "", []string{noexec}, "not found: false, moved: false\n", 1},
 			} {
 				t.Run(tt.name, func(t *testing.T) {
-					cmd := tctest.Command(t, "run", append([]string{string(way), target, tt.user}, tt.args...)...)
+					cmd := tctest.Command(t, append([]string{"runIn", string(way), target, tt.user}, tt.args...)...)
 					cmd.Stderr = nil
 					out, err := cmd.Output()
 					var exit *exec.ExitError
@@ -436,9 +435,8 @@ func TestKernelExec(t *testing.T) {
 	}
 }
 
-// unprivileged gives all capabilities up and says what a Binder then says.
-func unprivileged([]string) error {
-	runtime.LockOSThread() // capabilities are a thread's
+// bindUnprivileged gives all capabilities up and says what a Binder then says.
+func bindUnprivileged() error {
 	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData
 	if err := unix.Capset(&h, &none[0]); err != nil {
@@ -469,9 +467,9 @@ func unprivileged([]string) error {
 	return nil
 }
 
-// confined says what Binders say to root of a user namespace, each once. A program's maps
-// are made in any order, and which the kernel refuses first must not matter.
-func confined([]string) error {
+// bindConfined says what Binders say to root of a user namespace, each once. A program's
+// maps are made in any order, and which the kernel refuses first must not matter.
+func bindConfined() error {
 	said := map[string]bool{}
 	for range 20 {
 		b, err := cgroup.NewBinder(cgroup.Config{Hook: blind{}, Interface: "eth0", Ways: []bind.Way{bind.WayBPF}})
@@ -495,7 +493,7 @@ func confined([]string) error {
 func TestKernelConfined(t *testing.T) {
 	require(t, bind.WayBPF)
 	tctest.Cgroup2Mount(t)
-	cmd := tctest.Command(t, "confined")
+	cmd := tctest.Command(t, "bindConfined")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
@@ -516,10 +514,9 @@ func TestKernelConfined(t *testing.T) {
 	}
 }
 
-// limited is the program that loads the classifier with no locked memory allowed
-// and no right to raise that limit.
-func limited([]string) error {
-	runtime.LockOSThread() // capabilities are a thread's
+// bindUnlocked loads the classifier with no locked memory allowed and no right to raise
+// that limit.
+func bindUnlocked() error {
 	var none unix.Rlimit
 	if err := unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &none, nil); err != nil {
 		return err
@@ -545,7 +542,7 @@ func limited([]string) error {
 // TestKernelLimited: from 5.11 on the limit of locked memory does not matter.
 func TestKernelLimited(t *testing.T) {
 	require(t, bind.WayBPF)
-	if out, err := tctest.Command(t, "limited").Output(); err != nil {
+	if out, err := tctest.Command(t, "bindUnlocked").Output(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 }
@@ -554,7 +551,7 @@ func TestKernelUnprivileged(t *testing.T) {
 	require(t, bind.WayBPF)
 	require(t, bind.WayNetCls)
 	newPlace(t, bind.WayNetCls)
-	out, err := tctest.Command(t, "unprivileged").Output()
+	out, err := tctest.Command(t, "bindUnprivileged").Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -169,11 +169,11 @@ func TestKernelMoved(t *testing.T) {
 			from, to := sub(t, p.dir, "from"), sub(t, p.dir, "to")
 			apply(t, n.binder(t, way), bound(p.target(from), red), bound(p.target(to), green))
 			x, addr := n.start(t, n.Near, from), n.Far4.String()+":9"
-			x.do("keep s %s", addr)
-			only(t, n.during(t, func() { x.do("more s %s 50", addr) }), red, 50)
-			x.do("join %s", to)
-			only(t, n.during(t, func() { x.do("more s %s 50", addr) }), kept, 50)
-			only(t, n.during(t, func() { x.do("udp %s 50", addr) }), green, 50)
+			x.Do("keep s %s", addr)
+			only(t, n.during(t, func() { x.Do("more s %s 50", addr) }), red, 50)
+			x.Do("join %s", to)
+			only(t, n.during(t, func() { x.Do("more s %s 50", addr) }), kept, 50)
+			only(t, n.during(t, func() { x.Do("udp %s 50", addr) }), green, 50)
 		})
 	}
 }
@@ -190,7 +190,7 @@ func TestKernelRebind(t *testing.T) {
 			b := n.binder(t, way)
 			apply(t, b)
 			x, addr := n.start(t, n.Near, inner), n.Far4.String()+":9"
-			x.do("keep s %s", addr)
+			x.Do("keep s %s", addr)
 			for _, tt := range []struct {
 				bound []hierarchy.Bound
 				want  hierarchy.ClassID
@@ -203,7 +203,7 @@ func TestKernelRebind(t *testing.T) {
 				{nil, rest},
 			} {
 				apply(t, b, tt.bound...)
-				only(t, n.during(t, func() { x.do("more s %s 20", addr) }), tt.want, 20)
+				only(t, n.during(t, func() { x.Do("more s %s 20", addr) }), tt.want, 20)
 			}
 		})
 	}
@@ -224,10 +224,10 @@ func TestKernelTimeWait(t *testing.T) {
 			}
 			near, far := n.start(t, n.Near, ""), n.start(t, n.Far, "")
 			for i, addr := range []string{n.Far4.String() + ":7003", "[" + n.Far6.String() + "]:7003"} {
-				far.do("listen %d %s", i, addr)
+				far.Do("listen %d %s", i, addr)
 				got := n.during(t, func() {
-					near.do("leave %s", addr)
-					far.do("serve %d 1 0", i) // only now it closes too: TIME_WAIT answers
+					near.Do("leave %s", addr)
+					far.Do("serve %d 1 0", i) // only now it closes too: TIME_WAIT answers
 				})
 				const packets = 4 // SYN, ACK, FIN, and the last ACK
 				if diff := cmp.Diff(counts{rest: packets}, got); diff != "" {
@@ -253,8 +253,8 @@ func TestKernelFoundAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			x, addr := n.start(t, n.Near, a), n.Far4.String()+":9"
-			x.do("keep s %s", addr)
-			only(t, n.during(t, func() { x.do("more s %s 20", addr) }), red, 20)
+			x.Do("keep s %s", addr)
+			only(t, n.during(t, func() { x.Do("more s %s 20", addr) }), red, 20)
 
 			second := n.binder(t, way)
 			want := []hierarchy.Bound{bound(p.target(a), red)}
@@ -262,7 +262,7 @@ func TestKernelFoundAgain(t *testing.T) {
 				t.Errorf("bindings found again (-want +got):\n%s", diff)
 			}
 			apply(t, second, bound(p.target(a), green), bound(p.target(c), blue))
-			only(t, n.during(t, func() { x.do("more s %s 20", addr) }), green, 20)
+			only(t, n.during(t, func() { x.Do("more s %s 20", addr) }), green, 20)
 
 			converge(t, second, hierarchy.State{Device: "eth0"})
 			if diff := cmp.Diff(hierarchy.State{Device: "eth0"}, read(t, second)); diff != "" {
@@ -271,7 +271,7 @@ func TestKernelFoundAgain(t *testing.T) {
 			if id, err := n.hook.EgressProgram(); id != 0 || err != nil {
 				t.Errorf("program %d on the hook after clearing, error %v", id, err)
 			}
-			only(t, n.during(t, func() { x.do("more s %s 20", addr) }), rest, 20)
+			only(t, n.during(t, func() { x.Do("more s %s 20", addr) }), rest, 20)
 		})
 	}
 }
@@ -298,7 +298,7 @@ func TestKernelGone(t *testing.T) {
 			}
 			apply(t, b, bound(p.target(a), green))
 			x := n.start(t, n.Near, a)
-			only(t, n.during(t, func() { x.do("udp %s 10", n.Far4.String()+":9") }), green, 10)
+			only(t, n.during(t, func() { x.Do("udp %s 10", n.Far4.String()+":9") }), green, 10)
 		})
 	}
 }
@@ -338,7 +338,7 @@ func TestKernelChangeOfWay(t *testing.T) {
 	v1, v2 := newPlace(t, bind.WayNetCls), newPlace(t, bind.WayBPF)
 	a1, a2 := sub(t, v1.dir, "a"), sub(t, v2.dir, "a")
 	x := n.start(t, n.Near, a1)
-	x.do("join %s", a2)
+	x.Do("join %s", a2)
 	addr := n.Far4.String() + ":9"
 	for _, tt := range []struct {
 		way   bind.Way
@@ -351,7 +351,7 @@ func TestKernelChangeOfWay(t *testing.T) {
 	} {
 		b := n.binder(t, tt.way)
 		apply(t, b, tt.bound)
-		only(t, n.during(t, func() { x.do("udp %s 20", addr) }), tt.want, 20)
+		only(t, n.during(t, func() { x.Do("udp %s 20", addr) }), tt.want, 20)
 	}
 	converge(t, n.binder(t), hierarchy.State{Device: "eth0"})
 	if got := read(t, n.binder(t, bind.WayNetCls)); got.Hook.Way != bind.WayNone || len(got.Bound) != 0 {
@@ -432,7 +432,7 @@ func TestKernelForeignProgram(t *testing.T) {
 	}
 	apply(t, b, bound(p.target(p.dir), red))
 	x := n.start(t, n.Near, p.dir)
-	only(t, n.during(t, func() { x.do("udp %s:9 10", n.Far4) }), red, 10)
+	only(t, n.during(t, func() { x.Do("udp %s:9 10", n.Far4) }), red, 10)
 	converge(t, b, old)
 	if after, err := n.hook.EgressProgram(); after != before || err != nil {
 		t.Errorf("program %d on the hook after going back, error %v, want %d", after, err, before)
@@ -481,7 +481,7 @@ func TestKernelTCX(t *testing.T) {
 		if err := n.Near.Do(func() error { _, err := b.Why(); return err }); err != nil || got != "" {
 			t.Errorf("warnings %q the second time, error %v", got, err)
 		}
-		only(t, n.during(t, func() { x.do("udp %s 20", addr) }), class, 20)
+		only(t, n.during(t, func() { x.Do("udp %s 20", addr) }), class, 20)
 	}
 	check("", red)
 	var on link.Link
@@ -497,7 +497,7 @@ func TestKernelTCX(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer on.Close()
-	only(t, n.during(t, func() { x.do("udp %s 20", addr) }), rest, 20)
+	only(t, n.during(t, func() { x.Do("udp %s 20", addr) }), rest, 20)
 	check(fmt.Sprintf("%s: a TCX program (id %d, pass_all) runs before the classifier and can keep packets from it", n.Dev, id), rest)
 	if err := on.Close(); err != nil {
 		t.Fatal(err)

@@ -88,7 +88,7 @@ func TestKernelLink(t *testing.T) {
 	for i, host := range addrs {
 		for _, tt := range []struct {
 			name string
-			from *actor
+			from *tctest.Actor
 			want hierarchy.ClassID
 		}{{"local", local, green}, {"user", user, blue}, {"bound", behind, red}, {"not bound", beside, rest}} {
 			t.Run(fmt.Sprintf("%s IPv%d", tt.name, 4+2*i), func(t *testing.T) {
@@ -99,14 +99,14 @@ func TestKernelLink(t *testing.T) {
 					}
 					return got
 				}
-				only(t, during(func() { tt.from.do("udp %s:9 50", host) }), tt.want, 50)
-				only(t, during(func() { tt.from.do("udp %s:9 50 %v", host, blue) }), tt.want, 50)
+				only(t, during(func() { tt.from.Do("udp %s:9 50", host) }), tt.want, 50)
+				only(t, during(func() { tt.from.Do("udp %s:9 50 %v", host, blue) }), tt.want, 50)
 				port++
-				far.do("listen %d %s:%d", port, host, port)
+				far.Do("listen %d %s:%d", port, host, port)
 				got := during(func() {
-					tt.from.begin("tcp %s:%d 300000 %v", host, port, blue)
-					far.do("serve %d 1 0", port)
-					tt.from.end()
+					tt.from.Begin("tcp %s:%d 300000 %v", host, port, blue)
+					far.Do("serve %d 1 0", port)
+					tt.from.End()
 				})
 				if tt.want == green || tt.want == blue { // the last ACK may be of TIME_WAIT
 					delete(got, rest)
@@ -117,7 +117,7 @@ func TestKernelLink(t *testing.T) {
 	}
 
 	// It changes, goes, and is another of the same name.
-	send := func() { t.Helper(); behind.do("udp %s:9 20", n.Far4) }
+	send := func() { t.Helper(); behind.Do("udp %s:9 20", n.Far4) }
 	apply(t, b, bound("link:veth1", blue))
 	only(t, n.during(t, send), blue, 20)
 	if err := n.Near.DeleteLink("veth1"); err != nil {
@@ -128,11 +128,11 @@ func TestKernelLink(t *testing.T) {
 		t.Errorf("bound once the interface is gone: %v, want its number alone", gone)
 	}
 	again := n.start(t, n.routed(t, "veth1", 1), "")
-	only(t, n.during(t, func() { again.do("udp %s:9 20", n.Far4) }), rest, 20)
+	only(t, n.during(t, func() { again.Do("udp %s:9 20", n.Far4) }), rest, 20)
 	apply(t, b, bound("link:veth1", red))
-	only(t, n.during(t, func() { again.do("udp %s:9 20", n.Far4) }), red, 20)
+	only(t, n.during(t, func() { again.Do("udp %s:9 20", n.Far4) }), red, 20)
 	apply(t, b)
-	only(t, n.during(t, func() { again.do("udp %s:9 20", n.Far4) }), rest, 20)
+	only(t, n.during(t, func() { again.Do("udp %s:9 20", n.Far4) }), rest, 20)
 }
 
 // TestKernelLinkBridged: a packet from behind a bridge still has its socket. Its
@@ -167,11 +167,11 @@ func TestKernelLinkBridged(t *testing.T) {
 	bind := []hierarchy.Bound{bound(p.target(a), green), bound("uid:0", blue)}
 	apply(t, b, bind...)
 	inA, inFree := n.start(t, inner, a), n.start(t, inner, free)
-	inFree.do("keepPacket s")
+	inFree.Do("keepPacket s")
 	sends := map[string]func(){
-		"bound cgroup": func() { inA.do("packet %d 20", index) },
-		"free cgroup":  func() { inFree.do("packet %d 20 %v", index, green) },
-		"open socket":  func() { inFree.do("morePacket s %d 20", index) },
+		"bound cgroup": func() { inA.Do("packet %d 20", index) },
+		"free cgroup":  func() { inFree.Do("packet %d 20 %v", index, green) },
+		"open socket":  func() { inFree.Do("morePacket s %d 20", index) },
 	}
 	check := func(want map[string]hierarchy.ClassID) {
 		t.Helper()

@@ -7,6 +7,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
@@ -46,15 +47,15 @@ func flipHook(t *testing.T, _ *network, b *cgroup.Binder, target string, i int) 
 // whileSending has x send some packets at a time and calls change over and over
 // meanwhile, not less than least times. It returns how many packets were sent, and
 // those of each class.
-func (n *network) whileSending(t *testing.T, x *actor, some, least int, change func(i int)) (packets uint64, got counts) {
+func (n *network) whileSending(t *testing.T, x *tctest.Actor, some, least int, change func(i int)) (packets uint64, got counts) {
 	t.Helper()
 	changes := 0
 	got = n.during(t, func() {
 		for changes < least {
 			packets += uint64(some)
-			x.begin("udp %s:9 %d", n.Far4, some)
+			x.Begin("udp %s:9 %d", n.Far4, some)
 			done := make(chan struct{})
-			go func() { x.end(); close(done) }()
+			go func() { x.End(); close(done) }()
 			for sending := true; sending; {
 				select {
 				case <-done:
@@ -151,7 +152,7 @@ func TestKernelWayUnderLoad(t *testing.T) {
 			}
 			change(0)
 			x := n.start(t, n.Near, cgroups.dir)
-			x.do("join %s", tags.dir)
+			x.Do("join %s", tags.dir)
 			packets, got := n.whileSending(t, x, loaded(100_000), len(tt.ways), change)
 			if sum := got[red] + got[green]; sum != packets && !(tt.stops && sum < packets) || len(got) != 2 {
 				t.Errorf("packets a class: %v, want %d in %v and %v together and no other", got, packets, red, green)

@@ -25,9 +25,7 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
-func TestMain(m *testing.M) {
-	tctest.Main(m, tctest.Programs{"actor": act, "unprivileged": unprivileged, "limited": limited, "confined": confined, "run": run, "measure": measure, "hidden": hidden, "mounts": mounts, "unruly": unruly, "narrowed": narrowed, "headless": headless, "threads": threads, "sender": sender})
-}
+func TestMain(m *testing.M) { tctest.Main(m, verbs) }
 
 // Leaf classes of the tree that every test has.
 const (

@@ -215,28 +215,28 @@ func TestKernelMark(t *testing.T) {
 			send func()
 			want hierarchy.ClassID
 		}{
-			{"bound", func() { inOne.do("udp %s 20 %v", to, blue) }, red},
-			{"not bound", func() { inTwo.do("udp %s 20 %v", to, green) }, rest},
-			{"bound cgroup behind a port that is not", func() { inA.do("udp %s 20", to) }, rest},
-			{"marked by its socket", func() { inTwo.do("marked %s 20 %d", to, mark) }, rest},
-			{"local, marked by its socket", func() { localFree.do("marked %s 20 %d", to, mark) }, rest},
-			{"local and bound, marked by its socket", func() { local.do("marked %s 20 %d", to, mark) }, green},
+			{"bound", func() { inOne.Do("udp %s 20 %v", to, blue) }, red},
+			{"not bound", func() { inTwo.Do("udp %s 20 %v", to, green) }, rest},
+			{"bound cgroup behind a port that is not", func() { inA.Do("udp %s 20", to) }, rest},
+			{"marked by its socket", func() { inTwo.Do("marked %s 20 %d", to, mark) }, rest},
+			{"local, marked by its socket", func() { localFree.Do("marked %s 20 %d", to, mark) }, rest},
+			{"local and bound, marked by its socket", func() { local.Do("marked %s 20 %d", to, mark) }, green},
 		} {
 			if diff := cmp.Diff(counts{tt.want: 20}, n.during(t, tt.send)); diff != "" {
 				t.Errorf("%s: packets a class (-want +got):\n%s", tt.name, diff)
 			}
 		}
 		overwrite(true)
-		if diff := cmp.Diff(counts{rest: 20}, n.during(t, func() { inTwo.do("udp %s 20", to) })); diff != "" {
+		if diff := cmp.Diff(counts{rest: 20}, n.during(t, func() { inTwo.Do("udp %s 20", to) })); diff != "" {
 			t.Errorf("marked by a program in its namespace (-want +got):\n%s", diff)
 		}
 		overwrite(false)
 		port++
-		far.do("listen %d %s:%d", port, n.Far4, port)
+		far.Do("listen %d %s:%d", port, n.Far4, port)
 		only(t, n.during(t, func() {
-			inOne.begin("tcp %s:%d 300000 %v", n.Far4, port, blue)
-			far.do("serve %d 1 0", port)
-			inOne.end()
+			inOne.Begin("tcp %s:%d 300000 %v", n.Far4, port, blue)
+			far.Do("serve %d 1 0", port)
+			inOne.End()
 		}), red, 5)
 	}
 	t.Run("routed", all)
@@ -270,17 +270,17 @@ func TestKernelMark(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	only(t, n.during(t, func() { inTwo.do("udp %s 20", to) }), red, 20)
+	only(t, n.during(t, func() { inTwo.Do("udp %s 20", to) }), red, 20)
 	if err := hook.Of(lo.Interface).DetachIngress("veth2"); err != nil {
 		t.Fatal(err)
 	}
 
 	check := func(what string, one, two hierarchy.ClassID) {
 		t.Helper()
-		if diff := cmp.Diff(counts{one: 20}, n.during(t, func() { inOne.do("udp %s 20", to) })); diff != "" {
+		if diff := cmp.Diff(counts{one: 20}, n.during(t, func() { inOne.Do("udp %s 20", to) })); diff != "" {
 			t.Errorf("%s: bound port (-want +got):\n%s", what, diff)
 		}
-		if diff := cmp.Diff(counts{two: 20}, n.during(t, func() { inTwo.do("udp %s 20", to) })); diff != "" {
+		if diff := cmp.Diff(counts{two: 20}, n.during(t, func() { inTwo.Do("udp %s 20", to) })); diff != "" {
 			t.Errorf("%s: other port (-want +got):\n%s", what, diff)
 		}
 	}
@@ -366,7 +366,7 @@ func TestKernelMarkLate(t *testing.T) {
 	d.connect(inner, "veth1", 12)
 	apply(t, b, bound("link:veth1", red))
 	x := n.start(t, inner, "")
-	only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), red, 20)
+	only(t, n.during(t, func() { x.Do("udp %s:9 20", n.Far4) }), red, 20)
 }
 
 // TestKernelMarkForeign: what others have at a port's ingress stays and goes on, and
@@ -398,7 +398,7 @@ func TestKernelMarkForeign(t *testing.T) {
 			b := n.binderWith(t, cgroup.Config{Ways: []bind.Way{bind.WayBPF}, Warn: func(s string) { warned = append(warned, s) }})
 			apply(t, b, bound("link:veth1", red))
 			want := map[bool]hierarchy.ClassID{true: red, false: rest}[tt.warn == ""]
-			only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), want, 20)
+			only(t, n.during(t, func() { x.Do("udp %s:9 20", n.Far4) }), want, 20)
 			if told := slices.ContainsFunc(warned, func(s string) bool { return strings.Contains(s, tt.warn) }); told != (tt.warn != "") {
 				t.Errorf("warnings: %q", warned)
 			}

@@ -202,7 +202,7 @@ func TestKernelForeignRules(t *testing.T) {
 						t.Error("no difference to be seen")
 					}
 					converge(t, b, want)
-					only(t, n.during(t, func() { x.do("udp %s 20", addr) }), red, 20)
+					only(t, n.during(t, func() { x.Do("udp %s 20", addr) }), red, 20)
 				})
 			}
 			converge(t, b, hierarchy.State{Device: "eth0"})
@@ -308,11 +308,11 @@ func TestKernelTwoTrees(t *testing.T) {
 		t.Errorf("bindings of the first (-want +got):\n%s", diff)
 	}
 	x, y := n.start(t, n.Near, a), n.start(t, n.Near, p.dir)
-	only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), red, 20)
-	only(t, n.during(t, func() { y.do("udp %s:9 20", n.Far4) }), rest, 20)
-	only(t, two.during(t, func() { x.do("udp %s 20", to2) }), blue, 20)
-	only(t, two.during(t, func() { y.do("udp %s 20", to2) }), green, 20)
-	only(t, three.during(t, func() { x.do("udp %s 20 %s", to3, green) }), green, 20)
+	only(t, n.during(t, func() { x.Do("udp %s:9 20", n.Far4) }), red, 20)
+	only(t, n.during(t, func() { y.Do("udp %s:9 20", n.Far4) }), rest, 20)
+	only(t, two.during(t, func() { x.Do("udp %s 20", to2) }), blue, 20)
+	only(t, two.during(t, func() { y.Do("udp %s 20", to2) }), green, 20)
+	only(t, three.during(t, func() { x.Do("udp %s 20 %s", to3, green) }), green, 20)
 
 	if err := n.Near.DeleteLink("eth1"); err != nil {
 		t.Fatal(err)
@@ -326,7 +326,7 @@ func TestKernelTwoTrees(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("chains once the second is gone (-want +got):\n%s", diff)
 	}
-	only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), green, 20)
+	only(t, n.during(t, func() { x.Do("udp %s:9 20", n.Far4) }), green, 20)
 
 	if err := n.Near.DeleteLink(n.Dev); err != nil {
 		t.Fatal(err)
@@ -364,9 +364,9 @@ func TestKernelManyRules(t *testing.T) {
 	apply(t, b, all...)
 	apply(t, b, all[1:]...)
 	x := n.start(t, n.Near, filepath.Join(p.dir, "g2", "1400"))
-	only(t, n.during(t, func() { x.do("udp %s:9 20", n.Far4) }), blue, 20)
+	only(t, n.during(t, func() { x.Do("udp %s:9 20", n.Far4) }), blue, 20)
 	y := n.start(t, n.Near, filepath.Join(p.dir, "g0", "0"))
-	only(t, n.during(t, func() { y.do("udp %s:9 20", n.Far4) }), green, 20)
+	only(t, n.during(t, func() { y.Do("udp %s:9 20", n.Far4) }), green, 20)
 }
 
 // TestKernelRulesLimited: without privileges the rules can neither be read nor
@@ -374,7 +374,7 @@ func TestKernelManyRules(t *testing.T) {
 func TestKernelRulesLimited(t *testing.T) {
 	require(t, bind.WayNft)
 	n := newNetwork(t)
-	cmd := tctest.Command(t, "unruly")
+	cmd := tctest.Command(t, "nobody", ";", "lackRules")
 	cmd.Stdout = os.Stderr
 	if err := n.Near.Start(cmd); err != nil {
 		t.Fatal(err)
@@ -384,11 +384,8 @@ func TestKernelRulesLimited(t *testing.T) {
 	}
 }
 
-// unruly is the program of TestKernelRulesLimited.
-func unruly([]string) error {
-	if err := unix.Setuid(65534); err != nil {
-		return err
-	}
+// lackRules holds what the rules say without privileges.
+func lackRules() error {
 	b, err := cgroup.NewBinder(cgroup.Config{Hook: bare{}, Interface: "eth0", Index: 2, Ways: []bind.Way{bind.WayNft}})
 	if err != nil {
 		return err

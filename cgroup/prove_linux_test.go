@@ -17,9 +17,6 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
-// sender is the program of the process that Prove sends by.
-func sender([]string) error { return prove.Sender(os.Stdin, os.Stdout) }
-
 // prove proves ways into classes, with ten packets each.
 func (n *network) prove(t *testing.T, b *cgroup.Binder, in ...hierarchy.Bound) []prove.Proof {
 	t.Helper()
@@ -28,7 +25,7 @@ func (n *network) prove(t *testing.T, b *cgroup.Binder, in ...hierarchy.Bound) [
 		t.Fatal(err)
 	}
 	cfg.Packets = 10
-	cfg.Sender = func() *exec.Cmd { return tctest.Command(t, "sender") }
+	cfg.Sender = func() *exec.Cmd { return tctest.Command(t, "sendProof") }
 	cfg.Counters = func() (map[hierarchy.ClassID]uint64, error) {
 		stats, err := n.device.Stats()
 		m := map[hierarchy.ClassID]uint64{}
@@ -177,7 +174,7 @@ func TestKernelProveLink(t *testing.T) {
 			t.Errorf("%s: sent %d, error %v, want %q", in.Target, got.Sent, got.Err, why)
 		}
 	}
-	n.start(t, n.Near, "").do("udp %s:9 1", n.Far4) // which makes it a neighbour
+	n.start(t, n.Near, "").Do("udp %s:9 1", n.Far4) // which makes it a neighbour
 	refused(in, "nobody can enter it")
 	refused(bound("link:lo", red), "from outside of this machine")
 	refused(bound("link:veth7", red), "no such interface")

@@ -47,69 +47,69 @@ func TestKernelServed(t *testing.T) {
 	tests := []struct {
 		name   string
 		opened string // the cgroup in which the listener is opened
-		serve  func(x *actor)
+		serve  func(x *tctest.Actor)
 		want   hierarchy.ClassID
 	}{
-		{"listener of somebody else", free, func(x *actor) {
-			x.do("join %s", to)
-			x.do("accept c l")
-			x.do("write c 100000")
-			x.do("finish c")
+		{"listener of somebody else", free, func(x *tctest.Actor) {
+			x.Do("join %s", to)
+			x.Do("accept c l")
+			x.Do("write c 100000")
+			x.Do("finish c")
 		}, green},
-		{"in a cgroup below", free, func(x *actor) {
-			x.do("join %s", below)
-			x.do("accept c l")
-			x.do("write c 100000")
-			x.do("finish c")
+		{"in a cgroup below", free, func(x *tctest.Actor) {
+			x.Do("join %s", below)
+			x.Do("accept c l")
+			x.Do("write c 100000")
+			x.Do("finish c")
 		}, green},
-		{"sendfile", free, func(x *actor) {
-			x.do("join %s", to)
-			x.do("accept c l")
-			x.do("writeFile c 100000")
-			x.do("finish c")
+		{"sendfile", free, func(x *tctest.Actor) {
+			x.Do("join %s", to)
+			x.Do("accept c l")
+			x.Do("writeFile c 100000")
+			x.Do("finish c")
 		}, green},
-		{"nothing but its end", free, func(x *actor) {
-			x.do("join %s", to)
-			x.do("accept c l")
-			x.do("finish c")
+		{"nothing but its end", free, func(x *tctest.Actor) {
+			x.Do("join %s", to)
+			x.Do("accept c l")
+			x.Do("finish c")
 		}, green},
-		{"accepted by somebody else", free, func(x *actor) {
-			x.do("accept c l")
-			x.do("hand c join %s;take c;write c 100000;finish c", to)
+		{"accepted by somebody else", free, func(x *tctest.Actor) {
+			x.Do("accept c l")
+			x.Do("hand c join %s;take c;write c 100000;finish c", to)
 		}, green},
-		{"forked before it is accepted", free, func(x *actor) {
-			x.do("hand l join %s;take l;accept c l;write c 100000;finish c", to)
+		{"forked before it is accepted", free, func(x *tctest.Actor) {
+			x.Do("hand l join %s;take l;accept c l;write c 100000;finish c", to)
 		}, green},
-		{"of a user", free, func(x *actor) {
-			x.do("accept c l")
-			x.do("hand c nobody;take c;write c 100000;finish c")
+		{"of a user", free, func(x *tctest.Actor) {
+			x.Do("accept c l")
+			x.Do("hand c nobody;take c;write c 100000;finish c")
 		}, blue},
-		{"of a user in a bound cgroup", free, func(x *actor) {
-			x.do("accept c l")
-			x.do("hand c join %s;nobody;take c;write c 100000;finish c", to)
+		{"of a user in a bound cgroup", free, func(x *tctest.Actor) {
+			x.Do("accept c l")
+			x.Do("hand c join %s;nobody;take c;write c 100000;finish c", to)
 		}, green},
-		{"of a user, accepted in a bound cgroup", a, func(x *actor) {
-			x.do("accept c l")
-			x.do("hand c join %s;nobody;take c;write c 100000;finish c", free)
+		{"of a user, accepted in a bound cgroup", a, func(x *tctest.Actor) {
+			x.Do("accept c l")
+			x.Do("hand c join %s;nobody;take c;write c 100000;finish c", free)
 		}, blue},
-		{"another branch", a, func(x *actor) {
-			x.do("accept c l")
-			x.do("hand c join %s;take c;write c 100000;finish c", to)
+		{"another branch", a, func(x *tctest.Actor) {
+			x.Do("accept c l")
+			x.Do("hand c join %s;take c;write c 100000;finish c", to)
 		}, green},
-		{"nobody bound", free, func(x *actor) {
-			x.do("accept c l")
-			x.do("write c 100000")
-			x.do("finish c")
+		{"nobody bound", free, func(x *tctest.Actor) {
+			x.Do("accept c l")
+			x.Do("write c 100000")
+			x.Do("finish c")
 		}, rest},
-		{"given to an outsider", a, func(x *actor) {
-			x.do("accept c l")
-			x.do("hand c join %s;take c;write c 100000;finish c", free)
+		{"given to an outsider", a, func(x *tctest.Actor) {
+			x.Do("accept c l")
+			x.Do("hand c join %s;take c;write c 100000;finish c", free)
 		}, red},
-		{"taken back by an outsider", free, func(x *actor) {
-			x.do("join %s", to)
-			x.do("accept c l")
-			x.do("write c 100000")
-			x.do("hand c join %s;take c;write c 100000;finish c", free)
+		{"taken back by an outsider", free, func(x *tctest.Actor) {
+			x.Do("join %s", to)
+			x.Do("accept c l")
+			x.Do("write c 100000")
+			x.Do("hand c join %s;take c;write c 100000;finish c", free)
 		}, green},
 	}
 	for i, addr := range via {
@@ -118,11 +118,11 @@ func TestKernelServed(t *testing.T) {
 				port++
 				at := fmt.Sprintf("%s:%d", addr, port)
 				x, far := n.start(t, n.Near, tt.opened), n.start(t, n.Far, "")
-				x.do("listen l %s", at)
+				x.Do("listen l %s", at)
 				n.answer(t, func() {
-					far.begin("fetch %s", at)
+					far.Begin("fetch %s", at)
 					tt.serve(x)
-					far.end()
+					far.End()
 				}, tt.want, map[string]hierarchy.ClassID{free: rest, a: red}[tt.opened])
 			})
 		}
@@ -154,10 +154,10 @@ func TestKernelServedRebound(t *testing.T) {
 	at := n.Near4.String() + ":7390"
 	apply(t, b, bound(p.target(to), green))
 	x, far := n.start(t, n.Near, free), n.start(t, n.Far, "")
-	x.do("listen l %s", at)
-	far.do("connect c %s", at)
-	x.do("join %s", deep)
-	x.do("accept c l")
+	x.Do("listen l %s", at)
+	far.Do("connect c %s", at)
+	x.Do("join %s", deep)
+	x.Do("accept c l")
 	for i, tt := range []struct {
 		bind []hierarchy.Bound
 		want hierarchy.ClassID
@@ -171,7 +171,7 @@ func TestKernelServedRebound(t *testing.T) {
 		{[]hierarchy.Bound{bound(p.target(to), blue), bound("uid:0", green)}, blue},
 	} {
 		apply(t, b, tt.bind...)
-		if got := n.during(t, func() { x.do("write c 100") }); got[tt.want] == 0 || len(got) != 1 {
+		if got := n.during(t, func() { x.Do("write c 100") }); got[tt.want] == 0 || len(got) != 1 {
 			t.Errorf("step %d: packets a class %v, want all in %v", i, got, tt.want)
 		}
 	}
@@ -199,11 +199,11 @@ func TestKernelServedAbove(t *testing.T) {
 	}
 	const at = "198.51.100.1:7391"
 	x, far := n.start(t, n.Near, free), n.start(t, n.Far, "")
-	x.do("listen l %s", at)
-	far.do("connect c %s", at)
-	x.do("join %s", to)
-	x.do("accept c l")
-	only(t, n.during(t, func() { x.do("write c 100") }), green, 1)
+	x.Do("listen l %s", at)
+	far.Do("connect c %s", at)
+	x.Do("join %s", to)
+	x.Do("accept c l")
+	only(t, n.during(t, func() { x.Do("write c 100") }), green, 1)
 }
 
 // TestSSH: what a bound user fetches through root's sshd is of the user's branch.
@@ -315,17 +315,17 @@ func TestKernelServedUnderLoad(t *testing.T) {
 			apply(t, b, bound(p.target(a), red))
 			at := n.Near4.String() + ":7392"
 			x, far := n.start(t, n.Near, sub(t, p.dir, "free")), n.start(t, n.Far, "")
-			x.do("listen l %s", at)
-			far.do("connect c %s", at)
-			x.do("join %s", a)
-			x.do("accept c l")
-			x.do("write c 100")
-			far.begin("drain c")
+			x.Do("listen l %s", at)
+			far.Do("connect c %s", at)
+			x.Do("join %s", a)
+			x.Do("accept c l")
+			x.Do("write c 100")
+			far.Begin("drain c")
 			changes := 0
 			got := n.during(t, func() {
 				done := make(chan struct{})
-				x.begin("write c %d", 500*loaded(200_000))
-				go func() { x.end(); close(done) }()
+				x.Begin("write c %d", 500*loaded(200_000))
+				go func() { x.End(); close(done) }()
 				for sending := true; sending || changes < 5; {
 					select {
 					case <-done:
@@ -335,8 +335,8 @@ func TestKernelServedUnderLoad(t *testing.T) {
 					changes++
 					tt.flip(t, n, b, p.target(a), changes)
 				}
-				x.do("finish c")
-				far.end()
+				x.Do("finish c")
+				far.End()
 			})
 			t.Logf("%d changes, packets a class: %v", changes, got)
 			delete(got, red)

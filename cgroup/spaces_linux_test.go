@@ -28,7 +28,7 @@ func TestKernelSpaces(t *testing.T) {
 	bridged := d.container("veth2", 11)
 	kube := sub(t, p.dir, "kube.slice")
 	far := n.start(t, n.Far, "")
-	pods := map[string]*actor{
+	pods := map[string]*tctest.Actor{
 		"routed":  n.start(t, routed, sub(t, kube, "burstable", "pod1", "c1")),
 		"bridged": n.start(t, bridged, sub(t, kube, "burstable", "pod2", "c2")),
 	}
@@ -54,25 +54,22 @@ func TestKernelSpaces(t *testing.T) {
 			}
 			for _, host := range addrs {
 				t.Run(fmt.Sprintf("%s %s to %s", strings.TrimPrefix(bind, p.target(p.dir)), name, host), func(t *testing.T) {
-					only(t, besides(n.during(t, func() { pod.do("udp %s:9 50", host) })), red, 50)
+					only(t, besides(n.during(t, func() { pod.Do("udp %s:9 50", host) })), red, 50)
 					port++
-					far.do("listen %d %s:%d", port, host, port)
+					far.Do("listen %d %s:%d", port, host, port)
 					only(t, besides(n.during(t, func() {
-						pod.begin("tcp %s:%d 300000", host, port)
-						far.do("serve %d 1 0", port)
-						pod.end()
+						pod.Begin("tcp %s:%d 300000", host, port)
+						far.Do("serve %d 1 0", port)
+						pod.End()
 					})), red, 5)
 				})
 			}
 		}
-		only(t, n.during(t, func() { other.do("udp %s:9 50", n.Far4) }), rest, 50)
+		only(t, n.during(t, func() { other.Do("udp %s:9 50", n.Far4) }), rest, 50)
 	}
 	// They go, and the interfaces with them.
 	for _, pod := range pods {
-		pod.to.Close()
-		if err := pod.cmd.Wait(); err != nil {
-			t.Fatal(err)
-		}
+		pod.Dismiss()
 	}
 	if r := resolved(t, b, tree(t, p.target(kube))); len(r.Bound) != 1 {
 		t.Errorf("bound once they have ended: %v", r.Bound)
@@ -122,7 +119,7 @@ func TestKernelSpacesWhose(t *testing.T) {
 			b := n.binderFor(t, newState(t))
 			var pids []int
 			for _, dir := range tt.in {
-				pids = append(pids, n.start(t, pod, sub(t, p.dir, dir)).cmd.Process.Pid)
+				pids = append(pids, n.start(t, pod, sub(t, p.dir, dir)).PID())
 			}
 			branch := func(path hierarchy.Path, class hierarchy.ClassID, names string) resolve.Branch {
 				x := resolve.Branch{Path: path, Entry: path, Class: class}
@@ -216,7 +213,7 @@ func TestKernelSpacesSaid(t *testing.T) {
 			var said []string
 			for _, o := range r.Outside {
 				said = append(said, o.String())
-				if want := []int{pod.cmd.Process.Pid}; !slices.Equal(o.PIDs, want) || o.Path != "eth0/web" || o.Binding.String() != p.target(dir) {
+				if want := []int{pod.PID()}; !slices.Equal(o.PIDs, want) || o.Path != "eth0/web" || o.Binding.String() != p.target(dir) {
 					t.Errorf("%+v, want process %v", o, want)
 				}
 			}
@@ -292,7 +289,7 @@ func TestKernelSpacesUpon(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 			apply(t, b, r.Bound...)
-			only(t, besides(n.during(t, func() { pod.do("udp %s:9 20", n.Far4) })), red, 20)
+			only(t, besides(n.during(t, func() { pod.Do("udp %s:9 20", n.Far4) })), red, 20)
 		})
 	}
 }
@@ -307,7 +304,7 @@ func TestKernelSpacesNested(t *testing.T) {
 	inner := tctest.NetNS(t)
 	veth(t, outer, "veth2", inner, "eth0")
 	n.start(t, outer, sub(t, p.dir, "pod"))
-	nested := n.start(t, inner, sub(t, p.dir, "pod", "docker", number("1a"))).cmd.Process.Pid
+	nested := n.start(t, inner, sub(t, p.dir, "pod", "docker", number("1a"))).PID()
 	b := n.binderFor(t, newState(t))
 	if r := resolved(t, b, tree(t, p.target(sub(t, p.dir, "pod")))); len(r.Outside) != 0 || len(r.Bound) != 2 {
 		t.Errorf("in one branch: %+v", r)

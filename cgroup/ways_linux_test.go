@@ -21,11 +21,11 @@ import (
 // traffic is something that one process of a test sends.
 type traffic struct {
 	name string
-	dir  string         // its cgroup
-	ns   *lab.NetNS     // where it is, nil: at the near end
-	user bool           // it is user 65534
-	open func(x *actor) // before it sends what counts; may be nil
-	send func(x *actor)
+	dir  string                // its cgroup
+	ns   *lab.NetNS            // where it is, nil: at the near end
+	user bool                  // it is user 65534
+	open func(x *tctest.Actor) // before it sends what counts; may be nil
+	send func(x *tctest.Actor)
 	want hierarchy.ClassID // where all of it belongs
 	n    uint64            // packets; 0: more than a few
 	// weak says, for words that may be in the report of a way, where the traffic of
@@ -98,7 +98,7 @@ func TestKernelClasses(t *testing.T) {
 					}
 					x := n.start(t, ns, tt.dir)
 					if tt.user {
-						x.do("nobody")
+						x.Do("nobody")
 					}
 					want := tt.want
 					for name, then := range tt.weak {
@@ -156,8 +156,8 @@ func (n *network) traffic(t *testing.T, p place) []traffic {
 		orphan   = "closed connections of users"
 		handed   = "sockets of somebody else"
 	)
-	do := func(format string, args ...any) func(*actor) {
-		return func(x *actor) { x.do(format, args...) }
+	do := func(format string, args ...any) func(*tctest.Actor) {
+		return func(x *tctest.Actor) { x.Do(format, args...) }
 	}
 	frame := fmt.Sprintf("packet %d 100 ", n.device.Index)
 	all := []traffic{
@@ -214,40 +214,40 @@ func (n *network) traffic(t *testing.T, p place) []traffic {
 		}
 		here := []string{n.Near4.String() + ":7002", "[" + n.Near6.String() + "]:7002"}[i]
 		for port, name := range map[int]string{7001: "client", 7003: "closed", 7004: "closer"} {
-			far.do("listen %s%d %s", name, i, at(port))
+			far.Do("listen %s%d %s", name, i, at(port))
 		}
 		theirs := []string{n.Near4.String() + ":7005", "[" + n.Near6.String() + "]:7005"}[i]
 		all = append(all,
-			traffic{name: "tcp client over " + ip, dir: a, want: red, send: func(x *actor) {
-				far.begin("serve client%d 1 0", i)
-				x.do("tcp %s 1000000", at(7001))
-				far.end()
+			traffic{name: "tcp client over " + ip, dir: a, want: red, send: func(x *tctest.Actor) {
+				far.Begin("serve client%d 1 0", i)
+				x.Do("tcp %s 1000000", at(7001))
+				far.End()
 			}},
-			traffic{name: "tcp connection that is closed over " + ip, dir: a, want: red, send: func(x *actor) {
-				x.do("spill %s 150000", at(7003))
-				far.do("serve closed%d 1 0", i)
+			traffic{name: "tcp connection that is closed over " + ip, dir: a, want: red, send: func(x *tctest.Actor) {
+				x.Do("spill %s 150000", at(7003))
+				far.Do("serve closed%d 1 0", i)
 			}},
-			traffic{name: "tcp connection of a user that is closed over " + ip, dir: free, user: true, want: green, weak: weakly{orphan: rest}, send: func(x *actor) {
-				x.do("spill %s 150000", at(7004))
-				far.do("serve closer%d 1 0", i)
+			traffic{name: "tcp connection of a user that is closed over " + ip, dir: free, user: true, want: green, weak: weakly{orphan: rest}, send: func(x *tctest.Actor) {
+				x.Do("spill %s 150000", at(7004))
+				far.Do("serve closer%d 1 0", i)
 			}},
-			traffic{name: "resets over " + ip, dir: a, want: red, n: 3, send: func(x *actor) {
-				x.do("dial %s 1", at(7001)) // SYN, ACK, RST
+			traffic{name: "resets over " + ip, dir: a, want: red, n: 3, send: func(x *tctest.Actor) {
+				x.Do("dial %s 1", at(7001)) // SYN, ACK, RST
 			}},
-			traffic{name: "connection of somebody else's listener over " + ip, dir: free, want: red, weak: weakly{handed: rest}, open: func(x *actor) {
-				x.do("listen s %s", theirs)
-				far.do("connect c %s", theirs)
-			}, send: func(x *actor) {
-				x.do("join %s", a)
-				x.do("accept c s")
-				far.begin("drain c")
-				x.do("write c 100000")
-				x.do("finish c")
-				far.end()
+			traffic{name: "connection of somebody else's listener over " + ip, dir: free, want: red, weak: weakly{handed: rest}, open: func(x *tctest.Actor) {
+				x.Do("listen s %s", theirs)
+				far.Do("connect c %s", theirs)
+			}, send: func(x *tctest.Actor) {
+				x.Do("join %s", a)
+				x.Do("accept c s")
+				far.Begin("drain c")
+				x.Do("write c 100000")
+				x.Do("finish c")
+				far.End()
 			}},
-			traffic{name: "tcp listener over " + ip, dir: a, want: red, n: 100, weak: weakly{listener: rest}, send: func(x *actor) {
-				x.do("listen s %s", here)
-				far.do("dial %s 100", here)
+			traffic{name: "tcp listener over " + ip, dir: a, want: red, n: 100, weak: weakly{listener: rest}, send: func(x *tctest.Actor) {
+				x.Do("listen s %s", here)
+				far.Do("dial %s 100", here)
 			}},
 		)
 	}

@@ -20,7 +20,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	tctest.Main(m, tctest.Programs{"unprivileged": unprivileged})
+	tctest.Main(m, tctest.Verbs{"readAndBeRefused": readAndBeRefused})
 }
 
 // bench is one shaped interface of a test.

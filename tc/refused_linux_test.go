@@ -69,33 +69,33 @@ func TestKernelNoDevice(t *testing.T) {
 	}
 }
 
-// unprivileged is run by nobody in a namespace with a tree on eth0.
-func unprivileged([]string) error {
+// readAndBeRefused reads eth0, which has a tree, and has its changes refused.
+func readAndBeRefused(tctest.Told) (string, error) {
 	c, err := rtnl.Open(rtnl.Config{})
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer c.Close()
 	d, err := tc.Find(c, "eth0")
 	if err != nil {
-		return err
+		return "", err
 	}
 	var s hierarchy.State
 	if err := d.Read(context.Background(), &s); err != nil {
-		return err
+		return "", err
 	}
 	stats, err := d.Stats()
 	if err != nil {
-		return err
+		return "", err
 	}
 	is := s.On(d.Port())
 	if len(is.Classes) != 3 || len(stats) != 3 {
-		return fmt.Errorf("read %d classes, counters of %d", len(is.Classes), len(stats))
+		return "", fmt.Errorf("read %d classes, counters of %d", len(is.Classes), len(stats))
 	}
 	// A plan can be made, from what is known of the kernel's modules.
 	plan := &hierarchy.Tree{Root: &hierarchy.Branch{Class: hierarchy.Class{Rate: 8, Ceil: 8}}}
 	if err := d.Settle(context.Background(), plan); err != nil || plan.Root.Qdisc.Kind == "" {
-		return fmt.Errorf("settle: %+v, %v", plan.Root, err)
+		return "", fmt.Errorf("settle: %+v, %v", plan.Root, err)
 	}
 	for what, err := range map[string]error{
 		"change root": second(d.Do(context.Background(), []hierarchy.Step{{Action: hierarchy.Delete, Old: &is.Root}})),
@@ -109,10 +109,10 @@ func unprivileged([]string) error {
 			continue // nothing to detach
 		}
 		if !errors.Is(err, rtnl.ErrNotPrivileged) || !strings.HasSuffix(err.Error(), "(needs root or CAP_NET_ADMIN)") {
-			return fmt.Errorf("%s: %v", what, err)
+			return "", fmt.Errorf("%s: %v", what, err)
 		}
 	}
-	return nil
+	return "", nil
 }
 
 func second(_ int, err error) error { return err }
@@ -120,7 +120,7 @@ func second(_ int, err error) error { return err }
 func TestKernelUnprivileged(t *testing.T) {
 	b, p := veth(t)
 	b.apply(b.tree(hierarchy.Gbit, branch("x", hierarchy.Mbit)))
-	cmd := tctest.Command(t, "unprivileged")
+	cmd := tctest.Command(t, "readAndBeRefused")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	// The test binary lies in a directory that is root's alone.
 	self, err := os.Open(cmd.Path)

@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,40 +28,6 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
-
-// chatProgram sends by a connection and by datagrams, one of each every
-// 4 ms, until standard input ends: chat ADDRESS.
-func chatProgram(args []string) error {
-	tcp, err := net.Dial("tcp", args[0])
-	if err != nil {
-		return err
-	}
-	defer tcp.Close()
-	udp, err := net.Dial("udp", args[0])
-	if err != nil {
-		return err
-	}
-	defer udp.Close()
-	end := make(chan struct{})
-	go func() {
-		// Ends with the test, however that ends.
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		close(end)
-	}()
-	for tick := time.NewTicker(4 * time.Millisecond); ; {
-		select {
-		case <-end:
-			tick.Stop()
-			return nil
-		case <-tick.C:
-		}
-		for _, c := range []net.Conn{tcp, udp} {
-			if _, err := c.Write(make([]byte, 100)); err != nil {
-				return err
-			}
-		}
-	}
-}
 
 // intoCgroup starts a program in a cgroup of version 2.
 func intoCgroup(t testing.TB, dir string, start func(*syscall.SysProcAttr)) {

@@ -1,16 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,95 +19,14 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
-// containerProgram is the first process of a container, as a runtime brings it up: it
-// joins a cgroup, and enters its network namespace later: container CGROUP ADDRESS,
-// with the namespace as descriptor 3, and a line of input for each step: "enter", and
-// "send". It answers each by a line.
-func containerProgram(args []string) error {
-	runtime.LockOSThread()
-	if err := join(args[0]); err != nil {
-		return err
-	}
-	fmt.Println("joined")
-	in := bufio.NewScanner(os.Stdin)
-	for in.Scan() {
-		var err error
-		switch in.Text() {
-		case "enter":
-			// the whole process, whose first thread this may not be
-			if err = unix.Setns(3, unix.CLONE_NEWNET); err == nil {
-				err = syscall.Exec("/proc/self/exe", os.Args, os.Environ())
-			}
-		case "send":
-			var c net.Conn
-			if c, err = net.Dial("udp4", args[1]); err == nil {
-				for range 20 {
-					_, e := c.Write(make([]byte, 100))
-					err = errors.Join(err, e)
-				}
-				err = errors.Join(err, c.Close())
-			}
-		}
-		if err != nil {
-			return err
-		}
-		fmt.Println("done")
-	}
-	return in.Err()
-}
-
-// container is a process of containerProgram.
-type container struct {
-	*exec.Cmd
-	t     testing.TB
-	in    io.WriteCloser
-	lines *bufio.Scanner
-}
-
-// container starts one, in the near namespace.
-func (n *network) container(inner *lab.NetNS, dir string) *container {
+// container is the first process of a container in the near namespace, as a runtime
+// brings it up: it is in a cgroup, and enters its network namespace later.
+func (n *network) container(inner *lab.NetNS, dir string) *tctest.Actor {
 	n.Helper()
-	c := &container{Cmd: tctest.Command(n, "container", dir, netip.AddrPortFrom(n.Far4, 9).String()), t: n}
-	c.ExtraFiles = []*os.File{os.NewFile(uintptr(dup(n, inner.FD())), "netns")}
-	var err error
-	if c.in, err = c.StdinPipe(); err != nil {
-		n.Fatal(err)
-	}
-	out, err := c.StdoutPipe()
-	if err != nil {
-		n.Fatal(err)
-	}
-	if err := n.Near.Start(c.Cmd); err != nil {
-		n.Fatal(err)
-	}
-	c.ExtraFiles[0].Close()
-	c.lines = bufio.NewScanner(out)
-	return c
-}
-
-// step has it take a step, none for the first answer, and waits until it did.
-func (c *container) step(s string) {
-	c.t.Helper()
-	if s != "" {
-		if _, err := fmt.Fprintln(c.in, s); err != nil {
-			c.t.Fatal(err)
-		}
-	}
-	if !c.lines.Scan() {
-		c.t.Fatalf("the container has ended: %v", c.lines.Err())
-	}
-}
-
-// end ends it; a second time is none.
-func (c *container) end() {
-	c.t.Helper()
-	if c.ProcessState != nil {
-		return
-	}
-	c.in.Close()
-	if err := c.Wait(); err != nil {
-		c.t.Fatal(err)
-	}
+	cmd := tctest.Command(n, "join", dir, ";", "obey")
+	cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(dup(n, inner.FD())), "netns")}
+	defer cmd.ExtraFiles[0].Close()
+	return tctest.StartCommand(n, n.Near, cmd)
 }
 
 // TestKernelAgentContainer: a container behind a bridge, whose network namespace is
@@ -149,11 +63,10 @@ func TestKernelAgentContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := n.container(inner, dir)
-		c.step("")
 		n.bound(map[string]hierarchy.Path{n.target(dir): "eth0/web"})
-		c.step("enter")
+		c.Do("enter")
 		n.bound(map[string]hierarchy.Path{n.target(dir): "eth0/web", "link:" + port: "eth0/web"})
-		if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/web": 20}, n.sentIn(func() { c.step("send") })); diff != "" {
+		if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/web": 20}, n.sentIn(func() { c.Do("udp %v:9 20", n.Far4) })); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
 		if i == 1 { // what is on its port goes with the rest
@@ -163,7 +76,7 @@ func TestKernelAgentContainer(t *testing.T) {
 				t.Errorf("left behind: %s", out)
 			}
 		}
-		c.end()
+		c.Dismiss()
 		if err := errors.Join(n.Near.DeleteLink(port), unix.Rmdir(dir)); err != nil {
 			t.Fatal(err)
 		}
@@ -190,7 +103,7 @@ func TestKernelAgentPods(t *testing.T) {
 	a := n.agent()
 	want := map[string]hierarchy.Path{n.target(base): "eth0/web"}
 	n.bound(want)
-	pods := map[string]*container{}
+	pods := map[string]*tctest.Actor{}
 	for i, port := range []string{"veth0", "veth1", "veth2"} {
 		inner := tctest.NetNS(t)
 		gateway, pod := netip.AddrFrom4([4]byte{198, 19, byte(i), 1}), netip.AddrFrom4([4]byte{198, 19, byte(i), 2})
@@ -212,14 +125,13 @@ func TestKernelAgentPods(t *testing.T) {
 			connect()
 		}
 		c := n.container(inner, dir)
-		c.step("")
-		c.step("enter")
+		c.Do("enter")
 		if i == 1 {
 			connect()
 		}
 		want["link:"+port] = "eth0/web"
 		n.bound(want)
-		if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/web": 20}, n.sentIn(func() { c.step("send") })); diff != "" {
+		if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/web": 20}, n.sentIn(func() { c.Do("udp %v:9 20", n.Far4) })); diff != "" {
 			t.Errorf("%s (-want +got)\n%s", port, diff)
 		}
 		pods[port] = c
@@ -231,11 +143,12 @@ func TestKernelAgentPods(t *testing.T) {
 		t.Errorf("show: %s", out)
 	}
 	// One goes, and its interface stays.
-	pods["veth0"].end()
+	pods["veth0"].Dismiss()
+	delete(pods, "veth0")
 	delete(want, "link:veth0")
 	n.bound(want)
 	for _, c := range pods {
-		c.end()
+		c.Dismiss()
 	}
 	n.bound(map[string]hierarchy.Path{n.target(base): "eth0/web"})
 	n.ok("clear")
@@ -264,11 +177,10 @@ func TestKernelAttachSpaces(t *testing.T) {
 	}
 	n.ok("apply", n.policy("policy.toml", fmt.Sprintf(agentPolicy, "user:65534")))
 	first, second := n.container(inner, base), n.container(inner, base)
-	for _, c := range []*container{first, second} {
-		c.step("")
-		c.step("enter")
+	for _, c := range []*tctest.Actor{first, second} {
+		c.Do("enter")
 	}
-	pid := func(c *container) string { return strconv.Itoa(c.Process.Pid) }
+	pid := func(c *tctest.Actor) string { return strconv.Itoa(c.PID()) }
 	r := n.run("attach", "eth0/web", pid(second))
 	said := fmt.Sprintf("vifshape: error: eth0/web: 1 process is in another network namespace: packets from there come by veth1 and go to the rest: process %s was there before, and is bound to nothing", pid(first))
 	if r.code != 3 || !strings.Contains(r.stderr, said) || !strings.Contains(r.stdout, "1 process in eth0/web") {
@@ -280,7 +192,7 @@ func TestKernelAttachSpaces(t *testing.T) {
 		}
 	}
 	n.ok("attach", "eth0/batch", pid(first))
-	if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/batch": 20}, n.sentIn(func() { first.step("send") })); diff != "" {
+	if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/batch": 20}, n.sentIn(func() { first.Do("udp %v:9 20", n.Far4) })); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	r = n.run("attach", "eth0/web", pid(second))
@@ -288,8 +200,8 @@ func TestKernelAttachSpaces(t *testing.T) {
 		t.Errorf("beside one of another branch: %v", r)
 	}
 	n.ok("attach", "eth0/batch", pid(second))
-	for _, c := range []*container{first, second} {
-		c.end()
+	for _, c := range []*tctest.Actor{first, second} {
+		c.Dismiss()
 	}
 	n.ok("clear")
 	n.clean()

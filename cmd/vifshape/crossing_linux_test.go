@@ -115,7 +115,7 @@ func TestKernelLockMounts(t *testing.T) {
 	control := filepath.Join(n.cgroups(), "eth0/web/api/cgroup.procs")
 	dir := t.TempDir()
 	in := []string{"unshare", "--mount", "sh", "-c", `mount --rbind / $0 && exec chroot $0 "$@"`, dir}
-	climb := []string{"--env", tctest.Program("climb"), "eth0/web/api", "--", self, control}
+	climb := []string{"--env", tctest.Acting, "eth0/web/api", "--", self, "climb", control}
 	if r := n.under(in, append([]string{"run", "--level", "tag"}, climb...)...); r.code != 0 {
 		t.Fatalf("the cgroup alone: %v", r)
 	}
@@ -129,47 +129,8 @@ func TestKernelLockMounts(t *testing.T) {
 	if got.code != 0 || got.stdout != want.stdout {
 		t.Errorf("in the chroot: %v, outside of it: %v", got, want)
 	}
-	n.failed(n.start(tctest.Command(n, "astray", "run", "eth0/web/api", "--", "true")).wait(), exitError,
+	n.failed(n.start(tctest.Command(n, "astray", ";", "vifshape", "run", "eth0/web/api", "--", "true")).wait(), exitError,
 		"the working directory lies on no mount of this mount namespace")
-}
-
-// climb is the program that leaves a chroot, and opens a file for writing: FILE.
-func climb(args []string) error {
-	dir, err := os.MkdirTemp("", "climb")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(dir)
-	if err := unix.Chroot(dir); err != nil {
-		return err
-	}
-	for range 20 {
-		if err := unix.Chdir(".."); err != nil {
-			return err
-		}
-	}
-	fd, err := unix.Open(strings.TrimPrefix(args[0], "/"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: args[0], Err: err}
-	}
-	return unix.Close(fd)
-}
-
-// astray is the program that becomes vifshape in a mount namespace of its own, with the
-// working directory outside of it.
-func astray(args []string) error {
-	runtime.LockOSThread()
-	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Unshare(unix.CLONE_NEWNS)
-	}
-	if err == nil {
-		err = unix.Fchdir(fd)
-	}
-	if err != nil {
-		return err
-	}
-	return unix.Exec("/proc/self/exe", append([]string{"vifshape"}, args...), os.Environ())
 }
 
 // TestKernelLockState: programs that are locked in read what vifshape keeps, and ask the

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -65,31 +64,6 @@ func newDelegated(t *testing.T) (n *network, file string) {
 	return n, file
 }
 
-// headlessProgram asks as tctest.Petition does, once its first thread has ended, and
-// sends 20 datagrams then: headless SOCKET ADDRESS.
-func headlessProgram(args []string) error {
-	return tctest.Headless(func() error {
-		if err := tctest.Petition(args[:1]); err != nil {
-			return err
-		}
-		to, err := net.ResolveUDPAddr("udp4", args[1])
-		if err != nil {
-			return err
-		}
-		c, err := net.ListenPacket("udp4", "")
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		for range 20 {
-			if _, err := c.WriteTo(make([]byte, 100), to); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
 // as is a command of another user, with the program that all can start.
 func (n *network) as(uid uint32, args ...string) *running {
 	n.Helper()
@@ -129,8 +103,8 @@ func (n *network) sent() map[hierarchy.Path]uint64 {
 // petitionFrom is what the agent answers a user's program that runs in a branch.
 func (n *network) petitionFrom(path string, uid uint32, request string) (a client.Reply) {
 	n.Helper()
-	c := n.command("run", path, "--", n.program(), n.store.AgentSocketFile())
-	c.Env = append(tctest.Command(n, "petition").Env, shaper.BranchVariable+"=")
+	c := n.command("run", path, "--", n.program(), "petition", n.store.AgentSocketFile())
+	c.Env = append(os.Environ(), tctest.Acting, shaper.BranchVariable+"=")
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	c.Stdin = strings.NewReader(request + "\n")
 	r := n.start(c).wait()
@@ -185,8 +159,8 @@ func TestKernelDelegate(t *testing.T) {
 	}
 	defer sink.Close()
 	before := n.sent()
-	c := n.command("run", "eth0/a/x", "--", n.program(), netip.AddrPortFrom(n.Far4, port).String(), "58", "800000")
-	c.Env = tctest.Command(t, "send").Env
+	c := n.command("run", "eth0/a/x", "--", n.program(), "stream", netip.AddrPortFrom(n.Far4, port).String(), "58", "800000")
+	c.Env = append(os.Environ(), tctest.Acting)
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: alice, Gid: alice}}
 	in, err := c.StdinPipe()
 	if err != nil {
@@ -251,8 +225,8 @@ func TestDelegateNamespaces(t *testing.T) {
 	n.ok("add", "eth0/a/x", "--rate", "5mbit")
 	enter := func(uid uint32, path string, command ...string) (client.Reply, result) {
 		t.Helper()
-		c := exec.CommandContext(t.Context(), command[0], append(command[1:], n.program(), n.store.AgentSocketFile())...)
-		c.Env = append(tctest.Command(t, "petition").Env, shaper.BranchVariable+"=")
+		c := exec.CommandContext(t.Context(), command[0], append(command[1:], n.program(), "petition", n.store.AgentSocketFile())...)
+		c.Env = append(os.Environ(), tctest.Acting, shaper.BranchVariable+"=")
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		c.Stdin = strings.NewReader(`{"version":1,"op":"enter","path":"` + path + `"}` + "\n")
 		r := n.start(c).wait()
@@ -330,9 +304,9 @@ func TestKernelDelegateHeadless(t *testing.T) {
 				if attached {
 					args = []string{"eth0/b/mine"}
 				}
-				args = append([]string{"run", "--level", "tag"}, append(args, "--", n.program(), n.store.AgentSocketFile(), netip.AddrPortFrom(n.Far4, 9).String())...)
+				args = append([]string{"run", "--level", "tag"}, append(args, "--", n.program(), "headless", ";", "petition", n.store.AgentSocketFile(), ";", "udp", netip.AddrPortFrom(n.Far4, 9).String(), "20")...)
 				c := n.command(args...)
-				c.Env = append(tctest.Command(t, "headless").Env, shaper.BranchVariable+"=")
+				c.Env = append(os.Environ(), tctest.Acting, shaper.BranchVariable+"=")
 				c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: alice, Gid: alice}}
 				in, err := c.StdinPipe()
 				if err != nil {
@@ -444,8 +418,8 @@ rate = "2mbit"
 	}
 	defer sink.Close()
 	for _, b := range branches {
-		c := n.command("run", "--level", "tag", string(b), "--", n.program(), netip.AddrPortFrom(n.Far4, port).String(), "1400", "12000000")
-		c.Env = tctest.Command(t, "send").Env
+		c := n.command("run", "--level", "tag", string(b), "--", n.program(), "stream", netip.AddrPortFrom(n.Far4, port).String(), "1400", "12000000")
+		c.Env = append(os.Environ(), tctest.Acting)
 		in, err := c.StdinPipe()
 		if err != nil {
 			t.Fatal(err)

@@ -476,7 +476,7 @@ func TestKernelDoctorRefused(t *testing.T) {
 		{"namespaces", "queueing classifiers", "unknown", "could not be looked at: make a network namespace to ask the kernel in: ", []string{"queueing cls_bpf", "queueing cls_cgroup", "queueing ifb"}},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
-			r := n.start(tctest.Command(n, "refused", append([]string{tt.what}, args...)...)).wait()
+			r := n.start(tctest.Command(n, append([]string{"refuse", tt.what, ";", "vifshape"}, args...)...)).wait()
 			var d diagnosis
 			if err := json.Unmarshal([]byte(r.stdout), &d); err != nil || r.stderr != "" {
 				t.Fatalf("%v: %v", err, r)

@@ -19,32 +19,6 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
 
-// sendProgram sends datagrams to an address until standard input ends, and then
-// prints how many: send ADDRESS PAYLOAD RATE.
-func sendProgram(args []string) error {
-	var t lab.Traffic
-	var rate uint64
-	to, err := netip.ParseAddrPort(args[0])
-	if err == nil {
-		_, err = fmt.Sscan(strings.Join(args[1:], " "), &t.Size, &rate)
-	}
-	if err != nil {
-		return err
-	}
-	t.Protocol, t.To, t.Rate = "udp", to, hierarchy.Bandwidth(rate)
-	ctx, stop := context.WithCancel(context.Background())
-	go func() {
-		// Ends with the test, however that ends.
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		stop()
-	}()
-	count, err := lab.Send(ctx, t)
-	if err != nil {
-		return err
-	}
-	return json.NewEncoder(os.Stdout).Encode(count)
-}
-
 // shape is the policy that TestKernelEdits edits.
 type shape struct {
 	line, apps, rate, ceil, rest int // mbit
@@ -184,8 +158,8 @@ func (n *network) sender(path hierarchy.Path, port uint16, rate string) *boundSe
 	if err != nil {
 		n.Fatal(err)
 	}
-	c := n.command("run", string(path), "--", self, netip.AddrPortFrom(n.Far4, port).String(), "58", rate)
-	c.Env = tctest.Command(n, "send").Env
+	c := n.command("run", string(path), "--", self, "stream", netip.AddrPortFrom(n.Far4, port).String(), "58", rate)
+	c.Env = append(os.Environ(), tctest.Acting)
 	in, err := c.StdinPipe()
 	if err != nil {
 		n.Fatal(err)

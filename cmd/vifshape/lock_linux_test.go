@@ -10,12 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -213,7 +211,7 @@ func TestKernelLock(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		packet := []string{"--env", tctest.Program("packet"), "eth0/web/api", "--", self}
+		packet := []string{"--env", tctest.Acting, "eth0/web/api", "--", self, "openPacket"}
 		if r := n.run(append([]string{"run"}, packet...)...); r.code == 0 || !strings.Contains(r.stderr, unix.EPERM.Error()) {
 			t.Errorf("locked in: %v", r)
 		}
@@ -341,7 +339,7 @@ func TestKernelLockMissing(t *testing.T) {
 	n.ok("apply", n.policy("policy.toml", smallPolicy))
 	without := func(args ...string) result {
 		t.Helper()
-		return n.start(tctest.Command(n, "refused", append([]string{"landlock"}, args...)...)).wait()
+		return n.start(tctest.Command(n, append([]string{"refuse", "landlock", ";", "vifshape"}, args...)...)).wait()
 	}
 	n.failed(without("run", "eth0/web/api", "--", "echo", "started"), 1, "Landlock: CONFIG_SECURITY_LANDLOCK, Linux 5.19: "+caps.ErrNotSupported.Error())
 	r := without("run", "--level", "best", "eth0/web/api", "--", "echo", "started")
@@ -351,53 +349,6 @@ func TestKernelLockMissing(t *testing.T) {
 	if r := without("run", "--level", "tag", "eth0/web/api", "--", "echo", "started"); r.stdout != "started\n" || r.stderr != "" {
 		t.Errorf("tag: %v", r)
 	}
-}
-
-// packetSocket is the program that opens a packet socket.
-func packetSocket([]string) error {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	return unix.Close(fd)
-}
-
-// refused is the program that becomes vifshape where a system call is refused: by a
-// filter of a launcher around it, as containers have them.
-func refused(args []string) error {
-	type values map[uint32]uint32 // of arguments
-	x, ok := map[string]struct {
-		call uint32
-		args values
-		err  unix.Errno
-	}{
-		"landlock": {unix.SYS_LANDLOCK_CREATE_RULESET, nil, unix.ENOSYS},
-		// As where the kernel has none, and its module cannot be loaded.
-		"nfnetlink":  {unix.SYS_SOCKET, values{0: unix.AF_NETLINK, 2: unix.NETLINK_NETFILTER}, unix.EPROTONOSUPPORT},
-		"firewall":   {unix.SYS_SOCKET, values{0: unix.AF_NETLINK, 2: unix.NETLINK_NETFILTER}, unix.EACCES},
-		"namespaces": {unix.SYS_UNSHARE, values{0: unix.CLONE_NEWNET}, unix.ENOSPC},
-	}[args[0]]
-	if !ok {
-		return fmt.Errorf("no refusal %q", args[0])
-	}
-	// struct seccomp_data: the call's number, and from byte 16 on its arguments.
-	p := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, {Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: x.call}}
-	for arg, value := range x.args {
-		p = append(p, unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 16 + 8*arg}, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value})
-	}
-	for i := 1; i < len(p); i += 2 { // what differs goes to the last
-		p[i].Jf = uint8(len(p) - i)
-	}
-	p = append(p,
-		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(x.err)},
-		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
-	)
-	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
-	runtime.LockOSThread()
-	if _, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))); e != 0 {
-		return e
-	}
-	return unix.Exec("/proc/self/exe", append([]string{"vifshape"}, args[1:]...), os.Environ())
 }
 
 // serve answers every request at the far end with a text, and returns its address.

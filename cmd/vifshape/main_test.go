@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	if name := filepath.Base(os.Args[0]); name == "vifshape" || name == filepath.Base(selfPath) {
 		main()
 	}
-	tctest.Main(m, tctest.Programs{"send": sendProgram, "container": containerProgram, "service": serviceProgram, "chat": chatProgram, "place": place, "petition": tctest.Petition, "headless": headlessProgram, "packet": packetSocket, "refused": refused, "climb": climb, "astray": astray})
+	tctest.Main(m, verbs)
 }
 
 // program is a directory that holds the program, for PATH.

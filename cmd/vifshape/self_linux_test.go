@@ -2,22 +2,16 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/cmd/internal/record"
-	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -39,110 +33,6 @@ rate = "10mbit"
 bind = ["user:65534"]
 `
 
-// place is the program that goes into a cgroup, hides what a list of tricks hides,
-// becomes a user, and then is vifshape: CGROUP TRICKS UID ARG...
-func place(args []string) error {
-	dir, tricks, user, args := args[0], args[1], args[2], args[3:]
-	runtime.LockOSThread()
-	join := func(dir string) error {
-		if dir == "" {
-			return nil
-		}
-		return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)
-	}
-	if err := join(dir); err != nil {
-		return err
-	}
-	for _, trick := range strings.Fields(tricks) {
-		if err := play(trick, dir, join); err != nil {
-			return fmt.Errorf("%s: %w", trick, err)
-		}
-	}
-	uid, err := strconv.Atoi(user)
-	if err != nil {
-		return err
-	}
-	if uid != 0 {
-		if err := errors.Join(unix.Setgroups(nil), unix.Setgid(uid), unix.Setuid(uid)); err != nil {
-			return err
-		}
-	}
-	// by its link: the way to the file may be closed to the user
-	return unix.Exec("/proc/self/exe", append([]string{"vifshape"}, args...), os.Environ())
-}
-
-func play(trick, dir string, join func(string) error) error {
-	name, value, _ := strings.Cut(trick, "=")
-	private := func() error {
-		err := unix.Unshare(unix.CLONE_NEWNS)
-		if err == nil {
-			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
-		}
-		return err
-	}
-	switch name {
-	case "deeper": // a cgroup of the program's own
-		sub := filepath.Join(dir, value)
-		if err := os.Mkdir(sub, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
-		}
-		return join(sub)
-	case "namespace":
-		return unix.Unshare(unix.CLONE_NEWCGROUP)
-	case "fresh": // cgroups as a container has them: nothing above the namespace's root
-		if err := private(); err != nil {
-			return err
-		}
-		all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
-		if err != nil {
-			return err
-		}
-		for _, m := range all {
-			if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
-				return err
-			}
-		}
-		return unix.Mount("cgroup2", all[0].Mountpoint, "cgroup2", 0, "")
-	case "run": // another run directory, whose record knows no branch but one
-		if err := private(); err != nil {
-			return err
-		}
-		real, err := os.ReadFile(filepath.Join(value, "eth0.json"))
-		if err != nil {
-			return err
-		}
-		var r record.Record
-		if err := json.Unmarshal(real, &r); err != nil {
-			return err
-		}
-		for k := range r.IDs.Minors {
-			if k != "eth0/backup" {
-				delete(r.IDs.Minors, k)
-			}
-		}
-		forged, err := json.Marshal(r)
-		if err != nil {
-			return err
-		}
-		if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil {
-			return err
-		}
-		to := filepath.Join("/run/elsewhere", filepath.Base(value))
-		if err := os.MkdirAll(to, 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(to, "eth0.json"), forged, 0o644); err != nil {
-			return err
-		}
-		return os.Symlink("/run/elsewhere", "/run/vifshape")
-	case "claim":
-		return os.Setenv(shaper.BranchVariable, value)
-	case "elsewhere": // another network namespace
-		return unix.Unshare(unix.CLONE_NEWNET)
-	}
-	return errors.New("no such trick")
-}
-
 // nested is a network with the policy applied and a home for each branch.
 func nested(t *testing.T) *network {
 	t.Helper()
@@ -158,14 +48,22 @@ func nested(t *testing.T) *network {
 	return n
 }
 
-// placed runs vifshape by way of place.
-func (n *network) placed(branch, tricks string, uid int, args ...string) result {
+// placed runs vifshape in a branch, or in none, as a user, and after what an actor is told.
+func (n *network) placed(branch, told string, uid int, args ...string) result {
 	n.Helper()
-	dir := ""
+	var all []string
 	if branch != "" {
-		dir = filepath.Join(n.cgroups(), branch)
+		branch = filepath.Join(n.cgroups(), branch)
+		all = []string{"join", branch, ";"}
 	}
-	return n.start(tctest.Command(n, "place", append([]string{dir, tricks, strconv.Itoa(uid)}, args...)...)).wait()
+	if told != "" {
+		told = strings.NewReplacer("BRANCH", branch, "STORE", n.store.Dir, ";", " ; ").Replace(told)
+		all = append(append(all, strings.Fields(told)...), ";")
+	}
+	if uid != 0 {
+		all = append(all, "become", strconv.Itoa(uid), ";")
+	}
+	return n.start(tctest.Command(n, append(append(all, "vifshape"), args...)...)).wait()
 }
 
 // TestKernelSelf holds that a process learns its branch from the kernel, whatever
@@ -174,28 +72,28 @@ func TestKernelSelf(t *testing.T) {
 	n := nested(t)
 	const api, home = "eth0/web/api", "cgroup:/vifshape/NS/eth0/web/api"
 	for _, tt := range []struct {
-		name           string
-		branch, tricks string
-		uid            int
-		want           string // path, from, target
-		remark         string
+		name         string
+		branch, told string
+		uid          int
+		want         string // path, from, target
+		remark       string
 	}{
 		{"root", api, "", 0, api + " run " + home, ""},
 		{"user", api, "", 65534, api + " run " + home, ""},
 		{"inner branch", "eth0/web", "", 65534, "eth0/web/rest run cgroup:/vifshape/NS/eth0/web", ""},
-		{"forged claim", api, "claim=eth0/backup", 65534, api + " run " + home, ""},
-		{"deeper", api, "deeper=x", 0, api + " run " + home, ""},
-		{"deeper, user", api, "deeper=x deeper=x/y", 65534, api + " run " + home, ""},
-		{"namespace", api, "namespace", 0, api + " run " + home, ""},
-		{"namespace, user", api, "namespace claim=eth0/backup", 65534, api + " run " + home, ""},
-		{"namespace, then deeper", api, "namespace deeper=x", 65534, api + " run " + home, ""},
-		{"deeper, then namespace", api, "deeper=x namespace", 65534, api + " run " + home, ""},
-		{"container", api, "namespace fresh claim=eth0/web", 0, api + "  cgroup:/", ""},
-		{"container, user", api, "namespace fresh claim=eth0/web/api", 65534, api + " VIFSHAPE_BRANCH ", "hides the cgroups above its own"},
+		{"forged claim", api, "claim eth0/backup", 65534, api + " run " + home, ""},
+		{"deeper", api, "deeper BRANCH/x", 0, api + " run " + home, ""},
+		{"deeper, user", api, "deeper BRANCH/x; deeper BRANCH/x/y", 65534, api + " run " + home, ""},
+		{"namespace", api, "unshareCgroup", 0, api + " run " + home, ""},
+		{"namespace, user", api, "unshareCgroup; claim eth0/backup", 65534, api + " run " + home, ""},
+		{"namespace, then deeper", api, "unshareCgroup; deeper BRANCH/x", 65534, api + " run " + home, ""},
+		{"deeper, then namespace", api, "deeper BRANCH/x; unshareCgroup", 65534, api + " run " + home, ""},
+		{"container", api, "unshareCgroup; remountCgroup; claim eth0/web", 0, api + "  cgroup:/", ""},
+		{"container, user", api, "unshareCgroup; remountCgroup; claim eth0/web/api", 65534, api + " VIFSHAPE_BRANCH ", "hides the cgroups above its own"},
 		{"bound user", "", "", 65534, "eth0/backup user:65534 uid:65534", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := n.placed(tt.branch, tt.tricks, tt.uid, "self", "--json", "--sample", "1ms")
+			r := n.placed(tt.branch, tt.told, tt.uid, "self", "--json", "--sample", "1ms")
 			if r.code != 0 || !strings.Contains(r.stderr, tt.remark) || tt.remark == "" && r.stderr != "" {
 				t.Fatalf("self: %v", r)
 			}
@@ -236,13 +134,13 @@ func TestKernelSelf(t *testing.T) {
 			})
 		}
 	}
-	for _, tt := range []struct{ name, branch, tricks, want string }{
+	for _, tt := range []struct{ name, branch, told, want string }{
 		{"outside", "", "", "this process is in no branch: what it sends goes to eth0/rest"},
-		{"claim alone", "", "claim=eth0/web", "this process is in no branch: what it sends goes to eth0/rest"},
-		{"another network", api, "elsewhere", "its cgroup is that of eth0/web/api in another one"},
-		{"no network of ours", "", "elsewhere", "no interface is shaped by vifshape in this network namespace"},
+		{"claim alone", "", "claim eth0/web", "this process is in no branch: what it sends goes to eth0/rest"},
+		{"another network", api, "unshareNet", "its cgroup is that of eth0/web/api in another one"},
+		{"no network of ours", "", "unshareNet", "no interface is shaped by vifshape in this network namespace"},
 	} {
-		t.Run(tt.name, func(t *testing.T) { n.failed(n.placed(tt.branch, tt.tricks, 0, "self"), exitError, tt.want) })
+		t.Run(tt.name, func(t *testing.T) { n.failed(n.placed(tt.branch, tt.told, 0, "self"), exitError, tt.want) })
 	}
 }
 
@@ -285,39 +183,38 @@ func TestKernelWithin(t *testing.T) {
 	n := nested(t)
 	const web, api, backup = "eth0/web", "eth0/web/api", "eth0/backup"
 	for _, tt := range []struct {
-		name           string
-		branch, tricks string
-		to             string
-		at             string // the branch that the refusal names, or unknown; empty: it works
+		name         string
+		branch, told string
+		to           string
+		at           string // the branch that the refusal names, or unknown; empty: it works
 	}{
 		{"from outside", "", "", api, ""},
-		{"claim alone", "", "claim=eth0/web/api", backup, ""},
+		{"claim alone", "", "claim eth0/web/api", backup, ""},
 		{"itself", api, "", api, ""},
 		{"below", web, "", api, ""},
-		{"itself, deeper", web, "deeper=x", web, ""},
-		{"below, namespace", web, "namespace", api, ""},
+		{"itself, deeper", web, "deeper BRANCH/x", web, ""},
+		{"below, namespace", web, "unshareCgroup", api, ""},
 		{"above", api, "", web, api},
 		{"beside", api, "", backup, api},
 		{"the interface", api, "", "eth0", api},
 		{"a name that begins so", api, "", "eth0/web/api2", api},
-		{"forged claim", api, "claim=eth0/backup", backup, api},
-		{"deeper", api, "deeper=x deeper=x/y", backup, api},
-		{"deeper, called as the other", api, "deeper=backup", backup, api},
-		{"namespace", api, "namespace claim=", backup, api},
-		{"namespace, deeper", api, "namespace deeper=x claim=eth0/backup", backup, api},
-		{"deeper, namespace", api, "deeper=x namespace", backup, api},
-		{"forged run directory", api, "run=STORE", backup, api},
-		{"forged run directory and claim, namespace", api, "namespace run=STORE claim=eth0/backup", backup, api},
-		{"container without the claim", api, "namespace fresh claim=", backup, api},
-		{"container with a forged claim", api, "namespace fresh claim=eth0/backup", backup, api},
-		{"container, deeper", api, "namespace deeper=x fresh claim=", backup, api},
-		{"container inside a cgroup of its own", api, "deeper=x namespace fresh claim=eth0/web", backup, web},
-		{"container inside a cgroup of its own without the claim", api, "deeper=x namespace fresh claim=", backup, "unknown"},
-		{"another network", api, "elsewhere", api, api},
+		{"forged claim", api, "claim eth0/backup", backup, api},
+		{"deeper", api, "deeper BRANCH/x; deeper BRANCH/x/y", backup, api},
+		{"deeper, called as the other", api, "deeper BRANCH/backup", backup, api},
+		{"namespace", api, "unshareCgroup; claim", backup, api},
+		{"namespace, deeper", api, "unshareCgroup; deeper BRANCH/x; claim eth0/backup", backup, api},
+		{"deeper, namespace", api, "deeper BRANCH/x; unshareCgroup", backup, api},
+		{"forged run directory", api, "forgeRecord STORE", backup, api},
+		{"forged run directory and claim, namespace", api, "unshareCgroup; forgeRecord STORE; claim eth0/backup", backup, api},
+		{"container without the claim", api, "unshareCgroup; remountCgroup; claim", backup, api},
+		{"container with a forged claim", api, "unshareCgroup; remountCgroup; claim eth0/backup", backup, api},
+		{"container, deeper", api, "unshareCgroup; deeper BRANCH/x; remountCgroup; claim", backup, api},
+		{"container inside a cgroup of its own", api, "deeper BRANCH/x; unshareCgroup; remountCgroup; claim eth0/web", backup, web},
+		{"container inside a cgroup of its own without the claim", api, "deeper BRANCH/x; unshareCgroup; remountCgroup; claim", backup, "unknown"},
+		{"another network", api, "unshareNet", api, api},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tricks := strings.Replace(tt.tricks, "STORE", n.store.Dir, 1)
-			r := n.placed(tt.branch, tricks, 0, "run", "--level", "tag", tt.to, "--", "cat", "/proc/self/cgroup")
+			r := n.placed(tt.branch, tt.told, 0, "run", "--level", "tag", tt.to, "--", "cat", "/proc/self/cgroup")
 			if tt.at != "" {
 				n.failed(r, exitError, tt.to)
 				want := "this process is in branch " + tt.at

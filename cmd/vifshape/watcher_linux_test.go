@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -25,103 +23,27 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
-// serviceProgram is a service that is started again for each line of its input: it
-// sends datagrams from a cgroup with a socket that is born there, and prints when:
-// service ADDRESS CGROUP, and lines COUNT PAUSE MADE. With MADE it removes the cgroup
-// before, and makes it again; times count from then.
-func serviceProgram(args []string) error {
-	to, err := net.ResolveUDPAddr("udp4", args[0])
-	if err != nil {
-		return err
-	}
-	dir := args[1]
-	in := bufio.NewScanner(os.Stdin)
-	for in.Scan() {
-		var count int
-		var pause time.Duration
-		var remade bool
-		if _, err := fmt.Sscan(in.Text(), &count, &pause, &remade); err != nil {
-			return err
-		}
-		if remade {
-			if err := join(filepath.Dir(dir)); err != nil {
-				return err
-			}
-			if err := unix.Rmdir(dir); err != nil {
-				return err
-			}
-			time.Sleep(20 * time.Millisecond) // for what follows from that
-		}
-		start := time.Now()
-		if remade {
-			if err := os.Mkdir(dir, 0o755); err != nil {
-				return err
-			}
-		}
-		if err := join(dir); err != nil {
-			return err
-		}
-		c, err := net.ListenPacket("udp4", "")
-		if err != nil {
-			return err
-		}
-		sent := make([]time.Duration, count)
-		for i := range sent {
-			if i > 0 {
-				rest := unix.NsecToTimespec(int64(pause)) // exacter than time.Sleep
-				_ = unix.Nanosleep(&rest, nil)            // that a signal ends it early does no harm
-			}
-			sent[i] = time.Since(start)
-			if _, err := c.WriteTo(make([]byte, 100), to); err != nil {
-				return err
-			}
-		}
-		if err := errors.Join(c.Close(), json.NewEncoder(os.Stdout).Encode(sent)); err != nil {
-			return err
-		}
-	}
-	return in.Err()
-}
-
-func join(dir string) error { return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0) }
-
-// service is a running serviceProgram.
+// service is a service that is started again whenever it sends.
 type service struct {
+	*tctest.Actor
 	n   *network
-	in  io.Writer
-	out *json.Decoder
+	dir string // its cgroup
 }
 
 func (n *network) service(dir string) *service {
 	n.Helper()
-	c := tctest.Command(n, "service", netip.AddrPortFrom(n.Far4, 9).String(), dir)
-	in, err := c.StdinPipe()
-	if err != nil {
-		n.Fatal(err)
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		n.Fatal(err)
-	}
-	c.Stdout = w
-	s := n.start(c)
-	w.Close()
-	n.Cleanup(func() {
-		_ = s.Wait() // killed with the test
-		r.Close()
-	})
-	return &service{n, in, json.NewDecoder(r)}
+	return &service{tctest.Start(n, n.Near), n, dir}
 }
 
-// send has it send, and says when it did.
+// send has it send, by a socket that is born in its cgroup, and says when it did. With
+// remade the cgroup is removed before, and made again; times count from then.
 func (s *service) send(count int, pause time.Duration, remade bool) []time.Duration {
 	s.n.Helper()
-	var sent []time.Duration
-	_, err := fmt.Fprintln(s.in, count, int64(pause), remade)
-	if err == nil {
-		err = s.out.Decode(&sent)
+	if remade {
+		s.Do("vacate %s", s.dir)
 	}
-	if err != nil {
+	var sent []time.Duration
+	if err := json.Unmarshal([]byte(s.Do("burst %v:9 %s %d %v", s.n.Far4, s.dir, count, pause)), &sent); err != nil {
 		s.n.Fatal(err)
 	}
 	return sent

@@ -1,7 +1,6 @@
 package lab_test
 
 import (
-	"fmt"
 	"os"
 	"testing"
 
@@ -9,11 +8,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	tctest.Main(m, tctest.Programs{
-		"netns": func([]string) error {
-			ns, err := os.Readlink("/proc/self/ns/net")
-			fmt.Println(ns)
-			return err
-		},
+	tctest.Main(m, tctest.Verbs{
+		"sayNetNS": func(tctest.Told) (string, error) { return os.Readlink("/proc/self/ns/net") },
 	})
 }

@@ -55,7 +55,7 @@ func TestKernelDo(t *testing.T) {
 	if err := n.Do(func() error { return boom }); err != boom {
 		t.Errorf("Do = %v, want boom", err)
 	}
-	cmd := tctest.Command(t, "netns")
+	cmd := tctest.Command(t, "sayNetNS")
 	var out strings.Builder
 	cmd.Stdout = &out
 	if err := n.Start(cmd); err != nil {

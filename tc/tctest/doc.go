@@ -1,6 +1,5 @@
 // Package tctest holds what the project's tests share: networks of package lab
-// with clean-up, temporary cgroups, the one rule for skipping, helper programs,
-// a search for leftovers, and a reader of what iproute2's tc says. It depends
+// with clean-up, temporary cgroups, the one rule for skipping, actors, a search for leftovers, and a reader of what iproute2's tc says. It depends
 // on none of the packages it helps to test. Its folder vm boots other kernels.
 //
 // # Skipping

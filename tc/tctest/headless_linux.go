@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Headless is for programs of [Command]: it calls f in a process whose first thread, by
+// Headless is for processes of [Command]: it calls f in a process whose first thread, by
 // whose number it is known, has ended, and ends the process with it.
 func Headless(f func() error) error {
 	end := make(chan error)

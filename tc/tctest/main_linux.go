@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,23 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	programEnv = "VIFSHAPE_TEST_PROGRAM" // name of the program that a test binary shall be
-	runEnv     = "VIFSHAPE_TEST_RUN"     // pid of the run that started a process, directly or not
-)
-
-// Programs are helper programs inside a test binary, by name: a process of its
-// own is needed wherever a cgroup or a namespace is entered for good.
-type Programs map[string]func(args []string) error
+// runEnv holds the pid of the run that started a process, directly or not.
+const runEnv = "VIFSHAPE_TEST_RUN"
 
 // Main is for TestMain: it runs the tests, at a time when no other package's
-// tests run, and exits. In a process started by
-// [Command] it runs that program instead. After tests that succeeded it looks
-// for leftovers, and fails the run when it finds a network namespace, a socket,
-// a process, a mount, a cgroup or a temporary directory that a test forgot.
-func Main(m *testing.M, p Programs) {
-	if name := os.Getenv(programEnv); name != "" {
-		os.Exit(runProgram(p, name))
+// tests run, and exits. In a process started by [Command] it is an actor
+// instead. After tests that succeeded it looks for leftovers, and fails the run
+// when it finds a network namespace, a socket, a process, a mount, a cgroup or a
+// temporary directory that a test forgot.
+func Main(m *testing.M, v Verbs) {
+	if os.Getenv(actEnv) != "" {
+		os.Exit(v.act(os.Args[1:]))
 	}
 	if err := alone(); err != nil {
 		fmt.Fprintln(os.Stderr, "tctest:", err)
@@ -78,38 +71,6 @@ func alone() error {
 			return err
 		}
 	}
-}
-
-func runProgram(p Programs, name string) int {
-	run, ok := p[name]
-	err := fmt.Errorf("no such program in this test binary")
-	if ok {
-		err = run(os.Args[1:])
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
-		return 1
-	}
-	return 0
-}
-
-// Program is the environment variable, as NAME=VALUE, that makes a test binary
-// run a program instead of its tests. It is for what [Command] cannot start,
-// such as a machine of package vm.
-func Program(name string) string { return programEnv + "=" + name }
-
-// Command is a process that runs a program that the test binary gave to [Main].
-// It is killed when the test ends; the caller starts it and waits for it.
-func Command(t testing.TB, program string, args ...string) *exec.Cmd {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self, args...)
-	cmd.Env = append(os.Environ(), Program(program))
-	cmd.Stderr = os.Stderr
-	return cmd
 }
 
 // descriptors counts the open network namespaces and sockets of this process.

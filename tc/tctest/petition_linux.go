@@ -6,17 +6,17 @@ import (
 	"os"
 )
 
-// Petition is a program for [Main] that passes its standard input on to a socket, and
-// prints what comes back: petition SOCKET.
-func Petition(args []string) error {
-	c, err := net.Dial("unix", args[0])
+// Petition is a verb that passes standard input on to a socket, and prints what comes
+// back: petition SOCKET.
+func Petition(x Told) (string, error) {
+	c, err := net.Dial("unix", x.Args[0])
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer c.Close()
 	if _, err := io.Copy(c, os.Stdin); err != nil {
-		return err
+		return "", err
 	}
 	_, err = io.Copy(os.Stdout, c)
-	return err
+	return "", err
 }

@@ -1,6 +1,7 @@
 package tctest_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,15 +20,16 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	tctest.Main(m, tctest.Programs{
-		"hello": func(args []string) error {
-			fmt.Println("hello", args)
-			return nil
-		},
-		"sleep": func(args []string) error {
-			d, err := time.ParseDuration(args[0])
+	tctest.Main(m, tctest.Verbs{
+		"say": func(x tctest.Told) (string, error) { return fmt.Sprint(x.Args), nil },
+		"sleep": func(x tctest.Told) (string, error) {
+			d, err := time.ParseDuration(x.Args[0])
 			time.Sleep(d)
-			return err
+			return "", err
+		},
+		"dead": func(tctest.Told) (string, error) { // whether the first thread is
+			b, err := os.ReadFile("/proc/self/stat")
+			return fmt.Sprint(strings.Contains(string(b), ") Z ")), err
 		},
 	})
 }
@@ -176,12 +178,32 @@ func TestKernelCgroup(t *testing.T) {
 }
 
 func TestCommand(t *testing.T) {
-	out, err := tctest.Command(t, "hello", "a", "b").Output()
-	if err != nil || string(out) != "hello [a b]\n" {
+	out, err := tctest.Command(t, "say", "a", "b", ";", "dead", ";", "headless", ";", "say", "c", ";", "dead").Output()
+	if err != nil || string(out) != "[a b]\nfalse\n[c]\ntrue\n" {
 		t.Errorf("%q, %v", out, err)
 	}
-	if err := tctest.Command(t, "nosuch").Run(); err == nil {
-		t.Error("an unknown program succeeded")
+	unknown := tctest.Command(t, "say", "a", ";", "nosuch", ";", "say", "b")
+	unknown.Stderr = nil
+	var e *exec.ExitError
+	if out, err := unknown.Output(); string(out) != "[a]\n" || !errors.As(err, &e) || string(e.Stderr) != "nosuch: no such verb in this test binary\n" {
+		t.Errorf("an unknown verb: %q, %v", out, err)
+	}
+}
+
+// TestActor: it does one thing after the other, and what fails does not end it.
+func TestActor(t *testing.T) {
+	a := tctest.Start(t, tctest.NetNS(t), "headless")
+	if got := a.Do("say %s", "a b"); got != "[a b]" {
+		t.Errorf("it says %q", got)
+	}
+	if got := a.Do("dead"); got != "true" {
+		t.Errorf("that its first thread has ended is %s", got)
+	}
+	a.Dismiss()
+	cmd := tctest.Command(t, "obey")
+	cmd.Stdin = strings.NewReader("say a\nnosuch\nsay b\n")
+	if out, err := cmd.Output(); err != nil || string(out) != "ok [a]\nnosuch: no such verb in this test binary\nok [b]\n" {
+		t.Errorf("%q, %v", out, err)
 	}
 }
 

@@ -6,4 +6,4 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
-func TestMain(m *testing.M) { tctest.Main(m, tctest.Programs{"petition": tctest.Petition}) }
+func TestMain(m *testing.M) { tctest.Main(m, tctest.Verbs{"petition": tctest.Petition}) }

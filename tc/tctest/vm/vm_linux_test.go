@@ -25,34 +25,34 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	tctest.Main(m, tctest.Programs{
-		"report": func(args []string) error { return json.NewEncoder(os.Stdout).Encode(look(args)) },
-		"exit": func([]string) error {
+	tctest.Main(m, tctest.Verbs{
+		"report": func(x tctest.Told) (string, error) { return "", json.NewEncoder(os.Stdout).Encode(look(x.Args)) },
+		"exit": func(tctest.Told) (string, error) {
 			os.Exit(3)
-			return nil
+			return "", nil
 		},
-		"hang": func([]string) error {
+		"hang": func(tctest.Told) (string, error) {
 			fmt.Println("hanging")
 			time.Sleep(time.Hour)
-			return nil
+			return "", nil
 		},
-		"panic": func([]string) error { return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) },
-		"eat": func([]string) error {
+		"panic": func(tctest.Told) (string, error) { return "", os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) },
+		"eat": func(tctest.Told) (string, error) {
 			for kept := [][]byte{}; ; kept = append(kept, bytes.Repeat([]byte("x"), 1<<20)) {
 				if len(kept) == 1<<20 {
-					return errors.New("a TiB is not enough")
+					return "", errors.New("a TiB is not enough")
 				}
 			}
 		},
-		"boot": func([]string) error {
+		"boot": func(tctest.Told) (string, error) {
 			self, err := os.Executable()
 			if err != nil {
-				return err
+				return "", err
 			}
 			status, err := vm.Boot(context.Background(), vm.Config{
-				Kernel: vm.UML(), Program: self, Env: []string{tctest.Program("hang")}, Output: os.Stdout,
+				Kernel: vm.UML(), Program: self, Args: []string{"hang"}, Env: []string{tctest.Acting}, Output: os.Stdout,
 			})
-			return errors.Join(err, fmt.Errorf("it ended with status %d", status))
+			return "", errors.Join(err, fmt.Errorf("it ended with status %d", status))
 		},
 	})
 }
@@ -86,11 +86,11 @@ func look(args []string) report {
 	return r
 }
 
-// config is a machine that runs a program of this test binary.
-func config(t *testing.T, k vm.Kernel, program string) vm.Config {
+// config is a machine with this test binary for an actor.
+func config(t *testing.T, k vm.Kernel, told ...string) vm.Config {
 	t.Helper()
 	vm.RequireKernel(t, k)
-	return vm.Config{Kernel: k, Program: vm.Build(t, "."), Env: []string{tctest.Program(program)}}
+	return vm.Config{Kernel: k, Program: vm.Build(t, "."), Args: told, Env: []string{tctest.Acting}}
 }
 
 func TestVMLayouts(t *testing.T) {
@@ -111,7 +111,7 @@ func TestVMLayouts(t *testing.T) {
 		t.Run("layout "+string(layout), func(t *testing.T) {
 			var out, console bytes.Buffer
 			c := base
-			c.Cgroup, c.Dir, c.Args, c.Tools = layout, dir, []string{"a", "b c"}, []string{"ls", "no-such-tool"}
+			c.Cgroup, c.Dir, c.Args, c.Tools = layout, dir, []string{"report", "a", "b c"}, []string{"ls", "no-such-tool"}
 			c.Env = append(slices.Clone(c.Env), "VM_TEST=yes")
 			c.Output, c.Console = &out, &console
 			status, err := vm.Boot(t.Context(), c)
@@ -123,7 +123,7 @@ func TestVMLayouts(t *testing.T) {
 				t.Fatalf("%v\n%s", err, out.Bytes())
 			}
 			slices.Sort(got.Cgroups)
-			want := report{Args: c.Args, Env: "yes", Data: "hello", Cgroups: cgroups, Tool: true, PID1: "init", Writable: true}
+			want := report{Args: c.Args[1:], Env: "yes", Data: "hello", Cgroups: cgroups, Tool: true, PID1: "init", Writable: true}
 			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}
@@ -219,11 +219,11 @@ func TestVMNoRoom(t *testing.T) {
 // A machine goes with the process that booted it, however that ends.
 func TestVMKilled(t *testing.T) {
 	tctest.RequireRoot(t)
-	c := config(t, vm.UML(), "")
+	c := config(t, vm.UML())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, c.Program)
-	cmd.Env = append(os.Environ(), tctest.Program("boot"), "TMPDIR="+t.TempDir())
+	cmd := exec.CommandContext(ctx, c.Program, "boot")
+	cmd.Env = append(os.Environ(), tctest.Acting, "TMPDIR="+t.TempDir())
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -353,7 +353,7 @@ func TestNamed(t *testing.T) {
 // was told to lack.
 func TestVMModules(t *testing.T) {
 	vm.Run(t, vm.UML(), vm.V2, "", "-test.run=^TestKernelKinds$")
-	c := config(t, vm.UML(), "")
+	c := config(t, vm.UML())
 	c.Env = []string{"VIFSHAPE_NO_SKIP=1", "VIFSHAPE_SKIP_OK=root"}
 	c.Args = []string{"-test.v", "-test.run=^TestKernelKinds$"}
 	c.Without = []string{"sch_sfq", "bonding"}
