@@ -92,23 +92,15 @@ func (ids IDs) Assign(t *Tree) (IDs, error) {
 	if n := len(next.Retired) - keepRetired; n > 0 {
 		next.Retired = next.Retired[n:]
 	}
-	for b := range t.All() {
+	for b, in := range t.Both() {
 		for _, c := range b.Children {
 			c.Parent = b.ID
 		}
-	}
-	if t.Ingress != nil {
-		t.Ingress.Root.numberAs(t.Root)
+		if in != nil {
+			in.ID, in.Parent = b.ID, b.Parent
+		}
 	}
 	return next, nil
-}
-
-// numberAs gives b and what is below it the ids that the same branches have for sending.
-func (b *Branch) numberAs(send *Branch) {
-	b.ID, b.Parent = send.ID, send.Parent
-	for i, c := range b.Children {
-		c.numberAs(send.Children[i])
-	}
 }
 
 // newcomer is a branch that is not remembered.

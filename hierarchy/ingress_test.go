@@ -55,6 +55,21 @@ func TestResolveIngress(t *testing.T) {
 				}
 			}
 			ids := assign(t, IDs{}, tree)
+			var both []*Branch
+			for b, in := range tree.Both() {
+				if both = append(both, b); in.Path != b.Path || in != tree.Ingress.Find(b.Path) {
+					t.Errorf("%s is %s for receiving", b.Path, in.Path)
+				}
+			}
+			if !slices.Equal(both, slices.Collect(tree.All())) {
+				t.Errorf("both directions have %d branches", len(both))
+			}
+			for b, in := range tree.Both() {
+				if b != tree.Root || in != tree.Ingress.Root {
+					t.Error("a walk that was ended goes on")
+				}
+				break
+			}
 			if d := cmp.Diff(numbers(tree), numbers(tree.Ingress)); d != "" {
 				t.Errorf("ids (-send +receive):\n%s", d)
 			}
@@ -62,8 +77,14 @@ func TestResolveIngress(t *testing.T) {
 			if len(s.Ports) != 2 || s.Ports[0].Port != sending || s.Ports[1].Port != receiving || len(s.Ports[1].Classes) != len(r.want) {
 				t.Errorf("the state is %+v", s)
 			}
-			if bare := assign(t, IDs{}, grow(t, without(r.spec))); cmp.Diff(bare, ids) != "" {
+			alone := grow(t, without(r.spec))
+			if bare := assign(t, IDs{}, alone); cmp.Diff(bare, ids) != "" {
 				t.Errorf("without the receiving tree branches have other ids: %v and %v", bare, ids)
+			}
+			for b, in := range alone.Both() {
+				if in != nil {
+					t.Errorf("%s is %s for receiving, where nothing is shaped", b.Path, in.Path)
+				}
 			}
 		})
 	}

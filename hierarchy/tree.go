@@ -84,6 +84,34 @@ func (b *Branch) walk(yield func(*Branch) bool) bool {
 	return true
 }
 
+// Both walks the tree as All does, each branch with what it is in the tree for
+// receiving, nil where the device has none.
+func (t *Tree) Both() iter.Seq2[*Branch, *Branch] {
+	return func(yield func(send, receive *Branch) bool) {
+		var in *Branch
+		if t.Ingress != nil {
+			in = t.Ingress.Root
+		}
+		t.Root.walkBoth(in, yield)
+	}
+}
+
+func (b *Branch) walkBoth(in *Branch, yield func(send, receive *Branch) bool) bool {
+	if !yield(b, in) {
+		return false
+	}
+	for i, c := range b.Children {
+		var x *Branch
+		if in != nil {
+			x = in.Children[i]
+		}
+		if !c.walkBoth(x, yield) {
+			return false
+		}
+	}
+	return true
+}
+
 // Find is the branch with the given path, or nil.
 func (t *Tree) Find(p Path) *Branch {
 	for b := range t.All() {
