@@ -194,6 +194,23 @@ static __always_inline __u32 user(struct __sk_buff *skb, struct bpf_sock *any)
 	return class ? *class : 0;
 }
 
+/* What is known of a full socket, NULL for none. */
+static __always_inline struct vif_socket *known(struct bpf_sock *full)
+{
+	return full ? bpf_sk_storage_get(&vif_sockets, full, NULL, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
+}
+
+/* Gives a packet its socket's cached class, if that is of this generation. */
+static __always_inline int cached(struct __sk_buff *skb, struct vif_socket *s, __u32 generation)
+{
+	__u64 cached = *(volatile __u64 *)&s->cached;
+
+	if (cached >> 32 != generation)
+		return 0;
+	skb->priority = cached;
+	return 1;
+}
+
 /*
  * The generation is read before the bindings are: a change in between leaves a
  * cached class of an old generation, which is searched again for the next packet.
@@ -203,29 +220,20 @@ static __always_inline __u32 user(struct __sk_buff *skb, struct bpf_sock *any)
  * that more than its user, whose number may be another's outside. One socket may
  * send through several interfaces, so what its interface says is not cached.
  */
-static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any, struct bpf_sock *full, int types)
+static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any, struct vif_socket *s, int types)
 {
 	__u32 generation = vif_config.generation, class = 0;
-	struct vif_socket *s = NULL;
 
-	if (full) {
-		s = bpf_sk_storage_get(&vif_sockets, full, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-		if (s) {
-			__u64 cached;
-
-			if (types && s->accepted)
-				served(skb, full, s, generation);
-			cached = *(volatile __u64 *)&s->cached;
-			if (cached >> 32 == generation) {
-				skb->priority = cached;
-				return TC_ACT_UNSPEC;
-			}
-		}
-	}
 	if (!any) {
 		class = link(skb, any);
 		skb->priority = class ? class : vif_config.rest;
 		return TC_ACT_UNSPEC;
+	}
+	if (s) {
+		if (types && s->accepted)
+			served(skb, any, s, generation);
+		if (cached(skb, s, generation))
+			return TC_ACT_UNSPEC;
 	}
 	if (!s) { /* a SYN-ACK belongs to a request socket, which stands for its listener */
 		struct bpf_sock *listener = bpf_get_listener_sock(any);
@@ -253,21 +261,32 @@ static __always_inline int classify(struct __sk_buff *skb, struct bpf_sock *any,
 	return TC_ACT_UNSPEC;
 }
 
+/* A function of its own, so that its registers need not be saved nor its instructions fetched for most packets. */
+static __attribute__((noinline)) int search(struct __sk_buff *skb, struct vif_socket *s)
+{
+	return classify(skb, skb->sk, s, 1);
+}
+
 SEC("tc")
 int vif_egress(struct __sk_buff *skb)
 {
-	struct bpf_sock *sk = skb->sk;
+	struct vif_socket *s = known(skb->sk);
 
-	return classify(skb, sk, sk, 1);
+	if (s && !s->accepted && cached(skb, s, vif_config.generation))
+		return TC_ACT_UNSPEC;
+	return search(skb, s);
 }
 
-/* For a kernel that does not describe its types, or before 5.11: accepted connections stay with their listener. */
+/*
+ * For a kernel that does not describe its types, or before 5.11: accepted connections stay with their
+ * listener. The compiler of some machines does not take functions, so that there are none here.
+ */
 SEC("tc")
 int vif_egress_plain(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 
-	return classify(skb, sk, sk, 0);
+	return classify(skb, sk, known(sk), 0);
 }
 
 /* Before 5.10 the storage helper does not take any socket and look for itself whether it is a full one. */
@@ -276,7 +295,7 @@ int vif_egress_old(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 
-	return classify(skb, sk, sk ? bpf_sk_fullsock(sk) : NULL, 0);
+	return classify(skb, sk, known(sk ? bpf_sk_fullsock(sk) : NULL), 0);
 }
 
 /* The other way: the class id of the sender's net_cls cgroup, if it is one of ours. */
