@@ -1,6 +1,7 @@
 package cgroup_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -118,6 +119,119 @@ var verbs = tctest.Verbs{
 		s, err := open(x.Args[1], unix.SOCK_DGRAM, 0, nil)
 		x.Kept[x.Args[0]] = s
 		return "", errors.Join(err, unix.Bind(s, sockaddr(x.Args[1])))
+	},
+	"answer": func(x tctest.Told) (string, error) { // NAME N [SIZE]: answers N datagrams, with what they hold or so many bytes
+		b := make([]byte, 1<<16)
+		for range x.Number(1) {
+			n, from, err := unix.Recvfrom(x.Kept[x.Args[0]], b, 0)
+			if len(x.Args) > 2 {
+				n = x.Number(2)
+			}
+			if err == nil {
+				err = unix.Sendto(x.Kept[x.Args[0]], b[:n], 0, from)
+			}
+			if err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	},
+	"ask": func(x tctest.Told) (string, error) { // NAME TO N: of a socket that may be kept; waits for each answer
+		s, ok := x.Kept[x.Args[0]]
+		if !ok {
+			var err error
+			if s, err = open(x.Args[1], unix.SOCK_DGRAM, 0, nil); err != nil {
+				return "", err
+			}
+			x.Kept[x.Args[0]] = s
+		}
+		for range x.Number(2) {
+			if err := unix.Sendto(s, make([]byte, 18), 0, sockaddr(x.Args[1])); err != nil {
+				return "", err
+			}
+			if _, _, err := unix.Recvfrom(s, make([]byte, 1<<16), 0); err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	},
+	"large": func(x tctest.Told) (string, error) { // TO N SIZE: datagrams of a size, in parts where it is more than fits
+		s, err := open(x.Args[0], unix.SOCK_DGRAM, 0, nil)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		for range x.Number(1) {
+			if err := unix.Sendto(s, make([]byte, x.Number(2)), 0, sockaddr(x.Args[0])); err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	},
+	"ping": func(x tctest.Told) (string, error) { // TO N: waits for each answer
+		proto, request := unix.IPPROTO_ICMP, byte(8)
+		if netip.MustParseAddrPort(x.Args[0]).Addr().Is6() {
+			proto, request = unix.IPPROTO_ICMPV6, 128
+		}
+		s, err := open(x.Args[0], unix.SOCK_RAW, proto, nil)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		id := uint16(os.Getpid())
+		for range x.Number(1) {
+			m := []byte{request, 0, 0, 0, byte(id >> 8), byte(id), 0, 1}
+			if proto == unix.IPPROTO_ICMP { // of IPv6 it is the kernel's work
+				sum := uint32(request)<<8 + uint32(id) + 1
+				binary.BigEndian.PutUint16(m[2:], ^uint16(sum+sum>>16))
+			}
+			to := netip.MustParseAddrPort(x.Args[0])
+			if err := unix.Sendto(s, m, 0, sockaddr(netip.AddrPortFrom(to.Addr(), 0).String())); err != nil {
+				return "", err
+			}
+			for b := make([]byte, 1500); ; {
+				n, _, err := unix.Recvfrom(s, b, 0)
+				if err != nil {
+					return "", err
+				}
+				if at := map[bool]int{true: 20}[proto == unix.IPPROTO_ICMP]; n > at && b[at] != request { // its own on a loopback
+					break
+				}
+			}
+		}
+		return "", nil
+	},
+	"forge": func(x tctest.Told) (string, error) { // PROTOCOL FROM TO N: IPv4 packets with the addresses and ports of somebody else
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		from, to := netip.MustParseAddrPort(x.Args[1]), netip.MustParseAddrPort(x.Args[2])
+		m := make([]byte, 48)
+		m[0], m[8], m[9] = 0x45, 64, byte(x.Number(0))
+		copy(m[12:], from.Addr().AsSlice())
+		copy(m[16:], to.Addr().AsSlice())
+		binary.BigEndian.PutUint16(m[20:], from.Port())
+		binary.BigEndian.PutUint16(m[22:], to.Port())
+		binary.BigEndian.PutUint16(m[24:], 28) // of UDP the length; of TCP a number far from any window
+		m[32] = 5 << 4
+		for range x.Number(3) {
+			if err := unix.Sendto(s, m, 0, sockaddr(netip.AddrPortFrom(to.Addr(), 0).String())); err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	},
+	"name": func(x tctest.Told) (string, error) { // NAME: the socket's own address
+		sa, err := unix.Getsockname(x.Kept[x.Args[0]])
+		switch a := sa.(type) {
+		case *unix.SockaddrInet4:
+			return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)).String(), err
+		case *unix.SockaddrInet6:
+			return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)).String(), err
+		}
+		return "", err
 	},
 	"burst": func(x tctest.Told) (string, error) { // NAME TO N: answers with the processor time of a packet in ns
 		s, ok := x.Kept[x.Args[0]]

@@ -81,21 +81,48 @@ type doing struct {
 
 func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 	to := d.called(next.Way)
+	if next.Receive == 0 {
+		if err := d.flows.Detach(); err != nil {
+			return err
+		}
+	}
 	if to == nil {
 		return d.unhook(d.called(was.Way), nil)
 	}
-	if err := d.prepare(to); err != nil {
-		return err
+	if was.Way != next.Way || was.Version != next.Version {
+		if err := d.prepare(to); err != nil {
+			return err
+		}
+		d.on = to
+		err := to.classifier.Attach(next.Way, next.Version, was.Way != bind.WayNone, func() { d.bindAhead(ahead) })
+		if err != nil && len(d.tried) > 0 { // only here it turned out that the last way is none
+			err = fmt.Errorf("%w; %w", err, d.tried)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	d.on = to
-	err := to.classifier.Attach(next.Way, next.Version, was.Way != bind.WayNone, func() { d.bindAhead(ahead) })
-	if err != nil && len(d.tried) > 0 { // only here it turned out that the last way is none
-		err = fmt.Errorf("%w; %w", err, d.tried)
-	}
-	if err != nil {
-		return err
+	if next.Receive != 0 {
+		if err := d.receive(next.Receive); err != nil {
+			return err
+		}
 	}
 	return d.unhook(d.called(was.Way), to)
+}
+
+// receive puts the programs of the receiving side where they belong.
+func (d *doing) receive(version uint32) error {
+	carrier, err := d.cfg.Receiver()
+	if err == nil && carrier == 0 {
+		err = errors.New("the interface that carries the tree for what is received is not there")
+	}
+	if err == nil {
+		err = d.flows.Attach(d.egress, version, carrier, d.many)
+	}
+	if err != nil {
+		return fmt.Errorf("ingress: %w", err)
+	}
+	return nil
 }
 
 // bindAhead carries out the bindings that steps will ask for, so that they are in

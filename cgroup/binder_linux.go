@@ -23,6 +23,7 @@ import (
 type Hook interface {
 	bpf.Hook
 	bpf.Ingress
+	bpf.Receiving
 	netcls.Hook
 }
 
@@ -59,6 +60,9 @@ type Config struct {
 	// can, or is not known to lack it. It is asked before a way is chosen that is not
 	// on the interface yet. May be nil: nothing is known.
 	Lacks func(bind.Way) error
+	// Receiver is the index of the interface that carries the tree for what this one
+	// receives, 0 when there is none. Nil: there is none.
+	Receiver func() (uint32, error)
 	// Warn is told what happened besides, such as a file system that was mounted,
 	// and of other programs that may keep packets from the classifier. May be nil.
 	Warn func(string)
@@ -72,6 +76,7 @@ type Binder struct {
 	ways []*choice // all, best first
 
 	egress *bpf.Egress
+	flows  *bpf.Receiver
 	tables *nft.Tables
 	filter *netcls.Filter
 	tags   *netcls.Tags
@@ -84,6 +89,7 @@ type Binder struct {
 	paths  map[uint64]string      // of cgroups, once seen: cheaper to check than to find
 	fresh  map[string]bool        // homes that this Binder made and has not bound yet
 	warned bool                   // of TCX programs
+	many   int                    // branches of the receiving tree that is wanted
 	guard  *bpf.Guard
 	marker *bpf.Marker
 	last   *choice // on the interface, when this Binder last looked or changed it
@@ -115,6 +121,9 @@ func NewBinder(cfg Config) (*Binder, error) {
 	if cfg.Others == nil {
 		cfg.Others = func() ([]string, error) { return nil, nil }
 	}
+	if cfg.Receiver == nil {
+		cfg.Receiver = func() (uint32, error) { return 0, nil }
+	}
 	if cfg.Lacks == nil {
 		cfg.Lacks = func(bind.Way) error { return nil }
 	}
@@ -130,7 +139,7 @@ func NewBinder(cfg Config) (*Binder, error) {
 // was mounted by this package goes again when nothing is in it and no interface
 // needs it.
 func (b *Binder) Close() error {
-	errs := []error{b.egress.Close(), b.guard.Close(), b.marker.Close()}
+	errs := []error{b.egress.Close(), b.flows.Close(), b.guard.Close(), b.marker.Close()}
 	for _, t := range []*cgroupfs.Tree{b.v2, b.v1} {
 		if t != nil {
 			errs = append(errs, t.Close())
@@ -150,16 +159,42 @@ func (b *Binder) Close() error {
 
 // Hook is the classifier as it should be: the chosen way at this version. When
 // no way works the error says what was tried. It warns of programs that run before
-// the classifier.
-func (b *Binder) Hook() (hierarchy.Hook, error) {
+// the classifier. Receiving is how many branches the tree has for what the interface
+// receives, 0 where there is none: then the classifier tells these as well.
+func (b *Binder) Hook(receiving int) (hierarchy.Hook, error) {
 	if err := b.choose(); err != nil {
 		return hierarchy.Hook{}, err
+	}
+	h := hierarchy.Hook{Way: b.way.name, Version: way.Version}
+	if b.many = receiving; receiving > 0 {
+		h.Receive = way.Version
+		if err := b.receives(); err != nil {
+			return hierarchy.Hook{}, err
+		}
 	}
 	if err := b.warnTCX(b.way); err != nil {
 		return hierarchy.Hook{}, b.wrap(err)
 	}
-	return hierarchy.Hook{Way: b.way.name, Version: way.Version}, nil
+	return h, nil
 }
+
+// receives says why received packets cannot get their class here, nil when they can.
+func (b *Binder) receives() error {
+	err := bpf.Shows(b.way.name)
+	if err == nil {
+		var is uint32
+		if is, err = b.received(); err == nil && is != way.Version {
+			err = bpf.TryReceive()
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: ingress: %w", b.cfg.Interface, err)
+	}
+	return err
+}
+
+// received is the version of the programs for what the interface receives.
+func (b *Binder) received() (uint32, error) { return b.flows.Read(b.egress, b.cfg.Receiver) }
 
 // Homes are those of the interface, in the hierarchy of the way chosen, else of the
 // classifier on the interface, else of the way that would be chosen. They are good until

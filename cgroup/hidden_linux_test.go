@@ -252,7 +252,7 @@ func useUnmounted(how, runDir, foreign string) error {
 		return err
 	}
 	fmt.Println(basis(bind.WayNetCls))
-	if _, err := b.Hook(); err != nil {
+	if _, err := b.Hook(0); err != nil {
 		return err
 	}
 	fmt.Println(basis(bind.WayNetCls))

@@ -63,9 +63,15 @@ func (blind) DetachEgress() error                     { return nil }
 func (blind) AttachIngress(string, int, string) error { return nil }
 func (blind) HasIngress(string) (bool, error)         { return false, nil }
 func (blind) DetachIngress(string) error              { return nil }
-func (blind) AttachCgroupFilter() error               { return nil }
-func (blind) CgroupFilter() (bool, error)             { return false, nil }
-func (blind) DetachCgroupFilter() error               { return nil }
+func (blind) AttachNote(int, string) error            { return nil }
+func (blind) AttachReceive(int, string, uint32) error { return nil }
+func (blind) ReceivePrograms() (uint32, uint32, error) {
+	return 0, 0, nil
+}
+func (blind) DetachReceive() error        { return nil }
+func (blind) AttachCgroupFilter() error   { return nil }
+func (blind) CgroupFilter() (bool, error) { return false, nil }
+func (blind) DetachCgroupFilter() error   { return nil }
 
 // bare is one of a kernel without the cgroup classifier.
 type bare struct{ blind }
@@ -446,7 +452,7 @@ func bindUnprivileged() error {
 	if err != nil {
 		return err
 	}
-	_, err = b.Hook()
+	_, err = b.Hook(0)
 	fmt.Println(errors.Is(err, caps.ErrNotPrivileged), err)
 	report := cgroup.Probe()
 	fmt.Println(errors.Is(report.Ways[0].Err, caps.ErrNotPrivileged))
@@ -457,7 +463,7 @@ func bindUnprivileged() error {
 		if err != nil {
 			return err
 		}
-		h, err := b.Hook()
+		h, err := b.Hook(0)
 		fmt.Printf("%q %v\n", h.Way, err)
 		if err == nil {
 			_, err = b.Do(context.Background(), []hierarchy.Step{{Action: hierarchy.Create, New: &h}})
@@ -476,7 +482,7 @@ func bindConfined() error {
 		if err != nil {
 			return err
 		}
-		_, err = b.Hook()
+		_, err = b.Hook(0)
 		said[fmt.Sprintln(errors.Is(err, caps.ErrConfined), errors.Is(err, caps.ErrNotPrivileged), err)] = true
 		if err := b.Close(); err != nil {
 			return err
@@ -535,7 +541,7 @@ func bindUnlocked() error {
 	if err != nil {
 		return err
 	}
-	_, err = b.Hook()
+	_, err = b.Hook(0)
 	return errors.Join(err, b.Close())
 }
 

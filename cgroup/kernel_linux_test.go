@@ -96,7 +96,7 @@ func apply(t testing.TB, b *cgroup.Binder, bound ...hierarchy.Bound) {
 	t.Helper()
 	want := hierarchy.State{Device: "eth0", Bound: bound}
 	var err error
-	if want.Hook, err = b.Hook(); err != nil {
+	if want.Hook, err = b.Hook(0); err != nil {
 		t.Fatal(err)
 	}
 	converge(t, b, want)
@@ -316,7 +316,7 @@ func TestKernelOrder(t *testing.T) {
 			if _, err := b.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Create, New: &bind}}); err != nil {
 				t.Fatal(err)
 			}
-			hook, err := b.Hook()
+			hook, err := b.Hook(0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -529,7 +529,7 @@ func TestKernelOthers(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer b.Close()
-			_, err = b.Hook()
+			_, err = b.Hook(0)
 			if got := fmt.Sprint(err); got != tt.want && (tt.want != "" || err != nil) {
 				t.Errorf("error %q, want %q", got, tt.want)
 			}

@@ -311,7 +311,7 @@ func TestKernelLinkResolve(t *testing.T) {
 	}
 	refused(b, "link:"+n.Dev, "the shaped interface itself")
 	for _, way := range []bind.Way{bind.WayNft, bind.WayNetCls} {
-		if _, err := n.binder(t, way).Hook(); err != nil {
+		if _, err := n.binder(t, way).Hook(0); err != nil {
 			continue // not here
 		}
 		refused(n.binder(t, way), "link:veth1", "with BPF only")

@@ -29,7 +29,7 @@ func flipBinding(t *testing.T, _ *network, b *cgroup.Binder, target string, i in
 // flipHook does the same by a classifier of its own, in place of the one that is
 // there.
 func flipHook(t *testing.T, _ *network, b *cgroup.Binder, target string, i int) {
-	hook, err := b.Hook()
+	hook, err := b.Hook(0)
 	if err != nil {
 		t.Fatal(err)
 	}

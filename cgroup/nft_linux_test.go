@@ -195,7 +195,7 @@ func TestKernelForeignRules(t *testing.T) {
 					flush(t, c)
 					want := hierarchy.State{Device: "eth0", Bound: bind}
 					var err error
-					if want.Hook, err = b.Hook(); err != nil {
+					if want.Hook, err = b.Hook(0); err != nil {
 						t.Fatal(err)
 					}
 					if hierarchy.Diff(read(t, b), want).Empty() {
@@ -255,7 +255,7 @@ func TestKernelProbeLeavesNothing(t *testing.T) {
 	n := newNetwork(t)
 	newPlace(t, bind.WayNft)
 	for _, way := range []bind.Way{bind.WayNft, bind.WayNetClsNft} {
-		if _, err := n.binder(t, way).Hook(); err != nil {
+		if _, err := n.binder(t, way).Hook(0); err != nil {
 			t.Error(err)
 		}
 	}
@@ -391,7 +391,7 @@ func lackRules() error {
 		return err
 	}
 	defer b.Close()
-	if _, err := b.Hook(); !errors.Is(err, caps.ErrNotPrivileged) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
+	if _, err := b.Hook(0); !errors.Is(err, caps.ErrNotPrivileged) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
 		return fmt.Errorf("error %v, want one of privileges that names CAP_NET_ADMIN", err)
 	}
 	return nil

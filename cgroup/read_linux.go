@@ -24,10 +24,10 @@ func (b *Binder) Read(ctx context.Context, s *hierarchy.State) error {
 		return b.wrap(err)
 	}
 	s.Hook, s.Bound = hierarchy.Hook{}, nil
-	if on == nil {
-		return nil
+	if s.Hook.Receive, err = b.received(); err != nil || on == nil {
+		return b.wrap(err)
 	}
-	s.Hook = hierarchy.Hook{Way: on.name, Version: b.is}
+	s.Hook.Way, s.Hook.Version = on.name, b.is
 	if b.beside {
 		s.Hook.Version = 0 // they were left behind when the way was changed: they go when it is put in order
 	}

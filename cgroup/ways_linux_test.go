@@ -81,7 +81,7 @@ func TestKernelClasses(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), "neither users") {
 					t.Errorf("error of binding a user: %v", err)
 				}
-				_, err = n.crowded(t, way).Hook()
+				_, err = n.crowded(t, way).Hook(0)
 				if err == nil || !strings.Contains(err.Error(), "shape one interface") {
 					t.Errorf("error of binding a second interface: %v", err)
 				}

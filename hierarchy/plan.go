@@ -320,9 +320,9 @@ func (p *Plan) binder(old, want State) {
 func (p *Plan) hook(old, want Hook) {
 	switch {
 	case old == want:
-	case old.Way == bind.WayNone:
+	case old == (Hook{}):
 		p.Steps = append(p.Steps, Step{Action: Create, New: &want})
-	case want.Way == bind.WayNone:
+	case want == (Hook{}):
 		p.Steps = append(p.Steps, Step{Action: Delete, Old: &old})
 	default:
 		p.Steps = append(p.Steps, Step{Action: Change, Old: &old, New: &want})

@@ -347,7 +347,7 @@ func TestDiffRandom(t *testing.T) {
 			var tree *Tree
 			tree, ids = boundTree(t, rnd, ids)
 			is := stateOf(tree)
-			is.Hook = []Hook{{bind.WayBPF, 1}, {bind.WayBPF, 2}, {bind.WayNetCls, 1}}[rnd.IntN(3)]
+			is.Hook = []Hook{{bind.WayBPF, 1, 0}, {bind.WayBPF, 2, 2}, {bind.WayNetCls, 1, 0}, {bind.WayBPF, 2, 0}}[rnd.IntN(4)]
 			if err := carry(was, is); err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}

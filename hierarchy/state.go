@@ -66,10 +66,14 @@ type Leaf struct {
 	Qdisc Qdisc   `json:"qdisc"`
 }
 
-// Hook is the classifier on the device.
+// Hook is the classifier on the device, for what it sends and, with Receive, for what it
+// receives.
 type Hook struct {
 	Way     bind.Way `json:"way"`
 	Version uint32   `json:"version"` // of the program; an older one is replaced in place
+	// Receive is the version of the programs by which received packets get the class of what
+	// they answer to; 0: there are none.
+	Receive uint32 `json:"receive,omitempty"`
 }
 
 // Bound is one binding in force: what Target names goes to class Class.

@@ -40,3 +40,18 @@ static __always_inline __u64 bound(struct cgroup *cgroup, __u32 user)
 	}
 	return bpf_map_lookup_elem(&vif_users, &user) ? VIF_USER | user : 0;
 }
+
+/* The class that a socket has been given, 0 for none. */
+static __always_inline __u32 given(__u64 override)
+{
+	struct vif_binding *b;
+	__u32 user, *class;
+
+	if (override & VIF_USER) {
+		user = override;
+		class = bpf_map_lookup_elem(&vif_users, &user);
+		return class ? *class : 0;
+	}
+	b = bpf_map_lookup_elem(&vif_cgroups, &override);
+	return b ? b->class : 0;
+}

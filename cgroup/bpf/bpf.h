@@ -19,23 +19,47 @@ typedef unsigned long long __u64;
 #define __type(name, val) typeof(val) *name
 
 #define BPF_MAP_TYPE_HASH 1
+#define BPF_MAP_TYPE_PERCPU_ARRAY 6
+#define BPF_MAP_TYPE_LRU_HASH 9
 #define BPF_MAP_TYPE_SK_STORAGE 24
 #define BPF_F_NO_PREALLOC (1u << 0)
 #define BPF_F_CLONE (1u << 9)
 #define BPF_SK_STORAGE_GET_F_CREATE 1ull
 #define BPF_HDR_START_NET 1
+#define BPF_F_CURRENT_NETNS (-1)
+#define BPF_NOEXIST 1
+#define BPF_ANY 0
 #define TC_ACT_UNSPEC (-1)
 
-struct bpf_sock;
 struct file;
 struct seq_file;
 struct socket;
 struct task_struct;
 struct tcp_sock;
 
-/* Of the context only mark, priority, ingress_ifindex, ifindex, tc_index and sk are used; the rest keeps their places. */
+struct bpf_sock {
+	__u32 bound_dev_if, family, type, protocol, mark, priority;
+	__u32 src_ip4, src_ip6[4], src_port;
+	__u16 dst_port, : 16;
+	__u32 dst_ip4, dst_ip6[4], state;
+};
+
+struct bpf_sock_tuple {
+	union {
+		struct {
+			__u32 saddr, daddr;
+			__u16 sport, dport;
+		} ipv4;
+		struct {
+			__u32 saddr[4], daddr[4];
+			__u16 sport, dport;
+		} ipv6;
+	};
+};
+
+/* Of the context only protocol, vlan, mark, priority, ingress_ifindex, ifindex, tc_index and sk are used; the rest keeps their places. */
 struct __sk_buff {
-	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan[3];
+	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto;
 	__u32 priority;
 	__u32 ingress_ifindex, ifindex, tc_index, cb[5], hash, tc_classid;
 	__u32 data, data_end, napi_id;
@@ -55,13 +79,19 @@ _Static_assert(__builtin_offsetof(struct __sk_buff, sk) == 168, "layout of __sk_
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static long (*const bpf_redirect)(__u32 index, __u64 flags) = (void *)23;
 static __u32 (*const bpf_get_cgroup_classid)(struct __sk_buff *skb) = (void *)17;
+static __u64 (*const bpf_get_socket_cookie)(struct __sk_buff *skb) = (void *)46;
 static __u32 (*const bpf_get_socket_uid)(struct __sk_buff *skb) = (void *)47;
 static long (*const bpf_skb_load_bytes_relative)(struct __sk_buff *skb, __u32 at, void *to, __u32 len, __u32 from) = (void *)68;
 static __u64 (*const bpf_skb_ancestor_cgroup_id)(struct __sk_buff *skb, int level) = (void *)83;
+static struct bpf_sock *(*const bpf_sk_lookup_udp)(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)85;
+static long (*const bpf_sk_release)(void *sock) = (void *)86;
 static struct bpf_sock *(*const bpf_sk_fullsock)(struct bpf_sock *sk) = (void *)95;
 static struct bpf_sock *(*const bpf_get_listener_sock)(struct bpf_sock *sk) = (void *)98;
+static struct bpf_sock *(*const bpf_skc_lookup_tcp)(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)99;
 static void *(*const bpf_sk_storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)107;
+static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static long (*const bpf_seq_write)(struct seq_file *seq, const void *data, __u32 len) = (void *)127;
 static struct tcp_sock *(*const bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
 static struct task_struct *(*const bpf_get_current_task_btf)(void) = (void *)158;

@@ -15,21 +15,14 @@
 #include "mark.h"
 #include "socket.h"
 #include "bound.h"
+#include "config.h"
 
 #define IPPROTO_TCP 6
 #define TCP_FIN 1
 #define PF_KTHREAD 0x00200000
 #define MAJOR 0x71fu /* hierarchy.Major */
 
-/*
- * The head of the set. Version counts the layouts of these maps and stays first.
- * Generation is what the sockets' cached classes are held against; it is never 0,
- * because that is what a new socket's cache holds. Rest is the default class. Bit
- * l of levels is set when a cgroup l steps below the root may be bound.
- */
-struct vif_config {
-	__u32 version, generation, rest, levels;
-};
+/* struct vif_config is in config.h. */
 volatile struct vif_config vif_config SEC(".data.vif") = {};
 
 /* Bound interfaces, by index, for what they bring in and this one sends on. */
@@ -70,21 +63,6 @@ static __always_inline __u32 link(struct __sk_buff *skb, struct bpf_sock *any)
 	if (!any && (mark & VIF_MARK_MASK) == VIF_MARK)
 		class = brought((mark & VIF_MARK_INDEX) << 16 | (skb->tc_index & 0xffff));
 	return class ? class : brought(index);
-}
-
-/* The class that a socket has been given, 0 for none. */
-static __always_inline __u32 given(__u64 override)
-{
-	struct vif_binding *b;
-	__u32 user, *class;
-
-	if (override & VIF_USER) {
-		user = override;
-		class = bpf_map_lookup_elem(&vif_users, &user);
-		return class ? *class : 0;
-	}
-	b = bpf_map_lookup_elem(&vif_cgroups, &override);
-	return b ? b->class : 0;
 }
 
 static __always_inline __u32 big(const __u8 *b, int n)

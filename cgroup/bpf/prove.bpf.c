@@ -18,7 +18,6 @@
 #endif
 #define IPV4_UDP 28 /* bytes of both headers; prove sends without options */
 #define IPV6_UDP 48
-#define BPF_NOEXIST 1
 
 /* What a packet of prove carries. */
 struct vif_probe {

@@ -99,31 +99,35 @@ func (h *Hooks) egressObject(bpf *gotc.Bpf) *gotc.Object {
 // is [rtnl.ErrForeign]. The descriptor may be closed afterwards.
 func (h *Hooks) AttachEgress(progFD int, name string) error {
 	const op = "attach program at egress"
-	kind, err := h.clsact()
-	if err != nil {
-		return h.on.Fail(op, err)
-	}
-	switch kind {
-	case "":
-		if err := h.on.Conn.TC().Qdisc().Add(h.clsactObject()); err != nil {
-			return h.on.Fail("create clsact qdisc", err)
-		}
-	case "clsact":
-	default:
-		return fmt.Errorf("%s: qdisc %s is %w and leaves no place for clsact: remove it with \"tc qdisc del dev %s %s\"", h.on.Name, kind, rtnl.ErrForeign, h.on.Name, kind)
-	}
-	if err := h.vacant(egressParent, "egress"); err != nil {
-		return h.on.Fail(op, err)
+	if err := h.place(op, egressParent, "egress", preference); err != nil {
+		return err
 	}
 	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
 	return h.on.Fail(op, h.on.Conn.TC().Filter().Replace(h.egressObject(&gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
 }
 
+// place makes room for a filter with a preference at a hook, with the clsact qdisc where it is
+// missing.
+func (h *Hooks) place(op string, parent uint32, where string, pref uint32) error {
+	kind, err := h.clsact()
+	switch {
+	case err != nil:
+		return h.on.Fail(op, err)
+	case kind == "":
+		if err := h.on.Conn.TC().Qdisc().Add(h.clsactObject()); err != nil {
+			return h.on.Fail("create clsact qdisc", err)
+		}
+	case kind != clsact && parent == egressParent: // the old ingress qdisc has no such hook
+		return fmt.Errorf("%s: qdisc %s is %w and leaves no place for clsact: remove it with \"tc qdisc del dev %s %s\"", h.on.Name, kind, rtnl.ErrForeign, h.on.Name, kind)
+	}
+	return h.on.Fail(op, h.vacant(parent, where, pref))
+}
+
 // vacant is an [rtnl.ErrForeign] where a filter of another kind has our preference.
-func (h *Hooks) vacant(parent uint32, where string) error {
+func (h *Hooks) vacant(parent uint32, where string, pref uint32) error {
 	return h.on.EachFilter(parent, func(f *rtnl.Filter) error {
-		if f.Pref() == preference && (f.Kind != "bpf" || f.Info&0xffff != allProtocols()) {
-			return fmt.Errorf("filter of kind %s with preference %d at %s is %w: give it another preference", f.Kind, preference, where, rtnl.ErrForeign)
+		if f.Pref() == pref && (f.Kind != "bpf" || f.Info&0xffff != allProtocols()) {
+			return fmt.Errorf("filter of kind %s with preference %d at %s is %w: give it another preference", f.Kind, pref, where, rtnl.ErrForeign)
 		}
 		return nil
 	})
@@ -132,17 +136,7 @@ func (h *Hooks) vacant(parent uint32, where string) error {
 // EgressProgram is the id of the program that AttachEgress put there, in this
 // process or another; 0 when there is none.
 func (h *Hooks) EgressProgram() (id uint32, err error) {
-	err = h.on.EachFilter(egressParent, func(f *rtnl.Filter) error {
-		if !hooked(f) {
-			return nil
-		}
-		return rtnl.EachAttr(f.Options, func(typ uint16, v []byte) (err error) {
-			if typ == tcaBPFID {
-				id, err = rtnl.Uint32(v)
-			}
-			return err
-		})
-	})
+	id, err = h.program(egressParent, hooked)
 	return id, h.on.Fail("read program at egress", err)
 }
 
@@ -160,7 +154,7 @@ func (h *Hooks) detach(filter *gotc.Object) error {
 		// A preference is listed once by itself, with handle 0, and once for each filter.
 		switch {
 		case f.Handle == 0:
-		case f.Parent == filter.Parent && f.Handle == filter.Handle && f.Pref() == preference && f.Kind == "bpf":
+		case f.Parent == filter.Parent && f.Handle == filter.Handle && f.Pref() == filter.Info>>16 && f.Kind == "bpf":
 			there = true
 		default:
 			others = true
@@ -205,17 +199,8 @@ func (h *Hooks) AttachIngress(port string, progFD int, name string) error {
 	if err != nil {
 		return err
 	}
-	kind, err := p.clsact()
-	if err != nil {
-		return p.on.Fail(op, err)
-	}
-	if kind == "" {
-		if err := p.on.Conn.TC().Qdisc().Add(p.clsactObject()); err != nil {
-			return p.on.Fail("create clsact qdisc", err)
-		}
-	}
-	if err := p.vacant(ingressParent, "ingress"); err != nil {
-		return p.on.Fail(op, err)
+	if err := p.place(op, ingressParent, "ingress", preference); err != nil {
+		return err
 	}
 	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
 	return p.on.Fail(op, p.on.Conn.TC().Filter().Replace(h.portObject(p, &gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
@@ -228,7 +213,7 @@ func (h *Hooks) HasIngress(port string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := p.vacant(ingressParent, "ingress"); err != nil {
+	if err := p.vacant(ingressParent, "ingress", preference); err != nil {
 		return false, p.on.Fail("read program at ingress", err)
 	}
 	found := false

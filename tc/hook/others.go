@@ -39,6 +39,9 @@ func (h *Hooks) Others() (ingress bool, all []Filter, err error) {
 			}
 			return nil
 		}
+		if receives(f) {
+			return nil
+		}
 		x := Filter{Kind: f.Kind, Pref: f.Pref()}
 		x.Blocks = x.Pref == preference && (f.Kind != "bpf" || f.Info&0xffff != allProtocols())
 		err := rtnl.EachAttr(f.Options, func(typ uint16, v []byte) error {

@@ -242,7 +242,7 @@ func (x *Target) bind(ctx context.Context) (err error) {
 	}
 	x.keepBindings()
 	if x.Blind == nil {
-		if x.want.Hook, err = x.Binder.Hook(); errors.Is(err, caps.ErrNotPrivileged) {
+		if x.want.Hook, err = x.Binder.Hook(0); errors.Is(err, caps.ErrNotPrivileged) {
 			x.Blind = err
 		} else if err != nil {
 			return err

@@ -1,0 +1,475 @@
+//go:build ignore
+
+/* SPDX-License-Identifier: MIT */
+/*
+ * The class of a packet that an interface receives is that of the flow that it answers
+ * to. vif_note stands behind the classifier at the egress hook, whichever that is, and
+ * notes what skb->priority holds by then for the addresses that are on the wire, after
+ * their translation. vif_receive looks it up at the ingress hook, before translation, and
+ * sends the packet through the IFB that carries the receiving tree.
+ *
+ * An entry is its first owner's for as long as that sends. Otherwise a process that
+ * forges the packets of another's connection would draw its download into its own branch.
+ */
+#include "bpf.h"
+#include "kernel.h"
+#include "mark.h"
+#include "socket.h"
+#include "bound.h"
+#include "config.h"
+
+#define MAJOR 0x71fu /* hierarchy.Major */
+
+#define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+#define SOCK_RAW 3
+#define SOCK_PACKET 10
+#define AF_INET 2
+#define TCP_ESTABLISHED 1
+
+#define IPPROTO_HOPOPTS 0
+#define IPPROTO_ICMP 1
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_DCCP 33
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_AH 51
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_DSTOPTS 60
+#define IPPROTO_SCTP 132
+#define IPPROTO_UDPLITE 136
+
+#define ICMP_ECHOREPLY 0
+#define ICMP_ECHO 8
+#define ICMPV6_ECHO_REQUEST 128
+#define ICMPV6_ECHO_REPLY 129
+
+#define ETH_P_IP 0x0800
+#define ETH_P_8021Q 0x8100
+#define ETH_P_IPV6 0x86dd
+#define ETH_P_PPP_SES 0x8864
+#define ETH_P_8021AD 0x88a8
+#define PPP_IP 0x0021
+#define PPP_IPV6 0x0057
+
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define HOST16(x) __builtin_bswap16(x)
+#else
+#define HOST16(x) (x)
+#endif
+
+/* A flow as the wire shows it, seen from this side. IPv4 lies in the first four bytes. */
+struct vif_flow {
+	__u8 local[16], remote[16];
+	__u16 lport, rport; /* as they are in the packet; of an echo its number; 0: it has none */
+	__u16 link;	    /* of a VLAN or PPPoE session */
+	__u8 proto, v6;
+};
+
+/* Who may own a flow, the weaker first. */
+#define FORGED 0 /* sent by a raw or packet socket, which may write what it likes */
+#define FOUND 1	 /* nothing was sent: the socket that would receive it */
+#define PASSED 2 /* sent on for another interface, or network namespace */
+#define OWNED 3	 /* sent by a socket of the protocol, which has these addresses from the kernel */
+
+struct vif_owner {
+	__u64 cookie; /* of the socket, the interface, or, where it was found, the generation of bindings */
+	__u32 class;
+	__u16 seen; /* when it sent last, in units of vif_receiving.shift */
+	__u16 kind;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct vif_flow);
+	__type(value, struct vif_owner);
+} vif_flows SEC(".maps");
+
+/* The parts of a packet carry no ports but for the first: the class of that, by what all have. */
+struct vif_fragment {
+	__u8 local[16], remote[16];
+	__u32 id;
+	__u16 link;
+	__u8 proto, v6;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct vif_fragment);
+	__type(value, __u32);
+} vif_fragments SEC(".maps");
+
+/* The classifier's own are put in place of these where that is a program by which processes are bound. */
+volatile struct vif_config vif_config SEC(".data.vif") = {};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct vif_socket);
+} vif_sockets SEC(".maps");
+
+/*
+ * Version is that of vif_config and stays first, ifb the index of the interface that
+ * carries the receiving tree. A unit of seen is as many jiffies as shift has bits, which
+ * is about a second.
+ */
+struct vif_receiving {
+	__u32 version, ifb, rest, shift;
+};
+volatile struct vif_receiving vif_receiving SEC(".data.rcv") = {};
+
+/* What has been counted, on each processor. */
+struct vif_counts {
+	__u64 noted;  /* flows that were put into the table */
+	__u64 missed; /* packets of which nobody knows the flow */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct vif_counts);
+} vif_counts SEC(".maps");
+
+#define STALE 10 /* units of silence after which a flow is anybody's */
+
+struct packet {
+	struct vif_flow flow;
+	__u32 fragment; /* its number */
+	__u8 part;	/* FIRST, LATER */
+};
+
+#define FIRST 1
+#define LATER 2
+
+static __always_inline int load(struct __sk_buff *skb, __u32 at, void *to, __u32 len)
+{
+	return bpf_skb_load_bytes_relative(skb, at, to, len, BPF_HDR_START_NET);
+}
+
+/* What lies in front of the network header, and is part of the flow's name. Returns the protocol. */
+static __always_inline __u16 framed(struct __sk_buff *skb, __u32 *at, __u16 *link)
+{
+	__u16 proto = HOST16((__u16)skb->protocol);
+
+	*link = skb->vlan_present ? skb->vlan_tci & 0xfff : 0;
+	for (int i = 0; i < 2 && (proto == ETH_P_8021Q || proto == ETH_P_8021AD); i++) {
+		__u16 tag[2];
+
+		if (load(skb, *at, tag, sizeof(tag)))
+			return 0;
+		*link = *link * 31 + (HOST16(tag[0]) & 0xfff);
+		proto = HOST16(tag[1]);
+		*at += sizeof(tag);
+	}
+	if (proto == ETH_P_PPP_SES) {
+		__u16 session[4]; /* version and code, number, length, protocol inside */
+
+		if (load(skb, *at, session, sizeof(session)))
+			return 0;
+		*link = *link * 31 + HOST16(session[1]);
+		*at += sizeof(session);
+		proto = HOST16(session[3]);
+		proto = proto == PPP_IP ? ETH_P_IP : proto == PPP_IPV6 ? ETH_P_IPV6 : 0;
+	}
+	return proto;
+}
+
+/* Reads the flow of a packet, sent or received. Returns 0 where it has none that could be told again. */
+static __always_inline int parse(struct __sk_buff *skb, struct packet *p, int sent)
+{
+	struct vif_flow *f = &p->flow;
+	__u32 at = 0, ports;
+	__u16 proto = framed(skb, &at, &f->link);
+
+	if (proto == ETH_P_IP) {
+		__u8 h[20];
+		__u32 off;
+
+		if (load(skb, at, h, sizeof(h)))
+			return 0;
+		f->proto = h[9];
+		__builtin_memcpy(sent ? f->local : f->remote, h + 12, 4);
+		__builtin_memcpy(sent ? f->remote : f->local, h + 16, 4);
+		off = (h[6] & 0x1f) << 8 | h[7];
+		if (off || h[6] & 0x20) {
+			p->fragment = h[4] << 8 | h[5];
+			p->part = off ? LATER : FIRST;
+		}
+		at += (h[0] & 15) * 4;
+	} else if (proto == ETH_P_IPV6) {
+		__u8 h[40], next[8];
+
+		if (load(skb, at, h, sizeof(h)))
+			return 0;
+		f->v6 = 1;
+		__builtin_memcpy(sent ? f->local : f->remote, h + 8, 16);
+		__builtin_memcpy(sent ? f->remote : f->local, h + 24, 16);
+		f->proto = h[6];
+		at += sizeof(h);
+		for (int i = 0; i < 6; i++) {
+			__u8 is = f->proto;
+
+			if (is != IPPROTO_HOPOPTS && is != IPPROTO_ROUTING && is != IPPROTO_DSTOPTS && is != IPPROTO_FRAGMENT && is != IPPROTO_AH)
+				break;
+			if (load(skb, at, next, sizeof(next)))
+				return 0;
+			f->proto = next[0];
+			if (is == IPPROTO_FRAGMENT) {
+				__u32 off = (next[2] << 8 | next[3]) & 0xfff8;
+
+				if (off || next[3] & 1) {
+					__builtin_memcpy(&p->fragment, next + 4, 4);
+					p->part = off ? LATER : FIRST;
+				}
+				at += 8;
+				if (off)
+					break;
+			} else if (is == IPPROTO_AH) {
+				at += (next[1] + 2) * 4;
+			} else {
+				at += (next[1] + 1) * 8;
+			}
+		}
+	} else {
+		return 0;
+	}
+	if (p->part == LATER)
+		return !sent;
+	switch (f->proto) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_DCCP:
+	case IPPROTO_SCTP:
+	case IPPROTO_UDPLITE:
+		if (load(skb, at, &ports, sizeof(ports)))
+			return 0;
+		f->lport = ((__u16 *)&ports)[!sent];
+		f->rport = ((__u16 *)&ports)[sent];
+		return 1;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6: {
+		__u8 echo[8]; /* who asked knows itself by its number */
+		__u8 want = f->proto == IPPROTO_ICMP ? sent ? ICMP_ECHO : ICMP_ECHOREPLY : sent ? ICMPV6_ECHO_REQUEST : ICMPV6_ECHO_REPLY;
+
+		if (load(skb, at, echo, sizeof(echo)) || echo[0] != want)
+			return 0;
+		__builtin_memcpy(&f->lport, echo + 4, 2);
+		return 1;
+	}
+	}
+	return 1;
+}
+
+static __always_inline struct vif_counts *counts(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&vif_counts, &zero);
+}
+
+static __always_inline __u16 now(void)
+{
+	return bpf_jiffies64() >> (vif_receiving.shift & 31);
+}
+
+/* Who sends a packet. A socket of TCP has its addresses alone; of UDP several may have the same. */
+static __always_inline void sender(struct __sk_buff *skb, __u8 proto, struct vif_owner *o)
+{
+	struct bpf_sock *any = skb->sk, *full;
+	__u32 index = skb->ingress_ifindex;
+
+	if (!any || index) {
+		o->kind = PASSED;
+		if (!any && (skb->mark & VIF_MARK_MASK) == VIF_MARK)
+			index = (skb->mark & VIF_MARK_INDEX) << 16 | (skb->tc_index & 0xffff);
+		o->cookie = index;
+		return;
+	}
+	o->kind = FORGED;
+	o->cookie = bpf_get_socket_cookie(skb);
+	full = bpf_sk_fullsock(any);
+	/* A request for a connection and one that lingers are no full sockets, and TCP's. What
+	   a tunnel carries has the socket from inside. */
+	if (!full ? proto == IPPROTO_TCP : full->protocol == proto && full->type != SOCK_RAW && full->type != SOCK_PACKET)
+		o->kind = OWNED;
+}
+
+SEC("tc")
+int vif_note(struct __sk_buff *skb)
+{
+	struct vif_owner *o, mine = {};
+	struct packet p = {};
+	struct vif_counts *n;
+
+	if (!parse(skb, &p, 1))
+		return TC_ACT_UNSPEC;
+	mine.class = skb->priority;
+	if (mine.class >> 16 != MAJOR)
+		mine.class = vif_receiving.rest;
+	sender(skb, p.flow.proto, &mine);
+	mine.seen = now();
+	o = bpf_map_lookup_elem(&vif_flows, &p.flow);
+	if (!o) {
+		if (mine.class == vif_receiving.rest) /* where unknown ones go */
+			return TC_ACT_UNSPEC;
+		if (!bpf_map_update_elem(&vif_flows, &p.flow, &mine, BPF_NOEXIST) && (n = counts()))
+			n->noted++;
+		return TC_ACT_UNSPEC;
+	}
+	if (o->cookie == mine.cookie && o->kind == mine.kind) {
+		if (o->class != mine.class)
+			o->class = mine.class;
+		if (o->seen != mine.seen)
+			o->seen = mine.seen;
+		return TC_ACT_UNSPEC;
+	}
+	if (mine.kind > o->kind || (mine.kind == OWNED && p.flow.proto == IPPROTO_TCP) || (__u16)(mine.seen - o->seen) > STALE)
+		bpf_map_update_elem(&vif_flows, &p.flow, &mine, BPF_ANY);
+	return TC_ACT_UNSPEC;
+}
+
+extern void *bpf_rdonly_cast(const void *object, __u32 type) __attribute__((section(".ksyms")));
+
+/*
+ * The class of a socket that has sent nothing by this interface yet: what is known of it,
+ * else of the cgroup and user that it was made by.
+ */
+static __always_inline __u32 class_of(struct bpf_sock *found, __u32 generation)
+{
+	struct vif_socket *s;
+	struct sock *sk;
+	__u64 cached = 0, override = 0;
+
+	s = bpf_sk_storage_get(&vif_sockets, found, NULL, 0);
+	if (s) {
+		cached = *(volatile __u64 *)&s->cached;
+		if (cached >> 32 == generation)
+			return cached;
+		override = s->override;
+	}
+	if (!override) {
+		sk = bpf_rdonly_cast(found, __builtin_btf_type_id(*(struct sock *)0, 1));
+		override = bound(sk->sk_cgrp_data.cgroup, sk->sk_uid.val);
+	}
+	return override ? given(override) : 0;
+}
+
+/*
+ * The class of whoever would receive a packet of a flow that nobody has noted, 0 where that
+ * is nobody. Found is set to who that is where it may be noted: not for a listener, which
+ * strangers could fill the table with.
+ */
+static __always_inline __u32 receiver(struct __sk_buff *skb, struct vif_flow *f, struct vif_owner *o)
+{
+	struct bpf_sock_tuple t = {};
+	struct bpf_sock *sk, *full;
+	__u32 size = sizeof(t.ipv4), class = 0;
+
+	if (f->v6) {
+		__builtin_memcpy(t.ipv6.saddr, f->remote, 16);
+		__builtin_memcpy(t.ipv6.daddr, f->local, 16);
+		t.ipv6.sport = f->rport;
+		t.ipv6.dport = f->lport;
+		size = sizeof(t.ipv6);
+	} else {
+		__builtin_memcpy(&t.ipv4.saddr, f->remote, 4);
+		__builtin_memcpy(&t.ipv4.daddr, f->local, 4);
+		t.ipv4.sport = f->rport;
+		t.ipv4.dport = f->lport;
+	}
+	o->kind = FOUND;
+	o->cookie = vif_config.generation;
+	if (f->proto == IPPROTO_TCP)
+		sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	else if (f->proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		return 0;
+	if (!sk)
+		return 0;
+	full = bpf_sk_fullsock(sk);
+	if (full) {
+		class = class_of(full, o->cookie);
+		if (f->proto == IPPROTO_TCP ? full->state == TCP_ESTABLISHED : class != 0)
+			o->class = class ? class : vif_receiving.rest;
+	}
+	bpf_sk_release(sk);
+	return class;
+}
+
+static __always_inline void receive(struct __sk_buff *skb, int looks)
+{
+	struct vif_owner *o, found = {};
+	struct packet p = {};
+	struct vif_fragment part = {};
+	struct vif_counts *n;
+	__u32 class = 0, *first;
+
+	if (!parse(skb, &p, 0))
+		goto out;
+	if (p.part) {
+		__builtin_memcpy(part.local, p.flow.local, 32);
+		part.id = p.fragment;
+		part.link = p.flow.link;
+		part.proto = p.flow.v6 ? 0 : p.flow.proto; /* of the later ones it may be another header's */
+		part.v6 = p.flow.v6;
+	}
+	if (p.part == LATER) {
+		first = bpf_map_lookup_elem(&vif_fragments, &part);
+		if (first)
+			class = *first;
+		goto out;
+	}
+	o = bpf_map_lookup_elem(&vif_flows, &p.flow);
+	if (o && !(looks && (o->kind == FORGED || (o->kind == FOUND && o->cookie != vif_config.generation)))) {
+		class = o->class;
+	} else {
+		if (looks)
+			class = receiver(skb, &p.flow, &found);
+		if (found.class) {
+			found.seen = now();
+			bpf_map_update_elem(&vif_flows, &p.flow, &found, BPF_ANY);
+		} else if (o && !class) {
+			class = o->class; /* nobody has a better right to it */
+		}
+		if (!class && (n = counts()))
+			n->missed++;
+	}
+	if (p.part == FIRST && class)
+		bpf_map_update_elem(&vif_fragments, &part, &class, BPF_ANY);
+out:
+	skb->priority = class ? class : vif_receiving.rest;
+}
+
+SEC("tc")
+int vif_receive(struct __sk_buff *skb)
+{
+	receive(skb, 1);
+	return bpf_redirect(vif_receiving.ifb, 0);
+}
+
+/* For ways by which a socket does not tell who has it, and kernels before 6.2, which do not let it be looked at. */
+SEC("tc")
+int vif_receive_plain(struct __sk_buff *skb)
+{
+	receive(skb, 0);
+	return bpf_redirect(vif_receiving.ifb, 0);
+}
+
+/*
+ * Before 6.4 the IFB drops what this helper sends to it (59e498a3289f), and the filter has
+ * an action that redirects instead: it is carried out for what is -1.
+ */
+SEC("tc")
+int vif_receive_old(struct __sk_buff *skb)
+{
+	receive(skb, 0);
+	return -1;
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,414 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/way"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
+
+// Receiving is where the programs of flow.bpf.c sit on one network interface.
+type Receiving interface {
+	// AttachNote puts a tc program behind that of the classifier, and AttachReceive one at
+	// the ingress hook, each in place of the one that it put there before. Redirect is the
+	// index of the interface that an action sends the packets to for which the program
+	// returns -1; 0: the program does it.
+	AttachNote(progFD int, name string) error
+	AttachReceive(progFD int, name string, redirect uint32) error
+	// ReceivePrograms are the ids of these programs, 0 for one that is not there.
+	ReceivePrograms() (note, receive uint32, err error)
+	// DetachReceive removes both. None is no error.
+	DetachReceive() error
+}
+
+// Receiver are the programs of flow.bpf.c on an interface, and their table of flows. They
+// go by the class that packets have when the classifier has seen them, whichever that is.
+type Receiver struct {
+	hook   Receiving
+	on     *flows // at the hooks, as of the last look
+	former *flows // taken off the hooks by this Receiver: the way back when an apply fails
+}
+
+// NewReceiver makes one for an interface. Nothing is read or changed yet.
+func NewReceiver(hook Receiving) *Receiver { return &Receiver{hook: hook} }
+
+// Close lets go of descriptors. What is at the hooks stays.
+func (r *Receiver) Close() error {
+	err := errors.Join(r.on.close(), r.former.close())
+	r.on, r.former = nil, nil
+	return err
+}
+
+// flows are one interface's programs with their maps.
+type flows struct {
+	form          form          // not known of those that were found
+	note, receive *ebpf.Program // note is nil of one that was found
+	ids           [2]uint32     // of the programs
+	version       uint32
+	ifb           uint32
+	config        *ebpf.Map
+	table         *ebpf.Map
+	fragments     *ebpf.Map
+	counts        *ebpf.Map
+	goes          ebpf.MapID // of the classifier's set that receive goes by, 0 for none
+}
+
+func (f *flows) close() error {
+	if f == nil {
+		return nil
+	}
+	var errs []error
+	for _, m := range []*ebpf.Map{f.config, f.table, f.fragments, f.counts} {
+		if m != nil {
+			errs = append(errs, m.Close())
+		}
+	}
+	for _, p := range []*ebpf.Program{f.note, f.receive} {
+		if p != nil {
+			errs = append(errs, p.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// plainName is a map's name without dots, which kernels before 5.3 do not take.
+func plainName(s string) string { return strings.ReplaceAll(s, ".", "") }
+
+// keep puts a map in its place, or closes it when it has none.
+func (f *flows) keep(name string, m *ebpf.Map) {
+	switch plainName(name) {
+	case "datarcv":
+		f.config = m
+	case flowMapVifFlows:
+		f.table = m
+	case flowMapVifFragments:
+		f.fragments = m
+	case flowMapVifCounts:
+		f.counts = m
+	default:
+		m.Close()
+	}
+}
+
+// Unfinished is the version of programs that are there in part, or are not as they should
+// be for the classifier and the IFB at hand: they are put right by the next change.
+const Unfinished = ^uint32(0)
+
+// Read is the version of the programs that are there, 0 for none. They must send to the IFB,
+// whose index is asked for where there are some, and go by the maps of the classifier where
+// that is a program.
+func (r *Receiver) Read(e *Egress, carrier func() (uint32, error)) (version uint32, err error) {
+	if err := r.refresh(); err != nil || r.on == nil {
+		return 0, err
+	}
+	ifb, err := carrier()
+	if err != nil {
+		return 0, err
+	}
+	if r.on.ids[0] == 0 || r.on.ids[1] == 0 || r.on.ifb != ifb || ifb == 0 {
+		return Unfinished, nil
+	}
+	if s := e.inForce(); s != nil {
+		ours, err := r.on.by(s)
+		if err != nil || !ours {
+			return Unfinished, err
+		}
+	}
+	return r.on.version, nil
+}
+
+// by says whether a classifier's set is the one that the programs go by, if they do by any.
+func (f *flows) by(s *set) (bool, error) {
+	if f.goes == 0 {
+		return true, nil
+	}
+	info, err := s.config.Info()
+	if err != nil {
+		return false, err
+	}
+	id, _ := info.ID()
+	return id == f.goes, nil
+}
+
+func (r *Receiver) refresh() error {
+	note, receive, err := r.hook.ReceivePrograms()
+	if err != nil {
+		return err
+	}
+	ids := [2]uint32{note, receive}
+	if r.on != nil && r.on.ids == ids {
+		return nil
+	}
+	err = r.on.close()
+	r.on = nil
+	if err == nil && ids != [2]uint32{} {
+		r.on, err = openFlows(ids)
+	}
+	return err
+}
+
+// openFlows finds programs again by their ids.
+func openFlows(ids [2]uint32) (_ *flows, err error) {
+	f := &flows{ids: ids}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("read the programs of the receiving side: %w", caps.Explain(err, unix.CAP_SYS_ADMIN)), f.close())
+		}
+	}()
+	for i, id := range ids {
+		if id == 0 {
+			continue
+		}
+		p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			f.note = p
+			continue
+		}
+		f.receive = p
+		_, maps, err := programInfo(p)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range maps {
+			m, err := ebpf.NewMapFromID(id)
+			if err != nil {
+				return nil, err
+			}
+			name, err := mapName(m)
+			if err != nil {
+				return nil, errors.Join(err, m.Close())
+			}
+			if plainName(name) == "datavif" {
+				f.goes = id
+			}
+			f.keep(name, m)
+		}
+	}
+	if f.config == nil {
+		return f, nil
+	}
+	b, err := f.config.LookupBytes(uint32(0))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) >= 8 {
+		f.version, f.ifb = binary.NativeEndian.Uint32(b), binary.NativeEndian.Uint32(b[4:])
+	}
+	return f, nil
+}
+
+// TryReceive says why the kernel does not take the programs, nil when it does. It changes
+// nothing.
+func TryReceive() error {
+	f, err := newFlows(nil, nil, 0, 0)
+	if err != nil {
+		return err
+	}
+	return f.close()
+}
+
+// form is one of the programs that receive.
+type form struct {
+	program   string
+	looks     bool // it goes by a classifier's set where it does not know a flow
+	redirects bool // by itself
+}
+
+// forms are those that this kernel may take for a classifier's set, which may be nil, best
+// first.
+func forms(s *set) []form {
+	switch {
+	case caps.Before(6, 4):
+		return []form{{flowProgVifReceiveOld, false, false}}
+	case s == nil:
+		return []form{{flowProgVifReceivePlain, false, true}}
+	}
+	return []form{{flowProgVifReceive, true, true}, {flowProgVifReceivePlain, false, true}}
+}
+
+// newFlows loads the best programs that the kernel takes, not yet at any hook, for a
+// classifier's set, which may be nil. The table of former programs is taken over where it
+// has room for as many.
+func newFlows(s *set, former *flows, ifb uint32, room int) (*flows, error) {
+	var errs way.Clauses
+	for _, x := range forms(s) {
+		f, err := x.load(s, former, ifb, room)
+		if err == nil {
+			return f, nil
+		}
+		if e := caps.Lacking(unix.CAP_BPF, unix.CAP_NET_ADMIN); e != nil {
+			return nil, fmt.Errorf("load the programs of the receiving side: %w", e)
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("load the programs of the receiving side (Linux 5.10 or later with BPF): %w: %w", caps.ErrNotSupported, errs)
+}
+
+func (x form) load(s *set, former *flows, ifb uint32, room int) (_ *flows, err error) {
+	spec, err := loadFlow()
+	if err != nil {
+		return nil, err
+	}
+	for n := range spec.Programs {
+		if n != x.program && n != flowProgVifNote {
+			delete(spec.Programs, n)
+		}
+	}
+	spec.Programs[x.program].Name = flowProgVifReceive
+	table := spec.Maps[flowMapVifFlows]
+	table.MaxEntries = max(table.MaxEntries, uint32(room))
+	replace := map[string]*ebpf.Map{}
+	if x.looks {
+		replace = map[string]*ebpf.Map{".data.vif": s.config, flowMapVifCgroups: s.cgroups, flowMapVifUsers: s.numbers[byUser], flowMapVifSockets: s.sockets}
+	} else {
+		for _, n := range []string{flowMapVifCgroups, flowMapVifUsers, flowMapVifSockets} {
+			delete(spec.Maps, n)
+		}
+	}
+	if former != nil && former.version == way.Version && former.table != nil && former.table.MaxEntries() >= table.MaxEntries {
+		table.MaxEntries = former.table.MaxEntries()
+		replace[flowMapVifFlows] = former.table
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	f := &flows{form: x, note: c.DetachProgram(flowProgVifNote), receive: c.DetachProgram(x.program), version: way.Version, ifb: ifb}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.close())
+		}
+	}()
+	for n := range c.Maps {
+		f.keep(n, c.DetachMap(n))
+	}
+	for i, p := range []*ebpf.Program{f.note, f.receive} {
+		info, err := p.Info()
+		if err != nil {
+			return nil, err
+		}
+		id, _ := info.ID()
+		f.ids[i] = uint32(id)
+	}
+	if x.looks {
+		info, err := s.config.Info()
+		if err != nil {
+			return nil, err
+		}
+		f.goes, _ = info.ID()
+	}
+	shift, err := second()
+	if err != nil {
+		return nil, err
+	}
+	return f, f.config.Put(uint32(0), &flowVifReceiving{Version: way.Version, Ifb: ifb, Rest: uint32(hierarchy.ID(hierarchy.RestMinor)), Shift: shift})
+}
+
+// second is the number of bits of a count of jiffies that about a second takes.
+func second() (uint32, error) {
+	var t unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &t); err != nil { // a tick (posix_get_coarse_res, kernel/time/posix-timers.c, v6.12)
+		return 0, err
+	}
+	return uint32(bits.Len64(uint64(time.Second) / uint64(max(t.Nano(), 1)) * 2 / 3)), nil
+}
+
+// Attach puts programs of a version to the hooks, for an IFB and a classifier that are
+// there: former ones as they are, new ones of this version.
+func (r *Receiver) Attach(e *Egress, version, ifb uint32, room int) error {
+	if err := r.refresh(); err != nil {
+		return err
+	}
+	next := r.former
+	if next == nil || next.form == (form{}) || version == way.Version || next.version != version || next.ifb != ifb {
+		if err := way.Known(version); err != nil {
+			return err
+		}
+		var err error
+		if next, err = newFlows(e.inForce(), r.on, ifb, room); err != nil {
+			return err
+		}
+	}
+	redirect := ifb
+	if next.form.redirects {
+		redirect = 0
+	}
+	err := r.hook.AttachNote(next.note.FD(), flowProgVifNote)
+	if err == nil {
+		err = r.hook.AttachReceive(next.receive.FD(), flowProgVifReceive, redirect)
+	}
+	if err != nil {
+		if next != r.former {
+			err = errors.Join(err, next.close())
+		}
+		return err
+	}
+	if r.former != next {
+		err = r.former.close()
+	}
+	r.on, r.former = next, r.on
+	return err
+}
+
+// Detach takes the programs away.
+func (r *Receiver) Detach() error {
+	if err := r.refresh(); err != nil || r.on == nil {
+		return err
+	}
+	if err := r.hook.DetachReceive(); err != nil {
+		return err
+	}
+	err := r.former.close()
+	r.former, r.on = r.on, nil
+	return err
+}
+
+// Table is how full the table of flows is.
+type Table struct {
+	Flows   int    // in the table
+	Room    int    // of the table
+	Noted   uint64 // that were put into it since it was made
+	Unknown uint64 // packets that went to the rest because nobody knew their flow
+}
+
+// Table counts the table.
+func (r *Receiver) Table() (k Table, err error) {
+	if err := r.refresh(); err != nil || r.on == nil || r.on.table == nil || r.on.counts == nil {
+		return k, err
+	}
+	k.Room = int(r.on.table.MaxEntries())
+	if err := each(r.on.table, func(flowVifFlow, flowVifOwner) error { k.Flows++; return nil }); err != nil {
+		return k, err
+	}
+	var all []flowVifCounts
+	if err := r.on.counts.Lookup(uint32(0), &all); err != nil {
+		return k, err
+	}
+	for _, c := range all {
+		k.Noted += c.Noted
+		k.Unknown += c.Missed
+	}
+	return k, nil
+}
+
+// Shows says why the classes of a way cannot be told of what is sent, nil when they can.
+func Shows(w bind.Way) error {
+	if w == bind.WayClsCgroup {
+		return fmt.Errorf("packets do not show the class that the kernel's own cgroup classifier gives them: bind with bpf, nft or net_cls with BPF: %w", caps.ErrNotSupported)
+	}
+	return nil
+}
