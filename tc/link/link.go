@@ -47,6 +47,11 @@ type Link struct {
 	TxQueueLen int            `json:"tx_queue_len"`           // packets
 	GSOMaxSize hierarchy.Size `json:"gso_max_size,omitempty"` // largest packet before segmentation
 	GSOMaxSegs int            `json:"gso_max_segs,omitempty"`
+	GROMaxSize hierarchy.Size `json:"-"` // largest packet that what arrives is put together to; 0 before kernel 5.19
+
+	// Receives is the index of the interface for which this one, an IFB of ours,
+	// carries the tree for what is received; 0: it is none of ours.
+	Receives int `json:"-"`
 
 	Up        bool   `json:"up"`         // switched on
 	Carrier   bool   `json:"carrier"`    // the line is there; false while it is switched off
@@ -236,7 +241,7 @@ func decodeLink(b []byte) (Link, error) {
 		*to = int(int32(n))
 		return err
 	}
-	var data []byte // of the kind
+	var address, data []byte // data: of the kind
 	err := rtnl.EachAttr(b[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
 		switch typ {
 		case unix.IFLA_IFNAME:
@@ -255,6 +260,12 @@ func decodeLink(b []byte) (Link, error) {
 			return err
 		case unix.IFLA_GSO_MAX_SEGS:
 			return number(v, &l.GSOMaxSegs)
+		case unix.IFLA_GRO_MAX_SIZE:
+			n, err := rtnl.Uint32(v)
+			l.GROMaxSize = hierarchy.Size(n)
+			return err
+		case unix.IFLA_ADDRESS:
+			address = v
 		case unix.IFLA_MASTER:
 			return number(v, &l.Master)
 		case unix.IFLA_LINK:
@@ -300,6 +311,9 @@ func decodeLink(b []byte) (Link, error) {
 			}
 			return nil
 		})
+	}
+	if l.Kind == ifbKind {
+		l.Receives = marked(address)
 	}
 	l.Nature = nature(l.Kind, hardware, flags)
 	l.ByRoute = l.Lower == 0 && encapsulates(l.Kind)

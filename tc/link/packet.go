@@ -35,6 +35,13 @@ func (l *Link) Packet() hierarchy.Size {
 	return min(max(size, frame, min(2*frame, gsoMaxSize)), segments*frame)
 }
 
+// Received is the largest packet that arrives: what came in is put together (GRO), and
+// what never was on a line comes as large as the other end's stack handed it down,
+// whatever the settings here are.
+func (l *Link) Received() hierarchy.Size {
+	return max(l.Frame(), l.GROMaxSize, gsoMaxSize)
+}
+
 // header is how much of a packet's length is link-layer header when it comes
 // to a queueing discipline: what dev_hard_header puts in front
 // (include/linux/netdevice.h, v6.12). That is not dev->hard_header_len, which is the
