@@ -17,6 +17,7 @@ type Device struct {
 
 	link   link.Link
 	port   hierarchy.Port
+	packet hierarchy.Size  // the largest that comes to the tree
 	former *foreign.Former // the foreign root qdisc that Do replaced
 }
 
@@ -36,16 +37,9 @@ func Find(c *rtnl.Conn, name string) (*Device, error) {
 		Interface: rtnl.Interface{Conn: c, Name: l.Name, Index: uint32(l.Index)},
 		link:      l,
 		port:      hierarchy.Port{Device: l.Name},
+		packet:    l.Packet(),
 	}, nil
 }
 
-// Port implements [hierarchy.Part]: the tree on the device is for what the device
-// sends, unless For says otherwise.
+// Port implements [hierarchy.Part].
 func (d *Device) Port() hierarchy.Port { return d.port }
-
-// For is the device as the part of another port: an IFB carries the tree for what an
-// interface receives.
-func (d *Device) For(p hierarchy.Port) *Device {
-	d.port = p
-	return d
-}

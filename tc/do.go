@@ -166,10 +166,16 @@ func (d *Device) stepError(s hierarchy.Step, err error) error {
 	default:
 		e.Op = s.Action.String()
 	}
-	if d.port.Device != d.Name { // which the path does not say
-		e.Op = "on " + d.Name + ": " + e.Op
-	}
+	e.Op = d.where() + e.Op
 	return e
+}
+
+// where says on which device, where paths and the port do not.
+func (d *Device) where() string {
+	if d.port.Device == d.Name {
+		return ""
+	}
+	return "on " + d.Name + ": "
 }
 
 // doDelete deletes classes and leaf qdiscs once they are empty. Each is
@@ -210,35 +216,39 @@ func (d *Device) drain(ctx context.Context, classes map[hierarchy.ClassID]hierar
 	if len(classes) == 0 {
 		return nil
 	}
+	full, err := d.wait(ctx, func(id hierarchy.ClassID) bool { _, ok := classes[id]; return ok })
+	for _, s := range full {
+		name := string(classes[s.Class])
+		if name == "" {
+			name = d.port.Device
+		}
+		d.Conn.Warnf("%s: %sclass %v is deleted with %d packets (%v) still in its queue", name, d.where(), s.Class, s.QLen, hierarchy.Size(s.Backlog))
+	}
+	return err
+}
+
+// wait waits until no packets are left in the classes, as long as drainTime at most, and
+// returns those in which there are.
+func (d *Device) wait(ctx context.Context, in func(hierarchy.ClassID) bool) (full []ClassStats, err error) {
 	deadline := time.Now().Add(drainTime)
 	for {
-		var full []ClassStats
+		full = nil
 		err := d.eachClass(func(body []byte) error {
 			s, err := decodeClassStats(body)
-			if _, ok := classes[s.Class]; ok && s.QLen > 0 {
+			if in(s.Class) && s.QLen > 0 {
 				full = append(full, s)
 			}
 			return err
 		})
 		if err != nil {
-			return d.Fail("wait for queued packets", err)
+			return nil, d.Fail("wait for queued packets", err)
 		}
-		if len(full) == 0 {
-			return nil
-		}
-		if !time.Now().Before(deadline) {
-			for _, s := range full {
-				name := string(classes[s.Class])
-				if name == "" {
-					name = d.Name
-				}
-				d.Conn.Warnf("%s: class %v is deleted with %d packets (%v) still in its queue", name, s.Class, s.QLen, hierarchy.Size(s.Backlog))
-			}
-			return nil
+		if len(full) == 0 || !time.Now().Before(deadline) {
+			return full, nil
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil, ctx.Err()
 		case <-time.After(drainPoll):
 		}
 	}

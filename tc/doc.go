@@ -2,16 +2,18 @@
 //
 // [Find] names one interface of a connection of package rtnl. A [Device] reads the
 // state of the interface ([Device.Read]), carries out steps of a plan ([Device.Do]),
-// fills what a policy leaves open ([Device.Settle]) and counts ([Device.Stats]). The
-// classifier that package cgroup brings is held by package hook.
+// fills what a policy leaves open ([Device.Settle]) and counts ([Device.Stats]). Its
+// [Receiver] does the same for what the interface receives. The classifier that package
+// cgroup brings is held by package hook.
 //
 // # What is ours
 //
 // Of an interface vifshape owns the HTB qdisc with handle 71f: at its root and
 // what hangs below it, one filter at the egress hook (preference 1, handle
-// 0x71f) and one on the root qdisc. Everything else belongs to somebody else and
-// is left alone; a root qdisc that is neither ours nor the kernel's own is
-// replaced only when the plan says so.
+// 0x71f) and one on the root qdisc; and, for what the interface receives, an IFB with
+// such a root. Everything else belongs to somebody else and is left alone; a root
+// qdisc that is neither ours nor the kernel's own is replaced only when the plan
+// says so.
 //
 // # Units
 //

@@ -1,6 +1,7 @@
 package tc_test
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"strings"
@@ -145,14 +146,28 @@ func (b *bench) do(steps ...hierarchy.Step) {
 // stats are the counters of one branch.
 func (b *bench) stats(tree *hierarchy.Tree, p hierarchy.Path) tc.ClassStats {
 	b.t.Helper()
-	all, err := b.Stats()
+	return stats(b.t, b, tree, p)
+}
+
+// port is a part with a tree.
+type port interface {
+	hierarchy.Part
+	hierarchy.Rereader
+	Settle(context.Context, *hierarchy.Tree) error
+	Stats() ([]tc.ClassStats, error)
+}
+
+// stats are the counters of one branch at a port.
+func stats(t testing.TB, on port, tree *hierarchy.Tree, p hierarchy.Path) tc.ClassStats {
+	t.Helper()
+	all, err := on.Stats()
 	if err != nil {
-		b.t.Fatal(err)
+		t.Fatal(err)
 	}
 	id := tree.Find(p).ID
 	i := slices.IndexFunc(all, func(s tc.ClassStats) bool { return s.Class == id })
 	if i < 0 {
-		b.t.Fatalf("no counters of %s (%v)", p, id)
+		t.Fatalf("%v: no counters of %s (%v)", on.Port(), p, id)
 	}
 	return all[i]
 }

@@ -18,7 +18,8 @@ import (
 // binder stands for the classifier and its bindings, which takes every step.
 type binder struct {
 	hierarchy.State
-	ahead func() error // is asked before a step is done
+	ahead func() error         // is asked before a step is done
+	then  func(hierarchy.Hook) // is told of a classifier that was put into place or taken away
 }
 
 func (*binder) Port() hierarchy.Port { return hierarchy.Port{} }
@@ -37,6 +38,7 @@ func (b *binder) Do(_ context.Context, steps []hierarchy.Step) (int, error) {
 			if b.Hook = *h; s.Action == hierarchy.Delete {
 				b.Hook = hierarchy.Hook{}
 			}
+			b.then(b.Hook)
 		}
 	}
 	return len(steps), nil
@@ -46,14 +48,10 @@ func (b *binder) Do(_ context.Context, steps []hierarchy.Step) (int, error) {
 // receives, on an IFB, are made, changed, undone and taken away by one plan.
 func TestKernelPorts(t *testing.T) {
 	send, p := veth(t)
-	if err := p.Near.AddLink(lab.Link{Name: "ifb0", Kind: "ifb"}); err != nil {
-		t.Fatal(err)
-	}
-	receive := open(t, p.Near, "ifb0")
-	receive.For(hierarchy.Port{Device: "eth0", Direction: hierarchy.Receive})
+	tctest.RequireLink(t, "ifb")
+	receive := send.Receiver()
+	ports := []port{send.Device, receive}
 	run := func(args string) { t.Helper(); tctest.TC(t, p.Near, strings.Fields(args)...) }
-	run("qdisc add dev eth0 ingress")
-	run("filter add dev eth0 ingress protocol ip pref 7 u32 match u32 0 0 action mirred egress redirect dev ifb0")
 
 	var ids hierarchy.IDs
 	trees := func(names ...string) (hierarchy.State, *hierarchy.Tree) {
@@ -79,14 +77,20 @@ func TestKernelPorts(t *testing.T) {
 	}
 	both := func(ours bool) {
 		t.Helper()
-		for _, b := range []*bench{send, receive} {
-			if got := b.stands().Root.Ours(); got != ours {
+		for _, b := range ports {
+			if got := standing(t, b).Root.Ours(); got != ours {
 				t.Errorf("%v: there is a tree: %v", b.Port(), got)
 			}
 		}
 	}
-	classifier := &binder{}
-	k := hierarchy.Kernel{Device: "eth0", Parts: []hierarchy.Part{send.Device, receive.Device, classifier}}
+	classifier := &binder{then: func(h hierarchy.Hook) {
+		if run("qdisc replace dev eth0 clsact"); h.Way == bind.WayNone {
+			run("qdisc delete dev eth0 clsact")
+		} else {
+			run("filter replace dev eth0 ingress protocol ip pref 7 handle 800::800 u32 match u32 0 0 action mirred egress redirect dev vif-eth0")
+		}
+	}}
+	k := hierarchy.Kernel{Device: "eth0", Parts: []hierarchy.Part{send.Device, receive, classifier}}
 	read := func() hierarchy.State {
 		t.Helper()
 		s, err := k.Read(t.Context())
@@ -119,12 +123,12 @@ func TestKernelPorts(t *testing.T) {
 	}
 	eventually(t, "all packets arrive", func() bool { return far.Count(9).Packets == 300 && near.Count(9).Packets == 200 })
 	for _, x := range []struct {
-		b    *bench
+		b    port
 		tree *hierarchy.Tree
 		path hierarchy.Path
 		want uint64
 	}{{send, tree, "eth0/a", 300}, {send, tree, "eth0", 300}, {receive, tree.Ingress, "eth0/rest", 200}, {receive, tree.Ingress, "eth0", 200}} {
-		if got := x.b.stats(x.tree, x.path).Packets; got != x.want {
+		if got := stats(t, x.b, x.tree, x.path).Packets; got != x.want {
 			t.Errorf("%v: %d packets went through %s, not %d", x.b.Port(), got, x.path, x.want)
 		}
 	}
@@ -139,7 +143,7 @@ func TestKernelPorts(t *testing.T) {
 		why   string
 	}{
 		"send":       {func() { run("class add dev eth0 parent 71f:1 classid " + c + " htb rate 1mbit") }, "eth0/c: create class " + c + ": file exists"},
-		"receive":    {func() { run("class add dev ifb0 parent 71f:1 classid " + c + " htb rate 1mbit") }, "eth0/c: on ifb0: create class " + c + ": file exists"},
+		"receive":    {func() { run("class add dev vif-eth0 parent 71f:1 classid " + c + " htb rate 1mbit") }, "eth0/c: on vif-eth0: create class " + c + ": file exists"},
 		"classifier": {func() { classifier.ahead = func() error { classifier.ahead = func() error { return nil }; return no } }, no.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -32,7 +32,7 @@ import (
 // lists all that the kernel could not keep or does not have, each with its path; it
 // is [rtnl.ErrNotSupported] when a kind is missing.
 func (d *Device) Settle(ctx context.Context, t *hierarchy.Tree) error {
-	packet := d.link.Packet()
+	packet := d.packet
 	mtu := d.link.Frame()
 	if t.MTU != 0 {
 		packet, mtu = t.MTU, t.MTU
@@ -125,7 +125,7 @@ func (d *Device) Remarks(t *hierarchy.Tree) []string {
 
 func (d *Device) segmented(t *hierarchy.Tree) string {
 	frame := hierarchy.Size(d.link.MTU) + d.link.Header
-	parts := d.link.Packet() / frame
+	parts := d.packet / frame
 	if parts < 2 {
 		return ""
 	}
@@ -147,7 +147,7 @@ func place(b *hierarchy.Branch, mtu, packet hierarchy.Size) qdisc.Site {
 }
 
 func (d *Device) waiting(t *hierarchy.Tree) string {
-	mtu, packet := d.link.Frame(), d.link.Packet()
+	mtu, packet := d.link.Frame(), d.packet
 	if t.MTU != 0 {
 		mtu, packet = t.MTU, t.MTU
 	}
