@@ -500,6 +500,33 @@ func randomSpec(next source) *Spec {
 	return s
 }
 
+// receiver gives a specification, and some of its branches, an ingress of what next says.
+func receiver(s *Spec, next source) *Spec {
+	s.Ingress = &BranchSpec{Rate: amount([]string{"1gbit", "100mbit", "12345679bit"}[next(3)])}
+	var below func(all []*BranchSpec)
+	below = func(all []*BranchSpec) {
+		for _, c := range all {
+			below(c.Children)
+			if next(2) == 0 {
+				continue
+			}
+			c.Ingress = &BranchSpec{}
+			if x := someRates[next(len(someRates))]; x != "" {
+				c.Ingress.Rate = amount(x)
+			}
+			if x := someCeils[next(len(someCeils))]; x != "" {
+				c.Ingress.Ceil = amount(x)
+			}
+			if next(3) == 0 {
+				p := uint8(next(8))
+				c.Ingress.Prio = &p
+			}
+		}
+	}
+	below(s.Children)
+	return s
+}
+
 // holdResolve is what must be true of any specification.
 func holdResolve(t *testing.T, s *Spec) *Tree {
 	t.Helper()
@@ -517,9 +544,23 @@ func holdResolve(t *testing.T, s *Spec) *Tree {
 			t.Fatalf("bad problem %+v", p)
 		}
 	}
-	if tree != nil {
-		if err := sound(tree); err != nil {
-			t.Fatal(err)
+	if tree == nil {
+		return nil
+	}
+	if err := sound(tree); err != nil {
+		t.Fatal(err)
+	}
+	if (tree.Ingress == nil) != (s.Ingress == nil) {
+		t.Fatalf("ingress is %+v, and the tree for receiving %v", s.Ingress, tree.Ingress)
+	}
+	for b, in := range tree.Both() {
+		if in != nil && (in.Path != b.Path || in.Implied != b.Implied || len(in.Children) != len(b.Children)) {
+			t.Fatalf("%+v is %+v for receiving", b, in)
+		}
+	}
+	if tree.Ingress != nil {
+		if err := sound(tree.Ingress); err != nil {
+			t.Fatalf("for receiving: %v", err)
 		}
 	}
 	return tree
@@ -527,21 +568,30 @@ func holdResolve(t *testing.T, s *Spec) *Tree {
 
 func TestResolveRandom(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
-	good := 0
+	good, both := 0, 0
 	for range 4000 {
-		if holdResolve(t, randomSpec(rnd.IntN)) != nil {
+		s := randomSpec(rnd.IntN)
+		if holdResolve(t, s) != nil {
 			good++
 		}
+		if holdResolve(t, receiver(s, rnd.IntN)) != nil {
+			both++
+		}
 	}
-	if good < 400 {
-		t.Errorf("only %d of 4000 random specifications are good: the test says too little", good)
+	if good < 400 || both < 200 {
+		t.Errorf("only %d of 4000 random specifications are good, %d with ingress: the test says too little", good, both)
 	}
-	t.Logf("%d of 4000 good", good)
+	t.Logf("%d of 4000 good, %d with ingress", good, both)
 }
 
 func FuzzResolve(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte{0, 3, 1, 4, 0, 0, 2, 1, 9, 9, 8, 7})
 	f.Add([]byte("a tree of some branches, written as any bytes"))
-	f.Fuzz(func(t *testing.T, data []byte) { holdResolve(t, randomSpec(bytesSource(data))) })
+	f.Fuzz(func(t *testing.T, data []byte) {
+		next := bytesSource(data)
+		s := randomSpec(next)
+		holdResolve(t, s)
+		holdResolve(t, receiver(s, next))
+	})
 }
