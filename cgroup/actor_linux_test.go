@@ -233,11 +233,11 @@ var verbs = tctest.Verbs{
 		}
 		return "", err
 	},
-	"burst": func(x tctest.Told) (string, error) { // NAME TO N: answers with the processor time of a packet in ns
+	"burst": func(x tctest.Told) (string, error) { // NAME TO N [PRIORITY]: answers with the processor time of a packet in ns
 		s, ok := x.Kept[x.Args[0]]
 		if !ok {
 			var err error
-			if s, err = open(x.Args[1], unix.SOCK_DGRAM, 0, nil); err != nil {
+			if s, err = open(x.Args[1], unix.SOCK_DGRAM, 0, x.Args[3:]); err != nil {
 				return "", err
 			}
 			if err := unix.Connect(s, sockaddr(x.Args[1])); err != nil {
