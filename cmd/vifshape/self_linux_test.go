@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -154,26 +155,47 @@ func TestKernelSelfCounts(t *testing.T) {
 	defer sink.Close()
 	sender := n.start(n.command("run", "--level", "tag", "eth0/web/api", "--", "bash", "-c", fmt.Sprintf("exec dd if=/dev/zero bs=1200 status=none >/dev/udp/%v/5600", n.Far4)))
 	n.until("traffic", func() bool { return sink.Count(5600).Wire > 500_000 })
+	counted := func() (c tc.ClassStats) {
+		t.Helper()
+		record, err := n.store.Load(n.Dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.device(func(d *tc.Device) error {
+			all, err := d.Stats()
+			for _, s := range all {
+				if record.IDs.Names(n.Dev)[s.Class] == "eth0/web/api" {
+					c = s
+				}
+			}
+			return err
+		})
+		return c
+	}
+	before := counted()
 	out := n.run("run", "--level", "tag", "eth0/web/api", "--", n.bin, "self", "--json", "--sample", "1s")
+	after := counted()
 	if err := n.kill(); err != nil {
 		t.Error(err)
 	}
 	sender.wait()
-	var got struct {
+	var v struct {
 		Branches []struct {
 			Sending        hierarchy.Bandwidth
 			Bytes, Packets uint64
-			Path           string
 		}
 	}
-	if err := json.Unmarshal([]byte(out.stdout), &got); err != nil || len(got.Branches) != 1 {
+	if err := json.Unmarshal([]byte(out.stdout), &v); err != nil || len(v.Branches) != 1 {
 		t.Fatalf("%v: %v", err, out)
 	}
-	b := got.Branches[0]
-	t.Logf("%+v", b)
-	// It may borrow up to 30mbit and nobody else sends; wide, because processors stand still.
-	if b.Sending < 10*hierarchy.Mbit || b.Sending > 45*hierarchy.Mbit || b.Bytes < 1_000_000 || b.Packets == 0 {
-		t.Errorf("sending %v, %d bytes in %d packets", b.Sending, b.Bytes, b.Packets)
+	got := v.Branches[0]
+	t.Logf("%+v", got)
+	if got.Bytes < before.Bytes || got.Bytes > after.Bytes || got.Packets < before.Packets || got.Packets > after.Packets {
+		t.Errorf("%d bytes in %d packets: not between %d in %d and %d in %d", got.Bytes, got.Packets, before.Bytes, before.Packets, after.Bytes, after.Packets)
+	}
+	// It looked for a second at least.
+	if most := hierarchy.Bandwidth(8 * (after.Bytes - before.Bytes)); got.Sending == 0 || got.Sending > most {
+		t.Errorf("sending %v, where %v was sent at most", got.Sending, most)
 	}
 }
 

@@ -106,10 +106,8 @@ func (o *Own) View() (*Self, error) {
 			v.Delegated = append(v.Delegated, d)
 		}
 	}
-	v.Sending = new(hierarchy.Bandwidth)
-	if n.Bytes > o.bytes { // fewer: the class was made anew meanwhile
-		*v.Sending = hierarchy.Bandwidth(float64(n.Bytes-o.bytes) * 8 / o.at.Sub(from).Seconds())
-	}
+	sending := rate(o.bytes, n.Bytes, o.at.Sub(from))
+	v.Sending = &sending
 	return v, nil
 }
 

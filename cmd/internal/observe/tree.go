@@ -210,18 +210,24 @@ func sampled(ctx context.Context, m *shaper.Machine, d *tc.Device, first []tc.Cl
 	if err != nil {
 		return nil, nil, err
 	}
-	took := time.Since(from).Seconds()
+	took := time.Since(from)
 	was := make(map[hierarchy.ClassID]uint64, len(first))
 	for _, c := range first {
 		was[c.Class] = c.Bytes
 	}
 	sending := make(map[hierarchy.ClassID]hierarchy.Bandwidth, len(second))
 	for _, c := range second {
-		if from := was[c.Class]; c.Bytes > from { // fewer: the class was made anew meanwhile
-			sending[c.Class] = hierarchy.Bandwidth(float64(c.Bytes-from) * 8 / took)
-		}
+		sending[c.Class] = rate(was[c.Class], c.Bytes, took)
 	}
 	return second, sending, nil
+}
+
+// rate is that at which a class went from having sent so many bytes to more.
+func rate(was, is uint64, took time.Duration) hierarchy.Bandwidth {
+	if is < was { // the class was made anew meanwhile
+		return 0
+	}
+	return hierarchy.Bandwidth(float64(is-was) * 8 / took.Seconds())
 }
 
 // order puts branches below their parents, siblings as the policy lists them;
