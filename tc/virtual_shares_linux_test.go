@@ -50,6 +50,15 @@ func flat(rate string, n, busy int, word string) string {
 	return text + "  rest 1%\n"
 }
 
+// divided is a tree with a capped branch that its user gave away in parts.
+func divided(word string) string {
+	text := "10mbit\n  a 2mbit ceil=3mbit\n"
+	for i := range 8 {
+		text += fmt.Sprintf("    n%d 200kbit ceil=3mbit %s\n", i, word)
+	}
+	return text + fmt.Sprintf("    rest 400kbit %s\n  b 2mbit ceil=6mbit %[1]s\n  c 2mbit %[1]s\n", word)
+}
+
 const (
 	// twoFamilies gives away everything that there is.
 	twoFamilies = `
@@ -147,6 +156,7 @@ func TestVirtualShares(t *testing.T) {
 		{settle: 20 * second, window: 60 * second, bound: 0.06, why: missed, name: "a slow capped leaf", phases: []string{"10mbit\n  a 100kbit ceil=150kbit tcp\n  b 50% tcp\n  rest 10% tcp\n"}},
 		{bound: 0.15, why: large, name: "a slow leaf", phases: []string{"10mbit\n  a 100kbit ceil=200kbit tcp\n  b 50% tcp\n  rest 10% tcp\n"}},
 		{bound: 0.06, why: missed, name: "ceilings at three levels", phases: []string{"10mbit\n  a 20% ceil=50%\n    x 50% ceil=60%\n      u 50% ceil=40% udp\n      v 50% udp\n    y 50% udp\n  rest 10% ceil=20% udp\n"}},
+		{name: "a divided branch", phases: []string{divided("udp")}},
 		// A ceiling beside a slow branch, for whose sake turns are long.
 		{bound: 0.05, why: large, name: "a cap beside a very slow leaf", window: 6 * second, phases: []string{all("tcp/4", "100mbit\n  a 10% ceil=20% D\n  b 16kbit\n  c 50% D\n  rest 1% D\n")}},
 		{name: "a cap beside a very slow leaf", window: 6 * second, phases: []string{all("udp", "100mbit\n  a 10% ceil=60% D\n  b 16kbit\n  c 50% D\n  rest 1% D\n")}},
