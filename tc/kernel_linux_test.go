@@ -118,8 +118,9 @@ func TestKernelShapes(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("counters (-want +got)\n%s", d)
 	}
-	// 490 kB beyond the burst at 1 MB/s; the bound above is for a busy machine.
-	if took < 480*time.Millisecond || took > 5*time.Second {
+	// 490 kB beyond the burst take that long at 1 MB/s, however busy the machine is. That
+	// they take no longer is TestVirtualShares's.
+	if took < 480*time.Millisecond {
 		t.Errorf("500 kB at 8 Mbit/s took %v", took)
 	}
 	leaves, err := b.LeafStats()

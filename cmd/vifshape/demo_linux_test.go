@@ -16,7 +16,8 @@ import (
 )
 
 // TestKernelDemo runs the demonstration, which leaves its network standing,
-// looks around in it, and removes it. The run directory is one of its own.
+// looks around in it, and removes it. The run directory is one of its own. The
+// rates are what it is there to measure, on the machine that it runs on.
 func TestKernelDemo(t *testing.T) {
 	n := newNetwork(t)
 	const script = `

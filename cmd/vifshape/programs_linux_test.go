@@ -70,7 +70,9 @@ const (
 
 // TestKernelRealPrograms measures at the far end what programs get that nobody
 // here wrote: nginx and iperf3 servers that send, iperf3 clients that send, and
-// a shell with children, each in a branch of one policy and all at once.
+// a shell with children, each in a branch of one policy and all at once. That is why it
+// measures rates on the machine at hand: the kernel in virtual time has nothing to bind
+// them by, and which class packets go to says nothing of what a program gets.
 func TestKernelRealPrograms(t *testing.T) {
 	n := newNetwork(t)
 	for _, p := range []string{"nginx", "curl", "iperf3", "bash"} {
