@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
-	"github.com/vifshape/vifshape/hierarchy"
 )
 
 // Store is the run directory of one network namespace: a record per interface
@@ -67,14 +66,9 @@ func (s *Store) load(file string, r *Record) error {
 	if err != nil {
 		return fmt.Errorf("the record of %s cannot be taken for one: %w", iface, err)
 	}
-	v := struct {
-		*Record
-		Spec *hierarchy.Spec `json:"spec"` // of version 3
-	}{Record: r}
-	if err := json.Unmarshal(b, &v); err != nil {
+	if err := r.decode(b); err != nil {
 		return damaged(file, err)
 	}
-	r.Spec = v.Spec
 	if r.Version < 2 || r.Version > Version {
 		return fmt.Errorf("%s was written by another version of vifshape (format %d, this one has %d): clear with that version, or remove the file", file, r.Version, Version)
 	}
