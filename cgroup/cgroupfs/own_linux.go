@@ -1,13 +1,16 @@
 package cgroupfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -32,17 +35,20 @@ func Own(w bind.Way) (target bind.Target, whole bool, err error) {
 }
 
 // Self is the calling process, with the cgroups of its threads at one moment.
-type Self struct{ threads []Thread }
+type Self struct {
+	threads []Thread
+	sight   func() (sight, error)
+}
 
 // ReadSelf reads it, for all hierarchies at once.
 func ReadSelf() (Self, error) {
 	threads, err := own()
-	return Self{threads}, err
+	return Self{threads, sync.OnceValues(look)}, err
 }
 
 // Own is [Own] at that moment.
 func (s Self) Own(w bind.Way) (target bind.Target, whole bool, err error) {
-	all, whole, err := in(w, s.threads)
+	all, whole, err := in(w, s.threads, s.sight)
 	switch {
 	case err != nil || len(all) == 0:
 		return bind.Target{}, whole, err
@@ -70,11 +76,11 @@ func Of(w bind.Way, pid int) (targets []bind.Target, whole bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	return in(w, threads)
+	return in(w, threads, look)
 }
 
-// in are the cgroups of threads as targets.
-func in(w bind.Way, threads []Thread) (targets []bind.Target, whole bool, err error) {
+// in are the cgroups of threads as targets, as far as the caller sees them.
+func in(w bind.Way, threads []Thread, look func() (sight, error)) (targets []bind.Target, whole bool, err error) {
 	in := map[string]int{} // a thread of each cgroup
 	for _, t := range threads {
 		if own, ok := t.Cgroup(w.Tagged()); ok {
@@ -85,10 +91,11 @@ func in(w bind.Way, threads []Thread) (targets []bind.Target, whole bool, err er
 	if len(in) == 0 {
 		return nil, whole, nil
 	}
-	v, err := newView(w)
+	s, err := look()
 	if err != nil {
 		return nil, false, err
 	}
+	v := s.of(w)
 	for _, own := range slices.Sorted(maps.Keys(in)) {
 		target, all, err := v.locate(own, in[own])
 		if err != nil {
@@ -102,22 +109,36 @@ func in(w bind.Way, threads []Thread) (targets []bind.Target, whole bool, err er
 	return targets, whole, nil
 }
 
-// view is what the caller can see of a hierarchy.
-type view struct {
-	magic  int64
-	mounts []*mountinfo.Info // of the hierarchy, the one that reaches furthest up first
-	first  bool              // the caller is in no cgroup namespace
+// sight is what the caller can see of cgroups.
+type sight struct {
+	mounts []*mountinfo.Info
+	first  bool // the caller is in no cgroup namespace
 }
 
-func newView(w bind.Way) (*view, error) {
-	v := &view{magic: unix.CGROUP2_SUPER_MAGIC}
+func look() (s sight, err error) {
+	if s.mounts, err = mountsIn("/proc/thread-self/mountinfo"); err == nil {
+		s.first, err = inFirstCgroupNS()
+	}
+	return s, err
+}
+
+// view is what of it is one hierarchy's.
+type view struct {
+	magic  int64
+	mounts []*mountinfo.Info // the one that reaches furthest up first
+	first  bool
+}
+
+func (s sight) of(w bind.Way) view {
+	v := view{magic: unix.CGROUP2_SUPER_MAGIC, first: s.first}
 	pick := isV2
 	if w.Tagged() {
 		v.magic, pick = unix.CGROUP_SUPER_MAGIC, isNetCls
 	}
-	var err error
-	if v.mounts, err = mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !pick(m), false }); err != nil {
-		return nil, err
+	for _, m := range s.mounts {
+		if pick(m) {
+			v.mounts = append(v.mounts, m)
+		}
 	}
 	slices.SortStableFunc(v.mounts, func(a, b *mountinfo.Info) int {
 		upA, downA := above(a.Root)
@@ -127,12 +148,27 @@ func newView(w bind.Way) (*view, error) {
 		}
 		return len(downA) - len(downB)
 	})
-	v.first, err = inFirstCgroupNS()
-	return v, err
+	return v
+}
+
+// mountsIn are the mounts of cgroups that a file lists, such as /proc/PID/mountinfo. The
+// other lines, of which there may be thousands, are not taken apart.
+func mountsIn(file string) ([]*mountinfo.Info, error) {
+	all, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var cgroups []byte
+	for line := range bytes.Lines(all) {
+		if bytes.Contains(line, []byte(" - cgroup")) { // a space in a name is written \040
+			cgroups = append(cgroups, line...)
+		}
+	}
+	return mountinfo.GetMountsFromReader(bytes.NewReader(cgroups), nil)
 }
 
 // locate is the target of the cgroup that a thread has as own in /proc.
-func (v *view) locate(own string, thread int) (target bind.Target, whole bool, err error) {
+func (v view) locate(own string, thread int) (target bind.Target, whole bool, err error) {
 	for _, m := range v.mounts {
 		var st unix.Statfs_t
 		if err := unix.Statfs(m.Mountpoint, &st); err != nil || int64(st.Type) != v.magic {

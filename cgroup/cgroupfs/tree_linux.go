@@ -149,15 +149,11 @@ func mounted(magic int64, pick func(*mountinfo.Info) bool) (t *Tree, all bool, e
 // mountedIn finds a mount in the mount namespace of one process, whose root is at
 // prefix.
 func mountedIn(proc, prefix, note string, magic int64, pick func(*mountinfo.Info) bool) (*Tree, error) {
-	f, err := os.Open(proc + "/mountinfo")
+	mounts, err := mountsIn(proc + "/mountinfo")
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	mounts, err := mountinfo.GetMountsFromReader(f, func(m *mountinfo.Info) (skip, stop bool) { return !pick(m), false })
-	if err != nil {
-		return nil, err
-	}
+	mounts = slices.DeleteFunc(mounts, func(m *mountinfo.Info) bool { return !pick(m) })
 	slices.SortStableFunc(mounts, func(a, b *mountinfo.Info) int { return len(a.Root) - len(b.Root) })
 	for _, m := range mounts {
 		var st unix.Statfs_t
