@@ -86,9 +86,11 @@ func (c Command) Exec(join func() error) error {
 	if err != nil {
 		return err
 	}
-	// user, namespaces, capabilities and filters are those of the thread that
-	// executes; it is not fit for anything else afterwards
-	runtime.LockOSThread()
+	if lock != nil {
+		// namespaces, capabilities and filters are those of the thread that executes; it
+		// is not fit for anything else afterwards
+		runtime.LockOSThread()
+	}
 	if err := join(); err != nil {
 		return err
 	}
