@@ -15,8 +15,14 @@ import (
 // Receiver is the port for what a device receives. Its tree stands on an IFB, an
 // interface to which what arrives is redirected before anything else sees it, and which
 // hands it back in its turn. The IFB is a part of the tree: it is made when the root is
-// and goes when the root goes. It satisfies [hierarchy.Part] and is not for use by
-// several goroutines at once.
+// and goes when the root goes.
+//
+// The action mirred redirects from every interface. A program's bpf_redirect does not
+// from one without a link-layer header, such as a tun or WireGuard: the IFB is to have
+// one, and the packet is dropped (__bpf_redirect_common, net/core/filter.c, v5.10 to
+// v6.18).
+//
+// It satisfies [hierarchy.Part] and is not for use by several goroutines at once.
 type Receiver struct {
 	of Device // the interface, with the port and the packets of what it receives
 }

@@ -449,3 +449,23 @@ func TestKernelReceiverOrphans(t *testing.T) {
 		t.Errorf("more is gone: %s", show)
 	}
 }
+
+// TestKernelReceiverLacks: a kernel without IFBs is told of before anything changes, with
+// the module that it takes.
+func TestKernelReceiverLacks(t *testing.T) {
+	b, _ := veth(t)
+	has := tctest.HasLink(t, "ifb")
+	tree := resolve(t, hierarchy.Spec{Interface: b.Name, BranchSpec: hierarchy.BranchSpec{
+		Rate: hierarchy.Absolute(hierarchy.Gbit), Ingress: &hierarchy.BranchSpec{Rate: hierarchy.Absolute(hierarchy.Gbit)}}}).Ingress
+	r := b.Receiver()
+	_, made := r.Do(t.Context(), []hierarchy.Step{{Port: r.Port(), Action: hierarchy.Create, New: &hierarchy.Root{Kind: "htb", Handle: hierarchy.ID(0)}}})
+	for what, err := range map[string]error{"settle": r.Settle(t.Context(), tree), "make": made} {
+		lacks := errors.Is(err, rtnl.ErrNotSupported) && strings.Contains(err.Error(), "kernel module ifb")
+		if lacks == has || has && err != nil {
+			t.Errorf("%s: there are IFBs: %v; %v", what, has, err)
+		}
+	}
+	if s := standing(t, r); s.Root.Ours() != has {
+		t.Errorf("%v", s)
+	}
+}

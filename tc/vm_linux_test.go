@@ -1,7 +1,10 @@
 package tc_test
 
 import (
+	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
@@ -15,4 +18,23 @@ func TestVM(t *testing.T) {
 		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Lacks: []string{"qdisc fq_pie"}},
 		vm.Guest{Kernel: vm.VirtualTime(), Tests: "^TestKernelKind"},
 	)
+}
+
+// TestVMReceiverLacks: a kernel without IFBs, which the others have.
+func TestVMReceiverLacks(t *testing.T) {
+	t.Parallel()
+	kernel := vm.Debian("linux-image-cloud-amd64")
+	vm.RequireKernel(t, kernel)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	status, err := vm.Boot(t.Context(), vm.Config{
+		Kernel: kernel, Program: self, Args: []string{"-test.v", "-test.run=^TestKernel(ReceiverLacks|HasIFB)$"},
+		Env: []string{"VIFSHAPE_NO_SKIP=1"}, Without: []string{"ifb"}, Output: &out, Timeout: 3 * time.Minute,
+	})
+	if t.Log(out.String()); err != nil || status != 0 || strings.Count(out.String(), "--- PASS: ") != 2 {
+		t.Errorf("status %d, %v", status, err)
+	}
 }
