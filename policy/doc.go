@@ -16,8 +16,8 @@
 //
 // At the top stand version, which must be 1, and binding, which is "auto", "bpf",
 // "nft" or "net_cls". An interface has rate, ceil, burst, cburst, overhead, mpu,
-// linklayer, mtu and replace; a branch has rate, ceil, prio, burst, cburst,
-// quantum, qdisc, bind and delegate. No branch can have the name of a key. Keys are
+// linklayer, mtu, replace and ingress; a branch has rate, ceil, prio, burst, cburst,
+// quantum, qdisc, bind, delegate and ingress. No branch can have the name of a key. Keys are
 // case-sensitive. Bandwidths, percentages and sizes are strings with a unit, as
 // package hierarchy reads them; a qdisc is a kind or a table with kind and
 // parameters.
@@ -31,6 +31,11 @@
 // [hierarchy.Layers]; overhead, the bytes that the line sends besides each IP
 // packet, and mpu, the least that it sends for one, stand for themselves or take the
 // place of those of the line's kind.
+//
+// ingress is what an interface may receive, and what of that a branch is guaranteed: a
+// bandwidth, of a branch also a percentage of the parent's, or a table with rate, ceil,
+// burst and cburst and in a branch prio, quantum and qdisc too. The branches, bindings
+// and what is said of the line are the same in both directions.
 //
 // delegate lists users, by name or as "uid:1000", who may start programs in the branch
 // and below and divide it further while it is in force, without being root.

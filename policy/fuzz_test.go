@@ -60,11 +60,12 @@ func FuzzParse(f *testing.F) {
 			if len(p.Trees) == 0 || p.Binding == "" {
 				t.Fatalf("half a policy: %+v", p)
 			}
-			for _, tree := range p.Trees {
-				if tree == nil {
+			for i, tree := range p.Trees {
+				if tree == nil || (tree.Ingress == nil) != (p.Specs[i].Ingress == nil) {
 					t.Fatal("no tree")
 				}
 			}
+			writtenDown(t, p)
 			errs = p.Warnings
 		}
 		lines := strings.Split(strings.TrimPrefix(text, "\ufeff"), "\n")

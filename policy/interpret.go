@@ -23,6 +23,12 @@ const (
 	levelInterface
 	levelBranch
 	levelQdisc
+	levelIngress       // what holds for receiving, of an interface
+	levelBranchIngress // and of a branch
+
+	inInterface = levelInterface | levelIngress
+	inBranch    = levelBranch | levelBranchIngress
+	inIngress   = levelIngress | levelBranchIngress
 )
 
 // word is a key of the file and the tables that have it.
@@ -33,9 +39,10 @@ type word struct {
 
 var words = []word{
 	{"version", levelFile}, {"binding", levelFile}, {"interface", levelFile},
-	{"rate", levelInterface | levelBranch}, {"ceil", levelInterface | levelBranch},
-	{"prio", levelBranch}, {"burst", levelInterface | levelBranch}, {"cburst", levelInterface | levelBranch},
-	{"quantum", levelBranch}, {"qdisc", levelBranch}, {"bind", levelBranch}, {"delegate", levelBranch},
+	{"rate", inInterface | inBranch}, {"ceil", inInterface | inBranch},
+	{"prio", inBranch}, {"burst", inInterface | inBranch}, {"cburst", inInterface | inBranch},
+	{"quantum", inBranch}, {"qdisc", inBranch}, {"ingress", levelInterface | levelBranch},
+	{"bind", levelBranch}, {"delegate", levelBranch},
 	{"overhead", levelInterface}, {"mpu", levelInterface}, {"linklayer", levelInterface},
 	{"mtu", levelInterface}, {"replace", levelInterface},
 }
@@ -66,6 +73,10 @@ func where(name string) level {
 var others = []struct{ from, to string }{
 	{"bandwidth", "rate"}, {"speed", "rate"}, {"min", "rate"}, {"guarantee", "rate"},
 	{"max", "ceil"}, {"ceiling", "ceil"},
+	{"up", "rate"}, {"upload", "rate"}, {"uplink", "rate"}, {"upstream", "rate"}, {"egress", "rate"}, {"outgoing", "rate"},
+	{"down", "ingress"}, {"download", "ingress"}, {"downlink", "ingress"}, {"downstream", "ingress"},
+	{"receive", "ingress"}, {"incoming", "ingress"}, {"inbound", "ingress"}, {"input", "ingress"}, {"rx", "ingress"},
+	{"ingress_rate", "ingress"}, {"ingress-rate", "ingress"},
 	{"priority", "prio"}, {"match", "bind"}, {"cgroup", "bind"}, {"unit", "bind"}, {"user", "bind"},
 	{"owner", "delegate"}, {"owners", "delegate"}, {"users", "delegate"},
 	{"leaf", "qdisc"}, {"queue", "qdisc"}, {"scheduler", "qdisc"},
@@ -92,6 +103,7 @@ type node struct {
 	bound  []int            // places in the file's list of branch.Bind, where they differ
 	given  []int            // the same of branch.Delegate
 	bad    []string         // of a qdisc: parameters that are reported
+	within string           // the keys of the branch that the table is below, each with a dot behind it
 	entry  int              // that names the table
 	depth  int              // number of parts of the table's key
 }
@@ -151,7 +163,7 @@ func (r *reader) read(doc map[string]any) {
 	for _, q := range r.qdiscs {
 		if q.branch.Qdisc.Kind == "" {
 			if _, ok := q.values["kind"]; !ok && !r.partly {
-				r.add(mistake{off: r.place(q), path: q.path, key: "qdisc", msg: "qdisc has no kind", hint: `write kind = "fq_codel"`})
+				r.add(mistake{off: r.place(q), path: q.path, key: q.within + "qdisc", msg: "qdisc has no kind", hint: `write kind = "fq_codel"`})
 			}
 			q.branch.Qdisc = nil
 		}
@@ -229,7 +241,7 @@ func (r *reader) version(doc map[string]any) bool {
 // key reports a mistake at the key of the entry being read.
 func (r *reader) key(n *node, key, msg, hint string) {
 	off, _ := r.index.part(r.at, n.depth, len(r.keys[r.at]))
-	r.add(mistake{off: off, path: n.path, key: key, msg: msg, hint: hint})
+	r.add(mistake{off: off, path: n.path, key: n.within + key, msg: msg, hint: hint})
 }
 
 // warn is key for what is allowed.
@@ -246,7 +258,7 @@ func (r *reader) value(n *node, key, msg, hint string) {
 		r.key(n, key, msg, hint)
 		return
 	}
-	r.add(mistake{off: off, path: n.path, key: key, value: true, msg: msg, hint: hint})
+	r.add(mistake{off: off, path: n.path, key: n.within + key, value: true, msg: msg, hint: hint})
 }
 
 // place is where the table of n is named.
@@ -287,10 +299,18 @@ func (r *reader) enter(n *node, name string) *node {
 		r.unknownTable(n, name)
 	case n.level == levelInterfaces:
 		kid = r.newInterface(name)
-	case n.level == levelBranch && name == "qdisc":
-		kid = &node{level: levelQdisc, path: n.path, branch: n.branch}
+	case n.level&inBranch != 0 && name == "qdisc":
+		kid = &node{level: levelQdisc, path: n.path, branch: n.branch, within: n.within}
 		n.branch.Qdisc = &hierarchy.RawQdisc{}
 		r.qdiscs = append(r.qdiscs, kid)
+	case n.level&inIngress != 0:
+		r.tableInIngress(n, name)
+	case name == "ingress":
+		kid = &node{level: levelIngress, path: n.path, branch: &hierarchy.BranchSpec{}, within: "ingress."}
+		if n.level == levelBranch {
+			kid.level = levelBranchIngress
+		}
+		n.branch.Ingress = kid.branch
 	default:
 		kid = r.newBranch(n, name)
 	}
@@ -318,9 +338,6 @@ func (r *reader) newInterface(name string) *node {
 func (r *reader) newBranch(n *node, name string) *node {
 	lower := strings.ToLower(name)
 	switch {
-	case lower == "ingress":
-		r.ingress(n)
-		return nil
 	case where(name)&^levelFile != 0:
 		hint := fmt.Sprintf("give the branch another name, or write %s = with a value", name)
 		if name == "qdisc" {
@@ -340,22 +357,36 @@ func (r *reader) newBranch(n *node, name string) *node {
 	return &node{level: levelBranch, path: n.path.Join(name), branch: b}
 }
 
-// header is the table header of the child of n called name.
-func header(n *node, name string) string {
+// header is the table header of what is called so below the branch of n.
+func header(n *node, names ...string) string {
 	k := append(toml.Key{"interface"}, strings.Split(string(n.path), "/")...)
-	return "[" + append(k, name).String() + "]"
+	return "[" + append(k, names...).String() + "]"
 }
 
-func (r *reader) ingress(n *node) {
-	r.key(n, "ingress", "shaping of received traffic is not available yet", "remove the key")
+// tableInIngress reports a table below ingress that is not its qdisc.
+func (r *reader) tableInIngress(n *node, name string) {
+	switch {
+	case where(name)&n.level != 0:
+		r.key(n, name, name+" is a table, but must be a single value", fmt.Sprintf("write %s = with a value", name))
+	case name == "ingress", where(name) == levelFile, hierarchy.Nearest(name, known(n.level)) != "":
+		r.unknown(n, name)
+	case where(name) != 0:
+		r.misplaced(n, name)
+	default:
+		r.key(n, name, fmt.Sprintf("ingress has a table %q, but the branches are the same in both directions", name), fmt.Sprintf("write ingress below %s", header(n, name)))
+	}
 }
 
 // unknownTable reports a table at the top of the file that is not [interface].
 func (r *reader) unknownTable(n *node, name string) {
 	r.lost = true
 	msg := fmt.Sprintf("unknown table %q", name)
-	if hierarchy.Nearest(name, []string{"interface"}) != "" {
+	switch {
+	case hierarchy.Nearest(name, []string{"interface"}) != "":
 		r.key(n, name, msg, `did you mean "interface"?`)
+		return
+	case where(name) != 0:
+		r.key(n, name, msg, "it belongs to an interface or a branch: write it below [interface.eth0]")
 		return
 	}
 	r.key(n, name, msg, fmt.Sprintf("interfaces stand below interface: write [%s]", toml.Key{"interface", name}))
@@ -370,13 +401,15 @@ func (r *reader) unknown(n *node, name string) {
 	switch kind := r.parameter(lower); {
 	case slices.Contains(names, lower):
 		hint = fmt.Sprintf("keys are written in lower case: %s", lower)
-	case n.level == levelBranch && lower == "kind":
+	case n.level&inBranch != 0 && lower == "kind":
 		hint = `kind stands in a table called qdisc: qdisc = { kind = "fq_codel" }`
-	case n.level == levelBranch && lower == "limit":
+	case n.level&inBranch != 0 && lower == "limit":
 		hint = "ceil limits the bandwidth; the limit of a queue stands with its kind: qdisc = { kind = \"fq_codel\", limit = 1024 }"
 	case slices.Contains(names, other(lower)):
 		hint = fmt.Sprintf("it is called %s here", other(lower))
-	case n.level == levelBranch && kind != "":
+	case n.level&inIngress != 0 && (lower == "ingress" || other(lower) == "ingress"):
+		hint = "it is called rate here"
+	case n.level&inBranch != 0 && kind != "":
 		hint = fmt.Sprintf("%s is a parameter of queueing disciplines: qdisc = { kind = %q, %s = ... }", lower, kind, lower)
 	case hierarchy.Nearest(name, names) != "":
 		hint = fmt.Sprintf("did you mean %q?", hierarchy.Nearest(name, names))
@@ -415,34 +448,28 @@ func (r *reader) scalar(n *node, name string, v any) {
 	}
 	in := where(name)
 	switch {
-	case name == "ingress":
-		r.ingress(n)
+	case in&n.level == 0 && tables(v) && n.level&inIngress != 0:
+		r.tableInIngress(n, name)
 		return
 	case in&^levelFile == 0 && tables(v):
 		r.key(n, name, fmt.Sprintf("branch %q is a list of tables, but must be one table", name), fmt.Sprintf("write %s with single brackets", header(n, name)))
 		return
-	case in&^levelFile == 0:
+	case in&^levelFile == 0, name == "ingress" && n.level&inIngress != 0:
 		r.unknown(n, name)
 		return
-	case in&n.level == 0 && n.level == levelBranch:
-		r.key(n, name, name+" belongs to the interface", fmt.Sprintf("move it below [%s]", toml.Key{"interface", n.path.Interface()}))
-		return
-	case in&n.level == 0 && name == "bind":
-		r.key(n, name, "bind belongs to a branch: the interface's own traffic is the rest", "write it in a branch, for example in "+header(n, "web"))
-		return
-	case in&n.level == 0 && name == "delegate":
-		r.key(n, name, "delegate belongs to a branch: the interface as a whole is root's", "write it in a branch, for example in "+header(n, "web"))
-		return
 	case in&n.level == 0:
-		r.key(n, name, name+" belongs to a branch", "write it in a branch, for example in "+header(n, hierarchy.RestName))
+		r.misplaced(n, name)
 		return
 	}
 	b := n.branch
 	switch name {
 	case "rate":
-		r.amount(n, name, v, &b.Rate)
+		r.amount(n, name, v, b, &b.Rate)
 	case "ceil":
-		r.amount(n, name, v, &b.Ceil)
+		r.amount(n, name, v, b, &b.Ceil)
+	case "ingress":
+		b.Ingress = &hierarchy.BranchSpec{}
+		r.amount(n, name, v, b.Ingress, &b.Ingress.Rate)
 	case "burst":
 		r.size(n, name, v, "15kb", &b.Burst)
 	case "cburst":
@@ -481,6 +508,27 @@ func (r *reader) scalar(n *node, name string, v any) {
 		n.branch.Bind, n.bound = list(r, n, name, v, "a binding", "unit:nginx.service", bind.Parse)
 	case "delegate":
 		n.branch.Delegate, n.given = list(r, n, name, v, "a delegate", "alice", bind.ParseDelegate)
+	}
+}
+
+// misplaced reports a key that tables of another level have.
+func (r *reader) misplaced(n *node, name string) {
+	in, top := where(name), fmt.Sprintf("[%s]", toml.Key{"interface", n.path.Interface()})
+	switch {
+	case n.level&inIngress != 0 && in&levelInterface != 0:
+		r.key(n, name, name+" belongs to the interface and holds for both directions", "move it below "+top)
+	case n.level == levelBranchIngress:
+		r.key(n, name, name+" belongs to a branch and holds for both directions", "move it out of ingress")
+	case n.level == levelBranch:
+		r.key(n, name, name+" belongs to the interface", "move it below "+top)
+	case name == "bind":
+		r.key(n, name, "bind belongs to a branch: the interface's own traffic is the rest", "write it in a branch, for example in "+header(n, "web"))
+	case name == "delegate":
+		r.key(n, name, "delegate belongs to a branch: the interface as a whole is root's", "write it in a branch, for example in "+header(n, "web"))
+	case n.level == levelIngress:
+		r.key(n, name, name+" belongs to a branch", "write it in a branch's ingress, for example in "+header(n, hierarchy.RestName, "ingress"))
+	default:
+		r.key(n, name, name+" belongs to a branch", "write it in a branch, for example in "+header(n, hierarchy.RestName))
 	}
 }
 
@@ -529,13 +577,18 @@ func (r *reader) fileKey(n *node, name string, v any) {
 	}
 }
 
-// amount reads a bandwidth or percentage. A bad one makes what depends on it
+// amount reads a bandwidth or percentage of b. A bad one makes what depends on it
 // unknown.
-func (r *reader) amount(n *node, key string, v any, to *hierarchy.Amount) {
+func (r *reader) amount(n *node, key string, v any, b *hierarchy.BranchSpec, to *hierarchy.Amount) {
 	text, ok := literal(v)
 	if !ok {
-		r.value(n, key, fmt.Sprintf("%s is %s, but must be a bandwidth", key, describe(v)), fmt.Sprintf("write %s = \"10mbit\"", key))
-		n.branch.Broken = true
+		must, hint := "a bandwidth", fmt.Sprintf("write %s = \"10mbit\"", key)
+		if key == "ingress" {
+			must += " or a table"
+			hint += " or ingress = { rate = \"10mbit\", ceil = \"20mbit\" }"
+		}
+		r.value(n, key, fmt.Sprintf("%s is %s, but must be %s", key, describe(v), must), hint)
+		b.Broken = true
 		return
 	}
 	a, err := hierarchy.ParseAmount(text)
@@ -545,14 +598,18 @@ func (r *reader) amount(n *node, key string, v any, to *hierarchy.Amount) {
 			switch {
 			case key == "ceil":
 				hint = "leave it out for no limit but the parent's"
-			case n.level == levelBranch:
+			case n.level&inBranch != 0:
 				hint = "leave it out for a share of what its siblings leave"
+			case key == "ingress":
+				hint = "leave it out to leave alone what is received"
+			case n.level == levelIngress:
+				hint = "write what the line brings"
 			default:
 				hint = "write what the line carries"
 			}
 		}
 		r.value(n, key, key+" "+err.Error(), hint)
-		n.branch.Broken = true
+		b.Broken = true
 		return
 	}
 	*to = a
@@ -712,6 +769,13 @@ func (r *reader) problem(top *node, p hierarchy.Problem) {
 			m.off = r.place(n)
 			r.add(m)
 			return
+		}
+	}
+	if below, ok := strings.CutPrefix(p.Key, "ingress"); ok {
+		if kid := n.kids["ingress"]; kid != nil {
+			n, p.Key = kid, strings.TrimPrefix(below, ".")
+		} else {
+			p.Key = "ingress"
 		}
 	}
 	m.off = r.place(n)

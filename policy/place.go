@@ -10,9 +10,10 @@ import (
 )
 
 // Place is where a key of an interface or branch stands in the file, as a line and
-// a column from 1. Where the key is not written it is the place of the branch, and
-// where that is not either, as with a rest that was added, of the one above it. An
-// empty path is the top of the file. Line 0: nothing of it is in the file.
+// a column from 1. Where the key is not written it is the place of the value or table
+// that takes its place ("ingress" for "ingress.rate"), or of the branch, and where that
+// is not either, as with a rest that was added, of the one above it. An empty path is
+// the top of the file. Line 0: nothing of it is in the file.
 func (p *Policy) Place(path hierarchy.Path, key string) (line, column int) {
 	off := p.offset(path, key)
 	if off < 0 {
@@ -28,7 +29,10 @@ func (p *Policy) offset(path hierarchy.Path, key string) int {
 	if path != "" {
 		table = append(toml.Key{"interface"}, strings.Split(string(path), "/")...)
 	}
-	wants := []toml.Key{append(slices.Clone(table), strings.Split(key, ".")...)}
+	var wants []toml.Key
+	for k := strings.Split(key, "."); len(k) > 0; k = k[:len(k)-1] {
+		wants = append(wants, append(slices.Clone(table), k...))
+	}
 	for ; len(table) > 0; table = table[:len(table)-1] {
 		wants = append(wants, slices.Clone(table))
 	}

@@ -18,6 +18,9 @@ qdisc = { kind = "pfifo", limit = 7 }
 bind = ["user:0"]
 [interface."eth0.5"]
   rate = "1mbit"
+  ingress = "2mbit"
+[interface."eth0.5".web]
+ingress = { rate = "1mbit" }
 [interface.eth1]
 rate = "1mbit"
 web.rate = "10kbit"
@@ -42,7 +45,12 @@ web.rate = "10kbit"
 		{"eth0/web/rest", "qdisc", 5, 17},
 		{"eth0/rest", "", 3, 12},
 		{"eth0.5", "rate", 9, 10},
-		{"eth1/web", "rate", 12, 12},
+		{"eth0.5", "ingress.rate", 10, 13},
+		{"eth0.5", "ingress", 10, 13},
+		{"eth0.5/web", "ingress.rate", 12, 20},
+		{"eth0.5/web", "ingress.qdisc.limit", 12, 11},
+		{"eth0.5/rest", "ingress.rate", 8, 12},
+		{"eth1/web", "rate", 15, 12},
 		{"eth7", "rate", 0, 0},
 	} {
 		if line, column := p.Place(x.path, x.key); line != x.line || column != x.column {

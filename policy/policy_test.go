@@ -2,11 +2,13 @@ package policy_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -71,7 +73,27 @@ func TestParse(t *testing.T) {
 				t.Fatal(err)
 			}
 			golden(t, strings.TrimSuffix(file, ".toml")+".golden", describe(p))
+			writtenDown(t, p)
 		})
+	}
+}
+
+// writtenDown holds that what a policy says is the same after it was written down as
+// JSON.
+func writtenDown(t *testing.T, p *policy.Policy) {
+	t.Helper()
+	for i, want := range p.Specs {
+		b, err := json.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := new(hierarchy.Spec)
+		if err := json.Unmarshal(b, got); err != nil || !reflect.DeepEqual(want, got) {
+			t.Errorf("%s is read back as another, %v (-want +got):\n%s", b, err, cmp.Diff(want, got, cmp.AllowUnexported(hierarchy.Amount{})))
+		}
+		if tree, _ := hierarchy.Resolve(got, leaves()); !reflect.DeepEqual(p.Trees[i], tree) {
+			t.Errorf("%s gives another tree", b)
+		}
 	}
 }
 
@@ -107,36 +129,44 @@ func describe(p *policy.Policy) string {
 			fmt.Fprintf(&b, " line %s", s)
 		}
 		b.WriteByte('\n')
-		for x := range t.All() {
-			fmt.Fprintf(&b, "  %s rate %v ceil %v prio %d", x.Path, x.Rate, x.Ceil, x.Prio)
-			for _, s := range []struct {
-				name string
-				size hierarchy.Size
-			}{{"burst", x.Burst}, {"cburst", x.CBurst}, {"quantum", x.Quantum}} {
-				if s.size != 0 {
-					fmt.Fprintf(&b, " %s %v", s.name, s.size)
-				}
-			}
-			if x.Qdisc.Kind != "" {
-				fmt.Fprintf(&b, " qdisc %s", x.Qdisc.Kind)
-				for _, p := range x.Qdisc.Params {
-					fmt.Fprintf(&b, " %s=%d", p.Name, p.Value)
-				}
-			}
-			if len(x.Bind) > 0 {
-				fmt.Fprintf(&b, " bind %v", x.Bind)
-			}
-			if len(x.Delegate) > 0 {
-				fmt.Fprintf(&b, " delegate %v", x.Delegate)
-			}
-			if x.Implied {
-				b.WriteString(" (added)")
-			}
-			b.WriteByte('\n')
+		describeTree(&b, t)
+		if t.Ingress != nil {
+			b.WriteString(" receiving\n")
+			describeTree(&b, t.Ingress)
 		}
 	}
 	b.WriteString(policy.Errors(append(p.Warnings, p.Unquoted(policy.VLAN)...)).Render())
 	return b.String()
+}
+
+func describeTree(b *strings.Builder, t *hierarchy.Tree) {
+	for x := range t.All() {
+		fmt.Fprintf(b, "  %s rate %v ceil %v prio %d", x.Path, x.Rate, x.Ceil, x.Prio)
+		for _, s := range []struct {
+			name string
+			size hierarchy.Size
+		}{{"burst", x.Burst}, {"cburst", x.CBurst}, {"quantum", x.Quantum}} {
+			if s.size != 0 {
+				fmt.Fprintf(b, " %s %v", s.name, s.size)
+			}
+		}
+		if x.Qdisc.Kind != "" {
+			fmt.Fprintf(b, " qdisc %s", x.Qdisc.Kind)
+			for _, p := range x.Qdisc.Params {
+				fmt.Fprintf(b, " %s=%d", p.Name, p.Value)
+			}
+		}
+		if len(x.Bind) > 0 {
+			fmt.Fprintf(b, " bind %v", x.Bind)
+		}
+		if len(x.Delegate) > 0 {
+			fmt.Fprintf(b, " delegate %v", x.Delegate)
+		}
+		if x.Implied {
+			b.WriteString(" (added)")
+		}
+		b.WriteByte('\n')
+	}
 }
 
 // TestMistakes compares every mistake with its exact text. Each archive holds
@@ -204,6 +234,38 @@ func TestErrors(t *testing.T) {
 	got[1].File = ""
 	if diff := cmp.Diff("8:8: eth0/web: ceil 9kbit is below rate 10kbit", got[1].Error()); diff != "" {
 		t.Errorf("without a file (-want +got):\n%s", diff)
+	}
+}
+
+// TestIngressKeys holds that keys below ingress are named in full.
+func TestIngressKeys(t *testing.T) {
+	_, err := policy.Parse("p.toml", strings.NewReader(`version = 1
+[interface.eth0]
+rate = "1mbit"
+ingress = { rate = "1mbit", prio = 1 }
+[interface.eth0.a.ingress]
+rate = "20kbit"
+ceil = '10kbit'
+qdisc = { kind = "pfifo", limit = 0 }
+cell = "1mbit"
+[interface.eth0.b]
+ingress = "1mbit"
+[interface.eth0.c.ingress]
+qdisc.kind = 7
+[interface.eth0.d]
+ingress = "1"
+`), leaves())
+	var errs policy.Errors
+	if !errors.As(err, &errs) {
+		t.Fatalf("error is %v", err)
+	}
+	var got []string
+	for _, e := range errs {
+		got = append(got, fmt.Sprintf("%d:%d %s %s %s", e.Line, e.Column, e.Path, e.Key, e.Value))
+	}
+	want := []string{"4:29 eth0 ingress.prio ", "8:35 eth0/a ingress.qdisc.limit 0", "9:1 eth0/a ingress.cell ", `13:14 eth0/c ingress.qdisc.kind 7`, `15:11 eth0/d ingress "1"`}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
