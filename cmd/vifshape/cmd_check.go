@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,7 +12,6 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
@@ -71,20 +71,16 @@ func (e *env) check(file string, o checkOptions) error {
 	if err == nil {
 		wrong = append(slices.Clip(policy.Errors(p.Warnings)), p.Unquoted(policy.VLAN)...)
 	}
-	switch {
-	case o.json:
-		if err := e.json(checkAsJSON(wrong, err == nil)); err != nil {
-			return err
+	if o.json {
+		if failed := e.json(checkAsJSON(wrong, err == nil)); failed != nil || err == nil {
+			return failed
 		}
-		if err != nil {
-			return codeError(exitError)
-		}
-		return nil
-	case o.tree:
-		fmt.Fprint(e.stderr, wrong.Render())
-		return e.writeTree(p)
+		return codeError(exitError)
 	}
 	fmt.Fprint(e.stderr, wrong.Render())
+	if o.tree {
+		return e.writeTree(p)
+	}
 	return nil
 }
 
@@ -118,20 +114,22 @@ func checkAsJSON(wrong policy.Errors, ok bool) checkJSON {
 	return out
 }
 
-// writeTree prints what a policy comes to.
+// writeTree prints what a policy comes to, in both directions where it has both.
 func (e *env) writeTree(p *policy.Policy) error {
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "BRANCH\tRATE\tCEIL\tPRIO\tQDISC\tBOUND")
+	receive := slices.ContainsFunc(p.Trees, func(t *hierarchy.Tree) bool { return t.Ingress != nil })
+	head := "BRANCH\tRATE\tCEIL\tPRIO\tQDISC\t"
+	if receive {
+		head += "INGRESS\tCEIL\tPRIO\tQDISC\t"
+	}
+	fmt.Fprintln(t, head+"BOUND")
 	for _, tree := range p.Trees {
-		for b := range tree.All() {
-			queue, prio := "-", "-"
-			if b.Leaf() {
-				prio, queue = fmt.Sprint(b.Prio), "default"
-				if b.Qdisc.Kind != "" {
-					queue = qdisc.Text(b.Qdisc)
-				}
+		for b, in := range tree.Both() {
+			row := words.Indented(b.Path) + "\t" + columns(b)
+			if receive {
+				row += columns(in)
 			}
-			fmt.Fprintf(t, "%s\t%v\t%v\t%s\t%s\t%s\n", words.Indented(b.Path), words.Short(b.Rate), words.Short(b.Ceil), prio, queue, bindText(b.Bind))
+			fmt.Fprintln(t, row+words.List(b.Bind))
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -148,13 +146,14 @@ func (e *env) writeTree(p *policy.Policy) error {
 	return nil
 }
 
-func bindText(b []bind.Binding) string {
-	if len(b) == 0 {
-		return "-"
+// columns are what a branch comes to in one direction; nil: it is not shaped in that.
+func columns(b *hierarchy.Branch) string {
+	if b == nil {
+		return "-\t-\t-\t-\t"
 	}
-	s := b[0].String()
-	for _, x := range b[1:] {
-		s += ", " + x.String()
+	queue, prio := "-", "-"
+	if b.Leaf() {
+		prio, queue = fmt.Sprint(b.Prio), cmp.Or(qdisc.Text(b.Qdisc), "default")
 	}
-	return s
+	return fmt.Sprintf("%s\t%s\t%s\t%s\t", words.Short(b.Rate), words.Short(b.Ceil), prio, queue)
 }

@@ -87,6 +87,18 @@ func Quoted(s string) string {
 	return string(append(b, '\''))
 }
 
+// List is what there is, with commas between, and "-" where there is nothing.
+func List[T fmt.Stringer](all []T) string {
+	if len(all) == 0 {
+		return "-"
+	}
+	s := make([]string, len(all))
+	for i, x := range all {
+		s[i] = x.String()
+	}
+	return strings.Join(s, ", ")
+}
+
 // Number is a number of something.
 func Number(n int, one, many string) string {
 	if n == 1 {

@@ -1,6 +1,10 @@
 package words
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/vifshape/vifshape/hierarchy"
+)
 
 // TestPrintable: what other people name does nothing to a terminal.
 func TestPrintable(t *testing.T) {
@@ -16,6 +20,14 @@ func TestPrintable(t *testing.T) {
 	} {
 		if got := Printable(s); got != want {
 			t.Errorf("printable(%q) = %s, want %s", s, got, want)
+		}
+	}
+}
+
+func TestList(t *testing.T) {
+	for want, all := range map[string][]hierarchy.Bandwidth{"-": nil, "1mbit": {hierarchy.Mbit}, "1mbit, 2kbit": {hierarchy.Mbit, 2 * hierarchy.Kbit}} {
+		if got := List(all); got != want {
+			t.Errorf("%v is listed as %q, not %q", all, got, want)
 		}
 	}
 }
