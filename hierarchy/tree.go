@@ -112,6 +112,18 @@ func (b *Branch) walkBoth(in *Branch, yield func(send, receive *Branch) bool) bo
 	return true
 }
 
+// Size is the number of branches, 0 of no tree.
+func (t *Tree) Size() int {
+	if t == nil {
+		return 0
+	}
+	n := 0
+	for range t.All() {
+		n++
+	}
+	return n
+}
+
 // Find is the branch with the given path, or nil.
 func (t *Tree) Find(p Path) *Branch {
 	for b := range t.All() {

@@ -6,17 +6,32 @@ import (
 	"fmt"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
-// Commands are the commands of iproute2 that do on an interface what
-// [Device.Do] does for a step, with the same flags and numbers. A step on the
-// classifier or a binding, which tc cannot do, is a comment.
+// Commands are the commands of iproute2 that do on an interface what [Device.Do] and
+// [Receiver.Do] do for a step, with the same flags and numbers. A step on the
+// classifier or a binding, which tc cannot do, is a comment. The IFB has the name that
+// ours has where nobody else has that.
 //
 // What tc makes of them differs in bursts, which it counts in whole microseconds,
 // and in the mark that we leave in netem's jitter to know its distribution again.
 // In a change it cannot take cake's mpu, memlimit and fwmark back.
 func Commands(device string, s hierarchy.Step) []string {
+	var before []string
+	if s.Port.Direction == hierarchy.Receive {
+		device = link.IFBName(device, 0)
+		if _, root := s.Item().(*hierarchy.Root); root && s.Action == hierarchy.Delete {
+			return []string{"ip link delete dev " + device}
+		} else if root {
+			before = append(before, fmt.Sprintf("ip link add name %s numtxqueues 1 numrxqueues 1 txqueuelen %d type ifb && ip link set dev %[1]s up", device, link.IFBQueueLen))
+		}
+	}
+	return append(before, commands(device, s)...)
+}
+
+func commands(device string, s hierarchy.Step) []string {
 	one := func(format string, args ...any) []string { return []string{fmt.Sprintf(format, args...)} }
 	switch i := s.Item().(type) {
 	case *hierarchy.Root:

@@ -41,5 +41,9 @@ func Find(c *rtnl.Conn, name string) (*Device, error) {
 	}, nil
 }
 
+// ReceivesFor is the index of the interface of which the device, an IFB of ours, carries
+// what it receives; 0: it is none.
+func (d *Device) ReceivesFor() uint32 { return uint32(d.link.Receives) }
+
 // Port implements [hierarchy.Part].
 func (d *Device) Port() hierarchy.Port { return d.port }

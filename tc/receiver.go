@@ -209,6 +209,15 @@ func (d *Device) bare() error {
 	return d.Fail("remove root qdisc", err)
 }
 
+// Remove takes the IFB away, whatever stands on it. None is no error.
+func (r *Receiver) Remove() error {
+	d, err := r.device()
+	if d == nil {
+		return err
+	}
+	return link.RemoveIFB(r.of.Conn, d.link)
+}
+
 // remove takes the IFB away when it is empty.
 func (r *Receiver) remove(ctx context.Context, d *Device) error {
 	full, err := d.wait(ctx, func(hierarchy.ClassID) bool { return true })

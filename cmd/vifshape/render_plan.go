@@ -25,10 +25,11 @@ type interfacePlanJSON struct {
 }
 
 type stepJSON struct {
-	Action hierarchy.Action `json:"action"`
-	Object string           `json:"object"` // root, class, qdisc, classifier or binding
-	Old    hierarchy.Item   `json:"old,omitempty"`
-	New    hierarchy.Item   `json:"new,omitempty"`
+	Action   hierarchy.Action `json:"action"`
+	Object   string           `json:"object"`             // root, class, qdisc, classifier or binding
+	Receives bool             `json:"receives,omitempty"` // it is of the tree for what the interface receives
+	Old      hierarchy.Item   `json:"old,omitempty"`
+	New      hierarchy.Item   `json:"new,omitempty"`
 }
 
 func planAsJSON(plans []hierarchy.Plan) planJSON {
@@ -36,7 +37,7 @@ func planAsJSON(plans []hierarchy.Plan) planJSON {
 	for _, p := range plans {
 		x := interfacePlanJSON{Interface: p.Device, Steps: []stepJSON{}}
 		for _, s := range p.Steps {
-			x.Steps = append(x.Steps, stepJSON{s.Action, objectName(s.Item()), s.Old, s.New})
+			x.Steps = append(x.Steps, stepJSON{s.Action, objectName(s.Item()), s.Port.Direction == hierarchy.Receive, s.Old, s.New})
 		}
 		out.Interfaces = append(out.Interfaces, x)
 	}
@@ -77,6 +78,13 @@ func writePlan(w io.Writer, p hierarchy.Plan) error {
 
 // stepText is one line of the diff, its columns separated by tabs.
 func stepText(s hierarchy.Step) string {
+	if s.Port.Direction == hierarchy.Receive {
+		return "ingress " + itemText(s)
+	}
+	return itemText(s)
+}
+
+func itemText(s hierarchy.Step) string {
 	switch i := s.Item().(type) {
 	case *hierarchy.Root:
 		switch s.Action {
@@ -103,10 +111,9 @@ func stepText(s hierarchy.Step) string {
 		return head + qdisc.Text(i.Qdisc)
 	case *hierarchy.Hook:
 		if s.Action == hierarchy.Change {
-			old := s.Old.(*hierarchy.Hook)
-			return fmt.Sprintf("hook\t%s (version %d)\t\twas %s (version %d)", i.Way, i.Version, old.Way, old.Version)
+			return fmt.Sprintf("hook\t%s\t\twas %s", hookText(i), hookText(s.Old.(*hierarchy.Hook)))
 		}
-		return fmt.Sprintf("hook\t%s (version %d)", i.Way, i.Version)
+		return "hook\t" + hookText(i)
 	case *hierarchy.Bound:
 		from := ""
 		if i.From != "" && i.From != i.Target.String() {
@@ -123,6 +130,14 @@ func stepText(s hierarchy.Step) string {
 		return fmt.Sprintf("bind\t%s\t%v\t%s%s", shaper.Name(i.Path, i.Class), i.Class, target, from)
 	}
 	return s.String()
+}
+
+func hookText(h *hierarchy.Hook) string {
+	s := fmt.Sprintf("%s (version %d)", h.Way, h.Version)
+	if h.Receive != 0 {
+		s += ", also for what is received"
+	}
+	return s
 }
 
 // classText is what people set: the sizes that follow from it are in the JSON and

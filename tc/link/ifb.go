@@ -23,13 +23,13 @@ const (
 	// when the processor that receives them changes, and HTB has one lock for all of
 	// them anyway.
 	ifbQueues = 1
-	// ifbQueueLen is how many packets may have left the tree without having been handed
+	// IFBQueueLen is how many packets may have left the tree without having been handed
 	// on: with that many the driver stops the queue (ifb_xmit, drivers/net/ifb.c, v5.10
 	// to v6.18). It is few, so that packets wait in the tree, and what the driver comes
 	// with, unless somebody has another opinion of all interfaces. Speed does not depend
 	// on it: with 2, 32 and 1,000 it is the same. A class holds as many before it gets
 	// a queue of its own.
-	ifbQueueLen = 32
+	IFBQueueLen = 32
 )
 
 // HasIFB says whether this kernel has interfaces of kind ifb. The lists of its
@@ -107,7 +107,7 @@ func EnsureIFB(c *rtnl.Conn, of Link) (ifb Link, made bool, err error) {
 		}
 		return Link{}, false, err
 	}
-	found.Up, found.TxQueueLen = true, ifbQueueLen
+	found.Up, found.TxQueueLen = true, IFBQueueLen
 	return *found, made, nil
 }
 
@@ -139,7 +139,7 @@ func Orphans(c *rtnl.Conn) ([]Link, error) {
 
 // Sound says whether packets get through an IFB of ours as they should: one that is down
 // drops them all.
-func (l *Link) Sound() bool { return l.Up && l.TxQueueLen == ifbQueueLen }
+func (l *Link) Sound() bool { return l.Up && l.TxQueueLen == IFBQueueLen }
 
 // mark is the hardware address of the IFB that belongs to the interface of that index:
 // "vi", which is a local address, and the index, which a rename does not change. An IFB
@@ -164,10 +164,10 @@ func addIFB(c *rtnl.Conn, of Link) (err error) {
 	// As long as names of others are in the way: a few may be, by chance or on purpose.
 	for try := range 10 {
 		e := rtnl.Encoder{B: make([]byte, unix.SizeofIfInfomsg)}
-		e.AttrString(unix.IFLA_IFNAME, ifbName(of.Name, try))
+		e.AttrString(unix.IFLA_IFNAME, IFBName(of.Name, try))
 		e.Attr(unix.IFLA_ADDRESS, func() { e.B = append(e.B, mark(of.Index)...) })
 		e.Attr32(unix.IFLA_MTU, uint32(of.MTU)) // by which codel and fq_codel know a queue of one packet
-		e.Attr32(unix.IFLA_TXQLEN, ifbQueueLen)
+		e.Attr32(unix.IFLA_TXQLEN, IFBQueueLen)
 		e.Attr32(unix.IFLA_NUM_TX_QUEUES, ifbQueues)
 		e.Attr32(unix.IFLA_NUM_RX_QUEUES, ifbQueues)
 		e.Nest(unix.IFLA_LINKINFO, func() { e.AttrString(unix.IFLA_INFO_KIND, ifbKind) })
@@ -183,9 +183,9 @@ func addIFB(c *rtnl.Conn, of Link) (err error) {
 	return rtnl.Fail("make its ifb", of.Name, err)
 }
 
-// ifbName is the name of the IFB that belongs to an interface, as long as names may be,
+// IFBName is the name of the IFB that belongs to an interface, as long as names may be,
 // and another at each try.
-func ifbName(of string, try int) string {
+func IFBName(of string, try int) string {
 	const prefix = "vif-"
 	if name := prefix + of; try == 0 && len(name) < unix.IFNAMSIZ {
 		return name
@@ -218,7 +218,7 @@ func (l *Link) raise(c *rtnl.Conn, of Link) error {
 	if err == nil || rtnl.Errno(err) == unix.EAFNOSUPPORT {
 		err = set(unix.IFF_UP, func(e *rtnl.Encoder) {
 			e.Attr(unix.IFLA_IFALIAS, func() { e.B = append(e.B, fmt.Sprintf("vifshape: what ifindex %d receives", of.Index)...) })
-			e.Attr32(unix.IFLA_TXQLEN, ifbQueueLen)
+			e.Attr32(unix.IFLA_TXQLEN, IFBQueueLen)
 		})
 	}
 	return rtnl.Fail("bring up", l.Name, err)

@@ -30,13 +30,13 @@ func TestMark(t *testing.T) {
 
 // Names fit, differ at every try, and are text where that of the interface is.
 func TestIFBName(t *testing.T) {
-	if got := ifbName("eth0", 0); got != "vif-eth0" {
+	if got := IFBName("eth0", 0); got != "vif-eth0" {
 		t.Error(got)
 	}
 	seen := map[string]bool{}
 	for _, of := range []string{"a", "elevenbytes", "twelve-bytes", "fifteen-bytes-1", "fifteen-bytes-2", "größe-größe"} {
 		for try := range 10 {
-			n := ifbName(of, try)
+			n := IFBName(of, try)
 			if len(n) > 15 || !strings.HasPrefix(n, "vif-") || seen[n] || !utf8.ValidString(n) {
 				t.Errorf("%s, try %d: %q", of, try, n)
 			}

@@ -19,7 +19,8 @@ type Record struct {
 	Index     uint32            `json:"ifindex"` // tells the interface after it was renamed
 	Policy    string            `json:"policy"`  // the file that the tree came from
 	Binding   string            `json:"binding"`
-	Way       bind.Way          `json:"way,omitempty"` // that was taken
+	Way       bind.Way          `json:"way,omitempty"`      // that was taken
+	Receives  bool              `json:"receives,omitempty"` // there is a tree for what it receives, too
 	IDs       hierarchy.IDs     `json:"ids"`
 	Order     []hierarchy.Path  `json:"order"` // branches as the policy lists them
 	Bindings  []Binding         `json:"bindings,omitempty"`

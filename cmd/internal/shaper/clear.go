@@ -113,7 +113,7 @@ func (m *Machine) Ours() ([]string, error) {
 		names = append(names, n)
 	}
 	for _, l := range links {
-		if slices.Contains(names, l.Name) || l.Qdisc != "htb" {
+		if slices.Contains(names, l.Name) || l.Qdisc != "htb" || l.Receives != 0 {
 			continue
 		}
 		d, err := tc.Find(m.Conn, l.Name)
@@ -140,7 +140,7 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		if err == nil {
 			err = m.unmark(r)
 		}
-		return false, errors.Join(err, m.removeHomes(x.iface), m.Store.Remove(x.iface))
+		return false, errors.Join(err, m.sweep(), m.removeHomes(x.iface), m.Store.Remove(x.iface))
 	}
 	// The record goes last: it alone knows what there was before.
 	c := &change{Interface: x.Interface, next: x.Record}
@@ -157,6 +157,8 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		// An apply that was killed may have made the place for a classifier.
 		errs = append(errs, hook.Of(x.Device.Interface).DetachEgress())
 	}
+	// And the IFB for a tree that it did not come to make.
+	errs = append(errs, x.Receiver.Remove(), m.sweep())
 	if ours && x.Record.Former.Kind != "" {
 		if err := foreign.Restore(x.Device.Interface, x.Record.Former); err != nil {
 			errs = append(errs, FormerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
@@ -167,6 +169,15 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 	}
 	errs = append(errs, m.removeHomes(x.iface), m.Store.Remove(x.iface))
 	return !c.Plan.Empty(), errors.Join(errs...)
+}
+
+// sweep takes away the IFBs of interfaces that are not there any more.
+func (m *Machine) sweep() error {
+	left, err := link.Orphans(m.Conn)
+	for _, l := range left {
+		err = errors.Join(err, link.RemoveIFB(m.Conn, l))
+	}
+	return err
 }
 
 // leave takes away what the interface that had the name before this one has left.

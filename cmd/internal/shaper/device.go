@@ -23,6 +23,9 @@ func (m *Machine) Device(iface string) (*tc.Device, *record.Record, error) {
 	if d.Name != iface {
 		return nil, nil, fmt.Errorf("%s is an alternative name of %s: write that, branches have their names from it", iface, d.Name)
 	}
+	if of := d.ReceivesFor(); of != 0 {
+		return nil, nil, fmt.Errorf("%s carries what another interface receives (ifindex %d) and has no branches of its own: name that one", iface, of)
+	}
 	r, err := m.Record(d.Name, d.Index)
 	return d, r, err
 }

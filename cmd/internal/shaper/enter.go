@@ -182,6 +182,11 @@ func (x *Interface) stands(class hierarchy.ClassID) error {
 		has, err = x.Bare()
 		has = !has
 	}
+	if err == nil && has && x.Record.Receives {
+		var lost []string
+		lost, err = x.unreceived(hierarchy.State{})
+		has = len(lost) == 0
+	}
 	if err != nil || has {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
@@ -88,6 +89,13 @@ func (x *Interface) Losses(s hierarchy.State) error {
 	for _, c := range tree.Classes {
 		there[c.ID] = true
 	}
+	if r.Receives {
+		lost, err := x.unreceived(s)
+		if err != nil {
+			return err
+		}
+		e.What = append(e.What, lost...)
+	}
 	const most = 3
 	missing := 0
 	for _, p := range r.Order {
@@ -108,6 +116,40 @@ func (x *Interface) Losses(s hierarchy.State) error {
 	return e
 }
 
+// unreceived is what is lost of the receiving side, whose classes are looked at as far as the
+// state has them.
+func (x *Interface) unreceived(s hierarchy.State) (what []string, err error) {
+	note, receive, err := hook.Of(x.Device.Interface).ReceivePrograms()
+	if err != nil {
+		return nil, err
+	}
+	if note == 0 || receive == 0 {
+		what = append(what, "the programs are gone that tell what it receives apart, and nothing of that is shaped")
+	}
+	index, err := x.Receiver.Index()
+	in := x.In(s)
+	switch {
+	case err != nil:
+		return nil, err
+	case index == 0:
+		return append(what, "the ifb is gone that carries the tree for what it receives"), nil
+	case !slices.ContainsFunc(s.Ports, func(p hierarchy.PortState) bool { return p.Port == in.Port }):
+		return what, nil
+	case !in.Root.Ours():
+		return append(what, "the tree is gone for what it receives, or its ifb is not as it was made"), nil
+	}
+	there := make(map[hierarchy.ClassID]bool, len(in.Classes))
+	for _, c := range in.Classes {
+		there[c.ID] = true
+	}
+	for _, p := range x.Record.Order {
+		if id, _, ok := x.Record.IDs.Find(p); ok && !there[id] {
+			return append(what, fmt.Sprintf("the class %v of %s is gone for what it receives", id, p)), nil
+		}
+	}
+	return what, nil
+}
+
 // Bare says whether there is no classifier on the interface, of any way.
 func (x *Interface) Bare() (bool, error) {
 	program, err := hook.Of(x.Device.Interface).EgressProgram()
@@ -125,6 +167,9 @@ func (x *Interface) Bare() (bool, error) {
 func (x *Interface) queues(ctx context.Context) (hierarchy.State, error) {
 	s := hierarchy.State{Device: x.Record.Interface}
 	err := x.Device.Read(ctx, &s)
+	if err == nil && x.Record.Receives {
+		err = x.Receiver.Read(ctx, &s)
+	}
 	if errors.Is(err, rtnl.ErrForeign) { // which the root says as well
 		err = nil
 	}

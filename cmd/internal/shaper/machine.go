@@ -94,10 +94,11 @@ func ReadPolicy(file string) (*policy.Policy, error) {
 
 // Interface is one interface with what is known about it.
 type Interface struct {
-	Device *tc.Device
-	Binder *cgroup.Binder
-	Kernel hierarchy.Kernel
-	Record *record.Record
+	Device   *tc.Device
+	Receiver *tc.Receiver // what it receives
+	Binder   *cgroup.Binder
+	Kernel   hierarchy.Kernel
+	Record   *record.Record
 }
 
 // Interface opens an interface that may or may not have a tree of ours. An empty
@@ -111,26 +112,31 @@ func (m *Machine) Interface(iface, binding string) (*Interface, error) {
 		binding = r.Binding
 	}
 	names := r.IDs.Names(iface)
+	in := d.Receiver()
 	cfg := cgroup.Config{
 		Hook: hook.Of(d.Interface), Interface: iface, Index: d.Index, NetNS: m.Store.NetNS, RunDir: m.RunDir,
 		Ways: Ways(binding), Classes: names,
-		Others: func() ([]string, error) { return m.Tagged(iface, d.Index) },
-		Lacks:  m.lacks,
-		Warn:   func(s string) { m.Notef(hierarchy.Path(iface), "%s", s) },
+		Others:   func() ([]string, error) { return m.Tagged(iface, d.Index) },
+		Lacks:    m.lacks,
+		Receiver: in.Index,
+		Warn:     func(s string) { m.Notef(hierarchy.Path(iface), "%s", s) },
 	}
 	b, err := cgroup.NewBinder(cfg)
 	if err != nil {
 		return nil, err
 	}
-	k := hierarchy.Kernel{Device: iface, Parts: []hierarchy.Part{d, b.Steady()}, Names: names}
+	k := hierarchy.Kernel{Device: iface, Parts: []hierarchy.Part{d, in, b.Steady()}, Names: names}
 	if s, ok := m.early[iface]; ok {
 		k.Parts[0] = &readAhead{d, &s}
 	}
-	return &Interface{d, b, k, r}, nil
+	return &Interface{d, in, b, k, r}, nil
 }
 
 // On is what stands where the interface sends.
 func (x *Interface) On(s hierarchy.State) hierarchy.PortState { return s.On(x.Device.Port()) }
+
+// In is what stands where it receives.
+func (x *Interface) In(s hierarchy.State) hierarchy.PortState { return s.On(x.Receiver.Port()) }
 
 // Tagged lists the interfaces but the given one that are bound by net_cls tags, or
 // will be.
@@ -194,6 +200,11 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 	if err := s.Device.Settle(ctx, t); err != nil {
 		return err
 	}
+	if t.Ingress != nil {
+		if err := s.Receiver.Settle(ctx, t.Ingress); err != nil {
+			return err
+		}
+	}
 	maps.Copy(s.Kernel.Names, ids.Names(t.Port.Device))
 	if x.before, err = x.read(ctx); err != nil {
 		return err
@@ -206,7 +217,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.Record.Former, Was: s.Record.Was,
 		Spec: s.Record.Spec, Delegated: Delegations(t), Added: x.added,
-		Serial: s.Record.Serial, Applied: s.Record.Applied,
+		Serial: s.Record.Serial, Applied: s.Record.Applied, Receives: t.Ingress != nil,
 	}
 	if !x.On(x.before).Root.Ours() {
 		if x.next.Former, err = foreign.Root(s.Device.Interface); err != nil {
@@ -228,7 +239,7 @@ func (x *Target) read(ctx context.Context) (hierarchy.State, error) {
 		return s, err
 	}
 	x.Blind = err
-	return x.of(x.Device).Kernel.Read(ctx)
+	return x.of(x.Device, x.Receiver).Kernel.Read(ctx)
 }
 
 // bind puts the classifier and the bindings into the wanted state: those of the
@@ -242,7 +253,7 @@ func (x *Target) bind(ctx context.Context) (err error) {
 	}
 	x.keepBindings()
 	if x.Blind == nil {
-		if x.want.Hook, err = x.Binder.Hook(0); errors.Is(err, caps.ErrNotPrivileged) {
+		if x.want.Hook, err = x.Binder.Hook(x.Tree.Ingress.Size()); errors.Is(err, caps.ErrNotPrivileged) {
 			x.Blind = err
 		} else if err != nil {
 			return err
@@ -426,6 +437,9 @@ func release(all []*Target) {
 // apply carries out the plans of all targets, or none: when one fails, those
 // before it are taken back as well.
 func (m *Machine) apply(ctx context.Context, all []*Target) error {
+	if err := m.sweep(); err != nil {
+		return err
+	}
 	var unrecorded []error
 	for i, x := range all {
 		err := m.carry(ctx, &x.change)
