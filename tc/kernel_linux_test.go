@@ -15,6 +15,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/rtnl"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -130,6 +131,39 @@ func TestKernelShapes(t *testing.T) {
 	i := slices.IndexFunc(leaves, func(s tc.LeafStats) bool { return s.Class == tree.Find("eth0/slow").ID })
 	if i < 0 || leaves[i].Kind != "bfifo" || leaves[i].Packets != 500 {
 		t.Errorf("counters of the leaf qdisc: %+v", leaves)
+	}
+}
+
+// TestKernelDumpEnded: what is left of a dump that was not read to its end is nobody's
+// answer.
+func TestKernelDumpEnded(t *testing.T) {
+	b, _ := veth(t)
+	var leaves []*hierarchy.BranchSpec
+	for i := range 500 { // more than one message holds
+		leaves = append(leaves, branch(fmt.Sprint("x", i), hierarchy.Mbit))
+	}
+	tree := b.tree(hierarchy.Gbit, leaves...)
+	b.apply(tree)
+	enough := errors.New("enough")
+	for _, n := range []int{1, 499} {
+		seen := 0
+		e := rtnl.Encoder{}
+		e.TcMsg(rtnl.TcMsg{Index: b.Index})
+		err := b.conn.Dump(unix.RTM_GETTCLASS, e.B, func([]byte) error {
+			if seen++; seen == n {
+				return enough
+			}
+			return nil
+		})
+		if seen != n || !errors.Is(err, enough) {
+			t.Errorf("%d of %d classes: %v", seen, n, err)
+		}
+		if has, err := b.HasClass(tree.Find("eth0/x7").ID); !has || err != nil {
+			t.Errorf("one class then: %v, %v", has, err)
+		}
+		if all, err := b.Stats(); len(all) != 502 || err != nil {
+			t.Errorf("all classes then: %d, %v", len(all), err)
+		}
 	}
 }
 
