@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"path"
@@ -33,12 +34,12 @@ type ProcessSockets struct {
 // Census says where what processes have open belongs: by the classifier that is on
 // the interface, as it decides for the next packet. It changes nothing. Needs what
 // [Binder.Do] needs, and to read the processes' descriptors (CAP_SYS_PTRACE).
-func (b *Binder) Census(pids []int) (map[int]ProcessSockets, error) {
-	all, err := b.census(pids)
+func (b *Binder) Census(ctx context.Context, pids []int) (map[int]ProcessSockets, error) {
+	all, err := b.census(ctx, pids)
 	return all, b.wrap(err)
 }
 
-func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
+func (b *Binder) census(ctx context.Context, pids []int) (map[int]ProcessSockets, error) {
 	on, err := b.inForce()
 	if err != nil || on == nil || len(pids) == 0 {
 		return nil, err
@@ -50,6 +51,9 @@ func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
 	all := make(map[int]ProcessSockets, len(pids))
 	wanted := map[uint64]hierarchy.ClassID{}
 	for _, pid := range pids {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		p, err := heldSockets(pid, here)
 		if err != nil {
 			return nil, err
@@ -69,11 +73,14 @@ func (b *Binder) census(pids []int) (map[int]ProcessSockets, error) {
 		if err != nil {
 			return nil, err
 		}
-		class, err := on.sockets.decider(pids, sockets)
+		class, err := on.sockets.decider(ctx, pids, sockets)
 		if err != nil {
 			return nil, err
 		}
 		for inode, s := range sockets {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
 			if wanted[inode], err = class(s); err != nil {
 				return nil, err
 			}
@@ -124,13 +131,13 @@ type decider struct {
 	inside map[uint64]hierarchy.ClassID // what was found out: the class of a cgroup, by its id; 0: of none
 }
 
-func newDecider(tree func() (*cgroupfs.Tree, error), all func(func(way.Key, hierarchy.ClassID) error) error) (*decider, error) {
+func newDecider(ctx context.Context, tree func() (*cgroupfs.Tree, error), all func(context.Context, func(way.Key, hierarchy.ClassID) error) error) (*decider, error) {
 	d := &decider{bound: map[uint64]hierarchy.ClassID{}, users: map[uint32]hierarchy.ClassID{}, inside: map[uint64]hierarchy.ClassID{}}
 	var err error
 	if d.tree, err = tree(); err != nil {
 		return nil, err
 	}
-	return d, all(func(k way.Key, class hierarchy.ClassID) error {
+	return d, all(ctx, func(k way.Key, class hierarchy.ClassID) error {
 		switch k.Kind {
 		case bind.TargetCgroup:
 			d.bound[k.ID] = class
@@ -165,12 +172,12 @@ type byProgram struct{ *Binder }
 
 func (x byProgram) carrier(of way.Key) (home.Carrier, error) { return x.egress.Carrier(of) }
 
-func (x byProgram) decider(pids []int, sockets map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
+func (x byProgram) decider(ctx context.Context, pids []int, sockets map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
 	known, all, err := x.egress.Sockets(pids, sockets)
 	if err != nil {
 		return nil, err
 	}
-	d, err := newDecider(x.findV2, x.egress.All)
+	d, err := newDecider(ctx, x.findV2, x.egress.All)
 	if err != nil {
 		return nil, err
 	}
@@ -197,11 +204,11 @@ func (byBirth) carrier(way.Key) (home.Carrier, error) {
 	return home.Staying("the rules of nf_tables go by the cgroup in which a socket was made"), nil
 }
 
-func (x byBirth) decider([]int, map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
+func (x byBirth) decider(ctx context.Context, _ []int, _ map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
 	if x.is != way.Version {
 		return nil, way.ErrOther
 	}
-	d, err := newDecider(x.findV2, x.tables.All)
+	d, err := newDecider(ctx, x.findV2, x.tables.All)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +225,7 @@ type byTag struct{ ours func(hierarchy.ClassID) bool }
 
 func (byTag) carrier(way.Key) (home.Carrier, error) { return nil, nil }
 
-func (x byTag) decider([]int, map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
+func (x byTag) decider(_ context.Context, _ []int, _ map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error) {
 	return func(s socket.Diag) (hierarchy.ClassID, error) {
 		switch {
 		case s.Packet:

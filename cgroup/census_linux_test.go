@@ -1,6 +1,7 @@
 package cgroup_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -16,7 +17,7 @@ import (
 // census is what a process has open, by class.
 func census(t *testing.T, b *cgroup.Binder, x *tctest.Actor) (map[hierarchy.ClassID]int, cgroup.ProcessSockets) {
 	t.Helper()
-	all, err := b.Census([]int{x.PID()})
+	all, err := b.Census(t.Context(), []int{x.PID()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,8 +159,13 @@ func TestKernelCensusElsewhere(t *testing.T) {
 			if got[want] != 1 || len(got) != 1 || all.Elsewhere {
 				t.Errorf("of a packet socket: %v, want 1 of %v", got, want)
 			}
-			if got, err := b.Census([]int{4_000_000}); err != nil || len(got[4_000_000].Sockets) != 0 || got[4_000_000].Err != nil {
+			if got, err := b.Census(t.Context(), []int{4_000_000}); err != nil || len(got[4_000_000].Sockets) != 0 || got[4_000_000].Err != nil {
 				t.Errorf("of a process that is not there: %v, %v", got, err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if got, err := b.Census(ctx, []int{x.PID()}); got != nil || !errors.Is(err, context.Canceled) {
+				t.Errorf("with a context that has ended: %v, %v", got, err)
 			}
 		})
 	}

@@ -17,6 +17,9 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/netcls"
+	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/tctest"
@@ -503,6 +506,36 @@ func TestKernelTCX(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("", red)
+}
+
+// TestKernelTagsEnd: reading the tags of many cgroups ends with its context.
+func TestKernelTagsEnd(t *testing.T) {
+	require(t, bind.WayNetCls)
+	p := newPlace(t, bind.WayNetCls)
+	tree, err := cgroupfs.FindNetCls()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	tags := netcls.Tags{Find: func() (*cgroupfs.Tree, error) { return tree, nil }, Classes: map[hierarchy.ClassID]hierarchy.Path{red: "eth0/red"}}
+	for _, name := range []string{"a", "b"} {
+		if err := tree.SetClass(strings.TrimPrefix(sub(t, p.dir, name), p.mount), red); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for _, want := range []int{1, 0} { // it ends with the first; it has ended
+		seen := 0
+		err := tags.All(ctx, func(way.Key, hierarchy.ClassID) error {
+			seen++
+			cancel()
+			return nil
+		})
+		if seen != want || !errors.Is(err, context.Canceled) {
+			t.Errorf("%d tags, want %d: %v", seen, want, err)
+		}
+	}
 }
 
 // TestKernelOthers: where another interface is bound by tags, no second one is.

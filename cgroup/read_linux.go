@@ -85,7 +85,7 @@ func (b *Binder) bound(ctx context.Context, on *choice) ([]hierarchy.Bound, erro
 		return nil, err
 	}
 	var bound []hierarchy.Bound
-	err = on.store.All(func(k way.Key, class hierarchy.ClassID) error {
+	err = on.store.All(ctx, func(k way.Key, class hierarchy.ClassID) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

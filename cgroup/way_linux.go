@@ -1,6 +1,8 @@
 package cgroup
 
 import (
+	"context"
+
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/socket"
@@ -26,5 +28,5 @@ type openSockets interface {
 	carrier(of way.Key) (home.Carrier, error)
 	// decider finds the classes of open sockets of some processes as the classifier does, 0
 	// where it cannot be told.
-	decider(pids []int, sockets map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error)
+	decider(ctx context.Context, pids []int, sockets map[uint64]socket.Diag) (func(socket.Diag) (hierarchy.ClassID, error), error)
 }

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -205,7 +206,7 @@ func (e *Egress) Remove(k way.Key) error {
 }
 
 // All implements [way.Store].
-func (e *Egress) All(fn func(way.Key, hierarchy.ClassID) error) error {
+func (e *Egress) All(_ context.Context, fn func(way.Key, hierarchy.ClassID) error) error {
 	s := e.inForce()
 	if s == nil {
 		return nil

@@ -1,6 +1,7 @@
 package netcls
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -101,13 +102,16 @@ func (t *Tags) Remove(k way.Key) error {
 
 // All are the cgroups that have a class of ours which is not their parent's, parents
 // first. Where net_cls is not mounted there are none.
-func (t *Tags) All(fn func(way.Key, hierarchy.ClassID) error) error {
+func (t *Tags) All(ctx context.Context, fn func(way.Key, hierarchy.ClassID) error) error {
 	tree, err := t.Find()
 	if tree == nil || err != nil {
 		return err
 	}
 	classes := map[string]hierarchy.ClassID{}
 	return tree.Walk("/", func(p string) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		c, err := tree.Class(p)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 			return fs.SkipDir
@@ -133,7 +137,7 @@ func (t *Tags) Clear() error {
 		return err
 	}
 	var paths []string
-	err = t.All(func(k way.Key, _ hierarchy.ClassID) error { paths = append(paths, k.Path); return nil })
+	err = t.All(context.Background(), func(k way.Key, _ hierarchy.ClassID) error { paths = append(paths, k.Path); return nil })
 	for _, p := range paths {
 		err = errors.Join(err, untag(tree, p, nil))
 	}

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"context"
 	"errors"
 
 	"github.com/vifshape/vifshape/cgroup/way"
@@ -127,7 +128,7 @@ func (t *Tables) Remove(k way.Key) error {
 }
 
 // All implements [way.Store].
-func (t *Tables) All(fn func(way.Key, hierarchy.ClassID) error) error {
+func (t *Tables) All(_ context.Context, fn func(way.Key, hierarchy.ClassID) error) error {
 	if !t.rules.current(bind.WayNft) {
 		return nil
 	}

@@ -85,7 +85,7 @@ func Run(ctx context.Context, in []hierarchy.Bound, cfg Config) (_ []Proof, err 
 		p.tap = tap
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
-	if err := p.sweep(); err != nil {
+	if err := p.sweep(ctx); err != nil {
 		return nil, err
 	}
 	all := make([]Proof, len(in))
@@ -129,8 +129,11 @@ func random() uint64 {
 const cgroupName = "_prove-"
 
 // sweep removes what a run left behind that was killed.
-func (p *proving) sweep() error {
+func (p *proving) sweep(ctx context.Context) error {
 	return p.Tree.Walk("/", func(at string) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if strings.HasPrefix(path.Base(at), cgroupName) {
 			_ = unix.Rmdir(p.Tree.Dir(at)) // whatever else bears the name is not empty, or somebody's again
 			return fs.SkipDir

@@ -1,6 +1,7 @@
 package way
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -46,7 +47,7 @@ type Store interface {
 	// Remove takes a binding back. None is no error.
 	Remove(k Key) error
 	// All calls a function for every binding that is in force, in any order.
-	All(fn func(Key, hierarchy.ClassID) error) error
+	All(ctx context.Context, fn func(Key, hierarchy.ClassID) error) error
 	// Flush brings what was changed into force where that was not so at once, for open
 	// sockets too, and says which of them could not be brought along.
 	Flush() (left []string, err error)

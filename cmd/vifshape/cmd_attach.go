@@ -91,7 +91,7 @@ func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree 
 	if got != nil {
 		e.attached(path, got, outside)
 		if got.Stay == "" {
-			observe.LeftBehind(m, path, got)
+			observe.LeftBehind(ctx, m, path, got)
 		}
 	}
 	switch {

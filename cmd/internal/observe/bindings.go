@@ -70,7 +70,7 @@ func Bindings(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 	if err != nil {
 		return nil, err
 	}
-	held, err := heldBy(x.Interface, s.Bound)
+	held, err := heldBy(ctx, x.Interface, s.Bound)
 	if err != nil {
 		return nil, err
 	}

@@ -38,7 +38,7 @@ type Stray struct {
 
 // holds fills in how far the bindings of each class hold. Where that may not be read
 // it stays out.
-func holds(x *shaper.Interface, bound map[hierarchy.ClassID][]Bound) error {
+func holds(ctx context.Context, x *shaper.Interface, bound map[hierarchy.ClassID][]Bound) error {
 	var pids []int
 	for _, list := range bound {
 		for _, v := range list {
@@ -47,7 +47,7 @@ func holds(x *shaper.Interface, bound map[hierarchy.ClassID][]Bound) error {
 			}
 		}
 	}
-	all, err := x.Binder.Census(pids)
+	all, err := x.Binder.Census(ctx, pids)
 	if errors.Is(err, caps.ErrNotPrivileged) {
 		return nil
 	}
@@ -181,8 +181,8 @@ func processNames(all []process) string {
 }
 
 // heldBy is how far bindings hold, by target.
-func heldBy(x *shaper.Interface, all []hierarchy.Bound) (map[bind.Target]Bound, error) {
-	bound, err := boundTo(x, all)
+func heldBy(ctx context.Context, x *shaper.Interface, all []hierarchy.Bound) (map[bind.Target]Bound, error) {
+	bound, err := boundTo(ctx, x, all)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +215,7 @@ func Strayed(ctx context.Context, m *shaper.Machine, x *shaper.Interface, steps 
 	var held map[bind.Target]Bound
 	err := x.Binder.Read(ctx, &s)
 	if err == nil {
-		held, err = heldBy(x, s.Bound)
+		held, err = heldBy(ctx, x, s.Bound)
 	}
 	if err != nil {
 		m.Warnf("", "whether it holds what is open already cannot be told: %v", err)
@@ -252,7 +252,7 @@ func stays(m *shaper.Machine, in hierarchy.Path, what string, v Held, way bind.W
 
 // LeftBehind warns of sockets of attached processes that attach could not carry over,
 // though the kernel did not say so.
-func LeftBehind(m *shaper.Machine, path hierarchy.Path, got *home.Attachment) {
+func LeftBehind(ctx context.Context, m *shaper.Machine, path hierarchy.Path, got *home.Attachment) {
 	x, err := m.Interface(path.Interface(), "")
 	if err != nil {
 		m.Warnf(path, "whether it holds what was open cannot be told: %v", err)
@@ -265,7 +265,7 @@ func LeftBehind(m *shaper.Machine, path hierarchy.Path, got *home.Attachment) {
 		v.Processes = append(v.Processes, process{p.PID, p.Name})
 	}
 	one := map[hierarchy.ClassID][]Bound{class: {v}}
-	if err := holds(x, one); err != nil {
+	if err := holds(ctx, x, one); err != nil {
 		m.Warnf("", "whether it holds what was open cannot be told: %v", err)
 		return
 	}

@@ -62,7 +62,7 @@ func ProveAll(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 	if err := sends(m, iface); err != nil {
 		return nil, err
 	}
-	held, err := heldBy(x.Interface, s.Bound)
+	held, err := heldBy(ctx, x.Interface, s.Bound)
 	if err != nil {
 		return nil, err
 	}

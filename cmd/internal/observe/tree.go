@@ -112,7 +112,7 @@ func ViewTree(ctx context.Context, m *shaper.Machine, iface string, sample time.
 	for i := range tree.Leaves {
 		leaves[tree.Leaves[i].Class] = &tree.Leaves[i]
 	}
-	bound, err := boundTo(x.Interface, s.Bound)
+	bound, err := boundTo(ctx, x.Interface, s.Bound)
 	if err != nil {
 		return nil, err
 	}
@@ -255,7 +255,7 @@ func (v *Tree) order(paths []hierarchy.Path) {
 }
 
 // boundTo is what is bound to each class, with the processes in it.
-func boundTo(x *shaper.Interface, all []hierarchy.Bound) (map[hierarchy.ClassID][]Bound, error) {
+func boundTo(ctx context.Context, x *shaper.Interface, all []hierarchy.Bound) (map[hierarchy.ClassID][]Bound, error) {
 	held, err := x.Held(all)
 	if err != nil {
 		return nil, err
@@ -275,7 +275,7 @@ func boundTo(x *shaper.Interface, all []hierarchy.Bound) (map[hierarchy.ClassID]
 		}
 		out[b.Class] = append(out[b.Class], v)
 	}
-	return out, holds(x, out)
+	return out, holds(ctx, x, out)
 }
 
 // name says what is bound.
