@@ -63,6 +63,8 @@ type Config struct {
 	// Receiver is the index of the interface that carries the tree for what this one
 	// receives, 0 when there is none. Nil: there is none.
 	Receiver func() (uint32, error)
+	// Bare says that the interface has no link-layer header.
+	Bare bool
 	// Warn is told what happened besides, such as a file system that was mounted,
 	// and of other programs that may keep packets from the classifier. May be nil.
 	Warn func(string)

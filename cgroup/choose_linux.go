@@ -17,7 +17,7 @@ import (
 // reset makes the ways of a Binder that has looked at nothing yet.
 func (b *Binder) reset() {
 	b.egress = bpf.NewEgress(b.cfg.Hook)
-	b.flows = bpf.NewReceiver(b.cfg.Hook)
+	b.flows = bpf.NewReceiver(b.cfg.Hook, b.cfg.Bare)
 	b.guard = bpf.NewGuard(b.cfg.NetNS, b.cfg.Interface)
 	b.marker = bpf.NewMarker(b.cfg.Hook, b.cfg.NetNSFD)
 	b.tables = nft.New(b.cfg.NetNSFD, b.cfg.Interface, b.cfg.Index)

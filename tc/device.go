@@ -41,6 +41,9 @@ func Find(c *rtnl.Conn, name string) (*Device, error) {
 	}, nil
 }
 
+// Bare says whether packets of the device have no link-layer header, as those of a tunnel.
+func (d *Device) Bare() bool { return d.link.Header == 0 }
+
 // ReceivesFor is the index of the interface of which the device, an IFB of ours, carries
 // what it receives; 0: it is none.
 func (d *Device) ReceivesFor() uint32 { return uint32(d.link.Receives) }

@@ -453,6 +453,14 @@ int vif_receive(struct __sk_buff *skb)
 	return bpf_redirect(vif_receiving.ifb, 0);
 }
 
+/* For an interface without a link-layer header, see vif_receive_old. */
+SEC("tc")
+int vif_receive_bare(struct __sk_buff *skb)
+{
+	receive(skb, 1);
+	return -1;
+}
+
 /* For ways by which a socket does not tell who has it, and kernels before 6.2, which do not let it be looked at. */
 SEC("tc")
 int vif_receive_plain(struct __sk_buff *skb)
@@ -462,8 +470,10 @@ int vif_receive_plain(struct __sk_buff *skb)
 }
 
 /*
- * Before 6.4 the IFB drops what this helper sends to it (59e498a3289f), and the filter has
- * an action that redirects instead: it is carried out for what is -1.
+ * Before 6.4 the IFB drops what the helper sends to it (59e498a3289f). There, and from an
+ * interface without a link-layer header, of which it drops that always
+ * (__bpf_redirect_common, net/core/filter.c, v6.12), the filter has an action that
+ * redirects instead: it is carried out for what is -1.
  */
 SEC("tc")
 int vif_receive_old(struct __sk_buff *skb)

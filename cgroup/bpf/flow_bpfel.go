@@ -93,6 +93,7 @@ const (
 	flowMapVifUsers         = "vif_users"
 	flowProgVifNote         = "vif_note"
 	flowProgVifReceive      = "vif_receive"
+	flowProgVifReceiveBare  = "vif_receive_bare"
 	flowProgVifReceiveOld   = "vif_receive_old"
 	flowProgVifReceivePlain = "vif_receive_plain"
 	flowVarVifConfig        = "vif_config"
@@ -143,6 +144,7 @@ type flowSpecs struct {
 type flowProgramSpecs struct {
 	VifNote         *ebpf.ProgramSpec `ebpf:"vif_note"`
 	VifReceive      *ebpf.ProgramSpec `ebpf:"vif_receive"`
+	VifReceiveBare  *ebpf.ProgramSpec `ebpf:"vif_receive_bare"`
 	VifReceiveOld   *ebpf.ProgramSpec `ebpf:"vif_receive_old"`
 	VifReceivePlain *ebpf.ProgramSpec `ebpf:"vif_receive_plain"`
 }
@@ -220,6 +222,7 @@ type flowVariables struct {
 type flowPrograms struct {
 	VifNote         *ebpf.Program `ebpf:"vif_note"`
 	VifReceive      *ebpf.Program `ebpf:"vif_receive"`
+	VifReceiveBare  *ebpf.Program `ebpf:"vif_receive_bare"`
 	VifReceiveOld   *ebpf.Program `ebpf:"vif_receive_old"`
 	VifReceivePlain *ebpf.Program `ebpf:"vif_receive_plain"`
 }
@@ -228,6 +231,7 @@ func (p *flowPrograms) Close() error {
 	return _FlowClose(
 		p.VifNote,
 		p.VifReceive,
+		p.VifReceiveBare,
 		p.VifReceiveOld,
 		p.VifReceivePlain,
 	)

@@ -35,12 +35,14 @@ type Receiving interface {
 // go by the class that packets have when the classifier has seen them, whichever that is.
 type Receiver struct {
 	hook   Receiving
+	bare   bool   // the interface has no link-layer header
 	on     *flows // at the hooks, as of the last look
 	former *flows // taken off the hooks by this Receiver: the way back when an apply fails
 }
 
-// NewReceiver makes one for an interface. Nothing is read or changed yet.
-func NewReceiver(hook Receiving) *Receiver { return &Receiver{hook: hook} }
+// NewReceiver makes one for an interface, which may be bare: without a link-layer header.
+// Nothing is read or changed yet.
+func NewReceiver(hook Receiving, bare bool) *Receiver { return &Receiver{hook: hook, bare: bare} }
 
 // Close lets go of descriptors. What is at the hooks stays.
 func (r *Receiver) Close() error {
@@ -213,7 +215,7 @@ func openFlows(ids [2]uint32) (_ *flows, err error) {
 // TryReceive says why the kernel does not take the programs, nil when it does. It changes
 // nothing.
 func TryReceive() error {
-	f, err := newFlows(nil, nil, 0, 0)
+	f, err := newFlows(nil, false, nil, 0, 0)
 	if err != nil {
 		return err
 	}
@@ -227,24 +229,25 @@ type form struct {
 	redirects bool // by itself
 }
 
-// forms are those that this kernel may take for a classifier's set, which may be nil, best
-// first.
-func forms(s *set) []form {
-	switch {
-	case caps.Before(6, 4):
-		return []form{{flowProgVifReceiveOld, false, false}}
-	case s == nil:
-		return []form{{flowProgVifReceivePlain, false, true}}
+// forms are those that this kernel may take for a classifier's set, which may be nil, and an
+// interface, best first.
+func forms(s *set, bare bool) []form {
+	look, plain := form{flowProgVifReceive, true, true}, form{flowProgVifReceivePlain, false, true}
+	if bare || caps.Before(6, 4) {
+		look, plain = form{flowProgVifReceiveBare, true, false}, form{flowProgVifReceiveOld, false, false}
 	}
-	return []form{{flowProgVifReceive, true, true}, {flowProgVifReceivePlain, false, true}}
+	if s == nil || caps.Before(6, 2) {
+		return []form{plain}
+	}
+	return []form{look, plain}
 }
 
 // newFlows loads the best programs that the kernel takes, not yet at any hook, for a
 // classifier's set, which may be nil. The table of former programs is taken over where it
 // has room for as many.
-func newFlows(s *set, former *flows, ifb uint32, room int) (*flows, error) {
+func newFlows(s *set, bare bool, former *flows, ifb uint32, room int) (*flows, error) {
 	var errs way.Clauses
-	for _, x := range forms(s) {
+	for _, x := range forms(s, bare) {
 		f, err := x.load(s, former, ifb, room)
 		if err == nil {
 			return f, nil
@@ -339,7 +342,7 @@ func (r *Receiver) Attach(e *Egress, version, ifb uint32, room int) error {
 			return err
 		}
 		var err error
-		if next, err = newFlows(e.inForce(), r.on, ifb, room); err != nil {
+		if next, err = newFlows(e.inForce(), r.bare, r.on, ifb, room); err != nil {
 			return err
 		}
 	}

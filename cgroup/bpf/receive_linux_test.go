@@ -26,11 +26,11 @@ func TestKernelFlowForms(t *testing.T) {
 	}
 	defer other.close()
 	var former *flows
-	for _, x := range []form{{flowProgVifReceiveOld, false, false}, {flowProgVifReceivePlain, false, true}, {flowProgVifReceive, true, true}} {
+	for _, x := range []form{{flowProgVifReceiveOld, false, false}, {flowProgVifReceivePlain, false, true}, {flowProgVifReceiveBare, true, false}, {flowProgVifReceive, true, true}} {
 		t.Run(x.program, func(t *testing.T) {
 			if x.looks {
 				_, err := btf.LoadKernelSpec()
-				tctest.Require(t, err == nil && !caps.Before(6, 4), "Linux 6.4 with BTF")
+				tctest.Require(t, err == nil && !caps.Before(6, 2), "Linux 6.2 with BTF")
 			}
 			f, err := x.load(s, former, 7, 70_000)
 			if err != nil {

@@ -36,6 +36,8 @@ func (r *Record) decode(b []byte) error {
 			r.Binding, err = text[string](v)
 		case "way":
 			r.Way, err = text[bind.Way](v)
+		case "receives":
+			r.Receives, err = truth(v)
 		case "ids":
 			r.IDs, err = decodeIDs(v)
 		case "order":

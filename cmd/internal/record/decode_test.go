@@ -20,7 +20,7 @@ import (
 func full() *Record {
 	prio := uint8(3)
 	return &Record{
-		Version: Version, Interface: "eth0", Index: 7, Policy: "/etc/\"p\"\\ <é\x01>.toml", Binding: "auto", Way: bind.WayBPF,
+		Version: Version, Interface: "eth0", Index: 7, Policy: "/etc/\"p\"\\ <é\x01>.toml", Binding: "auto", Way: bind.WayBPF, Receives: true,
 		IDs:   hierarchy.IDs{Minors: map[string]uint16{"web/": 16, "web/a": 0xfffe}, Retired: []hierarchy.Retired{{Key: "x", Minor: 18}}},
 		Order: []hierarchy.Path{"eth0", "eth0/web", "eth0/web/a"},
 		Bindings: []Binding{
@@ -33,7 +33,7 @@ func full() *Record {
 		},
 		Former:    foreign.Former{Kind: "fq_codel", Handle: hierarchy.ID(1), Options: []byte{255, 1, 0}, Partial: true},
 		Delegated: []Delegated{{"eth0/web", []bind.Delegate{"uid:1000", "alice"}}},
-		Added:     []amend.Branch{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), Prio: &prio, Qdisc: "fq", By: 1000}},
+		Added:     []amend.Branch{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), Ingress: hierarchy.Absolute(hierarchy.Kbit), Prio: &prio, Qdisc: "fq", By: 1000}},
 		Serial:    3, Applied: time.Date(2026, 11, 28, 15, 0, 0, 0, time.UTC),
 	}
 }

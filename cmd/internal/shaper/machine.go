@@ -118,8 +118,8 @@ func (m *Machine) Interface(iface, binding string) (*Interface, error) {
 		Ways: Ways(binding), Classes: names,
 		Others:   func() ([]string, error) { return m.Tagged(iface, d.Index) },
 		Lacks:    m.lacks,
-		Receiver: in.Index,
-		Warn:     func(s string) { m.Notef(hierarchy.Path(iface), "%s", s) },
+		Receiver: in.Index, Bare: d.Bare(),
+		Warn: func(s string) { m.Notef(hierarchy.Path(iface), "%s", s) },
 	}
 	b, err := cgroup.NewBinder(cfg)
 	if err != nil {
