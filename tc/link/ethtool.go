@@ -39,9 +39,7 @@ func (l *Link) Offloads(c *rtnl.Conn) (Offloads, error) {
 	}{{unix.ETHTOOL_GTSO, &o.TSO}, {unix.ETHTOOL_GGSO, &o.GSO}, {unix.ETHTOOL_GGRO, &o.GRO}} {
 		// struct ethtool_value of linux/ethtool.h
 		v := struct{ command, data uint32 }{command: x.command}
-		switch errno, err := ethtool(c, l.Name, unsafe.Pointer(&v)); {
-		case err != nil:
-			return o, rtnl.Fail("read offloads", l.Name, err)
+		switch errno := ethtool(c, l.Name, unsafe.Pointer(&v)); {
 		case errno == unix.ENODEV:
 			return o, rtnl.Fail("read offloads", l.Name, errno)
 		case errno == 0:
@@ -54,7 +52,7 @@ func (l *Link) Offloads(c *rtnl.Conn) (Offloads, error) {
 // ethtool carries out a command of SIOCETHTOOL, whose struct is at data, over the
 // connection's socket: one opened elsewhere may be in another namespace. Any socket
 // takes this ioctl (dev_ioctl, net/core/dev_ioctl.c, v6.12), and without privileges.
-func ethtool(c *rtnl.Conn, name string, data unsafe.Pointer) (syscall.Errno, error) {
+func ethtool(c *rtnl.Conn, name string, data unsafe.Pointer) (errno syscall.Errno) {
 	// struct ifreq of linux/if.h
 	req := struct {
 		name [unix.IFNAMSIZ]byte
@@ -62,12 +60,11 @@ func ethtool(c *rtnl.Conn, name string, data unsafe.Pointer) (syscall.Errno, err
 		_    [16]byte
 	}{data: data}
 	copy(req.name[:unix.IFNAMSIZ-1], name)
-	var errno syscall.Errno
-	err := c.Control(func(fd uintptr) {
+	c.Control(func(fd uintptr) {
 		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req)))
 	})
 	runtime.KeepAlive(data)
-	return errno, err
+	return errno
 }
 
 // Queues is the number of transmit queues in use, of those that [Link] counts; 0
@@ -79,9 +76,7 @@ func (l *Link) Queues(c *rtnl.Conn) (int, error) {
 		maxRx, maxTx, maxOther, maxCombined uint32
 		rx, tx, other, combined             uint32
 	}{command: unix.ETHTOOL_GCHANNELS}
-	switch errno, err := ethtool(c, l.Name, unsafe.Pointer(&v)); {
-	case err != nil:
-		return 0, rtnl.Fail("read queues", l.Name, err)
+	switch errno := ethtool(c, l.Name, unsafe.Pointer(&v)); {
 	case errno == unix.ENODEV:
 		return 0, rtnl.Fail("read queues", l.Name, errno)
 	case errno != 0:
@@ -108,7 +103,7 @@ func speed(c *rtnl.Conn, name string) hierarchy.Bandwidth {
 	// (ethtool_get_link_ksettings, net/ethtool/ioctl.c, v6.12).
 	for range 2 {
 		s.cmd, s.maskWords = unix.ETHTOOL_GLINKSETTINGS, -s.maskWords
-		if errno, err := ethtool(c, name, unsafe.Pointer(s)); err != nil || errno != 0 {
+		if ethtool(c, name, unsafe.Pointer(s)) != 0 {
 			return 0
 		}
 	}

@@ -26,6 +26,7 @@ type Config struct {
 // Conn is a connection to one network namespace. It is not for use by several
 // goroutines at once.
 type Conn struct {
+	at   *socket
 	nl   *netlink.Conn
 	tc   *gotc.Tc
 	warn func(string)
@@ -44,31 +45,19 @@ const (
 // Open opens a connection. It needs no privileges, except CAP_SYS_ADMIN for the
 // namespace of another.
 func Open(cfg Config) (*Conn, error) {
-	nl, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: cfg.NetNS, MessageBufferSize: messageBuffer})
+	at, err := dial(cfg.NetNS)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	c := &Conn{nl: nl, warn: cfg.Warn}
-	if err := c.open(cfg); err != nil {
+	c := &Conn{at: at, nl: netlink.NewConn(at, at.pid), warn: cfg.Warn}
+	c.tc, err = gotc.Open(&gotc.Config{NetNS: cfg.NetNS})
+	if err == nil {
+		err = c.tc.SetOption(netlink.ExtendedAcknowledge, true)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open netlink socket: %w", err), c.Close())
 	}
 	return c, nil
-}
-
-func (c *Conn) open(cfg Config) (err error) {
-	if err := c.nl.SetOption(netlink.ExtendedAcknowledge, true); err != nil {
-		return err
-	}
-	if err := c.nl.SetReadBuffer(socketBuffer); err != nil {
-		return err
-	}
-	if err := c.nl.SetWriteBuffer(socketBuffer); err != nil {
-		return err
-	}
-	if c.tc, err = gotc.Open(&gotc.Config{NetNS: cfg.NetNS}); err != nil {
-		return err
-	}
-	return c.tc.SetOption(netlink.ExtendedAcknowledge, true)
 }
 
 // Close closes the connection. What was made with it stays.
@@ -96,13 +85,7 @@ func (c *Conn) Execute(m netlink.Message) ([]netlink.Message, error) { return c.
 
 // Control lends the socket's descriptor to f: an ioctl over a socket that was opened
 // elsewhere may be in another namespace.
-func (c *Conn) Control(f func(fd uintptr)) error {
-	raw, err := c.nl.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(f)
-}
+func (c *Conn) Control(f func(fd uintptr)) { f(uintptr(c.at.fd)) }
 
 // Dump asks for all objects of a type and calls f with the body of each. f must
 // not keep it. An error of f ends the dump.
