@@ -28,6 +28,10 @@ import (
 var verbs = tctest.Verbs{
 	"say":      func(x tctest.Told) (string, error) { return x.Args[0], nil },
 	"petition": tctest.Petition, // SOCKET
+	"pause": func(tctest.Told) (string, error) { // until there is a byte of standard input, which it takes
+		_, err := os.Stdin.Read(make([]byte, 1))
+		return "", err
+	},
 
 	// What it sends.
 	"udp": func(x tctest.Told) (string, error) { // TO N

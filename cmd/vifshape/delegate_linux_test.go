@@ -303,7 +303,7 @@ func TestKernelDelegateHeadless(t *testing.T) {
 				if attached {
 					args = []string{"eth0/b/mine"}
 				}
-				args = append([]string{"run", "--level", "tag"}, append(args, "--", n.program(), "headless", ";", "petition", n.store.AgentSocketFile(), ";", "udp", netip.AddrPortFrom(n.Far4, 9).String(), "20")...)
+				args = append([]string{"run", "--level", "tag"}, append(args, "--", n.program(), "headless", ";", "pause", ";", "petition", n.store.AgentSocketFile(), ";", "udp", netip.AddrPortFrom(n.Far4, 9).String(), "20")...)
 				c := n.command(args...)
 				c.Env = append(os.Environ(), tctest.Acting, shaper.BranchVariable+"=")
 				c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: alice, Gid: alice}}
@@ -323,7 +323,7 @@ func TestKernelDelegateHeadless(t *testing.T) {
 				}
 				var got result
 				sent := n.sentIn(func() {
-					_, err := io.WriteString(in, `{"version":1,"op":"enter","path":"eth0/b/mine"}`+"\n")
+					_, err := io.WriteString(in, "\n"+`{"version":1,"op":"enter","path":"eth0/b/mine"}`+"\n")
 					if err = errors.Join(err, in.Close()); err != nil {
 						t.Fatal(err)
 					}
