@@ -47,7 +47,8 @@ type Request struct {
 	Rate    hierarchy.Amount `json:"rate,omitzero"`
 	Ceil    hierarchy.Amount `json:"ceil,omitzero"`
 	Prio    *uint8           `json:"prio,omitempty"`
-	Qdisc   string           `json:"qdisc,omitempty"` // a kind
+	Qdisc   string           `json:"qdisc,omitempty"`  // a kind
+	Ingress hierarchy.Amount `json:"ingress,omitzero"` // the rate for receiving
 }
 
 // Reply is the agent's answer.

@@ -23,7 +23,7 @@ EXIT STATUS
   130  interrupted; what was begun was put back`
 
 func newAddCommand(e *env) *cobra.Command {
-	var rate, ceil, qdisc string
+	var rate, ceil, ingress, qdisc string
 	var prio uint8
 	c := &cobra.Command{
 		Use:   "add PATH",
@@ -31,7 +31,8 @@ func newAddCommand(e *env) *cobra.Command {
 		Long: `Add makes a branch below another one, as if it stood in the policy, by the smallest
 change. All rules of a policy hold: rates fit into the branch above, no ceiling is
 above that one's. A branch that had none below it gets a rest besides, with its queue
-and its programs; what they send is neither lost nor goes unshaped meanwhile.
+and its programs; what they send is neither lost nor goes unshaped meanwhile. Where the
+policy shapes what the interface receives, the branch has its place in that as well.
 
 Root may add branches anywhere. Users may below those that the policy delegates to
 them, by delegate = ["alice", "uid:1000"], where ` + "`vifshape agent`" + ` runs. Theirs come
@@ -54,7 +55,7 @@ changes nothing. Clear forgets it.
 			for _, f := range []struct {
 				name, text string
 				to         *hierarchy.Amount
-			}{{"rate", rate, &b.Rate}, {"ceil", ceil, &b.Ceil}} {
+			}{{"rate", rate, &b.Rate}, {"ceil", ceil, &b.Ceil}, {"ingress", ingress, &b.Ingress}} {
 				if !c.Flags().Changed(f.name) {
 					continue
 				}
@@ -72,6 +73,7 @@ changes nothing. Clear forgets it.
 	f.StringVar(&rate, "rate", "", "what is guaranteed to it, as `BANDWIDTH` or percentage of the branch above; default: a share of what is left there")
 	f.StringVar(&ceil, "ceil", "", "what it may reach by borrowing, as `BANDWIDTH` or percentage; default: that of the branch above")
 	f.Uint8Var(&prio, "prio", 0, "`NUMBER` from 0, first, to 7 for what it borrows; default: that of the branch above")
+	f.StringVar(&ingress, "ingress", "", "what is guaranteed to it of what the interface receives, as --rate, where that is shaped; default: a share of what is left there")
 	f.StringVar(&qdisc, "qdisc", "", "its queue, a `KIND` of those in `vifshape help qdisc`")
 	return c
 }
@@ -111,7 +113,7 @@ func (e *env) add(ctx context.Context, a amend.Branch) error {
 	}
 	defer m.Close()
 	if os.Geteuid() != 0 {
-		return agentOf(m).Do(ctx, client.Request{Op: client.Add, Path: a.Path, Rate: a.Rate, Ceil: a.Ceil, Prio: a.Prio, Qdisc: a.Qdisc})
+		return agentOf(m).Do(ctx, client.Request{Op: client.Add, Path: a.Path, Rate: a.Rate, Ceil: a.Ceil, Prio: a.Prio, Qdisc: a.Qdisc, Ingress: a.Ingress})
 	}
 	return m.Add(ctx, a, nil)
 }

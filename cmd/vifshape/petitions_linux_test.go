@@ -117,6 +117,7 @@ func TestDelegateLimits(t *testing.T) {
 		code    int
 		words   string
 	}{
+		{"ingress that the interface has not", alice, add(`"path":"eth0/a/x","ingress":"1mbit"`), exitError, "ingress is written here, but not for eth0 as a whole"},
 		{"rate above the branch's", alice, add(`"path":"eth0/a/x","rate":"21mbit"`), exitError, "rate 21mbit is too much: the branches of eth0/a add up to 22mbit, which is 2mbit more than its rate 20mbit"},
 		{"rates that leave nothing to the rest", alice, add(`"path":"eth0/a/x","rate":"19mbit"`), exitError, "leaves 0bit for eth0/a/rest; it needs at least 200kbit"},
 		{"percentage above all", alice, add(`"path":"eth0/a/x","rate":"101%"`), exitUsage, "is not between 0.001% and 100%"},

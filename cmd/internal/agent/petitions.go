@@ -303,7 +303,7 @@ func grant(ctx context.Context, m *shaper.Machine, q client.Request, p *peer) er
 	case client.Enter:
 		return enterPeer(ctx, m, q.Path, who, p)
 	case client.Add:
-		return m.Add(ctx, amend.Branch{Path: q.Path, Rate: q.Rate, Ceil: q.Ceil, Prio: q.Prio, Qdisc: q.Qdisc, By: p.uid}, who)
+		return m.Add(ctx, amend.Branch{Path: q.Path, Rate: q.Rate, Ceil: q.Ceil, Prio: q.Prio, Qdisc: q.Qdisc, Ingress: q.Ingress, By: p.uid}, who)
 	case client.Remove:
 		return m.Remove(ctx, q.Path, who)
 	}

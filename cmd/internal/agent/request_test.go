@@ -12,7 +12,7 @@ import (
 func FuzzRequest(f *testing.F) {
 	for _, s := range []string{
 		`{"version":1,"op":"enter","path":"eth0/a"}`,
-		`{"version":1,"op":"add","path":"eth0/a/x","rate":"5mbit","ceil":"50%","prio":3,"qdisc":"sfq"}`,
+		`{"version":1,"op":"add","path":"eth0/a/x","rate":"5mbit","ceil":"50%","prio":3,"qdisc":"sfq","ingress":"10mbit"}`,
 		`{"version":1,"op":"remove","path":"eth0/../x"}`,
 		`{"version":2}`, `{}`, `[`, ``, "\x00", `{"path":1}`, `{"version":1,"path":"a/b"}{}`,
 	} {
