@@ -198,6 +198,13 @@ func (b *Binder) receives() error {
 // received is the version of the programs for what the interface receives.
 func (b *Binder) received() (uint32, error) { return b.flows.Read(b.egress, b.cfg.Receiver) }
 
+// Flows counts the table by which received packets get their class; its Room is 0 where
+// there is none.
+func (b *Binder) Flows() (bpf.Table, error) {
+	t, err := b.flows.Table()
+	return t, b.wrap(err)
+}
+
 // Homes are those of the interface, in the hierarchy of the way chosen, else of the
 // classifier on the interface, else of the way that would be chosen. They are good until
 // [Binder.Close].

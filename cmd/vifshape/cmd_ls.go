@@ -12,7 +12,6 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/link"
 )
 
@@ -54,24 +53,9 @@ func (e *env) ls(ctx context.Context, asJSON bool) error {
 		return err
 	}
 	defer m.Close()
-	links, err := link.List(m.Conn)
+	views, err := observe.Links(ctx, m)
 	if err != nil {
 		return err
-	}
-	roots, err := tc.Roots(m.Conn)
-	if err != nil {
-		return err
-	}
-	views := make([]*observe.Link, 0, len(links))
-	for _, l := range links {
-		v, err := observe.ViewLink(ctx, m, l, roots[l.Index])
-		if observe.Vanished(err) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		views = append(views, v)
 	}
 	if asJSON {
 		return e.json(lsJSON{views})
@@ -96,7 +80,10 @@ func writeLink(t io.Writer, v *observe.Link, first, rest string) {
 	if v.Speed != 0 {
 		speed = words.Short(v.Speed)
 	}
-	if v.Shaper != "" {
+	switch {
+	case v.ReceivesFor != "":
+		shaper = "receives for " + words.Printable(v.ReceivesFor)
+	case v.Shaper != "":
 		shaper = v.Shaper
 	}
 	if len(v.Lost) > 0 {
@@ -109,7 +96,11 @@ func writeLink(t io.Writer, v *observe.Link, first, rest string) {
 	}
 	for _, b := range v.Branches {
 		if b.ID.Minor() != hierarchy.RootMinor {
-			fmt.Fprintf(t, "%s%s%s\tbranch %v\t\t%s\t\t\t\t\tup to %s\n", rest, line, words.Indented(b.Path)[len(line)/len("│"):], b.ID, words.Short(b.Rate), words.Short(b.Ceil))
+			rate, ceil := words.Short(b.Rate), words.Short(b.Ceil)
+			if b.Ingress != nil {
+				rate, ceil = rate+"/"+words.Short(b.Ingress.Rate), ceil+"/"+words.Short(b.Ingress.Ceil)
+			}
+			fmt.Fprintf(t, "%s%s%s\tbranch %v\t\t%s\t\t\t\t\tup to %s\n", rest, line, words.Indented(b.Path)[len(line)/len("│"):], b.ID, rate, ceil)
 		}
 	}
 	for i, a := range v.Above {

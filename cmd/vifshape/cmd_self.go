@@ -14,7 +14,6 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 func newSelfCommand(e *env) *cobra.Command {
@@ -24,8 +23,9 @@ func newSelfCommand(e *env) *cobra.Command {
 		Short: "Show the branch that this process is in, and what it gets",
 		Long: `Self prints the branch that the calling process sends in, one line for each
 interface that it has one on: guarantee and ceiling, what was sent and dropped,
-what is waiting, what is being sent now, the queue, and what bound it. All of a
-branch's processes share these. Self needs no privileges and works in a program
+what is waiting, what is being sent now, the queue, and what bound it; where what the
+interface receives is shaped, the same of that behind a slash. All of a branch's
+processes share these. Self needs no privileges and works in a program
 that run started, and in its children.
 
 It goes by the cgroup of the process. In a container that hides the cgroups above
@@ -108,14 +108,14 @@ func (e *env) self(ctx context.Context, o showOptions) error {
 
 func (s selfJSON) write(e *env) error {
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "BRANCH\tCLASS\tRATE\tCEIL\tPRIO\tSENT\tDROPPED\tWAITING\tSENDING\tQDISC\tBOUND BY")
+	var all []*observe.Branch
 	for _, v := range s.Branches {
-		queue := "-"
-		if v.Qdisc != nil {
-			queue = qdisc.Text(*v.Qdisc)
-		}
-		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s (%s)\n", v.Path, v.ID, words.Short(v.Rate), words.Short(v.Ceil), v.Prio,
-			words.Bytes(v.Bytes), v.Drops, words.Bytes(uint64(v.Backlog)), words.Short(*v.Sending), queue, words.Printable(v.From), v.Way)
+		all = append(all, v.Branch)
+	}
+	c := columnsOf(all)
+	fmt.Fprintln(t, c.head()+"\tBOUND BY")
+	for _, v := range s.Branches {
+		fmt.Fprintf(t, "%s\t%s\t%s (%s)\n", v.Path, c.row(v.Branch), words.Printable(v.From), v.Way)
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -35,6 +36,11 @@ guarantee and ceiling, its queue, what it has sent and dropped, what is waiting,
 and whose traffic it carries. With --sample it looks twice and also prints what
 each branch is sending. It needs no privileges; without them it cannot read the
 bindings in force, and prints those of the policy.
+
+Where what the interface receives is shaped as well, each column has both directions,
+as in 10mbit/30mbit: first what is sent, then what is received. A queue and a priority
+that both share stand there once. Below is how full the table of flows is by which
+received packets are told apart.
 
 A binding says how many processes it names, and how many of the sockets that they
 have open carry the branch: what these send by the interface is the branch's. The
@@ -158,25 +164,16 @@ func writeShown(w io.Writer, v *observe.Tree) error {
 	}
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	head := "BRANCH\tCLASS\tRATE\tCEIL\tPRIO\tSENT\tDROPPED\tWAITING"
-	sampled := len(v.Branches) > 0 && v.Branches[0].Sending != nil
-	if sampled {
-		head += "\tSENDING"
-	}
-	fmt.Fprintln(t, head+"\tQDISC")
+	c := columnsOf(v.Branches)
+	fmt.Fprintln(t, c.head())
 	for _, b := range v.Branches {
-		prio, queue := "-", "-"
-		if b.Qdisc != nil {
-			prio, queue = fmt.Sprint(b.Prio), qdisc.Text(*b.Qdisc)
-		}
-		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%s\t%s\t%d\t%s", words.Indented(b.Path), b.ID, words.Short(b.Rate), words.Short(b.Ceil), prio, words.Bytes(b.Bytes), b.Drops, words.Bytes(uint64(b.Backlog)))
-		if sampled {
-			fmt.Fprintf(t, "\t%s", words.Short(*b.Sending))
-		}
-		fmt.Fprintf(t, "\t%s\n", queue)
+		fmt.Fprintf(t, "%s\t%s\n", words.Indented(b.Path), c.row(b))
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if v.Flows != nil {
+		fmt.Fprintf(w, "  %s: %v\n", v.Interface, v.Flows)
 	}
 	for _, b := range v.Branches {
 		for _, x := range b.Bound {
@@ -191,6 +188,86 @@ func writeShown(w io.Writer, v *observe.Tree) error {
 		writeDelegation(w, b)
 	}
 	return nil
+}
+
+// shown are the columns of branches in show and self.
+type shown struct {
+	receives bool // both directions, as sent/received
+	sampled  bool // what is being sent now, too
+}
+
+func columnsOf(all []*observe.Branch) (c shown) {
+	for _, b := range all {
+		c.receives = c.receives || b.Ingress != nil
+		c.sampled = c.sampled || b.Sending != nil
+	}
+	return c
+}
+
+func (c shown) head() string {
+	sent, sending := "SENT", "SENDING"
+	if c.receives {
+		sent, sending = "SENT/RECEIVED", "SENDING/RECEIVING"
+	}
+	head := "BRANCH\tCLASS\tRATE\tCEIL\tPRIO\t" + sent + "\tDROPPED\tWAITING"
+	if c.sampled {
+		head += "\t" + sending
+	}
+	return head + "\tQDISC"
+}
+
+// row are the cells behind a branch's name.
+func (c shown) row(b *observe.Branch) string {
+	in := b.Ingress
+	if in == nil {
+		in = &observe.Received{} // printed as "-", if at all
+	}
+	both := func(sent, received string) string {
+		switch {
+		case !c.receives:
+			return sent
+		case b.Ingress == nil:
+			received = "-"
+		}
+		return sent + "/" + received
+	}
+	shared := func(sent, received string) string {
+		if b.Ingress != nil && sent == received {
+			return sent
+		}
+		return both(sent, received)
+	}
+	cells := []string{
+		b.ID.String(), both(words.Short(b.Rate), words.Short(in.Rate)), both(words.Short(b.Ceil), words.Short(in.Ceil)),
+		shared(prioText(b.Prio, b.Qdisc), prioText(in.Prio, in.Qdisc)), both(words.Bytes(b.Bytes), words.Bytes(in.Bytes)),
+		both(fmt.Sprint(b.Drops), fmt.Sprint(in.Drops)), both(words.Bytes(uint64(b.Backlog)), words.Bytes(uint64(in.Backlog))),
+	}
+	if c.sampled {
+		cells = append(cells, both(bandwidthText(b.Sending), bandwidthText(in.Receiving)))
+	}
+	return strings.Join(append(cells, shared(queueText(b.Qdisc), queueText(in.Qdisc))), "\t")
+}
+
+// Of an inner branch, which has no queue, neither means anything.
+func prioText(prio uint8, of *hierarchy.Qdisc) string {
+	if of == nil {
+		return "-"
+	}
+	return fmt.Sprint(prio)
+}
+
+func queueText(q *hierarchy.Qdisc) string {
+	if q == nil {
+		return "-"
+	}
+	return qdisc.Text(*q)
+}
+
+func bandwidthText(b *hierarchy.Bandwidth) string {
+	if b == nil {
+		return "-"
+	}
+	return words.Short(*b)
 }
 
 // writeDelegation prints a line for each thing to say of it.

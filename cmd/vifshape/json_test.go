@@ -36,6 +36,7 @@ var objects = schema.Names{
 	reflect.TypeFor[observe.Bound]():       "held binding",
 	reflect.TypeFor[observe.Stray]():       "stray sockets",
 	reflect.TypeFor[observe.Link]():        "link",
+	reflect.TypeFor[observe.LinkBranch]():  "listed branch",
 	reflect.TypeFor[interfacePlanJSON]():   "interface's plan",
 	reflect.TypeFor[observe.Self]():        "own branch",
 	reflect.TypeFor[trial.DemoPhase]():     "phase",

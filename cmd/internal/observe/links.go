@@ -1,6 +1,7 @@
 package observe
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,15 +17,58 @@ import (
 // Link is an interface in the form of ls.
 type Link struct {
 	link.Link
-	Shaper   string            `json:"shaped_by"` // "vifshape", the kind of a foreign root qdisc, or ""
-	Branches []hierarchy.Class `json:"branches,omitempty"`
-	Lost     []string          `json:"lost,omitempty"` // what the kernel has not that the last apply made
+	Shaper   string       `json:"shaped_by"` // "vifshape", the kind of a foreign root qdisc, or ""
+	Branches []LinkBranch `json:"branches,omitempty"`
+	Lost     []string     `json:"lost,omitempty"` // what the kernel has not that the last apply made
+	// ReceivesFor is the interface for which this one carries what that receives, empty for
+	// all that vifshape did not make for this.
+	ReceivesFor string `json:"receives_for,omitempty"`
 
-	Above []*Link `json:"-"` // what lies on it
+	Above []*Link `json:"-"` // what lies on it, and the one that receives for it
 }
 
-// ViewLink finds out who shapes an interface.
-func ViewLink(ctx context.Context, m *shaper.Machine, l link.Link, root hierarchy.Root) (*Link, error) {
+// LinkBranch is a branch in the list of interfaces.
+type LinkBranch struct {
+	hierarchy.Class
+	Ingress *Limits `json:"ingress,omitempty"`
+}
+
+// Links are the interfaces of the network namespace, but for those that vanish meanwhile:
+// those of containers come and go.
+func Links(ctx context.Context, m *shaper.Machine) ([]*Link, error) {
+	links, err := link.List(m.Conn)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := tc.Roots(m.Conn)
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[int]string, len(links))
+	for _, l := range links {
+		names[l.Index] = l.Name
+	}
+	views := make([]*Link, 0, len(links))
+	for _, l := range links {
+		if l.Receives != 0 {
+			views = append(views, &Link{Link: l, Shaper: "vifshape", ReceivesFor: cmp.Or(names[l.Receives], fmt.Sprintf("if%d", l.Receives))})
+			continue
+		}
+		v, err := viewLink(ctx, m, l, roots[l.Index])
+		var no *link.NotFoundError
+		if errors.As(err, &no) || errors.Is(err, rtnl.ErrGone) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		views = append(views, v)
+	}
+	return views, nil
+}
+
+// viewLink finds out who shapes an interface.
+func viewLink(ctx context.Context, m *shaper.Machine, l link.Link, root hierarchy.Root) (*Link, error) {
 	v := &Link{Link: l}
 	if root.Foreign() {
 		v.Shaper = fmt.Sprintf("%s %v", root.Kind, root.Handle)
@@ -36,25 +80,24 @@ func ViewLink(ctx context.Context, m *shaper.Machine, l link.Link, root hierarch
 		}
 		return v, nil
 	}
-	d, err := tc.Find(m.Conn, l.Name)
-	if err != nil {
-		return nil, err
-	}
-	var s hierarchy.State
-	if err := d.Read(ctx, &s); err != nil {
-		return nil, err
-	}
-	r, err := m.Record(l.Name, d.Index)
-	if err != nil {
-		return nil, err
-	}
-	v.Shaper = "vifshape"
-	v.Branches = ordered(s.On(d.Port()).Classes, r)
 	x, err := m.Interface(l.Name, "")
 	if err != nil {
 		return nil, err
 	}
 	defer x.Binder.Close()
+	s, err := x.Queues(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v.Shaper = "vifshape"
+	in := map[hierarchy.ClassID]*Limits{}
+	for _, c := range x.In(s).Classes {
+		limits := limitsOf(c)
+		in[c.ID] = &limits
+	}
+	for _, c := range ordered(x.On(s).Classes, x.Record) {
+		v.Branches = append(v.Branches, LinkBranch{c, in[c.ID]})
+	}
 	lost := (*shaper.LostError)(nil)
 	if err := x.Losses(s); errors.As(err, &lost) {
 		v.Lost = lost.What
@@ -64,15 +107,8 @@ func ViewLink(ctx context.Context, m *shaper.Machine, l link.Link, root hierarch
 	return v, nil
 }
 
-// Vanished says whether an error is that an interface is not there any more: those
-// of containers come and go.
-func Vanished(err error) bool {
-	var no *link.NotFoundError
-	return errors.As(err, &no) || errors.Is(err, rtnl.ErrGone)
-}
-
-// Grown puts what lies on another interface below it and gives back those that
-// lie on none, or on several.
+// Grown puts what lies on another interface below it, and what receives for one, and
+// gives back those that lie on none, or on several.
 func Grown(views []*Link) []*Link {
 	at := map[int]*Link{}
 	for _, v := range views {
@@ -83,6 +119,9 @@ func Grown(views []*Link) []*Link {
 		lower := at[v.Lower]
 		if v.LowerNetNS != -1 || v.Peer() || lower.liesOn(v, at) {
 			lower = nil
+		}
+		if v.Receives != 0 {
+			lower = at[v.Receives]
 		}
 		if lower == nil {
 			tops = append(tops, v)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
@@ -14,7 +13,6 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
-	"github.com/vifshape/vifshape/tc"
 )
 
 // Self is the branch of the calling process on one interface.
@@ -30,14 +28,12 @@ type Self struct {
 
 // Own is the branch of the calling process on one interface, looked at once.
 type Own struct {
-	device *tc.Device
-	class  hierarchy.Class
-	leaf   *hierarchy.Leaf
-	way    bind.Way
-	bound  hierarchy.Bound
-	record *record.Record
-	at     time.Time
-	bytes  uint64
+	on              *shaper.Interface
+	sends, receives hierarchy.PortState // of the branch alone
+	class           hierarchy.Class
+	way             bind.Way
+	bound           hierarchy.Bound
+	was             counted
 }
 
 // OwnBranch looks at an interface; nil where the process has no branch on it.
@@ -56,7 +52,7 @@ func OwnBranch(ctx context.Context, m *shaper.Machine, iface string) (*Own, erro
 		return nil, err
 	}
 	tree := x.On(s)
-	there := slices.ContainsFunc(tree.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
+	there := (!x.Record.Receives || x.In(s).Root.Ours()) && slices.ContainsFunc(tree.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
 	if bare, err := x.Bare(); !there || err == nil && bare { // else no binding is lost, or it cannot be told
 		if err := x.Losses(s); err != nil {
 			return nil, err
@@ -65,49 +61,46 @@ func OwnBranch(ctx context.Context, m *shaper.Machine, iface string) (*Own, erro
 	if b.Class == 0 {
 		return nil, nil
 	}
-	o := &Own{device: x.Device, way: way, bound: b, record: x.Record}
-	i := slices.IndexFunc(tree.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
-	if i < 0 {
+	o := &Own{on: x.Interface, sends: alone(tree, b.Class), receives: alone(x.In(s), b.Class), way: way, bound: b}
+	if len(o.sends.Classes) == 0 {
 		return nil, fmt.Errorf("%s: its class %v is gone: apply %s again", b.Path, b.Class, x.Record.PolicyName())
 	}
-	o.class = tree.Classes[i]
-	if i := slices.IndexFunc(tree.Leaves, func(l hierarchy.Leaf) bool { return l.Class == b.Class }); i >= 0 {
-		o.leaf = &tree.Leaves[i]
-	}
-	n, err := o.count()
-	o.bytes = n.Bytes
+	o.class = o.sends.Classes[0]
+	o.was, err = count(o.on)
 	return o, err
 }
 
-// count reads the counters of the branch.
-func (o *Own) count() (tc.ClassStats, error) {
-	all, err := o.device.Stats()
-	if err != nil {
-		return tc.ClassStats{}, err
+// alone is what a state has of one class.
+func alone(s hierarchy.PortState, id hierarchy.ClassID) (out hierarchy.PortState) {
+	for _, c := range s.Classes {
+		if c.ID == id {
+			out.Classes = append(out.Classes, c)
+		}
 	}
-	o.at = time.Now()
-	i := slices.IndexFunc(all, func(c tc.ClassStats) bool { return c.Class == o.class.ID })
-	if i < 0 {
-		return tc.ClassStats{}, fmt.Errorf("%s: its class %v went while it was looked at", o.class.Path, o.class.ID)
+	for _, l := range s.Leaves {
+		if l.Class == id {
+			out.Leaves = append(out.Leaves, l)
+		}
 	}
-	return all[i], nil
+	return out
 }
 
 // View looks a second time.
 func (o *Own) View() (*Self, error) {
-	from := o.at
-	n, err := o.count()
+	now, err := count(o.on)
 	if err != nil {
 		return nil, err
 	}
-	v := &Self{Interface: o.device.Name, Branch: newBranch(o.class, n, o.leaf), Way: o.way, From: o.bound.From, Target: o.bound.Target}
-	for _, d := range o.record.Delegated {
+	if _, there := now.sent[o.class.ID]; !there {
+		return nil, fmt.Errorf("%s: its class %v went while it was looked at", o.class.Path, o.class.ID)
+	}
+	b := branches(o.sends, o.receives, o.was, now)[0]
+	v := &Self{Interface: o.on.Device.Name, Branch: b, Way: o.way, From: o.bound.From, Target: o.bound.Target}
+	for _, d := range o.on.Record.Delegated {
 		if o.class.Path.Below(d.Path) {
 			v.Delegated = append(v.Delegated, d)
 		}
 	}
-	sending := rate(o.bytes, n.Bytes, o.at.Sub(from))
-	v.Sending = &sending
 	return v, nil
 }
 

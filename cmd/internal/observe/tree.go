@@ -32,24 +32,90 @@ type Tree struct {
 	Why       string    `json:"binding_why,omitempty"`
 	Lost      []string  `json:"lost,omitempty"` // what the kernel has not that the last apply made
 	Branches  []*Branch `json:"branches"`
+	Flows     *Flows    `json:"flows,omitempty"` // of what it receives
 }
 
 // Branch is a branch with its counters and what is bound to it.
 type Branch struct {
 	hierarchy.Class
-	Leaf      bool                 `json:"leaf"`
-	Qdisc     *hierarchy.Qdisc     `json:"qdisc,omitempty"`
-	Bytes     uint64               `json:"bytes"`
-	Packets   uint64               `json:"packets"`
-	Drops     uint32               `json:"drops"`
-	Overlimit uint32               `json:"overlimits"`
-	Backlog   uint32               `json:"backlog_bytes"`
-	Queue     uint32               `json:"backlog_packets"`
-	Sending   *hierarchy.Bandwidth `json:"sending,omitempty"` // with --sample
-	Bound     []Bound              `json:"bound,omitempty"`
-	Delegate  []bind.Delegate      `json:"delegate,omitempty"`
-	Added     *Added               `json:"added,omitempty"`    // at run time, not in the policy
-	NotHeld   []string             `json:"not_held,omitempty"` // processes that are bound, and why they do not hold
+	Leaf  bool             `json:"leaf"`
+	Qdisc *hierarchy.Qdisc `json:"qdisc,omitempty"`
+	Counters
+	Sending  *hierarchy.Bandwidth `json:"sending,omitempty"` // with --sample
+	Ingress  *Received            `json:"ingress,omitempty"`
+	Bound    []Bound              `json:"bound,omitempty"`
+	Delegate []bind.Delegate      `json:"delegate,omitempty"`
+	Added    *Added               `json:"added,omitempty"`    // at run time, not in the policy
+	NotHeld  []string             `json:"not_held,omitempty"` // processes that are bound, and why they do not hold
+}
+
+// Counters are what a branch has let through in one direction, and its queue.
+type Counters struct {
+	Bytes     uint64 `json:"bytes"`
+	Packets   uint64 `json:"packets"`
+	Drops     uint32 `json:"drops"`
+	Overlimit uint32 `json:"overlimits"`
+	Backlog   uint32 `json:"backlog_bytes"`
+	Queue     uint32 `json:"backlog_packets"`
+}
+
+// Limits are what a branch may have in one direction.
+type Limits struct {
+	Rate    hierarchy.Bandwidth `json:"rate"`
+	Ceil    hierarchy.Bandwidth `json:"ceil"`
+	Burst   hierarchy.Size      `json:"burst"`
+	CBurst  hierarchy.Size      `json:"cburst"`
+	Quantum hierarchy.Size      `json:"quantum"`
+	Prio    uint8               `json:"prio"`
+}
+
+func limitsOf(c hierarchy.Class) Limits {
+	return Limits{c.Rate, c.Ceil, c.Burst, c.CBurst, c.Quantum, c.Prio}
+}
+
+// Received is a branch in the tree for what its interface receives.
+type Received struct {
+	Limits
+	Qdisc *hierarchy.Qdisc `json:"qdisc,omitempty"`
+	Counters
+	Receiving *hierarchy.Bandwidth `json:"receiving,omitempty"` // with --sample
+}
+
+// Flows says how full the table is by which received packets get their branch.
+type Flows struct {
+	Known   int    `json:"known"`
+	Room    int    `json:"room"`
+	Noted   uint64 `json:"noted"`   // since the table was made
+	Evicted uint64 `json:"evicted"` // of these, at least, to make room
+	Unknown uint64 `json:"unknown"` // packets that went to the rest because nobody knew their flow
+}
+
+// String says it in words.
+func (f *Flows) String() string {
+	s := fmt.Sprintf("%s known, room for %d", words.Number(f.Known, "flow", "flows"), f.Room)
+	if f.Evicted > 0 {
+		s += fmt.Sprintf("; %d made room for others, and what they are sent is the rest's until they send again", f.Evicted)
+	}
+	if f.Unknown > 0 {
+		s += fmt.Sprintf("; %d packets were of none, and went to the rest", f.Unknown)
+	}
+	return s
+}
+
+// FlowsOf looks at the table of an interface; nil: it has none, or it may not be looked at.
+func FlowsOf(x *shaper.Interface) (*Flows, error) {
+	t, err := x.Binder.Flows()
+	if errors.Is(err, caps.ErrNotPrivileged) || err == nil && t.Room == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := &Flows{Known: t.Flows, Room: t.Room, Noted: t.Noted, Unknown: t.Unknown}
+	if t.Noted > uint64(t.Flows) {
+		f.Evicted = t.Noted - uint64(t.Flows)
+	}
+	return f, nil
 }
 
 // Added is who added a branch.
@@ -93,41 +159,35 @@ func ViewTree(ctx context.Context, m *shaper.Machine, iface string, sample time.
 		s.Bound = nil
 	}
 	s.Bound = x.Named(s.Bound, x.Blind != nil)
-	first, err := x.Device.Stats()
+	now, err := count(x.Interface)
 	if err != nil {
 		return nil, err
 	}
-	var sending map[hierarchy.ClassID]hierarchy.Bandwidth
+	was := now
 	if sample > 0 {
-		if first, sending, err = sampled(ctx, m, x.Device, first, sample); err != nil {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(sample):
+		}
+		if now, err = count(x.Interface); err != nil {
 			return nil, err
 		}
-	}
-	stats := make(map[hierarchy.ClassID]tc.ClassStats, len(first))
-	for _, c := range first {
-		stats[c.Class] = c
-	}
-	tree := x.On(s)
-	leaves := make(map[hierarchy.ClassID]*hierarchy.Leaf, len(tree.Leaves))
-	for i := range tree.Leaves {
-		leaves[tree.Leaves[i].Class] = &tree.Leaves[i]
 	}
 	bound, err := boundTo(ctx, x.Interface, s.Bound)
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range tree.Classes {
-		if c.Path == "" {
-			c.Path = hierarchy.Path(iface).Join(c.ID.String())
+	for _, b := range branches(x.On(s), x.In(s), was, now) {
+		if b.Path == "" {
+			b.Path = hierarchy.Path(iface).Join(b.ID.String())
 		}
-		b := newBranch(c, stats[c.ID], leaves[c.ID])
-		b.Bound = bound[c.ID]
+		b.Bound = bound[b.ID]
 		b.delegation(x.Record)
-		if sending != nil {
-			r := sending[c.ID]
-			b.Sending = &r
-		}
 		v.Branches = append(v.Branches, b)
+	}
+	if v.Flows, err = FlowsOf(x.Interface); err != nil {
+		return nil, err
 	}
 	unheld, err := UnheldBy(ctx, x, s)
 	if err != nil {
@@ -175,13 +235,85 @@ func UnheldBy(ctx context.Context, x *shaper.Target, is hierarchy.State) (map[hi
 	return all, nil
 }
 
-// newBranch is a class with its counters; l is nil for an inner one.
-func newBranch(c hierarchy.Class, n tc.ClassStats, l *hierarchy.Leaf) *Branch {
-	b := &Branch{Class: c, Bytes: n.Bytes, Packets: n.Packets, Drops: n.Drops, Overlimit: n.Overlimits, Backlog: n.Backlog, Queue: n.QLen}
-	if l != nil {
-		b.Leaf, b.Qdisc = true, &l.Qdisc
+// branches are the classes of an interface where it sends, each with what it is where it
+// receives, and with the counters of now, and the bandwidth since a look before it.
+func branches(sends, receives hierarchy.PortState, was, now counted) []*Branch {
+	leaves, in := leavesOf(sends), map[hierarchy.ClassID]*Received{}
+	queues := leavesOf(receives)
+	for _, c := range receives.Classes {
+		r := &Received{Limits: limitsOf(c), Counters: counters(now.received[c.ID]), Receiving: bandwidth(was.received, now.received, c.ID, now.at.Sub(was.at))}
+		if l := queues[c.ID]; l != nil {
+			r.Qdisc = &l.Qdisc
+		}
+		in[c.ID] = r
 	}
-	return b
+	var all []*Branch
+	for _, c := range sends.Classes {
+		b := &Branch{Class: c, Counters: counters(now.sent[c.ID]), Sending: bandwidth(was.sent, now.sent, c.ID, now.at.Sub(was.at)), Ingress: in[c.ID]}
+		if l := leaves[c.ID]; l != nil {
+			b.Leaf, b.Qdisc = true, &l.Qdisc
+		}
+		all = append(all, b)
+	}
+	return all
+}
+
+func leavesOf(s hierarchy.PortState) map[hierarchy.ClassID]*hierarchy.Leaf {
+	leaves := make(map[hierarchy.ClassID]*hierarchy.Leaf, len(s.Leaves))
+	for i := range s.Leaves {
+		leaves[s.Leaves[i].Class] = &s.Leaves[i]
+	}
+	return leaves
+}
+
+func counters(n tc.ClassStats) Counters {
+	return Counters{Bytes: n.Bytes, Packets: n.Packets, Drops: n.Drops, Overlimit: n.Overlimits, Backlog: n.Backlog, Queue: n.QLen}
+}
+
+// classStats are counters by class.
+type classStats map[hierarchy.ClassID]tc.ClassStats
+
+// counted are the counters of an interface at one time.
+type counted struct {
+	at             time.Time
+	sent, received classStats
+}
+
+// count reads the counters of an interface, of both directions.
+func count(x *shaper.Interface) (c counted, err error) {
+	sent, err := x.Device.Stats()
+	if err != nil {
+		return c, err
+	}
+	c.at, c.sent = time.Now(), byClass(sent)
+	received, err := x.Receiver.Stats()
+	c.received = byClass(received)
+	return c, err
+}
+
+func byClass(all []tc.ClassStats) classStats {
+	m := make(classStats, len(all))
+	for _, c := range all {
+		m[c.Class] = c
+	}
+	return m
+}
+
+// bandwidth is what a class let through between two looks; nil: there was one.
+func bandwidth(was, is classStats, id hierarchy.ClassID, took time.Duration) *hierarchy.Bandwidth {
+	if took <= 0 {
+		return nil
+	}
+	r := rate(was[id].Bytes, is[id].Bytes, took)
+	return &r
+}
+
+// rate is that at which a class went from having sent so many bytes to more.
+func rate(was, is uint64, took time.Duration) hierarchy.Bandwidth {
+	if is < was { // the class was made anew meanwhile
+		return 0
+	}
+	return hierarchy.Bandwidth(float64(is-was) * 8 / took.Seconds())
 }
 
 // delegation notes whose branch it is, and whether it is the policy's.
@@ -196,38 +328,6 @@ func (b *Branch) delegation(r *record.Record) {
 			b.Added = &Added{a.By}
 		}
 	}
-}
-
-// sampled looks a second time and says what every class sent meanwhile.
-func sampled(ctx context.Context, m *shaper.Machine, d *tc.Device, first []tc.ClassStats, wait time.Duration) ([]tc.ClassStats, map[hierarchy.ClassID]hierarchy.Bandwidth, error) {
-	from := time.Now()
-	select {
-	case <-ctx.Done():
-		return nil, nil, ctx.Err()
-	case <-time.After(wait):
-	}
-	second, err := d.Stats()
-	if err != nil {
-		return nil, nil, err
-	}
-	took := time.Since(from)
-	was := make(map[hierarchy.ClassID]uint64, len(first))
-	for _, c := range first {
-		was[c.Class] = c.Bytes
-	}
-	sending := make(map[hierarchy.ClassID]hierarchy.Bandwidth, len(second))
-	for _, c := range second {
-		sending[c.Class] = rate(was[c.Class], c.Bytes, took)
-	}
-	return second, sending, nil
-}
-
-// rate is that at which a class went from having sent so many bytes to more.
-func rate(was, is uint64, took time.Duration) hierarchy.Bandwidth {
-	if is < was { // the class was made anew meanwhile
-		return 0
-	}
-	return hierarchy.Bandwidth(float64(is-was) * 8 / took.Seconds())
 }
 
 // order puts branches below their parents, siblings as the policy lists them;

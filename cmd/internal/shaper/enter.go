@@ -190,7 +190,7 @@ func (x *Interface) stands(class hierarchy.ClassID) error {
 	if err != nil || has {
 		return err
 	}
-	s, err := x.queues(context.Background())
+	s, err := x.Queues(context.Background())
 	if err == nil {
 		err = x.Losses(s)
 	}

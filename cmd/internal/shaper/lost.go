@@ -163,8 +163,8 @@ func (x *Interface) Bare() (bool, error) {
 	return !has, err
 }
 
-// queues reads the interface's root qdisc, classes and leaf queues alone.
-func (x *Interface) queues(ctx context.Context) (hierarchy.State, error) {
+// Queues reads the interface's root qdiscs, classes and leaf queues alone.
+func (x *Interface) Queues(ctx context.Context) (hierarchy.State, error) {
 	s := hierarchy.State{Device: x.Record.Interface}
 	err := x.Device.Read(ctx, &s)
 	if err == nil && x.Record.Receives {
@@ -184,7 +184,7 @@ func (m *Machine) Intact(ctx context.Context, iface string) error {
 		return err
 	}
 	defer x.Binder.Close()
-	s, err := x.queues(ctx)
+	s, err := x.Queues(ctx)
 	if err == nil {
 		err = x.misplaced(s)
 	}

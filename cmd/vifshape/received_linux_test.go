@@ -1,0 +1,181 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+const bothPolicy = `version = 1
+binding = "bpf"
+[interface.eth0]
+rate = "40mbit"
+ingress = "100mbit"
+[interface.eth0.web]
+rate = "10mbit"
+ingress = { rate = "30mbit", ceil = "60mbit" }
+qdisc = "pfifo"
+[interface.eth0.calls]
+rate = "5mbit"
+prio = 0
+`
+
+// newBoth is a network that shapes both directions, and whose far end sends to whoever
+// connects to its port 5700 as much as it takes.
+func newBoth(t *testing.T) *network {
+	t.Helper()
+	tctest.RequireLink(t, "ifb")
+	for _, p := range []string{"bash", "head"} {
+		tctest.RequireProgram(t, p)
+	}
+	n := newNetwork(t)
+	var l net.Listener
+	if err := n.Far.Do(func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(n.Far4, 5700).String())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				b := make([]byte, 64<<10)
+				for {
+					if _, err := c.Write(b); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	n.ok("apply", n.policy("both.toml", bothPolicy))
+	return n
+}
+
+// download is a program of a branch that receives so many bytes.
+func (n *network) download(branch string, bytes int) *running {
+	n.Helper()
+	return n.start(n.command("run", "--level", "tag", branch, "--", "bash", "-c", fmt.Sprintf("exec head -c %d </dev/tcp/%v/5700 >/dev/null", bytes, n.Far4)))
+}
+
+type shownBranch struct {
+	Path           hierarchy.Path
+	Rate, Ceil     hierarchy.Bandwidth
+	Sending        uint64 `json:"sending_bps"`
+	Bytes, Packets uint64
+	Prio           uint8
+	Qdisc          *hierarchy.Qdisc
+	Ingress        *struct {
+		Rate, Ceil     hierarchy.Bandwidth
+		Receiving      uint64 `json:"receiving_bps"`
+		Bytes, Packets uint64
+		Prio           uint8
+		Qdisc          *hierarchy.Qdisc
+	}
+}
+
+// TestKernelShowBoth holds that show has both directions of each branch beside each other,
+// as the kernel counts them, for people and for programs.
+func TestKernelShowBoth(t *testing.T) {
+	n := newBoth(t)
+	const size = 2_000_000
+	if r := n.download("eth0/web", size).wait(); r.code != 0 {
+		t.Fatal(r)
+	}
+	text := n.ok("show")
+	t.Log("\n" + text)
+	for _, line := range []string{
+		`BRANCH +CLASS +RATE +CEIL +PRIO +SENT/RECEIVED +DROPPED +WAITING +QDISC`,
+		`eth0 +71f:1 +40mbit/100mbit +40mbit/100mbit +- +[0-9.]+k?B/2\.[0-9]MB +[0-9]+/[0-9]+ +[0-9.]+k?B/[0-9.]+k?B +-`,
+		`  web +71f:[0-9a-f]+ +10mbit/30mbit +40mbit/60mbit +3 +[0-9.]+k?B/2\.[0-9]MB +\S+ +\S+ +pfifo.*/.*[a-z].*`,
+		`  calls +71f:[0-9a-f]+ +5mbit/35mbit +40mbit/100mbit +0 +0B/0B +0/0 +0B/0B +[^/]+`,
+		`  eth0: [0-9]+ flows? known, room for 65536.*`,
+	} {
+		if !regexp.MustCompile(`(?m)^` + line + `$`).MatchString(text) {
+			t.Errorf("no line like %s", line)
+		}
+	}
+	var got struct {
+		Interfaces []struct {
+			Branches []shownBranch
+			Flows    struct {
+				Known, Room    int
+				Noted, Evicted *uint64
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(n.ok("show", "--json")), &got); err != nil || len(got.Interfaces) != 1 {
+		t.Fatalf("%v: %+v", err, got)
+	}
+	if f := got.Interfaces[0].Flows; f.Known == 0 || f.Room < 65536 || f.Noted == nil || *f.Noted < uint64(f.Known) || f.Evicted == nil || *f.Evicted != 0 {
+		t.Errorf("flows: %+v", f)
+	}
+	seen := 0
+	for _, b := range got.Interfaces[0].Branches {
+		in := b.Ingress
+		switch {
+		case in == nil:
+			t.Errorf("%s has no ingress", b.Path)
+		case b.Path == "eth0/web":
+			seen++
+			if in.Rate != 30*hierarchy.Mbit || in.Ceil != 60*hierarchy.Mbit || in.Prio != 3 || in.Qdisc == nil || b.Qdisc.Kind != "pfifo" || in.Qdisc.Kind == "pfifo" ||
+				in.Bytes < size || in.Bytes > size*12/10 || in.Packets == 0 || b.Bytes > size/4 {
+				t.Errorf("%+v, ingress %+v", b, *in)
+			}
+		case b.Path == "eth0/calls":
+			seen++
+			if in.Bytes != 0 || in.Prio != 0 || in.Qdisc == nil {
+				t.Errorf("%+v, ingress %+v", b, *in)
+			}
+		}
+	}
+	if seen != 2 {
+		t.Errorf("%d of the branches are shown", seen)
+	}
+
+	// What comes in just now.
+	d := n.download("eth0/web", 1<<40)
+	n.until("traffic", func() bool {
+		return strings.Contains(n.ok("show", "eth0/web", "--sample", "50ms"), "SENDING/RECEIVING")
+	})
+	sampled := n.ok("show", "--json", "--sample", "1s")
+	self := n.run("run", "--level", "tag", "eth0/web", "--", n.bin, "self", "--sample", "1s")
+	selfJSON := n.run("run", "--level", "tag", "eth0/web", "--", n.bin, "self", "--json", "--sample", "1s")
+	if err := n.kill(); err != nil {
+		t.Error(err)
+	}
+	d.wait()
+	t.Logf("\n%v", self)
+	if m := regexp.MustCompile(`(?m)^eth0/web +71f:\S+ +10mbit/30mbit +40mbit/60mbit +3 .*/[0-9.]+mbit +.*run \(bpf\)$`); self.code != 0 || !m.MatchString(self.stdout) {
+		t.Errorf("self: %v", self)
+	}
+	var own struct{ Branches []shownBranch }
+	if err := json.Unmarshal([]byte(selfJSON.stdout), &own); err != nil || len(own.Branches) != 1 {
+		t.Fatalf("%v: %v", err, selfJSON)
+	}
+	if err := json.Unmarshal([]byte(sampled), &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range append(got.Interfaces[0].Branches, own.Branches...) {
+		// It may borrow up to 60mbit and nobody else receives; wide, because processors stand still.
+		if b.Path == "eth0/web" && (b.Ingress.Receiving < 10_000_000 || b.Ingress.Receiving > 90_000_000 || b.Sending > b.Ingress.Receiving/4) {
+			t.Errorf("sending %d, receiving %d", b.Sending, b.Ingress.Receiving)
+		}
+		if b.Path == "eth0/calls" && b.Ingress.Receiving != 0 {
+			t.Errorf("calls receives %d", b.Ingress.Receiving)
+		}
+	}
+}
