@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -28,8 +29,9 @@ func newDemoCommand(e *env) *cobra.Command {
 		Long: `Demo makes two network namespaces and a cable between them, applies a policy of
 three levels there, starts senders inside its branches and one outside all of
 them, and prints what arrives at the far end beside what should: the ideal
-allocation for what the senders want. In the middle it changes one rate. It ends
-with a verdict for every branch. It needs nothing but this program and root, and
+allocation for what the senders want. Meanwhile it changes one rate. Then the far end
+sends, and it prints what arrives inside the branches. It ends with a verdict for
+every branch in both directions. It needs nothing but this program and root, and
 leaves the interfaces of this machine alone.
 
 EXIT STATUS
@@ -50,8 +52,8 @@ EXIT STATUS
 	f.BoolVar(&o.keep, "keep", false, "leave the namespaces and the tree standing, to look around")
 	f.BoolVar(&o.remove, "remove", false, "remove what --keep left")
 	f.BoolVar(&o.json, "json", false, "print the verdict as JSON, and nothing else")
-	f.DurationVar(&o.time, "time", 12*time.Second, fmt.Sprintf("how long to send; at least %v", trial.DemoLeast))
-	c.AddCommand(newDemoSendCommand())
+	f.DurationVar(&o.time, "time", 18*time.Second, fmt.Sprintf("how long to send and to receive; at least %v", trial.DemoLeast))
+	c.AddCommand(newDemoSendCommand(), newDemoReceiveCommand())
 	return c
 }
 
@@ -77,7 +79,10 @@ func (e *env) demo(ctx context.Context, o demoOptions) error {
 	live := trial.DemoOptions{
 		RunDir: e.runDir, Self: selfPath, Stderr: e.stderr, Time: o.time, Tell: e.tell,
 		Begin: func(p *trial.DemoPhase) {
-			if !begun {
+			switch {
+			case p.Receives:
+				fmt.Fprintf(out, "\nNow the far end sends. What arrives inside the branches, in mbit/s:\n\n")
+			case !begun:
 				fmt.Fprintf(out, "What arrives at the far end of eth0, in mbit/s:\n\n")
 			}
 			begun = true
@@ -150,6 +155,23 @@ func newDemoSendCommand() *cobra.Command {
 	}
 }
 
+// newDemoReceiveCommand is what the demo starts inside branches, too.
+func newDemoReceiveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "receive PORT NAME",
+		Short:  "Receive until standard input ends, and count with each of its lines",
+		Hidden: true,
+		Args:   cobra.ExactArgs(2),
+		RunE: interruptible(func(c *cobra.Command, a []string) error {
+			port, err := strconv.ParseUint(a[0], 10, 16)
+			if err != nil {
+				return usagef("%q is no port", a[0])
+			}
+			return trial.ReceiveUntil(c.Context(), uint16(port), os.Stdin, os.Stdout)
+		}),
+	}
+}
+
 func column(s string) string { return fmt.Sprintf("%14s", s) }
 
 func mbit(b hierarchy.Bandwidth) string {
@@ -173,8 +195,13 @@ func (e *env) verdict(out io.Writer, phases []*trial.DemoPhase, o demoOptions) e
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\nBRANCH\tIDEAL\tMEASURED\tERROR\tVERDICT")
 	for i, p := range phases {
-		if i > 0 {
+		switch {
+		case p.Receives:
+			fmt.Fprintf(t, "receiving\t\t\t\t\n")
+		case i > 0:
 			fmt.Fprintf(t, "after the change\t\t\t\t\n")
+		default:
+			fmt.Fprintf(t, "sending\t\t\t\t\n")
 		}
 		for _, r := range p.Results {
 			verdict := "holds"
@@ -191,6 +218,6 @@ func (e *env) verdict(out io.Writer, phases []*trial.DemoPhase, o demoOptions) e
 		e.notef("a branch is more than %d%% away from the ideal allocation", trial.DemoWithin)
 		return codeError(exitError)
 	}
-	fmt.Fprintf(out, "\nEvery branch is within %d%% of the ideal allocation.\n", trial.DemoWithin)
+	fmt.Fprintf(out, "\nEvery branch is within %d%% of the ideal allocation, in both directions.\n", trial.DemoWithin)
 	return nil
 }

@@ -42,7 +42,7 @@ exit $verdict`
 	if err := json.Unmarshal([]byte(r.stdout), &v); err != nil {
 		t.Fatalf("%v in %s", err, r.stdout)
 	}
-	if !v.Holds || len(v.Phases) != 2 {
+	if !v.Holds || len(v.Phases) != 3 || v.Phases[1].Receives || !v.Phases[2].Receives {
 		t.Errorf("the verdict is %+v", v)
 	}
 	for _, p := range v.Phases {

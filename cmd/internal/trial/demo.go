@@ -1,7 +1,9 @@
 package trial
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,37 +30,43 @@ import (
 const demoPolicy = `version = 1
 
 [interface.eth0]
-rate = "100mbit"
+rate    = "100mbit"
+ingress = "200mbit"     # what it receives
 
 [interface.eth0.office]
-rate = "50mbit"
+rate    = "50mbit"
+ingress = "100mbit"
 
 [interface.eth0.office.calls]
-rate = "10mbit"
-prio = 0                # in front of the others when there is bandwidth to spare
+rate    = "10mbit"
+ingress = "20mbit"
+prio    = 0             # in front of the others when there is bandwidth to spare
 
 [interface.eth0.office.work]
-rate = "40mbit"
+rate    = "40mbit"
+ingress = "80mbit"
 
 [interface.eth0.guests]
-rate = "%s"
-ceil = "70mbit"
+rate    = "%s"
+ceil    = "70mbit"
+ingress = { rate = "60mbit", ceil = "140mbit" }
 
 [interface.eth0.guests.alice]
 
 [interface.eth0.guests.bob]
 
-[interface.eth0.rest]
-rate = "10mbit"
-ceil = "10mbit"         # what nothing is bound to never gets more
+[interface.eth0.rest]   # what nothing is bound to never gets more
+rate    = "10mbit"
+ceil    = "10mbit"
+ingress = { rate = "20mbit", ceil = "20mbit" }
 `
 
 // The rate of eth0/guests before and after the change. After it guarantees take
 // the whole link, and nothing is left to borrow.
 const demoBefore, demoAfter = "30mbit", "40mbit"
 
-// DemoSenders is who sends what into which leaf. The one for the rest is started
-// without run: nothing binds it. Calls takes all that it is guaranteed, so that the
+// DemoSenders is who sends what into which leaf, and is then sent twice as much of the
+// same. The one for the rest is started without run: nothing binds it. Calls takes all that it is guaranteed, so that the
 // link alone lends: what two lend at once HTB shares less exactly (README.md).
 var DemoSenders = []demoSender{
 	{Path: "eth0/office/calls", Protocol: "udp", Rate: 10 * hierarchy.Mbit, Port: 5001},
@@ -83,9 +91,9 @@ const DemoWithin = 5 // percent
 // its time to find its rate.
 const demoSettle = 2 * time.Second
 
-// DemoLeast is the least time to send: two phases that settle, and as much again
-// to measure, which takes several rounds of the quanta over all that borrow.
-const DemoLeast = 4 * demoSettle
+// DemoLeast is the least time to send and to receive: three phases that settle, and as
+// much again to measure, which takes several rounds of the quanta over all that borrow.
+const DemoLeast = 6 * demoSettle
 
 // DemoName is the network namespace that --keep leaves behind; its far end has
 // "-far" behind it.
@@ -105,10 +113,11 @@ type DemoResult struct {
 	Holds    bool                `json:"holds"`
 }
 
-// DemoPhase is a stretch of time under one policy.
+// DemoPhase is a stretch of time under one policy, and in one direction.
 type DemoPhase struct {
-	Change  string       `json:"change,omitempty"`
-	Results []DemoResult `json:"branches"`
+	Receives bool         `json:"receives"`
+	Change   string       `json:"change,omitempty"`
+	Results  []DemoResult `json:"branches"`
 }
 
 // DemoOptions are how long a demonstration takes and who is told of it while it goes on.
@@ -116,7 +125,7 @@ type DemoOptions struct {
 	RunDir string
 	Self   string        // this program
 	Stderr io.Writer     // of the senders
-	Time   time.Duration // to send, at least [DemoLeast]
+	Time   time.Duration // to send and to receive, at least [DemoLeast]
 	Tell   func(shaper.Remark)
 	// Begin is told what every branch should get, before a phase; Tick what each gets,
 	// every second since the start, in the order of the branches; Changed what is
@@ -129,15 +138,14 @@ type DemoOptions struct {
 
 // demo is the demonstration under way.
 type demo struct {
-	o     DemoOptions
-	pair  *lab.Pair
-	sink  *lab.Sink
-	ports []uint16
+	o    DemoOptions
+	pair *lab.Pair
+	sink *lab.Sink // at the far end
 }
 
-// Demo sends into a tree in network namespaces of its own, changes one rate meanwhile, and
-// says what every branch got beside what it should. With keep all of it stays
-// standing, under the name [DemoName] and with "-far" behind it. It takes root.
+// Demo sends into a tree in network namespaces of its own, changes one rate meanwhile, sends
+// to its branches, and says what every branch got beside what it should. With keep all of it
+// stays standing, under the name [DemoName] and with "-far" behind it. It takes root.
 func Demo(ctx context.Context, o DemoOptions, keep bool) (phases []*DemoPhase, far netip.Addr, err error) {
 	d := &demo{o: o}
 	defer func() { err = errors.Join(err, d.close(keep && err == nil)) }()
@@ -148,26 +156,81 @@ func Demo(ctx context.Context, o DemoOptions, keep bool) (phases []*DemoPhase, f
 	if err := d.apply(ctx, demoBefore, nil); err != nil {
 		return nil, far, err
 	}
-	stop, err := d.send(ctx)
-	if err != nil {
-		return nil, far, err
-	}
-	defer func() { err = errors.Join(err, stop()) }()
 	start := time.Now()
-	first, err := d.phase(ctx, demoBefore, start, o.Time/2)
+	if phases, err = d.sending(ctx, start); err != nil {
+		return nil, far, err
+	}
+	third, err := d.receiving(ctx, start)
 	if err != nil {
 		return nil, far, err
 	}
-	o.Changing(demoBefore, demoAfter)
-	if err := d.apply(ctx, demoAfter, o.Changed); err != nil {
-		return nil, far, err
+	return append(phases, third), far, nil
+}
+
+// sending has the branches send, and changes one of them meanwhile.
+func (d *demo) sending(ctx context.Context, start time.Time) (phases []*DemoPhase, err error) {
+	programs := &demoPrograms{}
+	defer func() { err = errors.Join(err, programs.stop(ctx)) }()
+	for _, s := range DemoSenders {
+		to := netip.AddrPortFrom(d.pair.Far4, s.Port).String()
+		if _, err := d.start(programs, s, "send", s.Protocol, to, fmt.Sprint(s.Flows), fmt.Sprint(uint64(s.Rate)), string(s.Path)); err != nil {
+			return nil, err
+		}
 	}
-	second, err := d.phase(ctx, demoAfter, start, o.Time-o.Time/2)
-	if err != nil {
-		return nil, far, err
+	counts := func() (all []lab.Count, err error) {
+		for _, s := range DemoSenders {
+			all = append(all, d.sink.Count(s.Port))
+		}
+		return all, nil
 	}
-	second.Change = fmt.Sprintf("eth0/guests rate %s -> %s", demoBefore, demoAfter)
-	return []*DemoPhase{first, second}, far, nil
+	first := &DemoPhase{}
+	if err := d.phase(ctx, first, demoBefore, start, counts); err != nil {
+		return nil, err
+	}
+	d.o.Changing(demoBefore, demoAfter)
+	if err := d.apply(ctx, demoAfter, d.o.Changed); err != nil {
+		return nil, err
+	}
+	second := &DemoPhase{Change: fmt.Sprintf("eth0/guests rate %s -> %s", demoBefore, demoAfter)}
+	if err := d.phase(ctx, second, demoAfter, start, counts); err != nil {
+		return nil, err
+	}
+	return []*DemoPhase{first, second}, nil
+}
+
+// receiving has the branches receive what the far end sends them.
+func (d *demo) receiving(ctx context.Context, start time.Time) (_ *DemoPhase, err error) {
+	programs := &demoPrograms{}
+	defer func() { err = errors.Join(err, programs.stop(ctx)) }()
+	var inside []*demoReceiver
+	for _, s := range DemoSenders {
+		r, err := d.start(programs, s, "receive", fmt.Sprint(s.Port), string(s.Path))
+		if err != nil {
+			return nil, err
+		}
+		if _, err := r.count(); err != nil { // it listens
+			return nil, fmt.Errorf("receiver %s: %w", s.Path, err)
+		}
+		source, err := lab.Start(context.WithoutCancel(ctx), lab.Traffic{
+			NetNS: d.pair.Far, Protocol: s.Protocol, To: netip.AddrPortFrom(d.pair.Near4, s.Port),
+			Flows: s.Flows, Rate: 2 * s.Rate, Control: cubic, Lag: demoLag,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("send to %s: %w", s.Path, err)
+		}
+		inside, programs.sources = append(inside, r), append(programs.sources, source)
+	}
+	p := &DemoPhase{Receives: true}
+	return p, d.phase(ctx, p, demoAfter, start, func() (all []lab.Count, err error) {
+		for i, r := range inside {
+			n, err := r.count()
+			if err != nil {
+				return nil, fmt.Errorf("receiver %s: %w", DemoSenders[i].Path, err)
+			}
+			all = append(all, n)
+		}
+		return all, nil
+	})
 }
 
 // Standing says whether a demonstration was left standing.
@@ -194,10 +257,11 @@ func (d *demo) open(ctx context.Context) (err error) {
 	if d.pair, err = lab.NewPair(lab.PairConfig{}); err != nil {
 		return err
 	}
+	var ports []uint16
 	for _, s := range DemoSenders {
-		d.ports = append(d.ports, s.Port)
+		ports = append(ports, s.Port)
 	}
-	d.sink, err = lab.NewSink(context.WithoutCancel(ctx), d.pair.Far, d.ports...)
+	d.sink, err = lab.NewSink(context.WithoutCancel(ctx), d.pair.Far, ports...)
 	return err
 }
 
@@ -217,86 +281,130 @@ func (d *demo) apply(ctx context.Context, guests string, done func([]hierarchy.P
 	})
 }
 
-// send starts the senders, each a process of its own: inside its branch by
-// vifshape run, the last one as it is.
-func (d *demo) send(ctx context.Context) (stop func() error, err error) {
-	var running []*exec.Cmd
-	var pipes []io.Closer
-	stop = func() error {
-		for _, p := range pipes {
-			p.Close() // a sender ends when its input does
-		}
-		var errs []error
-		for _, c := range running {
-			kill := time.AfterFunc(5*time.Second, func() { c.Process.Kill() })
-			if err := c.Wait(); err != nil && ctx.Err() == nil {
-				errs = append(errs, fmt.Errorf("sender %s: %w", c.Args[len(c.Args)-1], err))
-			}
-			kill.Stop()
-		}
-		return errors.Join(errs...)
-	}
-	for _, s := range DemoSenders {
-		argv := []string{"vifshape", "demo", "send", s.Protocol, netip.AddrPortFrom(d.pair.Far4, s.Port).String(), fmt.Sprint(s.Flows), fmt.Sprint(uint64(s.Rate)), string(s.Path)}
-		if s.Path.Base() != hierarchy.RestName {
-			argv = append([]string{"vifshape", "run", "--level", "best", string(s.Path), "--", d.o.Self}, argv[1:]...)
-		}
-		c := &exec.Cmd{Path: d.o.Self, Args: argv, Stderr: d.o.Stderr}
-		in, err := c.StdinPipe()
-		if err == nil {
-			err = d.pair.Near.Start(c)
-		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("start a sender for %s: %w", s.Path, err), stop())
-		}
-		running, pipes = append(running, c), append(pipes, in)
-	}
-	return stop, nil
+// demoPrograms are what runs in the branches, each a process of its own, and what is sent
+// to them.
+type demoPrograms struct {
+	running []*exec.Cmd
+	pipes   []io.Closer
+	sources []*lab.Source
 }
 
-// tree is the policy's tree as it is in force, with what the senders want.
-func (d *demo) tree(guests string) (*hierarchy.Tree, map[hierarchy.Path]hierarchy.Bandwidth, error) {
-	p, err := policy.Parse("demo.toml", strings.NewReader(fmt.Sprintf(demoPolicy, guests)), qdisc.Kinds())
+// demoReceiver is a program that receives, and counts when it is asked.
+type demoReceiver struct {
+	ask    io.Writer
+	answer *bufio.Reader
+}
+
+// start starts a program of the demo: inside its branch by vifshape run, that of the rest as
+// it is.
+func (d *demo) start(p *demoPrograms, s demoSender, what ...string) (*demoReceiver, error) {
+	argv := append([]string{"vifshape", "demo"}, what...)
+	if s.Path.Base() != hierarchy.RestName {
+		argv = append([]string{"vifshape", "run", "--level", "best", string(s.Path), "--", d.o.Self}, argv[1:]...)
+	}
+	c := &exec.Cmd{Path: d.o.Self, Args: argv, Stderr: d.o.Stderr}
+	in, err := c.StdinPipe()
+	var out io.Reader
+	if err == nil {
+		out, err = c.StdoutPipe()
+	}
+	if err == nil {
+		err = d.pair.Near.Start(c)
+	}
 	if err != nil {
-		return nil, nil, err
+		return nil, fmt.Errorf("start a program for %s: %w", s.Path, err)
 	}
-	demand := map[hierarchy.Path]hierarchy.Bandwidth{}
-	for _, s := range DemoSenders {
-		if demand[s.Path] = s.Rate; s.Rate == 0 {
-			demand[s.Path] = hierarchy.Unlimited
-		}
-	}
-	return p.Trees[0], demand, nil
+	p.running, p.pipes = append(p.running, c), append(p.pipes, in)
+	return &demoReceiver{in, bufio.NewReader(out)}, nil
 }
 
-// phase tells what arrives, second by second, and returns what every branch got
-// from demoSettle on.
-func (d *demo) phase(ctx context.Context, guests string, start time.Time, length time.Duration) (*DemoPhase, error) {
-	tree, demand, err := d.tree(guests)
+// stop ends all of it.
+func (p *demoPrograms) stop(ctx context.Context) error {
+	var errs []error
+	for _, s := range p.sources {
+		errs = append(errs, s.Stop())
+	}
+	for _, in := range p.pipes {
+		in.Close() // a program ends when its input does
+	}
+	for _, c := range p.running {
+		kill := time.AfterFunc(5*time.Second, func() { c.Process.Kill() })
+		if err := c.Wait(); err != nil {
+			errs = append(errs, fmt.Errorf("program for %s: %w", c.Args[len(c.Args)-1], err))
+		}
+		kill.Stop()
+	}
+	if ctx.Err() != nil {
+		return nil // which ended all of them
+	}
+	return errors.Join(errs...)
+}
+
+// count is what has arrived.
+func (r *demoReceiver) count() (n lab.Count, err error) {
+	if _, err = fmt.Fprintln(r.ask); err == nil {
+		var line []byte
+		if line, err = r.answer.ReadBytes('\n'); err == nil {
+			err = json.Unmarshal(line, &n)
+		}
+	}
+	return n, err
+}
+
+// promised is what every branch is to get under a policy.
+func promised(guests string, receives bool) ([]DemoResult, error) {
+	p, err := policy.Parse("demo.toml", strings.NewReader(fmt.Sprintf(demoPolicy, guests)), qdisc.Kinds())
 	if err != nil {
 		return nil, err
 	}
+	tree, times := p.Trees[0], hierarchy.Bandwidth(1)
+	if receives {
+		tree, times = tree.Ingress, 2
+	}
+	demand := map[hierarchy.Path]hierarchy.Bandwidth{}
+	for _, s := range DemoSenders {
+		if demand[s.Path] = s.Rate * times; s.Rate == 0 {
+			demand[s.Path] = hierarchy.Unlimited
+		}
+	}
 	ideal := tree.Ideal(demand)
-	var phase DemoPhase
+	var all []DemoResult
 	for _, s := range DemoSenders {
 		b := tree.Find(s.Path)
-		phase.Results = append(phase.Results, DemoResult{Path: s.Path, Rate: b.Rate, Ceil: b.Ceil, Ideal: ideal[s.Path]})
+		all = append(all, DemoResult{Path: s.Path, Rate: b.Rate, Ceil: b.Ceil, Ideal: ideal[s.Path]})
 	}
-	d.o.Begin(&phase)
-	begin := time.Now()
+	return all, nil
+}
+
+// phase tells what arrives, second by second, and puts into the phase what every branch got
+// from demoSettle on.
+func (d *demo) phase(ctx context.Context, phase *DemoPhase, guests string, start time.Time, counts func() ([]lab.Count, error)) (err error) {
+	if phase.Results, err = promised(guests, phase.Receives); err != nil {
+		return err
+	}
+	d.o.Begin(phase)
+	last, err := counts()
+	if err != nil {
+		return err
+	}
+	var from []lab.Count
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	settled := time.After(demoSettle)
-	end := time.After(length)
-	last, from := d.counts(), []lab.Count(nil)
+	end := time.After(d.o.Time / 3)
 	for {
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		case <-settled:
-			from = d.counts()
+			if from, err = counts(); err != nil {
+				return err
+			}
 		case <-tick.C:
-			now := d.counts()
+			now, err := counts()
+			if err != nil {
+				return err
+			}
 			rates := make([]hierarchy.Bandwidth, len(now))
 			for i := range now {
 				rates[i] = now[i].WireRate(last[i])
@@ -304,14 +412,17 @@ func (d *demo) phase(ctx context.Context, guests string, start time.Time, length
 			d.o.Tick(time.Since(start), rates)
 			last = now
 		case <-end:
-			if time.Since(begin) < demoSettle {
-				return nil, errors.New("the machine is too busy to measure anything")
+			if from == nil {
+				return errors.New("the machine is too busy to measure anything")
 			}
-			now := d.counts()
+			now, err := counts()
+			if err != nil {
+				return err
+			}
 			for i := range phase.Results {
 				phase.Results[i].judge(now[i].WireRate(from[i]))
 			}
-			return &phase, nil
+			return nil
 		}
 	}
 }
@@ -320,14 +431,6 @@ func (r *DemoResult) judge(measured hierarchy.Bandwidth) {
 	r.Measured = measured
 	r.Error = (float64(measured)/float64(r.Ideal) - 1) * 100
 	r.Holds = r.Error >= -DemoWithin && r.Error <= DemoWithin
-}
-
-func (d *demo) counts() []lab.Count {
-	var c []lab.Count
-	for _, p := range d.ports {
-		c = append(c, d.sink.Count(p))
-	}
-	return c
 }
 
 // close removes everything, or leaves it standing.
@@ -357,7 +460,7 @@ func SendUntil(ctx context.Context, a []string, in io.Reader) error {
 	if err != nil {
 		return err
 	}
-	t := lab.Traffic{Protocol: a[0], To: to, Control: cubic, Lag: 100 * time.Millisecond}
+	t := lab.Traffic{Protocol: a[0], To: to, Control: cubic, Lag: demoLag}
 	var rate uint64
 	if _, err := fmt.Sscan(a[2]+" "+a[3], &t.Flows, &rate); err != nil {
 		return err
@@ -373,6 +476,23 @@ func SendUntil(ctx context.Context, a []string, in io.Reader) error {
 		return nil // it was to end, perhaps before it was connected
 	}
 	return err
+}
+
+// demoLag is how far behind a sender of a set rate may be and still catch up.
+const demoLag = 100 * time.Millisecond
+
+// ReceiveUntil is what the demo starts inside branches, to receive on a port: it writes what
+// has arrived with each line that it reads, until the input ends.
+func ReceiveUntil(ctx context.Context, port uint16, in io.Reader, out io.Writer) error {
+	sink, err := lab.NewSink(ctx, nil, port)
+	if err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(in)
+	for lines.Scan() && err == nil {
+		err = json.NewEncoder(out).Encode(sink.Count(port))
+	}
+	return errors.Join(err, lines.Err(), sink.Close())
 }
 
 // cubic keeps a TCP sender's queue full, which is what the ideal allocation
