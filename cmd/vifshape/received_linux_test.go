@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -178,4 +180,75 @@ func TestKernelShowBoth(t *testing.T) {
 			t.Errorf("calls receives %d", b.Ingress.Receiving)
 		}
 	}
+}
+
+// TestKernelAgentLossReceived: what others take away of the receiving side the agent says
+// at once, and puts it back with --repair.
+func TestKernelAgentLossReceived(t *testing.T) {
+	n := newBoth(t)
+	file := filepath.Join(n.dir, "both.toml")
+	r, err := n.store.Load(n.Dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	web, _, _ := r.IDs.Find("eth0/web")
+	take := []struct{ script, lost string }{
+		{"ip link del vif-eth0", "the ifb is gone that carries the tree for what it receives"},
+		{"ip link set vif-eth0 down", "its ifb is not as it was made"},
+		{"ip link set vif-eth0 txqueuelen 1000", "its ifb is not as it was made"},
+		{"tc qdisc del dev vif-eth0 root", "the tree is gone for what it receives"},
+		{"tc class del dev vif-eth0 classid " + web.String(), "of eth0/web is gone for what it receives"},
+		{"tc filter del dev eth0 ingress", "the programs are gone that tell what it receives apart"},
+		{"tc filter del dev eth0 egress pref 2", "the programs are gone that tell what it receives apart"},
+	}
+	whole := func() bool {
+		n.Helper()
+		return n.run("show").code == 0 && n.ok("plan", file) == "eth0: no changes\n"
+	}
+	a := n.agent()
+	said := 0 // of the log, that was looked at
+	says := func(words string) {
+		t.Helper()
+		n.until(fmt.Sprintf("%q in the agent's log", words), func() bool { return strings.Contains(a.said()[said:], words) })
+		said = len(a.said())
+	}
+	for _, x := range take {
+		n.shell(x.script)
+		says(x.lost)
+		n.fails(exitError, x.lost, "show")
+		n.ok("apply", file)
+		if !whole() {
+			t.Errorf("after %s and apply it is not as before", x.script)
+		}
+		// It is said again when it is lost again.
+		if err := a.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		a.told("READY=1")
+		said = len(a.said())
+	}
+	a.end(syscall.SIGTERM)
+
+	a, said = n.agent("--repair"), 0
+	for _, x := range take[:3] { // each waits twice as long as the one before it
+		n.shell(x.script)
+		says("put back what was lost")
+		if log := a.said(); !strings.Contains(log, x.lost) {
+			t.Errorf("it does not say that %s:\n%s", x.lost, log)
+		}
+		if !whole() {
+			t.Errorf("after %s it was not put back", x.script)
+		}
+	}
+	if r := n.download("eth0/web", 100_000).wait(); r.code != 0 {
+		t.Error(r)
+	}
+
+	// An interface that goes leaves nothing behind.
+	n.shell("ip link del eth0")
+	n.until("the ifb to go with its interface", func() bool {
+		return !strings.Contains(tctest.Output(n, n.Near, "ip", "link", "show"), "vif-eth0")
+	})
+	a.end(syscall.SIGTERM)
+	n.ok("clear")
 }

@@ -5,6 +5,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,11 +48,18 @@ type agent struct {
 	runDir     int                 // the watch of the run directory
 	lockDir    int                 // and of its locks
 	interfaces map[string]*watched // by name: those with a record
-	seen       map[int]string      // interfaces of the network namespace by index, in words
+	seen       map[int]seen        // interfaces of the network namespace by index
 	dirty      map[string]bool     // interfaces that have to be looked at
 	ended      chan struct{}       // closed when it ends
 	later      chan string         // interfaces that have to be looked at again by then
 	ready      bool                // all was looked at once
+	orphans    bool                // an interface went for which another one received
+}
+
+// seen is an interface as it was last seen.
+type seen struct {
+	traits   string
+	receives int // the index of the interface for which it carries what that receives; 0: none
 }
 
 // watched is an interface with what its bindings depend on.
@@ -108,7 +116,7 @@ func newAgent(ctx context.Context, cfg Config) (*agent, error) {
 	}
 	a := &agent{
 		log: slog.New(slog.NewTextHandler(cfg.Log, options)), cfg: cfg, runDir: -1, lockDir: -1,
-		interfaces: map[string]*watched{}, seen: map[int]string{}, dirty: map[string]bool{}, later: make(chan string), ended: make(chan struct{}),
+		interfaces: map[string]*watched{}, seen: map[int]seen{}, dirty: map[string]bool{}, later: make(chan string), ended: make(chan struct{}),
 	}
 	a.said = &remarks{log: a.log, said: map[string]bool{}}
 	var err error
@@ -252,7 +260,7 @@ func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 				a.dirty[name] = true
 			}
 		}
-		if err == nil && len(a.dirty) > 0 {
+		if err == nil && (len(a.dirty) > 0 || a.orphans) {
 			before := a.status()
 			err = a.work(ctx)
 			if now := a.status(); now != before {
@@ -322,8 +330,9 @@ func (a *agent) everything() {
 	} else {
 		clear(a.seen)
 		for _, l := range links {
-			a.seen[l.Index] = traits(l)
+			a.seen[l.Index] = seen{traits(l), l.Receives}
 		}
+		a.orphans = true // some may have been left before it was watched
 	}
 }
 
@@ -434,9 +443,9 @@ func (a *agent) linked(all []link.Event) {
 		a.everything()
 	}
 	for _, e := range all {
-		is := traits(e.Link)
+		is := seen{traits(e.Link), e.Link.Receives}
 		if e.Gone {
-			is = ""
+			is = seen{}
 		}
 		was := a.seen[e.Link.Index]
 		if is == was {
@@ -445,8 +454,12 @@ func (a *agent) linked(all []link.Event) {
 		a.seen[e.Link.Index] = is
 		if e.Gone {
 			delete(a.seen, e.Link.Index)
+			a.orphans = a.orphans || a.receiver(e.Link.Index)
 		}
-		names := append(strings.Fields(was), strings.Fields(is)...)
+		if of := cmp.Or(is.receives, was.receives); of != 0 {
+			a.loses(of)
+		}
+		names := append(strings.Fields(was.traits), strings.Fields(is.traits)...)
 		for name, w := range a.interfaces {
 			if slices.Contains(names, name) || slices.ContainsFunc(names, func(n string) bool { return matters(w.whole.links, n) || matters(w.part.links, n) }) {
 				a.mark(name, e.Link.Name)
@@ -463,10 +476,25 @@ func (a *agent) lost(all []int) {
 		a.everything()
 	}
 	for _, index := range all {
-		if names := strings.Fields(a.seen[index]); len(names) > 0 && a.interfaces[names[0]] != nil {
-			a.mark(names[0], "a loss")
+		a.loses(cmp.Or(a.seen[index].receives, index))
+	}
+}
+
+// loses has an interface looked at that may have lost something.
+func (a *agent) loses(index int) {
+	if names := strings.Fields(a.seen[index].traits); len(names) > 0 && a.interfaces[names[0]] != nil {
+		a.mark(names[0], "a loss")
+	}
+}
+
+// receiver says whether there is an interface that carries what another one receives.
+func (a *agent) receiver(of int) bool {
+	for _, s := range a.seen {
+		if s.receives == of {
+			return true
 		}
 	}
+	return false
 }
 
 // mark has an interface looked at.
@@ -479,8 +507,12 @@ func (a *agent) mark(name, because string) {
 }
 
 // traits tell what bindings may go by: the names of an interface, whose port it is, and
-// in which network namespace its other end is. A name has no space in it (dev_valid_name, net/core/dev.c, v6.12).
+// in which network namespace its other end is; and whether packets get through one that
+// carries what another receives. A name has no space in it (dev_valid_name, net/core/dev.c, v6.12).
 func traits(l link.Link) string {
+	if l.Receives != 0 {
+		return fmt.Sprintf("%s sound/%t", l.Name, l.Sound())
+	}
 	return fmt.Sprintf("%s master/%d netns/%d", strings.Join(append([]string{l.Name}, l.AltNames...), " "), l.Master, l.LowerNetNS)
 }
 
@@ -505,6 +537,12 @@ func (a *agent) work(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	if a.orphans {
+		a.orphans = false
+		if err := a.m.Sweep(); err != nil {
+			a.said.tell(shaper.Remark{Level: shaper.Warning, Text: err.Error()})
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(a.dirty)) {
 		delete(a.dirty, name)
 		if _, err := os.Lstat(a.m.Store.File(name)); errors.Is(err, fs.ErrNotExist) {

@@ -140,7 +140,7 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		if err == nil {
 			err = m.unmark(r)
 		}
-		return false, errors.Join(err, m.sweep(), m.removeHomes(x.iface), m.Store.Remove(x.iface))
+		return false, errors.Join(err, m.Sweep(), m.removeHomes(x.iface), m.Store.Remove(x.iface))
 	}
 	// The record goes last: it alone knows what there was before.
 	c := &change{Interface: x.Interface, next: x.Record}
@@ -158,7 +158,7 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		errs = append(errs, hook.Of(x.Device.Interface).DetachEgress())
 	}
 	// And the IFB for a tree that it did not come to make.
-	errs = append(errs, x.Receiver.Remove(), m.sweep())
+	errs = append(errs, x.Receiver.Remove(), m.Sweep())
 	if ours && x.Record.Former.Kind != "" {
 		if err := foreign.Restore(x.Device.Interface, x.Record.Former); err != nil {
 			errs = append(errs, FormerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
@@ -171,8 +171,9 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 	return !c.Plan.Empty(), errors.Join(errs...)
 }
 
-// sweep takes away the IFBs of interfaces that are not there any more.
-func (m *Machine) sweep() error {
+// Sweep takes away the IFBs of interfaces that are not there any more. The caller holds the
+// store's lock.
+func (m *Machine) Sweep() error {
 	left, err := link.Orphans(m.Conn)
 	for _, l := range left {
 		err = errors.Join(err, link.RemoveIFB(m.Conn, l))

@@ -437,7 +437,7 @@ func release(all []*Target) {
 // apply carries out the plans of all targets, or none: when one fails, those
 // before it are taken back as well.
 func (m *Machine) apply(ctx context.Context, all []*Target) error {
-	if err := m.sweep(); err != nil {
+	if err := m.Sweep(); err != nil {
 		return err
 	}
 	var unrecorded []error
