@@ -252,6 +252,31 @@ var verbs = tctest.Verbs{
 		after, err2 := processorTime()
 		return fmt.Sprint(float64(after-before) / float64(x.Number(2))), errors.Join(err, err2)
 	},
+	"strangers": func(x tctest.Told) (string, error) { // TO N: as burst, each datagram from another port
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		m, to := make([]byte, 8+18), netip.MustParseAddrPort(x.Args[0])
+		binary.BigEndian.PutUint16(m[2:], to.Port())
+		binary.BigEndian.PutUint16(m[4:], uint16(len(m)))
+		before, err := processorTime()
+		for i := 0; i < x.Number(1) && err == nil; i++ {
+			binary.BigEndian.PutUint16(m, uint16(1024+i))
+			err = unix.Sendto(s, m, 0, sockaddr(x.Args[0]))
+		}
+		after, err2 := processorTime()
+		return fmt.Sprint(float64(after-before) / float64(x.Number(1))), errors.Join(err, err2)
+	},
+	"bulk": func(x tctest.Told) (string, error) { // NAME N: answers with the processor time of 64 KiB in ns
+		before, err := processorTime()
+		for i, b := 0, make([]byte, 1<<16); i < x.Number(1) && err == nil; i++ {
+			_, err = unix.Write(x.Kept[x.Args[0]], b)
+		}
+		after, err2 := processorTime()
+		return fmt.Sprint(float64(after-before) / float64(x.Number(1))), errors.Join(err, err2)
+	},
 	"more": func(x tctest.Told) (string, error) { // NAME TO N
 		return "", send(x.Kept[x.Args[0]], x.Args[1], x.Number(2), true)
 	},
