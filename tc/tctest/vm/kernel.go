@@ -3,7 +3,9 @@
 package vm
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -23,6 +25,7 @@ var ErrNoKernel = errors.New("no such kernel here")
 // Kernel is a kernel to boot. Make one with [UML], [VirtualTime] or [Debian].
 type Kernel struct {
 	name   string
+	dir    string // in the cache; empty: as the name
 	uml    bool
 	append string
 	boots  []string // programs that it takes to boot it
@@ -46,11 +49,12 @@ func UML() Kernel {
 
 // VirtualTime is user-mode Linux, built from Debian's source, in which time
 // passes only while everything waits: what a shaper does is exact, whatever
-// else the host computes. The first use builds it, which takes minutes and
+// else the host computes. The first use after a change of its options builds it, which takes minutes and
 // needs gcc, make, flex, bison, bc and xz.
 func VirtualTime() Kernel {
+	sum := sha256.Sum256(append([]byte(buildScript), buildConfig...))
 	return Kernel{
-		name: "virtual-time", uml: true, append: "time-travel=inf-cpu",
+		name: "virtual-time", dir: fmt.Sprintf("virtual-time-%x", sum[:4]), uml: true, append: "time-travel=inf-cpu",
 		made: append([]string{"gcc", "make", "flex", "bison", "bc"}, fetched...), provide: build,
 	}
 }
@@ -106,7 +110,7 @@ func (k Kernel) look() (files, bool) {
 		}
 	}
 	if cache, err := cacheDir(); err == nil {
-		dirs = append(dirs, filepath.Join(cache, k.name))
+		dirs = append(dirs, filepath.Join(cache, cmp.Or(k.dir, k.name)))
 	}
 	for _, d := range dirs {
 		if f, err := k.locate(d); err == nil {
@@ -144,7 +148,7 @@ func (k Kernel) provided(ctx context.Context) (files, error) {
 	if err != nil {
 		return files{}, err
 	}
-	dir := filepath.Join(cache, k.name)
+	dir := filepath.Join(cache, cmp.Or(k.dir, k.name))
 	unavailable.Lock()
 	defer unavailable.Unlock()
 	if err := unavailable.why[dir]; err != nil {
