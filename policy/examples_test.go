@@ -53,18 +53,26 @@ func plan(t *testing.T, tree *hierarchy.Tree) {
 		t.Fatal(err)
 	}
 	want := tree.State()
-	made := map[hierarchy.ClassID]bool{hierarchy.ID(0): true}
+	type class struct {
+		port hierarchy.Port
+		id   hierarchy.ClassID
+	}
+	made, all := map[class]bool{}, 0
+	for _, p := range want.Ports {
+		made[class{p.Port, hierarchy.ID(0)}] = true
+		all += len(p.Classes) + 1
+	}
 	for _, s := range hierarchy.Diff(hierarchy.State{Device: tree.Port.Device}, want).Steps {
 		c, ok := s.Item().(*hierarchy.Class)
-		if s.Action != hierarchy.Create || ok && (made[c.ID] || !made[c.Parent]) {
+		if s.Action != hierarchy.Create || ok && (made[class{s.Port, c.ID}] || !made[class{s.Port, c.Parent}]) {
 			t.Errorf("%s in a plan from nothing", s)
 		}
 		if ok {
-			made[c.ID] = true
+			made[class{s.Port, c.ID}] = true
 		}
 	}
-	if len(made) != len(want.Ports[0].Classes)+1 {
-		t.Errorf("%d classes are planned of %d", len(made)-1, len(want.Ports[0].Classes))
+	if len(made) != all {
+		t.Errorf("%d classes are planned of %d", len(made)-len(want.Ports), all-len(want.Ports))
 	}
 	if again := hierarchy.Diff(want, want); !again.Empty() {
 		t.Errorf("with the tree in place there is still to do: %v", again.Steps)
