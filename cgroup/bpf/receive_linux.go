@@ -215,7 +215,7 @@ func openFlows(ids [2]uint32) (_ *flows, err error) {
 // TryReceive says why the kernel does not take the programs, nil when it does. It changes
 // nothing.
 func TryReceive() error {
-	f, err := newFlows(nil, false, nil, 0, 0)
+	f, err := newFlows(nil, false, nil, 0, room(0))
 	if err != nil {
 		return err
 	}
@@ -245,7 +245,7 @@ func forms(s *set, bare bool) []form {
 // newFlows loads the best programs that the kernel takes, not yet at any hook, for a
 // classifier's set, which may be nil. The table of former programs is taken over where it
 // has room for as many.
-func newFlows(s *set, bare bool, former *flows, ifb uint32, room int) (*flows, error) {
+func newFlows(s *set, bare bool, former *flows, ifb, room uint32) (*flows, error) {
 	var errs way.Clauses
 	for _, x := range forms(s, bare) {
 		f, err := x.load(s, former, ifb, room)
@@ -260,7 +260,7 @@ func newFlows(s *set, bare bool, former *flows, ifb uint32, room int) (*flows, e
 	return nil, fmt.Errorf("load the programs of the receiving side (Linux 5.10 or later with BPF): %w: %w", caps.ErrNotSupported, errs)
 }
 
-func (x form) load(s *set, former *flows, ifb uint32, room int) (_ *flows, err error) {
+func (x form) load(s *set, former *flows, ifb, room uint32) (_ *flows, err error) {
 	spec, err := loadFlow()
 	if err != nil {
 		return nil, err
@@ -272,7 +272,7 @@ func (x form) load(s *set, former *flows, ifb uint32, room int) (_ *flows, err e
 	}
 	spec.Programs[x.program].Name = flowProgVifReceive
 	table := spec.Maps[flowMapVifFlows]
-	table.MaxEntries = max(table.MaxEntries, uint32(room))
+	table.MaxEntries = room
 	replace := map[string]*ebpf.Map{}
 	if x.looks {
 		replace = map[string]*ebpf.Map{".data.vif": s.config, flowMapVifCgroups: s.cgroups, flowMapVifUsers: s.numbers[byUser], flowMapVifSockets: s.sockets}
@@ -330,9 +330,16 @@ func second() (uint32, error) {
 	return uint32(bits.Len64(uint64(time.Second) / uint64(max(t.Nano(), 1)) * 2 / 3)), nil
 }
 
+// room is how many flows are noted for so many branches: some for each of them, and never
+// few. The table takes about 120 bytes for each.
+func room(branches int) uint32 {
+	const each, least, most = 64, 1 << 16, 1 << 20
+	return uint32(min(max(each*branches, least), most))
+}
+
 // Attach puts programs of a version to the hooks, for an IFB and a classifier that are
-// there: former ones as they are, new ones of this version.
-func (r *Receiver) Attach(e *Egress, version, ifb uint32, room int) error {
+// there, and a tree of so many branches: former ones as they are, new ones of this version.
+func (r *Receiver) Attach(e *Egress, version, ifb uint32, branches int) error {
 	if err := r.refresh(); err != nil {
 		return err
 	}
@@ -342,7 +349,7 @@ func (r *Receiver) Attach(e *Egress, version, ifb uint32, room int) error {
 			return err
 		}
 		var err error
-		if next, err = newFlows(e.inForce(), r.bare, r.on, ifb, room); err != nil {
+		if next, err = newFlows(e.inForce(), r.bare, r.on, ifb, room(branches)); err != nil {
 			return err
 		}
 	}

@@ -74,3 +74,12 @@ func TestKernelFlowForms(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRoom: every branch has room for flows of its own.
+func TestRoom(t *testing.T) {
+	for branches, want := range map[int]uint32{0: 65_536, 1: 65_536, 1024: 65_536, 1025: 65_600, 10_000: 640_000, 60_000: 1 << 20} {
+		if got := room(branches); got != want {
+			t.Errorf("room for the flows of %d branches: %d, want %d", branches, got, want)
+		}
+	}
+}
