@@ -176,7 +176,7 @@ func (r result) String() string {
 	return fmt.Sprintf("exit status %d\nstdout:\n%s\nstderr:\n%s", r.code, r.stdout, r.stderr)
 }
 
-// running is a program under way in the near namespace.
+// running is a program under way.
 type running struct {
 	*exec.Cmd
 	n              *network
@@ -185,12 +185,17 @@ type running struct {
 
 func (n *network) start(c *exec.Cmd) *running {
 	n.Helper()
+	return n.startIn(n.Near, c)
+}
+
+func (n *network) startIn(ns *lab.NetNS, c *exec.Cmd) *running {
+	n.Helper()
 	r := &running{Cmd: c, n: n}
 	if c.Stdout == nil {
 		c.Stdout = &r.stdout
 	}
 	c.Stderr = &r.stderr
-	if err := n.Near.Start(c); err != nil {
+	if err := ns.Start(c); err != nil {
 		n.Fatal(err)
 	}
 	return r

@@ -167,12 +167,7 @@ func (n *network) branch(path hierarchy.Path, args ...string) *running {
 // far starts a program at the far end.
 func (n *network) far(args ...string) *running {
 	n.Helper()
-	r := &running{Cmd: exec.CommandContext(n.Context(), args[0], args[1:]...), n: n}
-	r.Stdout, r.Stderr = &r.stdout, &r.stderr
-	if err := n.Far.Start(r.Cmd); err != nil {
-		n.Fatal(err)
-	}
-	return r
+	return n.startIn(n.Far, exec.CommandContext(n.Context(), args[0], args[1:]...))
 }
 
 // listening waits until a program accepts connections on a port.
@@ -248,8 +243,8 @@ func (n *network) iperfRate(r *running, wire float64) hierarchy.Bandwidth {
 	return hierarchy.Bandwidth(bytes * wire * 8 / seconds)
 }
 
-// nginx starts nginx in a branch, with a file of random bytes. Its master forks
-// the worker that sends. Nothing of the machine's own nginx is used.
+// nginx starts nginx in a branch, or at the far end where that is empty, with a file of
+// random bytes. Its master forks the worker that sends. Nothing of the machine's own nginx is used.
 func (n *network) nginx(path hierarchy.Path, port int) {
 	n.Helper()
 	random := rand.NewChaCha8([32]byte{1})
@@ -273,21 +268,26 @@ events {}
 http {
   access_log off;
 %[2]s  server {
-    listen %[3]d;
+    listen [::]:%[3]d ipv6only=off;
     root %[1]s;
     sendfile on;
   }
 }
 `, n.dir, temp.String(), port))
-	c := n.command("run", string(path), "--", "nginx", "-e", filepath.Join(n.dir, "error.log"), "-c", config)
-	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
-	r := n.start(c)
+	args := []string{"nginx", "-e", filepath.Join(n.dir, "error.log"), "-c", config}
+	ns, c := n.Far, exec.Command(args[0], args[1:]...)
+	if path != "" {
+		ns, c = n.Near, n.command(append([]string{"run", string(path), "--"}, args...)...)
+		c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+	}
+	r := n.startIn(ns, c)
 	n.Cleanup(func() {
+		_ = c.Process.Signal(syscall.SIGTERM)
 		if out := r.wait(); out.stderr != "" {
 			n.Errorf("nginx: %v", out)
 		}
 	})
-	n.listening(n.Near, port)
+	n.listening(ns, port)
 }
 
 // received counts what a program prints.

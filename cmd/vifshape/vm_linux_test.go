@@ -18,6 +18,8 @@ var inGuests = map[string]string{
 	"^TestKernelScript$/^bind$": "it starts the program some 60 times, and its words are those of every kernel",
 	"^TestKernelLocked$":        "it waits for ten seconds, and asks nothing of the kernel",
 	"^TestKernelRealPrograms$":  "its shares within 5 % take a processor that is not emulated",
+	"^TestKernelRealDownloads$": "package cgroup tries there whose each received packet is, in TestKernelReceive",
+	"^TestKernelRealBothWays$":  "that all move in the seconds that it lasts takes a processor that is not emulated",
 }
 
 // TestVM repeats the tests of the program on other kernels.

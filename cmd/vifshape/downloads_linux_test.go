@@ -1,0 +1,327 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+const downloadPolicy = `version = 1
+[interface.eth0]
+rate = "100mbit"
+ingress = "100mbit"
+[interface.eth0.web]
+ingress = { rate = "10mbit", ceil = "40mbit" }
+[interface.eth0.streams]
+ceil = "30mbit"
+ingress = { ceil = "30mbit" }
+[interface.eth0.datagrams]
+ingress = { rate = "5mbit", ceil = "10mbit" }
+[interface.eth0.copies]
+[interface.eth0.containers]
+[interface.eth0.containers.routed]
+bind = ["link:veth1"]
+[interface.eth0.containers.bridged]
+bind = ["link:veth2"]
+`
+
+// newDownloads is a network that shapes both directions, with nginx at its far end.
+func newDownloads(t *testing.T) *network {
+	t.Helper()
+	tctest.RequireLink(t, "ifb")
+	for _, p := range []string{"nginx", "curl", "iperf3"} {
+		tctest.RequireProgram(t, p)
+	}
+	n := newNetwork(t)
+	tctest.Require(t, n.Near6.IsValid(), "IPv6")
+	n.nginx("", 8080)
+	return n
+}
+
+// passed are the packets of each leaf in both directions while f runs.
+func (n *network) passed(f func()) (sent, received map[hierarchy.Path]uint64) {
+	n.Helper()
+	sent, received = map[hierarchy.Path]uint64{}, map[hierarchy.Path]uint64{}
+	before := n.shown()
+	f()
+	for p, b := range n.shown() {
+		if c := b.Packets - before[p].Packets; c > 0 {
+			sent[p] = c
+		}
+		if c := b.Ingress.Packets - before[p].Ingress.Packets; c > 0 {
+			received[p] = c
+		}
+	}
+	return sent, received
+}
+
+// shown are the leaves as show has them.
+func (n *network) shown() map[hierarchy.Path]shownBranch {
+	n.Helper()
+	var got struct {
+		Interfaces []struct{ Branches []shownBranch }
+	}
+	if err := json.Unmarshal([]byte(n.ok("show", "--json")), &got); err != nil || len(got.Interfaces) != 1 {
+		n.Fatalf("%v: %+v", err, got)
+	}
+	leaves := map[hierarchy.Path]shownBranch{}
+	for _, b := range got.Interfaces[0].Branches {
+		if b.Ingress == nil {
+			n.Fatalf("%s has no ingress", b.Path)
+		}
+		if b.Qdisc != nil {
+			leaves[b.Path] = b
+		}
+	}
+	return leaves
+}
+
+// TestKernelRealDownloads: every packet of programs that nobody here wrote is in the class of
+// their branch, on the way out and on the way in.
+func TestKernelRealDownloads(t *testing.T) {
+	n := newDownloads(t)
+	routed, bridged := n.behind("veth1"), n.onBridge("veth2")
+	n.ok("apply", n.policy("downloads.toml", downloadPolicy))
+	fetch := func(host string) []string {
+		return []string{"curl", "--silent", "--show-error", "--fail", "--range", "0-1999999", "--output", os.DevNull, "http://" + host + ":8080/random"}
+	}
+	v4, v6 := n.Far4.String(), "["+n.Far6.String()+"]"
+	// in runs a program in a branch, inside one in a container.
+	in := func(branch hierarchy.Path, args ...string) {
+		t.Helper()
+		if r := n.branch(branch, args...).wait(); r.code != 0 {
+			t.Errorf("%s: %v", args, r)
+		}
+	}
+	inside := func(ns *lab.NetNS, args ...string) {
+		t.Helper()
+		if r := n.startIn(ns, exec.CommandContext(t.Context(), args[0], args[1:]...)).wait(); r.code != 0 {
+			t.Errorf("%s: %v", args, r)
+		}
+	}
+	port := 5210
+	// iperf runs a client in a branch against a server at the far end.
+	iperf := func(branch hierarchy.Path, args ...string) {
+		t.Helper()
+		port++
+		server := n.iperfServer(n.Far, "", port)
+		in(branch, append([]string{"iperf3", "-c", v4, "-p", fmt.Sprint(port)}, args...)...)
+		server.wait()
+	}
+	// serve runs a server in a branch against a client at the far end.
+	serve := func(branch hierarchy.Path, args ...string) {
+		t.Helper()
+		port++
+		server := n.iperfServer(n.Near, branch, port)
+		if r := n.far(append([]string{"iperf3", "-c", n.Near4.String(), "-p", fmt.Sprint(port)}, args...)...).wait(); r.code != 0 {
+			t.Errorf("%s: %v", args, r)
+		}
+		server.wait()
+	}
+	masqueraded := func(ns *lab.NetNS) func() {
+		return func() {
+			tctest.Require(t, n.masquerade() == nil, "masquerade of nf_tables")
+			inside(ns, fetch(v4)...)
+		}
+	}
+	const web, streams, datagrams = "eth0/web", "eth0/streams", "eth0/datagrams"
+	const toRouted, toBridged = "eth0/containers/routed", "eth0/containers/bridged"
+	for _, tt := range []struct {
+		name           string
+		branch         hierarchy.Path
+		run            func()
+		sent, received uint64 // at least
+	}{
+		{"curl", web, func() { in(web, fetch(v4)...) }, 20, 1300},
+		{"curl of IPv6", web, func() { in(web, fetch(v6)...) }, 20, 1300},
+		{"curl at level tag", web, func() {
+			if r := n.run(append([]string{"run", "--level", "tag", web, "--"}, fetch(v4)...)...); r.code != 0 {
+				t.Error(r)
+			}
+		}, 20, 1300},
+		{"iperf3", streams, func() { iperf(streams, "-n", "2M") }, 500, 20},
+		{"iperf3 -R", streams, func() { iperf(streams, "-R", "-n", "2M") }, 20, 500},
+		{"iperf3 -u", datagrams, func() { iperf(datagrams, "-u", "-l", "1200", "-b", "8M", "-n", "1M") }, 500, 1},
+		{"iperf3 -u -R", datagrams, func() { iperf(datagrams, "-u", "-R", "-l", "1200", "-b", "8M", "-n", "1M") }, 1, 500},
+		{"scp", "eth0/copies", func() { n.scp("eth0/copies") }, 20, 1300},
+		{"server", streams, func() { serve(streams, "-n", "2M") }, 20, 500},
+		{"server that sends", streams, func() { serve(streams, "-R", "-n", "2M") }, 500, 20},
+		{"container, routed", toRouted, func() { inside(routed, fetch(v4)...) }, 20, 1300},
+		{"container, by a bridge", toBridged, func() { inside(bridged, fetch(v4)...) }, 20, 1300},
+		{"container, routed and masqueraded", toRouted, masqueraded(routed), 20, 1300},
+		{"container, by a bridge and masqueraded", toBridged, masqueraded(bridged), 20, 1300},
+	} {
+		sent, received := n.passed(tt.run)
+		t.Logf("%-38s sent %v, received %v", tt.name, sent, received)
+		for way, got := range map[string]map[hierarchy.Path]uint64{"sent": sent, "received": received} {
+			least := tt.sent
+			if way == "received" {
+				least = tt.received
+			}
+			if way == "sent" && got["eth0/rest"] <= 3 {
+				delete(got, "eth0/rest") // the kernel's own, for connections that are closed already
+			}
+			if got[tt.branch] < least || len(got) != 1 {
+				t.Errorf("%s: %s %v, want %d at least, all of %s", tt.name, way, got, least, tt.branch)
+			}
+		}
+	}
+}
+
+// onBridge is behind with the veth in a bridge, whose packets are routed.
+func (n *network) onBridge(port string) *lab.NetNS {
+	n.Helper()
+	inner := tctest.NetNS(n)
+	gateway, inside := netip.MustParsePrefix("198.19.2.1/24"), netip.MustParsePrefix("198.19.2.2/24")
+	err := n.Near.AddLink(lab.Link{Name: "br0", Kind: "bridge"})
+	if err == nil { // the bridge takes what is for its port's address for itself
+		err = lab.AddVeth(n.Near, lab.Link{Name: port, Master: "br0", Addrs: []netip.Prefix{gateway}}, inner, lab.Link{Name: "eth0", Addrs: []netip.Prefix{inside}})
+	}
+	if err == nil {
+		err = inner.AddRoute(netip.PrefixFrom(n.Far4, 24), gateway.Addr(), "eth0")
+	}
+	if err == nil {
+		err = n.Far.AddRoute(inside, n.Near4, n.FarDev)
+	}
+	if err != nil {
+		n.Fatal(err)
+	}
+	return inner
+}
+
+// masquerade hides what is behind the near end with its address.
+func (n *network) masquerade() error {
+	c, err := nftables.New(nftables.WithNetNSFd(n.Near.FD()))
+	if err != nil {
+		return err
+	}
+	table := c.AddTable(&nftables.Table{Name: "nat", Family: nftables.TableFamilyIPv4})
+	c.FlushTable(table)
+	chain := c.AddChain(&nftables.Chain{
+		Name: "post", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	})
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append([]byte(n.Dev), 0)},
+		&expr.Masq{Random: true},
+	}})
+	return c.Flush()
+}
+
+// scp copies a file from the far end to a branch.
+func (n *network) scp(branch hierarchy.Path) {
+	n.Helper()
+	sshd := "/usr/sbin/sshd"
+	_, err := os.Stat(sshd)
+	tctest.Require(n, err == nil, "program sshd")
+	keygen := tctest.RequireProgram(n, "ssh-keygen")
+	for _, key := range []string{"host", "user"} {
+		if out, err := exec.Command(keygen, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(n.dir, key)).CombinedOutput(); err != nil {
+			n.Fatalf("%v: %s", err, out)
+		}
+	}
+	if err := os.Mkdir("/run/sshd", 0o755); err == nil { // where it locks itself up
+		defer os.Remove("/run/sshd")
+	} else if !errors.Is(err, fs.ErrExist) {
+		n.Fatal(err)
+	}
+	file := n.policy("file", strings.Repeat("x", 2_000_000))
+	config := n.policy("sshd", fmt.Sprintf("ListenAddress %s:7600\nHostKey %s/host\nAuthorizedKeysFile %[2]s/user.pub\nPermitRootLogin prohibit-password\nStrictModes no\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\n", n.Far4, n.dir))
+	server := n.far(sshd, "-D", "-e", "-f", config)
+	defer func() {
+		_ = server.Process.Kill()
+		server.wait()
+	}()
+	n.listening(n.Far, 7600)
+	r := n.branch(branch, tctest.RequireProgram(n, "scp"), "-q", "-F", "none", "-P", "7600", "-i", filepath.Join(n.dir, "user"), "-o", "BatchMode=yes",
+		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", fmt.Sprintf("root@%v:%s", n.Far4, file), file+".copied").wait()
+	if r.code != 0 {
+		n.Errorf("scp: %v\n%s", r, server.stderr.String())
+	}
+}
+
+// TestKernelRealBothWays: programs that download and upload at once stay below the ceilings
+// of their branches, and in them. What each gets of the line is held in virtual time, where
+// no other load is: here a rate is only what it must not be above.
+func TestKernelRealBothWays(t *testing.T) {
+	n := newDownloads(t)
+	n.ok("apply", n.policy("downloads.toml", downloadPolicy))
+	const seconds = "4"
+	var servers, clients []*running
+	for i, c := range []struct {
+		branch hierarchy.Path
+		args   []string
+	}{
+		{"eth0/streams", nil},
+		{"eth0/streams", []string{"-R"}},
+		{"eth0/copies", []string{"-R"}},
+		{"eth0/datagrams", []string{"-u", "-R", "-l", "1200", "-b", "40M"}},
+	} {
+		port := 5230 + i
+		servers = append(servers, n.iperfServer(n.Far, "", port))
+		clients = append(clients, n.branch(c.branch, append([]string{"iperf3", "-c", n.Far4.String(), "-p", fmt.Sprint(port), "-t", seconds}, c.args...)...))
+	}
+	web := n.branch("eth0/web", "curl", "--silent", "--fail", "--output", os.DevNull, fmt.Sprintf("http://%v:8080/random?[1-100]", n.Far4))
+	moving := func(before, now map[hierarchy.Path]shownBranch) bool {
+		for _, p := range []hierarchy.Path{"eth0/web", "eth0/streams", "eth0/copies", "eth0/datagrams"} {
+			if now[p].Ingress.Bytes-before[p].Ingress.Bytes < 20_000 || now["eth0/streams"].Bytes-before["eth0/streams"].Bytes < 20_000 {
+				return false
+			}
+		}
+		return true
+	}
+	start := time.Now() // before the count: what is counted came in this time, or less
+	first := n.shown()
+	last := first
+	n.until("traffic of all", func() bool {
+		last = n.shown()
+		return moving(first, last) && time.Since(start) > 2*time.Second
+	})
+	took := time.Since(start).Seconds()
+	for _, r := range slices.Concat(clients, servers) {
+		if out := r.wait(); out.code != 0 {
+			t.Errorf("%s: %v", r.Args, out)
+		}
+	}
+	if err := n.kill(); err != nil {
+		t.Error(err)
+	}
+	web.wait()
+	for _, p := range slices.Sorted(maps.Keys(last)) {
+		a, b := first[p], last[p]
+		for way, c := range map[string]struct {
+			bytes uint64
+			ceil  hierarchy.Bandwidth
+		}{"sent": {b.Bytes - a.Bytes, b.Ceil}, "received": {b.Ingress.Bytes - a.Ingress.Bytes, b.Ingress.Ceil}} {
+			rate := float64(c.bytes) * 8 / took
+			t.Logf("%-26s %s %.1f of %v", p, way, rate/1e6, c.ceil)
+			if rate > float64(c.ceil)*1.05 { // its burst is some milliseconds of these seconds
+				t.Errorf("%s: %s %.0f bit/s, above %v", p, way, rate, c.ceil)
+			}
+		}
+		if strings.HasPrefix(string(p), "eth0/containers/") && (b.Packets > 0 || b.Ingress.Packets > 0) {
+			t.Errorf("%s has packets of others: %+v", p, b)
+		}
+	}
+	// Nobody is in the rest but the kernel itself, for connections that are closed already.
+	if r := n.shown()["eth0/rest"]; r.Packets > 20 || r.Ingress.Packets > 20 {
+		t.Errorf("%d packets sent, %d received in the rest are too many", r.Packets, r.Ingress.Packets)
+	}
+}
