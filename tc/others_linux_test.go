@@ -43,7 +43,25 @@ func TestKernelOthers(t *testing.T) {
 			{"filter", "add", "dev", "DEV", "egress", "pref", "1", "protocol", "ip", "u32", "match", "u32", "0", "0"},
 			{"filter", "add", "dev", "DEV", "egress", "pref", "5", "protocol", "all", "u32", "match", "u32", "0", "0"},
 			{"filter", "add", "dev", "DEV", "ingress", "pref", "2", "protocol", "all", "u32", "match", "u32", "0", "0"},
-		}, foreign.Others{Filters: []hook.Filter{{Kind: "u32", Pref: 1, Blocks: true}, {Kind: "u32", Pref: 5}}}},
+		}, foreign.Others{
+			Filters: []hook.Filter{{Kind: "u32", Pref: 1, Blocks: true}, {Kind: "u32", Pref: 5}},
+			Arrive:  []hook.Filter{{Kind: "u32", Pref: 2, Blocks: true}},
+		}},
+		{"a filter where flows are noted", [][]string{
+			{"qdisc", "add", "dev", "DEV", "clsact"},
+			{"filter", "add", "dev", "DEV", "egress", "pref", "2", "protocol", "all", "u32", "match", "u32", "0", "0"},
+		}, foreign.Others{Filters: []hook.Filter{{Kind: "u32", Pref: 2, BlocksNote: true}}}},
+		{"filters beside the old ingress qdisc", [][]string{
+			{"qdisc", "add", "dev", "DEV", "ingress"},
+			{"filter", "add", "dev", "DEV", "ingress", "pref", "9", "protocol", "all", "u32", "match", "u32", "0", "0"},
+		}, foreign.Others{Ingress: true, Arrive: []hook.Filter{{Kind: "u32", Pref: 9}}}},
+		{"programs that receive", [][]string{
+			{"qdisc", "add", "dev", "DEV", "clsact"},
+			{"filter", "add", "dev", "DEV", "ingress", "pref", "1", "handle", "3", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
+			{"filter", "add", "dev", "DEV", "ingress", "pref", "2", "handle", "0x71f", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
+			{"filter", "add", "dev", "DEV", "egress", "pref", "2", "handle", "0x71f", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0,"},
+			{"filter", "add", "dev", "DEV", "ingress", "pref", "7", "protocol", "all", "u32", "match", "u32", "0", "0"},
+		}, foreign.Others{Arrive: []hook.Filter{{Kind: "bpf", Pref: 1, First: true}, {Kind: "u32", Pref: 7}}}},
 		// Of one preference the last that was made comes first.
 		{"programs", [][]string{
 			{"qdisc", "add", "dev", "DEV", "clsact"},
@@ -137,5 +155,24 @@ func TestKernelHasIFB(t *testing.T) {
 	}
 	if want := tctest.HasLink(t, "ifb"); got != want {
 		t.Errorf("HasIFB = %t, and making one: %t", got, want)
+	}
+}
+
+// TestKernelHasRedirect: the answer is that of making a filter with the action.
+func TestKernelHasRedirect(t *testing.T) {
+	p := tctest.New(t, lab.PairConfig{})
+	got, err := hook.HasRedirect(open(t, p.Near, p.Dev).conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tctest.TC(t, p.Near, "qdisc", "add", "dev", p.Dev, "clsact")
+	cmd := exec.CommandContext(t.Context(), tctest.RequireProgram(t, "tc"), "filter", "add", "dev", p.Dev, "ingress", "protocol", "all",
+		"bpf", "bytecode", "1,6 0 0 0,", "action", "mirred", "egress", "redirect", "dev", p.Dev)
+	made := p.Near.Start(cmd)
+	if made == nil {
+		made = cmd.Wait()
+	}
+	if want := made == nil; got != want {
+		t.Errorf("HasRedirect = %t, and making one: %v", got, made)
 	}
 }

@@ -159,7 +159,7 @@ func (e *Egress) Detach() error {
 
 // Before lists the programs at TCX: those come first, and unless one of them returns
 // TCX_NEXT the filters behind are not asked (sch_handle_egress, net/core/dev.c, v6.12).
-func (e *Egress) Before(index uint32) ([]way.Program, error) { return TCX(index) }
+func (e *Egress) Before(index uint32) ([]way.Program, error) { return TCX(index, hierarchy.Send) }
 
 // Holds implements [way.Store].
 func (e *Egress) Holds(bind.TargetKind) error { return nil }

@@ -222,6 +222,32 @@ func TryReceive() error {
 	return f.close()
 }
 
+// Reception is how a kernel tells whose received packets are.
+type Reception struct {
+	Looks     bool // where nothing was sent before it looks for who would receive them
+	Redirects bool // from the program; else an action is needed (module act_mirred)
+}
+
+// Receives says how the kernel tells whose received packets are where processes are bound
+// by a way, on an interface with a link-layer header. It changes nothing.
+func Receives(w bind.Way) (r Reception, err error) {
+	if err := Shows(w); err != nil {
+		return r, err
+	}
+	var s *set
+	if w == bind.WayBPF {
+		if s, err = loadSet(w, nil); err != nil {
+			return r, err
+		}
+		defer s.close()
+	}
+	f, err := newFlows(s, false, nil, 0, 0)
+	if err != nil {
+		return r, err
+	}
+	return Reception{f.form.looks, f.form.redirects}, f.close()
+}
+
 // form is one of the programs that receive.
 type form struct {
 	program   string

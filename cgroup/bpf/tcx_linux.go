@@ -10,13 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/way"
+	"github.com/vifshape/vifshape/hierarchy"
 )
 
-// TCX lists the programs at the egress hook of an interface of this network namespace in
-// the order in which they run. It lists none where that cannot be found out: before Linux
+// TCX lists the programs at the hook of an interface of this network namespace that
+// packets pass in a direction, in the order in which they run. It lists none where that cannot be found out: before Linux
 // 6.6, which has no TCX, without privileges, and for an interface that is gone.
-func TCX(index uint32) ([]way.Program, error) {
-	found, err := link.QueryPrograms(link.QueryOptions{Target: int(index), Attach: ebpf.AttachTCXEgress})
+func TCX(index uint32, d hierarchy.Direction) ([]way.Program, error) {
+	at := ebpf.AttachTCXEgress
+	if d == hierarchy.Receive {
+		at = ebpf.AttachTCXIngress
+	}
+	found, err := link.QueryPrograms(link.QueryOptions{Target: int(index), Attach: at})
 	switch {
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL), // EINVAL: no such type of attachment
 		errors.Is(err, unix.EPERM), errors.Is(err, unix.ENODEV):

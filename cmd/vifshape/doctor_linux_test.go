@@ -279,6 +279,9 @@ func TestKernelDoctorVerdict(t *testing.T) {
 		{"ingress", "tc qdisc add dev eth0 ingress", eth0, "egress hook", 2},
 		{"filter in our place", "tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress pref 1 protocol ip u32 match u32 0 0", eth0, "egress hook", 2},
 		{"filter elsewhere", "tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress pref 2 protocol ip u32 match u32 0 0", eth0, "", 0},
+		{"filter where what is received is told apart", "tc qdisc add dev eth0 clsact && tc filter add dev eth0 ingress pref 2 protocol ip u32 match u32 0 0", eth0 + "ingress = \"50mbit\"\n", "ingress hook", 4},
+		{"filter where flows are noted", "tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress pref 2 protocol ip u32 match u32 0 0", eth0 + "ingress = \"50mbit\"\n", "egress hook", 4},
+		{"filter elsewhere at ingress", "tc qdisc add dev eth0 clsact && tc filter add dev eth0 ingress pref 1 protocol ip u32 match u32 0 0", eth0 + "ingress = \"50mbit\"\n", "", 0},
 		{"burst", "true", eth0 + "[interface.eth0.a]\nrate = \"8kbit\"\nburst = \"1gb\"\n", "policy", 6},
 		{"one cgroup twice", "true", eth0 + "[interface.eth0.a]\nbind = [\"user:0\"]\n[interface.eth0.b]\nbind = [\"user:root\"]\n", "binding", 2},
 		{"switched off", "ip link set dev eth0 down", eth0, "", 0},
@@ -473,7 +476,7 @@ func TestKernelDoctorRefused(t *testing.T) {
 	}{
 		{"nfnetlink", "binding firewall", "good", "no rule writes the priority of packets", nil},
 		{"firewall", "binding firewall", "unknown", "could not be looked at: look for firewall rules: ", nil},
-		{"namespaces", "queueing classifiers", "unknown", "could not be looked at: make a network namespace to ask the kernel in: ", []string{"queueing cls_bpf", "queueing cls_cgroup", "queueing ifb"}},
+		{"namespaces", "queueing classifiers", "unknown", "could not be looked at: make a network namespace to ask the kernel in: ", []string{"queueing cls_bpf", "queueing cls_cgroup", "queueing ifb", "queueing act_mirred"}},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			r := n.start(tctest.Command(n, append([]string{"refuse", tt.what, ";", "vifshape"}, args...)...)).wait()

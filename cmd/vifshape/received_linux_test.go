@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +12,11 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/vifshape/vifshape/cmd/internal/doctor"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -251,4 +257,56 @@ func TestKernelAgentLossReceived(t *testing.T) {
 	})
 	a.end(syscall.SIGTERM)
 	n.ok("clear")
+}
+
+// TestKernelDoctorPrograms: programs of others that see what arrives before ours are told of.
+func TestKernelDoctorPrograms(t *testing.T) {
+	n := newBoth(t)
+	file := filepath.Join(n.dir, "both.toml")
+	none := n.diagnose("--policy", file, n.Dev)
+	for _, f := range none.Findings {
+		if f.Topic == "XDP" || f.Topic == "TCX programs" {
+			t.Errorf("%s before there is one", f.Topic)
+		}
+	}
+	attach := func(name string, kind ebpf.ProgramType, verdict int32, put func(p *ebpf.Program, index int) (link.Link, error)) {
+		t.Helper()
+		if err := n.Near.Do(func() error {
+			p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: kind, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()}})
+			if err != nil {
+				return err
+			}
+			defer p.Close()
+			l, err := net.InterfaceByName(n.Dev)
+			if err != nil {
+				return err
+			}
+			on, err := put(p, l.Index)
+			if err == nil {
+				t.Cleanup(func() { on.Close() })
+			}
+			return err
+		}); err != nil {
+			tctest.Require(t, !errors.Is(err, ebpf.ErrNotSupported), name)
+			t.Fatal(err)
+		}
+	}
+	attach("first", ebpf.XDP, 2, func(p *ebpf.Program, index int) (link.Link, error) { // XDP_PASS
+		return link.AttachXDP(link.XDPOptions{Program: p, Interface: index, Flags: link.XDPGenericMode})
+	})
+	attach("second", ebpf.SchedCLS, -1, func(p *ebpf.Program, index int) (link.Link, error) { // TCX_NEXT
+		return link.AttachTCX(link.TCXOptions{Program: p, Interface: index, Attach: ebpf.AttachTCXIngress})
+	})
+	d := n.diagnose("--policy", file, n.Dev)
+	for _, group := range []string{doctor.GroupInterface, "policy"} {
+		if s, text, _, _ := d.find(t, group, "XDP"); s != "weaker" || !strings.Contains(text, "sees what arrives before all others") {
+			t.Errorf("%s, XDP: %s: %s", group, s, text)
+		}
+		if s, text, _, _ := d.find(t, group, "TCX programs"); s != "weaker" || !strings.Contains(text, "at ingress: id ") || !strings.Contains(text, "second") {
+			t.Errorf("%s, TCX: %s: %s", group, s, text)
+		}
+	}
+	if !strings.Contains(n.ok("ls", "--json"), `"xdp": true`) {
+		t.Error("ls --json does not tell of XDP")
+	}
 }

@@ -16,6 +16,7 @@ type Others struct {
 	// the classifier, has its place.
 	Ingress bool
 	Filters []hook.Filter // at egress, in the order in which packets meet them
+	Arrive  []hook.Filter // at ingress, likewise
 }
 
 // Look looks at an interface for what vifshape did not make. It needs no privileges.
@@ -32,6 +33,6 @@ func Look(i rtnl.Interface) (Others, error) {
 		}
 		o.Root, o.Partial = r, f.Partial
 	}
-	o.Ingress, o.Filters, err = hook.Of(i).Others()
+	o.Ingress, o.Filters, o.Arrive, err = hook.Of(i).Others()
 	return o, err
 }

@@ -40,6 +40,30 @@ func (h *Hooks) Lacks(kinds ...string) (lacking []string, err error) {
 	return lacking, nil
 }
 
+// HasRedirect says whether this kernel has the action that [Hooks.AttachReceive] gives a
+// program that does not redirect packets by itself. Asking loads its module. Needs
+// CAP_NET_ADMIN.
+func HasRedirect(c *rtnl.Conn) (bool, error) {
+	e := rtnl.Encoder{B: make([]byte, 4)} // struct tcamsg of linux/rtnetlink.h
+	e.Nest(1, func() {                    // TCA_ACT_TAB, and the first action there
+		e.Nest(1, func() { e.AttrString(1, "mirred") }) // TCA_ACT_KIND
+	})
+	_, err := c.Send([]netlink.Message{rtnl.Message(unix.RTM_NEWACTION, netlink.Create|netlink.Excl, e.B)})
+	// The kind is looked up first (tc_action_load_ops, net/sched/act_api.c, v5.10 to
+	// v6.18); that it has no options comes after it (tcf_mirred_init,
+	// net/sched/act_mirred.c, v5.10 to v6.18).
+	switch rtnl.Errno(err) {
+	case unix.EINVAL:
+		return true, nil
+	case unix.ENOENT:
+		return false, nil
+	}
+	if err == nil {
+		err = errors.New("the kernel took what it should have refused")
+	}
+	return false, rtnl.Fail("look for action mirred", "", err)
+}
+
 // HasBPF says whether this kernel has the classifier that [Hooks.AttachEgress]
 // uses, as far as the lists of its modules and functions tell: it can be asked for
 // only where it is used. A no proves nothing where known is false.

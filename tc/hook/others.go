@@ -2,56 +2,68 @@
 
 package hook
 
-import "github.com/vifshape/vifshape/tc/rtnl"
+import (
+	"strings"
 
-// Filter is one filter of somebody else at the egress hook.
+	"github.com/vifshape/vifshape/tc/rtnl"
+)
+
+// Filter is one filter of somebody else at a hook.
 type Filter struct {
 	Kind string
 	Pref uint32
 	Name string // of a BPF program, as its user called it; else empty
-	// Blocks says that it has the place that [Hooks.AttachEgress] needs.
-	Blocks bool
-	// First says that packets meet it before the program of AttachEgress, which
-	// is there.
+	// Blocks says that it has the place that [Hooks.AttachEgress] needs, or
+	// [Hooks.AttachReceive]; BlocksNote that of [Hooks.AttachNote].
+	Blocks, BlocksNote bool
+	// First says that packets meet it before the program of these, which is there.
 	First bool
 }
 
 // Others says what somebody else has at the hooks: whether the old ingress qdisc stands
-// where clsact has its place, and the filters at egress, in the order in which packets
-// meet them. It needs no privileges.
-func (h *Hooks) Others() (ingress bool, all []Filter, err error) {
+// where clsact has its place, and the filters at egress and at ingress, in the order in
+// which packets meet them. It needs no privileges.
+func (h *Hooks) Others() (old bool, egress, ingress []Filter, err error) {
 	kind, err := h.clsact()
-	if err != nil {
-		return false, nil, h.on.Fail("read qdiscs", err)
+	if err == nil && kind == clsact {
+		egress, err = h.others(egressParent, preference, hooked)
 	}
-	if kind != clsact {
-		return kind != "", nil, nil
+	if err == nil && kind != "" {
+		ingress, err = h.others(ingressParent, receivePreference, receives)
 	}
-	err = h.on.EachFilter(egressParent, func(f *rtnl.Filter) error {
+	return kind != "" && kind != clsact, egress, ingress, h.on.Fail("read hooks", err)
+}
+
+// others are the filters of somebody else at a hook where ours has a preference.
+func (h *Hooks) others(parent, pref uint32, is func(*rtnl.Filter) bool) (all []Filter, err error) {
+	return all, h.on.EachFilter(parent, func(f *rtnl.Filter) error {
 		// A preference is listed once by itself, with handle 0, and once for each
 		// filter; u32 lists its tables as well.
 		if f.Handle == 0 || f.Kind == "u32" && f.Handle&0xfff == 0 {
 			return nil
 		}
-		if hooked(f) {
+		if is(f) {
 			for i := range all {
 				all[i].First = true
 			}
 			return nil
 		}
-		if receives(f) {
-			return nil
-		}
 		x := Filter{Kind: f.Kind, Pref: f.Pref()}
-		x.Blocks = x.Pref == preference && (f.Kind != "bpf" || f.Info&0xffff != allProtocols())
+		other := f.Kind != "bpf" || f.Info&0xffff != allProtocols()
+		x.Blocks = x.Pref == pref && other
+		x.BlocksNote = x.Pref == receivePreference && other && parent == egressParent
 		err := rtnl.EachAttr(f.Options, func(typ uint16, v []byte) error {
 			if f.Kind == "bpf" && typ == tcaBPFName {
 				x.Name = rtnl.String(v)
 			}
 			return nil
 		})
-		all = append(all, x)
+		// our own: behind the classifier, and those that mark what comes in for other interfaces
+		note := parent == egressParent && receives(f)
+		mark := parent == ingressParent && x.Pref == preference && strings.HasPrefix(x.Name, "vif_")
+		if !note && !mark {
+			all = append(all, x)
+		}
 		return err
 	})
-	return false, all, h.on.Fail("read filters", err)
 }

@@ -80,6 +80,9 @@ type Link struct {
 
 	Qdisc string `json:"qdisc"` // kind of the root qdisc
 
+	// XDP says that programs at XDP see what arrives before anything else does.
+	XDP bool `json:"xdp,omitempty"`
+
 	ParentDev string `json:"parent_dev,omitempty"` // hardware: the device on its bus, "0000:00:03.0"; empty before kernel 5.14
 	ParentBus string `json:"parent_bus,omitempty"` // "pci", "usb", "virtio" ...
 }
@@ -280,6 +283,13 @@ func decodeLink(b []byte) (Link, error) {
 			if len(v) > 0 && int(v[0]) < len(operStates) {
 				l.OperState = operStates[v[0]]
 			}
+		case unix.IFLA_XDP:
+			return rtnl.EachAttr(v, func(typ uint16, v []byte) error {
+				if typ == unix.IFLA_XDP_ATTACHED {
+					l.XDP = len(v) > 0 && v[0] != 0 // XDP_ATTACHED_NONE of linux/if_link.h
+				}
+				return nil
+			})
 		case unix.IFLA_PARENT_DEV_NAME:
 			l.ParentDev = rtnl.String(v)
 		case unix.IFLA_PARENT_DEV_BUS_NAME:

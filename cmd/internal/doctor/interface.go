@@ -31,7 +31,7 @@ func (x *examination) interfaces(ctx context.Context, names []string, policy boo
 	}
 	if len(names) == 0 && !policy {
 		for _, l := range x.links {
-			if l.Nature != link.Loopback {
+			if l.Nature != link.Loopback && l.Receives == 0 {
 				names = append(names, l.Name)
 			}
 		}
@@ -82,12 +82,12 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		return err
 	})
 	var s hierarchy.State
-	try("root qdisc", func() error {
+	var o foreign.Others
+	try("root qdisc", func() (err error) {
 		if err := d.Read(ctx, &s); err != nil && !errors.Is(err, rtnl.ErrForeign) {
 			return err
 		}
-		o, err := foreign.Look(d.Interface)
-		if err != nil {
+		if o, err = foreign.Look(d.Interface); err != nil {
 			return err
 		}
 		say(rootFinding(l, s.On(d.Port()).Root, o))
@@ -114,7 +114,7 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 		return err
 	})
 	try("TCX programs", func() error {
-		programs, err := bpf.TCX(d.Index)
+		programs, err := bpf.TCX(d.Index, hierarchy.Send)
 		var tcx []string
 		for _, p := range programs {
 			tcx = append(tcx, p.String())
@@ -131,6 +131,13 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 				Follows: "it makes its own queues whenever it sets up the interface, in place of vifshape's: take the section out"})
 		}
 	}
+	try("ingress", func() error {
+		all, err := x.receives(ctx, l, o)
+		for _, f := range all {
+			say(f)
+		}
+		return err
+	})
 	try("packets", func() error {
 		off, err := l.Offloads(x.m.Conn)
 		if err == nil {
@@ -293,20 +300,10 @@ func (x *examination) packets(l link.Link, o link.Offloads, root, slowest hierar
 		f.Follows = fmt.Sprintf("one takes over %v of the line below %s", lineTime, words.Short(rateOf(o.Packet, lineTime)))
 		return f
 	}
-	if t := timeOf(o.Packet, root); t > lineTime {
-		f.State = Weaker
-		f.Follows = fmt.Sprintf("one takes %v at the rate of %s, which all others wait for", t.Round(100*time.Microsecond), words.Short(root))
-	}
-	if t := timeOf(o.Packet, slowest); t > leafTime {
-		f.State = Weaker
-		if f.Follows != "" {
-			f.Follows += "; "
-		}
-		f.Follows += fmt.Sprintf("it takes %v at %s, that of the slowest branch, whose share is not kept then", t.Round(time.Millisecond), words.Short(slowest))
-	}
-	if f.State != Weaker {
+	if f.Follows = tooLarge(o.Packet, root, slowest, lineTime, "all others wait for"); f.Follows == "" {
 		return f
 	}
+	f.State = Weaker
 	f.Fix = []string{smaller(l, hierarchy.Size(float64(root)/8*lineTime.Seconds()))}
 	f.Follows += "; turning tso and gso off by ethtool does not make them smaller"
 	if forwarding() {
@@ -320,6 +317,21 @@ func (x *examination) packets(l link.Link, o link.Offloads, root, slowest hierar
 		}
 	}
 	return f
+}
+
+// tooLarge says what packets of a size do at the rates of a tree, where one may take so
+// long, and who waits for it; nothing where they are small enough.
+func tooLarge(size hierarchy.Size, root, slowest hierarchy.Bandwidth, most time.Duration, who string) (follows string) {
+	if t := timeOf(size, root); t > most {
+		follows = fmt.Sprintf("one takes %v at the rate of %s, which %s", t.Round(100*time.Microsecond), words.Short(root), who)
+	}
+	if t := timeOf(size, slowest); t > leafTime {
+		if follows != "" {
+			follows += "; "
+		}
+		follows += fmt.Sprintf("it takes %v at %s, that of the slowest branch, whose share is not kept then", t.Round(time.Millisecond), words.Short(slowest))
+	}
+	return follows
 }
 
 // smaller is the command that keeps the packets of an interface within a size, or

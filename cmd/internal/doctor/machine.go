@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
@@ -179,13 +180,15 @@ func (x *examination) unsure(f *Finding) {
 // kind ifb can be tried.
 func (x *examination) classifiers(noClsact bool) {
 	var lacks map[string]string
-	noIFB, tried := false, false
+	noIFB, noRedirect, tried := false, false, false
 	if x.root() {
 		x.try(Finding{Group: groupQueueing, Topic: "classifiers", Needed: true}, func() error {
 			return shaper.WithLoopback(func(c *rtnl.Conn, lo *tc.Device) error {
 				has, err := link.HasIFB(c)
 				noIFB = err == nil && !has
-				var e error
+				redirects, e := hook.HasRedirect(c)
+				noRedirect = e == nil && !redirects
+				err = errors.Join(err, e)
 				lacks, e = shaper.MissingClassifiers(lo)
 				tried = err == nil && e == nil
 				return errors.Join(err, e)
@@ -210,7 +213,8 @@ func (x *examination) classifiers(noClsact bool) {
 			x.kind("cls_bpf", "cls_bpf", program, lacks["bpf"] != "", "runs that program")
 			x.kind("cls_cgroup", "cls_cgroup", false, lacks["cgroup"] != "", "for binding cls_cgroup, where BPF is not to be had")
 		}
-		x.kind("ifb", "ifb", false, noIFB, "nothing needs it yet: shaping of received traffic will")
+		x.kind("ifb", "ifb", false, noIFB, "carries what an interface receives, where a policy has ingress")
+		x.kind("act_mirred", "act_mirred", false, noRedirect, "hands on to it what interfaces without a link-layer header receive, and below Linux 6.4 all")
 	case !x.root():
 		f := Finding{Group: groupQueueing, Topic: "cls_bpf", State: good, Needed: program, Text: "runs that program"}
 		if has, known := hook.HasBPF(); !has {
@@ -254,9 +258,32 @@ func (x *examination) bindings() {
 		f.State, f.Text = Missing, "nothing here tells whose a packet is"
 	}
 	x.add(f)
+	if x.way != bind.WayNone && x.root() {
+		x.add(receivingFinding(x.way))
+	}
 	for _, n := range x.report.Notes {
 		x.add(Finding{Group: groupBinding, Topic: "note", State: good, Text: n})
 	}
+}
+
+// receivingFinding says how what is received is told apart, and what of it is not.
+func receivingFinding(w bind.Way) Finding {
+	f := Finding{Group: groupBinding, Topic: "ingress", State: good, Text: "received packets are of the branch of the flow that they answer to, else of who would receive them"}
+	r, err := bpf.Receives(w)
+	switch {
+	case err != nil:
+		f.State, f.Text, f.Follows = Missing, err.Error(), "ingress in a policy is refused"
+		return f
+	case r.Looks:
+		return f
+	}
+	f.State, f.Text = Weaker, "received packets are of the branch of the flow that they answer to"
+	f.Follows = "who would receive what answers to nothing is looked up with binding bpf and Linux 6.2 or later with BTF alone"
+	f.Weak = []string{"what nobody has asked for: datagrams to who never sends, and the first packet of a connection from outside, go to the rest"}
+	if w == bind.WayNft {
+		f.Weak = append(f.Weak, "connections from outside: what comes before the program that accepts them sends goes to the rest")
+	}
+	return f
 }
 
 // initialCgroupNS is the cgroup namespace of the machine itself

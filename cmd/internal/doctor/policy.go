@@ -156,6 +156,7 @@ func (c *policyCheck) tree(ctx context.Context, d *tc.Device, t *hierarchy.Tree,
 	c.try(top, "root qdisc", func() error { return c.others(d, l, t, way) })
 	c.speed(l, t)
 	c.try(top, "packets", func() error { return c.large(l, t) })
+	c.try(top, "ingress", func() error { return c.receive(ctx, d, l, t, way) })
 	if err := d.Settle(ctx, t); err != nil {
 		c.unsettled(t, err)
 	} else {
@@ -231,6 +232,45 @@ func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 		c.say(top, "rate", f)
 	}
 	return nil
+}
+
+// receive says what stands in the way of the tree for what the interface receives.
+func (c *policyCheck) receive(ctx context.Context, d *tc.Device, l link.Link, t *hierarchy.Tree, way bind.Way) error {
+	in, top := t.Ingress, hierarchy.Path(t.Port.Device)
+	if in == nil {
+		return nil
+	}
+	if err := d.Receiver().Settle(ctx, in); err != nil {
+		c.unsettled(in, err)
+	}
+	if way != bind.WayNone {
+		if f := receivingFinding(way); f.State != good {
+			f.Needed, f.Topic = f.State == Missing, "way"
+			c.say(top, "ingress", f)
+		}
+	}
+	o, err := foreign.Look(d.Interface)
+	if err != nil {
+		return err
+	}
+	slowest := in.Root.Rate
+	for b := range in.All() {
+		if b.Leaf() {
+			slowest = min(slowest, b.Rate)
+		}
+	}
+	all, err := c.receiving(l, o, in.Root.Rate, slowest)
+	for _, f := range all {
+		if f.State == good {
+			continue
+		}
+		f.Needed = f.State == Missing
+		if !strings.HasPrefix(f.Text, t.Port.Device+": ") {
+			f.Text = fmt.Sprintf("%s: %s: %s", t.Port.Device, f.Topic, f.Text)
+		}
+		c.say(top, "ingress", f)
+	}
+	return err
 }
 
 // speed says whether the line carries what the policy promises.

@@ -64,6 +64,8 @@ func configured(module string) string {
 		return "CONFIG_NET_CLS_BPF"
 	case "cls_cgroup":
 		return "CONFIG_NET_CLS_CGROUP"
+	case "act_mirred":
+		return "CONFIG_NET_ACT_MIRRED"
 	case "ifb":
 		return "CONFIG_IFB"
 	}

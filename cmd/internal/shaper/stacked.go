@@ -33,6 +33,11 @@ func (c *Changes) tellPlaces() error {
 		if w := OverLine(links[i], x.Tree.Root.Rate); w != "" {
 			m.Warnf(hierarchy.Path(x.Tree.Port.Device), "%s", w)
 		}
+		if in := x.Tree.Ingress; in != nil {
+			if w := OverIngress(links[i], in.Root.Rate); w != "" {
+				m.Warnf(hierarchy.Path(x.Tree.Port.Device), "%s", w)
+			}
+		}
 		if n := newTreeNote(links[i]); n != "" && x.On(x.before).Root == (hierarchy.Root{}) {
 			m.Notef(hierarchy.Path(x.Tree.Port.Device), "%s", n)
 		}
@@ -59,6 +64,23 @@ func OverLine(l link.Link, rate hierarchy.Bandwidth) string {
 	}
 	return fmt.Sprintf("%s: rate %s is above the %s of its line: what the line cannot carry waits in the driver or is dropped there, whatever its branch; write what the line carries, or a little less",
 		l.Name, words.Short(rate), words.Short(l.Speed))
+}
+
+// ingressPart is how much of its line, in percent, a tree may receive at most. Measured
+// with tbf at 100 mbit for the line, counting as HTB does: beside three downloads a small
+// flow gets its answers within 0.2 ms (median) up to 98 mbit, and in 1.1 ms from 100 mbit on,
+// where the queue stands before the line. Ethernet adds 24 bytes that neither counts: 1.6 %
+// of full frames and 5 % of those of 480 bytes.
+const ingressPart = 95
+
+// OverIngress says of a rate for receiving that is too near to that of the line what
+// follows; it is empty where it is not, and where the speed is unknown.
+func OverIngress(l link.Link, rate hierarchy.Bandwidth) string {
+	if l.Speed == 0 || rate <= l.Speed/100*ingressPart {
+		return ""
+	}
+	return fmt.Sprintf("%s: ingress %s is above %d%% of its line, which is %s: what comes in faster waits at the other end of the line, where no branch comes first; write %s or less",
+		l.Name, words.Short(rate), ingressPart, words.Short(l.Speed), words.Short(l.Speed/100*ingressPart))
 }
 
 // newTreeNote says what a first tree on an interface does not do, or takes away.

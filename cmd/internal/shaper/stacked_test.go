@@ -74,3 +74,18 @@ func TestOverLine(t *testing.T) {
 		}
 	}
 }
+
+func TestOverIngress(t *testing.T) {
+	for _, tt := range []struct {
+		speed, rate hierarchy.Bandwidth
+		want        string
+	}{
+		{0, hierarchy.Tbit, ""},
+		{hierarchy.Gbit, 950 * hierarchy.Mbit, ""},
+		{hierarchy.Gbit, 951 * hierarchy.Mbit, "eth0: ingress 951mbit is above 95% of its line, which is 1gbit: what comes in faster waits at the other end of the line, where no branch comes first; write 950mbit or less"},
+	} {
+		if d := cmp.Diff(tt.want, OverIngress(link.Link{Name: "eth0", Speed: tt.speed}, tt.rate)); d != "" {
+			t.Errorf("%v on %v (-want +got)\n%s", tt.rate, tt.speed, d)
+		}
+	}
+}
