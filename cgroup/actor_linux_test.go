@@ -2,6 +2,7 @@ package cgroup_test
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -114,6 +115,49 @@ var verbs = tctest.Verbs{
 				return err.Error(), nil
 			}
 		}
+	},
+	"set": func(x tctest.Told) (string, error) { // NAME LEVEL OPTION HEX
+		b, err := hex.DecodeString(x.Args[3])
+		if err != nil {
+			return "", err
+		}
+		return "", unix.SetsockoptString(x.Kept[x.Args[0]], x.Number(1), x.Number(2), string(b))
+	},
+	"bind": func(x tctest.Told) (string, error) { // NAME ADDR
+		return "", unix.Bind(x.Kept[x.Args[0]], sockaddr(x.Args[1]))
+	},
+	"plug": func(x tctest.Told) (string, error) { // NAME TO: has no other peer from now on
+		return "", unix.Connect(x.Kept[x.Args[0]], sockaddr(x.Args[1]))
+	},
+	"close": func(x tctest.Told) (string, error) { // NAME
+		return "", unix.Close(x.Kept[x.Args[0]])
+	},
+	"count": func(x tctest.Told) (string, error) { // NAME: how many datagrams it has got
+		for n := 0; ; n++ {
+			if _, _, err := unix.Recvfrom(x.Kept[x.Args[0]], make([]byte, 1<<16), unix.MSG_DONTWAIT); err != nil {
+				if err == unix.EAGAIN {
+					err = nil
+				}
+				return fmt.Sprint(n), err
+			}
+		}
+	},
+	"frame": func(x tctest.Told) (string, error) { // INDEX HEX N
+		b, err := hex.DecodeString(x.Args[1])
+		if err != nil {
+			return "", err
+		}
+		s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		for range x.Number(2) {
+			if err := unix.Sendto(s, b, 0, &unix.SockaddrLinklayer{Ifindex: x.Number(0), Protocol: uint16(b[13])<<8 | uint16(b[12])}); err != nil {
+				return "", err
+			}
+		}
+		return "", nil
 	},
 	"sink": func(x tctest.Told) (string, error) { // NAME ADDR: a socket that nobody reads
 		s, err := open(x.Args[1], unix.SOCK_DGRAM, 0, nil)
@@ -320,8 +364,8 @@ var verbs = tctest.Verbs{
 		}
 		return "", errors.Join(err, unix.Close(s))
 	},
-	"listen": func(x tctest.Told) (string, error) { // NAME ADDR
-		s, err := open(x.Args[1], unix.SOCK_STREAM, 0, nil)
+	"listen": func(x tctest.Told) (string, error) { // NAME ADDR [PROTOCOL]
+		s, err := open(x.Args[1], unix.SOCK_STREAM, protocol(x, 2), nil)
 		if err != nil {
 			return "", err
 		}
@@ -488,8 +532,8 @@ var verbs = tctest.Verbs{
 			}
 		}
 	},
-	"fetch": func(x tctest.Told) (string, error) { // TO: connects and reads all
-		s, err := open(x.Args[0], unix.SOCK_STREAM, 0, nil)
+	"fetch": func(x tctest.Told) (string, error) { // TO [PROTOCOL]: connects and reads all
+		s, err := open(x.Args[0], unix.SOCK_STREAM, protocol(x, 1), nil)
 		if err != nil {
 			return "", err
 		}
@@ -555,6 +599,14 @@ func processorTime() (int64, error) {
 	var ts unix.Timespec
 	err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
 	return ts.Nano(), err
+}
+
+// protocol is an argument that may be left out.
+func protocol(x tctest.Told, i int) int {
+	if len(x.Args) <= i {
+		return 0
+	}
+	return x.Number(i)
 }
 
 func open(to string, typ, proto int, priority []string) (int, error) {

@@ -25,6 +25,7 @@ typedef unsigned long long __u64;
 #define BPF_F_NO_PREALLOC (1u << 0)
 #define BPF_F_CLONE (1u << 9)
 #define BPF_SK_STORAGE_GET_F_CREATE 1ull
+#define BPF_HDR_START_MAC 0
 #define BPF_HDR_START_NET 1
 #define BPF_F_CURRENT_NETNS (-1)
 #define BPF_NOEXIST 1
@@ -57,7 +58,20 @@ struct bpf_sock_tuple {
 	};
 };
 
-/* Of the context only protocol, vlan, mark, priority, ingress_ifindex, ifindex, tc_index and sk are used; the rest keeps their places. */
+struct bpf_fib_lookup {
+	__u8 family, l4_protocol;
+	__u16 sport, dport, tot_len;
+	__u32 ifindex, flowinfo;
+	__u8 src[16], dst[16];
+	__u16 h_vlan_proto, h_vlan_tci;
+	__u8 smac[6], dmac[6];
+};
+#define BPF_FIB_LKUP_RET_SUCCESS 0
+#define BPF_FIB_LKUP_RET_NO_NEIGH 7
+
+_Static_assert(sizeof(struct bpf_fib_lookup) == 64, "layout of bpf_fib_lookup");
+
+/* Of the context only pkt_type, protocol, vlan, mark, priority, ingress_ifindex, ifindex, tc_index and sk are used; the rest keeps their places. */
 struct __sk_buff {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto;
 	__u32 priority;
@@ -79,11 +93,13 @@ _Static_assert(__builtin_offsetof(struct __sk_buff, sk) == 168, "layout of __sk_
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static long (*const bpf_redirect)(__u32 index, __u64 flags) = (void *)23;
 static __u32 (*const bpf_get_cgroup_classid)(struct __sk_buff *skb) = (void *)17;
 static __u64 (*const bpf_get_socket_cookie)(struct __sk_buff *skb) = (void *)46;
 static __u32 (*const bpf_get_socket_uid)(struct __sk_buff *skb) = (void *)47;
 static long (*const bpf_skb_load_bytes_relative)(struct __sk_buff *skb, __u32 at, void *to, __u32 len, __u32 from) = (void *)68;
+static long (*const bpf_fib_lookup)(struct __sk_buff *skb, struct bpf_fib_lookup *to, __u32 size, __u32 flags) = (void *)69;
 static __u64 (*const bpf_skb_ancestor_cgroup_id)(struct __sk_buff *skb, int level) = (void *)83;
 static struct bpf_sock *(*const bpf_sk_lookup_udp)(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)85;
 static long (*const bpf_sk_release)(void *sock) = (void *)86;

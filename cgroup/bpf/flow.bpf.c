@@ -8,8 +8,9 @@
  * their translation. vif_receive looks it up at the ingress hook, before translation, and
  * sends the packet through the IFB that carries the receiving tree.
  *
- * An entry is its first owner's for as long as that sends. Otherwise a process that
- * forges the packets of another's connection would draw its download into its own branch.
+ * An entry is its first owner's for as long as that sends, unless the kernel would deliver
+ * the answers to another one. Otherwise a process that forges the packets of another's
+ * connection would draw its download into its own branch.
  */
 #include "bpf.h"
 #include "kernel.h"
@@ -25,7 +26,11 @@
 #define SOCK_RAW 3
 #define SOCK_PACKET 10
 #define AF_INET 2
-#define TCP_ESTABLISHED 1
+#define AF_INET6 10
+#define AF_PACKET 17
+#define TCP_CLOSE 7 /* also of a socket of UDP that is not connected */
+#define TCP_LISTEN 10
+#define PACKET_BROADCAST 1
 
 #define IPPROTO_HOPOPTS 0
 #define IPPROTO_ICMP 1
@@ -39,6 +44,7 @@
 #define IPPROTO_DSTOPTS 60
 #define IPPROTO_SCTP 132
 #define IPPROTO_UDPLITE 136
+#define IPPROTO_RAW 255
 
 #define ICMP_ECHOREPLY 0
 #define ICMP_ECHO 8
@@ -69,15 +75,18 @@ struct vif_flow {
 
 /* Who may own a flow, the weaker first. */
 #define FORGED 0 /* sent by a raw or packet socket, which may write what it likes */
-#define FOUND 1	 /* nothing was sent: the socket that would receive it */
-#define PASSED 2 /* sent on for another interface, or network namespace */
+#define FOUND 1	 /* nothing was sent: the socket that would receive it; or sent by an address whose way is another */
+#define PASSED 2 /* sent on for another interface or network namespace, or translated */
 #define OWNED 3	 /* sent by a socket of the protocol, which has these addresses from the kernel */
 
+#define LINK (1ull << 63)
+
 struct vif_owner {
-	__u64 cookie; /* of the socket, the interface, or, where it was found, the generation of bindings */
-	__u32 class;
+	__u64 cookie; /* of the socket, or LINK and the interface */
+	__u32 class, generation; /* of bindings, as of the class */
 	__u16 seen; /* when it sent last, in units of vif_receiving.shift */
 	__u16 kind;
+	__u32 unused;
 };
 
 struct {
@@ -112,6 +121,14 @@ struct {
 	__type(value, struct vif_socket);
 } vif_sockets SEC(".maps");
 
+/* Sockets that have claimed a flow that is another's know their cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u64);
+} vif_names SEC(".maps");
+
 /*
  * Version is that of vif_config and stays first, ifb the index of the interface that
  * carries the receiving tree. A unit of seen is as many jiffies as shift has bits, which
@@ -140,57 +157,70 @@ struct {
 struct packet {
 	struct vif_flow flow;
 	__u32 fragment; /* its number */
+	__u32 from;	/* what offsets count from */
 	__u8 part;	/* FIRST, LATER */
 };
 
 #define FIRST 1
 #define LATER 2
 
-static __always_inline int load(struct __sk_buff *skb, __u32 at, void *to, __u32 len)
+static __always_inline int load(struct __sk_buff *skb, const struct packet *p, __u32 at, void *to, __u32 len)
 {
-	return bpf_skb_load_bytes_relative(skb, at, to, len, BPF_HDR_START_NET);
+	return bpf_skb_load_bytes_relative(skb, at, to, len, p->from);
 }
 
-/* What lies in front of the network header, and is part of the flow's name. Returns the protocol. */
-static __always_inline __u16 framed(struct __sk_buff *skb, __u32 *at, __u16 *link)
+/*
+ * What lies in front of the network header, and is part of the flow's name. Returns the
+ * protocol. A tag in the frame may be behind where the network header is said to be
+ * (vlan_insert_tag, include/linux/if_vlan.h, v6.12).
+ */
+static __always_inline __u16 framed(struct __sk_buff *skb, struct packet *p, __u32 *at)
 {
-	__u16 proto = HOST16((__u16)skb->protocol);
+	__u16 proto = HOST16((__u16)skb->protocol), link = skb->vlan_present ? skb->vlan_tci & 0xfff : 0;
 
-	*link = skb->vlan_present ? skb->vlan_tci & 0xfff : 0;
+	p->from = BPF_HDR_START_NET;
+	if (proto == ETH_P_8021Q || proto == ETH_P_8021AD || proto == ETH_P_PPP_SES) {
+		p->from = BPF_HDR_START_MAC;
+		*at = 14;
+	}
 	for (int i = 0; i < 2 && (proto == ETH_P_8021Q || proto == ETH_P_8021AD); i++) {
 		__u16 tag[2];
 
-		if (load(skb, *at, tag, sizeof(tag)))
+		if (load(skb, p, *at, tag, sizeof(tag)))
 			return 0;
-		*link = *link * 31 + (HOST16(tag[0]) & 0xfff);
+		link = link * 31 + (HOST16(tag[0]) & 0xfff);
 		proto = HOST16(tag[1]);
 		*at += sizeof(tag);
 	}
 	if (proto == ETH_P_PPP_SES) {
 		__u16 session[4]; /* version and code, number, length, protocol inside */
 
-		if (load(skb, *at, session, sizeof(session)))
+		if (load(skb, p, *at, session, sizeof(session)))
 			return 0;
-		*link = *link * 31 + HOST16(session[1]);
+		link = link * 31 + HOST16(session[1]);
 		*at += sizeof(session);
 		proto = HOST16(session[3]);
 		proto = proto == PPP_IP ? ETH_P_IP : proto == PPP_IPV6 ? ETH_P_IPV6 : 0;
 	}
+	p->flow.link = link;
 	return proto;
 }
 
-/* Reads the flow of a packet, sent or received. Returns 0 where it has none that could be told again. */
+/*
+ * Reads the flow of a packet, sent or received. Returns 0 where it has none that could be told
+ * again: what is for many is nobody's.
+ */
 static __always_inline int parse(struct __sk_buff *skb, struct packet *p, int sent)
 {
 	struct vif_flow *f = &p->flow;
 	__u32 at = 0, ports;
-	__u16 proto = framed(skb, &at, &f->link);
+	__u16 proto = framed(skb, p, &at);
 
 	if (proto == ETH_P_IP) {
 		__u8 h[20];
 		__u32 off;
 
-		if (load(skb, at, h, sizeof(h)))
+		if (load(skb, p, at, h, sizeof(h)) || h[16] >= 224)
 			return 0;
 		f->proto = h[9];
 		__builtin_memcpy(sent ? f->local : f->remote, h + 12, 4);
@@ -204,7 +234,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, int se
 	} else if (proto == ETH_P_IPV6) {
 		__u8 h[40], next[8];
 
-		if (load(skb, at, h, sizeof(h)))
+		if (load(skb, p, at, h, sizeof(h)) || h[24] == 0xff)
 			return 0;
 		f->v6 = 1;
 		__builtin_memcpy(sent ? f->local : f->remote, h + 8, 16);
@@ -216,7 +246,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, int se
 
 			if (is != IPPROTO_HOPOPTS && is != IPPROTO_ROUTING && is != IPPROTO_DSTOPTS && is != IPPROTO_FRAGMENT && is != IPPROTO_AH)
 				break;
-			if (load(skb, at, next, sizeof(next)))
+			if (load(skb, p, at, next, sizeof(next)))
 				return 0;
 			f->proto = next[0];
 			if (is == IPPROTO_FRAGMENT) {
@@ -246,7 +276,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, int se
 	case IPPROTO_DCCP:
 	case IPPROTO_SCTP:
 	case IPPROTO_UDPLITE:
-		if (load(skb, at, &ports, sizeof(ports)))
+		if (load(skb, p, at, &ports, sizeof(ports)))
 			return 0;
 		f->lport = ((__u16 *)&ports)[!sent];
 		f->rport = ((__u16 *)&ports)[sent];
@@ -256,7 +286,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, int se
 		__u8 echo[8]; /* who asked knows itself by its number */
 		__u8 want = f->proto == IPPROTO_ICMP ? sent ? ICMP_ECHO : ICMP_ECHOREPLY : sent ? ICMPV6_ECHO_REQUEST : ICMPV6_ECHO_REPLY;
 
-		if (load(skb, at, echo, sizeof(echo)) || echo[0] != want)
+		if (load(skb, p, at, echo, sizeof(echo)) || echo[0] != want)
 			return 0;
 		__builtin_memcpy(&f->lport, echo + 4, 2);
 		return 1;
@@ -277,26 +307,113 @@ static __always_inline __u16 now(void)
 	return bpf_jiffies64() >> (vif_receiving.shift & 31);
 }
 
-/* Who sends a packet. A socket of TCP has its addresses alone; of UDP several may have the same. */
-static __always_inline void sender(struct __sk_buff *skb, __u8 proto, struct vif_owner *o)
+/*
+ * Who sends a packet. Returns 0 where that is a tunnel: what it carries has the socket from
+ * inside, and its answers are everybody's.
+ */
+static __always_inline int sender(struct __sk_buff *skb, const struct vif_flow *f, struct vif_owner *o)
 {
 	struct bpf_sock *any = skb->sk, *full;
 	__u32 index = skb->ingress_ifindex;
 
-	if (!any || index) {
-		o->kind = PASSED;
-		if (!any && (skb->mark & VIF_MARK_MASK) == VIF_MARK)
+	if (!any) {
+		if ((skb->mark & VIF_MARK_MASK) == VIF_MARK)
 			index = (skb->mark & VIF_MARK_INDEX) << 16 | (skb->tc_index & 0xffff);
-		o->cookie = index;
-		return;
+		o->kind = PASSED;
+		o->cookie = LINK | index;
+		return 1;
 	}
-	o->kind = FORGED;
 	o->cookie = bpf_get_socket_cookie(skb);
+	o->kind = index || any->src_port != HOST16(f->lport) ? PASSED : OWNED;
 	full = bpf_sk_fullsock(any);
-	/* A request for a connection and one that lingers are no full sockets, and TCP's. What
-	   a tunnel carries has the socket from inside. */
-	if (!full ? proto == IPPROTO_TCP : full->protocol == proto && full->type != SOCK_RAW && full->type != SOCK_PACKET)
-		o->kind = OWNED;
+	if (!full) /* a request for a connection, or one that lingers */
+		return f->proto == IPPROTO_TCP;
+	if (full->type == SOCK_RAW || full->type == SOCK_PACKET || full->family == AF_PACKET) {
+		o->kind = FORGED;
+		return full->family == AF_PACKET || full->protocol == IPPROTO_RAW || full->protocol == f->proto;
+	}
+	return full->protocol == f->proto;
+}
+
+/* The socket that would receive the answers to a flow, NULL for none. It has to be released. */
+static __always_inline struct bpf_sock *look(struct __sk_buff *skb, const struct vif_flow *f)
+{
+	struct bpf_sock_tuple t = {};
+	__u32 size = sizeof(t.ipv4);
+
+	if (f->v6) {
+		__builtin_memcpy(t.ipv6.saddr, f->remote, 16);
+		__builtin_memcpy(t.ipv6.daddr, f->local, 16);
+		t.ipv6.sport = f->rport;
+		t.ipv6.dport = f->lport;
+		size = sizeof(t.ipv6);
+	} else {
+		__builtin_memcpy(&t.ipv4.saddr, f->remote, 4);
+		__builtin_memcpy(&t.ipv4.daddr, f->local, 4);
+		t.ipv4.sport = f->rport;
+		t.ipv4.dport = f->lport;
+	}
+	if (f->proto == IPPROTO_TCP)
+		return bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	if (f->proto == IPPROTO_UDP)
+		return bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	return NULL;
+}
+
+/* Where answers to a flow would go from here. */
+#define HERE 0	 /* or nobody knows */
+#define BACK 1	 /* to where it came from */
+#define ASTRAY 2 /* not to its sender, whatever address he has; or not as IP, by a bridge */
+
+static __always_inline int way(struct __sk_buff *skb, const struct vif_flow *f)
+{
+	struct bpf_fib_lookup to = {.family = f->v6 ? AF_INET6 : AF_INET, .l4_protocol = f->proto, .ifindex = skb->ifindex};
+	long is;
+
+	__builtin_memcpy(to.src, f->remote, 16);
+	__builtin_memcpy(to.dst, f->local, 16);
+	is = bpf_fib_lookup(skb, &to, sizeof(to), 0);
+	if (is != BPF_FIB_LKUP_RET_SUCCESS && is != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return HERE;
+	return to.ifindex == skb->ingress_ifindex ? BACK : ASTRAY;
+}
+
+/* Whether a socket has this peer alone. */
+static __always_inline int connected(struct bpf_sock *full)
+{
+	return full->state != TCP_LISTEN && full->state != TCP_CLOSE;
+}
+
+/* To whom the kernel would deliver the answers to what is being sent. */
+#define NOBODY 0
+#define ANYONE 1 /* another, who takes them from all */
+#define PEER 2	 /* another, who has this peer alone */
+#define SENDER 3
+
+static __always_inline int heir(struct __sk_buff *skb, const struct vif_flow *f, struct vif_owner *mine)
+{
+	struct bpf_sock *found, *full, *own = skb->sk;
+	__u64 *name;
+	int is = PEER;
+
+	own = own ? bpf_sk_fullsock(own) : NULL;
+	if (own && own->type != SOCK_RAW)
+		bpf_sk_storage_get(&vif_names, own, &mine->cookie, BPF_SK_STORAGE_GET_F_CREATE);
+	found = look(skb, f);
+	if (!found)
+		return NOBODY;
+	full = bpf_sk_fullsock(found);
+	if (full) {
+		name = bpf_sk_storage_get(&vif_names, full, NULL, 0);
+		if (name && *name == mine->cookie)
+			is = SENDER;
+		else if (!connected(full))
+			is = ANYONE;
+	} else if (skb->sk && !own) {
+		is = SENDER;
+	}
+	bpf_sk_release(found);
+	return is;
 }
 
 SEC("tc")
@@ -305,31 +422,40 @@ int vif_note(struct __sk_buff *skb)
 	struct vif_owner *o, mine = {};
 	struct packet p = {};
 	struct vif_counts *n;
+	int goes, is;
 
-	if (!parse(skb, &p, 1))
+	if (!parse(skb, &p, 1) || !sender(skb, &p.flow, &mine))
 		return TC_ACT_UNSPEC;
 	mine.class = skb->priority;
 	if (mine.class >> 16 != MAJOR)
 		mine.class = vif_receiving.rest;
-	sender(skb, p.flow.proto, &mine);
+	mine.generation = vif_config.generation;
 	mine.seen = now();
 	o = bpf_map_lookup_elem(&vif_flows, &p.flow);
-	if (!o) {
-		if (mine.class == vif_receiving.rest) /* where unknown ones go */
-			return TC_ACT_UNSPEC;
-		if (!bpf_map_update_elem(&vif_flows, &p.flow, &mine, BPF_NOEXIST) && (n = counts()))
-			n->noted++;
-		return TC_ACT_UNSPEC;
-	}
-	if (o->cookie == mine.cookie && o->kind == mine.kind) {
+	if (o && o->cookie == mine.cookie) {
 		if (o->class != mine.class)
 			o->class = mine.class;
+		if (o->generation != mine.generation)
+			o->generation = mine.generation;
 		if (o->seen != mine.seen)
 			o->seen = mine.seen;
 		return TC_ACT_UNSPEC;
 	}
-	if (mine.kind > o->kind || (mine.kind == OWNED && p.flow.proto == IPPROTO_TCP) || (__u16)(mine.seen - o->seen) > STALE)
-		bpf_map_update_elem(&vif_flows, &p.flow, &mine, BPF_ANY);
+	if (!o && mine.class == vif_receiving.rest) /* where unknown ones go */
+		return TC_ACT_UNSPEC;
+	goes = way(skb, &p.flow);
+	if (goes == ASTRAY && mine.kind > FOUND)
+		mine.kind = FOUND;
+	is = goes == BACK ? NOBODY : o || mine.kind != OWNED ? heir(skb, &p.flow, &mine) : SENDER;
+	if (is != SENDER || mine.kind != OWNED) {
+		/* an own address cannot be forged from outside but for IPv6 (__fib_validate_source, net/ipv4/fib_frontend.c, v6.12) */
+		if (is == PEER || (is == ANYONE && (mine.kind == FORGED || (mine.kind == PASSED && p.flow.v6))))
+			return TC_ACT_UNSPEC;
+		if (o && mine.kind <= o->kind && !(mine.kind == OWNED && p.flow.proto == IPPROTO_TCP) && (__u16)(mine.seen - o->seen) <= STALE)
+			return TC_ACT_UNSPEC;
+	}
+	if (!bpf_map_update_elem(&vif_flows, &p.flow, &mine, BPF_ANY) && !o && (n = counts()))
+		n->noted++;
 	return TC_ACT_UNSPEC;
 }
 
@@ -360,43 +486,22 @@ static __always_inline __u32 class_of(struct bpf_sock *found, __u32 generation)
 }
 
 /*
- * The class of whoever would receive a packet of a flow that nobody has noted, 0 where that
- * is nobody. Found is set to who that is where it may be noted: not for a listener, which
- * strangers could fill the table with.
+ * The class of whoever would receive a packet, 0 where that is nobody. Alone says that it
+ * may be noted: not for one who hears anybody, whom strangers could fill the table by.
  */
-static __always_inline __u32 receiver(struct __sk_buff *skb, struct vif_flow *f, struct vif_owner *o)
+static __always_inline __u32 receiver(struct __sk_buff *skb, const struct vif_flow *f, __u32 generation, int *alone)
 {
-	struct bpf_sock_tuple t = {};
-	struct bpf_sock *sk, *full;
-	__u32 size = sizeof(t.ipv4), class = 0;
+	struct bpf_sock *sk = look(skb, f), *full;
+	__u32 class = 0;
 
-	if (f->v6) {
-		__builtin_memcpy(t.ipv6.saddr, f->remote, 16);
-		__builtin_memcpy(t.ipv6.daddr, f->local, 16);
-		t.ipv6.sport = f->rport;
-		t.ipv6.dport = f->lport;
-		size = sizeof(t.ipv6);
-	} else {
-		__builtin_memcpy(&t.ipv4.saddr, f->remote, 4);
-		__builtin_memcpy(&t.ipv4.daddr, f->local, 4);
-		t.ipv4.sport = f->rport;
-		t.ipv4.dport = f->lport;
-	}
-	o->kind = FOUND;
-	o->cookie = vif_config.generation;
-	if (f->proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
-	else if (f->proto == IPPROTO_UDP)
-		sk = bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
-	else
-		return 0;
 	if (!sk)
 		return 0;
 	full = bpf_sk_fullsock(sk);
 	if (full) {
-		class = class_of(full, o->cookie);
-		if (f->proto == IPPROTO_TCP ? full->state == TCP_ESTABLISHED : class != 0)
-			o->class = class ? class : vif_receiving.rest;
+		class = class_of(full, generation);
+		if (!class)
+			class = vif_receiving.rest;
+		*alone = connected(full);
 	}
 	bpf_sk_release(sk);
 	return class;
@@ -404,13 +509,14 @@ static __always_inline __u32 receiver(struct __sk_buff *skb, struct vif_flow *f,
 
 static __always_inline void receive(struct __sk_buff *skb, int looks)
 {
-	struct vif_owner *o, found = {};
-	struct packet p = {};
+	__u32 class = 0, generation = looks ? vif_config.generation : 0, *first;
 	struct vif_fragment part = {};
+	struct packet p = {};
 	struct vif_counts *n;
-	__u32 class = 0, *first;
+	struct vif_owner *o;
+	int alone = 0;
 
-	if (!parse(skb, &p, 0))
+	if (skb->pkt_type == PACKET_BROADCAST || !parse(skb, &p, 0))
 		goto out;
 	if (p.part) {
 		__builtin_memcpy(part.local, p.flow.local, 32);
@@ -426,22 +532,27 @@ static __always_inline void receive(struct __sk_buff *skb, int looks)
 		goto out;
 	}
 	o = bpf_map_lookup_elem(&vif_flows, &p.flow);
-	if (o && !(looks && (o->kind == FORGED || (o->kind == FOUND && o->cookie != vif_config.generation)))) {
-		class = o->class;
-	} else {
+	if (looks && (!o || o->kind == FORGED || (o->kind != PASSED && o->generation != generation)))
+		class = receiver(skb, &p.flow, generation, &alone);
+	if (o && o->kind == OWNED) {
+		if (class)
+			o->class = class;
 		if (looks)
-			class = receiver(skb, &p.flow, &found);
-		if (found.class) {
-			found.seen = now();
-			bpf_map_update_elem(&vif_flows, &p.flow, &found, BPF_ANY);
-		} else if (o && !class) {
-			class = o->class; /* nobody has a better right to it */
-		}
-		if (!class && (n = counts()))
-			n->missed++;
+			o->generation = generation;
+		class = o->class;
+	} else if (class && alone) {
+		struct vif_owner found = {.class = class, .generation = generation, .seen = now(), .kind = FOUND};
+
+		bpf_map_update_elem(&vif_flows, &p.flow, &found, BPF_ANY);
+	} else if (o && !class) { /* nobody has a better right to it */
+		class = o->class;
 	}
+	if (!class && (n = counts()))
+		n->missed++;
 	if (p.part == FIRST && class)
 		bpf_map_update_elem(&vif_fragments, &part, &class, BPF_ANY);
+	else if (p.part == FIRST) /* the number was another's once */
+		bpf_map_delete_elem(&vif_fragments, &part);
 out:
 	skb->priority = class ? class : vif_receiving.rest;
 }

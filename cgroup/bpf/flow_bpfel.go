@@ -55,11 +55,13 @@ type flowVifFragment struct {
 }
 
 type flowVifOwner struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Class  uint32
-	Seen   uint16
-	Kind   uint16
+	_          structs.HostLayout
+	Cookie     uint64
+	Class      uint32
+	Generation uint32
+	Seen       uint16
+	Kind       uint16
+	Unused     uint32
 }
 
 type flowVifReceiving struct {
@@ -89,6 +91,7 @@ const (
 	flowMapVifCounts        = "vif_counts"
 	flowMapVifFlows         = "vif_flows"
 	flowMapVifFragments     = "vif_fragments"
+	flowMapVifNames         = "vif_names"
 	flowMapVifSockets       = "vif_sockets"
 	flowMapVifUsers         = "vif_users"
 	flowProgVifNote         = "vif_note"
@@ -157,6 +160,7 @@ type flowMapSpecs struct {
 	VifCounts    *ebpf.MapSpec `ebpf:"vif_counts"`
 	VifFlows     *ebpf.MapSpec `ebpf:"vif_flows"`
 	VifFragments *ebpf.MapSpec `ebpf:"vif_fragments"`
+	VifNames     *ebpf.MapSpec `ebpf:"vif_names"`
 	VifSockets   *ebpf.MapSpec `ebpf:"vif_sockets"`
 	VifUsers     *ebpf.MapSpec `ebpf:"vif_users"`
 }
@@ -193,6 +197,7 @@ type flowMaps struct {
 	VifCounts    *ebpf.Map `ebpf:"vif_counts"`
 	VifFlows     *ebpf.Map `ebpf:"vif_flows"`
 	VifFragments *ebpf.Map `ebpf:"vif_fragments"`
+	VifNames     *ebpf.Map `ebpf:"vif_names"`
 	VifSockets   *ebpf.Map `ebpf:"vif_sockets"`
 	VifUsers     *ebpf.Map `ebpf:"vif_users"`
 }
@@ -203,6 +208,7 @@ func (m *flowMaps) Close() error {
 		m.VifCounts,
 		m.VifFlows,
 		m.VifFragments,
+		m.VifNames,
 		m.VifSockets,
 		m.VifUsers,
 	)
