@@ -129,7 +129,9 @@ func (d *docker) neighbour(ns *lab.NetNS, dev string, addr netip.Addr, of *net.I
 
 // masquerade hides the containers behind the near end's address, and says whether the
 // kernel can.
-func (d *docker) masquerade() bool {
+func (d *docker) masquerade() bool { d.t.Helper(); return d.masqueradeBy(&expr.Masq{}) }
+
+func (d *docker) masqueradeBy(masq *expr.Masq) bool {
 	d.t.Helper()
 	c, err := nftables.New(nftables.WithNetNSFd(d.Near.FD()))
 	if err != nil {
@@ -143,7 +145,7 @@ func (d *docker) masquerade() bool {
 	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
-		&expr.Masq{},
+		masq,
 	}})
 	return c.Flush() == nil
 }

@@ -12,6 +12,7 @@ const (
 	noTCX = "TCX (Linux 6.6)"
 	noBTF = "BTF"
 	noV2  = "a mounted cgroup v2 hierarchy"
+	noMP  = "MPTCP"
 )
 
 // onV1 is what guests with cgroup v2 leave out.
@@ -34,9 +35,9 @@ func TestVMLayouts(t *testing.T) {
 	onUML := map[string]string{"^TestKernelConfined$": "without BTF, the kernel refuses with other words"}
 	maps.Copy(onUML, onV1)
 	vm.Matrix(t,
-		vm.Guest{Kernel: vm.UML(), Lacks: []string{noNFT, noTCX, noBTF}, Not: onUML},
-		vm.Guest{Kernel: vm.UML(), Cgroup: vm.Hybrid, Lacks: []string{noNFT, noTCX, noBTF}, Not: onUML},
-		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Lacks: []string{noNFT, noTCX, noBTF, noV2}, Not: map[string]string{
+		vm.Guest{Kernel: vm.UML(), Lacks: []string{noNFT, noTCX, noBTF, noMP}, Not: onUML},
+		vm.Guest{Kernel: vm.UML(), Cgroup: vm.Hybrid, Lacks: []string{noNFT, noTCX, noBTF, noMP}, Not: onUML},
+		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Lacks: []string{noNFT, noTCX, noBTF, noMP, noV2}, Not: map[string]string{
 			"^TestKernelUnprivileged$": "the words it holds are those of a machine with cgroup v2",
 		}},
 	)
