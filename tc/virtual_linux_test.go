@@ -2,6 +2,7 @@ package tc_test
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math"
 	"net/netip"
@@ -29,9 +30,10 @@ func virtualTime() bool {
 
 // sender is one word of demand behind a leaf: "tcp", "udp", with the number of
 // flows or the payload of a datagram behind a slash, and with the rate on the wire
-// behind an @ where that is less than the branch can take.
+// behind an @ where that is less than the branch can take. A "<" in front of it says that
+// the far end sends.
 type sender struct {
-	path     hierarchy.Path
+	end
 	word     string
 	protocol string
 	flows    int
@@ -39,9 +41,19 @@ type sender struct {
 	rate     hierarchy.Bandwidth // Unlimited: all that the branch may get, and more
 }
 
-func parseSender(t testing.TB, path hierarchy.Path, word string) sender {
+// end is a branch for one direction.
+type end struct {
+	path hierarchy.Path
+	port hierarchy.Port
+}
+
+func parseSender(t testing.TB, dev string, path hierarchy.Path, word string) sender {
 	t.Helper()
-	s := sender{path: path, word: word, flows: 1, rate: hierarchy.Unlimited}
+	s := sender{end: end{path, hierarchy.Port{Device: dev}}, word: word, flows: 1, rate: hierarchy.Unlimited}
+	word, down := strings.CutPrefix(word, "<")
+	if down {
+		s.port.Direction = hierarchy.Receive
+	}
 	text, rate, ok := strings.Cut(word, "@")
 	if ok {
 		var err error
@@ -71,7 +83,7 @@ func parseSender(t testing.TB, path hierarchy.Path, word string) sender {
 //
 //	name rate [ceil=RATE] [prio=N] [quantum=SIZE] [qdisc=KIND] [sender ...]
 //
-// A rate of "-" is none.
+// A rate of "-" is none. Where the far end sends as well, the same holds for receiving.
 func plot(t testing.TB, dev, text string) (hierarchy.Spec, []sender) {
 	t.Helper()
 	amount := func(s string) hierarchy.Amount {
@@ -110,7 +122,7 @@ func plot(t testing.TB, dev, text string) (hierarchy.Spec, []sender) {
 			var err error
 			switch {
 			case !ok:
-				senders = append(senders, parseSender(t, path, word))
+				senders = append(senders, parseSender(t, dev, path, word))
 			case key == "ceil":
 				b.Ceil = amount(value)
 			case key == "prio":
@@ -132,7 +144,19 @@ func plot(t testing.TB, dev, text string) (hierarchy.Spec, []sender) {
 		up.b.Children = append(up.b.Children, b)
 		stack = append(stack[:depth], place{b, path})
 	}
+	if strings.Contains(text, "<") {
+		alike(&spec.BranchSpec)
+	}
 	return spec, senders
+}
+
+// alike has a branch and those below it receive as they send.
+func alike(b *hierarchy.BranchSpec) {
+	as := *b
+	b.Ingress = &as
+	for _, c := range b.Children {
+		alike(c)
+	}
 }
 
 // counter counts the datagrams of one size that arrive at a port, and costs next to
@@ -179,7 +203,8 @@ type field struct {
 	*bench
 	pair    *lab.Pair
 	ids     hierarchy.IDs
-	sink    *lab.Sink
+	kernel  hierarchy.Kernel
+	sinks   map[*lab.NetNS]*lab.Sink
 	ports   map[string]uint16 // by path and word
 	udp     map[string]counter
 	batch   time.Duration // what a sender of datagrams hands over at a time; the queues hold more
@@ -194,18 +219,54 @@ const (
 
 func newField(t testing.TB) *field {
 	t.Helper()
-	f := &field{pair: tctest.New(t, lab.PairConfig{}), ports: map[string]uint16{}, udp: map[string]counter{}, batch: 50 * time.Millisecond, running: map[string]*lab.Source{}}
+	f := &field{pair: tctest.New(t, lab.PairConfig{}), ports: map[string]uint16{}, udp: map[string]counter{}, batch: 50 * time.Millisecond,
+		running: map[string]*lab.Source{}, sinks: map[*lab.NetNS]*lab.Sink{}}
 	f.bench = open(t, f.pair.Near, f.pair.Dev)
+	f.kernel = hierarchy.Kernel{Device: f.Name, Parts: []hierarchy.Part{f.Device, f.Receiver()}}
+	t.Cleanup(f.close)
+	return f
+}
+
+// way is where a direction begins, where it ends, and by which address.
+func (f *field) way(p hierarchy.Port) (from, to *lab.NetNS, at netip.Addr) {
+	if p.Direction == hierarchy.Receive {
+		return f.pair.Far, f.pair.Near, f.pair.Near4
+	}
+	return f.pair.Near, f.pair.Far, f.pair.Far4
+}
+
+// sink is the one at an end.
+func (f *field) sink(n *lab.NetNS) *lab.Sink {
+	f.t.Helper()
+	if s := f.sinks[n]; s != nil {
+		return s
+	}
 	var list []uint16
 	for p := range manyPorts {
 		list = append(list, uint16(firstPort+p))
 	}
-	var err error
-	if f.sink, err = lab.NewSink(t.Context(), f.pair.Far, list...); err != nil {
-		t.Fatal(err)
+	s, err := lab.NewSink(f.t.Context(), n, list...)
+	if err != nil {
+		f.t.Fatal(err)
 	}
-	t.Cleanup(f.close)
-	return f
+	f.sinks[n] = s
+	return s
+}
+
+// tell has the packets of a port be of a class in both directions, and what is received take
+// the way through the tree.
+func (f *field) tell(port uint16, class hierarchy.ClassID) {
+	f.t.Helper()
+	tctest.TC(f.t, f.net, "qdisc", "replace", "dev", f.Name, "clsact")
+	for table, x := range []struct{ hook, then string }{ // both hooks are of one qdisc, and so are their tables: numbered as they are made
+		{"ingress", "pipe action mirred egress redirect dev vif-" + f.Name},
+		{"egress", "ok"},
+	} {
+		for i, match := range []string{"dport", "sport"} {
+			tctest.TC(f.t, f.net, strings.Fields(fmt.Sprintf("filter replace dev %s %s pref 7 protocol ip handle %x::%x u32 match ip %s %d 0xffff action skbedit priority %v %s",
+				f.Name, x.hook, 0x800+table, 2*(int(port)-firstPort+2)+i, match, port, class, x.then))...)
+		}
+	}
 }
 
 // close ends the traffic and gives the network back before the test ends: a test
@@ -216,8 +277,10 @@ func (f *field) close() {
 		unix.Close(c.fd)
 	}
 	clear(f.udp)
-	if err := f.sink.Close(); err != nil {
-		f.t.Error(err)
+	for _, s := range f.sinks {
+		if err := s.Close(); err != nil {
+			f.t.Error(err)
+		}
 	}
 	if err := f.pair.Close(); err != nil {
 		f.t.Error(err)
@@ -238,7 +301,7 @@ func (f *field) stop(keep func(key string) bool) {
 
 // share is what a branch should get and what it got.
 type share struct {
-	path       hierarchy.Path
+	end
 	ideal, got hierarchy.Bandwidth
 }
 
@@ -285,20 +348,38 @@ func (f *field) phase(text string, settle, window time.Duration, bound float64) 
 	if f.ids, err = f.ids.Assign(tree); err != nil {
 		f.t.Fatal(err)
 	}
-	demand := map[hierarchy.Path]hierarchy.Bandwidth{}
-	words := map[hierarchy.Path]int{}
-	for _, s := range senders {
-		if words[s.path]++; s.rate == hierarchy.Unlimited || demand[s.path] == hierarchy.Unlimited {
-			demand[s.path] = hierarchy.Unlimited
-		} else {
-			demand[s.path] += s.rate
+	trees := []*hierarchy.Tree{tree}
+	ways := []func(context.Context, *hierarchy.Tree) error{f.Settle, f.Receiver().Settle}
+	if tree.Ingress != nil {
+		trees = append(trees, tree.Ingress)
+	}
+	ideal, words := map[end]hierarchy.Bandwidth{}, map[end]int{}
+	for i, tree := range trees {
+		demand := map[hierarchy.Path]hierarchy.Bandwidth{}
+		for _, s := range senders {
+			if s.port != tree.Port {
+				continue
+			}
+			if words[s.end]++; s.rate == hierarchy.Unlimited || demand[s.path] == hierarchy.Unlimited {
+				demand[s.path] = hierarchy.Unlimited
+			} else {
+				demand[s.path] += s.rate
+			}
+		}
+		for path, rate := range tree.Ideal(demand) {
+			ideal[end{path, tree.Port}] = rate
+		}
+		if err := ways[i](f.t.Context(), tree); err != nil {
+			f.t.Fatal(err)
 		}
 	}
-	ideal := tree.Ideal(demand)
-	if err := f.Settle(f.t.Context(), tree); err != nil {
+	before, err := f.kernel.Read(f.t.Context())
+	if err == nil {
+		err = f.kernel.Apply(f.t.Context(), before, tree.State(), hierarchy.Diff(before, tree.State()))
+	}
+	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.do(hierarchy.Diff(f.read(), tree.State()).Steps...)
 	want := map[string]bool{}
 	key := func(s sender) string { return fmt.Sprintf("%s %s %d", s.path, s.word, f.offer(s, ideal, words)) }
 	for _, s := range senders {
@@ -308,59 +389,69 @@ func (f *field) phase(text string, settle, window time.Duration, bound float64) 
 	for _, s := range senders {
 		if f.running[key(s)] == nil {
 			f.start(tree, s, key(s), f.offer(s, ideal, words))
+		} else if tree.Ingress != nil {
+			f.tell(f.ports[key(s)], tree.Find(s.path).ID)
 		}
 	}
 	time.Sleep(settle)
 	return tree, again(func(times int) (shares []share) {
 		before := map[string]lab.Count{}
 		for _, s := range senders {
-			before[key(s)] = f.count(key(s))
+			before[key(s)] = f.count(s, key(s))
 		}
 		time.Sleep(time.Duration(times) * window)
-		got := map[hierarchy.Path]hierarchy.Bandwidth{}
+		got := map[end]hierarchy.Bandwidth{}
 		for _, s := range senders {
-			got[s.path] += f.count(key(s)).WireRate(before[key(s)])
+			got[s.end] += f.count(s, key(s)).WireRate(before[key(s)])
 		}
-		for b := range tree.All() {
-			if words[b.Path] > 0 {
-				shares = append(shares, share{b.Path, ideal[b.Path], got[b.Path]})
+		for _, tree := range trees {
+			for b := range tree.All() {
+				if e := (end{b.Path, tree.Port}); words[e] > 0 {
+					shares = append(shares, share{e, ideal[e], got[e]})
+				}
 			}
 		}
 		return shares
 	}, func(shares []share) bool { return math.Abs(worst(shares).off()) > bound })
 }
 
-func (f *field) count(key string) lab.Count {
+func (f *field) count(s sender, key string) lab.Count {
 	f.t.Helper()
 	if c, ok := f.udp[key]; ok {
 		return c.count(f.t)
 	}
-	return f.sink.Count(f.ports[key])
+	_, to, _ := f.way(s.port)
+	return f.sink(to).Count(f.ports[key])
 }
 
 // offer is what a sender of datagrams sends: more than its part of what the branch
 // shall get.
-func (f *field) offer(s sender, ideal map[hierarchy.Path]hierarchy.Bandwidth, words map[hierarchy.Path]int) hierarchy.Bandwidth {
+func (f *field) offer(s sender, ideal map[end]hierarchy.Bandwidth, words map[end]int) hierarchy.Bandwidth {
 	switch {
 	case s.protocol == "tcp":
 		return 0
 	case s.rate != hierarchy.Unlimited:
 		return s.rate
 	}
-	return ideal[s.path] * 13 / 10 / hierarchy.Bandwidth(words[s.path])
+	return ideal[s.end] * 13 / 10 / hierarchy.Bandwidth(words[s.end])
 }
 
 func (f *field) start(tree *hierarchy.Tree, s sender, key string, rate hierarchy.Bandwidth) {
 	f.t.Helper()
+	from, to, at := f.way(s.port)
 	if f.ports[key] == 0 {
 		f.ports[key] = uint16(firstPort + len(f.ports))
 	}
 	if _, ok := f.udp[key]; !ok && s.protocol == "udp" {
 		f.ports[key] += firstUDP - firstPort
-		f.udp[key] = newCounter(f.t, f.pair.Far, f.ports[key], s.size)
+		f.udp[key] = newCounter(f.t, to, f.ports[key], s.size)
+	}
+	f.sink(to)
+	if tree.Ingress != nil {
+		f.tell(f.ports[key], tree.Find(s.path).ID)
 	}
 	src, err := lab.Start(f.t.Context(), lab.Traffic{
-		NetNS: f.pair.Near, Protocol: s.protocol, To: netip.AddrPortFrom(f.pair.Far4, f.ports[key]),
+		NetNS: from, Protocol: s.protocol, To: netip.AddrPortFrom(at, f.ports[key]),
 		Flows: s.flows, Size: s.size, Rate: rate, Lag: time.Second, Batch: 1 + int(float64(rate)/8/float64(s.size+udpHeaders)*f.batch.Seconds()), Control: greedy(tree.Find(s.path).ID, s.protocol),
 	})
 	if err != nil {

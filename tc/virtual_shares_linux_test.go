@@ -106,6 +106,7 @@ func TestVirtualShares(t *testing.T) {
 		missed      = "a leaf at its ceil cannot always take its turn"
 		unexplained = "not explained; a larger cburst does not change it"
 		short       = "the queue of one TCP flow is shorter than a turn"
+		answers     = "what answers to one direction takes its part of the other"
 		second      = time.Second
 	)
 	rows := []struct {
@@ -202,8 +203,25 @@ func TestVirtualShares(t *testing.T) {
 		// Other queues.
 		{name: "bfifo", phases: []string{"10mbit\n  a 30% qdisc=bfifo tcp/2\n  b 60% qdisc=bfifo tcp/2\n  rest 10% qdisc=bfifo tcp\n"}},
 		{name: "sfq, the rest idle", phases: []string{"10mbit\n  a 30% qdisc=sfq tcp/4\n  b 60% qdisc=sfq tcp/4\n  rest 10%\n"}},
+		// What is received.
+		{name: "guarantees", phases: []string{families("10mbit", "<tcp", "<tcp", "<tcp", "<tcp", "<tcp")}},
+		{name: "guarantees", phases: []string{families("10mbit", "<udp", "<udp", "<udp", "<udp", "<udp")}},
+		{name: "one idle in the family", phases: []string{families("10mbit", "<tcp/4", "-", "<tcp/4", "<tcp/4", "<tcp/4")}},
+		{bound: 0.08, why: turns, name: "lending at two levels", phases: []string{all("<tcp/4", "20mbit"+lending)}},
+		{bound: 0.08, why: turns, name: "lending at two levels", phases: []string{all("<udp", "20mbit"+lending)}},
+		{name: "tcp beside udp", phases: []string{families("10mbit", "<tcp/4", "<udp", "<udp", "<tcp/4", "<tcp")}},
+		{name: "first borrower takes all", phases: []string{"10mbit\n  a 10% prio=0 <tcp\n  b 40% <tcp\n  rest 30% <tcp\n"}},
+		{name: "a capped family", phases: []string{"10mbit\n  a 20% ceil=40%\n    x 25% <udp\n    y 75% <udp\n  rest 10% <udp\n"}},
+		{bound: 0.08, why: turns, name: "eight levels", phases: []string{chain("10mbit", 8, "<udp")}},
+		{name: "rates edited in flight", window: 10 * second, phases: []string{
+			"10mbit\n  a 20% <tcp\n  b 70% <tcp\n  rest 10% <tcp\n",
+			"10mbit\n  a 70% <tcp\n  b 20% <tcp\n  rest 10% <tcp\n",
+		}},
+		// Both directions, all busy.
+		{name: "guarantees", phases: []string{families("10mbit", "udp <udp", "udp <udp", "udp <udp", "udp <udp", "udp <udp")}},
+		{bound: 0.06, why: answers, name: "guarantees", phases: []string{families("10mbit", "tcp/4 <tcp/4", "tcp/4 <tcp/4", "tcp/4 <tcp/4", "tcp/4 <tcp/4", "tcp/4 <tcp/4")}},
 	}
-	fmt.Printf("%-38s %6s %6s %-9s %9s  %6s %6s  %s\n", "policy and demand", "levels", "leaves", "senders", "rate", "worst", "bound", "where it is worst")
+	fmt.Printf("%-38s %6s %6s %-10s %9s  %6s %6s  %s\n", "policy and demand", "levels", "leaves", "senders", "rate", "worst", "bound", "where it is worst")
 	for _, row := range rows {
 		f := newField(t)
 		bound, window := row.bound, row.window
@@ -229,12 +247,12 @@ func TestVirtualShares(t *testing.T) {
 				why = " (" + row.why + ")"
 			}
 			levels, leaves := size(tree)
-			fmt.Printf("%-38s %6d %6d %-9s %9v  %+5.1f%% %5.1f%%  %s%s\n", name, levels, leaves, protocols(text), tree.Root.Rate,
+			fmt.Printf("%-38s %6d %6d %-10s %9v  %+5.1f%% %5.1f%%  %s%s\n", name, levels, leaves, protocols(text), tree.Root.Rate,
 				100*worst.off(), 100*bound, strings.TrimPrefix(string(worst.path), f.Name+"/"), why)
 			if math.Abs(worst.off()) > bound {
 				t.Errorf("%s: more than %.1f%% off", name, 100*bound)
 				for _, s := range got {
-					t.Logf("%-20s ideal %11v, got %11v, %+.1f%%", s.path, s.ideal, s.got, 100*s.off())
+					t.Logf("%-8v %-20s ideal %11v, got %11v, %+.1f%%", s.port.Direction, s.path, s.ideal, s.got, 100*s.off())
 				}
 			}
 		}
@@ -256,7 +274,7 @@ func size(t *hierarchy.Tree) (levels, leaves int) {
 // protocols are those of the senders in a text.
 func protocols(text string) string {
 	var p []string
-	for _, s := range []string{"tcp", "udp"} {
+	for _, s := range []string{"tcp", "udp", "<tcp", "<udp"} {
 		if strings.Contains(text, " "+s) {
 			p = append(p, s)
 		}
