@@ -24,10 +24,24 @@ func (m *Machine) Device(iface string) (*tc.Device, *record.Record, error) {
 		return nil, nil, fmt.Errorf("%s is an alternative name of %s: write that, branches have their names from it", iface, d.Name)
 	}
 	if of := d.ReceivesFor(); of != 0 {
-		return nil, nil, fmt.Errorf("%s carries what another interface receives (ifindex %d) and has no branches of its own: name that one", iface, of)
+		return nil, nil, m.carries(iface, int(of))
 	}
 	r, err := m.Record(d.Name, d.Index)
 	return d, r, err
+}
+
+// carries says that an IFB of ours is not what is meant, and what is.
+func (m *Machine) carries(ifb string, of int) error {
+	links, err := link.List(m.Conn)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if l.Index == of {
+			return fmt.Errorf("%s carries what %s receives and has no branches of its own: name %[2]s", ifb, l.Name)
+		}
+	}
+	return fmt.Errorf("%s carried what an interface received that is gone, and has no branches of its own: \"vifshape clear\" takes it away", ifb)
 }
 
 // called says in place of the error that there is no such interface what it is
