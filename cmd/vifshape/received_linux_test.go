@@ -310,3 +310,29 @@ func TestKernelDoctorPrograms(t *testing.T) {
 		t.Error("ls --json does not tell of XDP")
 	}
 }
+
+// TestKernelFlowsFull: show and doctor say that there were more flows than the table has
+// room for.
+func TestKernelFlowsFull(t *testing.T) {
+	n := newBoth(t)
+	const flows = 70_000
+	n.ok("run", "--level", "tag", "eth0/web", "--", "bash", "-c", fmt.Sprintf("for ((i = 0; i < %d; i++)); do echo >/dev/udp/%v/$((i %% 60000 + 1)); done", flows, n.Far4))
+	var got struct {
+		Interfaces []struct {
+			Flows struct{ Known, Room, Noted, Evicted int }
+		}
+	}
+	if err := json.Unmarshal([]byte(n.ok("show", "--json")), &got); err != nil || len(got.Interfaces) != 1 {
+		t.Fatalf("%v: %+v", err, got)
+	}
+	if f := got.Interfaces[0].Flows; f.Room != 65536 || f.Known > f.Room || f.Known < f.Room/2 || f.Noted < flows*9/10 || f.Evicted != f.Noted-f.Known {
+		t.Errorf("%+v", f)
+	}
+	if s := n.ok("show"); !strings.Contains(s, "made room for others, and what they are sent is the rest's until they send again") {
+		t.Errorf("show:\n%s", s)
+	}
+	d := n.diagnose(n.Dev)
+	if s, text, _, _ := d.find(t, doctor.GroupInterface, "flows"); s != "weaker" || !strings.Contains(text, "made room for others") {
+		t.Errorf("flows: %s: %s", s, text)
+	}
+}
