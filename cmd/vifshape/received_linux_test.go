@@ -336,3 +336,35 @@ func TestKernelFlowsFull(t *testing.T) {
 		t.Errorf("flows: %s: %s", s, text)
 	}
 }
+
+// TestKernelDelegateReceived: users divide both directions of what is delegated to them,
+// and neither further than it goes.
+func TestKernelDelegateReceived(t *testing.T) {
+	needsPidfd(t)
+	tctest.RequireLink(t, "ifb")
+	n := newNetwork(t)
+	n.public()
+	n.ok("apply", n.policy("both.toml", bothPolicy+fmt.Sprintf("delegate = [\"uid:%d\"]\n", alice)))
+	n.agent()
+	add := []string{"add", "eth0/calls/ci", "--rate", "1mbit", "--ingress"}
+	n.failed(n.as(alice, append(add, "36mbit")...).wait(), exitError, "ingress: rate 36mbit is too much")
+	if r := n.as(alice, append(add, "20mbit")...).wait(); r.code != 0 {
+		t.Fatal(r)
+	}
+	if s := n.ok("show"); !regexp.MustCompile(`(?m)^    ci +71f:[0-9a-f]+ +1mbit/20mbit +40mbit/100mbit +0 `).MatchString(s) {
+		t.Errorf("show:\n%s", s)
+	}
+	// Users see both directions, and of the table of flows nothing.
+	if r := n.as(alice, "show").wait(); r.code != 0 || !strings.Contains(r.stdout, "1mbit/20mbit") || strings.Contains(r.stdout, "known") {
+		t.Error(r)
+	}
+	if r := n.as(alice, "ls").wait(); r.code != 0 || !strings.Contains(r.stdout, "receives for eth0") {
+		t.Error(r)
+	}
+	if r := n.as(alice, "doctor", n.Dev).wait(); !strings.Contains(r.stdout, "received packets") || strings.Contains(r.stdout, "could not be looked at: read the programs") {
+		t.Error(r)
+	}
+	if r := n.as(alice, "remove", "eth0/calls/ci").wait(); r.code != 0 {
+		t.Error(r)
+	}
+}
