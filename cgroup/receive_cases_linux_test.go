@@ -380,6 +380,17 @@ func TestKernelReceiveTranslated(t *testing.T) {
 		}
 	}
 
+	// An open flow goes with its container's binding.
+	n.apply(t, b, bound("link:veth1", blue), bound("link:veth3", blue), bound(p.target(a), green))
+	if diff := cmp.Diff(counts{blue: 20}, n.received(t, func() {
+		far.Begin("answer s 20")
+		who[0].x.Do("ask qtrue %s 20", to)
+		far.End()
+	})); diff != "" {
+		t.Errorf("bound anew: packets a class (-want +got):\n%s", diff)
+	}
+	n.apply(t, b, bound("link:veth1", red), bound("link:veth3", blue), bound(p.target(a), green))
+
 	// From outside to a container: the first packet answers to nothing.
 	d.forwardPort(7900, d.addr(11))
 	who[0].x.Do("sink in %s", d.addr(11).String()+":7900")

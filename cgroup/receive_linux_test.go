@@ -197,6 +197,7 @@ func TestKernelReceiveFollows(t *testing.T) {
 	near, far := n.start(t, n.Near, a), n.start(t, n.Far, "")
 	at := n.Far4.String() + ":7500"
 	far.Do("sink s %s", at)
+	far.Do("listen l %s", n.Far4.String()+":7503")
 	ask := func() counts {
 		t.Helper()
 		return n.received(t, func() {
@@ -213,9 +214,57 @@ func TestKernelReceiveFollows(t *testing.T) {
 		}
 		only(t, ask(), class, 20)
 	}
-	// What receives and never sends follows as well, where it is looked up.
+	// A user's does, and with the user's end.
+	other := n.start(t, n.Near, sub(t, p.dir, "free"))
+	other.Do("nobody")
+	for _, class := range []hierarchy.ClassID{green, blue, rest} {
+		if class == rest {
+			n.apply(t, b)
+		} else {
+			n.apply(t, b, bound("uid:65534", class))
+		}
+		only(t, n.received(t, func() {
+			far.Begin("answer s 20")
+			other.Do("ask q %s 20", at)
+			far.End()
+		}), class, 20)
+	}
+	// So does what a process had open when it was attached.
+	n.apply(t, b, bound(p.target(a), red))
+	late := n.start(t, n.Near, sub(t, p.dir, "late"))
+	late.Do("sink q %s", n.Near4.String()+":7502")
+	late.Do("more q %s 20", at)
+	late.Do("connect c %s", n.Far4.String()+":7503")
+	far.Do("accept c l")
+	n.attach(t, b, p.target(a), false, late.PID())
+	if looks(t, bind.WayBPF) {
+		only(t, n.received(t, func() { far.Do("answer s 20") }), red, 20)
+	} else {
+		far.Do("answer s 20")
+	}
+	only(t, n.received(t, func() {
+		far.Begin("answer s 20")
+		late.Do("more q %s 20", at)
+		far.End()
+		far.Do("write c 100000")
+		late.Begin("drain c")
+		far.Do("finish c")
+		late.End()
+	}), red, 20)
+	// What receives and never sends follows as well, where it is looked up, and what has sent
+	// and does not any more.
 	if !looks(t, bind.WayBPF) {
 		return
+	}
+	n.apply(t, b, bound(p.target(a), red))
+	near.Do("more q %s 40", at)
+	for _, class := range []hierarchy.ClassID{red, green, rest, blue} {
+		if class == rest {
+			n.apply(t, b)
+		} else {
+			n.apply(t, b, bound(p.target(a), class))
+		}
+		only(t, n.received(t, func() { far.Do("answer s 10") }), class, 10)
 	}
 	sink := n.Near4.String() + ":7501"
 	near.Do("sink r %s", sink)

@@ -1,0 +1,117 @@
+package cgroup_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+)
+
+// TestKernelReceiveSwitched: while the receiving side is switched on and off, and the
+// classifier changes to another way and back, nothing that arrives is lost, and nothing
+// that goes through its tree is in another class.
+func TestKernelReceiveSwitched(t *testing.T) {
+	for _, w := range []bind.Way{bind.WayBPF, bind.WayNft} {
+		t.Run(string(w), func(t *testing.T) {
+			require(t, bind.WayBPF)
+			require(t, w)
+			n := newReceiver(t)
+			p := newPlace(t, bind.WayBPF)
+			a := sub(t, p.dir, "a")
+			other := n.binder(t, w)
+			b := n.binder(t, bind.WayBPF)
+			red := bound(p.target(a), red)
+			n.apply(t, b, red)
+			near, far := n.start(t, n.Near, a), n.start(t, n.Far, "")
+			client, server := n.start(t, n.Near, a), n.start(t, n.Far, "")
+			at, to := n.Near4.String()+":7000", n.Far4.String()+":7001"
+			near.Do("sink s %s", at)
+			near.Do("set s 1 33 00000010") // SO_RCVBUFFORCE
+			far.Do("keep u %s", at)
+			server.Do("listen l %s", to)
+			const times, packets = 100, 200
+			got := uint64(0)
+			through := n.received(t, func() {
+				server.Begin("serve l 1 300000000")
+				client.Begin("fetch %s", to)
+				for i := range times {
+					far.Begin("more u %s %d", at, packets)
+					switch i % 4 {
+					case 0:
+						apply(t, b, red)
+					case 2:
+						n.apply(t, other, red)
+					default:
+						n.apply(t, b, red)
+					}
+					far.End()
+				}
+				client.End()
+				server.End()
+			})
+			got = count(t, near, "s")
+			if want := uint64(times * packets); got != want {
+				t.Errorf("%d of %d datagrams have arrived", got, want)
+			}
+			if w == bind.WayBPF && looks(t, w) {
+				only(t, through, hierarchy.ClassID(red.Class), packets)
+			}
+			t.Logf("packets a class: %v", through)
+		})
+	}
+}
+
+// TestKernelReceiveFlooded: who notes more flows than the table has room for takes nothing
+// out of another's branch but what is received before the next packet is sent, and not
+// even that where its socket is looked up.
+func TestKernelReceiveFlooded(t *testing.T) {
+	for _, w := range []bind.Way{bind.WayBPF, bind.WayNft} {
+		t.Run(string(w), func(t *testing.T) {
+			require(t, w)
+			n := newReceiver(t)
+			p := newPlace(t, w)
+			a, c := sub(t, p.dir, "a"), sub(t, p.dir, "c")
+			b := n.binder(t, w)
+			n.apply(t, b, bound(p.target(a), red), bound(p.target(c), green))
+			busy, silent, attacker, far := n.start(t, n.Near, a), n.start(t, n.Near, a), n.start(t, n.Near, c), n.start(t, n.Far, "")
+			at := [...]string{n.Far4.String() + ":7000", n.Far4.String() + ":7001"}
+			for i, x := range []string{"busy", "silent"} {
+				far.Do("sink %s %s", x, at[i])
+			}
+			ask := func() counts {
+				return n.received(t, func() {
+					far.Begin("answer busy 20")
+					busy.Do("ask q %s 20", at[0])
+					far.End()
+				})
+			}
+			silent.Do("sink q %s", n.Near4.String()+":900")
+			silent.Do("more q %s 20", at[1])
+			if diff := cmp.Diff(counts{red: 20}, ask()); diff != "" {
+				t.Errorf("before: packets a class (-want +got):\n%s", diff)
+			}
+			for i := range 6 {
+				attacker.Do("strangers %s 60000", fmt.Sprintf("%v:%d", n.Far4, 20_000+i))
+				if diff := cmp.Diff(counts{red: 20}, ask()); diff != "" && (w == bind.WayBPF && looks(t, w)) {
+					t.Errorf("meanwhile: packets a class (-want +got):\n%s", diff)
+				}
+			}
+			got := n.received(t, func() { far.Do("answer silent 20") })
+			if diff := cmp.Diff(counts{red: 20}, got); diff != "" && w == bind.WayBPF && looks(t, w) {
+				t.Errorf("for who was silent: packets a class (-want +got):\n%s", diff)
+			}
+			table, err := b.Flows()
+			if err != nil || table.Noted < 5*60_000 {
+				t.Errorf("the table was not flooded: %+v, %v", table, err)
+			}
+			t.Logf("for who was silent: %v; %+v", got, table)
+			silent.Do("more q %s 20", at[1])
+			if diff := cmp.Diff(counts{red: 20}, n.received(t, func() { far.Do("answer silent 20") })); diff != "" {
+				t.Errorf("after it has sent: packets a class (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
