@@ -241,7 +241,7 @@ func Receives(w bind.Way) (r Reception, err error) {
 		}
 		defer s.close()
 	}
-	f, err := newFlows(s, false, nil, 0, 0)
+	f, err := newFlows(s, false, nil, 0, room(0))
 	if err != nil {
 		return r, err
 	}
