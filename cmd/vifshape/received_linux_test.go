@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -51,24 +53,30 @@ func newBoth(t *testing.T) *network {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
+	var serving sync.WaitGroup
+	ctx, stop := context.WithCancel(context.Background())
+	t.Cleanup(func() { // of a client that was killed nothing may come any more
+		stop()
+		l.Close()
+		serving.Wait()
+	})
+	serving.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go func() {
+			serving.Go(func() {
+				defer context.AfterFunc(ctx, func() { c.Close() })()
 				defer c.Close()
-				b := make([]byte, 64<<10)
-				for {
+				for b := make([]byte, 64<<10); ; {
 					if _, err := c.Write(b); err != nil {
 						return
 					}
 				}
-			}()
+			})
 		}
-	}()
+	})
 	n.ok("apply", n.policy("both.toml", bothPolicy))
 	return n
 }
