@@ -532,20 +532,25 @@ var verbs = tctest.Verbs{
 			}
 		}
 	},
-	"fetch": func(x tctest.Told) (string, error) { // TO [PROTOCOL]: connects and reads all
-		s, err := open(x.Args[0], unix.SOCK_STREAM, protocol(x, 1), nil)
-		if err != nil {
-			return "", err
+	"fetch": func(x tctest.Told) (string, error) { // TO [N]: connects and reads all, N times
+		n := 1
+		if len(x.Args) > 1 {
+			n = x.Number(1)
 		}
-		defer unix.Close(s)
-		if err := unix.Connect(s, sockaddr(x.Args[0])); err != nil {
-			return "", err
-		}
-		for buf := make([]byte, 1<<16); ; {
-			if n, err := unix.Read(s, buf); n == 0 || err != nil {
+		buf := make([]byte, 1<<16)
+		for range n {
+			s, err := open(x.Args[0], unix.SOCK_STREAM, 0, nil)
+			if err == nil {
+				err = unix.Connect(s, sockaddr(x.Args[0]))
+			}
+			for got := 1; got > 0 && err == nil; {
+				got, err = unix.Read(s, buf)
+			}
+			if err := errors.Join(err, unix.Close(s)); err != nil {
 				return "", err
 			}
 		}
+		return "", nil
 	},
 	"child": func(x tctest.Told) (string, error) { // any other command
 		cmd := exec.Command("/proc/self/exe", "obey")
