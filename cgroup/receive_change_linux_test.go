@@ -35,7 +35,7 @@ func TestKernelReceiveSwitched(t *testing.T) {
 			const times, packets = 100, 200
 			got := uint64(0)
 			through := n.received(t, func() {
-				server.Begin("serve l 1 300000000")
+				server.Begin("serve l 1 20000000")
 				client.Begin("fetch %s", to)
 				for i := range times {
 					far.Begin("more u %s %d", at, packets)

@@ -239,8 +239,9 @@ func TestKernelReceiveFollows(t *testing.T) {
 	n.attach(t, b, p.target(a), false, late.PID())
 	if looks(t, bind.WayBPF) {
 		only(t, n.received(t, func() { far.Do("answer s 20") }), red, 20)
-	} else {
+	} else { // only what it sends tells
 		far.Do("answer s 20")
+		late.Do("write c 1")
 	}
 	only(t, n.received(t, func() {
 		far.Begin("answer s 20")
