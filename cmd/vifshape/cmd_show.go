@@ -231,11 +231,18 @@ func (c shown) row(b *observe.Branch) string {
 		}
 		return sent + "/" + received
 	}
+	// word by word, as of two queues of one kind that differ in a limit
 	shared := func(sent, received string) string {
-		if b.Ingress != nil && sent == received {
-			return sent
+		s, r := strings.Fields(sent), strings.Fields(received)
+		if b.Ingress == nil || s[0] != r[0] || len(s) != len(r) {
+			return both(sent, received)
 		}
-		return both(sent, received)
+		for i := range s {
+			if s[i] != r[i] {
+				s[i] += "/" + r[i]
+			}
+		}
+		return strings.Join(s, " ")
 	}
 	cells := []string{
 		b.ID.String(), both(words.Short(b.Rate), words.Short(in.Rate)), both(words.Short(b.Ceil), words.Short(in.Ceil)),

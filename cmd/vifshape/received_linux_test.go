@@ -117,7 +117,7 @@ func TestKernelShowBoth(t *testing.T) {
 		`BRANCH +CLASS +RATE +CEIL +PRIO +SENT/RECEIVED +DROPPED +WAITING +QDISC`,
 		`eth0 +71f:1 +40mbit/100mbit +40mbit/100mbit +- +[0-9.]+k?B/2\.[0-9]MB +[0-9]+/[0-9]+ +[0-9.]+k?B/[0-9.]+k?B +-`,
 		`  web +71f:[0-9a-f]+ +10mbit/30mbit +40mbit/60mbit +3 +[0-9.]+k?B/2\.[0-9]MB +\S+ +\S+ +pfifo.*/.*[a-z].*`,
-		`  calls +71f:[0-9a-f]+ +5mbit/35mbit +40mbit/100mbit +0 +0B/0B +0/0 +0B/0B +[^/]+`,
+		`  calls +71f:[0-9a-f]+ +5mbit/35mbit +40mbit/100mbit +0 +0B/0B +0/0 +0B/0B +[a-z].*`,
 		`  eth0: [0-9]+ flows? known, room for 65536.*`,
 	} {
 		if !regexp.MustCompile(`(?m)^` + line + `$`).MatchString(text) {
@@ -277,9 +277,9 @@ func TestKernelDoctorPrograms(t *testing.T) {
 			t.Errorf("%s before there is one", f.Topic)
 		}
 	}
-	attach := func(name string, kind ebpf.ProgramType, verdict int32, put func(p *ebpf.Program, index int) (link.Link, error)) {
+	attach := func(name string, kind ebpf.ProgramType, verdict int32, put func(p *ebpf.Program, index int) (link.Link, error)) bool {
 		t.Helper()
-		if err := n.Near.Do(func() error {
+		err := n.Near.Do(func() error {
 			p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: kind, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()}})
 			if err != nil {
 				return err
@@ -294,27 +294,28 @@ func TestKernelDoctorPrograms(t *testing.T) {
 				t.Cleanup(func() { on.Close() })
 			}
 			return err
-		}); err != nil {
-			tctest.Require(t, !errors.Is(err, ebpf.ErrNotSupported), name)
+		})
+		if err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
 			t.Fatal(err)
 		}
+		return err == nil
 	}
-	attach("first", ebpf.XDP, 2, func(p *ebpf.Program, index int) (link.Link, error) { // XDP_PASS
+	xdp := attach("first", ebpf.XDP, 2, func(p *ebpf.Program, index int) (link.Link, error) { // XDP_PASS
 		return link.AttachXDP(link.XDPOptions{Program: p, Interface: index, Flags: link.XDPGenericMode})
 	})
-	attach("second", ebpf.SchedCLS, -1, func(p *ebpf.Program, index int) (link.Link, error) { // TCX_NEXT
+	tcx := attach("second", ebpf.SchedCLS, -1, func(p *ebpf.Program, index int) (link.Link, error) { // TCX_NEXT
 		return link.AttachTCX(link.TCXOptions{Program: p, Interface: index, Attach: ebpf.AttachTCXIngress})
 	})
 	d := n.diagnose("--policy", file, n.Dev)
 	for _, group := range []string{doctor.GroupInterface, "policy"} {
-		if s, text, _, _ := d.find(t, group, "XDP"); s != "weaker" || !strings.Contains(text, "sees what arrives before all others") {
+		if s, text, _, _ := d.find(t, group, "XDP"); xdp && (s != "weaker" || !strings.Contains(text, "sees what arrives before all others")) {
 			t.Errorf("%s, XDP: %s: %s", group, s, text)
 		}
-		if s, text, _, _ := d.find(t, group, "TCX programs"); s != "weaker" || !strings.Contains(text, "at ingress: id ") || !strings.Contains(text, "second") {
+		if s, text, _, _ := d.find(t, group, "TCX programs"); tcx && (s != "weaker" || !strings.Contains(text, "at ingress: id ") || !strings.Contains(text, "second")) {
 			t.Errorf("%s, TCX: %s: %s", group, s, text)
 		}
 	}
-	if !strings.Contains(n.ok("ls", "--json"), `"xdp": true`) {
+	if xdp && !strings.Contains(n.ok("ls", "--json"), `"xdp": true`) {
 		t.Error("ls --json does not tell of XDP")
 	}
 }
