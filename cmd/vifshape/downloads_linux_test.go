@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -324,4 +325,84 @@ func TestKernelRealBothWays(t *testing.T) {
 	if r := n.shown()["eth0/rest"]; r.Packets > 20 || r.Ingress.Packets > 20 {
 		t.Errorf("%d packets sent, %d received in the rest are too many", r.Packets, r.Ingress.Packets)
 	}
+}
+
+// TestKernelReceiveKinds: what is downloaded by an interface of any kind is of the branch
+// that downloads it. What such a kind needs besides, as ARP, is the rest's.
+func TestKernelReceiveKinds(t *testing.T) {
+	const size = 200_000
+	for _, tt := range []struct {
+		kind      string
+		near, far string // make x0 at both ends; port0 and port1 are a veth pair between them
+	}{
+		{"vlan", "ip link add link port0 name x0 type vlan id 5", "ip link add link port1 name x0 type vlan id 5"},
+		{"macvlan", "ip link add link eth0 name x0 type macvlan mode bridge", "ip link add link far0 name x0 type macvlan mode bridge"},
+		{"bridge", "ip link add x0 type bridge; ip link set port0 master x0", "ip link set port1 down; ip link set port1 name x0"},
+		{"bond", "ip link add x0 type bond mode active-backup; ip link set port0 down; ip link set port0 master x0", "ip link set port1 down; ip link set port1 name x0"},
+		{"gretap", "ip link add x0 type gretap local %[1]v remote %[2]v", "ip link add x0 type gretap local %[2]v remote %[1]v"},
+		{"vxlan", "ip link add x0 type vxlan id 7 dstport 4789 dev eth0 remote %[2]v", "ip link add x0 type vxlan id 7 dstport 4789 dev far0 remote %[1]v"},
+		{"gre", "ip link add x0 type gre local %[1]v remote %[2]v", "ip link add x0 type gre local %[2]v remote %[1]v"},
+		{"ipip", "ip link add x0 type ipip local %[1]v remote %[2]v", "ip link add x0 type ipip local %[2]v remote %[1]v"},
+	} {
+		t.Run(tt.kind, func(t *testing.T) {
+			for _, kind := range []string{"ifb", tt.kind} {
+				tctest.RequireLink(t, kind)
+			}
+			for _, p := range []string{"ip", "bash", "head"} {
+				tctest.RequireProgram(t, p)
+			}
+			n := newNetwork(t)
+			if err := lab.AddVeth(n.Near, lab.Link{Name: "port0"}, n.Far, lab.Link{Name: "port1"}); err != nil {
+				t.Fatal(err)
+			}
+			for i, ns := range []*lab.NetNS{n.Near, n.Far} {
+				// The ends of a lab's veth do not ask for addresses, nor does what has its flags from them.
+				script := fmt.Sprintf("ip link set port%d arp on\n", i) + []string{tt.near, tt.far}[i] + fmt.Sprintf("\nip addr add 198.19.5.%d/24 dev x0\nip link set x0 up", i+1)
+				if strings.Contains(script, "%[") {
+					script = fmt.Sprintf(script, n.Near4, n.Far4)
+				}
+				tctest.Output(t, ns, "sh", "-ec", script)
+			}
+			n.pour(5700, size)
+			n.ok("apply", n.policy("x0.toml", strings.ReplaceAll(bothPolicy, "eth0", "x0")))
+			var r result
+			_, received := n.passed(func() {
+				r = n.run("run", "--level", "tag", "x0/web", "--", "bash", "-c", fmt.Sprintf("head -c %d </dev/tcp/198.19.5.2/5700 | wc -c", size))
+			})
+			t.Log(received)
+			if r.code != 0 || strings.TrimSpace(r.stdout) != fmt.Sprint(size) {
+				t.Errorf("download: %v", r)
+			}
+			if received["x0/web"] < size/1500 || received["x0/rest"] > 20 || received["x0/calls"] != 0 {
+				t.Errorf("received %v, want %d at least, all of x0/web", received, size/1500)
+			}
+			n.ok("clear")
+			if out := tctest.Output(t, n.Near, "ip", "link", "show", "type", "ifb"); out != "" {
+				t.Errorf("left behind: %s", out)
+			}
+		})
+	}
+}
+
+// pour sends so many bytes to whoever connects to a port of the far end.
+func (n *network) pour(port uint16, bytes int) {
+	n.Helper()
+	var l net.Listener
+	if err := n.Far.Do(func() (err error) {
+		l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port))
+		return err
+	}); err != nil {
+		n.Fatal(err)
+	}
+	n.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write(make([]byte, bytes)) // who asked may be gone
+			c.Close()
+		}
+	}()
 }
