@@ -223,7 +223,7 @@ func BenchmarkReceive(b *testing.B) {
 	for _, many := range []int{1, 10_000} {
 		for _, x := range []struct{ name, dir, verb string }{
 			{"known", "a", "burst s"},       // the receiver sends, too, by what is not connected
-			{"found", "a", "burst s"},       // it never does, and was looked up once
+			{"found", "a", "burst s"},       // it never does: its socket is looked up
 			{"strangers", "a", "strangers"}, // each packet is of another flow: all are looked up
 			{"rest", "free", "burst s"},
 			{"rest strangers", "free", "strangers"},
