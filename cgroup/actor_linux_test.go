@@ -532,14 +532,14 @@ var verbs = tctest.Verbs{
 			}
 		}
 	},
-	"fetch": func(x tctest.Told) (string, error) { // TO [N]: connects and reads all, N times
+	"fetch": func(x tctest.Told) (string, error) { // TO [N [PROTOCOL]]: connects and reads all, N times
 		n := 1
 		if len(x.Args) > 1 {
 			n = x.Number(1)
 		}
 		buf := make([]byte, 1<<16)
 		for range n {
-			s, err := open(x.Args[0], unix.SOCK_STREAM, 0, nil)
+			s, err := open(x.Args[0], unix.SOCK_STREAM, protocol(x, 2), nil)
 			if err == nil {
 				err = unix.Connect(s, sockaddr(x.Args[0]))
 			}

@@ -441,7 +441,7 @@ func TestKernelReceiveMPTCP(t *testing.T) {
 	far.Do("listen l %s %d", to, mptcp)
 	got := n.received(t, func() {
 		far.Begin("serve l 1 1000000")
-		near.Do("fetch %s %d", to, mptcp)
+		near.Do("fetch %s 1 %d", to, mptcp)
 		far.End()
 	})
 	if got[rest] <= 3 { // of the kernel, in answer to what it says at the end without a socket
