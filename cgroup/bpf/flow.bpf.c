@@ -543,7 +543,8 @@ static __always_inline void receive(struct __sk_buff *skb, int looks)
 	} else if (class && alone) {
 		struct vif_owner found = {.class = class, .generation = generation, .seen = now(), .kind = FOUND};
 
-		bpf_map_update_elem(&vif_flows, &p.flow, &found, BPF_ANY);
+		if (!bpf_map_update_elem(&vif_flows, &p.flow, &found, BPF_ANY) && !o && (n = counts()))
+			n->noted++;
 	} else if (o && !class) { /* nobody has a better right to it */
 		class = o->class;
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,7 +63,9 @@ type flows struct {
 	table         *ebpf.Map
 	fragments     *ebpf.Map
 	counts        *ebpf.Map
-	goes          ebpf.MapID // of the classifier's set that receive goes by, 0 for none
+	goes          ebpf.MapID   // of the classifier's set that receive goes by, 0 for none
+	noted         []ebpf.MapID // that note goes by
+	whole         bool         // both go by the same table
 }
 
 func (f *flows) close() error {
@@ -117,7 +120,7 @@ func (r *Receiver) Read(e *Egress, carrier func() (uint32, error)) (version uint
 	if err != nil {
 		return 0, err
 	}
-	if r.on.ids[0] == 0 || r.on.ids[1] == 0 || r.on.ifb != ifb || ifb == 0 {
+	if !r.on.whole || r.on.ifb != ifb || ifb == 0 {
 		return Unfinished, nil
 	}
 	if s := e.inForce(); s != nil {
@@ -175,14 +178,17 @@ func openFlows(ids [2]uint32) (_ *flows, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if i == 0 {
-			f.note = p
-			continue
-		}
-		f.receive = p
 		_, maps, err := programInfo(p)
+		if i == 0 {
+			f.note, f.noted = p, maps
+		} else {
+			f.receive = p
+		}
 		if err != nil {
 			return nil, err
+		}
+		if i == 0 {
+			continue
 		}
 		for _, id := range maps {
 			m, err := ebpf.NewMapFromID(id)
@@ -193,8 +199,11 @@ func openFlows(ids [2]uint32) (_ *flows, err error) {
 			if err != nil {
 				return nil, errors.Join(err, m.Close())
 			}
-			if plainName(name) == "datavif" {
+			switch plainName(name) {
+			case "datavif":
 				f.goes = id
+			case flowMapVifFlows:
+				f.whole = slices.Contains(f.noted, id)
 			}
 			f.keep(name, m)
 		}
@@ -307,16 +316,16 @@ func (x form) load(s *set, former *flows, ifb, room uint32) (_ *flows, err error
 			delete(spec.Maps, n)
 		}
 	}
-	if former != nil && former.version == way.Version && former.table != nil && former.table.MaxEntries() >= table.MaxEntries {
+	if former != nil && former.version == way.Version && former.table != nil && former.counts != nil && former.table.MaxEntries() >= table.MaxEntries {
 		table.MaxEntries = former.table.MaxEntries()
-		replace[flowMapVifFlows] = former.table
+		replace[flowMapVifFlows], replace[flowMapVifCounts] = former.table, former.counts
 	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	f := &flows{form: x, note: c.DetachProgram(flowProgVifNote), receive: c.DetachProgram(x.program), version: way.Version, ifb: ifb}
+	f := &flows{form: x, note: c.DetachProgram(flowProgVifNote), receive: c.DetachProgram(x.program), whole: true, version: way.Version, ifb: ifb}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.close())

@@ -151,13 +151,17 @@ func mark(of int) []byte {
 	return binary.BigEndian.AppendUint32([]byte("vi"), uint32(of))
 }
 
-// marked is the index in an address that mark made, 0 for any other.
-func marked(address []byte) int {
-	if len(address) != 6 || string(address[:2]) != "vi" {
+// receives is the index of the interface of which an IFB of ours carries what it receives,
+// 0 for one of others. An address like ours may be anybody's by chance, one in 16,384 of
+// those that are made up: ours has its name or its alias as well.
+func (l *Link) receives(address []byte, alias string) int {
+	if len(address) != 6 || string(address[:2]) != "vi" || !strings.HasPrefix(l.Name, ifbPrefix) && !strings.HasPrefix(alias, ifbAlias) {
 		return 0
 	}
-	return int(int32(binary.BigEndian.Uint32(address[2:])))
+	return max(int(int32(binary.BigEndian.Uint32(address[2:]))), 0)
 }
+
+const ifbPrefix, ifbAlias = "vif-", "vifshape: "
 
 // addIFB makes the IFB, down.
 func addIFB(c *rtnl.Conn, of Link) (err error) {
@@ -166,7 +170,7 @@ func addIFB(c *rtnl.Conn, of Link) (err error) {
 		e := rtnl.Encoder{B: make([]byte, unix.SizeofIfInfomsg)}
 		e.AttrString(unix.IFLA_IFNAME, IFBName(of.Name, try))
 		e.Attr(unix.IFLA_ADDRESS, func() { e.B = append(e.B, mark(of.Index)...) })
-		e.Attr32(unix.IFLA_MTU, uint32(of.MTU)) // by which codel and fq_codel know a queue of one packet
+		e.Attr32(unix.IFLA_MTU, uint32(of.MTU)) // by which codel and fq_codel know a queue of one packet; it stays when the interface's changes
 		e.Attr32(unix.IFLA_TXQLEN, IFBQueueLen)
 		e.Attr32(unix.IFLA_NUM_TX_QUEUES, ifbQueues)
 		e.Attr32(unix.IFLA_NUM_RX_QUEUES, ifbQueues)
@@ -186,15 +190,14 @@ func addIFB(c *rtnl.Conn, of Link) (err error) {
 // IFBName is the name of the IFB that belongs to an interface, as long as names may be,
 // and another at each try.
 func IFBName(of string, try int) string {
-	const prefix = "vif-"
-	if name := prefix + of; try == 0 && len(name) < unix.IFNAMSIZ {
+	if name := ifbPrefix + of; try == 0 && len(name) < unix.IFNAMSIZ {
 		return name
 	}
 	h := fnv.New32a()
 	fmt.Fprint(h, of, try)
 	sum := fmt.Sprintf("-%04x", h.Sum32()&0xffff)
-	head := of[:min(len(of), unix.IFNAMSIZ-1-len(prefix)-len(sum))]
-	return prefix + strings.ToValidUTF8(head, "") + sum
+	head := of[:min(len(of), unix.IFNAMSIZ-1-len(ifbPrefix)-len(sum))]
+	return ifbPrefix + strings.ToValidUTF8(head, "") + sum
 }
 
 // raise puts an IFB right, says in words whose it is, and brings it up.
@@ -217,7 +220,7 @@ func (l *Link) raise(c *rtnl.Conn, of Link) error {
 	})
 	if err == nil || rtnl.Errno(err) == unix.EAFNOSUPPORT {
 		err = set(unix.IFF_UP, func(e *rtnl.Encoder) {
-			e.Attr(unix.IFLA_IFALIAS, func() { e.B = append(e.B, fmt.Sprintf("vifshape: what ifindex %d receives", of.Index)...) })
+			e.Attr(unix.IFLA_IFALIAS, func() { e.B = append(e.B, fmt.Sprintf(ifbAlias+"what ifindex %d receives", of.Index)...) })
 			e.Attr32(unix.IFLA_TXQLEN, IFBQueueLen)
 		})
 	}

@@ -14,15 +14,20 @@ import (
 func TestMark(t *testing.T) {
 	for _, of := range []int{1, 12, 0x1234567, 1<<31 - 1} {
 		a := mark(of)
-		if got := marked(a); got != of {
-			t.Errorf("%v is %d, not %d", net.HardwareAddr(a), got, of)
+		for _, l := range []struct{ name, alias string }{{"vif-eth0", ""}, {"renamed", "vifshape: what ifindex 1 receives"}} {
+			if got := (&Link{Name: l.name}).receives(a, l.alias); got != of {
+				t.Errorf("%v of %v is %d, not %d", net.HardwareAddr(a), l, got, of)
+			}
+		}
+		if got := (&Link{Name: "ifb0"}).receives(a, "mine"); got != 0 {
+			t.Errorf("%v of somebody else is %d", net.HardwareAddr(a), got)
 		}
 		if len(a) != 6 || a[0]&1 != 0 || a[0]&2 == 0 {
 			t.Errorf("%v is not a local address of one interface", net.HardwareAddr(a))
 		}
 	}
-	for _, a := range []net.HardwareAddr{nil, {0x76, 0x69}, {0x52, 0x54, 0, 0, 0, 1}, {0x76, 0x69, 0, 0, 0, 0}, {0x76, 0x69, 0, 0, 0, 0, 1}} {
-		if got := marked(a); got != 0 {
+	for _, a := range []net.HardwareAddr{nil, {0x76, 0x69}, {0x52, 0x54, 0, 0, 0, 1}, {0x76, 0x69, 0, 0, 0, 0}, {0x76, 0x69, 0x80, 0, 0, 1}, {0x76, 0x69, 0, 0, 0, 0, 1}} {
+		if got := (&Link{Name: "vif-eth0"}).receives(a, ""); got != 0 {
 			t.Errorf("%v is %d", a, got)
 		}
 	}

@@ -245,6 +245,7 @@ func decodeLink(b []byte) (Link, error) {
 		return err
 	}
 	var address, data []byte // data: of the kind
+	var alias string
 	err := rtnl.EachAttr(b[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
 		switch typ {
 		case unix.IFLA_IFNAME:
@@ -269,6 +270,8 @@ func decodeLink(b []byte) (Link, error) {
 			return err
 		case unix.IFLA_ADDRESS:
 			address = v
+		case unix.IFLA_IFALIAS:
+			alias = rtnl.String(v)
 		case unix.IFLA_MASTER:
 			return number(v, &l.Master)
 		case unix.IFLA_LINK:
@@ -323,7 +326,7 @@ func decodeLink(b []byte) (Link, error) {
 		})
 	}
 	if l.Kind == ifbKind {
-		l.Receives = marked(address)
+		l.Receives = l.receives(address, alias)
 	}
 	l.Nature = nature(l.Kind, hardware, flags)
 	l.ByRoute = l.Lower == 0 && encapsulates(l.Kind)
