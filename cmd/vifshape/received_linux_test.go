@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/vifshape/vifshape/cmd/internal/doctor"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -196,6 +198,52 @@ func TestKernelShowBoth(t *testing.T) {
 	}
 }
 
+// TestKernelReceivedDropped: what is said to be dropped is.
+func TestKernelReceivedDropped(t *testing.T) {
+	n := newBoth(t)
+	var near, far net.PacketConn
+	listen := func(c *net.PacketConn, in *lab.NetNS, at netip.Addr) {
+		t.Helper()
+		err := in.Do(func() (err error) {
+			*c, err = net.ListenPacket("udp", netip.AddrPortFrom(at, 5701).String())
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { (*c).Close() })
+	}
+	listen(&near, n.Near, n.Near4)
+	listen(&far, n.Far, n.Far4)
+	send := func(words string) {
+		t.Helper()
+		if _, err := far.WriteTo([]byte(words), near.LocalAddr()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gets := func(want string) {
+		t.Helper()
+		b := make([]byte, 99)
+		err := near.SetReadDeadline(time.Now().Add(time.Minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k, _, err := near.ReadFrom(b); err != nil || string(b[:k]) != want {
+			t.Errorf("received %q, %v; want %q", b[:k], err, want)
+		}
+	}
+	for _, script := range []string{"ip link set vif-eth0 down", "ip link del vif-eth0"} {
+		send("before")
+		gets("before")
+		n.shell(script)
+		send("meanwhile")
+		n.fails(exitError, "and all that it receives is dropped", "show")
+		n.ok("apply", filepath.Join(n.dir, "both.toml"))
+	}
+	send("after")
+	gets("after")
+}
+
 // TestKernelAgentLossReceived: what others take away of the receiving side the agent says
 // at once, and puts it back with --repair.
 func TestKernelAgentLossReceived(t *testing.T) {
@@ -207,13 +255,14 @@ func TestKernelAgentLossReceived(t *testing.T) {
 	}
 	web, _, _ := r.IDs.Find("eth0/web")
 	take := []struct{ script, lost string }{
-		{"ip link del vif-eth0", "the ifb is gone that carries the tree for what it receives"},
-		{"ip link set vif-eth0 down", "its ifb is not as it was made"},
+		{"ip link del vif-eth0", "the ifb is gone that carries the tree for what it receives, and all that it receives is dropped"},
+		{"ip link set vif-eth0 down", "the ifb is down that carries the tree for what it receives, and all that it receives is dropped"},
 		{"ip link set vif-eth0 txqueuelen 1000", "its ifb is not as it was made"},
 		{"tc qdisc del dev vif-eth0 root", "the tree is gone for what it receives"},
 		{"tc class del dev vif-eth0 classid " + web.String(), "of eth0/web is gone for what it receives"},
-		{"tc filter del dev eth0 ingress", "the programs are gone that tell what it receives apart"},
-		{"tc filter del dev eth0 egress pref 2", "the programs are gone that tell what it receives apart"},
+		{"tc filter del dev eth0 ingress", "the program is gone that puts what it receives into the tree for that, and nothing of it is shaped"},
+		{"tc filter del dev eth0 egress pref 2", "the program is gone that notes whose flows it sends, and what it receives goes where it was noted before, or may go to the rest"},
+		{"tc filter del dev eth0 egress pref 2; tc filter del dev eth0 ingress; ip link del vif-eth0", "the ifb is gone that carries the tree for what it receives"},
 	}
 	whole := func() bool {
 		n.Helper()

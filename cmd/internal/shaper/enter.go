@@ -183,9 +183,9 @@ func (x *Interface) stands(class hierarchy.ClassID) error {
 		has = !has
 	}
 	if err == nil && has && x.Record.Receives {
-		var lost []string
-		lost, err = x.unreceived(hierarchy.State{})
-		has = len(lost) == 0
+		var lost LostError
+		err = x.unreceived(hierarchy.State{}, &lost)
+		has = len(lost.What) == 0
 	}
 	if err != nil || has {
 		return err

@@ -14,6 +14,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/hook"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -22,6 +23,7 @@ import (
 type LostError struct {
 	iface  string
 	What   []string
+	Drops  bool   // what the interface receives is dropped, all of it
 	Policy string // that it was made by, as in a record
 }
 
@@ -53,7 +55,7 @@ func (e *contradictionError) Remedy() string {
 
 // TreeLost is the loss of everything.
 func TreeLost(r *record.Record, is hierarchy.Root) *LostError {
-	return &LostError{r.Interface, []string{"the tree is gone, its root qdisc is " + rootText(is)}, r.Policy}
+	return &LostError{iface: r.Interface, What: []string{"the tree is gone, its root qdisc is " + rootText(is)}, Policy: r.Policy}
 }
 
 // Losses is a [LostError] of what there is no more of that the record tells of, nil where
@@ -90,11 +92,9 @@ func (x *Interface) Losses(s hierarchy.State) error {
 		there[c.ID] = true
 	}
 	if r.Receives {
-		lost, err := x.unreceived(s)
-		if err != nil {
+		if err := x.unreceived(s, e); err != nil {
 			return err
 		}
-		e.What = append(e.What, lost...)
 	}
 	const most = 3
 	missing := 0
@@ -116,27 +116,44 @@ func (x *Interface) Losses(s hierarchy.State) error {
 	return e
 }
 
-// unreceived is what is lost of the receiving side, whose classes are looked at as far as the
-// state has them.
-func (x *Interface) unreceived(s hierarchy.State) (what []string, err error) {
+// unreceived adds what is lost of the receiving side, whose classes are looked at as far as
+// the state has them. What is sent to an IFB that is gone or down is dropped.
+func (x *Interface) unreceived(s hierarchy.State, e *LostError) error {
+	say := func(format string, args ...any) { e.What = append(e.What, fmt.Sprintf(format, args...)) }
 	note, receive, err := hook.Of(x.Device.Interface).ReceivePrograms()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if note == 0 || receive == 0 {
-		what = append(what, "the programs are gone that tell what it receives apart, and nothing of that is shaped")
+	switch {
+	case note == 0 && receive == 0:
+		say("the programs are gone that tell what it receives apart, and nothing of that is shaped")
+	case receive == 0:
+		say("the program is gone that puts what it receives into the tree for that, and nothing of it is shaped")
+	case note == 0:
+		say("the program is gone that notes whose flows it sends, and what it receives goes where it was noted before, or may go to the rest")
 	}
-	index, err := x.Receiver.Index()
+	ifb, err := link.FindIFB(x.Device.Conn, int(x.Device.Index))
+	if err != nil {
+		return err
+	}
+	if ifb == nil || !ifb.Up {
+		is, follows := "gone", ""
+		if ifb != nil {
+			is = "down"
+		}
+		if e.Drops = receive != 0; e.Drops {
+			follows = ", and all that it receives is dropped"
+		}
+		say("the ifb is %s that carries the tree for what it receives%s", is, follows)
+		return nil
+	}
 	in := x.In(s)
 	switch {
-	case err != nil:
-		return nil, err
-	case index == 0:
-		return append(what, "the ifb is gone that carries the tree for what it receives"), nil
 	case !slices.ContainsFunc(s.Ports, func(p hierarchy.PortState) bool { return p.Port == in.Port }):
-		return what, nil
+		return nil
 	case !in.Root.Ours():
-		return append(what, "the tree is gone for what it receives, or its ifb is not as it was made"), nil
+		say("the tree is gone for what it receives, or its ifb is not as it was made")
+		return nil
 	}
 	there := make(map[hierarchy.ClassID]bool, len(in.Classes))
 	for _, c := range in.Classes {
@@ -144,10 +161,11 @@ func (x *Interface) unreceived(s hierarchy.State) (what []string, err error) {
 	}
 	for _, p := range x.Record.Order {
 		if id, _, ok := x.Record.IDs.Find(p); ok && !there[id] {
-			return append(what, fmt.Sprintf("the class %v of %s is gone for what it receives", id, p)), nil
+			say("the class %v of %s is gone for what it receives", id, p)
+			break
 		}
 	}
-	return what, nil
+	return nil
 }
 
 // Bare says whether there is no classifier on the interface, of any way.
