@@ -316,7 +316,8 @@ func TestKernelAgentLossReceived(t *testing.T) {
 	n.ok("clear")
 }
 
-// TestKernelDoctorPrograms: programs of others that see what arrives before ours are told of.
+// TestKernelDoctorPrograms: programs of others that see what arrives before ours are told
+// of, by doctor, plan and apply.
 func TestKernelDoctorPrograms(t *testing.T) {
 	n := newBoth(t)
 	file := filepath.Join(n.dir, "both.toml")
@@ -363,6 +364,15 @@ func TestKernelDoctorPrograms(t *testing.T) {
 		if s, text, _, _ := d.find(t, group, "TCX programs"); tcx && (s != "weaker" || !strings.Contains(text, "at ingress: id ") || !strings.Contains(text, "second")) {
 			t.Errorf("%s, TCX: %s: %s", group, s, text)
 		}
+	}
+	for _, command := range []string{"plan", "apply"} {
+		r := n.run(command, file)
+		if want := "eth0: TCX programs at ingress (id "; tcx && (r.code != 0 || strings.Count(r.stderr, want) != 1 || !strings.Contains(r.stderr, "second")) {
+			t.Errorf("%s does not say %q: %v", command, want, r)
+		}
+	}
+	if r := n.run("show"); r.code != 0 || r.stderr != "" {
+		t.Errorf("show: %v", r)
 	}
 	if xdp && !strings.Contains(n.ok("ls", "--json"), `"xdp": true`) {
 		t.Error("ls --json does not tell of XDP")

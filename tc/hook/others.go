@@ -16,7 +16,7 @@ type Filter struct {
 	// Blocks says that it has the place that [Hooks.AttachEgress] needs, or
 	// [Hooks.AttachReceive]; BlocksNote that of [Hooks.AttachNote].
 	Blocks, BlocksNote bool
-	// First says that packets meet it before the program of these, which is there.
+	// First says that packets meet it before the program of these, or would if that were there.
 	First bool
 }
 
@@ -48,7 +48,7 @@ func (h *Hooks) others(parent, pref uint32, is func(*rtnl.Filter) bool) (all []F
 			}
 			return nil
 		}
-		x := Filter{Kind: f.Kind, Pref: f.Pref()}
+		x := Filter{Kind: f.Kind, Pref: f.Pref(), First: f.Pref() < pref}
 		other := f.Kind != "bpf" || f.Info&0xffff != allProtocols()
 		x.Blocks = x.Pref == pref && other
 		x.BlocksNote = x.Pref == receivePreference && other && parent == egressParent

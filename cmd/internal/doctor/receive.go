@@ -72,7 +72,7 @@ func (x *examination) receiving(l link.Link, o foreign.Others, root, slowest hie
 		return all, err
 	}
 	if len(programs) > 0 {
-		f := Finding{Topic: "TCX programs", State: Weaker, Follows: "they run before the program that tells received packets apart, and for which one does not return TCX_NEXT goes past the tree"}
+		f := Finding{Topic: "TCX programs", State: Weaker, Follows: shaper.TCXArriving}
 		for _, p := range programs {
 			f.Names = append(f.Names, p.String())
 		}
@@ -99,23 +99,13 @@ func inPlace(l link.Link, f hook.Filter, where string) Finding {
 		Follows: "ingress in a policy is refused", Fix: []string{fmt.Sprintf("tc filter del dev %s %s pref %d", words.Quoted(l.Name), where, f.Pref)}}
 }
 
-// arriving says who else has filters at ingress. What our program has seen comes back from
-// the IFB past all of them (skb_skip_tc_classify, net/core/dev.c, v6.12).
+// arriving says who else has filters at ingress.
 func arriving(l link.Link, others []hook.Filter) Finding {
-	f := Finding{Topic: "ingress hook", State: Weaker, Follows: "those after vifshape's get to see no packet"}
-	for _, o := range others {
-		name := fmt.Sprintf("%s with preference %d", o.Kind, o.Pref)
-		if o.Name != "" {
-			name += " (" + o.Name + ")"
-		}
-		if o.Blocks {
-			return inPlace(l, o, "ingress")
-		}
-		f.Names = append(f.Names, name)
+	if i := slices.IndexFunc(others, func(o hook.Filter) bool { return o.Blocks }); i >= 0 {
+		return inPlace(l, others[i], "ingress")
 	}
-	if slices.ContainsFunc(others, func(o hook.Filter) bool { return o.First }) {
-		f.Follows = "one runs before vifshape's, and where it ends the classification packets go past the tree; " + f.Follows
-	}
+	f := Finding{Topic: "ingress hook", State: Weaker}
+	f.Names, f.Follows = shaper.Arriving(others)
 	f.Text = "filters of others: " + strings.Join(f.Names, "; ")
 	return f
 }

@@ -37,6 +37,9 @@ func (c *Changes) tellPlaces() error {
 			if w := OverIngress(links[i], in.Root.Rate); w != "" {
 				m.Warnf(hierarchy.Path(x.Tree.Port.Device), "%s", w)
 			}
+			if err := x.tellArriving(m); err != nil {
+				return err
+			}
 		}
 		if n := newTreeNote(links[i]); n != "" && x.On(x.before).Root == (hierarchy.Root{}) {
 			m.Notef(hierarchy.Path(x.Tree.Port.Device), "%s", n)
