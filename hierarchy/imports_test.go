@@ -48,7 +48,7 @@ var rooms = []struct{ path, may, why string }{
 	{"cgroup/resolve", "hierarchy/... cgroup/caps cgroup/cgroupfs cgroup/home cgroup/iface", "what bindings name is found without a Binder, and by no way of binding"},
 	{"cgroup/escape", "hierarchy/... tc/lab", "attempts to escape make interfaces, and no tree: they know neither tc nor the binder that they try"},
 
-	{"cmd/internal/words", "hierarchy/...", "words are what is said of the model"},
+	{"cmd/internal/words", "hierarchy/... tc/qdisc", "words are what is said of the model"},
 	{"cmd/internal/manual", "", "manual writes pages of any commands"},
 	{"cmd/internal/record", "hierarchy/... policy tc/... cgroup/... cmd/internal/words", "record keeps what the kernel cannot, and knows nobody who works with it"},
 	{"cmd/internal/shaper", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/words", "shaper changes a machine, and knows nobody who asks it to"},

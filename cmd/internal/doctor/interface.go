@@ -167,7 +167,7 @@ func (x *examination) unheld(ctx context.Context, iface string) (all []Finding, 
 	}
 	for _, class := range slices.Sorted(maps.Keys(unheld)) {
 		for _, text := range unheld[class] {
-			all = append(all, Finding{Topic: "binding", State: Weaker, Text: fmt.Sprintf("%s: not held: %s", shaper.Name(t.Kernel.Names[class], class), words.Printable(text))})
+			all = append(all, Finding{Topic: "binding", State: Weaker, Text: fmt.Sprintf("%s: not held: %s", words.Name(t.Kernel.Names[class], class), words.Printable(text))})
 		}
 	}
 	return all, nil

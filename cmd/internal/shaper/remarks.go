@@ -49,7 +49,7 @@ func (m *Machine) tellPlan(x *Target) {
 	held, _ := x.Held(x.before.Bound)
 	for _, b := range gone {
 		if n := len(held[b.Target]); n > 0 {
-			m.Warnf(b.Path, "%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", Name(b.Path, b.Class), words.Printable(b.Target.String()), n)
+			m.Warnf(b.Path, "%s: processes that are bound to it (%s: %d) leave it: what they send is up to a binding above theirs, or goes to the rest", words.Name(b.Path, b.Class), words.Printable(b.Target.String()), n)
 		}
 	}
 }
@@ -74,13 +74,4 @@ func BindingText(b bind.Binding) string {
 		return "its own cgroup"
 	}
 	return b.String()
-}
-
-// Name is a path, or the class id of one that has none because somebody else
-// made it.
-func Name(p hierarchy.Path, id hierarchy.ClassID) string {
-	if p == "" {
-		return id.String()
-	}
-	return string(p)
 }
