@@ -73,7 +73,7 @@ changes nothing. Clear forgets it.
 	f.StringVar(&rate, "rate", "", "what is guaranteed to it, as `BANDWIDTH` or percentage of the branch above; default: a share of what is left there")
 	f.StringVar(&ceil, "ceil", "", "what it may reach by borrowing, as `BANDWIDTH` or percentage; default: that of the branch above")
 	f.Uint8Var(&prio, "prio", 0, "`NUMBER` from 0, first, to 7 for what it borrows; default: that of the branch above")
-	f.StringVar(&ingress, "ingress", "", "what is guaranteed to it of what the interface receives, as --rate, where that is shaped; default: a share of what is left there")
+	f.StringVar(&ingress, "ingress", "", "what is guaranteed to it of what the interface receives, as `BANDWIDTH` or percentage, where that is shaped; default: a share of what is left there")
 	f.StringVar(&qdisc, "qdisc", "", "its queue, a `KIND` of those in `vifshape help qdisc`")
 	return c
 }

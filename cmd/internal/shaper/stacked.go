@@ -90,7 +90,7 @@ func OverIngress(l link.Link, rate hierarchy.Bandwidth) string {
 func newTreeNote(l link.Link) string {
 	switch {
 	case l.Kind == "bridge":
-		return fmt.Sprintf("%s: what it forwards from port to port does not pass its tree, only what this machine sends by it: shape the ports to shape both", l.Name)
+		return fmt.Sprintf("%s: what it forwards from port to port does not pass its tree, only what is this machine's own: shape the ports to shape both", l.Name)
 	case l.Qdisc == "mq":
 		return fmt.Sprintf("%s: one tree takes the place of mq, which serves its %d transmit queues side by side: processors that send take turns", l.Name, l.TxQueues)
 	}
