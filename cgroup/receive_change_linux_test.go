@@ -6,13 +6,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
 // TestKernelReceiveSwitched: while the receiving side is switched on and off, and the
 // classifier changes to another way and back, nothing that arrives is lost, and nothing
-// that goes through its tree is in another class.
+// that goes through its tree is in another branch's class: where sockets are looked up not
+// even in the rest's.
 func TestKernelReceiveSwitched(t *testing.T) {
 	for _, w := range []bind.Way{bind.WayBPF, bind.WayNft} {
 		t.Run(string(w), func(t *testing.T) {
@@ -57,7 +57,12 @@ func TestKernelReceiveSwitched(t *testing.T) {
 				t.Errorf("%d of %d datagrams have arrived", got, want)
 			}
 			if w == bind.WayBPF && looks(t, w) {
-				only(t, through, hierarchy.ClassID(red.Class), packets)
+				only(t, through, red.Class, packets)
+			}
+			for class := range through {
+				if class != red.Class && class != rest {
+					t.Errorf("packets a class: %v, want none of %v", through, class)
+				}
 			}
 			t.Logf("packets a class: %v", through)
 		})

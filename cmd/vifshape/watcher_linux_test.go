@@ -36,11 +36,13 @@ func (n *network) service(dir string) *service {
 }
 
 // send has it send, by a socket that is born in its cgroup, and says when it did. With
-// remade the cgroup is removed before, and made again; times count from then.
+// remade the cgroup, whose binding is the only one, is removed before, and made again once
+// the agent has taken back what was bound; times count from then.
 func (s *service) send(count int, pause time.Duration, remade bool) []time.Duration {
 	s.n.Helper()
 	if remade {
 		s.Do("vacate %s", s.dir)
+		s.n.bound(map[string]hierarchy.Path{})
 	}
 	var sent []time.Duration
 	if err := json.Unmarshal([]byte(s.Do("burst %v:9 %s %d %v", s.n.Far4, s.dir, count, pause)), &sent); err != nil {
