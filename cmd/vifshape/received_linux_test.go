@@ -19,6 +19,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cmd/internal/doctor"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -211,6 +213,46 @@ func TestKernelShowBoth(t *testing.T) {
 	t.Logf("\n%v", words)
 	if m := regexp.MustCompile(`(?m)^eth0/web +71f:\S+ +10mbit/30mbit +40mbit/60mbit +3 .*/[0-9.]+[kmg]?bit +.*run \(bpf\)$`); words.code != 0 || !m.MatchString(words.stdout) {
 		t.Errorf("self: %v", words)
+	}
+}
+
+// TestKernelFirewallBypassed: rules that would see no packet any more are no secret.
+func TestKernelFirewallBypassed(t *testing.T) {
+	for family, hook := range map[nftables.TableFamily]*nftables.ChainHook{
+		nftables.TableFamilyNetdev: nftables.ChainHookIngress,
+		nftables.TableFamilyINet:   nftables.ChainHookRef(5), // NF_INET_INGRESS
+	} {
+		n := newBoth(t)
+		file, other := filepath.Join(n.dir, "both.toml"), n.policy("other.toml", "version = 1\n[interface.eth0]\nrate = \"40mbit\"\n")
+		put := func(table, dev string) {
+			t.Helper()
+			err := n.Near.Do(func() error {
+				c, err := nftables.New()
+				if err != nil {
+					return err
+				}
+				tb := c.AddTable(&nftables.Table{Name: table, Family: family})
+				c.AddChain(&nftables.Chain{Name: "in", Table: tb, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Device: dev})
+				return c.Flush()
+			})
+			tctest.Require(t, !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT), "nf_tables with chains at ingress")
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("others", "lo")
+		n.ok("plan", file)
+		put("wall", n.Dev)
+		for _, command := range []string{"plan", "apply"} {
+			n.fails(exitError, "wall in), which would see no packet any more: move them to a chain at prerouting, or take ingress out of the policy", command, file)
+		}
+		d := n.diagnose("--policy", file, n.Dev)
+		for _, group := range []string{doctor.GroupInterface, "policy"} {
+			if s, text, _, _ := d.find(t, group, "firewall"); s != "missing" || !strings.Contains(text, " wall in") || strings.Contains(text, "others") {
+				t.Errorf("%s, firewall: %s: %s", group, s, text)
+			}
+		}
+		n.ok("apply", other)
 	}
 }
 

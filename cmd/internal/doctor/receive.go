@@ -2,12 +2,15 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup/bpf"
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
@@ -61,6 +64,14 @@ func (x *examination) receives(ctx context.Context, l link.Link, o foreign.Other
 func (x *examination) receiving(l link.Link, o foreign.Others, root, slowest hierarchy.Bandwidth) (all []Finding, err error) {
 	if len(o.Arrive) > 0 {
 		all = append(all, arriving(l, o.Arrive))
+	}
+	chains, err := nft.IngressChains(l.Name)
+	if err != nil && !errors.Is(err, caps.ErrNotPrivileged) {
+		return all, err
+	}
+	if len(chains) > 0 {
+		all = append(all, Finding{Topic: "firewall", State: Missing, Text: "chains at ingress: " + strings.Join(chains, ", "), Names: chains,
+			Follows: "beside the tree their rules see no packet, and ingress in a policy is refused: move them to a chain at prerouting"})
 	}
 	for _, f := range o.Filters {
 		if f.BlocksNote {

@@ -1,11 +1,14 @@
 package shaper
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup/bpf"
+	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/foreign"
 	"github.com/vifshape/vifshape/tc/hook"
@@ -64,4 +67,18 @@ func Arriving(others []hook.Filter) (names []string, follows string) {
 		all = append(all, "those after vifshape's get to see no packet")
 	}
 	return names, strings.Join(all, "; ")
+}
+
+// bypassed is the error of firewall rules that would see no packet any more once what the
+// interface receives is shaped. Without privileges they cannot be read, and nothing can be
+// applied either.
+func bypassed(dev string) error {
+	chains, err := nft.IngressChains(dev)
+	if errors.Is(err, caps.ErrNotPrivileged) {
+		return nil
+	}
+	if err == nil && len(chains) > 0 {
+		err = fmt.Errorf("%s: ingress: the firewall has rules at the ingress hook there (%s), which would see no packet any more: move them to a chain at prerouting, or take ingress out of the policy", dev, strings.Join(chains, ", "))
+	}
+	return err
 }

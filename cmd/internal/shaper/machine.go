@@ -204,6 +204,9 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 		if err := s.Receiver.Settle(ctx, t.Ingress); err != nil {
 			return err
 		}
+		if err := bypassed(t.Port.Device); err != nil {
+			return err
+		}
 	}
 	maps.Copy(s.Kernel.Names, ids.Names(t.Port.Device))
 	if x.before, err = x.read(ctx); err != nil {
