@@ -231,8 +231,8 @@ func TestKernelFirewallBypassed(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				tb := c.AddTable(&nftables.Table{Name: table, Family: family})
-				c.AddChain(&nftables.Chain{Name: "in", Table: tb, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Device: dev})
+				tb, drop := c.AddTable(&nftables.Table{Name: table, Family: family}), nftables.ChainPolicyDrop
+				c.AddChain(&nftables.Chain{Name: "in", Table: tb, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Device: dev, Policy: &drop})
 				return c.Flush()
 			})
 			tctest.Require(t, !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT), "nf_tables with chains at ingress")
@@ -243,6 +243,9 @@ func TestKernelFirewallBypassed(t *testing.T) {
 		put("others", "lo")
 		n.ok("plan", file)
 		put("wall", n.Dev)
+		if r := n.download("eth0/web", 1000).wait(); r.code != 0 { // past a wall that drops all
+			t.Error(r)
+		}
 		for _, command := range []string{"plan", "apply"} {
 			n.fails(exitError, "wall in), which would see no packet any more: move them to a chain at prerouting, or take ingress out of the policy", command, file)
 		}
