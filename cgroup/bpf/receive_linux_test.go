@@ -27,10 +27,13 @@ func TestKernelFlowForms(t *testing.T) {
 	defer other.close()
 	var former *flows
 	for _, x := range []form{{flowProgVifReceiveOld, false, false}, {flowProgVifReceivePlain, false, true}, {flowProgVifReceiveBare, true, false}, {flowProgVifReceive, true, true}} {
+		if x.looks && caps.Before(6, 2) {
+			continue // the kernel lets nobody look at a socket's cgroup, and forms leaves them out
+		}
 		t.Run(x.program, func(t *testing.T) {
 			if x.looks {
 				_, err := btf.LoadKernelSpec()
-				tctest.Require(t, err == nil && !caps.Before(6, 2), "Linux 6.2 with BTF")
+				tctest.Require(t, err == nil, "BTF")
 			}
 			f, err := x.load(s, former, 7, 70_000)
 			if err != nil {
