@@ -278,6 +278,9 @@ func restFirst(steps []Step) {
 	}
 	rest := steps[at]
 	up := slices.IndexFunc(steps, func(s Step) bool { return s.New.(*Class).ID == rest.New.(*Class).Parent })
+	if up >= at { // as in a state that was read while somebody changed it
+		return
+	}
 	copy(steps[up+2:], steps[up+1:at])
 	steps[up+1] = rest
 }

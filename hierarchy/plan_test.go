@@ -474,3 +474,14 @@ func TestDiff(t *testing.T) {
 		t.Errorf("create is marshalled as %s, %v", b, err)
 	}
 }
+
+// A state that was read while somebody changed it may have classes in any order, and a
+// plan that leads there is one as well.
+func TestDiffDisordered(t *testing.T) {
+	root, rest := Class{ID: ID(RootMinor), Parent: ID(0), Rate: 2}, Class{ID: ID(RestMinor), Parent: ID(RootMinor), Rate: 1}
+	port := Port{Device: "eth0"}
+	want := State{Device: "eth0", Ports: []PortState{{Port: port, Root: Root{Kind: "htb", Handle: ID(0)}, Classes: []Class{rest, root}}}}
+	if got := Diff(State{Device: "eth0"}, want).Steps; len(got) != 3 {
+		t.Errorf("the plan is %v", got)
+	}
+}
