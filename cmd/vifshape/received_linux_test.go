@@ -466,9 +466,9 @@ func TestKernelFlowsFull(t *testing.T) {
 	}
 }
 
-// TestKernelDelegateReceived: users divide both directions of what is delegated to them,
+// TestDelegateReceived: users divide both directions of what is delegated to them,
 // and neither further than it goes.
-func TestKernelDelegateReceived(t *testing.T) {
+func TestDelegateReceived(t *testing.T) {
 	needsPidfd(t)
 	tctest.RequireLink(t, "ifb")
 	n := newNetwork(t)
