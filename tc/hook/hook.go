@@ -98,17 +98,18 @@ func (h *Hooks) egressObject(bpf *gotc.Bpf) *gotc.Object {
 // for clsact, or a filter of another kind has the first preference, the error
 // is [rtnl.ErrForeign]. The descriptor may be closed afterwards.
 func (h *Hooks) AttachEgress(progFD int, name string) error {
-	const op = "attach program at egress"
-	if err := h.place(op, egressParent, "egress", preference); err != nil {
-		return err
-	}
-	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
-	return h.on.Fail(op, h.on.Conn.TC().Filter().Replace(h.egressObject(&gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
+	return h.put("attach program at egress", h.egressObject(direct(progFD, name)))
 }
 
-// place makes room for a filter with a preference at a hook, with the clsact qdisc where it is
-// missing.
-func (h *Hooks) place(op string, parent uint32, where string, pref uint32) error {
+// direct is a program in direct-action mode.
+func direct(progFD int, name string) *gotc.Bpf {
+	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
+	return &gotc.Bpf{FD: &fd, Name: &name, Flags: &flags}
+}
+
+// put puts a filter to its hook, with the clsact qdisc where it is missing, in place of the one
+// that has its handle and preference.
+func (h *Hooks) put(op string, filter *gotc.Object) error {
 	kind, err := h.clsact()
 	switch {
 	case err != nil:
@@ -117,14 +118,21 @@ func (h *Hooks) place(op string, parent uint32, where string, pref uint32) error
 		if err := h.on.Conn.TC().Qdisc().Add(h.clsactObject()); err != nil {
 			return h.on.Fail("create clsact qdisc", err)
 		}
-	case kind != clsact && parent == egressParent: // the old ingress qdisc has no such hook
+	case kind != clsact && filter.Parent == egressParent: // the old ingress qdisc has no such hook
 		return fmt.Errorf("%s: qdisc %s is %w and leaves no place for clsact: remove it with \"tc qdisc del dev %s %s\"", h.on.Name, kind, rtnl.ErrForeign, h.on.Name, kind)
 	}
-	return h.on.Fail(op, h.vacant(parent, where, pref))
+	if err := h.vacant(filter.Parent, filter.Info>>16); err != nil {
+		return h.on.Fail(op, err)
+	}
+	return h.on.Fail(op, h.on.Conn.TC().Filter().Replace(filter))
 }
 
 // vacant is an [rtnl.ErrForeign] where a filter of another kind has our preference.
-func (h *Hooks) vacant(parent uint32, where string, pref uint32) error {
+func (h *Hooks) vacant(parent, pref uint32) error {
+	where := "egress"
+	if parent == ingressParent {
+		where = "ingress"
+	}
 	return h.on.EachFilter(parent, func(f *rtnl.Filter) error {
 		if f.Pref() == pref && (f.Kind != "bpf" || f.Info&0xffff != allProtocols()) {
 			return fmt.Errorf("filter of kind %s with preference %d at %s is %w: give it another preference", f.Kind, pref, where, rtnl.ErrForeign)
@@ -194,16 +202,11 @@ func (h *Hooks) portObject(port *Hooks, bpf *gotc.Bpf) *gotc.Object {
 // or an ingress qdisc is there. Where a filter of another kind has the first
 // preference, the error is [rtnl.ErrForeign]. The descriptor may be closed afterwards.
 func (h *Hooks) AttachIngress(port string, progFD int, name string) error {
-	const op = "attach program at ingress"
 	p, err := h.port(port)
 	if err != nil {
 		return err
 	}
-	if err := p.place(op, ingressParent, "ingress", preference); err != nil {
-		return err
-	}
-	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
-	return p.on.Fail(op, p.on.Conn.TC().Filter().Replace(h.portObject(p, &gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
+	return p.put("attach program at ingress", h.portObject(p, direct(progFD, name)))
 }
 
 // HasIngress says whether the program of AttachIngress is there. The error is
@@ -213,7 +216,7 @@ func (h *Hooks) HasIngress(port string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := p.vacant(ingressParent, "ingress", preference); err != nil {
+	if err := p.vacant(ingressParent, preference); err != nil {
 		return false, p.on.Fail("read program at ingress", err)
 	}
 	found := false

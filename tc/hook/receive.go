@@ -34,31 +34,21 @@ func receives(f *rtnl.Filter) bool {
 // there or not, in direct-action mode; for the rest it is as AttachEgress with the second
 // preference.
 func (h *Hooks) AttachNote(progFD int, name string) error {
-	const op = "attach program behind the classifier"
-	if err := h.place(op, egressParent, "egress", receivePreference); err != nil {
-		return err
-	}
-	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
-	return h.on.Fail(op, h.on.Conn.TC().Filter().Replace(h.noteObject(&gotc.Bpf{FD: &fd, Name: &name, Flags: &flags})))
+	return h.put("attach program behind the classifier", h.noteObject(direct(progFD, name)))
 }
 
 // AttachReceive is AttachNote for the ingress hook. A program that does not redirect packets
-// by itself is given the index of the interface that an action sends them to instead, by
-// what it returns: -1, and 0 for those that stay. Without that action (module act_mirred)
-// the error is [rtnl.ErrNotSupported].
+// by itself is given the index of the interface that an action sends them to instead, which
+// is carried out for what it returns -1 for. Without that action (module act_mirred) the
+// error is [rtnl.ErrNotSupported].
 func (h *Hooks) AttachReceive(progFD int, name string, redirect uint32) error {
-	const op = "attach program at ingress"
-	if err := h.place(op, ingressParent, "ingress", receivePreference); err != nil {
-		return err
-	}
-	fd, flags := uint32(progFD), uint32(gotc.BpfActDirect)
-	bpf := &gotc.Bpf{FD: &fd, Name: &name, Flags: &flags}
+	bpf := direct(progFD, name)
 	if redirect != 0 {
 		const egressRedir, stolen = 1, 4 // TCA_EGRESS_REDIR, TC_ACT_STOLEN
-		flags = 0
+		*bpf.Flags = 0
 		bpf.Action = &gotc.Action{Kind: "mirred", Mirred: &gotc.Mirred{Parms: &gotc.MirredParam{Action: stolen, Eaction: egressRedir, IfIndex: redirect}}}
 	}
-	return h.on.Fail(op, h.on.Conn.TC().Filter().Replace(h.receiveObject(bpf)))
+	return h.put("attach program at ingress", h.receiveObject(bpf))
 }
 
 // ReceivePrograms are the ids of the programs that AttachNote and AttachReceive put there, in
