@@ -125,6 +125,9 @@ func (k Kernel) verify(ctx context.Context, before, want State, plan Plan) error
 		}
 	}
 	now, err := k.Read(ctx)
+	if err != nil && ctx.Err() != nil { // where the interrupt fell matters to nobody
+		return ctx.Err()
+	}
 	if err != nil {
 		return fmt.Errorf("reading back: %w", err)
 	}

@@ -187,6 +187,22 @@ func TestApplyCancelled(t *testing.T) {
 	if err := m.kernel().Apply(ctx, before, want, plan); !errors.Is(err, context.Canceled) || differs(t, m, before) != nil {
 		t.Errorf("cancelled before it began: %v", err)
 	}
+
+	// While it is read back, the interrupt is told like any other.
+	ctx, cancel = context.WithCancel(context.Background())
+	m = &machine{s: before, fail: -1}
+	k := m.kernel()
+	k.Parts[0] = part{machine: m, port: sending, read: func(*State) error {
+		if ctx.Err() != nil {
+			return nil // it is read once more, to go back
+		}
+		cancel()
+		return ctx.Err()
+	}}
+	const undone = "context canceled; everything is as it was before"
+	if err := k.Apply(ctx, before, want, plan); err == nil || err.Error() != undone {
+		t.Errorf("cancelled while it was read back: %v, want %s", err, undone)
+	}
 }
 
 // A kernel that takes a step and then shows something else is found out.
