@@ -12,8 +12,8 @@ import (
 
 // Commands are the commands of iproute2 that do on an interface what [Device.Do] and
 // [Receiver.Do] do for a step, with the same flags and numbers. A step on the
-// classifier or a binding, which tc cannot do, is a comment. The IFB has the name that
-// ours has where nobody else has that.
+// classifier or a binding, which tc cannot do, is a comment. An IFB made so has the name
+// that ours has where nobody else has that, and no address by which it would be ours.
 //
 // What tc makes of them differs in bursts, which it counts in whole microseconds,
 // and in the mark that we leave in netem's jitter to know its distribution again.

@@ -13,8 +13,8 @@ import (
 )
 
 // Receiver is the port for what a device receives. Its tree stands on an IFB, an
-// interface to which what arrives is redirected before anything else sees it, and which
-// hands it back in its turn. The IFB is a part of the tree: it is made when the root is
+// interface to which what arrives is redirected before the system sees it, and which hands
+// it back in its turn. The IFB is a part of the tree: it is made when the root is
 // and goes when the root goes.
 //
 // The action mirred redirects from every interface. A program's bpf_redirect does not
@@ -188,7 +188,7 @@ func (r *Receiver) create(ctx context.Context, steps []hierarchy.Step) (int, err
 	}
 	d := r.on(ifb)
 	if !before.Root.Ours() {
-		err = d.bare()
+		err = d.strip()
 	}
 	n := 0
 	if err == nil {
@@ -200,8 +200,8 @@ func (r *Receiver) create(ctx context.Context, steps []hierarchy.Step) (int, err
 	return n, err
 }
 
-// bare removes the root qdisc that somebody made.
-func (d *Device) bare() error {
+// strip removes the root qdisc that somebody made.
+func (d *Device) strip() error {
 	found, err := d.Root()
 	if root := found.Root(); err == nil && root.Handle != 0 {
 		err = d.DeleteQdisc(uint32(root.Handle), rtnl.RootParent)

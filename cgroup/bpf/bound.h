@@ -1,9 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What is bound on one interface, and to which class. Others than classify.bpf.c
- * use its maps in place of their own.
+ * What is bound on one interface, and to which class, and what is known of its sockets.
+ * Others than classify.bpf.c use its maps in place of their own.
  */
+#define MAJOR 0x71fu /* hierarchy.Major */
 #define MAX_LEVEL 31
+
+/* struct vif_socket is in socket.h. BPF_F_CLONE: accepted sockets start with what is known of their listener. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct vif_socket);
+} vif_sockets SEC(".maps");
 
 struct vif_binding {
 	__u32 class, level;

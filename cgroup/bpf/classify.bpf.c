@@ -20,7 +20,6 @@
 #define IPPROTO_TCP 6
 #define TCP_FIN 1
 #define PF_KTHREAD 0x00200000
-#define MAJOR 0x71fu /* hierarchy.Major */
 
 /* struct vif_config is in config.h. */
 volatile struct vif_config vif_config SEC(".data.vif") = {};
@@ -33,14 +32,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } vif_links SEC(".maps");
-
-/* struct vif_socket is in socket.h. BPF_F_CLONE: accepted sockets start with what is known of their listener. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
-	__type(key, int);
-	__type(value, struct vif_socket);
-} vif_sockets SEC(".maps");
 
 static __always_inline __u32 brought(__u32 index)
 {

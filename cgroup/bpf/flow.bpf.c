@@ -19,8 +19,6 @@
 #include "bound.h"
 #include "config.h"
 
-#define MAJOR 0x71fu /* hierarchy.Major */
-
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
@@ -113,13 +111,6 @@ struct {
 
 /* The classifier's own are put in place of these where that is a program by which processes are bound. */
 volatile struct vif_config vif_config SEC(".data.vif") = {};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
-	__type(key, int);
-	__type(value, struct vif_socket);
-} vif_sockets SEC(".maps");
 
 /* Sockets that have claimed a flow that is another's know their cookie. */
 struct {

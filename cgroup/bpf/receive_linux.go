@@ -54,14 +54,13 @@ func (r *Receiver) Close() error {
 
 // flows are one interface's programs with their maps.
 type flows struct {
-	form          form          // not known of those that were found
-	note, receive *ebpf.Program // note is nil of one that was found
-	ids           [2]uint32     // of the programs
+	form          form // not known of those that were found
+	note, receive *ebpf.Program
+	ids           [2]uint32 // of the programs
 	version       uint32
 	ifb           uint32
 	config        *ebpf.Map
 	table         *ebpf.Map
-	fragments     *ebpf.Map
 	counts        *ebpf.Map
 	goes          ebpf.MapID   // of the classifier's set that receive goes by, 0 for none
 	noted         []ebpf.MapID // that note goes by
@@ -73,7 +72,7 @@ func (f *flows) close() error {
 		return nil
 	}
 	var errs []error
-	for _, m := range []*ebpf.Map{f.config, f.table, f.fragments, f.counts} {
+	for _, m := range []*ebpf.Map{f.config, f.table, f.counts} {
 		if m != nil {
 			errs = append(errs, m.Close())
 		}
@@ -96,12 +95,10 @@ func (f *flows) keep(name string, m *ebpf.Map) {
 		f.config = m
 	case flowMapVifFlows:
 		f.table = m
-	case flowMapVifFragments:
-		f.fragments = m
 	case flowMapVifCounts:
 		f.counts = m
 	default:
-		m.Close()
+		m.Close() // the programs keep it
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -213,7 +212,7 @@ func openSet(id uint32) (*set, error) {
 
 // keep puts a map in its place, or closes it when it has none.
 func (s *set) keep(name string, m *ebpf.Map) {
-	switch strings.ReplaceAll(name, ".", "") { // kernels before 5.3 take no dots in names
+	switch plainName(name) {
 	case "datavif":
 		s.config = m
 	case classifyMapVifCgroups:

@@ -18,14 +18,6 @@
 #define TCP_LISTEN 10
 #define MAX_QUEUE 4096 /* net.core.somaxconn as it comes */
 
-/* The classifier's own, put in place of this. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
-	__type(key, int);
-	__type(value, struct vif_socket);
-} vif_sockets SEC(".maps");
-
 /* The processes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

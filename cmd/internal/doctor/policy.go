@@ -211,12 +211,6 @@ func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 	if err != nil {
 		return err
 	}
-	slowest := t.Root.Rate
-	for b := range t.All() {
-		if b.Leaf() {
-			slowest = min(slowest, b.Rate)
-		}
-	}
 	if t.MTU != 0 && t.MTU < off.Packet {
 		f := Finding{Topic: "mtu", State: Weaker, Text: fmt.Sprintf("%s: mtu %v, and the interface is handed packets of up to %v", t.Port.Device, t.MTU, off.Packet),
 			Follows: "bursts and queues that are worked out from mtu are too small for them"}
@@ -227,11 +221,22 @@ func (c *policyCheck) large(l link.Link, t *hierarchy.Tree) error {
 		}
 		c.say(top, "mtu", f)
 	}
-	if f := c.packets(l, off, t.Root.Rate, slowest); f.State != good {
+	if f := c.packets(l, off, t.Root.Rate, slowestOf(t)); f.State != good {
 		f.Text = fmt.Sprintf("%s: packets of %s", t.Port.Device, f.Text)
 		c.say(top, "rate", f)
 	}
 	return nil
+}
+
+// slowestOf is the rate of a tree's slowest leaf.
+func slowestOf(t *hierarchy.Tree) hierarchy.Bandwidth {
+	slowest := t.Root.Rate
+	for b := range t.All() {
+		if b.Leaf() {
+			slowest = min(slowest, b.Rate)
+		}
+	}
+	return slowest
 }
 
 // receive says what stands in the way of the tree for what the interface receives.
@@ -253,13 +258,7 @@ func (c *policyCheck) receive(ctx context.Context, d *tc.Device, l link.Link, t 
 	if err != nil {
 		return err
 	}
-	slowest := in.Root.Rate
-	for b := range in.All() {
-		if b.Leaf() {
-			slowest = min(slowest, b.Rate)
-		}
-	}
-	all, err := c.receiving(l, o, in.Root.Rate, slowest)
+	all, err := c.receiving(l, o, in.Root.Rate, slowestOf(in))
 	for _, f := range all {
 		if f.State == good {
 			continue

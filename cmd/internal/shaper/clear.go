@@ -56,6 +56,7 @@ func (m *Machine) ClearAll(ctx context.Context, ifaces []string) error {
 		changed = changed || did
 		errs = append(errs, err)
 	}
+	errs = append(errs, m.Sweep())
 	for _, i := range homes {
 		if !slices.Contains(ifaces, i) {
 			errs = append(errs, m.removeHomes(i))
@@ -140,7 +141,7 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		if err == nil {
 			err = m.unmark(r)
 		}
-		return false, errors.Join(err, m.Sweep(), m.removeHomes(x.iface), m.Store.Remove(x.iface))
+		return false, errors.Join(err, m.removeHomes(x.iface), m.Store.Remove(x.iface))
 	}
 	// The record goes last: it alone knows what there was before.
 	c := &change{Interface: x.Interface, next: x.Record}
@@ -158,7 +159,7 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		errs = append(errs, hook.Of(x.Device.Interface).DetachEgress())
 	}
 	// And the IFB for a tree that it did not come to make.
-	errs = append(errs, x.Receiver.Remove(), m.Sweep())
+	errs = append(errs, x.Receiver.Remove())
 	if ours && x.Record.Former.Kind != "" {
 		if err := foreign.Restore(x.Device.Interface, x.Record.Former); err != nil {
 			errs = append(errs, FormerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
