@@ -84,24 +84,42 @@ func (g Guest) run(t *testing.T, program string) {
 	if e := save(events); e != nil {
 		t.Error(e)
 	}
-	text, ran := "", 0
+	ran := 0
 	for _, e := range events {
 		switch e.Action {
 		case Pass, Fail:
 			ran++
-		case Output:
-			text += e.Output
 		case LeftOut:
 			t.Logf("left out: %s: %s", e.Test, e.Output)
 		}
 	}
-	t.Logf("kernel %s, cgroup %s: %d tests ran\n%s", release, g.Cgroup, ran, text)
+	t.Logf("kernel %s, cgroup %s: %d tests ran\n%s", release, g.Cgroup, ran, unwell(events))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if ran == 0 {
 		t.Fatal("no test ran")
 	}
+}
+
+// unwell is what tests printed that did not pass, with all their subtests, and
+// what belongs to no test; of skipped ones the reason alone is of interest, which
+// their events have.
+func unwell(events []Event) string {
+	well := map[string]bool{}
+	for _, e := range events {
+		if e.Action == Pass || e.Action == Skip {
+			well[e.Test] = true
+		}
+	}
+	var text strings.Builder
+	for _, e := range events {
+		test, _, _ := strings.Cut(e.Test, "/")
+		if e.Action == Output && (test == "" || !well[test]) {
+			text.WriteString(e.Output)
+		}
+	}
+	return text.String()
 }
 
 // release is the name of the kernel with its version, as far as that is known.

@@ -8,7 +8,8 @@
 // machines that the tests ran on, this one and the guests of package vm that left
 // their events in the file VIFSHAPE_VM_EVENTS: how much ran on each, by which
 // ways of binding and with which kinds of queueing discipline, and what did not,
-// and why. Its exit status is 1 when a test failed, or when none ran.
+// and why. What failed stands below it by name. Its exit status is 1 when a test
+// failed, or when none ran.
 package main
 
 import (
@@ -122,9 +123,10 @@ type machine struct{ kernel, cgroup string }
 
 // result is what happened on a machine.
 type result struct {
-	passed, failed map[string]int             // by package
-	ways, kinds    map[string]int             // tests that passed, by way of binding and by leaf kind
-	not            map[string]map[string]bool // tests that did not run, by reason
+	passed      map[string]int             // by package
+	failed      map[string][]string        // tests, by package
+	ways, kinds map[string]int             // tests that passed, by way of binding and by leaf kind
+	not         map[string]map[string]bool // tests that did not run, by reason
 }
 
 type report struct {
@@ -146,7 +148,7 @@ func (r *report) add(e vm.Event) {
 	m := machine{e.Kernel, e.Cgroup}
 	s := r.machines[m]
 	if s == nil {
-		s = &result{passed: map[string]int{}, failed: map[string]int{}, ways: map[string]int{}, kinds: map[string]int{}, not: map[string]map[string]bool{}}
+		s = &result{passed: map[string]int{}, failed: map[string][]string{}, ways: map[string]int{}, kinds: map[string]int{}, not: map[string]map[string]bool{}}
 		r.machines[m] = s
 	}
 	key := fmt.Sprint(m, e.Package, " ", e.Test)
@@ -170,7 +172,7 @@ func (r *report) add(e vm.Event) {
 		}
 	case vm.Fail:
 		r.tests++
-		s.failed[pkg]++
+		s.failed[pkg] = append(s.failed[pkg], e.Test)
 	case vm.Skip:
 		if reason := r.reasons[key]; reason != "" { // else it is a subtest's
 			s.leave(reason, e.Test)
@@ -193,6 +195,7 @@ func (r *report) print(w *bufio.Writer) {
 	machines := slices.SortedFunc(maps.Keys(r.machines), func(a, b machine) int {
 		return strings.Compare(a.kernel+" "+a.cgroup, b.kernel+" "+b.cgroup)
 	})
+	var failed []string
 	for _, m := range machines {
 		s := r.machines[m]
 		kernel, cgroup := m.kernel, m.cgroup
@@ -201,7 +204,12 @@ func (r *report) print(w *bufio.Writer) {
 		}
 		count := list(s.passed)
 		if len(s.failed) > 0 {
-			count = strings.TrimPrefix(count+", **failed: "+list(s.failed)+"**", ", ")
+			counts := map[string]int{}
+			for _, pkg := range slices.Sorted(maps.Keys(s.failed)) {
+				counts[pkg] = len(s.failed[pkg])
+				failed = append(failed, fmt.Sprintf("failed in %s on %s, cgroups %s: %s\n", pkg, kernel, cgroup, strings.Join(s.failed[pkg], ", ")))
+			}
+			count = strings.TrimPrefix(count+", **failed: "+list(counts)+"**", ", ")
 		}
 		var not []string
 		for _, reason := range slices.Sorted(maps.Keys(s.not)) {
@@ -214,6 +222,9 @@ func (r *report) print(w *bufio.Writer) {
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |\n", kernel, cgroup, count, list(s.ways),
 			strings.Join(slices.Sorted(maps.Keys(s.kinds)), " "), strings.ReplaceAll(strings.Join(not, "; "), "|", `\|`))
+	}
+	if len(failed) > 0 {
+		fmt.Fprint(w, "\n", strings.Join(failed, ""))
 	}
 }
 

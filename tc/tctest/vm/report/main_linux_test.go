@@ -48,7 +48,8 @@ func TestRun(t *testing.T) {
 {"Action":"fail","Package":"m/tc"}
 `,
 			want: "    a_test.go:1: bad\n--- FAIL: TestA (0.00s)\nFAIL\tm/tc\t1.0s\n" + header +
-				"| this machine's | its own | **failed: tc 2** |  |  |  |\n",
+				"| this machine's | its own | **failed: tc 2** |  |  |  |\n" +
+				"\nfailed in tc on this machine's, cgroups its own: TestA/b, TestA\n",
 			fails: true,
 		},
 		{
