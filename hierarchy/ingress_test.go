@@ -1,6 +1,7 @@
 package hierarchy_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -260,5 +261,34 @@ func TestResolveIngressMirrors(t *testing.T) {
 	}
 	if good < 200 {
 		t.Errorf("only %d of 2000 random specifications are good: the test says too little", good)
+	}
+}
+
+// There is room for as many flows as is written, else for some of each branch.
+func TestResolveFlows(t *testing.T) {
+	for _, tt := range []struct {
+		branches int
+		written  uint32
+		want     uint32
+	}{
+		{2, 0, 65_536}, {1024, 0, 65_536}, {1025, 0, 131_072}, {2048, 0, 131_072}, {2049, 0, 262_144}, {10_000, 0, 1 << 20}, {20_000, 0, 1 << 20},
+		{2, MinFlows, 1024}, {2, 200_000, 200_000}, {1025, 70_000, 70_000}, {2, MaxFlows, 1 << 24},
+	} {
+		spec := eth0(rate("1tbit"), ingress(rate("1tbit")))
+		for i := range tt.branches - 2 { // the interface and its rest are two
+			spec.Children = append(spec.Children, &BranchSpec{Name: fmt.Sprint("b", i)})
+		}
+		spec.Flows = tt.written
+		tree, problems := Resolve(spec, nil)
+		if tree == nil || tree.Ingress.Size() != tt.branches || tree.Ingress.Flows != tt.want || tree.Flows != 0 {
+			t.Errorf("%d branches, flows %d: want room for %d: %+v, %v", tt.branches, tt.written, tt.want, tree, problems)
+		}
+	}
+	for _, bad := range []uint32{1, MinFlows - 1, MaxFlows + 1} {
+		spec := eth0(rate("1gbit"), ingress(rate("1gbit")))
+		spec.Flows = bad
+		if tree, problems := Resolve(spec, nil); tree != nil || len(problems) != 1 || problems[0].Key != "ingress.flows" {
+			t.Errorf("flows %d: %v", bad, problems)
+		}
 	}
 }

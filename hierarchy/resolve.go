@@ -3,6 +3,7 @@ package hierarchy
 import (
 	"cmp"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 	"time"
@@ -84,6 +85,9 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	if s.MTU != 0 && (s.MTU < 68 || s.MTU > 65536) {
 		r.add(path, "mtu", fmt.Sprintf("mtu %v is not between 68b and 64kib", s.MTU), "")
 	}
+	if s.Flows != 0 && (s.Flows < MinFlows || s.Flows > MaxFlows) {
+		r.add(path, "ingress.flows", fmt.Sprintf("ingress: flows %d is not between %d and %d", s.Flows, MinFlows, MaxFlows), "")
+	}
 	tree := r.tree(s, Send)
 	if r.count > maxBranches {
 		r.add(path, "", fmt.Sprintf("%d branches are more than the %d that class ids of 16 bits can name", r.count, maxBranches), "")
@@ -92,12 +96,29 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	}
 	if s.Ingress != nil {
 		tree.Ingress = r.tree(s, Receive)
+		if tree.Ingress.Flows = s.Flows; s.Flows == 0 {
+			tree.Ingress.Flows = flows(r.count)
+		}
 	}
 	r.sort(tree)
 	if r.broken || slices.ContainsFunc(r.problems, func(p Problem) bool { return !p.Warning }) {
 		return nil, r.problems
 	}
 	return tree, r.problems
+}
+
+// MinFlows and MaxFlows are how many flows a policy may have noted, by which received
+// packets are told apart. Each takes 128 to 144 bytes of the kernel's memory, for the whole
+// of the table from the start.
+const MinFlows, MaxFlows = 1 << 10, 1 << 24
+
+// flows is how many are noted for so many branches unless a policy says it: some for each
+// of them, and never few. They grow by powers of two, because a table cannot: with each
+// other number a new one is made.
+func flows(branches int) uint32 {
+	const each, least, most = 64, 1 << 16, 1 << 20
+	n := min(max(each*branches, least), most)
+	return 1 << bits.Len32(uint32(n-1))
 }
 
 type resolver struct {
@@ -541,7 +562,7 @@ func suggest(name string, known []string) string {
 }
 
 // words are the keys of a policy; a branch cannot be called like one of them.
-var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "delegate", "ingress", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
+var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "delegate", "ingress", "flows", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
 
 // checkInterface says what is wrong with the name of an interface, and what to
 // write instead: what the kernel would never have (dev_valid_name,

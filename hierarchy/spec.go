@@ -15,6 +15,7 @@ type Spec struct {
 	Replace   bool   `json:"replace,omitempty"` // a foreign root qdisc may be replaced
 	MTU       Size   `json:"mtu,omitzero"`      // largest packet to expect; zero: the device's own
 	Line      Line   `json:"line,omitzero"`
+	Flows     uint32 `json:"flows,omitempty"` // room for flows by which received packets are told apart; 0: worked out
 	BranchSpec
 }
 

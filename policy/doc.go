@@ -34,7 +34,8 @@
 //
 // ingress is what an interface may receive, and what of that a branch is guaranteed: a
 // bandwidth, of a branch also a percentage of the parent's, or a table with rate, ceil,
-// burst and cburst and in a branch prio, quantum and qdisc too. The branches, bindings
+// burst and cburst and in a branch prio, quantum and qdisc too, in an interface flows: how
+// many flows are known at once by which packets are told apart. The branches, bindings
 // and what is said of the line are the same in both directions.
 //
 // delegate lists users, by name or as "uid:1000", who may start programs in the branch

@@ -42,7 +42,7 @@ var words = []word{
 	{"rate", inInterface | inBranch}, {"ceil", inInterface | inBranch},
 	{"prio", inBranch}, {"burst", inInterface | inBranch}, {"cburst", inInterface | inBranch},
 	{"quantum", inBranch}, {"qdisc", inBranch}, {"ingress", levelInterface | levelBranch},
-	{"bind", levelBranch}, {"delegate", levelBranch},
+	{"flows", levelIngress}, {"bind", levelBranch}, {"delegate", levelBranch},
 	{"overhead", levelInterface}, {"mpu", levelInterface}, {"linklayer", levelInterface},
 	{"mtu", levelInterface}, {"replace", levelInterface},
 }
@@ -306,7 +306,7 @@ func (r *reader) enter(n *node, name string) *node {
 	case n.level&inIngress != 0:
 		r.tableInIngress(n, name)
 	case name == "ingress":
-		kid = &node{level: levelIngress, path: n.path, branch: &hierarchy.BranchSpec{}, within: "ingress."}
+		kid = &node{level: levelIngress, path: n.path, branch: &hierarchy.BranchSpec{}, iface: n.iface, within: "ingress."}
 		if n.level == levelBranch {
 			kid.level = levelBranchIngress
 		}
@@ -485,6 +485,10 @@ func (r *reader) scalar(n *node, name string, v any) {
 			p := uint8(i)
 			b.Prio = &p
 		}
+	case "flows":
+		if i, ok := r.integer(n, name, v, hierarchy.MinFlows, hierarchy.MaxFlows, "how many flows are known at once, each in 128 bytes of memory or a little more; left out, it is 65536, or 64 for each branch"); ok {
+			n.iface.Flows = uint32(i)
+		}
 	case "overhead":
 		if i, ok := r.integer(n, name, v, 1, hierarchy.MaxOverhead, "the bytes that the line sends besides each IP packet, as a bare number; without it packets count as in the kernel"); ok {
 			n.iface.Line.Overhead = int16(i)
@@ -515,6 +519,12 @@ func (r *reader) scalar(n *node, name string, v any) {
 func (r *reader) misplaced(n *node, name string) {
 	in, top := where(name), fmt.Sprintf("[%s]", toml.Key{"interface", n.path.Interface()})
 	switch {
+	case name == "flows":
+		hint := "write it in the ingress of " + top + `: ingress = { rate = "250mbit", flows = 200000 }`
+		if n.level&inBranch != 0 {
+			hint += "; the flows of a queue stand with its kind: qdisc = { kind = \"fq_codel\", flows = 1024 }"
+		}
+		r.key(n, name, "flows belongs to the ingress of the interface: its branches share one table of what is received", hint)
 	case n.level&inIngress != 0 && in&levelInterface != 0:
 		r.key(n, name, name+" belongs to the interface and holds for both directions", "move it below "+top)
 	case n.level == levelBranchIngress:

@@ -131,7 +131,7 @@ func describe(p *policy.Policy) string {
 		b.WriteByte('\n')
 		describeTree(&b, t)
 		if t.Ingress != nil {
-			b.WriteString(" receiving\n")
+			fmt.Fprintf(&b, " receiving, room for %d flows\n", t.Ingress.Flows)
 			describeTree(&b, t.Ingress)
 		}
 	}
