@@ -103,7 +103,7 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 		}
 	}
 	if next.Receive != 0 {
-		if err := d.receive(next.Receive); err != nil {
+		if err := d.receive(next.Receive, next.Flows); err != nil {
 			return err
 		}
 	}
@@ -111,13 +111,13 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 }
 
 // receive puts the programs of the receiving side where they belong.
-func (d *doing) receive(version uint32) error {
+func (d *doing) receive(version, flows uint32) error {
 	carrier, err := d.cfg.Receiver()
 	if err == nil && carrier == 0 {
 		err = errors.New("the interface that carries the tree for what is received is not there")
 	}
 	if err == nil {
-		err = d.flows.Attach(d.egress, version, carrier, d.many)
+		err = d.flows.Attach(d.egress, version, carrier, flows)
 	}
 	if err != nil {
 		return fmt.Errorf("ingress: %w", err)

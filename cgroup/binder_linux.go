@@ -91,7 +91,6 @@ type Binder struct {
 	paths  map[uint64]string      // of cgroups, once seen: cheaper to check than to find
 	fresh  map[string]bool        // homes that this Binder made and has not bound yet
 	warned bool                   // of TCX programs
-	many   int                    // branches of the receiving tree that is wanted
 	guard  *bpf.Guard
 	marker *bpf.Marker
 	last   *choice // on the interface, when this Binder last looked or changed it
@@ -161,15 +160,15 @@ func (b *Binder) Close() error {
 
 // Hook is the classifier as it should be: the chosen way at this version. When
 // no way works the error says what was tried. It warns of programs that run before
-// the classifier. Receiving is how many branches the tree has for what the interface
-// receives, 0 where there is none: then the classifier tells these as well.
-func (b *Binder) Hook(receiving int) (hierarchy.Hook, error) {
+// the classifier. Flows is how many flows there is to be room for where the interface has a
+// tree for what it receives, which the classifier then tells apart as well; 0: it has none.
+func (b *Binder) Hook(flows uint32) (hierarchy.Hook, error) {
 	if err := b.choose(); err != nil {
 		return hierarchy.Hook{}, err
 	}
 	h := hierarchy.Hook{Way: b.way.name, Version: way.Version}
-	if b.many = receiving; receiving > 0 {
-		h.Receive = way.Version
+	if flows > 0 {
+		h.Receive, h.Flows = way.Version, flows
 		if err := b.receives(); err != nil {
 			return hierarchy.Hook{}, err
 		}
@@ -185,7 +184,7 @@ func (b *Binder) receives() error {
 	err := bpf.Shows(b.way.name)
 	if err == nil {
 		var is uint32
-		if is, err = b.received(); err == nil && is != way.Version {
+		if is, _, err = b.received(); err == nil && is != way.Version {
 			err = bpf.TryReceive()
 		}
 	}
@@ -195,8 +194,11 @@ func (b *Binder) receives() error {
 	return err
 }
 
-// received is the version of the programs for what the interface receives.
-func (b *Binder) received() (uint32, error) { return b.flows.Read(b.egress, b.cfg.Receiver) }
+// received is the version of the programs for what the interface receives, and how many
+// flows they have room for.
+func (b *Binder) received() (version, flows uint32, err error) {
+	return b.flows.Read(b.egress, b.cfg.Receiver)
+}
 
 // Flows counts the table by which received packets get their class; its Room is 0 where
 // there is none.

@@ -24,7 +24,7 @@ func (b *Binder) Read(ctx context.Context, s *hierarchy.State) error {
 		return b.wrap(err)
 	}
 	s.Hook, s.Bound = hierarchy.Hook{}, nil
-	if s.Hook.Receive, err = b.received(); err != nil || on == nil {
+	if s.Hook.Receive, s.Hook.Flows, err = b.received(); err != nil || on == nil {
 		return b.wrap(err)
 	}
 	s.Hook.Way, s.Hook.Version = on.name, b.is

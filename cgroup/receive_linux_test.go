@@ -19,7 +19,8 @@ import (
 // receiver is a network whose near end also has a tree for what it receives.
 type receiver struct {
 	*network
-	in *network // the near end by the IFB that carries that tree
+	in    *network // the near end by the IFB that carries that tree
+	flows uint32   // that there is room for
 }
 
 func newReceiver(t testing.TB) *receiver {
@@ -44,7 +45,7 @@ func newReceiver(t testing.TB) *receiver {
 		t.Fatal(err)
 	}
 	in.tree(t)
-	return &receiver{n, in}
+	return &receiver{n, in, 1 << 16}
 }
 
 // binder makes a Binder for the near interface and the IFB.
@@ -58,7 +59,7 @@ func (n *receiver) apply(t testing.TB, b *cgroup.Binder, bound ...hierarchy.Boun
 	t.Helper()
 	want := hierarchy.State{Device: "eth0", Bound: bound}
 	var err error
-	if want.Hook, err = b.Hook(1); err != nil {
+	if want.Hook, err = b.Hook(n.flows); err != nil {
 		t.Fatal(err)
 	}
 	if want.Hook.Receive != way.Version {
@@ -343,7 +344,7 @@ func lastPlan(t testing.TB, b *cgroup.Binder) string {
 	now := read(t, b)
 	want := now
 	var err error
-	if want.Hook, err = b.Hook(1); err != nil {
+	if want.Hook, err = b.Hook(now.Hook.Flows); err != nil {
 		t.Fatal(err)
 	}
 	var left []string

@@ -74,6 +74,7 @@ type Hook struct {
 	// Receive is the version of the programs by which received packets get the class of what
 	// they answer to; 0: there are none.
 	Receive uint32 `json:"receive,omitempty"`
+	Flows   uint32 `json:"flows,omitempty"` // of what it answers to: how many they have room for
 }
 
 // Bound is one binding in force: what Target names goes to class Class.

@@ -106,27 +106,30 @@ func (f *flows) keep(name string, m *ebpf.Map) {
 // be for the classifier and the IFB at hand: they are put right by the next change.
 const Unfinished = ^uint32(0)
 
-// Read is the version of the programs that are there, 0 for none. They must send to the IFB,
-// whose index is asked for where there are some, and go by the maps of the classifier where
-// that is a program.
-func (r *Receiver) Read(e *Egress, carrier func() (uint32, error)) (version uint32, err error) {
+// Read is the version of the programs that are there, 0 for none, and how many flows their
+// table has room for. They must send to the IFB, whose index is asked for where there are
+// some, and go by the maps of the classifier where that is a program.
+func (r *Receiver) Read(e *Egress, carrier func() (uint32, error)) (version, room uint32, err error) {
 	if err := r.refresh(); err != nil || r.on == nil {
-		return 0, err
+		return 0, 0, err
 	}
 	ifb, err := carrier()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
+	}
+	if r.on.table != nil {
+		room = r.on.table.MaxEntries()
 	}
 	if !r.on.whole || r.on.ifb != ifb || ifb == 0 {
-		return Unfinished, nil
+		return Unfinished, room, nil
 	}
 	if s := e.inForce(); s != nil {
 		ours, err := r.on.by(s)
 		if err != nil || !ours {
-			return Unfinished, err
+			return Unfinished, room, err
 		}
 	}
-	return r.on.version, nil
+	return r.on.version, room, nil
 }
 
 // by says whether a classifier's set is the one that the programs go by, if they do by any.
@@ -221,7 +224,7 @@ func openFlows(ids [2]uint32) (_ *flows, err error) {
 // TryReceive says why the kernel does not take the programs, nil when it does. It changes
 // nothing.
 func TryReceive() error {
-	f, err := newFlows(nil, false, nil, 0, room(0))
+	f, err := newFlows(nil, false, nil, 0, hierarchy.MinFlows)
 	if err != nil {
 		return err
 	}
@@ -247,7 +250,7 @@ func Receives(w bind.Way) (r Reception, err error) {
 		}
 		defer s.close()
 	}
-	f, err := newFlows(s, false, nil, 0, room(0))
+	f, err := newFlows(s, false, nil, 0, hierarchy.MinFlows)
 	if err != nil {
 		return r, err
 	}
@@ -276,7 +279,7 @@ func forms(s *set, bare bool) []form {
 
 // newFlows loads the best programs that the kernel takes, not yet at any hook, for a
 // classifier's set, which may be nil. The table of former programs is taken over where it
-// has room for as many.
+// has just that room.
 func newFlows(s *set, bare bool, former *flows, ifb, room uint32) (*flows, error) {
 	var errs way.Clauses
 	for _, x := range forms(s, bare) {
@@ -313,11 +316,13 @@ func (x form) load(s *set, former *flows, ifb, room uint32) (_ *flows, err error
 			delete(spec.Maps, n)
 		}
 	}
-	if former != nil && former.version == way.Version && former.table != nil && former.counts != nil && former.table.MaxEntries() >= table.MaxEntries {
-		table.MaxEntries = former.table.MaxEntries()
+	if former.known() && former.table.MaxEntries() == room {
 		replace[flowMapVifFlows], replace[flowMapVifCounts] = former.table, former.counts
 	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	if errors.Is(err, unix.ENOMEM) {
+		err = fmt.Errorf("a table of %d flows takes %d MiB of memory: write fewer (flows in the ingress of the interface): %w", room, flowMemory(room)>>20, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -362,16 +367,23 @@ func second() (uint32, error) {
 	return uint32(bits.Len64(uint64(time.Second) / uint64(max(t.Nano(), 1)) * 2 / 3)), nil
 }
 
-// room is how many flows are noted for so many branches: some for each of them, and never
-// few. The table takes about 120 bytes for each.
-func room(branches int) uint32 {
-	const each, least, most = 64, 1 << 16, 1 << 20
-	return uint32(min(max(each*branches, least), most))
+// known says whether flows are noted in a table that programs of this version understand.
+func (f *flows) known() bool {
+	return f != nil && f.version == way.Version && f.table != nil && f.counts != nil
 }
 
 // Attach puts programs of a version to the hooks, for an IFB and a classifier that are
-// there, and a tree of so many branches: former ones as they are, new ones of this version.
-func (r *Receiver) Attach(e *Egress, version, ifb uint32, branches int) error {
+// there, with room for so many flows: former ones as they are, new ones of this version.
+//
+// What is noted stays known. Where there is another room than there was, a new table is
+// made, and what the former one has is carried over as far as it fits: before the programs
+// are put in their places, again what has changed meanwhile, and a third time behind that.
+// Only a flow that is first noted, or comes to another class, during the second of these or
+// between the programs is not known as such until the third has found it, or it sends
+// again: some milliseconds in which what it is sent is of who would receive it, or of the
+// rest. Of the parts of a packet those may go to the rest whose first has come before, as
+// with every change of the programs.
+func (r *Receiver) Attach(e *Egress, version, ifb, room uint32) error {
 	if err := r.refresh(); err != nil {
 		return err
 	}
@@ -381,15 +393,22 @@ func (r *Receiver) Attach(e *Egress, version, ifb uint32, branches int) error {
 			return err
 		}
 		var err error
-		if next, err = newFlows(e.inForce(), r.bare, r.on, ifb, room(branches)); err != nil {
+		if next, err = newFlows(e.inForce(), r.bare, r.on, ifb, room); err != nil {
 			return err
 		}
+	}
+	m := r.on.move(next)
+	err := m.first()
+	if err == nil {
+		err = m.again()
 	}
 	redirect := ifb
 	if next.form.redirects {
 		redirect = 0
 	}
-	err := r.hook.AttachNote(next.note.FD(), flowProgVifNote)
+	if err == nil {
+		err = r.hook.AttachNote(next.note.FD(), flowProgVifNote)
+	}
 	if err == nil {
 		err = r.hook.AttachReceive(next.receive.FD(), flowProgVifReceive, redirect)
 	}
@@ -399,8 +418,9 @@ func (r *Receiver) Attach(e *Egress, version, ifb uint32, branches int) error {
 		}
 		return err
 	}
+	err = m.last()
 	if r.former != next {
-		err = r.former.close()
+		err = errors.Join(err, r.former.close())
 	}
 	r.on, r.former = next, r.on
 	return err
@@ -417,34 +437,6 @@ func (r *Receiver) Detach() error {
 	err := r.former.close()
 	r.former, r.on = r.on, nil
 	return err
-}
-
-// Table is how full the table of flows is.
-type Table struct {
-	Flows   int    // in the table
-	Room    int    // of the table
-	Noted   uint64 // that were put into it since it was made
-	Unknown uint64 // packets that went to the rest because nobody knew their flow
-}
-
-// Table counts the table.
-func (r *Receiver) Table() (k Table, err error) {
-	if err := r.refresh(); err != nil || r.on == nil || r.on.table == nil || r.on.counts == nil {
-		return k, err
-	}
-	k.Room = int(r.on.table.MaxEntries())
-	if err := each(r.on.table, func(flowVifFlow, flowVifOwner) error { k.Flows++; return nil }); err != nil {
-		return k, err
-	}
-	var all []flowVifCounts
-	if err := r.on.counts.Lookup(uint32(0), &all); err != nil {
-		return k, err
-	}
-	for _, c := range all {
-		k.Noted += c.Noted
-		k.Unknown += c.Missed
-	}
-	return k, nil
 }
 
 // Shows says why the classes of a way cannot be told of what is sent, nil when they can.

@@ -3,6 +3,7 @@ package bpf
 import (
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
@@ -78,11 +79,78 @@ func TestKernelFlowForms(t *testing.T) {
 	}
 }
 
-// TestRoom: every branch has room for flows of its own.
-func TestRoom(t *testing.T) {
-	for branches, want := range map[int]uint32{0: 65_536, 1: 65_536, 1024: 65_536, 1025: 65_600, 10_000: 640_000, 60_000: 1 << 20} {
-		if got := room(branches); got != want {
-			t.Errorf("room for the flows of %d branches: %d, want %d", branches, got, want)
+// TestKernelTableMoved: a table of another room has what the former one had, and what that
+// was given meanwhile; where it is smaller, who has sent last.
+func TestKernelTableMoved(t *testing.T) {
+	tctest.RequireRoot(t)
+	const many = 6000
+	key := func(i int) flowVifFlow { return flowVifFlow{Proto: 6, Lport: uint16(i)} }
+	for _, room := range []uint32{20_000, 2048} {
+		x := form{flowProgVifReceiveOld, false, false}
+		f, err := x.load(nil, nil, 7, 10_000)
+		if err != nil {
+			t.Fatal(err)
 		}
+		defer f.close()
+		for i := range many { // in the order of their numbers, over the end of the clock
+			if err := f.table.Put(key((i*7)%many), flowVifOwner{Class: 1, Seen: uint16(65_000 + (i*7)%many)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		next, err := x.load(nil, f, 7, room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer next.close()
+		if next.table.MaxEntries() != room {
+			t.Fatalf("room for %d, want %d", next.table.MaxEntries(), room)
+		}
+		m := f.move(next)
+		owner := func(i int, to *ebpf.Map) flowVifOwner {
+			var o flowVifOwner
+			if err := gone(to.Lookup(key(i), &o)); err != nil {
+				t.Fatal(err)
+			}
+			return o
+		}
+		change := func(i int, to *ebpf.Map, class uint32, seen uint16) {
+			if err := to.Put(key(i), flowVifOwner{Class: class, Seen: seen}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		end := uint16((65_000 + many) & 0xffff)
+		if err := m.first(); err != nil {
+			t.Fatal(err)
+		}
+		change(many, f.table, 2, end)
+		change(many-1, f.table, 3, end)
+		if err := m.again(); err != nil {
+			t.Fatal(err)
+		}
+		change(many+1, f.table, 4, end)      // noted too late for that
+		change(many-2, f.table, 5, end)      // and noted again by the new programs
+		change(many-2, next.table, 6, end+1) //
+		if err := m.last(); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range map[int]uint32{many: 2, many - 1: 3, many + 1: 4, many - 2: 6, many - 3: 1, many - min(int(room), many)/2: 1} {
+			if got := owner(i, next.table).Class; got != want {
+				t.Errorf("room for %d: flow %d has class %d, want %d", room, i, got, want)
+			}
+		}
+		has := 0
+		for i := range many + 2 {
+			if owner(i, next.table).Class != 0 {
+				has++
+			}
+		}
+		if room > many && has != many+2 || has > int(room) {
+			t.Errorf("room for %d: %d flows are in it", room, has)
+		}
+		all := make([]flowVifCounts, ebpf.MustPossibleCPU())
+		if err := next.counts.Lookup(uint32(0), &all); err != nil || all[0].Noted != many {
+			t.Errorf("room for %d: counted %+v, %v", room, all, err)
+		}
+		t.Logf("room for %d: %d flows of %d are in it; about %d bytes each", room, has, many+2, flowMemory(room)/uint64(room))
 	}
 }

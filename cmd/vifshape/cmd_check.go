@@ -136,6 +136,9 @@ func (e *env) writeTree(p *policy.Policy) error {
 		return err
 	}
 	for _, tree := range p.Trees {
+		if in := tree.Ingress; in != nil {
+			e.printf("%s has room for %d flows by which what it receives is told apart\n", tree.Port.Device, in.Flows)
+		}
 		if line := tree.Line.String(); line != "" {
 			e.printf("%s counts packets as %s\n", tree.Port.Device, line)
 		}

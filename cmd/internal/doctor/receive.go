@@ -55,6 +55,9 @@ func (x *examination) receives(ctx context.Context, l link.Link, o foreign.Other
 		f.State = Weaker
 		f.Text = fmt.Sprintf("%s known, room for %d; %d made room for others", words.Number(flows.Known, "flow", "flows"), flows.Room, flows.Evicted)
 		f.Follows = "what a flow is sent that is not known any more is the rest's, until it sends again or is looked up"
+		if more := min(2*flows.Room, hierarchy.MaxFlows); more > flows.Room {
+			f.Follows += fmt.Sprintf("; flows = %d in the ingress of the interface makes room for more", more)
+		}
 	}
 	return append(all, f), nil
 }

@@ -256,7 +256,11 @@ func (x *Target) bind(ctx context.Context) (err error) {
 	}
 	x.keepBindings()
 	if x.Blind == nil {
-		if x.want.Hook, err = x.Binder.Hook(x.Tree.Ingress.Size()); errors.Is(err, caps.ErrNotPrivileged) {
+		var flows uint32
+		if x.Tree.Ingress != nil {
+			flows = x.Tree.Ingress.Flows
+		}
+		if x.want.Hook, err = x.Binder.Hook(flows); errors.Is(err, caps.ErrNotPrivileged) {
 			x.Blind = err
 		} else if err != nil {
 			return err

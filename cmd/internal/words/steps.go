@@ -67,7 +67,7 @@ func itemText(s hierarchy.Step) string {
 func hookText(h *hierarchy.Hook) string {
 	s := fmt.Sprintf("%s (version %d)", h.Way, h.Version)
 	if h.Receive != 0 {
-		s += ", also for what is received"
+		s += fmt.Sprintf(", also for what is received, room for %d flows", h.Flows)
 	}
 	return s
 }
