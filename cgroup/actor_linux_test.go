@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -262,6 +263,33 @@ var verbs = tctest.Verbs{
 		m[32] = 5 << 4
 		for range x.Number(3) {
 			if err := unix.Sendto(s, m, 0, sockaddr(netip.AddrPortFrom(to.Addr(), 0).String())); err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	},
+	"pretend": func(x tctest.Told) (string, error) { // FROM TO N: datagrams by a loopback socket, with an address of this machine on them
+		from, to := netip.MustParseAddrPort(x.Args[0]), x.Args[1]
+		loopback, level, typ, info := netip.AddrFrom4([4]byte{127, 0, 0, 1}), unix.IPPROTO_IP, unix.IP_PKTINFO, make([]byte, unix.SizeofInet4Pktinfo)
+		if copy(info[4:], from.Addr().AsSlice()); from.Addr().Is6() { // of struct in_pktinfo the second word, of in6_pktinfo the first
+			loopback, level, typ, info = netip.IPv6Loopback(), unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, make([]byte, unix.SizeofInet6Pktinfo)
+			copy(info, from.Addr().AsSlice())
+		}
+		s, err := open(to, unix.SOCK_DGRAM, 0, nil)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(s)
+		if err := unix.Bind(s, sockaddr(netip.AddrPortFrom(loopback, from.Port()).String())); err != nil {
+			return "", err
+		}
+		oob := make([]byte, unix.CmsgSpace(len(info)))
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&oob[0]))
+		h.Level, h.Type = int32(level), int32(typ)
+		h.SetLen(unix.CmsgLen(len(info)))
+		copy(oob[unix.CmsgLen(0):], info)
+		for range x.Number(2) {
+			if err := unix.Sendmsg(s, make([]byte, 100), oob, sockaddr(to), 0); err != nil {
 				return "", err
 			}
 		}

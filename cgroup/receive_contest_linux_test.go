@@ -178,3 +178,36 @@ func TestKernelReceiveContested(t *testing.T) {
 		})
 	}
 }
+
+// TestKernelReceivePretended: any socket may send by an own address that another one is bound
+// to (IP_PKTINFO). That gets it nothing of what this one receives, though it has never sent.
+func TestKernelReceivePretended(t *testing.T) {
+	for _, w := range exact(t) {
+		t.Run(string(w), func(t *testing.T) {
+			require(t, w)
+			n := newReceiver(t)
+			p := newPlace(t, w)
+			a, c := sub(t, p.dir, "a"), sub(t, p.dir, "c")
+			b := n.binder(t, w)
+			n.apply(t, b, bound(p.target(a), red), bound(p.target(c), green))
+			owner, pretender, far := n.start(t, n.Near, a), n.start(t, n.Near, c), n.start(t, n.Far, "")
+			silent := red
+			if !looks(t, w) {
+				silent = rest
+			}
+			for i, end := range [][2]netip.Addr{{n.Near4, n.Far4}, {n.Near6, n.Far6}} {
+				port := uint16(7900 + i)
+				at, to := netip.AddrPortFrom(end[0], port), netip.AddrPortFrom(end[1], port)
+				far.Do("sink s%d %v", i, to)
+				owner.Do("sink q%d %v", i, at)
+				answers := func() counts { return n.received(t, func() { far.Do("answer s%d 5", i) }) }
+				pretender.Do("pretend %v %v 5", at, to)
+				only(t, answers(), silent, 5)
+				owner.Do("more q%d %v 5", i, to)
+				only(t, answers(), red, 5)
+				pretender.Do("pretend %v %v 5", at, to)
+				only(t, answers(), red, 5)
+			}
+		})
+	}
+}

@@ -76,6 +76,7 @@ struct vif_flow {
 #define FOUND 1	 /* nothing was sent: the socket that would receive it; or sent by an address whose way is another */
 #define PASSED 2 /* sent on for another interface or network namespace, or translated */
 #define OWNED 3	 /* sent by a socket of the protocol, which has these addresses from the kernel */
+#define CLAIMED 4 /* the same, but for the address: an own one by IP_PKTINFO, or what translation made of it; not in the table */
 
 #define LINK (1ull << 63)
 
@@ -298,6 +299,17 @@ static __always_inline __u16 now(void)
 	return bpf_jiffies64() >> (vif_receiving.shift & 31);
 }
 
+/* Whether a socket is bound to the address that a flow has here. */
+static __always_inline int has(volatile struct bpf_sock *any, const struct vif_flow *f)
+{
+	__u32 a[4], is = any->src_ip4; /* read at once: the verifier takes no pointer into a socket */
+
+	__builtin_memcpy(a, f->local, 16);
+	if (!f->v6)
+		return is == a[0];
+	return any->src_ip6[0] == a[0] && any->src_ip6[1] == a[1] && any->src_ip6[2] == a[2] && any->src_ip6[3] == a[3];
+}
+
 /*
  * Who sends a packet. Returns 0 where that is a tunnel: what it carries has the socket from
  * inside, and its answers are everybody's.
@@ -315,7 +327,7 @@ static __always_inline int sender(struct __sk_buff *skb, const struct vif_flow *
 		return 1;
 	}
 	o->cookie = bpf_get_socket_cookie(skb);
-	o->kind = index || any->src_port != HOST16(f->lport) ? PASSED : OWNED;
+	o->kind = index || any->src_port != HOST16(f->lport) ? PASSED : (f->proto == IPPROTO_TCP || f->proto == IPPROTO_UDP) && !has(any, f) ? CLAIMED : OWNED;
 	full = bpf_sk_fullsock(any);
 	if (!full) /* a request for a connection, or one that lingers */
 		return f->proto == IPPROTO_TCP;
@@ -438,6 +450,11 @@ int vif_note(struct __sk_buff *skb)
 	if (goes == ASTRAY && mine.kind > FOUND)
 		mine.kind = FOUND;
 	is = goes == BACK ? NOBODY : o || mine.kind != OWNED ? heir(skb, &p.flow, &mine) : SENDER;
+	if (mine.kind == CLAIMED) { /* an unbound socket has any address, and any socket may send by an own address that another one is bound to */
+		if (is == PEER || is == ANYONE)
+			return TC_ACT_UNSPEC;
+		mine.kind = is == SENDER ? OWNED : PASSED;
+	}
 	if (is != SENDER || mine.kind != OWNED) {
 		/* an own address cannot be forged from outside but for IPv6 (__fib_validate_source, net/ipv4/fib_frontend.c, v6.12) */
 		if (is == PEER || (is == ANYONE && (mine.kind == FORGED || (mine.kind == PASSED && p.flow.v6))))
