@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -209,5 +210,52 @@ func TestKernelReceivePretended(t *testing.T) {
 				only(t, answers(), red, 5)
 			}
 		})
+	}
+}
+
+// TestKernelReceiveSucceeded: who receives where another one has sent from, and does not send
+// himself, is found a second later.
+func TestKernelReceiveSucceeded(t *testing.T) {
+	require(t, bind.WayBPF)
+	if !looks(t, bind.WayBPF) { // then nobody is found
+		return
+	}
+	n := newReceiver(t)
+	p := newPlace(t, bind.WayBPF)
+	a, c := sub(t, p.dir, "a"), sub(t, p.dir, "c")
+	b := n.binder(t, bind.WayBPF)
+	n.apply(t, b, bound(p.target(a), red), bound(p.target(c), green))
+	former, next, far := n.start(t, n.Near, a), n.start(t, n.Near, c), n.start(t, n.Far, "")
+	at := func(port int) string { return fmt.Sprintf("%v:%d", n.Near4, port) }
+	to := func(port int) string { return fmt.Sprintf("%v:%d", n.Far4, port) }
+	const closed, beside, heard = 7950, 7951, 7952
+	for _, port := range []int{closed, beside, heard} {
+		far.Do("sink s%d %s", port, to(port))
+		former.Do("keep q%d %s", port, at(port))
+		former.Do("set q%d 1 15 01000000", port) // SO_REUSEPORT
+		former.Do("bind q%d %s", port, at(port))
+		if port == heard { // it is known by what it receives alone
+			former.Do("plug q%d %s", port, to(port))
+			only(t, n.received(t, func() { far.Do("more s%d %s 5", port, at(port)) }), red, 5)
+		} else {
+			former.Do("more q%d %s 5", port, to(port))
+			only(t, n.received(t, func() { far.Do("answer s%d 5", port) }), red, 5)
+		}
+		if port != beside {
+			former.Do("close q%d", port)
+		}
+	}
+	for _, port := range []int{closed, beside, heard} {
+		next.Do("keep q%d %s", port, at(port))
+		next.Do("set q%d 1 15 01000000", port)
+		next.Do("bind q%d %s", port, at(port))
+		next.Do("plug q%d %s", port, to(port)) // so that it is this one that gets it
+	}
+	time.Sleep(1300 * time.Millisecond) // the unit of time that flows are held against is a second, or a little more
+	for _, port := range []int{closed, beside, heard} {
+		only(t, n.received(t, func() { far.Do("more s%d %s 5", port, at(port)) }), green, 5)
+		if got := count(t, next, fmt.Sprintf("q%d", port)); got != 5 {
+			t.Errorf("port %d: %d datagrams came", port, got)
+		}
 	}
 }

@@ -85,7 +85,8 @@ struct vif_owner {
 	__u32 class, generation; /* of bindings, as of the class */
 	__u16 seen; /* when it sent last, in units of vif_receiving.shift */
 	__u16 kind;
-	__u32 unused;
+	__u16 looked; /* when it was last looked for who receives it, in the same */
+	__u16 unused;
 };
 
 struct {
@@ -433,7 +434,7 @@ int vif_note(struct __sk_buff *skb)
 	if (mine.class >> 16 != MAJOR)
 		mine.class = vif_receiving.rest;
 	mine.generation = vif_config.generation;
-	mine.seen = now();
+	mine.seen = mine.looked = now();
 	o = bpf_map_lookup_elem(&vif_flows, &p.flow);
 	if (o && o->cookie == mine.cookie) {
 		if (o->class != mine.class)
@@ -515,6 +516,20 @@ static __always_inline __u32 receiver(struct __sk_buff *skb, const struct vif_fl
 	return class;
 }
 
+/*
+ * Whether it is time to look for who receives a flow of a socket here: that may be closed, and
+ * its port another's who does not send. With TCP, who receives sends.
+ */
+static __always_inline int due(struct vif_owner *o, const struct vif_flow *f)
+{
+	__u16 at = now();
+
+	if (f->proto != IPPROTO_UDP || (o->kind != OWNED && o->cookie) || o->looked == at)
+		return 0;
+	o->looked = at;
+	return 1;
+}
+
 static __always_inline void receive(struct __sk_buff *skb, int looks)
 {
 	__u32 class = 0, generation = looks ? vif_config.generation : 0, *first;
@@ -540,7 +555,7 @@ static __always_inline void receive(struct __sk_buff *skb, int looks)
 		goto out;
 	}
 	o = bpf_map_lookup_elem(&vif_flows, &p.flow);
-	if (looks && (!o || o->kind == FORGED || (o->kind != PASSED && o->generation != generation)))
+	if (looks && (!o || o->kind == FORGED || (o->kind != PASSED && (o->generation != generation || due(o, &p.flow)))))
 		class = receiver(skb, &p.flow, generation, &alone);
 	if (o && o->kind == OWNED) {
 		if (class)
@@ -549,7 +564,7 @@ static __always_inline void receive(struct __sk_buff *skb, int looks)
 			o->generation = generation;
 		class = o->class;
 	} else if (class && alone) {
-		struct vif_owner found = {.class = class, .generation = generation, .seen = now(), .kind = FOUND};
+		struct vif_owner found = {.class = class, .generation = generation, .seen = now(), .looked = now(), .kind = FOUND};
 
 		if (!bpf_map_update_elem(&vif_flows, &p.flow, &found, BPF_ANY) && !o && (n = counts()))
 			n->noted++;

@@ -61,7 +61,8 @@ type flowVifOwner struct {
 	Generation uint32
 	Seen       uint16
 	Kind       uint16
-	Unused     uint32
+	Looked     uint16
+	Unused     uint16
 }
 
 type flowVifReceiving struct {
