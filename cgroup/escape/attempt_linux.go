@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -35,6 +36,9 @@ type Case struct {
 	Way   bind.Way `json:"way"`
 	Level Level    `json:"level"`
 	User  User     `json:"user"`
+	// Blind: what is received and answers to nothing is nobody's, for nobody is looked for
+	// who would get it.
+	Blind bool `json:"blind,omitempty"`
 }
 
 func (c Case) String() string { return fmt.Sprintf("%s %s %s", c.Way, c.Level, c.User) }
@@ -46,8 +50,27 @@ type Attempt struct {
 	Text   string // what it does, a few words
 	Holes  []Hole // where it is known to succeed
 	Spoils bool   // the network is of no more use when it was not refused
+	Whose  Whose  // empty: what it sends is counted; else what is received, and should be in this one's branch
 	ready  func(*Place) (*os.File, func(), error)
 	do     func(*stage) error
+}
+
+// Whose tells for whom a packet is that is received.
+type Whose string
+
+// Who may receive.
+const (
+	Its     Whose = "its"     // the program that tries
+	Theirs  Whose = "theirs"  // the outsider, who is in the other branch
+	Nobodys Whose = "nobodys" // somebody who is bound by nothing
+)
+
+// Direction is that of the packets by which an attempt is judged.
+func (a *Attempt) Direction() hierarchy.Direction {
+	if a.Whose != "" {
+		return hierarchy.Receive
+	}
+	return hierarchy.Send
 }
 
 // Ready makes what an attempt needs from before, as root, outside of the branch and in its
@@ -70,6 +93,7 @@ type Hole struct {
 	Level Level      // empty: all
 	User  User       // empty: all
 	Ways  []bind.Way // none: all
+	Blind bool       // only where nobody is looked for, see [Case]
 	Why   string
 	// Impossible: nothing on the machine that sends could close it.
 	Impossible bool
@@ -79,7 +103,7 @@ type Hole struct {
 // not get out.
 func (a *Attempt) Hole(c Case) *Hole {
 	for i, h := range a.Holes {
-		if (h.Level == "" || h.Level == c.Level) && (h.User == "" || h.User == c.User) && (len(h.Ways) == 0 || slices.Contains(h.Ways, c.Way)) {
+		if (h.Level == "" || h.Level == c.Level) && (h.User == "" || h.User == c.User) && (len(h.Ways) == 0 || slices.Contains(h.Ways, c.Way)) && (c.Blind || !h.Blind) {
 			return &a.Holes[i]
 		}
 	}
@@ -88,7 +112,7 @@ func (a *Attempt) Hole(c Case) *Hole {
 
 // Attempts are all, family by family.
 func Attempts() []Attempt {
-	return slices.Concat(traffic(), options(), raw(), packet(), groups(), spaces(), others(), before(), processes(), tree(), state())
+	return slices.Concat(traffic(), options(), raw(), packet(), groups(), spaces(), others(), before(), processes(), tree(), state(), received(), taken())
 }
 
 // Find is the attempt of that name, nil when there is none.
@@ -102,7 +126,7 @@ func Find(name string) *Attempt {
 
 // Outcome is what an attempt says of itself.
 type Outcome struct {
-	Sent   int           `json:"sent"`            // packets that were given to the kernel, at least
+	Sent   int           `json:"sent"`            // packets that were given to the kernel, or are to be received, at least
 	Strays int           `json:"strays"`          // packets that the kernel may have sent on its own, which are the rest's
 	Call   string        `json:"call,omitempty"`  // the call that failed
 	Errno  syscall.Errno `json:"errno,omitempty"` // how
@@ -128,18 +152,21 @@ func (o *Outcome) Unclear() bool { return o.Missing == "" && o.lacks() != "" }
 
 // Counts are the packets of one attempt.
 type Counts struct {
-	Own     uint64 `json:"own"`     // in the class of the branch
+	Own     uint64 `json:"own"`     // in the class of the branch that they should be in
 	Rest    uint64 `json:"rest"`    // in the class of what nothing is bound to
 	Others  uint64 `json:"others"`  // in all other leaves
-	Arrived uint64 `json:"arrived"` // at the far end
+	Arrived uint64 `json:"arrived"` // at the far end, or from there
 }
+
+// Sum are those that were counted by classes.
+func (n Counts) Sum() uint64 { return n.Own + n.Rest + n.Others }
 
 // Verdict is what came of an attempt.
 type Verdict string
 
 // The verdicts.
 const (
-	Held       Verdict = "held"       // all packets were counted in the branch's own class
+	Held       Verdict = "held"       // all packets were counted in the class of whose they are
 	Refused    Verdict = "refused"    // the kernel refused
 	Open       Verdict = "open"       // it got out, and that is documented for this way, level and user
 	Impossible Verdict = "impossible" // it got out, and nothing could close that
@@ -166,7 +193,7 @@ type Result struct {
 // tree is not as it was, empty for nothing.
 func Judge(a *Attempt, c Case, o, free *Outcome, n Counts, changed string) Result {
 	var out string
-	switch counted := n.Own + n.Rest + n.Others; {
+	switch counted := n.Sum(); {
 	case n.Arrived > counted:
 		out = fmt.Sprintf("%d packets went past the queue", n.Arrived-counted)
 	case n.Others > 0:

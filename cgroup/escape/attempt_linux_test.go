@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/escape"
+	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
 
@@ -25,6 +26,9 @@ func TestAttempts(t *testing.T) {
 				t.Errorf("%s has a hole without a reason", a.Name)
 			}
 		}
+		if sends := a.Direction() == hierarchy.Send; sends != (a.Whose == "") {
+			t.Errorf("%s is judged by what is %v", a.Name, a.Direction())
+		}
 		if found := escape.Find(a.Name); found == nil || found.Name != a.Name {
 			t.Errorf("%s is not found", a.Name)
 		}
@@ -40,6 +44,9 @@ func TestJudge(t *testing.T) {
 	never := &escape.Attempt{}
 	tag := &escape.Attempt{Holes: []escape.Hole{{Level: escape.Tag, User: escape.Root, Ways: []bind.Way{bind.WayBPF}, Why: "so it is"}}}
 	always := &escape.Attempt{Holes: []escape.Hole{{Why: "no way", Impossible: true}}}
+	blind := &escape.Attempt{Whose: escape.Its, Holes: []escape.Hole{{Blind: true, Why: "nobody is found"}}}
+	seesNot := root
+	seesNot.Blind = true
 	sent := escape.Outcome{Sent: 40}
 	lacking := escape.Outcome{Err: "socket: protocol not supported", Errno: unix.EPROTONOSUPPORT}
 	refused := escape.Outcome{Err: "clone3: function not implemented", Errno: unix.ENOSYS}
@@ -69,6 +76,10 @@ func TestJudge(t *testing.T) {
 			escape.Result{Verdict: escape.Escaped, Reason: "40 packets went to the rest", Out: true}},
 		{"impossible", always, lock, sent, sent, escape.Counts{Rest: 40, Arrived: 40}, "",
 			escape.Result{Verdict: escape.Impossible, Reason: "no way: 40 packets went to the rest", Out: true}},
+		{"where nobody is looked for", blind, seesNot, sent, sent, escape.Counts{Rest: 40, Arrived: 40}, "",
+			escape.Result{Verdict: escape.Open, Reason: "nobody is found: 40 packets went to the rest", Out: true}},
+		{"where somebody is", blind, root, sent, sent, escape.Counts{Rest: 40, Arrived: 40}, "",
+			escape.Result{Verdict: escape.Escaped, Reason: "40 packets went to the rest", Out: true}},
 		{"out in spite of an error", never, root, refused, sent, escape.Counts{Others: 1, Arrived: 1}, "",
 			escape.Result{Verdict: escape.Escaped, Reason: "1 packets went to another branch", Out: true}},
 		{"refused", never, lock, refused, sent, escape.Counts{}, "", escape.Result{Verdict: escape.Refused, Reason: refused.Err}},

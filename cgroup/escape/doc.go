@@ -1,9 +1,10 @@
 // Package escape tries to get out of a branch. Each [Attempt] is one way that a
 // program may try: an option of a socket, another kind of socket, another cgroup,
 // a change of the tree itself. It runs in a process that was put into the branch,
-// with [Perform], and sends a known number of packets. Where they were counted, by
-// the classes of HTB and at the far end of the cable, says what came of it:
-// [Judge] compares that with what the attempt declares.
+// with [Perform], and sends a known number of packets, or has the far end send them,
+// see [Far]. Where they were counted, by the classes of HTB and at the end of the cable
+// that they come to, says what came of it: [Judge] compares that with what the attempt
+// declares.
 //
 // Attempts change what they can: the tree, the cgroups and the classifier of the
 // network namespace that they run in. They belong into namespaces that are thrown

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync/atomic"
 	"unsafe"
 
@@ -19,13 +20,17 @@ type Served struct {
 	FD   int    // of a UDP socket
 	Addr uint64 // of a word: what is not 0 makes it send
 	Name string // of its unix socket
+
+	// Ports of UDP sockets that have sent: of one that is closed, and of one that lets
+	// others have the port too.
+	Closed, Shared uint16
 }
 
 // Serve is a process outside of the branch, which serves who asks: it passes a
 // socket on, sends what it is asked to send, and lets its memory be written. It
 // prints a [Served] as JSON on out, and ends with in.
 func Serve(p Place, in io.Reader, out io.Writer) error {
-	s := &stage{Place: p}
+	s := newStage(p)
 	fd, err := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	if err != nil {
 		return err
@@ -42,6 +47,9 @@ func Serve(p Place, in io.Reader, out io.Writer) error {
 		return call("listen", err)
 	}
 	o := &outsider{stage: s, fd: fd, wish: new(uint32), terminal: -1}
+	if o.flows, err = s.newFlows(); err != nil {
+		return err
+	}
 	go func() {
 		for {
 			c, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
@@ -52,7 +60,7 @@ func Serve(p Place, in io.Reader, out io.Writer) error {
 			unix.Close(c)
 		}
 	}()
-	b, err := json.Marshal(Served{PID: os.Getpid(), FD: fd, Addr: uint64(uintptr(unsafe.Pointer(o.wish))), Name: name})
+	b, err := json.Marshal(Served{PID: os.Getpid(), FD: fd, Addr: uint64(uintptr(unsafe.Pointer(o.wish))), Name: name, Closed: o.flows.ours.Closed, Shared: o.flows.ours.Shared})
 	if err != nil {
 		return err
 	}
@@ -69,10 +77,11 @@ type outsider struct {
 	fd       int     // a socket
 	wish     *uint32 // what is not 0 makes it send
 	terminal int     // the one that it reads commands from, below 0: none
+	flows    flows
 }
 
 func (s *outsider) serve(c int) {
-	b, given := make([]byte, 16), make([]byte, unix.CmsgSpace(4))
+	b, given := make([]byte, 32), make([]byte, unix.CmsgSpace(4))
 	n, m, _, _, err := unix.Recvmsg(c, b, given, unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
 		return
@@ -81,7 +90,8 @@ func (s *outsider) serve(c int) {
 		unix.Close(fd) // that it came is all that counts
 	}
 	var oob []byte
-	switch string(b[:n]) {
+	what, port, _ := strings.Cut(string(b[:n]), " ")
+	switch what {
 	case "socket":
 		oob = unix.UnixRights(s.fd)
 	case "send":
@@ -102,6 +112,8 @@ func (s *outsider) serve(c int) {
 		if n, _ := unix.Read(s.terminal, make([]byte, 64)); n > 0 {
 			err = s.plain()
 		}
+	default:
+		err = s.receive(what, port)
 	}
 	answer := "done"
 	if err != nil {
@@ -144,20 +156,25 @@ func descriptor(oob []byte) (int, error) {
 // ask asks the outsider, gives it descriptors, and returns the one that comes with
 // the answer, -1 for none.
 func (s *stage) ask(what string, give ...int) (int, error) {
+	return question("the outsider", s.Outsider.Name, []byte(what), give...)
+}
+
+// question asks whoever has a unix socket of that name.
+func question(who, name string, what []byte, give ...int) (int, error) {
 	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, call("socket AF_UNIX", err)
 	}
 	defer unix.Close(c)
-	if err := unix.Connect(c, &unix.SockaddrUnix{Name: s.Outsider.Name}); err != nil {
-		return -1, call("connect to the outsider", err)
+	if err := unix.Connect(c, &unix.SockaddrUnix{Name: name}); err != nil {
+		return -1, call("connect to "+who, err)
 	}
 	var rights []byte
 	if len(give) > 0 {
 		rights = unix.UnixRights(give...)
 	}
-	if err := unix.Sendmsg(c, []byte(what), rights, nil, 0); err != nil {
-		return -1, call("write to the outsider", err)
+	if err := unix.Sendmsg(c, what, rights, nil, 0); err != nil {
+		return -1, call("write to "+who, err)
 	}
 	b, oob := make([]byte, 256), make([]byte, unix.CmsgSpace(4))
 	n, m, _, _, err := unix.Recvmsg(c, b, oob, unix.MSG_CMSG_CLOEXEC)
@@ -165,7 +182,7 @@ func (s *stage) ask(what string, give ...int) (int, error) {
 		return -1, call("recvmsg", err)
 	}
 	if string(b[:n]) != "done" {
-		return -1, fmt.Errorf("the outsider: %s", b[:n])
+		return -1, fmt.Errorf("%s: %s", who, b[:n])
 	}
 	return descriptor(oob[:m])
 }

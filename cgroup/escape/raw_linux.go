@@ -46,31 +46,50 @@ func (s *stage) rawSend(family, proto int, b []byte, prepare func(int) error) er
 }
 
 // udpHeader is a datagram without a checksum.
-func (s *stage) udpHeader(b []byte) []byte {
+func (s *stage) udpHeader(b []byte) []byte { return udpDatagram(s.source, s.Port, b) }
+
+func udpDatagram(from, to uint16, b []byte) []byte {
 	h := make([]byte, 8, 8+len(b))
-	binary.BigEndian.PutUint16(h, 4000)
-	binary.BigEndian.PutUint16(h[2:], s.Port)
+	binary.BigEndian.PutUint16(h, from)
+	binary.BigEndian.PutUint16(h[2:], to)
 	binary.BigEndian.PutUint16(h[4:], uint16(8+len(b)))
 	return append(h, b...)
 }
 
 // ipPacket is a datagram with its IPv4 header.
 func (s *stage) ipPacket(from netip.Addr) []byte {
-	u := s.udpHeader(payload)
-	h := make([]byte, 20, 20+len(u))
-	h[0], h[8], h[9] = 0x45, 64, unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(h[2:], uint16(20+len(u)))
-	src, dst := from.As4(), s.Far4.As4()
+	return ipv4(from, s.Far4, unix.IPPROTO_UDP, 0, s.udpHeader(payload))
+}
+
+// ipv4 is a packet, or the part of one that the second word of the header tells, which has
+// the number of the whole and the offset.
+func ipv4(from, to netip.Addr, proto byte, part uint32, b []byte) []byte {
+	h := make([]byte, 20, 20+len(b))
+	h[0], h[8], h[9] = 0x45, 64, proto
+	binary.BigEndian.PutUint16(h[2:], uint16(20+len(b)))
+	binary.BigEndian.PutUint32(h[4:], part)
+	src, dst := from.As4(), to.As4()
 	copy(h[12:], src[:])
 	copy(h[16:], dst[:])
+	binary.BigEndian.PutUint16(h[10:], checksum(h))
+	return append(h, b...)
+}
+
+// checksum is that of the Internet protocols (RFC 1071).
+func checksum(parts ...[]byte) uint16 {
 	sum := uint32(0)
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(h[i:]))
+	for _, b := range parts {
+		for i := 0; i+1 < len(b); i += 2 {
+			sum += uint32(binary.BigEndian.Uint16(b[i:]))
+		}
+		if len(b)%2 == 1 {
+			sum += uint32(b[len(b)-1]) << 8
+		}
 	}
-	sum = sum>>16 + sum&0xffff
-	sum += sum >> 16
-	binary.BigEndian.PutUint16(h[10:], ^uint16(sum))
-	return append(h, u...)
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
 }
 
 // frame is the same with an Ethernet header.

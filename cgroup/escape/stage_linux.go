@@ -40,6 +40,12 @@ type Place struct {
 	Program  uint32 // id of the classifier's program, 0: none
 	Outsider Served
 	Suid     string // a copy of the program that is root's for all who start it; empty: none
+
+	IFB     string // carries the tree for what is received; empty: there is none
+	Note    uint32 // id of the program that notes flows
+	Far     string // by which name the far end is asked to send, see [NewFar]
+	Answers uint16 // the port there that it sends from
+	Flow    uint16 // a port of the near end that nobody has had yet
 }
 
 // Handle is a file by its number, for open_by_handle_at.
@@ -53,8 +59,11 @@ type Handle struct {
 type stage struct {
 	Place
 	Outcome
-	part string // empty, or the part of the attempt that a child plays
+	part   string // empty, or the part of the attempt that a child plays
+	source uint16 // the port that packets are sent from whose header the attempt writes
 }
+
+func newStage(p Place) *stage { return &stage{Place: p, source: 4000} }
 
 // Perform makes an attempt in this process, which is in the branch, and says what
 // came of it. A name with a colon is a part of an attempt, which another part of it
@@ -66,7 +75,8 @@ func Perform(name string, p Place) (Outcome, error) {
 	if a == nil {
 		return Outcome{}, fmt.Errorf("there is no attempt %q", name)
 	}
-	s := &stage{Place: p, part: part}
+	s := newStage(p)
+	s.part = part
 	if err := a.do(s); err != nil {
 		s.fail(err)
 	}
@@ -134,13 +144,17 @@ func (s *stage) socket(family, typ, proto int) (int, error) {
 
 // with makes a socket, takes the steps with it until one fails, and closes it. A nil
 // step is none.
-func (s *stage) with(family, typ, proto int, steps ...func(fd int) error) error {
+func (s *stage) with(family, typ, proto int, all ...func(fd int) error) error {
 	fd, err := s.socket(family, typ, proto)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	for _, step := range steps {
+	return steps(fd, all...)
+}
+
+func steps(fd int, all ...func(fd int) error) error {
+	for _, step := range all {
 		if step == nil {
 			continue
 		}

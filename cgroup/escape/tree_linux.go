@@ -106,7 +106,7 @@ func tree() []Attempt {
 			}
 			return s.tc("RTM_DELQDISC", unix.RTM_DELQDISC, 0, 0xffff0000, 0xfffffff1, 0, nil)
 		}),
-		a("map-rewrite", "the classifier's maps, by their numbers", []Hole{{Level: Tag, User: Root, Ways: []bind.Way{bind.WayBPF}, Why: "root may write any map; level lock refuses bpf"}}, rewrite),
+		a("map-rewrite", "the classifier's maps, by their numbers", []Hole{{Level: Tag, User: Root, Ways: []bind.Way{bind.WayBPF}, Why: "root may write any map; level lock refuses bpf"}}, func(s *stage) error { return rewrite(s.Program, s.Own, s.Other) }),
 		a("map-pins", "the classifier's maps, by a pin", nil, func(*stage) error {
 			found, err := pins("/sys/fs/bpf")
 			if err != nil {
@@ -141,11 +141,6 @@ func tree() []Attempt {
 
 // tc asks for a change on the shaped interface.
 func (s *stage) tc(name string, typ netlink.HeaderType, flags netlink.HeaderFlags, handle, parent, info uint32, attrs func(*netlink.AttributeEncoder)) error {
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
-	if err != nil {
-		return call("socket AF_NETLINK", err)
-	}
-	defer c.Close()
 	b := make([]byte, 20) // struct tcmsg
 	put := binary.NativeEndian.PutUint32
 	put(b[4:], uint32(s.Index))
@@ -160,10 +155,17 @@ func (s *stage) tc(name string, typ netlink.HeaderType, flags netlink.HeaderFlag
 	if err != nil {
 		return err
 	}
-	_, err = c.Execute(netlink.Message{
-		Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Acknowledge | flags},
-		Data:   append(b, more...),
-	})
+	return s.rtnetlink(name, netlink.Message{Header: netlink.Header{Type: typ, Flags: flags}, Data: append(b, more...)})
+}
+
+func (s *stage) rtnetlink(name string, m netlink.Message) error {
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return call("socket AF_NETLINK", err)
+	}
+	defer c.Close()
+	m.Header.Flags |= netlink.Request | netlink.Acknowledge
+	_, err = c.Execute(m)
 	return call("netlink "+name, err)
 }
 
@@ -197,12 +199,12 @@ func classifier(s *stage) (*ebpf.Program, error) {
 	})
 }
 
-// rewrite puts the other class wherever the own one is in the classifier's maps.
-func rewrite(s *stage) error {
-	if s.Program == 0 {
+// rewrite puts the other class wherever the own one is in a program's maps.
+func rewrite(id uint32, own, other hierarchy.ClassID) error {
+	if id == 0 {
 		return missing("the classifier is no program")
 	}
-	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(s.Program))
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
 		return call("bpf BPF_PROG_GET_FD_BY_ID", err)
 	}
@@ -218,7 +220,7 @@ func rewrite(s *stage) error {
 		if err != nil {
 			return call("bpf BPF_MAP_GET_FD_BY_ID", err)
 		}
-		n, err := rewriteMap(m, s.Own, s.Other)
+		n, err := rewriteMap(m, own, other)
 		m.Close()
 		if err != nil {
 			return call("bpf BPF_MAP_UPDATE_ELEM", err)
@@ -235,11 +237,20 @@ func rewriteMap(m *ebpf.Map, own, other hierarchy.ClassID) (n int, err error) {
 	if m.Type() != ebpf.Hash && m.Type() != ebpf.LRUHash {
 		return 0, nil
 	}
+	// of the words of a value that may be one, which is where the class stands
+	at := func(v []byte) int {
+		for i := 0; i+4 <= len(v); i += 4 {
+			if binary.NativeEndian.Uint32(v[i:]) == uint32(own) {
+				return i
+			}
+		}
+		return -1
+	}
 	k, v := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
 	var keys [][]byte
 	it := m.Iterate()
 	for it.Next(&k, &v) {
-		if len(v) >= 4 && binary.NativeEndian.Uint32(v) == uint32(own) {
+		if at(v) >= 0 {
 			keys = append(keys, append([]byte{}, k...))
 		}
 	}
@@ -250,7 +261,9 @@ func rewriteMap(m *ebpf.Map, own, other hierarchy.ClassID) (n int, err error) {
 		if err := m.Lookup(k, &v); err != nil {
 			return n, err
 		}
-		binary.NativeEndian.PutUint32(v, uint32(other))
+		if i := at(v); i >= 0 {
+			binary.NativeEndian.PutUint32(v[i:], uint32(other))
+		}
 		if err := m.Put(k, v); err != nil {
 			return n, err
 		}

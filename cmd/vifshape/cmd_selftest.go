@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -54,10 +55,11 @@ policy there, and starts programs inside a branch that try to get out of it: as
 root and as a user without privileges, at both levels of run, and for each way of
 binding that this machine has. The interfaces of this machine are left alone.
 
-Each attempt sends a known number of packets. Which class counted them, and how
-many arrived at the far end, says what came of it:
+Each attempt sends a known number of packets, or receives them: its own past its
+branch, or what another branch receives into its own. Which class counted them, and
+how many arrived, says what came of it:
 
-  held        all were counted in the branch's own class
+  held        all were counted in the class of the branch whose they are
   refused     the kernel refused a call
   open        it got out, which is documented for this way, level and user
   impossible  it got out, and nothing on the machine could close that
@@ -173,7 +175,7 @@ func (e *env) escape(ctx context.Context, o escapeOptions) error {
 	}
 	switch {
 	case tried == 0:
-		return fmt.Errorf("nothing could be tried: %s", all[0].Lacks)
+		return fmt.Errorf("nothing could be tried: %s", cmp.Or(all[0].Lacks, all[0].Sends))
 	case bad > 0:
 		e.notef("%d of %d attempts got out, or proved nothing, that should be held", bad, tried)
 		return codeError(exitError)

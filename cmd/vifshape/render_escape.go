@@ -1,37 +1,40 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/vifshape/vifshape/cgroup/escape"
 	"github.com/vifshape/vifshape/cmd/internal/trial"
+	"github.com/vifshape/vifshape/hierarchy"
 )
 
-// writeEscapes prints the table of one way of binding: a line for each attempt, a
-// column for each level and user.
+// writeEscapes prints the tables of one way of binding, one for each direction: a line for
+// each attempt, a column for each level and user.
 func writeEscapes(w io.Writer, x *trial.Escapes, verbose bool) {
 	if len(x.Results) == 0 {
-		fmt.Fprintf(w, "Binding %s: not tried: %s\n\n", x.Binding, x.Lacks)
+		fmt.Fprintf(w, "Binding %s: not tried: %s\n\n", x.Binding, cmp.Or(x.Lacks, x.Sends))
 		return
 	}
-	var columns []escape.Case
-	of := map[string]map[escape.Case]trial.EscapeResult{}
-	counted := map[escape.Verdict]int{}
-	for _, r := range x.Results {
-		if !slices.Contains(columns, r.Case) {
-			columns = append(columns, r.Case)
+	for d, what := range []string{hierarchy.Send: "what is sent", hierarchy.Receive: "what is received"} {
+		if r := x.In(hierarchy.Direction(d)); len(r) > 0 {
+			fmt.Fprintf(w, "Binding %s, way %s, %s:\n\n", x.Binding, x.Way, what)
+			writeAttempts(w, r, verbose)
 		}
-		if of[r.Attempt] == nil {
-			of[r.Attempt] = map[escape.Case]trial.EscapeResult{}
-		}
-		of[r.Attempt][r.Case] = r
-		counted[r.Verdict]++
 	}
-	fmt.Fprintf(w, "Binding %s, way %s:\n\n", x.Binding, x.Way)
+	if x.Sends != "" {
+		fmt.Fprintf(w, "What is received was not tried: %s\n", x.Sends)
+	}
+	if x.Lacks != "" {
+		fmt.Fprintf(w, "Level lock was not tried: %s\n", x.Lacks)
+	}
+}
+
+func writeAttempts(w io.Writer, results []trial.EscapeResult, verbose bool) {
+	columns, of := trial.ByCase(results)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprint(t, "ATTEMPT")
 	for _, c := range columns {
@@ -56,22 +59,13 @@ func writeEscapes(w io.Writer, x *trial.Escapes, verbose bool) {
 	// what it is written to has been checked by run
 	_ = t.Flush()
 	fmt.Fprintln(w)
-	if x.Lacks != "" {
-		fmt.Fprintf(w, "Level lock was not tried: %s\n", x.Lacks)
-	}
-	for _, r := range x.Results {
+	for _, r := range results {
 		if r.Verdict.Bad() || verbose && r.Reason != "" {
 			fmt.Fprintf(w, "%s (%s %s): %s: %s\n", r.Attempt, r.Level, r.User, r.Verdict, r.Reason)
 		}
 	}
-	for _, why := range x.Reasons() {
+	for _, why := range trial.Reasons(results) {
 		fmt.Fprintln(w, why)
 	}
-	var sum []string
-	for _, v := range escape.Verdicts {
-		if n := counted[v]; n > 0 {
-			sum = append(sum, fmt.Sprintf("%d %s", n, v))
-		}
-	}
-	fmt.Fprintf(w, "%d attempts: %s\n\n", len(x.Results), strings.Join(sum, ", "))
+	fmt.Fprintf(w, "%s\n\n", trial.Sum(results))
 }

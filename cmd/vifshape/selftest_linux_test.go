@@ -13,6 +13,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup/escape"
 	"github.com/vifshape/vifshape/cmd/internal/trial"
+	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
 )
@@ -23,6 +24,7 @@ var (
 	inGuest = []string{
 		"udp6", "tcp", "so-priority-class", "packet-raw", "packet-bypass", "pppoe", "cgroup-procs", "cgroup-clone3",
 		"macvlan", "tun-persistent", "inherited-stdin", "pidfd-getfd", "qdisc-delete", "map-rewrite", "nft-flush",
+		"receive-tcp", "receive-silent", "receive-successor", "receive-asked-pktinfo", "take-packet-first", "take-pktinfo-first",
 	}
 	familiesInGuest = []string{"packet sockets", "cgroups", "other processes", "what was there before", "vifshape's own files"}
 )
@@ -81,9 +83,15 @@ func TestKernelEscape(t *testing.T) {
 				if r.Verdict.Bad() {
 					t.Errorf("%s (%v): %s: %s; %+v", r.Attempt, r.Case, r.Verdict, r.Reason, r.Counts)
 				}
+				if r.Direction == hierarchy.Receive && r.Out && r.Outcome.Err != "" {
+					t.Errorf("%s (%v): %s, but nothing came: %s", r.Attempt, r.Case, r.Verdict, r.Outcome.Err)
+				}
 				if h := a.Hole(r.Case); h != nil && r.Verdict == escape.Held {
 					t.Errorf("%s (%v) is held, though documented as open: %s", r.Attempt, r.Case, h.Why)
 				}
+			}
+			if w.Sends != "" && tctest.HasLink(t, "ifb") {
+				t.Errorf("what is received was not tried: %s", w.Sends)
 			}
 			if len(w.Results) == 0 || v.Holds != c.ProcessState.Success() {
 				t.Errorf("%d results, %v: %s", len(w.Results), c.ProcessState, stderr.String())

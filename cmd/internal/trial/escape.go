@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cgroup/escape"
 	"github.com/vifshape/vifshape/cmd/internal/record"
@@ -31,6 +32,7 @@ import (
 	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/lab"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -39,7 +41,7 @@ const selftestPolicy = `version = 1
 
 [interface.eth0]
 rate = "1gbit"
-
+%s
 [interface.eth0.mine]
 rate = "100mbit"
 ceil = "200mbit"
@@ -49,18 +51,24 @@ rate = "100mbit"
 ceil = "200mbit"
 `
 
+// selftestReceives is what there is of it for what is received, where that can be shaped.
+const selftestReceives = "ingress = \"1gbit\"\n"
+
 const (
-	selftestMine  hierarchy.Path = "eth0/mine"
-	selftestOther hierarchy.Path = "eth0/other"
-	selftestRest  hierarchy.Path = "eth0/rest"
-	selftestPort                 = 5001
+	selftestMine    hierarchy.Path = "eth0/mine"
+	selftestOther   hierarchy.Path = "eth0/other"
+	selftestRest    hierarchy.Path = "eth0/rest"
+	selftestPort                   = 5001
+	selftestAnswers                = 5002
+	selftestFlows                  = 20_000 // the first of the ports that attempts receive at
 	// an attempt takes milliseconds, or tenths of seconds on an emulated processor
 	selftestPatience = time.Minute
 )
 
 // EscapeResult is what came of one attempt in one case.
 type EscapeResult struct {
-	Attempt string `json:"attempt"`
+	Attempt   string              `json:"attempt"`
+	Direction hierarchy.Direction `json:"direction"`
 	escape.Case
 	escape.Result
 	Outcome escape.Outcome `json:"outcome"`
@@ -69,9 +77,11 @@ type EscapeResult struct {
 
 // Escapes are the results for one way of binding.
 type Escapes struct {
-	Binding string         `json:"binding"`
-	Way     bind.Way       `json:"way,omitempty"`
-	Lacks   string         `json:"lacks,omitempty"` // why the way, or a level with it, was not tried
+	Binding string   `json:"binding"`
+	Way     bind.Way `json:"way,omitempty"`
+	Lacks   string   `json:"lacks,omitempty"` // why the way, or a level with it, was not tried
+	// Sends says why nothing was tried of what is received.
+	Sends   string         `json:"lacks_receiving,omitempty"`
 	Results []EscapeResult `json:"results,omitempty"`
 }
 
@@ -85,15 +95,55 @@ func (x *Escapes) Bad() (n int) {
 	return n
 }
 
-// Reasons are those of what is open and impossible, each once.
-func (x *Escapes) Reasons() []string {
-	why := map[string]bool{}
+// In are the results of what goes in a direction.
+func (x *Escapes) In(d hierarchy.Direction) (all []EscapeResult) {
 	for _, r := range x.Results {
+		if r.Direction == d {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// ByCase has results by attempt and case, and the cases in their order.
+func ByCase(results []EscapeResult) (cases []escape.Case, of map[string]map[escape.Case]EscapeResult) {
+	of = map[string]map[escape.Case]EscapeResult{}
+	for _, r := range results {
+		if !slices.Contains(cases, r.Case) {
+			cases = append(cases, r.Case)
+		}
+		if of[r.Attempt] == nil {
+			of[r.Attempt] = map[escape.Case]EscapeResult{}
+		}
+		of[r.Attempt][r.Case] = r
+	}
+	return cases, of
+}
+
+// Reasons are those of what is open and impossible, each once.
+func Reasons(results []EscapeResult) []string {
+	why := map[string]bool{}
+	for _, r := range results {
 		if a := escape.Find(r.Attempt); r.Verdict == escape.Open || r.Verdict == escape.Impossible {
 			why[string(r.Verdict)+": "+a.Hole(r.Case).Why] = true
 		}
 	}
 	return slices.Sorted(maps.Keys(why))
+}
+
+// Sum is how many there are of each verdict, in words.
+func Sum(results []EscapeResult) string {
+	counted := map[escape.Verdict]int{}
+	for _, r := range results {
+		counted[r.Verdict]++
+	}
+	var sum []string
+	for _, v := range escape.Verdicts {
+		if n := counted[v]; n > 0 {
+			sum = append(sum, fmt.Sprintf("%d %s", n, v))
+		}
+	}
+	return fmt.Sprintf("%d attempts: %s", len(results), strings.Join(sum, ", "))
 }
 
 // trial is a network with a branch to get out of.
@@ -102,8 +152,11 @@ type trial struct {
 	binding  string
 	pair     *lab.Pair
 	sink     *lab.Sink
-	tap      int // a packet socket at the far end
-	arrived  uint64
+	taps     [2]tap // of what is sent, at the far end, and of what is received
+	sends    string // why nothing is received through a tree, empty: it is
+	blind    bool   // see [escape.Case]
+	far      *escape.Far
+	flows    uint16 // how many ports were taken
 	conn     *rtnl.Conn
 	open     *os.File // a socket from outside of the branch
 	file     string
@@ -116,6 +169,12 @@ type trial struct {
 	stored   map[string]string // what is in the run directory
 	planned  []hierarchy.Plan  // before anything was tried: nothing to do, as a rule
 	spoilt   bool
+}
+
+// tap is a packet socket that counts what comes to an interface.
+type tap struct {
+	file    *os.File
+	arrived uint64
 }
 
 // outsider is a process in the other branch.
@@ -145,7 +204,7 @@ func EscapeBy(ctx context.Context, binding string, o EscapeOptions) (found *Esca
 	if err != nil {
 		return nil, err
 	}
-	found.Way = t.way
+	found.Way, found.Sends = t.way, t.sends
 	free := map[string]*escape.Outcome{} // as root at level tag
 	for _, level := range []escape.Level{escape.Tag, escape.Lock} {
 		if o.Level != "" && o.Level != string(level) {
@@ -159,14 +218,14 @@ func EscapeBy(ctx context.Context, binding string, o EscapeOptions) (found *Esca
 			continue
 		}
 		for _, a := range escape.Attempts() {
-			if len(o.Only) > 0 && !slices.Contains(o.Only, a.Name) {
+			if len(o.Only) > 0 && !slices.Contains(o.Only, a.Name) || a.Direction() == hierarchy.Receive && t.sends != "" {
 				continue
 			}
 			for _, user := range []escape.User{escape.Root, escape.Nobody} {
 				if o.User != "" && o.User != string(user) {
 					continue
 				}
-				c := escape.Case{Way: t.way, Level: level, User: user}
+				c := escape.Case{Way: t.way, Level: level, User: user, Blind: t.blind}
 				r, err := t.attempt(ctx, &a, c, free)
 				if err != nil {
 					return nil, fmt.Errorf("attempt %s (%v): %w", a.Name, c, err)
@@ -199,7 +258,7 @@ func LacksWay(binding string) string {
 // newTrial makes the network. It returns what there is also with an error, to be
 // closed.
 func newTrial(ctx context.Context, binding string, o EscapeOptions) (*trial, error) {
-	t := &trial{o: o, binding: binding, tap: -1, outsider: map[escape.User]*outsider{}}
+	t := &trial{o: o, binding: binding, outsider: map[escape.User]*outsider{}}
 	return t, t.make(ctx)
 }
 
@@ -210,8 +269,13 @@ func (t *trial) make(ctx context.Context) (err error) {
 	if t.sink, err = lab.NewSink(context.WithoutCancel(ctx), t.pair.Far, selftestPort); err != nil {
 		return err
 	}
-	if err := t.pair.Far.Do(t.listen); err != nil {
+	if t.far, err = escape.NewFar(t.pair, selftestAnswers); err != nil {
 		return err
+	}
+	for d, end := range []*lab.NetNS{hierarchy.Send: t.pair.Far, hierarchy.Receive: t.pair.Near} {
+		if err := end.Do(func() error { return t.listen(hierarchy.Direction(d)) }); err != nil {
+			return err
+		}
 	}
 	if err := t.pair.Near.Do(func() error { return t.apply(ctx) }); err != nil {
 		return err
@@ -238,25 +302,31 @@ func (t *trial) make(ctx context.Context) (err error) {
 	return err
 }
 
-// listen counts what arrives at the far end, whatever it is.
-func (t *trial) listen() error {
-	i, err := net.InterfaceByName(t.pair.FarDev)
+// listen counts what arrives where packets of a direction go, whatever it is. What is
+// received comes to it before it comes to any program.
+func (t *trial) listen(d hierarchy.Direction) error {
+	dev := t.pair.FarDev
+	if d == hierarchy.Receive {
+		dev = t.pair.Dev
+	}
+	i, err := net.InterfaceByName(dev)
 	if err != nil {
 		return err
 	}
-	t.place.FarMAC = i.HardwareAddr
+	if d == hierarchy.Send {
+		t.place.FarMAC = i.HardwareAddr
+	}
 	const all = 0x0300 // ETH_P_ALL as the network has it
-	t.tap, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket AF_PACKET", err)
+	}
+	t.taps[d].file = os.NewFile(uintptr(fd), "packets")
+	err = errors.Join(
 		// Nothing is read: what does not fit is counted, too.
-		err = unix.SetsockoptInt(t.tap, unix.SOL_SOCKET, unix.SO_RCVBUF, 1)
-	}
-	if err == nil {
-		err = unix.SetsockoptInt(t.tap, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
-	}
-	if err == nil {
-		err = unix.Bind(t.tap, &unix.SockaddrLinklayer{Protocol: all, Ifindex: i.Index})
-	}
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1),
+		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: i.Index}))
 	return os.NewSyscallError("count what arrives", err)
 }
 
@@ -269,7 +339,14 @@ func (t *trial) apply(ctx context.Context) error {
 	}
 	t.store = s
 	t.file = filepath.Join(s.Dir, "selftest.toml")
-	if err := errors.Join(record.MakeDir(s.Dir), os.WriteFile(t.file, []byte(selftestPolicy), 0o644)); err != nil {
+	receives := selftestReceives
+	if t.sends, err = lacksReceiving(); err != nil {
+		return err
+	}
+	if t.sends != "" {
+		receives = ""
+	}
+	if err := errors.Join(record.MakeDir(s.Dir), os.WriteFile(t.file, fmt.Appendf(nil, selftestPolicy, receives), 0o644)); err != nil {
 		return err
 	}
 	if err := bring(ctx, t.o.RunDir, t.file, t.binding, func(shaper.Remark) {}, nil); err != nil {
@@ -304,8 +381,36 @@ func (t *trial) apply(ctx context.Context) error {
 		Near4: t.pair.Near4, Far4: t.pair.Far4, Near6: t.pair.Near6, Far6: t.pair.Far6, Port: selftestPort,
 		Own: t.class[selftestMine], Other: t.class[selftestOther], Root: hierarchy.ID(0),
 		Record: s.File(t.pair.Dev), Lock: s.LockFile(),
+		Far: t.far.Name, Answers: selftestAnswers,
+	}
+	if t.sends == "" {
+		t.place.IFB = link.IFBName(t.pair.Dev, 0)
+		r, err := bpf.Receives(t.way)
+		if t.blind = !r.Looks; err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// lacksReceiving says why a tree for what is received cannot be had here.
+func lacksReceiving() (string, error) {
+	c, err := rtnl.Open(rtnl.Config{})
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	has, err := link.HasIFB(c)
+	if err != nil {
+		return "", err
+	}
+	if !has {
+		return "the kernel has no interfaces of kind ifb", nil
+	}
+	if err := bpf.TryReceive(); err != nil {
+		return err.Error(), nil
+	}
+	return "", nil
 }
 
 // program is this program, started by vifshape run in a branch.
@@ -388,7 +493,10 @@ func (t *trial) find() error {
 	if err != nil {
 		return err
 	}
-	t.place.Program, err = hook.Of(d.Interface).EgressProgram()
+	if t.place.Program, err = hook.Of(d.Interface).EgressProgram(); err != nil {
+		return err
+	}
+	t.place.Note, _, err = hook.Of(d.Interface).ReceivePrograms()
 	return err
 }
 
@@ -408,6 +516,8 @@ func (t *trial) lacksLevel(ctx context.Context, level escape.Level) (string, err
 func (t *trial) perform(ctx context.Context, name string, level escape.Level, user escape.User) (*escape.Outcome, string, error) {
 	p := t.place
 	p.Outsider = t.outsider[user].Served
+	t.flows++
+	p.Flow = selftestFlows + t.flows
 	b, err := json.Marshal(p)
 	if err != nil {
 		return nil, "", err
@@ -461,7 +571,7 @@ func (t *trial) attempt(ctx context.Context, a *escape.Attempt, c escape.Case, f
 			return r, err
 		}
 	}
-	before, err := t.counts(ctx)
+	before, _, err := t.read(a.Whose) // what stood still after the last attempt
 	if err != nil {
 		return r, err
 	}
@@ -469,7 +579,11 @@ func (t *trial) attempt(ctx context.Context, a *escape.Attempt, c escape.Case, f
 	if err != nil {
 		return r, err
 	}
-	after, err := t.counts(ctx)
+	due := uint64(0)
+	if a.Whose != "" && o.Err == "" {
+		due = before.Sum() + uint64(o.Sent)
+	}
+	after, err := t.counts(ctx, a.Whose, due)
 	if err != nil {
 		return r, err
 	}
@@ -482,7 +596,7 @@ func (t *trial) attempt(ctx context.Context, a *escape.Attempt, c escape.Case, f
 	if err != nil {
 		return r, err
 	}
-	r = EscapeResult{Attempt: a.Name, Case: c, Outcome: *o, Counts: n}
+	r = EscapeResult{Attempt: a.Name, Direction: a.Direction(), Case: c, Outcome: *o, Counts: n}
 	t.spoilt = t.spoilt || changed != "" || a.Spoils && o.Err == ""
 	if c.Level == escape.Tag && c.User == escape.Root {
 		free[a.Name] = o
@@ -501,15 +615,16 @@ func (t *trial) attempt(ctx context.Context, a *escape.Attempt, c escape.Case, f
 	return r, nil
 }
 
-// counts reads all counters as soon as they stand still.
-func (t *trial) counts(ctx context.Context) (escape.Counts, error) {
+// counts reads all counters of what is sent, or of what somebody receives, as soon as they
+// stand still. So many packets are due: they may still be on their way.
+func (t *trial) counts(ctx context.Context, whose escape.Whose, due uint64) (escape.Counts, error) {
 	var last escape.Counts
 	for still, end := 0, time.Now().Add(5*time.Second); still < 2 && time.Now().Before(end); {
-		now, waiting, err := t.read()
+		now, waiting, err := t.read(whose)
 		if err != nil {
 			return now, err
 		}
-		if still++; waiting || now != last {
+		if still++; waiting || now != last || now.Sum() < due {
 			still = 0
 		}
 		last = now
@@ -523,30 +638,39 @@ func (t *trial) counts(ctx context.Context) (escape.Counts, error) {
 }
 
 // read reads them once. A tree that is gone counts nothing.
-func (t *trial) read() (n escape.Counts, waiting bool, err error) {
-	s, err := unix.GetsockoptTpacketStats(t.tap, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+func (t *trial) read(whose escape.Whose) (n escape.Counts, waiting bool, err error) {
+	d, dev := hierarchy.Send, t.pair.Dev
+	if whose != "" {
+		d, dev = hierarchy.Receive, t.place.IFB
+	}
+	tap := &t.taps[d]
+	s, err := unix.GetsockoptTpacketStats(int(tap.file.Fd()), unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	if err != nil {
 		return n, false, os.NewSyscallError("getsockopt PACKET_STATISTICS", err)
 	}
-	t.arrived += uint64(s.Packets)
-	n.Arrived = t.arrived
-	d, err := tc.Find(t.conn, t.pair.Dev)
+	tap.arrived += uint64(s.Packets)
+	n.Arrived = tap.arrived
+	device, err := tc.Find(t.conn, dev)
+	if d == hierarchy.Receive && errors.As(err, new(*link.NotFoundError)) {
+		return n, false, nil
+	}
 	if err != nil {
 		return n, false, err
 	}
-	stats, err := d.Stats()
+	stats, err := device.Stats()
 	if err != nil {
 		return n, false, err
 	}
+	own := map[escape.Whose]hierarchy.Path{"": selftestMine, escape.Its: selftestMine, escape.Theirs: selftestOther, escape.Nobodys: selftestRest}[whose]
 	for _, s := range stats {
 		waiting = waiting || s.QLen > 0
 		switch s.Class {
-		case t.class[selftestMine]:
+		case t.class[own]:
 			n.Own = s.Packets
 		case t.class[selftestRest]:
 			n.Rest = s.Packets
-		case t.class[selftestOther]:
-			n.Others = s.Packets
+		case t.class[selftestMine], t.class[selftestOther]:
+			n.Others += s.Packets
 		}
 	}
 	return n, waiting, nil
@@ -643,7 +767,7 @@ func (t *trial) renew(ctx context.Context) error {
 	if err := t.close(); err != nil {
 		return err
 	}
-	*t = trial{o: t.o, binding: t.binding, tap: -1, outsider: map[escape.User]*outsider{}}
+	*t = trial{o: t.o, binding: t.binding, outsider: map[escape.User]*outsider{}}
 	return t.make(ctx)
 }
 
@@ -658,8 +782,13 @@ func (t *trial) close() error {
 	if t.open != nil {
 		errs = append(errs, t.open.Close())
 	}
-	if t.tap >= 0 {
-		errs = append(errs, unix.Close(t.tap))
+	for _, tap := range t.taps {
+		if tap.file != nil {
+			errs = append(errs, tap.file.Close())
+		}
+	}
+	if t.far != nil {
+		errs = append(errs, t.far.Close())
 	}
 	if t.conn != nil {
 		errs = append(errs, t.conn.Close())
