@@ -380,8 +380,8 @@ func (f *flows) known() bool {
 // are put in their places, again what has changed meanwhile, and a third time behind that.
 // Only a flow that is first noted, or comes to another class, during the second of these or
 // between the programs is not known as such until the third has found it, or it sends
-// again: some milliseconds in which what it is sent is of who would receive it, or of the
-// rest. Of the parts of a packet those may go to the rest whose first has come before, as
+// again: until then, a tenth of a second where 60,000 are known and some seconds where a
+// million are, what it is sent is of who would receive it, or of the rest. Of the parts of a packet those may go to the rest whose first has come before, as
 // with every change of the programs.
 func (r *Receiver) Attach(e *Egress, version, ifb, room uint32) error {
 	if err := r.refresh(); err != nil {
