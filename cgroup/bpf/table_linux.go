@@ -52,7 +52,7 @@ type moving struct {
 	from, to *ebpf.Map
 	counts   *ebpf.Map // of the new table
 	seed     maphash.Seed
-	carried  map[uint64]struct{} // flows with their owners, but for when they sent
+	carried  map[uint64]struct{} // flows with their owners, but for when these sent or were looked for
 }
 
 // flowEntry is one flow of a table.
@@ -76,7 +76,7 @@ func (m *moving) changed() (all []flowEntry, err error) {
 	}
 	err = each(m.from, func(f flowVifFlow, o flowVifOwner) error {
 		x := flowEntry{f, o}
-		x.owner.Seen = 0
+		x.owner.Seen, x.owner.Looked = 0, 0
 		sum := maphash.Comparable(m.seed, x)
 		if _, done := m.carried[sum]; !done {
 			m.carried[sum] = struct{}{}
