@@ -21,16 +21,14 @@ var onV1 = map[string]string{"^TestKernelNotMounted$": "it is for a machine with
 // TestVM repeats the tests on Linux 6.1 and 6.12, which have the kernel's own classifier
 // for net_cls.
 func TestVM(t *testing.T) {
-	onV2 := map[string]string{"^TestKernelReceiveFlooded$": "so many packets take an emulated processor minutes; the guests that are not emulated have the same programs"}
-	maps.Copy(onV2, onV1)
 	onHybrid := map[string]string{
 		// net_prio is not in UML
 		"^TestKernelMountsNetCls$":          "net_cls is mounted together with net_prio and cannot be alone elsewhere",
 		"^TestKernelReceiveSwitched$/^nft$": "it takes more than a minute, and Linux 6.1 tries it",
 	}
-	maps.Copy(onHybrid, onV2)
+	maps.Copy(onHybrid, onV1)
 	vm.Matrix(t,
-		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Lacks: []string{noTCX}, Not: onV2},
+		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Lacks: []string{noTCX}, Not: onV1},
 		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64"), Cgroup: vm.Hybrid, Not: onHybrid},
 	)
 }

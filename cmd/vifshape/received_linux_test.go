@@ -444,8 +444,9 @@ func TestKernelDoctorPrograms(t *testing.T) {
 // room for.
 func TestKernelFlowsFull(t *testing.T) {
 	n := newBoth(t)
-	const flows = 70_000
-	n.ok("run", "--level", "tag", "eth0/web", "--", "bash", "-c", fmt.Sprintf("for ((i = 0; i < %d; i++)); do echo >/dev/udp/%v/$((i %% 60000 + 1)); done", flows, n.Far4))
+	const room, flows = 4096, 6000
+	n.ok("apply", n.policy("small.toml", strings.Replace(bothPolicy, `ingress = "100mbit"`, fmt.Sprintf(`ingress = { rate = "100mbit", flows = %d }`, room), 1)))
+	n.ok("run", "--level", "tag", "eth0/web", "--", "bash", "-c", fmt.Sprintf("for ((i = 1; i <= %d; i++)); do echo >/dev/udp/%v/$i; done", flows, n.Far4))
 	var got struct {
 		Interfaces []struct {
 			Flows struct{ Known, Room, Noted, Evicted int }
@@ -454,7 +455,7 @@ func TestKernelFlowsFull(t *testing.T) {
 	if err := json.Unmarshal([]byte(n.ok("show", "--json")), &got); err != nil || len(got.Interfaces) != 1 {
 		t.Fatalf("%v: %+v", err, got)
 	}
-	if f := got.Interfaces[0].Flows; f.Room != 65536 || f.Known > f.Room || f.Known < f.Room/2 || f.Noted < flows*9/10 || f.Evicted != f.Noted-f.Known {
+	if f := got.Interfaces[0].Flows; f.Room != room || f.Known > f.Room || f.Known < f.Room/2 || f.Noted < flows*9/10 || f.Evicted != f.Noted-f.Known {
 		t.Errorf("%+v", f)
 	}
 	if s := n.ok("show"); !strings.Contains(s, "made room for others, and what they are sent is the rest's until they send again") {
@@ -463,6 +464,11 @@ func TestKernelFlowsFull(t *testing.T) {
 	d := n.diagnose(n.Dev)
 	if s, text, _, _ := d.find(t, doctor.GroupInterface, "flows"); s != "weaker" || !strings.Contains(text, "made room for others") {
 		t.Errorf("flows: %s: %s", s, text)
+	}
+	for _, f := range d.Findings {
+		if more := fmt.Sprintf("; flows = %d in the ingress of the interface makes room for more", 2*room); f.Topic == "flows" && !strings.HasSuffix(f.Follows, more) {
+			t.Errorf("what follows: %s, want %s", f.Follows, more)
+		}
 	}
 }
 
