@@ -381,8 +381,9 @@ func (f *flows) known() bool {
 // Only a flow that is first noted, or comes to another class, during the second of these or
 // between the programs is not known as such until the third has found it, or it sends
 // again: until then, a tenth of a second where 60,000 are known and some seconds where a
-// million are, what it is sent is of who would receive it, or of the rest. Of the parts of a packet those may go to the rest whose first has come before, as
-// with every change of the programs.
+// million are, what it is sent is of who would receive it, or of the rest. Of the parts of
+// a packet those may go to the rest whose first has come before, as with every change of
+// the programs.
 func (r *Receiver) Attach(e *Egress, version, ifb, room uint32) error {
 	if err := r.refresh(); err != nil {
 		return err
