@@ -17,8 +17,9 @@ const module = "github.com/vifshape/vifshape/"
 // import, and the sentence that says why no others. The longest path counts that a
 // package lies at or below; in may, "tc/..." is tc and all below it.
 var rooms = []struct{ path, may, why string }{
-	{"hierarchy", "hierarchy/bind", "hierarchy is the model and knows nobody but its own words"},
+	{"hierarchy", "hierarchy/bind hierarchy/match", "hierarchy is the model and knows nobody but its own words"},
 	{"hierarchy/bind", "", "bind has the words for what is bound, and knows neither trees nor machines"},
+	{"hierarchy/match", "", "match has the words for packets, and knows neither trees nor machines"},
 	{"hierarchy/amend", "hierarchy hierarchy/bind", "amend is a part of the model"},
 
 	{"policy", "hierarchy/...", "policy makes TOML into the model: only cmd knows it beside tc and cgroup"},
@@ -220,6 +221,8 @@ func TestForbidden(t *testing.T) {
 		{"hierarchy", "hierarchy/amend", false, false},
 		{"hierarchy/amend", "hierarchy", false, true},
 		{"hierarchy/bind", "hierarchy", false, false},
+		{"hierarchy", "hierarchy/match", false, true},
+		{"hierarchy/match", "hierarchy", false, false},
 		{"hierarchy/bind", "hierarchy", true, true},
 		{"hierarchy/bind", "tc", true, false},
 		{"hierarchy/bind", "slices", false, true},

@@ -1,0 +1,75 @@
+package match
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Rank says how specific a match is for a packet that it fits: the greater the more. Zero
+// is that it does not fit.
+type Rank uint32
+
+// rank is made of the bits of addresses that are fixed, the number of keys, and whether
+// port and mac fit on the far side, where they are there.
+func rank(bits, keys int, port, mac bool) Rank {
+	r := Rank(bits)<<6 | Rank(keys)<<2
+	if port {
+		r |= 2
+	}
+	if mac {
+		r |= 1
+	}
+	return r
+}
+
+// Rank is that of the match for a packet, 0 where it does not fit.
+func (m *Match) Rank(p *Packet) Rank {
+	n := m.count()
+	sender, okS := longest(m.From, p.From)
+	receiver, okR := longest(m.To, p.To)
+	ours, side := p.From, &sender
+	if p.Received {
+		ours, side = p.To, &receiver
+	}
+	host, okH := longest(m.Host, ours)
+	*side = max(*side, host)
+	nearPort, farPort, nearMAC, farMAC := p.SPort, p.DPort, p.FromMAC, p.ToMAC
+	if p.Received {
+		nearPort, farPort, nearMAC, farMAC = farPort, nearPort, farMAC, nearMAC
+	}
+	port, okP := onSide(len(m.Port), ports(m.Port, farPort), ports(m.Port, nearPort))
+	mac, okM := onSide(len(m.MAC), slices.Contains(m.MAC, farMAC), slices.Contains(m.MAC, nearMAC))
+	switch {
+	case n == 0 || !okS || !okR || !okH || !okP || !okM,
+		len(m.SPort) > 0 && !ports(m.SPort, p.SPort),
+		len(m.DPort) > 0 && !ports(m.DPort, p.DPort),
+		len(m.Proto) > 0 && !slices.Contains(m.Proto, p.Proto),
+		len(m.DSCP) > 0 && !slices.Contains(m.DSCP, p.DSCP),
+		len(m.Mark) > 0 && !slices.ContainsFunc(m.Mark, func(x Mark) bool { return x.holds(p.Mark) }),
+		len(m.VLAN) > 0 && !slices.Contains(m.VLAN, p.VLAN):
+		return 0
+	}
+	return rank(sender+receiver, n, port, mac)
+}
+
+// longest is the length of the longest prefix that has an address; ok where one has, and
+// where none is there.
+func longest(of []netip.Prefix, a netip.Addr) (length int, ok bool) {
+	ok = len(of) == 0
+	for _, p := range of {
+		if p.Contains(a) {
+			length, ok = max(length, p.Bits()), true
+		}
+	}
+	return length, ok
+}
+
+func ports(of []Ports, port uint16) bool {
+	return slices.ContainsFunc(of, func(p Ports) bool { return p.holds(port) })
+}
+
+// onSide says whether a key of so many values fits on the far side, or need not, and
+// whether it fits at all.
+func onSide(values int, far, near bool) (onFar, ok bool) {
+	return values == 0 || far, values == 0 || far || near
+}
