@@ -11,6 +11,7 @@
 //   - the tree as it is written in a policy, [Spec], and with every open value
 //     worked out and checked, [Tree], which [Resolve] makes of it, one for sending
 //     and, where the policy has ingress, one of the same branches for receiving;
+//   - which leaf carries a packet that somebody describes, [Branch.Decide];
 //   - the ideal allocation of bandwidth for a given demand, [Tree.Ideal];
 //   - the state of one device as plain data, [State], with what stands on each of
 //     its ports, the difference of two states as one ordered [Plan], and

@@ -42,8 +42,8 @@ const (
 // Problem is one mistake in a specification.
 type Problem struct {
 	Path    Path   // the branch
-	Key     string // of the branch, such as "ceil", "qdisc.limit" or "ingress.ceil"; empty: the branch itself
-	Index   int    // the element of a list, such as bind; -1 where the key is no list
+	Key     string // of the branch, such as "ceil", "qdisc.limit", "match.dport" or "ingress.ceil"; empty: the branch itself
+	Index   int    // the element of a list, such as bind or match; -1 where the key is no list
 	Text    string // what is wrong, without the path: "ceil 5mbit is below rate 10mbit", or for receiving "ingress: ceil ..."
 	Hint    string // what to write instead; may be empty
 	Warning bool   // the policy can be used as it is
@@ -59,8 +59,8 @@ type Problem struct {
 // equal parts, what its siblings leave of the parent's rate with the others like
 // it, none beyond its own ceil; a percentage counts from the parent's rate for
 // rate and from the parent's ceil for ceil. Below an interface, and below a
-// branch that has bindings or delegates and children, a leaf called rest is added where there
-// is none. A rest without a rate shares like the others, but never gets less
+// branch that has bindings, matches or delegates and children, a leaf called rest is added
+// where there is none. A rest without a rate shares like the others, but never gets less
 // than one part in a hundred of its parent's rate. On a line with PTM, of which HTB
 // cannot count the bytes, the rates of the tree are 64/65 of those.
 //
@@ -100,6 +100,7 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 			tree.Ingress.Flows = flows(r.count)
 		}
 	}
+	r.clashes(tree)
 	r.sort(tree)
 	if r.broken || slices.ContainsFunc(r.problems, func(p Problem) bool { return !p.Warning }) {
 		return nil, r.problems
@@ -128,6 +129,7 @@ type resolver struct {
 	count    int
 	broken   bool // some part of the specification is
 	ingress  bool // the interface has it, or it is reported that it has none
+	unclear  bool // some match is wrong by itself
 
 	direction Direction // of the tree being made
 	slow      []*Branch // of that tree: whose rate is below slowRate
@@ -271,6 +273,13 @@ func (r *resolver) own(b *Branch, s *BranchSpec, depth int) {
 		}
 		r.bound[x] = b.Path
 	}
+	b.Match = s.Match
+	for i := range s.Match {
+		if key, text, hint := s.Match[i].Check(); text != "" {
+			r.unclear = true
+			r.report(Problem{Path: b.Path, Key: strings.TrimSuffix("match."+key, "."), Index: i, Text: text, Hint: hint})
+		}
+	}
 	b.Delegate = s.Delegate
 	if len(s.Delegate) > 0 && b.Path.Base() == RestName {
 		r.add(b.Path, "delegate", "rest cannot be delegated: it carries what nobody claims, and must stay a leaf", "delegate a branch beside it")
@@ -325,7 +334,7 @@ func (r *resolver) children(b *Branch, s *BranchSpec, depth int) {
 	specs := s.Children
 	top := depth == 1
 	named := slices.ContainsFunc(specs, func(c *BranchSpec) bool { return c.Name == RestName })
-	implied := !named && (top || len(specs) > 0 && len(s.Bind)+len(s.Delegate) > 0)
+	implied := !named && (top || len(specs) > 0 && len(s.Bind)+len(s.Match)+len(s.Delegate) > 0)
 	if implied {
 		specs = append(slices.Clip(specs), &BranchSpec{Name: RestName})
 	}
@@ -562,7 +571,7 @@ func suggest(name string, known []string) string {
 }
 
 // words are the keys of a policy; a branch cannot be called like one of them.
-var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "delegate", "ingress", "flows", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
+var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "match", "delegate", "ingress", "flows", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
 
 // checkInterface says what is wrong with the name of an interface, and what to
 // write instead: what the kernel would never have (dev_valid_name,

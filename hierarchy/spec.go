@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/hierarchy/match"
 )
 
 // Spec is one interface as a policy has it, with both its directions: nothing worked
@@ -32,6 +33,7 @@ type BranchSpec struct {
 	Qdisc    *RawQdisc       `json:"qdisc,omitempty"`
 	Ingress  *BranchSpec     `json:"ingress,omitempty"` // what holds for receiving: Rate to Qdisc of it
 	Bind     []bind.Binding  `json:"bind,omitempty"`
+	Match    []match.Match   `json:"match,omitempty"` // any of which suffices
 	Delegate []bind.Delegate `json:"delegate,omitempty"`
 	Children []*BranchSpec   `json:"children,omitempty"`
 }

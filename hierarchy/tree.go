@@ -4,6 +4,7 @@ import (
 	"iter"
 
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/hierarchy/match"
 )
 
 // Class is one HTB class as the kernel keeps it: what a branch becomes, and
@@ -36,13 +37,14 @@ type Tree struct {
 }
 
 // Branch is a node of a Tree. Inner branches have no Qdisc. Their processes
-// live in the child called rest, which every inner branch with a binding or a
+// live in the child called rest, which every inner branch with a binding, a match or a
 // delegate has. A tree for receiving has the branches of the one for sending, and
-// Bind and Delegate stand only there.
+// Bind, Match and Delegate stand only there.
 type Branch struct {
 	Class
 	Qdisc    Qdisc
 	Bind     []bind.Binding
+	Match    []match.Match
 	Delegate []bind.Delegate
 	Implied  bool // not in the policy: a rest that was added
 	Children []*Branch

@@ -1,0 +1,93 @@
+package hierarchy
+
+import (
+	"fmt"
+
+	"github.com/vifshape/vifshape/hierarchy/match"
+)
+
+// Rule is a match of a branch, by which a packet gets into it.
+type Rule struct {
+	Branch *Branch
+	Match  int // in Branch.Match
+}
+
+// Decide is the leaf below b, in a tree for sending, that carries a packet, sent or
+// received, and the rules by which it gets there. Decisions start at the branch to which
+// the packet's sender is bound, of a received one its receiver, and at the top where nobody
+// claims it: a match refines, it never releases.
+//
+// Of the nearest branches below that have a match, those that fit, the most specific
+// carries the packet, and from there it goes on. Branches without a match are on the way and
+// carry nothing that was not bound to them. Where none fits, the packet stays with the
+// branch's own leaf, nil where it has none: see [Branch.Entry].
+func (b *Branch) Decide(p *match.Packet) (leaf *Branch, by []Rule) {
+	for {
+		var next Rule
+		var most match.Rank
+		for _, c := range b.matched(nil) {
+			for i := range c.Match {
+				if r := c.Match[i].Rank(p); r > most {
+					next, most = Rule{c, i}, r
+				}
+			}
+		}
+		if most == 0 {
+			return b.Entry(), by
+		}
+		b, by = next.Branch, append(by, next)
+	}
+}
+
+// matched adds the nearest branches below b that have a match.
+func (b *Branch) matched(to []*Branch) []*Branch {
+	for _, c := range b.Children {
+		if len(c.Match) > 0 {
+			to = append(to, c)
+		} else {
+			to = c.matched(to)
+		}
+	}
+	return to
+}
+
+// clashes reports matches that the order of [match.Rank] does not tell apart, at the
+// places of both. What is held against each other is the same from a branch in between,
+// only less.
+func (r *resolver) clashes(t *Tree) {
+	if r.unclear {
+		return
+	}
+	for b := range t.All() {
+		if b != t.Root && len(b.Match) == 0 {
+			continue
+		}
+		branches := b.matched(nil)
+		if len(branches) < 2 {
+			continue
+		}
+		all := make([][]match.Match, len(branches))
+		for i, c := range branches {
+			all[i] = c.Match
+		}
+		known := map[match.Place]bool{}
+		report := func(found []match.Clash, packets string) {
+			for _, c := range found {
+				if known[c.A] || known[c.B] {
+					continue
+				}
+				known[c.A], known[c.B] = true, true
+				for _, x := range [][2]match.Place{{c.A, c.B}, {c.B, c.A}} {
+					this, that := branches[x[0].Branch], branches[x[1].Branch]
+					r.problems = append(r.problems, Problem{Path: this.Path, Key: "match", Index: x[0].Match,
+						Text: fmt.Sprintf("this and match %d of %s fit the same %s, %v, and neither is more specific", x[1].Match+1, that.Path, packets, c.Packets),
+						Hint: `longer prefixes win, then more keys: take them out of one, or let it win by a key more, such as to = ["0.0.0.0/0", "::/0"], which says nothing else`})
+				}
+			}
+		}
+		report(match.Clashes(all, false), "packets")
+		if t.Ingress != nil {
+			report(match.Clashes(all, true), "received packets")
+		}
+	}
+}
