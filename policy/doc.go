@@ -17,7 +17,7 @@
 // At the top stand version, which must be 1, and binding, which is "auto", "bpf",
 // "nft" or "net_cls". An interface has rate, ceil, burst, cburst, overhead, mpu,
 // linklayer, mtu, replace and ingress; a branch has rate, ceil, prio, burst, cburst,
-// quantum, qdisc, bind, delegate and ingress. No branch can have the name of a key. Keys are
+// quantum, qdisc, bind, match, delegate and ingress. No branch can have the name of a key. Keys are
 // case-sensitive. Bandwidths, percentages and sizes are strings with a unit, as
 // package hierarchy reads them; a qdisc is a kind or a table with kind and
 // parameters.
@@ -26,6 +26,13 @@
 // "slice:build.slice", "cgroup:/kubepods.slice", "user:backup", "link:veth1",
 // "container:shop". Units, slices and the parts of a cgroup's path may be patterns, as
 // in "unit:worker@*.service"; [bind.Binding] says who gets what several name.
+//
+// Match is a list of tables, between brackets or each below [[interface.eth0.web.match]],
+// of which any suffices for a packet; all keys of one must hold, and of a key one value:
+// from, to and host (addresses and prefixes), mac, proto, port, sport and dport (numbers,
+// ranges, names), dscp, mark ("0x10/0xff") and vlan. [match.Match] says what they mean,
+// package match which of several wins, and [hierarchy.Branch.Decide] where a packet
+// gets by them: a match refines what its parent carries.
 //
 // linklayer names the kind of line that the interface leads to, one of
 // [hierarchy.Layers]; overhead, the bytes that the line sends besides each IP

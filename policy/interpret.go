@@ -42,7 +42,7 @@ var words = []word{
 	{"rate", inInterface | inBranch}, {"ceil", inInterface | inBranch},
 	{"prio", inBranch}, {"burst", inInterface | inBranch}, {"cburst", inInterface | inBranch},
 	{"quantum", inBranch}, {"qdisc", inBranch}, {"ingress", levelInterface | levelBranch},
-	{"flows", levelIngress}, {"bind", levelBranch}, {"delegate", levelBranch},
+	{"flows", levelIngress}, {"bind", levelBranch}, {"match", levelBranch}, {"delegate", levelBranch},
 	{"overhead", levelInterface}, {"mpu", levelInterface}, {"linklayer", levelInterface},
 	{"mtu", levelInterface}, {"replace", levelInterface},
 }
@@ -77,7 +77,8 @@ var others = []struct{ from, to string }{
 	{"down", "ingress"}, {"download", "ingress"}, {"downlink", "ingress"}, {"downstream", "ingress"},
 	{"receive", "ingress"}, {"incoming", "ingress"}, {"inbound", "ingress"}, {"input", "ingress"}, {"rx", "ingress"},
 	{"ingress_rate", "ingress"}, {"ingress-rate", "ingress"},
-	{"priority", "prio"}, {"match", "bind"}, {"cgroup", "bind"}, {"unit", "bind"}, {"user", "bind"},
+	{"priority", "prio"}, {"cgroup", "bind"}, {"unit", "bind"}, {"user", "bind"},
+	{"filter", "match"}, {"filters", "match"}, {"rule", "match"}, {"rules", "match"}, {"matches", "match"}, {"classify", "match"},
 	{"owner", "delegate"}, {"owners", "delegate"}, {"users", "delegate"},
 	{"leaf", "qdisc"}, {"queue", "qdisc"}, {"scheduler", "qdisc"},
 }
@@ -102,6 +103,7 @@ type node struct {
 	kids   map[string]*node // tables seen; nil: reported, and nothing below it counts
 	bound  []int            // places in the file's list of branch.Bind, where they differ
 	given  []int            // the same of branch.Delegate
+	match  []matchPlace     // where each of branch.Match stands
 	bad    []string         // of a qdisc: parameters that are reported
 	within string           // the keys of the branch that the table is below, each with a dot behind it
 	entry  int              // that names the table
@@ -120,9 +122,10 @@ type reader struct {
 	lost   bool // something that was meant as an interface is reported
 	partly bool // a part of the file is not there: only what is wrong by itself is reported
 
-	entries  map[string]int // by key, its parts joined by NUL; made by entry
-	list     int            // offset of the list that was last looked into
-	elements []int          // of that list
+	entries  map[string]int   // by key, its parts joined by NUL; made by entry
+	headers  map[string][]int // entries of the headers of tables in a list, by key as well; made by headed
+	list     int              // offset of the list that was last looked into
+	elements []int            // of that list
 }
 
 // read interprets the document, fills in the policy, and reports what is wrong.
@@ -305,6 +308,8 @@ func (r *reader) enter(n *node, name string) *node {
 		r.qdiscs = append(r.qdiscs, kid)
 	case n.level&inIngress != 0:
 		r.tableInIngress(n, name)
+	case n.level == levelBranch && name == "match":
+		r.matches(n, v)
 	case name == "ingress":
 		kid = &node{level: levelIngress, path: n.path, branch: &hierarchy.BranchSpec{}, iface: n.iface, within: "ingress."}
 		if n.level == levelBranch {
@@ -407,6 +412,8 @@ func (r *reader) unknown(n *node, name string) {
 		hint = "ceil limits the bandwidth; the limit of a queue stands with its kind: qdisc = { kind = \"fq_codel\", limit = 1024 }"
 	case slices.Contains(names, other(lower)):
 		hint = fmt.Sprintf("it is called %s here", other(lower))
+	case n.level == levelBranch && matchKey(lower) != "":
+		hint = fmt.Sprintf("which packets a branch carries stands in match: match = [{ %s = ... }]", matchKey(lower))
 	case n.level&inIngress != 0 && (lower == "ingress" || other(lower) == "ingress"):
 		hint = "it is called rate here"
 	case n.level&inBranch != 0 && kind != "":
@@ -451,7 +458,7 @@ func (r *reader) scalar(n *node, name string, v any) {
 	case in&n.level == 0 && tables(v) && n.level&inIngress != 0:
 		r.tableInIngress(n, name)
 		return
-	case in&^levelFile == 0 && tables(v):
+	case in&^levelFile == 0 && tables(v) && other(strings.ToLower(name)) != "match":
 		r.key(n, name, fmt.Sprintf("branch %q is a list of tables, but must be one table", name), fmt.Sprintf("write %s with single brackets", header(n, name)))
 		return
 	case in&^levelFile == 0, name == "ingress" && n.level&inIngress != 0:
@@ -510,6 +517,8 @@ func (r *reader) scalar(n *node, name string, v any) {
 		r.qdisc(n, v)
 	case "bind":
 		n.branch.Bind, n.bound = list(r, n, name, v, "a binding", "unit:nginx.service", bind.Parse)
+	case "match":
+		r.matches(n, v)
 	case "delegate":
 		n.branch.Delegate, n.given = list(r, n, name, v, "a delegate", "alice", bind.ParseDelegate)
 	}
@@ -533,6 +542,8 @@ func (r *reader) misplaced(n *node, name string) {
 		r.key(n, name, name+" belongs to the interface", "move it below "+top)
 	case name == "bind":
 		r.key(n, name, "bind belongs to a branch: the interface's own traffic is the rest", "write it in a branch, for example in "+header(n, "web"))
+	case name == "match":
+		r.key(n, name, "match belongs to a branch: what none fits is the interface's rest", "write it in a branch, for example in "+header(n, "web"))
 	case name == "delegate":
 		r.key(n, name, "delegate belongs to a branch: the interface as a whole is root's", "write it in a branch, for example in "+header(n, "web"))
 	case n.level == levelIngress:
@@ -790,6 +801,11 @@ func (r *reader) problem(top *node, p hierarchy.Problem) {
 	}
 	m.off = r.place(n)
 	if name, ok := strings.CutPrefix(p.Key, "qdisc."); ok && n.kids["qdisc"] != nil && slices.Contains(n.kids["qdisc"].bad, name) {
+		return
+	}
+	if key, ok := strings.CutPrefix(p.Key, "match"); ok {
+		m.off, m.value = n.match[p.Index].of(strings.TrimPrefix(key, "."))
+		r.add(m)
 		return
 	}
 	if e, ok := r.entry(n, p.Key); ok {

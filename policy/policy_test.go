@@ -159,6 +159,9 @@ func describeTree(b *strings.Builder, t *hierarchy.Tree) {
 		if len(x.Bind) > 0 {
 			fmt.Fprintf(b, " bind %v", x.Bind)
 		}
+		for _, m := range x.Match {
+			fmt.Fprintf(b, " match %v", m)
+		}
 		if len(x.Delegate) > 0 {
 			fmt.Fprintf(b, " delegate %v", x.Delegate)
 		}
