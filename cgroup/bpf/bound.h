@@ -3,7 +3,8 @@
  * What is bound on one interface, and to which class, and what is known of its sockets.
  * Others than classify.bpf.c use its maps in place of their own.
  */
-#define MAJOR 0x71fu /* hierarchy.Major */
+#include "class.h"
+
 #define MAX_LEVEL 31
 
 /* struct vif_socket is in socket.h. BPF_F_CLONE: accepted sockets start with what is known of their listener. */

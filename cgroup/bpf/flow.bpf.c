@@ -18,6 +18,7 @@
 #include "socket.h"
 #include "bound.h"
 #include "config.h"
+#include "headers.h"
 
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
@@ -30,38 +31,14 @@
 #define TCP_LISTEN 10
 #define PACKET_BROADCAST 1
 
-#define IPPROTO_HOPOPTS 0
 #define IPPROTO_ICMP 1
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
-#define IPPROTO_DCCP 33
-#define IPPROTO_ROUTING 43
-#define IPPROTO_FRAGMENT 44
-#define IPPROTO_AH 51
 #define IPPROTO_ICMPV6 58
-#define IPPROTO_DSTOPTS 60
-#define IPPROTO_SCTP 132
-#define IPPROTO_UDPLITE 136
 #define IPPROTO_RAW 255
 
 #define ICMP_ECHOREPLY 0
 #define ICMP_ECHO 8
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
-
-#define ETH_P_IP 0x0800
-#define ETH_P_8021Q 0x8100
-#define ETH_P_IPV6 0x86dd
-#define ETH_P_PPP_SES 0x8864
-#define ETH_P_8021AD 0x88a8
-#define PPP_IP 0x0021
-#define PPP_IPV6 0x0057
-
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-#define HOST16(x) __builtin_bswap16(x)
-#else
-#define HOST16(x) (x)
-#endif
 
 /* A flow as the wire shows it, seen from this side. IPv4 lies in the first four bytes. */
 struct vif_flow {
@@ -149,55 +126,8 @@ struct {
 
 struct packet {
 	struct vif_flow flow;
-	__u32 fragment; /* its number */
-	__u32 from;	/* what offsets count from */
-	__u8 part;	/* FIRST, LATER */
+	struct vif_frame frame;
 };
-
-#define FIRST 1
-#define LATER 2
-
-static __always_inline int load(struct __sk_buff *skb, const struct packet *p, __u32 at, void *to, __u32 len)
-{
-	return bpf_skb_load_bytes_relative(skb, at, to, len, p->from);
-}
-
-/*
- * What lies in front of the network header, and is part of the flow's name. Returns the
- * protocol. A tag in the frame may be behind where the network header is said to be
- * (vlan_insert_tag, include/linux/if_vlan.h, v6.12).
- */
-static __always_inline __u16 framed(struct __sk_buff *skb, struct packet *p, __u32 *at)
-{
-	__u16 proto = HOST16((__u16)skb->protocol), link = skb->vlan_present ? skb->vlan_tci & 0xfff : 0;
-
-	p->from = BPF_HDR_START_NET;
-	if (proto == ETH_P_8021Q || proto == ETH_P_8021AD || proto == ETH_P_PPP_SES) {
-		p->from = BPF_HDR_START_MAC;
-		*at = 14;
-	}
-	for (int i = 0; i < 2 && (proto == ETH_P_8021Q || proto == ETH_P_8021AD); i++) {
-		__u16 tag[2];
-
-		if (load(skb, p, *at, tag, sizeof(tag)))
-			return 0;
-		link = link * 31 + (HOST16(tag[0]) & 0xfff);
-		proto = HOST16(tag[1]);
-		*at += sizeof(tag);
-	}
-	if (proto == ETH_P_PPP_SES) {
-		__u16 session[4]; /* version and code, number, length, protocol inside */
-
-		if (load(skb, p, *at, session, sizeof(session)))
-			return 0;
-		link = link * 31 + HOST16(session[1]);
-		*at += sizeof(session);
-		proto = HOST16(session[3]);
-		proto = proto == PPP_IP ? ETH_P_IP : proto == PPP_IPV6 ? ETH_P_IPV6 : 0;
-	}
-	p->flow.link = link;
-	return proto;
-}
 
 /*
  * Reads the flow of a packet, sent or received. Returns 0 where it has none that could be told
@@ -206,80 +136,49 @@ static __always_inline __u16 framed(struct __sk_buff *skb, struct packet *p, __u
 static __always_inline int parse(struct __sk_buff *skb, struct packet *p, int sent)
 {
 	struct vif_flow *f = &p->flow;
-	__u32 at = 0, ports;
-	__u16 proto = framed(skb, p, &at);
+	__u32 ports;
 
-	if (proto == ETH_P_IP) {
+	framed(skb, &p->frame);
+	f->link = p->frame.link;
+	if (p->frame.proto == ETH_P_IP) {
 		__u8 h[20];
-		__u32 off;
 
-		if (load(skb, p, at, h, sizeof(h)) || h[16] >= 224)
+		if (load(skb, &p->frame, h, sizeof(h)) || h[16] >= 224)
 			return 0;
 		f->proto = h[9];
 		__builtin_memcpy(sent ? f->local : f->remote, h + 12, 4);
 		__builtin_memcpy(sent ? f->remote : f->local, h + 16, 4);
-		off = (h[6] & 0x1f) << 8 | h[7];
-		if (off || h[6] & 0x20) {
-			p->fragment = h[4] << 8 | h[5];
-			p->part = off ? LATER : FIRST;
-		}
-		at += (h[0] & 15) * 4;
-	} else if (proto == ETH_P_IPV6) {
-		__u8 h[40], next[8];
+		behind4(&p->frame, h);
+	} else if (p->frame.proto == ETH_P_IPV6) {
+		__u8 h[40];
 
-		if (load(skb, p, at, h, sizeof(h)) || h[24] == 0xff)
+		if (load(skb, &p->frame, h, sizeof(h)) || h[24] == 0xff)
 			return 0;
 		f->v6 = 1;
 		__builtin_memcpy(sent ? f->local : f->remote, h + 8, 16);
 		__builtin_memcpy(sent ? f->remote : f->local, h + 24, 16);
 		f->proto = h[6];
-		at += sizeof(h);
-		for (int i = 0; i < 6; i++) {
-			__u8 is = f->proto;
-
-			if (is != IPPROTO_HOPOPTS && is != IPPROTO_ROUTING && is != IPPROTO_DSTOPTS && is != IPPROTO_FRAGMENT && is != IPPROTO_AH)
-				break;
-			if (load(skb, p, at, next, sizeof(next)))
-				return 0;
-			f->proto = next[0];
-			if (is == IPPROTO_FRAGMENT) {
-				__u32 off = (next[2] << 8 | next[3]) & 0xfff8;
-
-				if (off || next[3] & 1) {
-					__builtin_memcpy(&p->fragment, next + 4, 4);
-					p->part = off ? LATER : FIRST;
-				}
-				at += 8;
-				if (off)
-					break;
-			} else if (is == IPPROTO_AH) {
-				at += (next[1] + 2) * 4;
-			} else {
-				at += (next[1] + 1) * 8;
-			}
-		}
+		if (!behind6(skb, &p->frame, &f->proto))
+			return 0;
 	} else {
 		return 0;
 	}
-	if (p->part == LATER)
+	if (p->frame.part == LATER)
 		return !sent;
-	switch (f->proto) {
-	case IPPROTO_TCP:
-	case IPPROTO_UDP:
-	case IPPROTO_DCCP:
-	case IPPROTO_SCTP:
-	case IPPROTO_UDPLITE:
-		if (load(skb, p, at, &ports, sizeof(ports)))
+	if (ported(f->proto)) {
+		if (load(skb, &p->frame, &ports, sizeof(ports)))
 			return 0;
 		f->lport = ((__u16 *)&ports)[!sent];
 		f->rport = ((__u16 *)&ports)[sent];
 		return 1;
+	}
+	switch (f->proto) {
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6: {
 		__u8 echo[8]; /* who asked knows itself by its number */
 		__u8 want = f->proto == IPPROTO_ICMP ? sent ? ICMP_ECHO : ICMP_ECHOREPLY : sent ? ICMPV6_ECHO_REQUEST : ICMPV6_ECHO_REPLY;
 
-		if (load(skb, p, at, echo, sizeof(echo)) || echo[0] != want)
+		if (load(skb, &p->frame, echo, sizeof(echo)) || echo[0] != want)
 			return 0;
 		__builtin_memcpy(&f->lport, echo + 4, 2);
 		return 1;
@@ -541,14 +440,14 @@ static __always_inline void receive(struct __sk_buff *skb, int looks)
 
 	if (skb->pkt_type == PACKET_BROADCAST || !parse(skb, &p, 0))
 		goto out;
-	if (p.part) {
+	if (p.frame.part) {
 		__builtin_memcpy(part.local, p.flow.local, 32);
-		part.id = p.fragment;
+		part.id = p.frame.fragment;
 		part.link = p.flow.link;
 		part.proto = p.flow.v6 ? 0 : p.flow.proto; /* of the later ones it may be another header's */
 		part.v6 = p.flow.v6;
 	}
-	if (p.part == LATER) {
+	if (p.frame.part == LATER) {
 		first = bpf_map_lookup_elem(&vif_fragments, &part);
 		if (first)
 			class = *first;
@@ -573,9 +472,9 @@ static __always_inline void receive(struct __sk_buff *skb, int looks)
 	}
 	if (!class && (n = counts()))
 		n->missed++;
-	if (p.part == FIRST && class)
+	if (p.frame.part == FIRST && class)
 		bpf_map_update_elem(&vif_fragments, &part, &class, BPF_ANY);
-	else if (p.part == FIRST) /* the number was another's once */
+	else if (p.frame.part == FIRST) /* the number was another's once */
 		bpf_map_delete_elem(&vif_fragments, &part);
 out:
 	skb->priority = class ? class : vif_receiving.rest;
