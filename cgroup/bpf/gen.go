@@ -8,3 +8,4 @@ package bpf
 //go:generate go tool bpf2go -tags linux -go-package bpf known known.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror
 //go:generate go tool bpf2go -tags linux -go-package bpf prove prove.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror
 //go:generate go tool bpf2go -tags linux -go-package bpf flow flow.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror
+//go:generate go tool bpf2go -tags linux -go-package bpf match match.bpf.c -- -mcpu=v3 -Wall -Wextra -Werror

@@ -1,0 +1,432 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/match"
+	"github.com/vifshape/vifshape/tc/tctest"
+)
+
+// world has the values of which matches and packets are made, so that many fit.
+type world struct{ *rand.Rand }
+
+func (w world) pick(of ...string) string { return of[w.IntN(len(of))] }
+
+func (w world) address() string {
+	return w.pick("10.0.0.1", "10.0.1.2", "10.1.2.3", "192.0.2.1", "198.51.100.77", "0.0.0.0", "255.255.255.255",
+		"2001:db8::1", "2001:db8::2:1", "2001:db8:1::1", "2001:db8:1:0:8000::1", "fe80::1", "::")
+}
+
+// value is one that a match may have for a key.
+func (w world) value(key string) string {
+	switch key {
+	case "from", "to", "host":
+		a := netip.MustParseAddr(w.address())
+		for {
+			bits := w.IntN(a.BitLen() + 1)
+			if w.IntN(3) == 0 {
+				bits = a.BitLen()
+			}
+			if p, _ := a.Prefix(bits); w.IntN(4) == 0 || bits > 7 {
+				return p.String()
+			}
+		}
+	case "mac":
+		return w.pick("02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:01:01")
+	case "proto":
+		return w.pick("tcp", "udp", "icmp", "icmpv6", "gre", "sctp")
+	case "port", "sport", "dport":
+		return w.pick("1", "80", "443", "1-1023", "400-500", "1024-65535", "8080", "53", "65535")
+	case "dscp":
+		return w.pick("EF", "CS0", "AF41", "LE")
+	case "mark":
+		return w.pick("0", "0x10", "0x10/0xf0", "0x1/0xf", "0/0x100")
+	}
+	return w.pick("1", "5", "4094")
+}
+
+func (w world) match() (m match.Match) {
+	for {
+		m = match.Match{}
+		for range 1 + w.IntN(3) {
+			key := match.Keys()[w.IntN(len(match.Keys()))]
+			for range 1 + w.IntN(2) {
+				if err := m.Add(key, w.value(key)); err != nil {
+					panic(err)
+				}
+			}
+		}
+		if _, text, _ := m.Check(); text == "" {
+			return m
+		}
+	}
+}
+
+func (w world) branch(name string, depth int) *hierarchy.BranchSpec {
+	b := &hierarchy.BranchSpec{Name: name}
+	for range w.IntN(4) {
+		b.Match = append(b.Match, w.match())
+	}
+	if depth < 4 {
+		for i := range w.IntN(4) {
+			b.Children = append(b.Children, w.branch(string(rune('a'+i)), depth+1))
+		}
+	}
+	if name != "" && w.IntN(10) == 0 && len(b.Children) > 0 { // one that takes by a match
+		b.Children = append(b.Children, &hierarchy.BranchSpec{Name: hierarchy.RestName, Match: []match.Match{w.match()}})
+	}
+	return b
+}
+
+// tree is a random one in which no matches clash.
+func (w world) tree(t *testing.T) *hierarchy.Tree {
+	t.Helper()
+	amount, err := hierarchy.ParseAmount("1gbit")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := &hierarchy.Spec{Interface: "eth0", BranchSpec: hierarchy.BranchSpec{Rate: amount, Ingress: &hierarchy.BranchSpec{Rate: amount}}}
+	for i := range 2 + w.IntN(6) {
+		spec.Children = append(spec.Children, w.branch(string(rune('a'+i)), 1))
+	}
+	for {
+		tree, problems := hierarchy.Resolve(spec, nil)
+		if tree != nil {
+			if _, err := (hierarchy.IDs{}).Assign(tree); err != nil {
+				t.Fatal(err)
+			}
+			return tree
+		}
+		slices.SortFunc(problems, func(a, b hierarchy.Problem) int { return b.Index - a.Index })
+		dropped := map[string]bool{}
+		for _, p := range problems {
+			if p.Key != "match" || p.Index < 0 {
+				t.Fatal(p)
+			}
+			at := &spec.BranchSpec
+			for name := range strings.SplitSeq(string(p.Path), "/") {
+				if i := slices.IndexFunc(at.Children, func(c *hierarchy.BranchSpec) bool { return c.Name == name }); i >= 0 {
+					at = at.Children[i]
+				}
+			}
+			if key := fmt.Sprint(p.Path, p.Index); !dropped[key] {
+				dropped[key] = true
+				at.Match = slices.Delete(at.Match, p.Index, p.Index+1)
+			}
+		}
+	}
+}
+
+// frame is a packet as the wire has it, and what is known of it.
+type frame struct {
+	match.Packet
+	bytes []byte
+}
+
+func (w world) frame() (f frame) {
+	p := &f.Packet
+	from, to := netip.MustParseAddr(w.address()), netip.MustParseAddr(w.address())
+	for from.Is4() != to.Is4() {
+		to = netip.MustParseAddr(w.address())
+	}
+	p.ToMAC, p.FromMAC = match.MAC{2, 0, 0, 0, byte(w.IntN(2)), byte(1 + w.IntN(2))}, match.MAC{2, 0, 0, 0, 0, byte(1 + w.IntN(3))}
+	b := append(append(f.bytes, p.ToMAC[:]...), p.FromMAC[:]...)
+	if w.IntN(3) == 0 {
+		p.VLAN = match.VLAN([]int{1, 5, 7}[w.IntN(3)])
+		b = binary.BigEndian.AppendUint16(append(b, 0x81, 0), uint16(p.VLAN)|0xe000)
+		if w.IntN(3) == 0 {
+			b = append(b, 0x81, 0, 0, 99)
+		}
+	}
+	p.Mark = []uint32{0, 0x10, 0x11, 0x110, 1}[w.IntN(5)]
+	if w.IntN(10) == 0 { // ARP
+		f.bytes = append(append(b, 8, 6), make([]byte, 60)...)
+		return f
+	}
+	p.From, p.To = from, to
+	p.DSCP = []match.DSCP{46, 0, 34, 1, 8}[w.IntN(5)]
+	p.Proto = []match.Proto{6, 17, 1, 58, 47, 132, 136, 33}[w.IntN(8)]
+	ports := []uint16{1, 80, 443, 450, 1023, 1024, 8080, 53, 65535, 40000, 0}
+	sport, dport := ports[w.IntN(len(ports))], ports[w.IntN(len(ports))]
+	if !slices.Contains([]match.Proto{1, 58, 47}, p.Proto) {
+		p.SPort, p.DPort = sport, dport
+	}
+	if from.Is4() {
+		h := make([]byte, 20)
+		h[0], h[1], h[8], h[9] = 0x45, byte(p.DSCP)<<2|1, 64, byte(p.Proto)
+		copy(h[12:], from.AsSlice())
+		copy(h[16:], to.AsSlice())
+		if w.IntN(4) == 0 {
+			h[0] = 0x47
+			h = append(h, 1, 1, 1, 1, 1, 1, 1, 0)
+		}
+		b = append(append(b, 8, 0), h...)
+	} else {
+		h := make([]byte, 40)
+		h[0], h[1], h[6], h[7] = 0x60|byte(p.DSCP)>>2, byte(p.DSCP)<<6|0x10, byte(p.Proto), 64
+		copy(h[8:], from.AsSlice())
+		copy(h[24:], to.AsSlice())
+		for _, x := range []byte{60, 0, 51} {
+			if w.IntN(4) == 0 {
+				more := make([]byte, 8)
+				more[0] = h[6]
+				if x == 51 {
+					more = append(more, make([]byte, 8)...)
+					more[1] = 2
+				}
+				h = slices.Insert(h, 40, more...)
+				h[6] = x
+			}
+		}
+		b = append(append(b, 0x86, 0xdd), h...)
+	}
+	b = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, sport), dport)
+	f.bytes = append(b, make([]byte, 40)...)
+	return f
+}
+
+// runMatch is the class that the program leaves a packet of a class.
+func runMatch(t *testing.T, p *ebpf.Program, f *frame, class uint32) hierarchy.ClassID {
+	t.Helper()
+	const mark, priority, size = 8, 32, 192 // in struct __sk_buff
+	in, out := make([]byte, size), make([]byte, size)
+	binary.NativeEndian.PutUint32(in[mark:], f.Mark)
+	binary.NativeEndian.PutUint32(in[priority:], class)
+	ret, err := p.Run(&ebpf.RunOptions{Data: f.bytes, Context: in, ContextOut: out})
+	if err != nil {
+		t.Fatalf("%x: %v", f.bytes, err)
+	}
+	if int32(ret) != -1 {
+		t.Errorf("the program returned %d, want -1", int32(ret))
+	}
+	return hierarchy.ClassID(binary.NativeEndian.Uint32(out[priority:]))
+}
+
+// starts are the branches at which decisions may start.
+func starts(tree *hierarchy.Tree) (all []*hierarchy.Branch) {
+	for b := range tree.All() {
+		if b.Entry() != nil && b.Path.Base() != hierarchy.RestName {
+			all = append(all, b)
+		}
+	}
+	return all
+}
+
+// TestKernelMatch holds the program against hierarchy.Branch.Decide: random packets from
+// random branches of random trees, one tree in force after the other by the changes between
+// them.
+func TestKernelMatch(t *testing.T) {
+	tctest.RequireRoot(t)
+	w := world{rand.New(rand.NewPCG(7, 8))}
+	m, err := loadMatches(&tables{rules: make(map[matchVifRule]uint32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { m.close() }()
+	moved, deep, stays, changes := 0, 0, 0, 0
+	for n := range 60 {
+		tree := w.tree(t)
+		former, err := m.read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := compile(tree.Matched(), n%2 == 0, former)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.holds(want) {
+			changes++
+			err = m.change(want)
+		} else {
+			m.close()
+			m, err = loadMatches(want)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now, err := m.read(); err != nil || !now.equal(want) {
+			t.Fatalf("tree %d: what is in force is not what was to be, error %v", n, err)
+		}
+		from := starts(tree)
+		for range 400 {
+			f, b := w.frame(), from[w.IntN(len(from))]
+			if w.IntN(2) == 0 {
+				b = tree.Root
+			}
+			leaf, by := b.Decide(&f.Packet)
+			got := runMatch(t, m.prog, &f, uint32(b.Entry().ID))
+			if got != leaf.ID {
+				t.Fatalf("tree %d: %v (from %v), from %s: %v, want %s (%v) by %v\n%x", n, f.Packet, f.FromMAC, b.Path, got, leaf.Path, leaf.ID, by, f.bytes)
+			}
+			if len(by) > 0 {
+				moved++
+			} else {
+				stays++
+			}
+			deep = max(deep, len(by))
+			if got := runMatch(t, m.prog, &f, uint32(b.Entry().ID)|1<<31); got != b.Entry().ID {
+				t.Fatalf("of a rest that is bound itself: %v, want %v", got, b.Entry().ID)
+			}
+		}
+	}
+	if moved < 2000 || stays < 2000 || deep < 3 || changes < 30 {
+		t.Errorf("%d got another class by up to %d matches, %d not; %d changes", moved, deep, stays, changes)
+	}
+}
+
+// BenchmarkMatch is the program over an empty one (goal: at most 100 ns with 10,000 prefixes
+// and 1,000 port rules), for packets that fit nothing, a prefix, or a port.
+func BenchmarkMatch(b *testing.B) {
+	tctest.RequireRoot(b)
+	w := world{rand.New(rand.NewPCG(1, 2))}
+	var prefixes, ports []match.Match
+	for range 10_000 {
+		p, _ := netip.AddrFrom4([4]byte{byte(w.IntN(200)), byte(w.IntN(256)), byte(w.IntN(256)), byte(w.IntN(256))}).Prefix(12 + w.IntN(21))
+		prefixes = append(prefixes, match.Match{To: []netip.Prefix{p}})
+	}
+	for i := range 1000 {
+		prefixes = append(prefixes, match.Match{To: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("2001:db8:%x::/48", i))}})
+		ports = append(ports, match.Match{DPort: []match.Ports{{First: uint16(10 * (i + 1)), Last: uint16(10*(i+1) + i%5)}}, Proto: []match.Proto{match.TCP}})
+	}
+	root := []hierarchy.ClassID{hierarchy.ID(hierarchy.RestMinor), hierarchy.ID(5), hierarchy.ID(6)} // the next round begins with the class of the last
+	frame := func(to string, port uint16) *frame {
+		f := w.frame()
+		for !f.To.Is4() || f.Proto != match.TCP || f.VLAN != 0 || len(f.bytes) != 14+20+44 {
+			f = w.frame()
+		}
+		copy(f.bytes[30:], netip.MustParseAddr(to).AsSlice())
+		binary.BigEndian.PutUint16(f.bytes[36:], port)
+		return &f
+	}
+	empty, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer empty.Close()
+	one := []match.Match{{To: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}}
+	for _, x := range []struct {
+		name      string
+		all       []hierarchy.Matched
+		to        string
+		port      uint16
+		elsewhere bool
+	}{
+		{"one/none", []hierarchy.Matched{{Class: 5, From: root, Match: one}}, "203.0.113.1", 9, true},
+		{"one/fits", []hierarchy.Matched{{Class: 5, From: root, Match: one}}, "192.0.2.1", 9, false},
+		{"prefixes/none", []hierarchy.Matched{{Class: 5, From: root, Match: prefixes}}, "203.0.113.1", 9, true},
+		{"prefixes/fits", []hierarchy.Matched{{Class: 5, From: root, Match: prefixes}}, prefixes[77].To[0].Addr().String(), 9, false},
+		{"ports/none", []hierarchy.Matched{{Class: 6, From: root, Match: ports}}, "203.0.113.1", 9, true},
+		{"ports/fits", []hierarchy.Matched{{Class: 6, From: root, Match: ports}}, "203.0.113.1", 5000, false},
+		{"both/none", []hierarchy.Matched{{Class: 5, From: root, Match: prefixes}, {Class: 6, From: root, Match: ports}}, "203.0.113.1", 9, true},
+		{"both/prefix", []hierarchy.Matched{{Class: 5, From: root, Match: prefixes}, {Class: 6, From: root, Match: ports}}, prefixes[77].To[0].Addr().String(), 5000, false},
+		{"both/port", []hierarchy.Matched{{Class: 5, From: root, Match: prefixes}, {Class: 6, From: root, Match: ports}}, "203.0.113.1", 5000, false},
+	} {
+		b.Run(x.name, func(b *testing.B) {
+			t, err := compile(x.all, false, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			start := time.Now()
+			m, err := loadMatches(t)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer m.close()
+			b.ReportMetric(time.Since(start).Seconds()*1000, "ms-load")
+			f := frame(x.to, x.port)
+			in, out := make([]byte, 192), make([]byte, 192)
+			binary.NativeEndian.PutUint32(in[32:], uint32(root[0]))
+			const repeat = 10_000
+			var ns [2][]float64
+			for b.Loop() {
+				for range 300 {
+					for i, p := range []*ebpf.Program{empty, m.prog} {
+						start := time.Now()
+						if _, err := p.Run(&ebpf.RunOptions{Data: f.bytes, Context: in, ContextOut: out, Repeat: repeat}); err != nil {
+							b.Fatal(err)
+						}
+						ns[i] = append(ns[i], float64(time.Since(start))/repeat)
+					}
+				}
+			}
+			if got := hierarchy.ClassID(binary.NativeEndian.Uint32(out[32:])); (got == root[0]) != x.elsewhere {
+				b.Errorf("class %v", got)
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(slices.Sorted(slices.Values(ns[1]))[len(ns[1])/2]-slices.Sorted(slices.Values(ns[0]))[len(ns[0])/2], "ns-over-empty")
+			b.ReportMetric(slices.Min(ns[1])-slices.Min(ns[0]), "ns-over-empty-min")
+		})
+	}
+}
+
+// TestKernelMatchParts: the parts of a packet go by the ports of the first.
+func TestKernelMatchParts(t *testing.T) {
+	tctest.RequireRoot(t)
+	rest, dns := hierarchy.ID(hierarchy.RestMinor), hierarchy.ID(5)
+	var x match.Match
+	for _, kv := range [][2]string{{"dport", "53"}, {"proto", "udp"}} {
+		if err := x.Add(kv[0], kv[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := compile([]hierarchy.Matched{{Class: dns, From: []hierarchy.ClassID{rest}, Match: []match.Match{x}}}, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := loadMatches(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	ethernet := make([]byte, 12)
+	v4 := func(id byte, offset uint16, more bool, payload ...byte) []byte {
+		h := make([]byte, 20)
+		h[0], h[5], h[9], h[12], h[16] = 0x45, id, 17, 10, 11
+		binary.BigEndian.PutUint16(h[6:], offset/8)
+		if more {
+			h[6] |= 0x20
+		}
+		return slices.Concat(ethernet, []byte{8, 0}, h, payload, make([]byte, 40))
+	}
+	v6 := func(id byte, offset uint16, more bool, payload ...byte) []byte {
+		h := make([]byte, 48)
+		h[0], h[6], h[8], h[24], h[40], h[47] = 0x60, 44, 0x20, 0x30, 60, id // destination options before what the first has
+		binary.BigEndian.PutUint16(h[42:], offset)
+		if more {
+			h[43] |= 1
+		}
+		return slices.Concat(ethernet, []byte{0x86, 0xdd}, h, payload, make([]byte, 40))
+	}
+	options := []byte{17, 0, 0, 0, 0, 0, 0, 0}
+	for i, r := range []struct {
+		packet []byte
+		want   hierarchy.ClassID
+	}{
+		{v4(1, 8, true, 9, 9, 0, 53), rest}, // nobody has seen the first
+		{v4(1, 0, true, 9, 9, 0, 53), dns},
+		{v4(1, 8, true, 9, 9, 9, 9), dns},
+		{v4(1, 16, false, 9, 9, 9, 9), dns},
+		{v4(2, 0, true, 9, 9, 0, 54), rest},
+		{v4(2, 8, false, 9, 9, 0, 53), rest},
+		{v4(1, 0, true, 9, 9, 0, 54), rest}, // the number is another's now
+		{v4(1, 8, true, 9, 9, 0, 53), rest},
+		{v6(1, 0, true, append(options, 9, 9, 0, 53)...), dns},
+		{v6(1, 8, false, 9, 9, 9, 9), dns},
+		{v6(2, 8, false, append(options, 9, 9, 0, 53)...), rest},
+	} {
+		if got := runMatch(t, m.prog, &frame{bytes: r.packet}, uint32(rest)); got != r.want {
+			t.Errorf("packet %d: %v, want %v", i, got, r.want)
+		}
+	}
+}
