@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -31,7 +32,7 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 		}
 		on = b.way
 	}
-	d := &doing{Binder: b, on: on}
+	d := &doing{Binder: b, on: on, rules: -1}
 	b.tags.Others = map[string]bool{}
 	for i, s := range steps {
 		if n, ok := s.New.(*hierarchy.Bound); ok && n != nil && n.Target.Kind == bind.TargetCgroup {
@@ -39,6 +40,10 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 		}
 		if hook(s.Old).Way != hook(s.New).Way {
 			d.leaves = i
+		}
+		_, matched := s.Item().(*hierarchy.Matched)
+		if matched || hook(s.Old).Match != hook(s.New).Match {
+			d.rules = i
 		}
 	}
 	defer func() { err = errors.Join(err, b.wrap(d.flush())) }()
@@ -56,8 +61,14 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 			if err := d.bound(s, i); err != nil {
 				return i, b.wrap(fmt.Errorf("bind %s to %s: %w", item.Target, item.Class, err))
 			}
+		case *hierarchy.Matched:
 		default:
 			return i, b.wrap(fmt.Errorf("step on a %T is not the classifier's", item))
+		}
+		if i == d.rules {
+			if err := d.match(steps[:i+1]); err != nil {
+				return i, b.wrap(fmt.Errorf("match: %w", err))
+			}
 		}
 	}
 	return len(steps), nil
@@ -76,6 +87,7 @@ type doing struct {
 	*Binder
 	on      *choice       // that bindings are for at this point
 	leaves  int           // the last step that changes the way
+	rules   int           // the last step for the matches, which are changed all at once with it; -1: there is none
 	leaving []bind.Target // whose bindings go with the former way
 }
 
@@ -102,12 +114,42 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 			return err
 		}
 	}
+	if next.Match != 0 && next.Match != was.Match { // before anything is bound that stays
+		if err := way.Known(next.Match); err != nil {
+			return err
+		}
+		if err := d.Binder.rules.Prepare(d.known); err != nil {
+			return err
+		}
+	}
 	if next.Receive != 0 {
 		if err := d.receive(next.Receive, next.Flows); err != nil {
 			return err
 		}
 	}
 	return d.unhook(d.called(was.Way), to)
+}
+
+// match brings the matches into force that are there when steps are done.
+func (d *doing) match(steps []hierarchy.Step) error {
+	_, now, err := d.Binder.rules.Read()
+	if err != nil {
+		return err
+	}
+	for _, s := range steps {
+		if h := hook(s.New); h != (hierarchy.Hook{}) && h.Match == 0 && hook(s.Old).Match != 0 || s.Action == hierarchy.Delete && hook(s.Old).Match != 0 {
+			return d.Binder.rules.Detach()
+		}
+		m, ok := s.Item().(*hierarchy.Matched)
+		if !ok {
+			continue
+		}
+		now = slices.DeleteFunc(now, func(x hierarchy.Matched) bool { return x.ID == m.ID })
+		if s.Action != hierarchy.Delete {
+			now = append(now, *m)
+		}
+	}
+	return d.Binder.rules.Change(now, d.known)
 }
 
 // receive puts the programs of the receiving side where they belong.
@@ -240,7 +282,11 @@ func (d *doing) put(x *hierarchy.Bound) error {
 	if err != nil {
 		return err
 	}
-	if err := d.on.store.Put(k, x.Class); err != nil {
+	class := x.Class
+	if x.Stays {
+		class |= way.Stays
+	}
+	if err := d.on.store.Put(k, class); err != nil {
 		return err
 	}
 	delete(d.fresh, k.Path)

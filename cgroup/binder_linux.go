@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup/bpf"
+	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/netcls"
@@ -17,12 +18,14 @@ import (
 	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/hierarchy/match"
 )
 
 // Hook is where classifiers sit on one network interface.
 type Hook interface {
 	bpf.Hook
 	bpf.Ingress
+	bpf.Matching
 	bpf.Receiving
 	netcls.Hook
 }
@@ -79,6 +82,7 @@ type Binder struct {
 
 	egress *bpf.Egress
 	flows  *bpf.Receiver
+	rules  *bpf.Matches
 	tables *nft.Tables
 	filter *netcls.Filter
 	tags   *netcls.Tags
@@ -91,6 +95,7 @@ type Binder struct {
 	paths  map[uint64]string      // of cgroups, once seen: cheaper to check than to find
 	fresh  map[string]bool        // homes that this Binder made and has not bound yet
 	warned bool                   // of TCX programs
+	known  []hierarchy.Matched    // branches with matches that are wanted, in full
 	guard  *bpf.Guard
 	marker *bpf.Marker
 	last   *choice // on the interface, when this Binder last looked or changed it
@@ -140,7 +145,7 @@ func NewBinder(cfg Config) (*Binder, error) {
 // was mounted by this package goes again when nothing is in it and no interface
 // needs it.
 func (b *Binder) Close() error {
-	errs := []error{b.egress.Close(), b.flows.Close(), b.guard.Close(), b.marker.Close()}
+	errs := []error{b.egress.Close(), b.flows.Close(), b.rules.Close(), b.guard.Close(), b.marker.Close()}
 	for _, t := range []*cgroupfs.Tree{b.v2, b.v1} {
 		if t != nil {
 			errs = append(errs, t.Close())
@@ -162,7 +167,8 @@ func (b *Binder) Close() error {
 // no way works the error says what was tried. It warns of programs that run before
 // the classifier. Flows is how many flows there is to be room for where the interface has a
 // tree for what it receives, which the classifier then tells apart as well; 0: it has none.
-func (b *Binder) Hook(flows uint32) (hierarchy.Hook, error) {
+// Matched are the branches of the tree that have matches.
+func (b *Binder) Hook(flows uint32, matched ...hierarchy.Matched) (hierarchy.Hook, error) {
 	if err := b.choose(); err != nil {
 		return hierarchy.Hook{}, err
 	}
@@ -173,10 +179,34 @@ func (b *Binder) Hook(flows uint32) (hierarchy.Hook, error) {
 			return hierarchy.Hook{}, err
 		}
 	}
+	if b.known = matched; len(matched) > 0 {
+		h.Match = way.Version
+		if err := Matches(b.way.name, matched, flows > 0, b.cfg.Bare); err != nil {
+			return hierarchy.Hook{}, fmt.Errorf("%s: match: %w", b.cfg.Interface, err)
+		}
+	}
 	if err := b.warnTCX(b.way); err != nil {
 		return hierarchy.Hook{}, b.wrap(err)
 	}
 	return h, nil
+}
+
+// Matches says why packets cannot get into branches by matches where processes are bound by
+// a way, on an interface that is bare, as in [Config], or shapes what is received; nil: they can.
+func Matches(w bind.Way, all []hierarchy.Matched, received, bare bool) error {
+	switch {
+	case w != bind.WayBPF:
+		return fmt.Errorf("with binding %s packets get into branches by what is bound alone: it takes binding bpf: %w", w, caps.ErrNotSupported)
+	case received:
+		return fmt.Errorf("received packets get into branches by what is bound alone: leave out ingress or match: %w", caps.ErrNotSupported)
+	case bare && slices.ContainsFunc(all, hasMAC):
+		return errors.New("mac: the interface has no such addresses: leave the key out")
+	}
+	return bpf.Check(all, received)
+}
+
+func hasMAC(x hierarchy.Matched) bool {
+	return slices.ContainsFunc(x.Match, func(m match.Match) bool { return len(m.MAC) > 0 })
 }
 
 // receives says why received packets cannot get their class here, nil when they can.

@@ -140,9 +140,9 @@ func newDecider(ctx context.Context, tree func() (*cgroupfs.Tree, error), all fu
 	return d, all(ctx, func(k way.Key, class hierarchy.ClassID) error {
 		switch k.Kind {
 		case bind.TargetCgroup:
-			d.bound[k.ID] = class
+			d.bound[k.ID] = class &^ way.Stays
 		case bind.TargetUser:
-			d.users[uint32(k.ID)] = class
+			d.users[uint32(k.ID)] = class &^ way.Stays
 		}
 		return nil
 	})
@@ -184,7 +184,7 @@ func (x byProgram) decider(ctx context.Context, pids []int, sockets map[uint64]s
 	return func(s socket.Diag) (hierarchy.ClassID, error) {
 		k, is := known[s.Inode]
 		if k.Class != 0 {
-			return k.Class, nil
+			return k.Class &^ way.Stays, nil
 		}
 		if class := d.own(k.Own); class != 0 {
 			return class, nil

@@ -18,6 +18,7 @@ import (
 func (b *Binder) reset() {
 	b.egress = bpf.NewEgress(b.cfg.Hook)
 	b.flows = bpf.NewReceiver(b.cfg.Hook, b.cfg.Bare)
+	b.rules = bpf.NewMatches(b.cfg.Hook)
 	b.guard = bpf.NewGuard(b.cfg.NetNS, b.cfg.Interface)
 	b.marker = bpf.NewMarker(b.cfg.Hook, b.cfg.NetNSFD)
 	b.tables = nft.New(b.cfg.NetNSFD, b.cfg.Interface, b.cfg.Index)

@@ -64,6 +64,9 @@ func (blind) AttachIngress(string, int, string) error { return nil }
 func (blind) HasIngress(string) (bool, error)         { return false, nil }
 func (blind) DetachIngress(string) error              { return nil }
 func (blind) AttachNote(int, string) error            { return nil }
+func (blind) AttachMatch(int, string) error           { return nil }
+func (blind) MatchProgram() (uint32, error)           { return 0, nil }
+func (blind) DetachMatch() error                      { return nil }
 func (blind) AttachReceive(int, string, uint32) error { return nil }
 func (blind) ReceivePrograms() (uint32, uint32, error) {
 	return 0, 0, nil

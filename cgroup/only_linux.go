@@ -18,16 +18,19 @@ type only struct {
 
 // Read implements [hierarchy.Part].
 func (o *only) Read(_ context.Context, s *hierarchy.State) error {
-	class, err := o.Class(o.target)
+	class, stays, err := o.boundTo(o.target)
 	if err != nil {
 		return err
 	}
 	s.Hook, s.Bound = hierarchy.Hook{}, nil
 	if o.last != nil {
 		s.Hook = hierarchy.Hook{Way: o.last.name, Version: o.is}
+		if s.Hook.Match, err = o.rules.Version(); err != nil {
+			return o.wrap(err)
+		}
 	}
 	if class != 0 {
-		s.Bound = []hierarchy.Bound{{Target: o.target, Class: class}}
+		s.Bound = []hierarchy.Bound{{Target: o.target, Class: class, Stays: stays}}
 	}
 	return nil
 }

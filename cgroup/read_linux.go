@@ -23,7 +23,10 @@ func (b *Binder) Read(ctx context.Context, s *hierarchy.State) error {
 	if err != nil {
 		return b.wrap(err)
 	}
-	s.Hook, s.Bound = hierarchy.Hook{}, nil
+	s.Hook, s.Bound, s.Matched = hierarchy.Hook{}, nil, nil
+	if s.Hook.Match, s.Matched, err = b.rules.Read(); err != nil {
+		return b.wrap(err)
+	}
 	if s.Hook.Receive, s.Hook.Flows, err = b.received(); err != nil || on == nil {
 		return b.wrap(err)
 	}
@@ -89,7 +92,7 @@ func (b *Binder) bound(ctx context.Context, on *choice) ([]hierarchy.Bound, erro
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		x := hierarchy.Bound{Class: class}
+		x := hierarchy.Bound{Class: class &^ way.Stays, Stays: class&way.Stays != 0}
 		switch k.Kind {
 		case bind.TargetCgroup:
 			path, err := b.pathOf(t, k)
@@ -176,13 +179,19 @@ func (b *Binder) key(w *choice, target bind.Target) (k way.Key, err error) {
 // when it is not bound, or when no classifier of this version is on the interface. It
 // changes nothing and takes one look-up.
 func (b *Binder) Class(target bind.Target) (class hierarchy.ClassID, err error) {
+	class, _, err = b.boundTo(target)
+	return class, err
+}
+
+// boundTo is Class, and whether what is bound stays there.
+func (b *Binder) boundTo(target bind.Target) (class hierarchy.ClassID, stays bool, err error) {
 	on, err := b.deciding()
 	if err != nil || on == nil || b.is != way.Version {
-		return 0, b.wrap(err)
+		return 0, false, b.wrap(err)
 	}
 	t, err := on.find()
 	if t == nil || err != nil {
-		return 0, b.wrap(err)
+		return 0, false, b.wrap(err)
 	}
 	b.at = on
 	k, err := b.key(on, target)
@@ -190,7 +199,7 @@ func (b *Binder) Class(target bind.Target) (class hierarchy.ClassID, err error) 
 		class, _, err = on.store.Get(k)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return 0, false, nil
 	}
-	return class, b.wrap(err)
+	return class &^ way.Stays, class&way.Stays != 0, b.wrap(err)
 }

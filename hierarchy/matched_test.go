@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	. "github.com/vifshape/vifshape/hierarchy"
@@ -77,4 +78,69 @@ func TestMatched(t *testing.T) {
 	if moved < 1000 {
 		t.Errorf("only %d matches fit", moved)
 	}
+}
+
+// TestMatchedDiff: the plan has a step for each branch whose matches come, change or go,
+// after the bindings and before classes go; those of a class that has to go first go before it.
+func TestMatchedDiff(t *testing.T) {
+	state := func(opts ...option) State {
+		tree := grow(t, eth0(append(opts, rate("100mbit"))...))
+		if _, err := (IDs{}).Assign(tree); err != nil {
+			t.Fatal(err)
+		}
+		s := tree.State()
+		s.Matched = tree.Matched()
+		return s
+	}
+	steps := func(from, to State) (all []string) {
+		for _, s := range Diff(from, to).Steps {
+			all = append(all, fmt.Sprintf("%v %T %s", s.Action, s.Item(), pathOf(s.Item())))
+		}
+		return all
+	}
+	was := state(branch("a", matches("dport=1")), branch("b", matches("dport=2")), branch("c", matches("dport=3")))
+	want := state(branch("a", matches("dport=1")), branch("b", matches("dport=2", "dport=4")), branch("d", matches("dport=5")))
+	shown := want // as it is read back
+	shown.Matched = nil
+	for _, m := range want.Matched {
+		shown.Matched = append(shown.Matched, Matched{ID: m.ID, Class: m.Class, Digest: m.Digest})
+	}
+	if left := Diff(shown, want); !left.Empty() {
+		t.Errorf("left: %v", left.Steps)
+	}
+	var got []string
+	for _, s := range steps(was, want) {
+		if _, rest, ok := strings.Cut(s, "*hierarchy.Matched "); ok {
+			got = append(got, strings.Fields(s)[0]+" "+rest)
+		}
+	}
+	if wanted := []string{"change eth0/b", "create eth0/d", "delete eth0/c"}; !slices.Equal(got, wanted) {
+		t.Errorf("%q, want %q", got, wanted)
+	}
+	all := steps(was, want)
+	if last := all[len(all)-1]; last != "delete *hierarchy.Class eth0/c" {
+		t.Errorf("%q", all)
+	}
+	deeper := state(branch("a", branch("x")), branch("b", matches("dport=2")))
+	moved := deeper
+	moved.Ports = slices.Clone(deeper.Ports)
+	moved.Ports[0].Classes = slices.Clone(deeper.Ports[0].Classes)
+	for i, c := range moved.Ports[0].Classes {
+		if c.Path == "eth0/b" { // as foreign hands may leave it
+			moved.Ports[0].Classes[i].Parent = moved.Ports[0].Classes[i-1].Parent + 1
+		}
+	}
+	if all := steps(moved, deeper); len(all) < 3 || all[0] != "delete *hierarchy.Matched eth0/b" || all[1] != "delete *hierarchy.Class eth0/b" {
+		t.Errorf("%q", all)
+	}
+}
+
+func pathOf(i Item) Path {
+	switch i := i.(type) {
+	case *Matched:
+		return i.Path
+	case *Class:
+		return i.Path
+	}
+	return ""
 }

@@ -40,7 +40,7 @@ func (a Action) Symbol() string {
 func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
 // Item is a thing of the kernel that a step acts on: *Root, *Class, *Leaf,
-// *Hook or *Bound.
+// *Hook, *Bound or *Matched.
 type Item interface {
 	// String names the item with its path where it has one: "class eth0/web (71f:1a)".
 	String() string
@@ -64,6 +64,9 @@ func (b *Bound) String() string {
 	return "binding " + b.Target.String() + " to " + label(b.Path, b.Class)
 }
 
+// String names the branch.
+func (m *Matched) String() string { return "matches of " + label(m.Path, m.ID) }
+
 // label names a class, with its path where that is known.
 func label(p Path, id ClassID) string {
 	if p == "" {
@@ -72,11 +75,12 @@ func label(p Path, id ClassID) string {
 	return fmt.Sprintf("%s (%v)", p, id)
 }
 
-func (*Root) item()  {}
-func (*Class) item() {}
-func (*Leaf) item()  {}
-func (*Hook) item()  {}
-func (*Bound) item() {}
+func (*Root) item()    {}
+func (*Class) item()   {}
+func (*Leaf) item()    {}
+func (*Hook) item()    {}
+func (*Bound) item()   {}
+func (*Matched) item() {}
 
 // Step is one change. Old is nil for Create, New for Delete; otherwise both are
 // of the same type.
@@ -123,7 +127,7 @@ func (p Plan) Empty() bool { return len(p.Steps) == 0 }
 // The order of steps is, for one port after the other: the root qdisc; classes that
 // stand in the way of others (see clear); classes that shrink, children first; new
 // classes and those that grow, parents first, and of the new ones the rest as early as
-// can be; leaf queues. Then, for all of them, the classifier and the bindings; and at
+// can be; leaf queues. Then, for all of them, the classifier, the bindings and the matches; and at
 // last, from the last port to the first, the classes that go, children first. Taking
 // everything away is the reverse, and one message for each tree.
 func Diff(old, want State) Plan {
@@ -149,7 +153,7 @@ func Diff(old, want State) Plan {
 		p.Steps = make([]Step, 0, many+1+len(want.Bound))
 	}
 	for i, port := range ports {
-		last[i] = p.port(old.On(port), want.On(port), &old.Bound)
+		last[i] = p.port(old.On(port), want.On(port), &old)
 	}
 	p.binder(old, want)
 	for _, steps := range slices.Backward(last) {
@@ -158,9 +162,9 @@ func Diff(old, want State) Plan {
 	return p
 }
 
-// port appends the steps for what stays and comes on a port, and takes from bound
-// those that had to go first. It returns the steps for what goes.
-func (p *Plan) port(old, want PortState, bound *[]Bound) (last []Step) {
+// port appends the steps for what stays and comes on a port, and takes from all those
+// bindings and matches that had to go first. It returns the steps for what goes.
+func (p *Plan) port(old, want PortState, all *State) (last []Step) {
 	if !want.Root.Ours() {
 		if old.Root.Ours() {
 			last = []Step{{Port: old.Port, Action: Delete, Old: &old.Root}}
@@ -175,7 +179,7 @@ func (p *Plan) port(old, want PortState, bound *[]Bound) (last []Step) {
 		p.Steps = append(p.Steps, root)
 		old.Classes, old.Leaves = nil, nil
 	}
-	old = p.clear(old, want, bound)
+	old = p.clear(old, want, all)
 	last = p.classes(old, want)
 	p.leaves(old, want)
 	return last
@@ -184,10 +188,10 @@ func (p *Plan) port(old, want PortState, bound *[]Bound) (last []Step) {
 // clear appends the steps that take away what no change in place can turn into
 // what is wanted, and returns old without it: classes that get another parent (the
 // kernel leaves them silently where they are), classes below one that becomes a
-// leaf, and all below those; bindings to any of them go first. Ids that [IDs.Assign]
+// leaf, and all below those; bindings to any of them, and matches, go first. Ids that [IDs.Assign]
 // gives need this only when no other number is left; foreign hands may need it
 // any time.
-func (p *Plan) clear(old, want PortState, bound *[]Bound) PortState {
+func (p *Plan) clear(old, want PortState, all *State) PortState {
 	parent := make(map[ClassID]ClassID, len(want.Classes))
 	inner := make(map[ClassID]bool)
 	for i := range want.Classes {
@@ -207,14 +211,22 @@ func (p *Plan) clear(old, want PortState, bound *[]Bound) PortState {
 		return old
 	}
 	var left []Bound
-	for i := range *bound {
-		if b := &(*bound)[i]; gone[b.Class] {
+	for i := range all.Bound {
+		if b := &all.Bound[i]; gone[b.Class] {
 			p.Steps = append(p.Steps, Step{Action: Delete, Old: b})
 		} else {
 			left = append(left, *b)
 		}
 	}
-	*bound = left
+	var others []Matched
+	for i := range all.Matched {
+		if m := &all.Matched[i]; gone[m.Class] {
+			p.Steps = append(p.Steps, Step{Action: Delete, Old: m})
+		} else {
+			others = append(others, *m)
+		}
+	}
+	all.Bound, all.Matched = left, others
 	for i := len(old.Classes) - 1; i >= 0; i-- {
 		if gone[old.Classes[i].ID] {
 			p.Steps = append(p.Steps, Step{Port: old.Port, Action: Delete, Old: &old.Classes[i]})
@@ -318,6 +330,31 @@ func (p *Plan) binder(old, want State) {
 	}
 	p.hook(old.Hook, want.Hook)
 	p.bindings(old.Bound, want.Bound)
+	p.matched(old.Matched, want.Matched)
+}
+
+// matched appends the steps for branches with matches.
+func (p *Plan) matched(old, want []Matched) {
+	was := make(map[ClassID]*Matched, len(old))
+	for i := range old {
+		was[old[i].ID] = &old[i]
+	}
+	for i := range want {
+		w := &want[i]
+		o := was[w.ID]
+		delete(was, w.ID)
+		switch {
+		case o == nil:
+			p.Steps = append(p.Steps, Step{Action: Create, New: w})
+		case o.Digest != w.Digest:
+			p.Steps = append(p.Steps, Step{Action: Change, Old: o, New: w})
+		}
+	}
+	for i := range old {
+		if o := &old[i]; was[o.ID] == o {
+			p.Steps = append(p.Steps, Step{Action: Delete, Old: o})
+		}
+	}
 }
 
 func (p *Plan) hook(old, want Hook) {
@@ -351,7 +388,7 @@ func (p *Plan) bindings(old, want []Bound) {
 			}
 		}
 		kept[o] = true
-		if old[o].Class != w.Class || old[o].Open != w.Open {
+		if old[o].Class != w.Class || old[o].Open != w.Open || old[o].Stays != w.Stays {
 			p.Steps = append(p.Steps, Step{Action: Change, Old: &old[o], New: w})
 		}
 	}

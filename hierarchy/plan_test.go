@@ -347,7 +347,7 @@ func TestDiffRandom(t *testing.T) {
 			var tree *Tree
 			tree, ids = boundTree(t, rnd, ids)
 			is := stateOf(tree)
-			is.Hook = []Hook{{bind.WayBPF, 1, 0, 0}, {bind.WayBPF, 2, 2, 65_536}, {bind.WayBPF, 2, 2, 100_000}, {bind.WayNetCls, 1, 0, 0}, {bind.WayBPF, 2, 0, 0}}[rnd.IntN(5)]
+			is.Hook = []Hook{{bind.WayBPF, 1, 0, 0, 0}, {bind.WayBPF, 2, 2, 65_536, 0}, {bind.WayBPF, 2, 2, 100_000, 2}, {bind.WayNetCls, 1, 0, 0, 0}, {bind.WayBPF, 2, 0, 0, 2}}[rnd.IntN(5)]
 			if err := carry(was, is); err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}

@@ -83,7 +83,7 @@ func TestPortsOrder(t *testing.T) {
 		want     []string
 	}{
 		{"nothing", one, one, nil},
-		{"the order of ports makes no difference", State{one.Device, []PortState{one.Ports[1], one.Ports[0]}, one.Hook, one.Bound}, one, nil},
+		{"the order of ports makes no difference", State{one.Device, []PortState{one.Ports[1], one.Ports[0]}, one.Hook, one.Bound, nil}, one, nil},
 		{"from nothing", none, one, append(append(tree("create ", ""), tree("create ", of)...), "create classifier bpf", "create binding cgroup:/a to "+id("eth0/a"))},
 		{"to nothing", one, none, []string{"delete binding cgroup:/a to " + id("eth0/a"), "delete classifier bpf", "delete root qdisc htb 71f:" + of, "delete root qdisc htb 71f:"}},
 		{"a second port", sends, one, tree("create ", of)},

@@ -56,6 +56,9 @@ func (k Kernel) Read(ctx context.Context) (State, error) {
 	for i := range s.Bound {
 		s.Bound[i].Path = k.Names[s.Bound[i].Class]
 	}
+	for i := range s.Matched {
+		s.Matched[i].Path = k.Names[s.Matched[i].ID]
+	}
 	return s, nil
 }
 

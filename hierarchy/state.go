@@ -15,6 +15,9 @@ type State struct {
 	Ports  []PortState `json:"ports"`
 	Hook   Hook        `json:"hook"`
 	Bound  []Bound     `json:"bound"`
+	// Matched are branches with matches. Of those that are read only what tells them apart is
+	// known: ID, Class and Digest.
+	Matched []Matched `json:"matched,omitempty"`
 }
 
 // PortState is what stands on one port.
@@ -75,6 +78,9 @@ type Hook struct {
 	// they answer to; 0: there are none.
 	Receive uint32 `json:"receive,omitempty"`
 	Flows   uint32 `json:"flows,omitempty"` // of what it answers to: how many they have room for
+	// Match is the version of the program by which packets get into branches that have
+	// matches; 0: there is none.
+	Match uint32 `json:"match,omitempty"`
 }
 
 // Bound is one binding in force: what Target names goes to class Class.
@@ -85,8 +91,11 @@ type Bound struct {
 	// Open says that a program is missing which the kernel would take: that against
 	// root's sockets going round the queues, or, for an interface that belongs to
 	// a bridge, that which marks what it brings in.
-	Open bool   `json:"open,omitempty"`
-	From string `json:"from,omitempty"` // the policy's words: "unit:nginx.service", or "run" for a branch's own cgroup
+	Open bool `json:"open,omitempty"`
+	// Stays says that it is bound to a branch called rest itself, not to the one above: its
+	// packets are not held against that one's matches. It is false where there are none.
+	Stays bool   `json:"stays,omitempty"`
+	From  string `json:"from,omitempty"` // the policy's words: "unit:nginx.service", or "run" for a branch's own cgroup
 }
 
 // State is the desired state of a device that has the tree, with its tree for

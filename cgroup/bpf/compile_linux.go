@@ -95,6 +95,7 @@ func compile(all []hierarchy.Matched, received bool, former *tables) (*tables, e
 	c.tellPorts(all)
 	for i := range all {
 		x := &all[i]
+		c.v4[headOf(x)] = uint64(x.Digest)
 		for j := range x.Match {
 			for _, received := range directions {
 				for one := range x.Match[j].Cases(received) {
@@ -394,8 +395,10 @@ type groups struct {
 
 func newGroups(former *tables) *groups {
 	g := &groups{former, map[uint32]bool{}, 1}
-	for _, v := range former.v4 {
-		g.used[uint32(v>>32)] = true
+	for k, v := range former.v4 {
+		if !k.head() {
+			g.used[uint32(v>>32)] = true
+		}
 	}
 	for _, v := range former.v6 {
 		g.used[uint32(v>>32)] = true
@@ -417,6 +420,27 @@ func (g *groups) of(a addresses) (id uint32) {
 	}
 	g.next++
 	return g.next - 1
+}
+
+// noLength is in place of both lengths where an entry of v4 is no rule's: it has the digest
+// of a branch, by its number, with its class in place of an address.
+const noLength = 0xff
+
+func headOf(x *hierarchy.Matched) matchVifV4 {
+	return matchVifV4{Minor: x.ID.Minor(), From: noLength, To: noLength, Sender: uint32(x.Class)}
+}
+
+func (k matchVifV4) head() bool { return k.From == noLength && k.To == noLength }
+
+// matched are the branches in tables, as far as those show them.
+func (t *tables) matched() (all []hierarchy.Matched) {
+	for k, v := range t.v4 {
+		if k.head() {
+			all = append(all, hierarchy.Matched{ID: hierarchy.ID(k.Minor), Class: hierarchy.ClassID(k.Sender), Digest: hierarchy.Digest(v)})
+		}
+	}
+	slices.SortFunc(all, func(a, b hierarchy.Matched) int { return cmp.Compare(a.ID, b.ID) })
+	return all
 }
 
 // v4 is the key of what is not IPv6.

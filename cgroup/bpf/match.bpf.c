@@ -2,7 +2,7 @@
 
 /* SPDX-License-Identifier: MIT */
 /*
- * Stands behind the classifier at the egress hook, whichever that is, where a tree has
+ * Stands behind the classifier and vif_note at the egress hook, where a tree has
  * matches: who is bound is told by skb->priority then, and a match gives the packet to a
  * branch below that.
  */

@@ -94,6 +94,7 @@ struct vif_v4 {
 	__u32 sender, receiver;
 };
 
+/* An entry with 0xff for both lengths is no rule's: see compile_linux.go. */
 #define V4_RECEIVED 0x80 /* in from */
 #define V4_NONE 0x40	 /* in from: it is not IP */
 

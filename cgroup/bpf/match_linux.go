@@ -16,6 +16,7 @@ import (
 
 // matches are one interface's program and maps of matches.
 type matches struct {
+	id     uint32 // of the program
 	prog   *ebpf.Program
 	config *ebpf.Map
 	scopes dual[matchVifScope, uint32]
@@ -146,7 +147,7 @@ func lists[T any](m *ebpf.Map, ids iter.Seq[uint32]) (map[uint32]T, error) {
 }
 
 // loadMatches makes the program of what is sent with its maps, not yet on any hook, which
-// have room for some more than the tables that they are given.
+// have room for tables, and for others of a like size. Nothing is in them.
 func loadMatches(want *tables) (*matches, error) {
 	spec, err := loadMatch()
 	if err != nil {
@@ -167,9 +168,11 @@ func loadMatches(want *tables) (*matches, error) {
 	for n := range c.Maps {
 		m.keep(n, c.DetachMap(n))
 	}
-	err = m.config.Put(uint32(0), &matchVifMatching{Version: way.Version})
+	info, err := m.prog.Info()
 	if err == nil {
-		err = m.change(want)
+		id, _ := info.ID()
+		m.id = uint32(id)
+		err = m.config.Put(uint32(0), &matchVifMatching{Version: way.Version})
 	}
 	if err != nil {
 		return nil, errors.Join(err, m.close())
@@ -180,11 +183,14 @@ func loadMatches(want *tables) (*matches, error) {
 // inGroups are the lists of groups.
 func (t *tables) inGroups() iter.Seq[uint32] {
 	return func(yield func(uint32) bool) {
-		for _, all := range []iter.Seq[uint64]{maps.Values(t.v4), maps.Values(t.v6)} {
-			for v := range all {
-				if v>>32 != 0 && !yield(uint32(v)) {
-					return
-				}
+		for k, v := range t.v4 {
+			if v>>32 != 0 && !k.head() && !yield(uint32(v)) {
+				return
+			}
+		}
+		for _, v := range t.v6 {
+			if v>>32 != 0 && !yield(uint32(v)) {
+				return
 			}
 		}
 	}

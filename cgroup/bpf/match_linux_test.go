@@ -213,6 +213,15 @@ func runMatch(t *testing.T, p *ebpf.Program, f *frame, class uint32) hierarchy.C
 	return hierarchy.ClassID(binary.NativeEndian.Uint32(out[priority:]))
 }
 
+// loaded is the program with tables in force.
+func loaded(want *tables) (*matches, error) {
+	m, err := loadMatches(want)
+	if err == nil {
+		err = m.change(want)
+	}
+	return m, err
+}
+
 // starts are the branches at which decisions may start.
 func starts(tree *hierarchy.Tree) (all []*hierarchy.Branch) {
 	for b := range tree.All() {
@@ -250,7 +259,7 @@ func TestKernelMatch(t *testing.T) {
 			err = m.change(want)
 		} else {
 			m.close()
-			m, err = loadMatches(want)
+			m, err = loaded(want)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -338,7 +347,7 @@ func BenchmarkMatch(b *testing.B) {
 				b.Fatal(err)
 			}
 			start := time.Now()
-			m, err := loadMatches(t)
+			m, err := loaded(t)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -384,7 +393,7 @@ func TestKernelMatchParts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := loadMatches(want)
+	m, err := loaded(want)
 	if err != nil {
 		t.Fatal(err)
 	}

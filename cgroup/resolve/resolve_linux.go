@@ -285,7 +285,7 @@ func (r *resolver) settle() {
 
 func (r *resolver) bind(target bind.Target, c *claim) {
 	r.won[target] = c
-	r.Bound = append(r.Bound, hierarchy.Bound{Target: target, Class: c.branch.Class, Path: c.branch.Entry, From: c.from})
+	r.Bound = append(r.Bound, hierarchy.Bound{Target: target, Class: c.branch.Class, Path: c.branch.Entry, From: c.from, Stays: c.branch.Path.Base() == hierarchy.RestName})
 }
 
 // withoutInherited leaves out what has the same class as the nearest binding

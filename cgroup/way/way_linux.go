@@ -79,6 +79,10 @@ func (p Program) String() string {
 	return fmt.Sprintf("id %d, %s", p.ID, p.Name)
 }
 
+// Stays is added to a class by which something is bound that is to stay in it whatever the
+// tree's matches say: STAYS in bpf/class.h. Only the way bpf has it.
+const Stays hierarchy.ClassID = 1 << 31
+
 // Rest is the class of what is bound by nothing.
 var Rest = hierarchy.ID(hierarchy.RestMinor)
 

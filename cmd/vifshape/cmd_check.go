@@ -129,7 +129,7 @@ func (e *env) writeTree(p *policy.Policy) error {
 			if receive {
 				row += columns(in)
 			}
-			fmt.Fprintln(t, row+words.List(b.Bind))
+			fmt.Fprintln(t, row+words.Claims(b))
 		}
 	}
 	if err := t.Flush(); err != nil {

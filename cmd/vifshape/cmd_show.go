@@ -182,6 +182,9 @@ func writeShown(w io.Writer, v *observe.Tree) error {
 				fmt.Fprintf(w, "    %s\n", line)
 			}
 		}
+		if len(b.Match) > 0 {
+			fmt.Fprintf(w, "  %s: match %s\n", b.Path, words.Matches(b.Match))
+		}
 		for _, text := range b.NotHeld {
 			fmt.Fprintf(w, "  %s: not held: %s\n", b.Path, words.Printable(text))
 		}

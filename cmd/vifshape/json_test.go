@@ -29,9 +29,10 @@ var outputs = []schema.Output{
 
 // objects are the names of those whose types do not say it.
 var objects = schema.Names{
-	reflect.TypeFor[hierarchy.Item]():      "root, class, leaf, classifier or binding",
+	reflect.TypeFor[hierarchy.Item]():      "root, class, leaf, classifier, binding or matches",
 	reflect.TypeFor[hierarchy.Hook]():      "classifier",
 	reflect.TypeFor[hierarchy.Bound]():     "binding",
+	reflect.TypeFor[hierarchy.Matched]():   "matches",
 	reflect.TypeFor[observe.Binding]():     "written binding",
 	reflect.TypeFor[observe.Bound]():       "held binding",
 	reflect.TypeFor[observe.Stray]():       "stray sockets",
@@ -64,7 +65,7 @@ func TestJSONHelp(t *testing.T) {
 	var want strings.Builder
 	want.WriteString(strings.TrimRight(head, "\n") + "\n")
 	seen := map[string]bool{}
-	for _, o := range schema.Describe(outputs, objects, hierarchy.Root{}, hierarchy.Class{}, hierarchy.Leaf{}, hierarchy.Hook{}, hierarchy.Bound{}) {
+	for _, o := range schema.Describe(outputs, objects, hierarchy.Root{}, hierarchy.Class{}, hierarchy.Leaf{}, hierarchy.Hook{}, hierarchy.Bound{}, hierarchy.Matched{}) {
 		if seen[o.Name] {
 			t.Errorf("two objects are called %s", o.Name)
 		}

@@ -51,6 +51,8 @@ func objectName(i hierarchy.Item) string {
 		return "qdisc"
 	case *hierarchy.Hook:
 		return "classifier"
+	case *hierarchy.Matched:
+		return "matches"
 	}
 	return "binding"
 }

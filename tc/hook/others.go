@@ -14,8 +14,9 @@ type Filter struct {
 	Pref uint32
 	Name string // of a BPF program, as its user called it; else empty
 	// Blocks says that it has the place that [Hooks.AttachEgress] needs, or
-	// [Hooks.AttachReceive]; BlocksNote that of [Hooks.AttachNote].
-	Blocks, BlocksNote bool
+	// [Hooks.AttachReceive]; BlocksNote that of [Hooks.AttachNote], BlocksMatch that of
+	// [Hooks.AttachMatch].
+	Blocks, BlocksNote, BlocksMatch bool
 	// First says that packets meet it before the program of these, or would if that were there.
 	First bool
 }
@@ -51,7 +52,8 @@ func (h *Hooks) others(parent, pref uint32, is func(*rtnl.Filter) bool) (all []F
 		x := Filter{Kind: f.Kind, Pref: f.Pref(), First: f.Pref() < pref}
 		other := f.Kind != "bpf" || f.Info&0xffff != allProtocols()
 		x.Blocks = x.Pref == pref && other
-		x.BlocksNote = x.Pref == receivePreference && other && parent == egressParent
+		x.BlocksNote = x.Pref == notePreference && other && parent == egressParent
+		x.BlocksMatch = x.Pref == matchPreference && other && parent == egressParent
 		err := rtnl.EachAttr(f.Options, func(typ uint16, v []byte) error {
 			if f.Kind == "bpf" && typ == tcaBPFName {
 				x.Name = rtnl.String(v)
@@ -59,7 +61,7 @@ func (h *Hooks) others(parent, pref uint32, is func(*rtnl.Filter) bool) (all []F
 			return nil
 		})
 		// our own: behind the classifier, and those that mark what comes in for other interfaces
-		note := parent == egressParent && receives(f)
+		note := parent == egressParent && behind(f)
 		mark := parent == ingressParent && x.Pref == preference && strings.HasPrefix(x.Name, "vif_")
 		if !note && !mark {
 			all = append(all, x)

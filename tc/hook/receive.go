@@ -7,34 +7,64 @@ import (
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// Our filters of the receiving side. They come after the classifier, and after the marks
-// of AttachIngress.
-const receivePreference = 2
+// Our filters behind the classifier: that which notes whose a flow is, and that of matches,
+// which go on from there. At ingress ours comes after the marks of AttachIngress.
+const (
+	receivePreference = 2
+	notePreference    = 2
+	matchPreference   = 3
+)
 
-// noteObject is our filter behind the classifier at the egress hook, receiveObject the one
-// at the ingress hook.
-func (h *Hooks) noteObject(bpf *gotc.Bpf) *gotc.Object {
+// behindObject is our filter behind the classifier at the egress hook with a preference,
+// receiveObject the one at the ingress hook.
+func (h *Hooks) behindObject(pref uint32, bpf *gotc.Bpf) *gotc.Object {
 	x := h.egressObject(bpf)
-	x.Info = receivePreference<<16 | allProtocols()
+	x.Info = pref<<16 | allProtocols()
 	return x
 }
 
 func (h *Hooks) receiveObject(bpf *gotc.Bpf) *gotc.Object {
-	x := h.noteObject(bpf)
+	x := h.behindObject(receivePreference, bpf)
 	x.Parent = ingressParent
 	return x
 }
 
-// receives says whether a filter is one of AttachNote or AttachReceive, if it is at that hook.
-func receives(f *rtnl.Filter) bool {
-	return f.Pref() == receivePreference && f.Handle == handle && f.Kind == "bpf"
+// preferred says whether a filter is ours with a preference, whichever hook it is at.
+func preferred(pref uint32) func(*rtnl.Filter) bool {
+	return func(f *rtnl.Filter) bool { return f.Pref() == pref && f.Handle == handle && f.Kind == "bpf" }
+}
+
+// receives says whether a filter is that of AttachReceive, if it is at ingress.
+var receives = preferred(receivePreference)
+
+// behind says whether a filter is one of AttachMatch or AttachNote, if it is at egress.
+func behind(f *rtnl.Filter) bool {
+	return preferred(matchPreference)(f) || preferred(notePreference)(f)
 }
 
 // AttachNote puts a program of type sched_cls behind that of AttachEgress, whether that is
 // there or not, in direct-action mode; for the rest it is as AttachEgress with the second
 // preference.
 func (h *Hooks) AttachNote(progFD int, name string) error {
-	return h.put("attach program behind the classifier", h.noteObject(direct(progFD, name)))
+	return h.put("attach program behind the classifier", h.behindObject(notePreference, direct(progFD, name)))
+}
+
+// AttachMatch is AttachNote with the third preference.
+func (h *Hooks) AttachMatch(progFD int, name string) error {
+	return h.put("attach program behind the classifier", h.behindObject(matchPreference, direct(progFD, name)))
+}
+
+// MatchProgram is the id of the program that AttachMatch put there, in this process or
+// another; 0 when there is none.
+func (h *Hooks) MatchProgram() (id uint32, err error) {
+	id, err = h.program(egressParent, preferred(matchPreference))
+	return id, h.on.Fail("read program behind the classifier", err)
+}
+
+// DetachMatch removes the program of AttachMatch, and the clsact qdisc when no filter is left.
+// None is no error.
+func (h *Hooks) DetachMatch() error {
+	return h.on.Fail("detach program behind the classifier", h.detach(h.behindObject(matchPreference, nil)))
 }
 
 // AttachReceive is AttachNote for the ingress hook. A program that does not redirect packets
@@ -54,12 +84,10 @@ func (h *Hooks) AttachReceive(progFD int, name string, redirect uint32) error {
 // ReceivePrograms are the ids of the programs that AttachNote and AttachReceive put there, in
 // this process or another; 0 for one that is not there.
 func (h *Hooks) ReceivePrograms() (note, receive uint32, err error) {
-	for parent, id := range map[uint32]*uint32{egressParent: &note, ingressParent: &receive} {
-		if *id, err = h.program(parent, receives); err != nil {
-			return 0, 0, h.on.Fail("read programs of the receiving side", err)
-		}
+	if note, err = h.program(egressParent, preferred(notePreference)); err == nil {
+		receive, err = h.program(ingressParent, receives)
 	}
-	return note, receive, nil
+	return note, receive, h.on.Fail("read programs of the receiving side", err)
 }
 
 // program is the id of the BPF program of a filter at a hook, 0 when there is none.
@@ -81,7 +109,7 @@ func (h *Hooks) program(parent uint32, is func(*rtnl.Filter) bool) (id uint32, e
 // DetachReceive removes the programs of AttachReceive and AttachNote, in this order, and the
 // clsact qdisc when no filter is left. None is no error.
 func (h *Hooks) DetachReceive() error {
-	for _, x := range []*gotc.Object{h.receiveObject(nil), h.noteObject(nil)} {
+	for _, x := range []*gotc.Object{h.receiveObject(nil), h.behindObject(notePreference, nil)} {
 		if err := h.detach(x); err != nil {
 			return h.on.Fail("detach programs of the receiving side", err)
 		}

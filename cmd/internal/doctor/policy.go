@@ -157,6 +157,7 @@ func (c *policyCheck) tree(ctx context.Context, d *tc.Device, t *hierarchy.Tree,
 	c.speed(l, t)
 	c.try(top, "packets", func() error { return c.large(l, t) })
 	c.try(top, "ingress", func() error { return c.receive(ctx, d, l, t, way) })
+	c.try(top, "match", func() error { return c.matches(d, l, t, way) })
 	if err := d.Settle(ctx, t); err != nil {
 		c.unsettled(t, err)
 	} else {
@@ -268,6 +269,26 @@ func (c *policyCheck) receive(ctx context.Context, d *tc.Device, l link.Link, t 
 			f.Text = fmt.Sprintf("%s: %s: %s", t.Port.Device, f.Topic, f.Text)
 		}
 		c.say(top, "ingress", f)
+	}
+	return err
+}
+
+// matches says what stands in the way of the tree's matches.
+func (c *policyCheck) matches(d *tc.Device, l link.Link, t *hierarchy.Tree, way bind.Way) error {
+	all, top := t.Matched(), hierarchy.Path(t.Port.Device)
+	if len(all) == 0 || way == bind.WayNone {
+		return nil
+	}
+	if err := cgroup.Matches(way, all, t.Ingress != nil, d.Bare()); err != nil {
+		c.say(top, "", Finding{Topic: "match", State: Missing, Needed: true, Text: fmt.Sprintf("%s: match: %v", top, err)})
+	}
+	o, err := foreign.Look(d.Interface)
+	for _, f := range o.Filters {
+		if f.BlocksMatch {
+			f := inPlace(l, f, "egress")
+			f.Needed, f.Text, f.Follows = true, fmt.Sprintf("%s: %s: %s", top, f.Topic, f.Text), "match in a policy is refused"
+			c.say(top, "", f)
+		}
 	}
 	return err
 }

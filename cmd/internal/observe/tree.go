@@ -21,6 +21,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/hierarchy/match"
 	"github.com/vifshape/vifshape/tc"
 )
 
@@ -44,6 +45,7 @@ type Branch struct {
 	Sending  *hierarchy.Bandwidth `json:"sending,omitempty"` // with --sample
 	Ingress  *Received            `json:"ingress,omitempty"`
 	Bound    []Bound              `json:"bound,omitempty"`
+	Match    []match.Match        `json:"match,omitempty"` // of the policy, where they are in force
 	Delegate []bind.Delegate      `json:"delegate,omitempty"`
 	Added    *Added               `json:"added,omitempty"`    // at run time, not in the policy
 	NotHeld  []string             `json:"not_held,omitempty"` // processes that are bound, and why they do not hold
@@ -178,11 +180,15 @@ func ViewTree(ctx context.Context, m *shaper.Machine, iface string, sample time.
 	if err != nil {
 		return nil, err
 	}
+	matches, err := matchesOf(m, x, s)
+	if err != nil {
+		return nil, err
+	}
 	for _, b := range branches(x.On(s), x.In(s), was, now) {
 		if b.Path == "" {
 			b.Path = hierarchy.Path(iface).Join(b.ID.String())
 		}
-		b.Bound = bound[b.ID]
+		b.Bound, b.Match = bound[b.ID], matches[b.Path]
 		b.delegation(x.Record)
 		v.Branches = append(v.Branches, b)
 	}
@@ -198,6 +204,28 @@ func ViewTree(ctx context.Context, m *shaper.Machine, iface string, sample time.
 	}
 	v.order(x.Record.Order)
 	return v, v.loses(x.Losses(s))
+}
+
+// matchesOf are the matches that the policy of an interface gives branches, where the program
+// is there that goes by them.
+func matchesOf(m *shaper.Machine, x *shaper.Target, s hierarchy.State) (map[hierarchy.Path][]match.Match, error) {
+	if !x.Record.Matches || x.Blind == nil && s.Hook.Match == 0 {
+		return nil, nil
+	}
+	spec, err := m.Store.Spec(x.Record)
+	if err != nil {
+		return nil, err
+	}
+	all := map[hierarchy.Path][]match.Match{}
+	var walk func(hierarchy.Path, *hierarchy.BranchSpec)
+	walk = func(p hierarchy.Path, b *hierarchy.BranchSpec) {
+		all[p] = b.Match
+		for _, c := range b.Children {
+			walk(p.Join(c.Name), c)
+		}
+	}
+	walk(hierarchy.Path(spec.Interface), &spec.BranchSpec)
+	return all, nil
 }
 
 // loses notes what is lost, which err says.

@@ -38,6 +38,8 @@ func (r *Record) decode(b []byte) error {
 			r.Way, err = text[bind.Way](v)
 		case "receives":
 			r.Receives, err = truth(v)
+		case "matches":
+			r.Matches, err = truth(v)
 		case "ids":
 			r.IDs, err = decodeIDs(v)
 		case "order":
@@ -119,6 +121,8 @@ func decodeBound(b []byte) (x hierarchy.Bound, err error) {
 			x.Path, err = text[hierarchy.Path](v)
 		case "open":
 			x.Open, err = truth(v)
+		case "stays":
+			x.Stays, err = truth(v)
 		case "from":
 			x.From, err = text[string](v)
 		}

@@ -20,7 +20,7 @@ import (
 func full() *Record {
 	prio := uint8(3)
 	return &Record{
-		Version: Version, Interface: "eth0", Index: 7, Policy: "/etc/\"p\"\\ <é\x01>.toml", Binding: "auto", Way: bind.WayBPF, Receives: true,
+		Version: Version, Interface: "eth0", Index: 7, Policy: "/etc/\"p\"\\ <é\x01>.toml", Binding: "auto", Way: bind.WayBPF, Receives: true, Matches: true,
 		IDs:   hierarchy.IDs{Minors: map[string]uint16{"web/": 16, "web/a": 0xfffe}, Retired: []hierarchy.Retired{{Key: "x", Minor: 18}}},
 		Order: []hierarchy.Path{"eth0", "eth0/web", "eth0/web/a"},
 		Bindings: []Binding{
@@ -28,7 +28,7 @@ func full() *Record {
 			{Path: "eth0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "b"}},
 		},
 		Bound: []hierarchy.Bound{
-			{Target: bind.ToUser(1000), Class: hierarchy.ID(0xfffe), Path: "eth0/web/a", Open: true, From: "user:a"},
+			{Target: bind.ToUser(1000), Class: hierarchy.ID(0xfffe), Path: "eth0/web/a", Open: true, Stays: true, From: "user:a"},
 			{Path: "eth0/web/a", From: "user:b"},
 		},
 		Former:    foreign.Former{Kind: "fq_codel", Handle: hierarchy.ID(1), Options: []byte{255, 1, 0}, Partial: true},

@@ -21,6 +21,7 @@ type Record struct {
 	Binding   string            `json:"binding"`
 	Way       bind.Way          `json:"way,omitempty"`      // that was taken
 	Receives  bool              `json:"receives,omitempty"` // there is a tree for what it receives, too
+	Matches   bool              `json:"matches,omitempty"`  // branches have matches
 	IDs       hierarchy.IDs     `json:"ids"`
 	Order     []hierarchy.Path  `json:"order"` // branches as the policy lists them
 	Bindings  []Binding         `json:"bindings,omitempty"`

@@ -27,6 +27,12 @@ type change struct {
 
 // toward makes the state that is wanted the change's, with the plan that leads there.
 func (c *change) toward(want hierarchy.State) {
+	if want.Hook.Match == 0 { // there is nothing that it would be kept from
+		want.Bound = slices.Clone(want.Bound)
+		for i := range want.Bound {
+			want.Bound[i].Stays = false
+		}
+	}
 	c.want, c.Plan = want, hierarchy.Diff(c.before, want)
 }
 

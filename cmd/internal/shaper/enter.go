@@ -247,7 +247,7 @@ func (m *Machine) makeHome(ctx context.Context, x *Interface, path hierarchy.Pat
 		x.Binder.Fresh(target)
 	}
 	want := c.before
-	want.Bound = []hierarchy.Bound{{Target: target, Class: class, Path: path, From: "run"}}
+	want.Bound = []hierarchy.Bound{{Target: target, Class: class, Path: path, From: "run", Stays: path.Base() == hierarchy.RestName}}
 	c.toward(want)
 	if err = m.carry(ctx, c); err != nil && fresh {
 		_, failed := h.Remove(path)

@@ -96,6 +96,15 @@ func (x *Interface) Losses(s hierarchy.State) error {
 			return err
 		}
 	}
+	if r.Matches {
+		program, err := hook.Of(x.Device.Interface).MatchProgram()
+		if err != nil {
+			return err
+		}
+		if program == 0 {
+			e.What = append(e.What, "the program is gone by which packets get into branches that have matches, and they stay in the branch above")
+		}
+	}
 	const most = 3
 	missing := 0
 	for _, p := range r.Order {

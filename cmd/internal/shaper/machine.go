@@ -220,7 +220,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.Record.Former, Was: s.Record.Was,
 		Spec: s.Record.Spec, Delegated: Delegations(t), Added: x.added,
-		Serial: s.Record.Serial, Applied: s.Record.Applied, Receives: t.Ingress != nil,
+		Serial: s.Record.Serial, Applied: s.Record.Applied, Receives: t.Ingress != nil, Matches: len(t.Matched()) > 0,
 	}
 	if !x.On(x.before).Root.Ours() {
 		if x.next.Former, err = foreign.Root(s.Device.Interface); err != nil {
@@ -260,14 +260,14 @@ func (x *Target) bind(ctx context.Context) (err error) {
 		if x.Tree.Ingress != nil {
 			flows = x.Tree.Ingress.Flows
 		}
-		if x.want.Hook, err = x.Binder.Hook(flows); errors.Is(err, caps.ErrNotPrivileged) {
+		if x.want.Hook, err = x.Binder.Hook(flows, x.Tree.Matched()...); errors.Is(err, caps.ErrNotPrivileged) {
 			x.Blind = err
 		} else if err != nil {
 			return err
 		}
 	}
 	if x.Blind != nil {
-		x.want.Hook, x.want.Bound = x.before.Hook, x.before.Bound
+		x.want.Hook, x.want.Bound, x.want.Matched = x.before.Hook, x.before.Bound, x.before.Matched
 		return nil
 	}
 	x.next.Way = x.want.Hook.Way
@@ -278,7 +278,7 @@ func (x *Target) bind(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	x.want.Bound, x.pending, x.outside = r.Bound, r.Pending, r.Outside
+	x.want.Bound, x.want.Matched, x.pending, x.outside = r.Bound, x.Tree.Matched(), r.Pending, r.Outside
 	x.next.Came(r)
 	return nil
 }

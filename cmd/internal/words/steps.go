@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/match"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
@@ -60,6 +61,12 @@ func itemText(s hierarchy.Step) string {
 			return fmt.Sprintf("bind\t%s\t%v\t%s%s, was %s", Name(i.Path, i.Class), i.Class, target, from, Name(old.Path, old.Class))
 		}
 		return fmt.Sprintf("bind\t%s\t%v\t%s%s", Name(i.Path, i.Class), i.Class, target, from)
+	case *hierarchy.Matched:
+		head := fmt.Sprintf("match\t%s\t%v\t", Name(i.Path, i.ID), i.ID)
+		if s.Action == hierarchy.Delete {
+			return strings.TrimSuffix(head, "\t")
+		}
+		return head + Matches(i.Match)
 	}
 	return s.String()
 }
@@ -69,7 +76,35 @@ func hookText(h *hierarchy.Hook) string {
 	if h.Receive != 0 {
 		s += fmt.Sprintf(", also for what is received, room for %d flows", h.Flows)
 	}
+	if h.Match != 0 {
+		s += ", with matches"
+	}
 	return s
+}
+
+// Claims are the bindings and matches of a branch, "-" where it has none.
+func Claims(b *hierarchy.Branch) string {
+	switch {
+	case len(b.Match) == 0:
+		return List(b.Bind)
+	case len(b.Bind) == 0:
+		return "match " + Matches(b.Match)
+	}
+	return List(b.Bind) + ", match " + Matches(b.Match)
+}
+
+// Matches are the matches of a branch in one line, the first few of many.
+func Matches(all []match.Match) string {
+	const few = 3
+	var s []string
+	for i, m := range all {
+		if i == few && len(all) > few+1 {
+			s = append(s, fmt.Sprintf("and %d more", len(all)-i))
+			break
+		}
+		s = append(s, m.String())
+	}
+	return strings.Join(s, "  ")
 }
 
 // classText is what people set: the sizes that follow from it are in the JSON and
