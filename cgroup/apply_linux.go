@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 
+	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -138,7 +139,10 @@ func (d *doing) match(steps []hierarchy.Step) error {
 	}
 	for _, s := range steps {
 		if h := hook(s.New); h != (hierarchy.Hook{}) && h.Match == 0 && hook(s.Old).Match != 0 || s.Action == hierarchy.Delete && hook(s.Old).Match != 0 {
-			return d.Binder.rules.Detach()
+			if err := d.Binder.rules.Detach(); err != nil {
+				return err
+			}
+			return d.follow()
 		}
 		m, ok := s.Item().(*hierarchy.Matched)
 		if !ok {
@@ -149,7 +153,20 @@ func (d *doing) match(steps []hierarchy.Step) error {
 			now = append(now, *m)
 		}
 	}
-	return d.Binder.rules.Change(now, d.known)
+	if err := d.Binder.rules.Change(now, d.known); err != nil {
+		return err
+	}
+	return d.follow()
+}
+
+// follow has the programs of the receiving side go by the matches that are there now, where
+// they go by others.
+func (d *doing) follow() error {
+	is, flows, err := d.received()
+	if err != nil || is != bpf.Unfinished {
+		return err
+	}
+	return d.receive(way.Version, flows)
 }
 
 // receive puts the programs of the receiving side where they belong.
@@ -159,7 +176,7 @@ func (d *doing) receive(version, flows uint32) error {
 		err = errors.New("the interface that carries the tree for what is received is not there")
 	}
 	if err == nil {
-		err = d.flows.Attach(d.egress, version, carrier, flows)
+		err = d.flows.Attach(d.egress, d.Binder.rules, version, carrier, flows)
 	}
 	if err != nil {
 		return fmt.Errorf("ingress: %w", err)

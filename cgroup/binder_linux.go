@@ -181,7 +181,7 @@ func (b *Binder) Hook(flows uint32, matched ...hierarchy.Matched) (hierarchy.Hoo
 	}
 	if b.known = matched; len(matched) > 0 {
 		h.Match = way.Version
-		if err := Matches(b.way.name, matched, flows > 0, b.cfg.Bare); err != nil {
+		if err := Matches(b.way.name, matched, b.cfg.Bare); err != nil {
 			return hierarchy.Hook{}, fmt.Errorf("%s: match: %w", b.cfg.Interface, err)
 		}
 	}
@@ -192,17 +192,15 @@ func (b *Binder) Hook(flows uint32, matched ...hierarchy.Matched) (hierarchy.Hoo
 }
 
 // Matches says why packets cannot get into branches by matches where processes are bound by
-// a way, on an interface that is bare, as in [Config], or shapes what is received; nil: they can.
-func Matches(w bind.Way, all []hierarchy.Matched, received, bare bool) error {
+// a way, on an interface that is bare, as in [Config], or not; nil: they can.
+func Matches(w bind.Way, all []hierarchy.Matched, bare bool) error {
 	switch {
 	case w != bind.WayBPF:
 		return fmt.Errorf("with binding %s packets get into branches by what is bound alone: it takes binding bpf: %w", w, caps.ErrNotSupported)
-	case received:
-		return fmt.Errorf("received packets get into branches by what is bound alone: leave out ingress or match: %w", caps.ErrNotSupported)
 	case bare && slices.ContainsFunc(all, hasMAC):
 		return errors.New("mac: the interface has no such addresses: leave the key out")
 	}
-	return bpf.Check(all, received)
+	return bpf.Check(all)
 }
 
 func hasMAC(x hierarchy.Matched) bool {
@@ -227,7 +225,7 @@ func (b *Binder) receives() error {
 // received is the version of the programs for what the interface receives, and how many
 // flows they have room for.
 func (b *Binder) received() (version, flows uint32, err error) {
-	return b.flows.Read(b.egress, b.cfg.Receiver)
+	return b.flows.Read(b.egress, b.rules, b.cfg.Receiver)
 }
 
 // Flows counts the table by which received packets get their class; its Room is 0 where

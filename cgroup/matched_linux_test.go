@@ -15,6 +15,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/hierarchy/match"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 // matched is a leaf with matches, such as "to=10.0.0.0/8 dport=80", for packets of classes.
@@ -206,5 +207,100 @@ func TestKernelMatchedWays(t *testing.T) {
 				t.Errorf("changed: %+v", got.Hook)
 			}
 		})
+	}
+}
+
+// TestKernelMatchedReceived: what is received is held against the matches below whoever it is
+// for, and goes on being so when the maps are replaced by larger ones.
+func TestKernelMatchedReceived(t *testing.T) {
+	require(t, bind.WayBPF)
+	n := newReceiver(t)
+	p := newPlace(t, bind.WayBPF)
+	inRed, inRest, free := sub(t, p.dir, "red"), sub(t, p.dir, "rest"), sub(t, p.dir, "free")
+	b := n.binder(t, bind.WayBPF)
+	bounds := []hierarchy.Bound{bound(p.target(inRed), red), bound(p.target(inRest), rest)}
+	bounds[1].Stays = true
+	set := func(all []hierarchy.Matched) {
+		t.Helper()
+		for i := range all {
+			all[i].Received = true
+		}
+		want := hierarchy.State{Device: "eth0", Bound: bounds, Matched: all}
+		var err error
+		if want.Hook, err = b.Hook(1, all...); err != nil {
+			t.Fatal(err)
+		}
+		converge(t, b, want)
+	}
+	top := []hierarchy.ClassID{rest}
+	some := []hierarchy.Matched{
+		matched(t, green, top, "dport=7001", "from="+n.Far6.String()),
+		matched(t, blue, []hierarchy.ClassID{red}, "port=7002"),
+	}
+	var prefixes []string
+	for i := range 3000 {
+		prefixes = append(prefixes, fmt.Sprintf("to=10.%d.%d.0/24", i/256, i%256))
+	}
+	far := n.start(t, n.Far, "")
+	near := map[string]*tctest.Actor{}
+	for i, dir := range []string{inRed, inRest, free} {
+		x := n.start(t, n.Near, dir)
+		x.Do("sink a %s:%d", n.Near4, 7101+i)
+		x.Do("sink b [%s]:%d", n.Near6, 7101+i)
+		near[dir] = x
+	}
+	near[free].Do("sink c %s:7001", n.Near4)
+	near[inRed].Do("sink c %s:7002", n.Near4)
+	send := func(addr string, class hierarchy.ClassID) {
+		t.Helper()
+		got := n.received(t, func() { far.Do("udp %s 20", addr) })
+		if diff := cmp.Diff(counts{class: 20}, got); diff != "" {
+			t.Errorf("to %s: packets a class (-want +got):\n%s", addr, diff)
+		}
+	}
+	check := func(matches bool) {
+		t.Helper()
+		or := func(class, without hierarchy.ClassID) hierarchy.ClassID {
+			if matches {
+				return class
+			}
+			return without
+		}
+		send(n.Near4.String()+":7103", rest)
+		send(n.Near4.String()+":7001", or(green, rest))
+		send("["+n.Near6.String()+"]:7103", or(green, rest))
+		send(n.Near4.String()+":9", rest) // to nobody
+		if looks(t, bind.WayBPF) {
+			send(n.Near4.String()+":7101", red)
+			send("["+n.Near6.String()+"]:7101", red)
+			send(n.Near4.String()+":7002", or(blue, red))
+			send(n.Near4.String()+":7102", rest)
+			send("["+n.Near6.String()+"]:7102", rest)
+		}
+	}
+	set(some)
+	check(true)
+	set(append([]hierarchy.Matched{matched(t, green, top, append(prefixes, "dport=7001", "from="+n.Far6.String())...)}, some[1]))
+	check(true)
+	set(some)
+	check(true)
+	bounds[1].Stays = false
+	set(nil)
+	check(false)
+	bounds[1].Stays = true
+	set(some)
+	check(true)
+
+	// Answers are of who asked, and go on from there.
+	far.Do("sink s %s:7002", n.Far4)
+	for dir, class := range map[string]hierarchy.ClassID{inRed: blue, free: rest} {
+		got := n.received(t, func() {
+			far.Begin("answer s 20")
+			near[dir].Do("ask q %s:7002 20", n.Far4)
+			far.End()
+		})
+		if diff := cmp.Diff(counts{class: 20}, got); diff != "" {
+			t.Errorf("answers to %s: packets a class (-want +got):\n%s", dir, diff)
+		}
 	}
 }

@@ -17,6 +17,8 @@ type Matched struct {
 	Class ClassID       `json:"leaf"`           // of the branch's entry
 	From  []ClassID     `json:"from,omitempty"` // of the entries of the branches above, up to the next that has matches
 	Match []match.Match `json:"match,omitempty"`
+	// Received says that packets that are received are held against the matches, too.
+	Received bool `json:"received,omitempty"`
 	// Digest tells these values from others, but for the path.
 	Digest Digest `json:"digest"`
 }
@@ -42,12 +44,12 @@ func (m *Matched) digest() Digest {
 // Matched are the branches that have matches. What is decided by them, again for each
 // class that a packet gets until none fits, is what [Branch.Decide] says: of those that have
 // a class in From, the most specific match decides.
-func (t *Tree) Matched() []Matched { return t.Root.below(nil, nil) }
+func (t *Tree) Matched() []Matched { return t.Root.below(t.Ingress != nil, nil, nil) }
 
-func (b *Branch) below(from []ClassID, to []Matched) []Matched {
+func (b *Branch) below(received bool, from []ClassID, to []Matched) []Matched {
 	entry := b.Entry()
 	if len(b.Match) > 0 && entry != nil { // every branch with matches has one
-		m := Matched{ID: b.ID, Path: b.Path, Class: entry.ID, From: from, Match: b.Match}
+		m := Matched{ID: b.ID, Path: b.Path, Class: entry.ID, From: from, Match: b.Match, Received: received}
 		m.Digest = m.digest()
 		to = append(to, m)
 		from = nil
@@ -56,7 +58,7 @@ func (b *Branch) below(from []ClassID, to []Matched) []Matched {
 		from = append(from[:len(from):len(from)], entry.ID)
 	}
 	for _, c := range b.Children {
-		to = c.below(from, to)
+		to = c.below(received, from, to)
 	}
 	return to
 }

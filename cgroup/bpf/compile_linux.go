@@ -81,23 +81,21 @@ type kind struct {
 	mask   uint32
 }
 
-// compile makes the tables for branches that have matches, for what is sent and, if
-// received, for what is received. Former ones may be of nothing.
-func compile(all []hierarchy.Matched, received bool, former *tables) (*tables, error) {
+// compile makes the tables for branches that have matches. Former ones may be of nothing.
+func compile(all []hierarchy.Matched, former *tables) (*tables, error) {
 	c := &compiler{groups: map[addresses]*group{}, pairs: map[matchVifScope]map[lengths]bool{}}
 	c.scopes = map[matchVifScope]uint32{}
 	c.lists, c.kinds = map[uint32]matchVifPairs{}, map[uint32]matchVifKinds{}
 	c.v4, c.v6, c.rules = map[matchVifV4]uint64{}, map[matchVifV6]uint64{}, map[matchVifRule]uint32{}
-	directions := []bool{false, true}
-	if !received {
-		directions = directions[:1]
-	}
 	c.tellPorts(all)
 	for i := range all {
 		x := &all[i]
 		c.v4[headOf(x)] = uint64(x.Digest)
 		for j := range x.Match {
-			for _, received := range directions {
+			for _, received := range []bool{false, true} {
+				if received && !x.Received {
+					continue
+				}
 				for one := range x.Match[j].Cases(received) {
 					if err := c.add(x, &one, received); err != nil {
 						return nil, fmt.Errorf("match %d of %s: %w", j+1, x.Path, err)

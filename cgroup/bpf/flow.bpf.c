@@ -19,6 +19,7 @@
 #include "bound.h"
 #include "config.h"
 #include "headers.h"
+#include "match.h"
 
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
@@ -330,7 +331,7 @@ int vif_note(struct __sk_buff *skb)
 	if (!parse(skb, &p, 1) || !sender(skb, &p.flow, &mine))
 		return TC_ACT_UNSPEC;
 	mine.class = skb->priority;
-	if (mine.class >> 16 != MAJOR)
+	if ((mine.class >> 16 & ~STAYS) != MAJOR)
 		mine.class = vif_receiving.rest;
 	mine.generation = vif_config.generation;
 	mine.seen = mine.looked = now();
@@ -429,7 +430,7 @@ static __always_inline int due(struct vif_owner *o, const struct vif_flow *f)
 	return 1;
 }
 
-static __always_inline void receive(struct __sk_buff *skb, int looks)
+static __always_inline void receive(struct __sk_buff *skb, int looks, int matches)
 {
 	__u32 class = 0, generation = looks ? vif_config.generation : 0, *first;
 	struct vif_fragment part = {};
@@ -477,13 +478,30 @@ static __always_inline void receive(struct __sk_buff *skb, int looks)
 	else if (p.frame.part == FIRST) /* the number was another's once */
 		bpf_map_delete_elem(&vif_fragments, &part);
 out:
-	skb->priority = class ? class : vif_receiving.rest;
+	if (!class)
+		class = vif_receiving.rest;
+	if (class >> 16 != MAJOR) /* of what has been bound to a rest itself */
+		class = MAJOR << 16 | (class & 0xffff);
+	else if (matches)
+		class = MAJOR << 16 | refine(skb, class & 0xffff, 1);
+	skb->priority = class;
 }
 
+/*
+ * Those for an interface whose tree has matches go on from the class of whoever is bound, as
+ * vif_match does for what is sent, and by its maps.
+ */
 SEC("tc")
 int vif_receive(struct __sk_buff *skb)
 {
-	receive(skb, 1);
+	receive(skb, 1, 0);
+	return bpf_redirect(vif_receiving.ifb, 0);
+}
+
+SEC("tc")
+int vif_receive_match(struct __sk_buff *skb)
+{
+	receive(skb, 1, 1);
 	return bpf_redirect(vif_receiving.ifb, 0);
 }
 
@@ -491,7 +509,14 @@ int vif_receive(struct __sk_buff *skb)
 SEC("tc")
 int vif_receive_bare(struct __sk_buff *skb)
 {
-	receive(skb, 1);
+	receive(skb, 1, 0);
+	return -1;
+}
+
+SEC("tc")
+int vif_receive_bare_match(struct __sk_buff *skb)
+{
+	receive(skb, 1, 1);
 	return -1;
 }
 
@@ -499,7 +524,14 @@ int vif_receive_bare(struct __sk_buff *skb)
 SEC("tc")
 int vif_receive_plain(struct __sk_buff *skb)
 {
-	receive(skb, 0);
+	receive(skb, 0, 0);
+	return bpf_redirect(vif_receiving.ifb, 0);
+}
+
+SEC("tc")
+int vif_receive_plain_match(struct __sk_buff *skb)
+{
+	receive(skb, 0, 1);
 	return bpf_redirect(vif_receiving.ifb, 0);
 }
 
@@ -512,7 +544,14 @@ int vif_receive_plain(struct __sk_buff *skb)
 SEC("tc")
 int vif_receive_old(struct __sk_buff *skb)
 {
-	receive(skb, 0);
+	receive(skb, 0, 0);
+	return -1;
+}
+
+SEC("tc")
+int vif_receive_old_match(struct __sk_buff *skb)
+{
+	receive(skb, 0, 1);
 	return -1;
 }
 

@@ -44,6 +44,11 @@ type flowVifFlow struct {
 	V6     uint8
 }
 
+type flowVifFound struct {
+	_    structs.HostLayout
+	Slot [2]uint64
+}
+
 type flowVifFragment struct {
 	_      structs.HostLayout
 	Local  [16]uint8
@@ -52,6 +57,31 @@ type flowVifFragment struct {
 	Link   uint16
 	Proto  uint8
 	V6     uint8
+}
+
+type flowVifKinds struct {
+	_     structs.HostLayout
+	Many  uint32
+	Kinds [32]struct {
+		_      structs.HostLayout
+		Fields uint8
+		Rank   uint8
+		Unused uint16
+		Mask   uint32
+	}
+}
+
+type flowVifLengths struct {
+	_     structs.HostLayout
+	Sides [2][65536]flowVifWord
+}
+
+type flowVifMatching struct {
+	_       structs.HostLayout
+	Version uint32
+	Slot    uint32
+	Unused  uint32
+	Macs    uint32
 }
 
 type flowVifOwner struct {
@@ -65,12 +95,93 @@ type flowVifOwner struct {
 	Unused     uint16
 }
 
+type flowVifPairs struct {
+	_         structs.HostLayout
+	Many      uint32
+	First     uint32
+	Senders   uint32
+	Receivers uint32
+	Pairs     [64]struct {
+		_         structs.HostLayout
+		From      uint8
+		To        uint8
+		FromLow   uint8
+		ToLow     uint8
+		Senders   uint32
+		Receivers uint32
+	}
+}
+
+type flowVifPart struct {
+	_      structs.HostLayout
+	Ports  [2]uint16
+	Proto  uint8
+	Unused [3]uint8
+}
+
+type flowVifParts struct {
+	_        structs.HostLayout
+	Sender   [2]uint64
+	Receiver [2]uint64
+	Fragment uint32
+	Link     uint16
+	Proto    uint8
+	Received uint8
+}
+
+type flowVifPorts struct {
+	_     structs.HostLayout
+	Ports [65536][2]uint16
+}
+
 type flowVifReceiving struct {
 	_       structs.HostLayout
 	Version uint32
 	Ifb     uint32
 	Rest    uint32
 	Shift   uint32
+}
+
+type flowVifRule struct {
+	_      structs.HostLayout
+	Group  uint32
+	Mark   uint32
+	Mask   uint32
+	Far    uint16
+	Near   uint16
+	Vlan   uint16
+	Mac    [3]uint16
+	Proto  uint8
+	Dscp   uint8
+	Fields uint8
+	Unused uint8
+}
+
+type flowVifScope struct {
+	_        structs.HostLayout
+	Minor    uint16
+	Received uint8
+	Family   uint8
+}
+
+type flowVifSeen struct {
+	_         structs.HostLayout
+	Sender    [2]uint64
+	Receiver  [2]uint64
+	Senders   uint32
+	Receivers uint32
+	Mark      uint32
+	Slot      uint32
+	Far       uint16
+	Near      uint16
+	Vlan      uint16
+	Proto     uint8
+	Dscp      uint8
+	Macs      [2][3]uint16
+	Family    uint8
+	Received  uint8
+	Has       uint8
+	Unused    uint8
 }
 
 type flowVifSocket struct {
@@ -84,24 +195,63 @@ type flowVifSocket struct {
 	Unused     uint32
 }
 
+type flowVifV4 struct {
+	_        structs.HostLayout
+	Minor    uint16
+	From     uint8
+	To       uint8
+	Sender   uint32
+	Receiver uint32
+}
+
+type flowVifV6 struct {
+	_        structs.HostLayout
+	Minor    uint16
+	From     uint8
+	To       uint8
+	Received uint32
+	Sender   [2]uint64
+	Receiver [2]uint64
+}
+
+type flowVifWord struct {
+	_    structs.HostLayout
+	Slot [2]uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	flowMapVifCgroups       = "vif_cgroups"
-	flowMapVifCounts        = "vif_counts"
-	flowMapVifFlows         = "vif_flows"
-	flowMapVifFragments     = "vif_fragments"
-	flowMapVifNames         = "vif_names"
-	flowMapVifSockets       = "vif_sockets"
-	flowMapVifUsers         = "vif_users"
-	flowProgVifNote         = "vif_note"
-	flowProgVifReceive      = "vif_receive"
-	flowProgVifReceiveBare  = "vif_receive_bare"
-	flowProgVifReceiveOld   = "vif_receive_old"
-	flowProgVifReceivePlain = "vif_receive_plain"
-	flowVarVifConfig        = "vif_config"
-	flowVarVifReceiving     = "vif_receiving"
+	flowMapVifCgroups            = "vif_cgroups"
+	flowMapVifCounts             = "vif_counts"
+	flowMapVifFlows              = "vif_flows"
+	flowMapVifFragments          = "vif_fragments"
+	flowMapVifKinds              = "vif_kinds"
+	flowMapVifLengths            = "vif_lengths"
+	flowMapVifLists              = "vif_lists"
+	flowMapVifNames              = "vif_names"
+	flowMapVifParts              = "vif_parts"
+	flowMapVifPorts              = "vif_ports"
+	flowMapVifRules              = "vif_rules"
+	flowMapVifScopes             = "vif_scopes"
+	flowMapVifSeen               = "vif_seen"
+	flowMapVifSockets            = "vif_sockets"
+	flowMapVifUsers              = "vif_users"
+	flowMapVifV4                 = "vif_v4"
+	flowMapVifV6                 = "vif_v6"
+	flowProgVifNote              = "vif_note"
+	flowProgVifReceive           = "vif_receive"
+	flowProgVifReceiveBare       = "vif_receive_bare"
+	flowProgVifReceiveBareMatch  = "vif_receive_bare_match"
+	flowProgVifReceiveMatch      = "vif_receive_match"
+	flowProgVifReceiveOld        = "vif_receive_old"
+	flowProgVifReceiveOldMatch   = "vif_receive_old_match"
+	flowProgVifReceivePlain      = "vif_receive_plain"
+	flowProgVifReceivePlainMatch = "vif_receive_plain_match"
+	flowVarVifConfig             = "vif_config"
+	flowVarVifMatching           = "vif_matching"
+	flowVarVifReceiving          = "vif_receiving"
 )
 
 // loadFlow returns the embedded CollectionSpec for flow.
@@ -146,11 +296,15 @@ type flowSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type flowProgramSpecs struct {
-	VifNote         *ebpf.ProgramSpec `ebpf:"vif_note"`
-	VifReceive      *ebpf.ProgramSpec `ebpf:"vif_receive"`
-	VifReceiveBare  *ebpf.ProgramSpec `ebpf:"vif_receive_bare"`
-	VifReceiveOld   *ebpf.ProgramSpec `ebpf:"vif_receive_old"`
-	VifReceivePlain *ebpf.ProgramSpec `ebpf:"vif_receive_plain"`
+	VifNote              *ebpf.ProgramSpec `ebpf:"vif_note"`
+	VifReceive           *ebpf.ProgramSpec `ebpf:"vif_receive"`
+	VifReceiveBare       *ebpf.ProgramSpec `ebpf:"vif_receive_bare"`
+	VifReceiveBareMatch  *ebpf.ProgramSpec `ebpf:"vif_receive_bare_match"`
+	VifReceiveMatch      *ebpf.ProgramSpec `ebpf:"vif_receive_match"`
+	VifReceiveOld        *ebpf.ProgramSpec `ebpf:"vif_receive_old"`
+	VifReceiveOldMatch   *ebpf.ProgramSpec `ebpf:"vif_receive_old_match"`
+	VifReceivePlain      *ebpf.ProgramSpec `ebpf:"vif_receive_plain"`
+	VifReceivePlainMatch *ebpf.ProgramSpec `ebpf:"vif_receive_plain_match"`
 }
 
 // flowMapSpecs contains maps before they are loaded into the kernel.
@@ -161,9 +315,19 @@ type flowMapSpecs struct {
 	VifCounts    *ebpf.MapSpec `ebpf:"vif_counts"`
 	VifFlows     *ebpf.MapSpec `ebpf:"vif_flows"`
 	VifFragments *ebpf.MapSpec `ebpf:"vif_fragments"`
+	VifKinds     *ebpf.MapSpec `ebpf:"vif_kinds"`
+	VifLengths   *ebpf.MapSpec `ebpf:"vif_lengths"`
+	VifLists     *ebpf.MapSpec `ebpf:"vif_lists"`
 	VifNames     *ebpf.MapSpec `ebpf:"vif_names"`
+	VifParts     *ebpf.MapSpec `ebpf:"vif_parts"`
+	VifPorts     *ebpf.MapSpec `ebpf:"vif_ports"`
+	VifRules     *ebpf.MapSpec `ebpf:"vif_rules"`
+	VifScopes    *ebpf.MapSpec `ebpf:"vif_scopes"`
+	VifSeen      *ebpf.MapSpec `ebpf:"vif_seen"`
 	VifSockets   *ebpf.MapSpec `ebpf:"vif_sockets"`
 	VifUsers     *ebpf.MapSpec `ebpf:"vif_users"`
+	VifV4        *ebpf.MapSpec `ebpf:"vif_v4"`
+	VifV6        *ebpf.MapSpec `ebpf:"vif_v6"`
 }
 
 // flowVariableSpecs contains global variables before they are loaded into the kernel.
@@ -171,6 +335,7 @@ type flowMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type flowVariableSpecs struct {
 	VifConfig    *ebpf.VariableSpec `ebpf:"vif_config"`
+	VifMatching  *ebpf.VariableSpec `ebpf:"vif_matching"`
 	VifReceiving *ebpf.VariableSpec `ebpf:"vif_receiving"`
 }
 
@@ -198,9 +363,19 @@ type flowMaps struct {
 	VifCounts    *ebpf.Map `ebpf:"vif_counts"`
 	VifFlows     *ebpf.Map `ebpf:"vif_flows"`
 	VifFragments *ebpf.Map `ebpf:"vif_fragments"`
+	VifKinds     *ebpf.Map `ebpf:"vif_kinds"`
+	VifLengths   *ebpf.Map `ebpf:"vif_lengths"`
+	VifLists     *ebpf.Map `ebpf:"vif_lists"`
 	VifNames     *ebpf.Map `ebpf:"vif_names"`
+	VifParts     *ebpf.Map `ebpf:"vif_parts"`
+	VifPorts     *ebpf.Map `ebpf:"vif_ports"`
+	VifRules     *ebpf.Map `ebpf:"vif_rules"`
+	VifScopes    *ebpf.Map `ebpf:"vif_scopes"`
+	VifSeen      *ebpf.Map `ebpf:"vif_seen"`
 	VifSockets   *ebpf.Map `ebpf:"vif_sockets"`
 	VifUsers     *ebpf.Map `ebpf:"vif_users"`
+	VifV4        *ebpf.Map `ebpf:"vif_v4"`
+	VifV6        *ebpf.Map `ebpf:"vif_v6"`
 }
 
 func (m *flowMaps) Close() error {
@@ -209,9 +384,19 @@ func (m *flowMaps) Close() error {
 		m.VifCounts,
 		m.VifFlows,
 		m.VifFragments,
+		m.VifKinds,
+		m.VifLengths,
+		m.VifLists,
 		m.VifNames,
+		m.VifParts,
+		m.VifPorts,
+		m.VifRules,
+		m.VifScopes,
+		m.VifSeen,
 		m.VifSockets,
 		m.VifUsers,
+		m.VifV4,
+		m.VifV6,
 	)
 }
 
@@ -220,6 +405,7 @@ func (m *flowMaps) Close() error {
 // It can be passed to loadFlowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type flowVariables struct {
 	VifConfig    *ebpf.Variable `ebpf:"vif_config"`
+	VifMatching  *ebpf.Variable `ebpf:"vif_matching"`
 	VifReceiving *ebpf.Variable `ebpf:"vif_receiving"`
 }
 
@@ -227,11 +413,15 @@ type flowVariables struct {
 //
 // It can be passed to loadFlowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type flowPrograms struct {
-	VifNote         *ebpf.Program `ebpf:"vif_note"`
-	VifReceive      *ebpf.Program `ebpf:"vif_receive"`
-	VifReceiveBare  *ebpf.Program `ebpf:"vif_receive_bare"`
-	VifReceiveOld   *ebpf.Program `ebpf:"vif_receive_old"`
-	VifReceivePlain *ebpf.Program `ebpf:"vif_receive_plain"`
+	VifNote              *ebpf.Program `ebpf:"vif_note"`
+	VifReceive           *ebpf.Program `ebpf:"vif_receive"`
+	VifReceiveBare       *ebpf.Program `ebpf:"vif_receive_bare"`
+	VifReceiveBareMatch  *ebpf.Program `ebpf:"vif_receive_bare_match"`
+	VifReceiveMatch      *ebpf.Program `ebpf:"vif_receive_match"`
+	VifReceiveOld        *ebpf.Program `ebpf:"vif_receive_old"`
+	VifReceiveOldMatch   *ebpf.Program `ebpf:"vif_receive_old_match"`
+	VifReceivePlain      *ebpf.Program `ebpf:"vif_receive_plain"`
+	VifReceivePlainMatch *ebpf.Program `ebpf:"vif_receive_plain_match"`
 }
 
 func (p *flowPrograms) Close() error {
@@ -239,8 +429,12 @@ func (p *flowPrograms) Close() error {
 		p.VifNote,
 		p.VifReceive,
 		p.VifReceiveBare,
+		p.VifReceiveBareMatch,
+		p.VifReceiveMatch,
 		p.VifReceiveOld,
+		p.VifReceiveOldMatch,
 		p.VifReceivePlain,
+		p.VifReceivePlainMatch,
 	)
 }
 

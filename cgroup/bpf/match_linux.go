@@ -196,6 +196,33 @@ func (t *tables) inGroups() iter.Seq[uint32] {
 	}
 }
 
+const matchConfig = ".data.mtc"
+
+// maps are those that other programs may go by, by their names in the source, nil where there
+// are no matches.
+func (m *matches) maps() map[string]*ebpf.Map {
+	if m == nil {
+		m = &matches{}
+	}
+	return map[string]*ebpf.Map{
+		matchConfig: m.config, matchMapVifScopes: m.scopes.Map, matchMapVifLists: m.lists, matchMapVifLengths: m.ranges.Map, matchMapVifV4: m.v4.Map,
+		matchMapVifV6: m.v6.Map, matchMapVifKinds: m.kinds, matchMapVifRules: m.rules.Map, matchMapVifPorts: m.ports.Map,
+	}
+}
+
+// which is the number of the matches' first map, 0 where there are none.
+func (m *matches) which() (ebpf.MapID, error) {
+	if m == nil {
+		return 0, nil
+	}
+	info, err := m.config.Info()
+	if err != nil {
+		return 0, err
+	}
+	id, _ := info.ID()
+	return id, nil
+}
+
 // sizes are how many entries maps are to have.
 func (t *tables) sizes() map[string]int {
 	return map[string]int{matchMapVifScopes: len(t.scopes), matchMapVifLists: len(t.lists), matchMapVifV4: len(t.v4), matchMapVifV6: len(t.v6), matchMapVifKinds: len(t.kinds), matchMapVifRules: len(t.rules)}

@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -250,7 +251,7 @@ func TestKernelMatch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want, err := compile(tree.Matched(), n%2 == 0, former)
+		want, err := compile(tree.Matched(), former)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -342,7 +343,7 @@ func BenchmarkMatch(b *testing.B) {
 		{"both/port", []hierarchy.Matched{{Class: 5, From: root, Match: prefixes}, {Class: 6, From: root, Match: ports}}, "203.0.113.1", 5000, false},
 	} {
 		b.Run(x.name, func(b *testing.B) {
-			t, err := compile(x.all, false, nil)
+			t, err := compile(x.all, nil)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -379,6 +380,74 @@ func BenchmarkMatch(b *testing.B) {
 	}
 }
 
+// TestKernelMatchReceived holds the receiving side's program against Decide: whoever is bound
+// is told by a flow that has been noted.
+func TestKernelMatchReceived(t *testing.T) {
+	tctest.RequireRoot(t)
+	w := world{rand.New(rand.NewPCG(9, 10))}
+	moved, bound := 0, 0
+	for n := range 20 {
+		tree := w.tree(t)
+		want, err := compile(tree.Matched(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := loaded(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := form{program: flowProgVifReceiveOld}.load(nil, m, nil, 7, hierarchy.MinFlows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from := starts(tree)
+		for range 400 {
+			x := w.frame()
+			x.Received = true
+			b, class := tree.Root, uint32(0)
+			if multicast := len(x.bytes) > 33 && x.To.Is4() && x.To.As4()[0] >= 224; x.SPort != 0 && x.DPort != 0 && x.VLAN == 0 && !multicast && w.IntN(2) == 0 {
+				b = from[w.IntN(len(from))]
+				class = uint32(b.Entry().ID)
+				bound++
+			}
+			k := flowVifFlow{Proto: uint8(x.Proto)}
+			if class != 0 {
+				copy(k.Local[:], x.To.AsSlice())
+				copy(k.Remote[:], x.From.AsSlice())
+				k.Lport, k.Rport = native16(byte(x.DPort>>8), byte(x.DPort)), native16(byte(x.SPort>>8), byte(x.SPort))
+				if x.To.Is6() {
+					k.V6 = 1
+				}
+				if err := f.table.Put(k, flowVifOwner{Class: class, Kind: 3}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			leaf, by := b.Decide(&x.Packet)
+			if got := runMatch(t, f.receive, &x, 0); got != leaf.ID {
+				t.Fatalf("tree %d: %v, from %s: %v, want %s (%v) by %v\n%x", n, x.Packet, b.Path, got, leaf.Path, leaf.ID, by, x.bytes)
+			}
+			moved += min(len(by), 1)
+			if class != 0 {
+				if err := f.table.Put(k, flowVifOwner{Class: class | 1<<31, Kind: 3}); err != nil {
+					t.Fatal(err)
+				}
+				if got := runMatch(t, f.receive, &x, 0); got != b.Entry().ID {
+					t.Fatalf("of a rest that is bound itself: %v, want %v", got, b.Entry().ID)
+				}
+				if err := f.table.Delete(k); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := errors.Join(f.close(), m.close()); err != nil {
+			t.Error(err)
+		}
+	}
+	if moved < 1000 || bound < 500 {
+		t.Errorf("%d got another class by matches, %d were bound", moved, bound)
+	}
+}
+
 // TestKernelMatchParts: the parts of a packet go by the ports of the first.
 func TestKernelMatchParts(t *testing.T) {
 	tctest.RequireRoot(t)
@@ -389,7 +458,7 @@ func TestKernelMatchParts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want, err := compile([]hierarchy.Matched{{Class: dns, From: []hierarchy.ClassID{rest}, Match: []match.Match{x}}}, false, nil)
+	want, err := compile([]hierarchy.Matched{{Class: dns, From: []hierarchy.ClassID{rest}, Match: []match.Match{x}}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -124,9 +124,18 @@ func (x *Matches) Read() (version uint32, all []hierarchy.Matched, err error) {
 
 // Check says why the matches of branches cannot be in force on an interface, nil when they
 // can: there are too many, or of too many kinds. It changes nothing.
-func Check(all []hierarchy.Matched, received bool) error {
-	_, err := compile(all, received, nil)
+func Check(all []hierarchy.Matched) error {
+	_, err := compile(all, nil)
 	return err
+}
+
+// inForce is what packets go by, nil where there is none of this version.
+func (x *Matches) inForce() (*matches, error) {
+	version, err := x.Version()
+	if err != nil || version != way.Version {
+		return nil, err
+	}
+	return x.on, nil
 }
 
 // Prepare puts the program to the hook, where it is not there yet in this version, with room
@@ -136,7 +145,7 @@ func (x *Matches) Prepare(all []hierarchy.Matched) error {
 	if err != nil || version == way.Version {
 		return err
 	}
-	want, err := compile(all, false, nil)
+	want, err := compile(all, nil)
 	if err != nil {
 		return err
 	}
@@ -179,7 +188,7 @@ func (x *Matches) Change(to []hierarchy.Matched, known []hierarchy.Matched) erro
 	case maps.Equal(wanted, digests(now)):
 		return nil
 	case maps.Equal(wanted, digests(known)):
-		if want, err = compile(known, false, x.now); err != nil {
+		if want, err = compile(known, x.now); err != nil {
 			return err
 		}
 	case x.former != nil && maps.Equal(wanted, digests(x.former.matched())):

@@ -63,6 +63,7 @@ type flows struct {
 	table         *ebpf.Map
 	counts        *ebpf.Map
 	goes          ebpf.MapID   // of the classifier's set that receive goes by, 0 for none
+	rules         ebpf.MapID   // of the matches that receive goes by, 0 for none
 	noted         []ebpf.MapID // that note goes by
 	whole         bool         // both go by the same table
 }
@@ -108,8 +109,9 @@ const Unfinished = ^uint32(0)
 
 // Read is the version of the programs that are there, 0 for none, and how many flows their
 // table has room for. They must send to the IFB, whose index is asked for where there are
-// some, and go by the maps of the classifier where that is a program.
-func (r *Receiver) Read(e *Egress, carrier func() (uint32, error)) (version, room uint32, err error) {
+// some, and go by the maps of the classifier where that is a program, and by those of
+// matches where there are some.
+func (r *Receiver) Read(e *Egress, x *Matches, carrier func() (uint32, error)) (version, room uint32, err error) {
 	if err := r.refresh(); err != nil || r.on == nil {
 		return 0, 0, err
 	}
@@ -128,6 +130,14 @@ func (r *Receiver) Read(e *Egress, carrier func() (uint32, error)) (version, roo
 		if err != nil || !ours {
 			return Unfinished, room, err
 		}
+	}
+	m, err := x.inForce()
+	if err != nil {
+		return 0, 0, err
+	}
+	rules, err := m.which()
+	if err != nil || r.on.rules != rules {
+		return Unfinished, room, err
 	}
 	return r.on.version, room, nil
 }
@@ -202,6 +212,8 @@ func openFlows(ids [2]uint32) (_ *flows, err error) {
 			switch plainName(name) {
 			case "datavif":
 				f.goes = id
+			case "datamtc":
+				f.rules = id
 			case flowMapVifFlows:
 				f.whole = slices.Contains(f.noted, id)
 			}
@@ -224,7 +236,7 @@ func openFlows(ids [2]uint32) (_ *flows, err error) {
 // TryReceive says why the kernel does not take the programs, nil when it does. It changes
 // nothing.
 func TryReceive() error {
-	f, err := newFlows(nil, false, nil, 0, hierarchy.MinFlows)
+	f, err := newFlows(nil, nil, false, nil, 0, hierarchy.MinFlows)
 	if err != nil {
 		return err
 	}
@@ -250,7 +262,7 @@ func Receives(w bind.Way) (r Reception, err error) {
 		}
 		defer s.close()
 	}
-	f, err := newFlows(s, false, nil, 0, hierarchy.MinFlows)
+	f, err := newFlows(s, nil, false, nil, 0, hierarchy.MinFlows)
 	if err != nil {
 		return r, err
 	}
@@ -278,12 +290,12 @@ func forms(s *set, bare bool) []form {
 }
 
 // newFlows loads the best programs that the kernel takes, not yet at any hook, for a
-// classifier's set, which may be nil. The table of former programs is taken over where it
-// has just that room.
-func newFlows(s *set, bare bool, former *flows, ifb, room uint32) (*flows, error) {
+// classifier's set and matches, which may be nil. The table of former programs is taken over
+// where it has just that room.
+func newFlows(s *set, m *matches, bare bool, former *flows, ifb, room uint32) (*flows, error) {
 	var errs way.Clauses
 	for _, x := range forms(s, bare) {
-		f, err := x.load(s, former, ifb, room)
+		f, err := x.load(s, m, former, ifb, room)
 		if err == nil {
 			return f, nil
 		}
@@ -295,17 +307,21 @@ func newFlows(s *set, bare bool, former *flows, ifb, room uint32) (*flows, error
 	return nil, fmt.Errorf("load the programs of the receiving side (Linux 5.10 or later with BPF): %w: %w", caps.ErrNotSupported, errs)
 }
 
-func (x form) load(s *set, former *flows, ifb, room uint32) (_ *flows, err error) {
+func (x form) load(s *set, m *matches, former *flows, ifb, room uint32) (_ *flows, err error) {
 	spec, err := loadFlow()
 	if err != nil {
 		return nil, err
 	}
+	program := x.program
+	if m != nil {
+		program += "_match"
+	}
 	for n := range spec.Programs {
-		if n != x.program && n != flowProgVifNote {
+		if n != program && n != flowProgVifNote {
 			delete(spec.Programs, n)
 		}
 	}
-	spec.Programs[x.program].Name = flowProgVifReceive
+	spec.Programs[program].Name = flowProgVifReceive
 	table := spec.Maps[flowMapVifFlows]
 	table.MaxEntries = room
 	replace := map[string]*ebpf.Map{}
@@ -315,6 +331,20 @@ func (x form) load(s *set, former *flows, ifb, room uint32) (_ *flows, err error
 		for _, n := range []string{flowMapVifCgroups, flowMapVifUsers, flowMapVifSockets} {
 			delete(spec.Maps, n)
 		}
+	}
+	for n, of := range m.maps() {
+		if of == nil {
+			if n != matchConfig { // which has a variable, too, and is small
+				delete(spec.Maps, n)
+			}
+			continue
+		}
+		spec.Maps[n].MaxEntries = of.MaxEntries()
+		replace[n] = of
+	}
+	if m == nil {
+		delete(spec.Maps, flowMapVifParts)
+		delete(spec.Maps, flowMapVifSeen)
 	}
 	if former.known() && former.table.MaxEntries() == room {
 		replace[flowMapVifFlows], replace[flowMapVifCounts] = former.table, former.counts
@@ -327,7 +357,7 @@ func (x form) load(s *set, former *flows, ifb, room uint32) (_ *flows, err error
 		return nil, err
 	}
 	defer c.Close()
-	f := &flows{form: x, note: c.DetachProgram(flowProgVifNote), receive: c.DetachProgram(x.program), whole: true, version: way.Version, ifb: ifb}
+	f := &flows{form: x, note: c.DetachProgram(flowProgVifNote), receive: c.DetachProgram(program), whole: true, version: way.Version, ifb: ifb}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.close())
@@ -343,6 +373,9 @@ func (x form) load(s *set, former *flows, ifb, room uint32) (_ *flows, err error
 		}
 		id, _ := info.ID()
 		f.ids[i] = uint32(id)
+	}
+	if f.rules, err = m.which(); err != nil {
+		return nil, err
 	}
 	if x.looks {
 		info, err := s.config.Info()
@@ -372,7 +405,7 @@ func (f *flows) known() bool {
 	return f != nil && f.version == way.Version && f.table != nil && f.counts != nil
 }
 
-// Attach puts programs of a version to the hooks, for an IFB and a classifier that are
+// Attach puts programs of a version to the hooks, for an IFB, a classifier and matches that are
 // there, with room for so many flows: former ones as they are, new ones of this version.
 //
 // What is noted stays known. Where there is another room than there was, a new table is
@@ -384,7 +417,7 @@ func (f *flows) known() bool {
 // million are, what it is sent is of who would receive it, or of the rest. Of the parts of
 // a packet those may go to the rest whose first has come before, as with every change of
 // the programs.
-func (r *Receiver) Attach(e *Egress, version, ifb, room uint32) error {
+func (r *Receiver) Attach(e *Egress, x *Matches, version, ifb, room uint32) error {
 	if err := r.refresh(); err != nil {
 		return err
 	}
@@ -393,8 +426,11 @@ func (r *Receiver) Attach(e *Egress, version, ifb, room uint32) error {
 		if err := way.Known(version); err != nil {
 			return err
 		}
-		var err error
-		if next, err = newFlows(e.inForce(), r.bare, r.on, ifb, room); err != nil {
+		m, err := x.inForce()
+		if err != nil {
+			return err
+		}
+		if next, err = newFlows(e.inForce(), m, r.bare, r.on, ifb, room); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -26,6 +27,11 @@ func TestKernelFlowForms(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.close()
+	m, err := loaded(&tables{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
 	var former *flows
 	for _, x := range []form{{flowProgVifReceiveOld, false, false}, {flowProgVifReceivePlain, false, true}, {flowProgVifReceiveBare, true, false}, {flowProgVifReceive, true, true}} {
 		if x.looks && caps.Before(6, 2) {
@@ -36,7 +42,7 @@ func TestKernelFlowForms(t *testing.T) {
 				_, err := btf.LoadKernelSpec()
 				tctest.Require(t, err == nil, "BTF")
 			}
-			f, err := x.load(s, former, 7, 70_000)
+			f, err := x.load(s, nil, former, 7, 70_000)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -57,6 +63,18 @@ func TestKernelFlowForms(t *testing.T) {
 			var o flowVifOwner
 			if err := f.table.Lookup(flowVifFlow{Proto: 6}, &o); err != nil || o.Class != 5 {
 				t.Errorf("the flow that was in the table: %+v, %v", o, err)
+			}
+			with, err := x.load(s, m, nil, 7, 70_000)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rules, err := m.which(); err != nil || rules == 0 || with.rules != rules || f.rules != 0 {
+				t.Errorf("goes by matches %d, and without any by %d, want %d and none, error %v", with.rules, f.rules, rules, err)
+			}
+			if again, err := openFlows(with.ids); err != nil || again.rules != with.rules {
+				t.Errorf("found: %+v, error %v", again, err)
+			} else if err := errors.Join(again.close(), with.close()); err != nil {
+				t.Error(err)
 			}
 			found, err := openFlows(f.ids)
 			if err != nil {
@@ -87,7 +105,7 @@ func TestKernelTableMoved(t *testing.T) {
 	key := func(i int) flowVifFlow { return flowVifFlow{Proto: 6, Lport: uint16(i)} }
 	for _, room := range []uint32{20_000, 2048} {
 		x := form{flowProgVifReceiveOld, false, false}
-		f, err := x.load(nil, nil, 7, 10_000)
+		f, err := x.load(nil, nil, nil, 7, 10_000)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +115,7 @@ func TestKernelTableMoved(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		next, err := x.load(nil, f, 7, room)
+		next, err := x.load(nil, nil, f, 7, room)
 		if err != nil {
 			t.Fatal(err)
 		}

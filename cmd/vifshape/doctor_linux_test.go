@@ -284,7 +284,7 @@ func TestKernelDoctorVerdict(t *testing.T) {
 		{"matches", "true", eth0 + "[interface.eth0.a]\nmatch = [{ dport = 80 }]\n", "", 0},
 		{"filter in the place of that of matches", "tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress pref 3 protocol ip u32 match u32 0 0", eth0 + "[interface.eth0.a]\nmatch = [{ dport = 80 }]\n", "egress hook", 2},
 		{"matches by tags", "true", strings.Replace(eth0, "\n", "\nbinding = \"net_cls\"\n", 1) + "[interface.eth0.a]\nmatch = [{ dport = 80 }]\n", "match", 3},
-		{"matches of what is received", "true", eth0 + "ingress = \"50mbit\"\n[interface.eth0.a]\nmatch = [{ dport = 80 }]\n", "match", 2},
+		{"matches of what is received", "true", eth0 + "ingress = \"50mbit\"\n[interface.eth0.a]\nmatch = [{ dport = 80 }]\n", "", 0},
 		{"filter elsewhere at ingress", "tc qdisc add dev eth0 clsact && tc filter add dev eth0 ingress pref 1 protocol ip u32 match u32 0 0", eth0 + "ingress = \"50mbit\"\n", "", 0},
 		{"burst", "true", eth0 + "[interface.eth0.a]\nrate = \"8kbit\"\nburst = \"1gb\"\n", "policy", 6},
 		{"one cgroup twice", "true", eth0 + "[interface.eth0.a]\nbind = [\"user:0\"]\n[interface.eth0.b]\nbind = [\"user:root\"]\n", "binding", 2},
