@@ -2,6 +2,7 @@ package hierarchy
 
 import (
 	"fmt"
+	"iter"
 
 	"github.com/vifshape/vifshape/hierarchy/match"
 )
@@ -12,24 +13,39 @@ type Rule struct {
 	Match  int // in Branch.Match
 }
 
+// Of is the match itself.
+func (r Rule) Of() *match.Match { return &r.Branch.Match[r.Match] }
+
+// Rules are those that the packets of a branch are held against: of the nearest branches
+// below that have a match.
+func (b *Branch) Rules() iter.Seq[Rule] {
+	return func(yield func(Rule) bool) {
+		for _, c := range b.matched(nil) {
+			for i := range c.Match {
+				if !yield(Rule{c, i}) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // Decide is the leaf below b, in a tree for sending, that carries a packet, sent or
 // received, and the rules by which it gets there. Decisions start at the branch to which
 // the packet's sender is bound, of a received one its receiver, and at the top where nobody
 // claims it: a match refines, it never releases.
 //
-// Of the nearest branches below that have a match, those that fit, the most specific
-// carries the packet, and from there it goes on. Branches without a match are on the way and
-// carry nothing that was not bound to them. Where none fits, the packet stays with the
-// branch's own leaf, nil where it has none: see [Branch.Entry].
+// Of the [Branch.Rules] that fit, the most specific says which branch carries the packet, and
+// from there it goes on. Branches without a match are on the way and carry nothing that was
+// not bound to them. Where none fits, the packet stays with the branch's own leaf, nil where
+// it has none: see [Branch.Entry].
 func (b *Branch) Decide(p *match.Packet) (leaf *Branch, by []Rule) {
 	for {
 		var next Rule
 		var most match.Rank
-		for _, c := range b.matched(nil) {
-			for i := range c.Match {
-				if r := c.Match[i].Rank(p); r > most {
-					next, most = Rule{c, i}, r
-				}
+		for r := range b.Rules() {
+			if rank := r.Of().Rank(p); rank > most {
+				next, most = r, rank
 			}
 		}
 		if most == 0 {

@@ -22,7 +22,7 @@ import (
 // outputs are what commands write with --json.
 var outputs = []schema.Output{
 	{Command: "check", Value: checkJSON{}}, {Command: "plan", Value: planJSON{}}, {Command: "show", Value: showJSON{}},
-	{Command: "ls", Value: lsJSON{}}, {Command: "bindings", Value: bindingsJSON{}}, {Command: "self", Value: selfJSON{}},
+	{Command: "ls", Value: lsJSON{}}, {Command: "bindings", Value: bindingsJSON{}}, {Command: "self", Value: selfJSON{}}, {Command: "which", Value: whichJSON{}},
 	{Command: "doctor", Value: doctor.Report{}}, {Command: "prove", Value: proveJSON{}},
 	{Command: "selftest escape", Value: escapeJSON{}}, {Command: "demo", Value: demoJSON{}}, {Command: "version", Value: version{}},
 }
@@ -40,6 +40,8 @@ var objects = schema.Names{
 	reflect.TypeFor[observe.LinkBranch]():  "listed branch",
 	reflect.TypeFor[interfacePlanJSON]():   "interface's plan",
 	reflect.TypeFor[observe.Self]():        "own branch",
+	reflect.TypeFor[observe.Which]():       "answer",
+	reflect.TypeFor[observe.Rule]():        "held match",
 	reflect.TypeFor[trial.DemoPhase]():     "phase",
 	reflect.TypeFor[trial.DemoResult]():    "result",
 	reflect.TypeFor[trial.Escapes]():       "attempts",

@@ -123,7 +123,7 @@ var groups = []group{
 	{"Day to day:", []command{{"check", newCheckCommand}, {"plan", newPlanCommand}, {"apply", newApplyCommand}, {"show", newShowCommand}, {"run", newRunCommand}}},
 	{"Change the tree:", []command{{"add", newAddCommand}, {"remove", newRemoveCommand}, {"clear", newClearCommand}}},
 	{"Put processes into it:", []command{{"attach", newAttachCommand}, {"bind", newBindCommand}, {"unbind", newUnbindCommand}, {"agent", newAgentCommand}}},
-	{"Look:", []command{{"ls", newLsCommand}, {"bindings", newBindingsCommand}, {"self", newSelfCommand}}},
+	{"Look:", []command{{"ls", newLsCommand}, {"bindings", newBindingsCommand}, {"self", newSelfCommand}, {"which", newWhichCommand}}},
 	{"Check what holds:", []command{{"doctor", newDoctorCommand}, {"prove", newProveCommand}, {"selftest", newSelftestCommand}, {"demo", newDemoCommand}}},
 	{"Help:", []command{{"man", newManCommand}, {"completion", newCompletionCommand}, {"version", newVersionCommand}}},
 }

@@ -27,6 +27,9 @@ type Packet struct {
 // words are those by which a packet is described, in the order in which they are printed.
 var words = []string{"in", "from", "to", "proto", "mac", "dscp", "mark", "vlan"}
 
+// Describes says whether a word is one of those that describe a packet.
+func Describes(word string) bool { return slices.Contains(words, word) }
+
 // ParsePacket reads the description of a packet, as `vifshape which` takes it: words such
 // as "to", each with its value, "1.2.3.4:443". From and to are an address, a port behind a
 // colon, or both; in needs no value; mac is that of the far side.
@@ -34,7 +37,7 @@ func ParsePacket(of map[string]string) (Packet, error) {
 	var p Packet
 	var errs []error
 	for _, w := range slices.Sorted(maps.Keys(of)) {
-		if !slices.Contains(words, w) {
+		if !Describes(w) {
 			errs = append(errs, fmt.Errorf("a packet has no %q: known are %s", w, strings.Join(words, ", ")))
 		}
 	}

@@ -2,6 +2,7 @@ package match
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 )
 
@@ -50,6 +51,20 @@ func (m *Match) Rank(p *Packet) Rank {
 		return 0
 	}
 	return rank(sender+receiver, n, port, mac)
+}
+
+// Misses is the match with those of its keys alone that do not hold for a packet; with none
+// where it fits.
+func (m *Match) Misses(p *Packet) (missed Match) {
+	all, no := reflect.ValueOf(m).Elem(), reflect.ValueOf(&missed).Elem()
+	for i := range all.NumField() {
+		var alone Match
+		reflect.ValueOf(&alone).Elem().Field(i).Set(all.Field(i))
+		if alone.count() > 0 && alone.Rank(p) == 0 {
+			no.Field(i).Set(all.Field(i))
+		}
+	}
+	return missed
 }
 
 // longest is the length of the longest prefix that has an address; ok where one has, and

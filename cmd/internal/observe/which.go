@@ -1,0 +1,139 @@
+package observe
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
+	"github.com/vifshape/vifshape/cmd/internal/words"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
+	"github.com/vifshape/vifshape/hierarchy/match"
+	"github.com/vifshape/vifshape/tc/qdisc"
+)
+
+// Which is the branch that would carry a packet on one interface, and why.
+type Which struct {
+	Path   hierarchy.Path `json:"path"` // the leaf
+	Packet string         `json:"packet"`
+	Start  hierarchy.Path `json:"start"` // where the decision begins
+	Sender string         `json:"sender"`
+	Rules  []Rule         `json:"rules"`
+}
+
+// Rule is a match that the packet was held against, in the order in which that is done.
+type Rule struct {
+	Path   hierarchy.Path `json:"path"`
+	Number int            `json:"number"` // in the branch's list, from 1
+	Match  match.Match    `json:"match"`
+	// Verdict is "decides", or "fits" of one that another one was more specific than, or "misses".
+	Verdict string       `json:"verdict"`
+	Misses  *match.Match `json:"misses,omitempty"` // the keys that do not hold
+}
+
+// What becomes of a rule.
+const (
+	RuleDecides = "decides"
+	RuleFits    = "fits"
+	RuleMisses  = "misses"
+)
+
+// Sender is who sends a packet, or receives one that comes in. The zero value is somebody
+// whom no binding claims.
+type Sender struct {
+	Branch hierarchy.Path // whoever is bound to it
+	PID    int            // a process
+}
+
+// WhichOf answers by a tree, for whoever is bound to a branch; an empty one: to none.
+func WhichOf(t *hierarchy.Tree, at hierarchy.Path, p match.Packet) (*Which, error) {
+	top := t.Root.Path
+	w := &Which{Start: top, Sender: "nobody has bound it"}
+	if at != "" && at != top {
+		w.Start, w.Sender = at, "whoever is bound to it"
+	}
+	return w, w.decide(t, p)
+}
+
+func (w *Which) decide(t *hierarchy.Tree, p match.Packet) error {
+	top := t.Root.Path
+	b := t.Find(w.Start)
+	switch {
+	case b == nil:
+		err := fmt.Errorf("there is no branch %s", w.Start)
+		if n := hierarchy.Nearest(string(w.Start), paths(t)); n != "" {
+			err = fmt.Errorf("%w; did you mean %s?", err, n)
+		}
+		return err
+	case p.Received && t.Ingress == nil:
+		return fmt.Errorf("%s: what it receives is not shaped: give it ingress, or leave out --in", top)
+	}
+	leaf, by := b.Decide(&p)
+	if leaf == nil {
+		return fmt.Errorf("%s: nothing can be bound to it: its leaves are below, and none of them is called %s", b.Path, hierarchy.RestName)
+	}
+	w.Path, w.Packet, w.Rules = leaf.Path, cmp.Or(p.String(), "a packet of which nothing is said"), []Rule{}
+	for i := range len(by) + 1 {
+		for r := range b.Rules() {
+			one := Rule{Path: r.Branch.Path, Number: r.Match + 1, Match: *r.Of(), Verdict: RuleFits}
+			if i < len(by) && by[i] == r {
+				one.Verdict = RuleDecides
+			} else if r.Of().Rank(&p) == 0 {
+				no := r.Of().Misses(&p)
+				one.Verdict, one.Misses = RuleMisses, &no
+			}
+			w.Rules = append(w.Rules, one)
+		}
+		if i < len(by) {
+			b = by[i].Branch
+		}
+	}
+	return nil
+}
+
+func paths(t *hierarchy.Tree) (all []string) {
+	for b := range t.All() {
+		all = append(all, string(b.Path))
+	}
+	return all
+}
+
+// WhichHere answers by what is in force on an interface.
+func WhichHere(ctx context.Context, m *shaper.Machine, iface string, s Sender, p match.Packet) (*Which, error) {
+	x, is, err := m.TreeOf(ctx, iface)
+	if err != nil {
+		return nil, err
+	}
+	defer x.Binder.Close()
+	if err := x.Losses(is); err != nil {
+		return nil, err
+	}
+	spec, err := m.Store.Spec(x.Record)
+	if err != nil {
+		return nil, err
+	}
+	with, err := amend.Keep(spec, qdisc.Kinds(), x.Record.Added)
+	if err != nil {
+		return nil, err
+	}
+	if s.PID == 0 {
+		return WhichOf(with.Tree, s.Branch, p)
+	}
+	bound := x.Named(is.Bound, x.Blind != nil)
+	held, err := x.Held(bound)
+	if err != nil {
+		return nil, err
+	}
+	w := &Which{Start: with.Tree.Root.Path, Sender: fmt.Sprintf("process %d is bound to no branch", s.PID)}
+	for _, b := range bound {
+		if slices.Contains(held[b.Target], s.PID) {
+			if w.Start = x.BranchOf(b.Class); !b.Stays && w.Start.Base() == hierarchy.RestName {
+				w.Start = w.Start.Parent()
+			}
+			w.Sender = fmt.Sprintf("process %d is bound to it by %s (%v)", s.PID, words.Printable(b.From), b.Target)
+		}
+	}
+	return w, w.decide(with.Tree, p)
+}
