@@ -24,9 +24,9 @@ func newSelfCommand(e *env) *cobra.Command {
 		Long: `Self prints the branch that the calling process sends in, one line for each
 interface that it has one on: guarantee and ceiling, what was sent and dropped,
 what is waiting, what is being sent now, the queue, and what bound it; where what the
-interface receives is shaped, the same of that behind a slash. All of a branch's
-processes share these. Self needs no privileges and works in a program
-that run started, and in its children.
+interface receives is shaped, the same of that behind a slash; and so the branches below
+into which matches give packets of this one. All of a branch's processes share these.
+Self needs no privileges and works in a program that run started, and in its children.
 
 It goes by the cgroup of the process. In a container that hides the cgroups above
 its own, it goes by VIFSHAPE_BRANCH, which run sets, and says so.
@@ -110,12 +110,15 @@ func (s selfJSON) write(e *env) error {
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	var all []*observe.Branch
 	for _, v := range s.Branches {
-		all = append(all, v.Branch)
+		all = append(append(all, v.Branch), v.Matched...)
 	}
 	c := columnsOf(all)
 	fmt.Fprintln(t, c.head()+"\tBOUND BY")
 	for _, v := range s.Branches {
 		fmt.Fprintf(t, "%s\t%s\t%s (%s)\n", v.Path, c.row(v.Branch), words.Printable(v.From), v.Way)
+		for _, b := range v.Matched {
+			fmt.Fprintf(t, "%s\t%s\tmatch %s\n", b.Path, c.row(b), words.Matches(b.Match))
+		}
 	}
 	if err := t.Flush(); err != nil {
 		return err

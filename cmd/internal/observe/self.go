@@ -13,6 +13,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/hierarchy/match"
 )
 
 // Self is the branch of the calling process on one interface.
@@ -22,6 +23,8 @@ type Self struct {
 	Way    bind.Way    `json:"binding"`
 	From   string      `json:"from"`
 	Target bind.Target `json:"target,omitzero"` // empty: only the environment says so
+	// Matched are the branches below into which matches give packets of this one.
+	Matched []*Branch `json:"matched,omitempty"`
 	// Delegated are the branches at and above this one that are delegated.
 	Delegated []record.Delegated `json:"delegated,omitempty"`
 }
@@ -29,7 +32,8 @@ type Self struct {
 // Own is the branch of the calling process on one interface, looked at once.
 type Own struct {
 	on              *shaper.Interface
-	sends, receives hierarchy.PortState // of the branch alone
+	sends, receives hierarchy.PortState // of the branch, and of those into which matches give its packets
+	matches         map[hierarchy.Path][]match.Match
 	class           hierarchy.Class
 	way             bind.Way
 	bound           hierarchy.Bound
@@ -61,24 +65,43 @@ func OwnBranch(ctx context.Context, m *shaper.Machine, iface string) (*Own, erro
 	if b.Class == 0 {
 		return nil, nil
 	}
-	o := &Own{on: x.Interface, sends: alone(tree, b.Class), receives: alone(x.In(s), b.Class), way: way, bound: b}
-	if len(o.sends.Classes) == 0 {
+	o := &Own{on: x.Interface, way: way, bound: b}
+	if o.matches, err = matchesOf(m, x, s); err != nil {
+		return nil, err
+	}
+	classes := o.matched()
+	o.sends, o.receives = alone(tree, classes), alone(x.In(s), classes)
+	own := slices.IndexFunc(o.sends.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
+	if own < 0 {
 		return nil, fmt.Errorf("%s: its class %v is gone: apply %s again", b.Path, b.Class, x.Record.PolicyName())
 	}
-	o.class = o.sends.Classes[0]
+	o.class = o.sends.Classes[own]
 	o.was, err = count(o.on)
 	return o, err
 }
 
-// alone is what a state has of one class.
-func alone(s hierarchy.PortState, id hierarchy.ClassID) (out hierarchy.PortState) {
+// matched are the classes that packets of the process may get: the branch's own, and those
+// into which matches give them, with the matches.
+func (o *Own) matched() map[hierarchy.ClassID][]match.Match {
+	all := map[hierarchy.ClassID][]match.Match{o.bound.Class: nil}
+	start := o.on.StartOf(o.bound)
+	for p, m := range o.matches {
+		if _, class, ok := o.on.Record.Leaf(p); ok && len(m) > 0 && p != start && p.Below(start) {
+			all[class] = m
+		}
+	}
+	return all
+}
+
+// alone is what a state has of some classes.
+func alone[T any](s hierarchy.PortState, of map[hierarchy.ClassID]T) (out hierarchy.PortState) {
 	for _, c := range s.Classes {
-		if c.ID == id {
+		if _, ok := of[c.ID]; ok {
 			out.Classes = append(out.Classes, c)
 		}
 	}
 	for _, l := range s.Leaves {
-		if l.Class == id {
+		if _, ok := of[l.Class]; ok {
 			out.Leaves = append(out.Leaves, l)
 		}
 	}
@@ -94,8 +117,15 @@ func (o *Own) View() (*Self, error) {
 	if _, there := now.sent[o.class.ID]; !there {
 		return nil, fmt.Errorf("%s: its class %v went while it was looked at", o.class.Path, o.class.ID)
 	}
-	b := branches(o.sends, o.receives, o.was, now)[0]
-	v := &Self{Interface: o.on.Device.Name, Branch: b, Way: o.way, From: o.bound.From, Target: o.bound.Target}
+	v := &Self{Interface: o.on.Device.Name, Way: o.way, From: o.bound.From, Target: o.bound.Target}
+	matched := o.matched()
+	for _, b := range branches(o.sends, o.receives, o.was, now) {
+		if b.ID == o.class.ID {
+			v.Branch = b
+		} else if b.Match = matched[b.ID]; len(b.Match) > 0 {
+			v.Matched = append(v.Matched, b)
+		}
+	}
 	for _, d := range o.on.Record.Delegated {
 		if o.class.Path.Below(d.Path) {
 			v.Delegated = append(v.Delegated, d)

@@ -129,9 +129,7 @@ func WhichHere(ctx context.Context, m *shaper.Machine, iface string, s Sender, p
 	w := &Which{Start: with.Tree.Root.Path, Sender: fmt.Sprintf("process %d is bound to no branch", s.PID)}
 	for _, b := range bound {
 		if slices.Contains(held[b.Target], s.PID) {
-			if w.Start = x.BranchOf(b.Class); !b.Stays && w.Start.Base() == hierarchy.RestName {
-				w.Start = w.Start.Parent()
-			}
+			w.Start = x.StartOf(b)
 			w.Sender = fmt.Sprintf("process %d is bound to it by %s (%v)", s.PID, words.Printable(b.From), b.Target)
 		}
 	}

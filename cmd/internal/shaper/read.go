@@ -62,3 +62,12 @@ func (x *Interface) Named(all []hierarchy.Bound, blind bool) []hierarchy.Bound {
 func (x *Interface) BranchOf(class hierarchy.ClassID) hierarchy.Path {
 	return hierarchy.Path(cmp.Or(string(x.Kernel.Names[class]), string(hierarchy.Path(x.Record.Interface).Join(hierarchy.RestName))))
 }
+
+// StartOf is the branch from which the packets of whoever is bound go on by matches.
+func (x *Interface) StartOf(b hierarchy.Bound) hierarchy.Path {
+	p := x.BranchOf(b.Class)
+	if !b.Stays && p.Base() == hierarchy.RestName {
+		p = p.Parent()
+	}
+	return p
+}
