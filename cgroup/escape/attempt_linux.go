@@ -112,7 +112,7 @@ func (a *Attempt) Hole(c Case) *Hole {
 
 // Attempts are all, family by family.
 func Attempts() []Attempt {
-	return slices.Concat(traffic(), options(), raw(), packet(), groups(), spaces(), others(), before(), processes(), tree(), state(), received(), taken())
+	return slices.Concat(traffic(), options(), raw(), packet(), matching(), groups(), spaces(), others(), before(), processes(), tree(), state(), received(), taken())
 }
 
 // Find is the attempt of that name, nil when there is none.
@@ -154,12 +154,16 @@ func (o *Outcome) Unclear() bool { return o.Missing == "" && o.lacks() != "" }
 type Counts struct {
 	Own     uint64 `json:"own"`     // in the class of the branch that they should be in
 	Rest    uint64 `json:"rest"`    // in the class of what nothing is bound to
+	Matched uint64 `json:"matched"` // in that of a branch outside whose matches fit whatever is sent, or received
 	Others  uint64 `json:"others"`  // in all other leaves
 	Arrived uint64 `json:"arrived"` // at the far end, or from there
 }
 
 // Sum are those that were counted by classes.
-func (n Counts) Sum() uint64 { return n.Own + n.Rest + n.Others }
+func (n Counts) Sum() uint64 { return n.Own + n.nobodys() + n.Others }
+
+// nobodys are those of what is bound by nothing, which matches may take from the rest.
+func (n Counts) nobodys() uint64 { return n.Rest + n.Matched }
 
 // Verdict is what came of an attempt.
 type Verdict string
@@ -198,7 +202,9 @@ func Judge(a *Attempt, c Case, o, free *Outcome, n Counts, changed string) Resul
 		out = fmt.Sprintf("%d packets went past the queue", n.Arrived-counted)
 	case n.Others > 0:
 		out = fmt.Sprintf("%d packets went to another branch", n.Others)
-	case n.Rest > uint64(o.Strays):
+	case n.nobodys() > uint64(o.Strays) && n.Matched > 0:
+		out = fmt.Sprintf("%d packets were nobody's, and went where they match", n.nobodys())
+	case n.nobodys() > uint64(o.Strays):
 		out = fmt.Sprintf("%d packets went to the rest", n.Rest)
 	case changed != "":
 		out = changed

@@ -184,6 +184,17 @@ func (f *Far) serve() {
 	}
 }
 
+// Unbound sends from the near end by the socket of a process that is bound by nothing.
+func (f *Far) Unbound() (sent int, err error) {
+	for range packets {
+		if err := f.send(wish{What: "nobody"}); err != nil {
+			return sent, err
+		}
+		sent++
+	}
+	return sent, nil
+}
+
 func (f *Far) send(w wish) error {
 	b := payload
 	if w.Size > 0 {

@@ -24,14 +24,20 @@ func raw() []Attempt {
 			return s.rawSend(unix.AF_INET, unix.IPPROTO_RAW, s.ipPacket(s.Near4), nil)
 		}},
 		{Name: "ip-hdrincl-forged", Family: family, Text: "IP_HDRINCL, another's address, SO_PRIORITY", do: func(s *stage) error {
-			a := s.Near4.As4()
-			a[3] += 99
-			return s.rawSend(unix.AF_INET, unix.IPPROTO_RAW, s.ipPacket(netip.AddrFrom4(a)), priority(uint32(s.Other)))
+			return s.rawSend(unix.AF_INET, unix.IPPROTO_RAW, s.ipPacket(anothers(s.Near4)), priority(uint32(s.Other)))
 		}},
 		{Name: "raw-icmp", Family: family, Text: "ICMP echo, raw socket", do: func(s *stage) error {
 			return s.rawSend(unix.AF_INET, unix.IPPROTO_ICMP, []byte{8, 0, 0xf7, 0xfe, 0, 0, 0, 1}, nil)
 		}},
 	}
+}
+
+// anothers is an address beside one that nobody here has.
+func anothers(a netip.Addr) netip.Addr {
+	b := a.AsSlice()
+	b[len(b)-1] += 99
+	another, _ := netip.AddrFromSlice(b)
+	return another
 }
 
 func (s *stage) rawSend(family, proto int, b []byte, prepare func(int) error) error {
@@ -72,6 +78,27 @@ func ipv4(from, to netip.Addr, proto byte, part uint32, b []byte) []byte {
 	copy(h[12:], src[:])
 	copy(h[16:], dst[:])
 	binary.BigEndian.PutUint16(h[10:], checksum(h))
+	return append(h, b...)
+}
+
+// ipv6 is a packet behind so many headers with options for the destination.
+func ipv6(from, to netip.Addr, proto byte, headers int, b []byte) []byte {
+	h := make([]byte, 40, 40+8*headers+len(b))
+	h[0], h[6], h[7] = 6<<4, proto, 64
+	binary.BigEndian.PutUint16(h[4:], uint16(8*headers+len(b)))
+	src, dst := from.As16(), to.As16()
+	copy(h[8:], src[:])
+	copy(h[24:], dst[:])
+	for i := range headers {
+		next := byte(unix.IPPROTO_DSTOPTS)
+		if i == 0 {
+			h[6] = next
+		}
+		if i == headers-1 {
+			next = proto
+		}
+		h = append(h, next, 0, 1, 4, 0, 0, 0, 0) // padding
+	}
 	return append(h, b...)
 }
 

@@ -77,9 +77,9 @@ func received() []Attempt {
 			}, s.gets)
 		}, Hole{Why: unfoundWhy}),
 		a("receive-silent-raw", "the same, a raw socket", func(s *stage) error {
-			const proto = 253 // for experiments (RFC 3692)
-			return s.with(unix.AF_INET, unix.SOCK_RAW, proto, func(int) error {
-				return s.arrive(s.framed(ipv4(s.Far4, s.Near4, proto, 0, payload)))
+			const silent = experimental + 1 // nobody has sent by it
+			return s.with(unix.AF_INET, unix.SOCK_RAW, silent, func(int) error {
+				return s.arrive(s.framed(ipv4(s.Far4, s.Near4, silent, 0, payload)))
 			}, s.gets)
 		}, Hole{Level: Tag, User: Root, Why: unfoundWhy}),
 		a("receive-packet", "a packet socket sees it, of a port that nobody has", func(s *stage) error {
@@ -123,6 +123,32 @@ func received() []Attempt {
 		a("receive-priority-tag", "frames with a VLAN tag of no VLAN", func(s *stage) error {
 			return dgram(s, false, s.bound(false), s.questions(false), func(int) error {
 				return s.arrive(tagged(s.framed(ipv4(s.Far4, s.Near4, unix.IPPROTO_UDP, 0, udpDatagram(s.Port, s.Flow, payload)))))
+			}, s.gets)
+		}),
+		a("receive-dscp", "answers with a code point", func(s *stage) error {
+			b := ipv4(s.Far4, s.Near4, unix.IPPROTO_UDP, 0, udpDatagram(s.Port, s.Flow, payload))
+			return dgram(s, false, s.bound(false), s.questions(false), func(int) error { return s.arrive(s.framed(expedited(b))) }, s.gets)
+		}),
+		a("receive-ports", "datagrams from every other port", func(s *stage) error {
+			var frames [][]byte
+			for i := range uint16(packets) {
+				frames = append(frames, s.framed(ipv4(s.Far4, s.Near4, unix.IPPROTO_UDP, 0, udpDatagram(1+i*1600, s.Flow, payload))))
+			}
+			return dgram(s, false, s.bound(false), s.questions(false), func(int) error { return s.arriveOnce(frames) }, s.gets)
+		}, blind),
+		a("receive-from", "datagrams from an address that is another's", func(s *stage) error {
+			b := ipv4(anothers(s.Far4), s.Near4, unix.IPPROTO_UDP, 0, udpDatagram(s.Port, s.Flow, payload))
+			return dgram(s, false, s.bound(false), s.questions(false), func(int) error { return s.arrive(s.framed(b)) }, s.gets)
+		}, blind),
+		a("receive-echo", "ICMP echoes, datagram socket", func(s *stage) error {
+			return s.with(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP, s.flood(s.addr(false), echo), s.gets)
+		}),
+		a("receive-raw", "answers by a protocol without ports, raw socket", func(s *stage) error {
+			return s.with(unix.AF_INET, unix.SOCK_RAW, experimental, func(fd int) error {
+				s.Strays++ // the far end says that it does not speak it
+				return call("sendto", unix.Sendto(fd, payload, 0, &unix.SockaddrInet4{Addr: s.Far4.As4()}))
+			}, func(int) error {
+				return s.arrive(s.framed(ipv4(s.Far4, s.Near4, experimental, 0, payload)))
 			}, s.gets)
 		}),
 		a("receive-headers", "seven extension headers of IPv6", func(s *stage) error { return s.headers(7) }, Hole{Why: headersWhy}),
@@ -193,6 +219,9 @@ func received() []Attempt {
 		}, Hole{Level: Tag, User: Root, Why: "root may write any map; level lock refuses bpf"})),
 	}
 }
+
+// experimental is a protocol that nobody speaks, as is the one behind it (RFC 3692).
+const experimental = 253
 
 // spoiling has the network made anew after an attempt.
 func spoiling(a Attempt) Attempt {
@@ -365,18 +394,6 @@ func (s *stage) headers(n int) error {
 		u := udpDatagram(s.Port, s.Flow, payload)
 		src, dst := s.Far6.As16(), s.Near6.As16()
 		binary.BigEndian.PutUint16(u[6:], checksum(src[:], dst[:], []byte{0, byte(len(u)), 0, unix.IPPROTO_UDP}, u))
-		b := make([]byte, 40, 40+8*n+len(u))
-		b[0], b[6], b[7] = 6<<4, unix.IPPROTO_DSTOPTS, 64
-		binary.BigEndian.PutUint16(b[4:], uint16(8*n+len(u)))
-		copy(b[8:], src[:])
-		copy(b[24:], dst[:])
-		for i := range n {
-			next := byte(unix.IPPROTO_DSTOPTS)
-			if i == n-1 {
-				next = unix.IPPROTO_UDP
-			}
-			b = append(b, next, 0, 1, 4, 0, 0, 0, 0) // padding
-		}
-		return s.arrive(s.framed(append(b, u...)))
+		return s.arrive(s.framed(ipv6(s.Far6, s.Near6, unix.IPPROTO_UDP, n, u)))
 	}, s.gets)
 }

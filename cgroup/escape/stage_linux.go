@@ -38,6 +38,7 @@ type Place struct {
 	Record, Lock string // files that vifshape keeps: of the interface, and to lock
 
 	Program  uint32 // id of the classifier's program, 0: none
+	Match    uint32 // of the program that goes by matches
 	Outsider Served
 	Suid     string // a copy of the program that is root's for all who start it; empty: none
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -107,6 +108,9 @@ func tree() []Attempt {
 			return s.tc("RTM_DELQDISC", unix.RTM_DELQDISC, 0, 0xffff0000, 0xfffffff1, 0, nil)
 		}),
 		a("map-rewrite", "the classifier's maps, by their numbers", []Hole{{Level: Tag, User: Root, Ways: []bind.Way{bind.WayBPF}, Why: "root may write any map; level lock refuses bpf"}}, func(s *stage) error { return rewrite(s.Program, s.Own, s.Other) }),
+		a("matches-rewrite", "the maps of matches: what nobody has bound is matched, and the own branch too", []Hole{{Level: Tag, User: Root, Ways: []bind.Way{bind.WayBPF}, Why: "root may write any map; level lock refuses bpf"}}, func(s *stage) error {
+			return eachMap(s.Match, "no match is in force", func(m *ebpf.Map) (int, error) { return rewriteScope(m, s.Own) })
+		}),
 		a("map-pins", "the classifier's maps, by a pin", nil, func(*stage) error {
 			found, err := pins("/sys/fs/bpf")
 			if err != nil {
@@ -201,8 +205,13 @@ func classifier(s *stage) (*ebpf.Program, error) {
 
 // rewrite puts the other class wherever the own one is in a program's maps.
 func rewrite(id uint32, own, other hierarchy.ClassID) error {
+	return eachMap(id, "the classifier is no program", func(m *ebpf.Map) (int, error) { return rewriteMap(m, own, other) })
+}
+
+// eachMap writes to the maps of a program; without one says what 0 for a program is.
+func eachMap(id uint32, without string, write func(*ebpf.Map) (written int, err error)) error {
 	if id == 0 {
-		return missing("the classifier is no program")
+		return missing(without)
 	}
 	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
@@ -220,7 +229,7 @@ func rewrite(id uint32, own, other hierarchy.ClassID) error {
 		if err != nil {
 			return call("bpf BPF_MAP_GET_FD_BY_ID", err)
 		}
-		n, err := rewriteMap(m, own, other)
+		n, err := write(m)
 		m.Close()
 		if err != nil {
 			return call("bpf BPF_MAP_UPDATE_ELEM", err)
@@ -228,9 +237,40 @@ func rewrite(id uint32, own, other hierarchy.ClassID) error {
 		written += n
 	}
 	if written == 0 {
-		return missing("the class is in none of the classifier's maps")
+		return missing("the class is in none of the program's maps")
 	}
 	return nil
+}
+
+// rewriteScope has what the matches say of the interface's rest hold for another class. Keys
+// of these maps begin with the minor number (bpf/match.h).
+func rewriteScope(m *ebpf.Map, class hierarchy.ClassID) (n int, err error) {
+	info, err := m.Info()
+	if err != nil {
+		return 0, err
+	}
+	if !slices.Contains([]string{"vif_scopes", "vif_v4", "vif_v6"}, info.Name) {
+		return 0, nil
+	}
+	k, v := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
+	var all [][2][]byte
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		if binary.NativeEndian.Uint16(k) == hierarchy.RestMinor {
+			all = append(all, [2][]byte{slices.Clone(k), slices.Clone(v)})
+		}
+	}
+	if err := it.Err(); err != nil {
+		return 0, err
+	}
+	for _, x := range all {
+		binary.NativeEndian.PutUint16(x[0], class.Minor())
+		if err := m.Put(x[0], x[1]); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
 }
 
 func rewriteMap(m *ebpf.Map, own, other hierarchy.ClassID) (n int, err error) {

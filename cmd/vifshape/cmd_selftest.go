@@ -56,8 +56,9 @@ root and as a user without privileges, at both levels of run, and for each way o
 binding that this machine has. The interfaces of this machine are left alone.
 
 Each attempt sends a known number of packets, or receives them: its own past its
-branch, or what another branch receives into its own. Which class counted them, and
-how many arrived, says what came of it:
+branch, or what another branch receives into its own. With binding bpf a third branch
+matches whatever is sent or received. Which class counted them, and how many arrived,
+says what came of it:
 
   held        all were counted in the class of the branch whose they are
   refused     the kernel refused a call

@@ -22,7 +22,7 @@ import (
 // those of the families that go by what a kernel has.
 var (
 	inGuest = []string{
-		"udp6", "tcp", "so-priority-class", "packet-raw", "packet-bypass", "pppoe", "cgroup-procs", "cgroup-clone3",
+		"udp6", "tcp", "so-priority-class", "match-ports", "match-dscp", "packet-raw", "packet-bypass", "pppoe", "cgroup-procs", "cgroup-clone3",
 		"macvlan", "tun-persistent", "inherited-stdin", "pidfd-getfd", "qdisc-delete", "map-rewrite", "nft-flush",
 		"receive-tcp", "receive-silent", "receive-successor", "receive-asked-pktinfo", "take-packet-first", "take-pktinfo-first",
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,7 +55,31 @@ ceil = "200mbit"
 // selftestReceives is what there is of it for what is received, where that can be shaped.
 const selftestReceives = "ingress = \"1gbit\"\n"
 
+// selftestLure is a branch whose matches fit all that an attempt can choose of its packets,
+// each by itself: who is bound is not to get there. It is for the binding that has matches.
+const selftestLure = `
+[interface.eth0.lure]
+rate = "100mbit"
+ceil = "200mbit"
+match = [
+  { host = [%[1]s] },
+  { from = [%[1]s, %[2]s, "0.0.0.0/0", "::/0"] },
+  { to = [%[1]s, %[2]s, "0.0.0.0/0", "::/0"] },
+  { from = [%[1]s, %[2]s], to = [%[1]s, %[2]s], proto = "udp", port = "1-65535" },
+  { port = "1-65535" },
+  { sport = [4000, 5002], dport = [5001, 5002] },
+  { dport = [5001, 5002] },
+  { sport = [4000, 5002] },
+  { proto = ["tcp", "udp", "udplite", "icmp", "icmpv6", "igmp", "sctp", "dccp", 253, 254] },
+  { dscp = ["EF", "CS0", "AF41", 63] },
+  { mark = ["0x0/0x1", "0x1/0x1"] },
+  { vlan = 7 },
+  { mac = [%[3]s] },
+]
+`
+
 const (
+	selftestLured   hierarchy.Path = "eth0/lure"
 	selftestMine    hierarchy.Path = "eth0/mine"
 	selftestOther   hierarchy.Path = "eth0/other"
 	selftestRest    hierarchy.Path = "eth0/rest"
@@ -155,6 +180,7 @@ type trial struct {
 	taps     [2]tap // of what is sent, at the far end, and of what is received
 	sends    string // why nothing is received through a tree, empty: it is
 	blind    bool   // see [escape.Case]
+	lures    bool   // there is a branch whose matches fit everything
 	far      *escape.Far
 	flows    uint16 // how many ports were taken
 	conn     *rtnl.Conn
@@ -291,6 +317,9 @@ func (t *trial) make(ctx context.Context) (err error) {
 	if err := t.find(); err != nil {
 		return err
 	}
+	if err := t.lure(ctx); err != nil {
+		return err
+	}
 	// the branch has a cgroup from the first program on
 	if _, _, err := t.perform(ctx, "udp", escape.Tag, escape.Root); err != nil {
 		return err
@@ -346,7 +375,13 @@ func (t *trial) apply(ctx context.Context) error {
 	if t.sends != "" {
 		receives = ""
 	}
-	if err := errors.Join(record.MakeDir(s.Dir), os.WriteFile(t.file, fmt.Appendf(nil, selftestPolicy, receives), 0o644)); err != nil {
+	policy := fmt.Sprintf(selftestPolicy, receives)
+	if t.lures = t.binding == string(bind.WayBPF); t.lures {
+		if policy, err = t.tempting(policy); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(record.MakeDir(s.Dir), os.WriteFile(t.file, []byte(policy), 0o644)); err != nil {
 		return err
 	}
 	if err := bring(ctx, t.o.RunDir, t.file, t.binding, func(shaper.Remark) {}, nil); err != nil {
@@ -361,7 +396,7 @@ func (t *trial) apply(ctx context.Context) error {
 		return err
 	}
 	t.way, t.class = r.Way, map[hierarchy.Path]hierarchy.ClassID{}
-	for _, p := range []hierarchy.Path{selftestMine, selftestOther, selftestRest} {
+	for _, p := range []hierarchy.Path{selftestMine, selftestOther, selftestLured, selftestRest} {
 		if t.class[p], _, _ = r.IDs.Find(p); p == selftestRest {
 			t.class[p] = hierarchy.ID(hierarchy.RestMinor)
 		}
@@ -391,6 +426,45 @@ func (t *trial) apply(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// tempting is a policy with a branch whose matches fit everything.
+func (t *trial) tempting(policy string) (string, error) {
+	i, err := net.InterfaceByName(t.pair.Dev)
+	if err != nil {
+		return "", err
+	}
+	list := func(all ...fmt.Stringer) string {
+		var texts []string
+		for _, x := range all {
+			if a, ok := x.(netip.Addr); !ok || a.IsValid() {
+				texts = append(texts, strconv.Quote(x.String()))
+			}
+		}
+		return strings.Join(texts, ", ")
+	}
+	return policy + fmt.Sprintf(selftestLure, list(t.pair.Near4, t.pair.Near6), list(t.pair.Far4, t.pair.Far6), list(i.HardwareAddr, net.HardwareAddr(t.place.FarMAC))), nil
+}
+
+// lure holds that what nobody is bound to send goes where it matches: else nothing would be
+// tried of that.
+func (t *trial) lure(ctx context.Context) error {
+	if !t.lures {
+		return nil
+	}
+	before, _, err := t.read("")
+	if err != nil {
+		return err
+	}
+	sent, err := t.far.Unbound()
+	if err != nil {
+		return err
+	}
+	after, err := t.counts(ctx, "", before.Sum()+uint64(sent))
+	if n := after.Matched - before.Matched; err == nil && n < uint64(sent) {
+		err = fmt.Errorf("%d of %d packets of nobody's got to %s, which matches them all", n, sent, selftestLured)
+	}
+	return err
 }
 
 // lacksReceiving says why a tree for what is received cannot be had here.
@@ -496,6 +570,9 @@ func (t *trial) find() error {
 	if t.place.Program, err = hook.Of(d.Interface).EgressProgram(); err != nil {
 		return err
 	}
+	if t.place.Match, err = hook.Of(d.Interface).MatchProgram(); err != nil {
+		return err
+	}
 	t.place.Note, _, err = hook.Of(d.Interface).ReceivePrograms()
 	return err
 }
@@ -590,7 +667,7 @@ func (t *trial) attempt(ctx context.Context, a *escape.Attempt, c escape.Case, f
 	less := func(a, b uint64) uint64 { return a - min(a, b) }
 	n := escape.Counts{
 		Own: less(after.Own, before.Own), Rest: less(after.Rest, before.Rest),
-		Others: less(after.Others, before.Others), Arrived: after.Arrived - before.Arrived,
+		Matched: less(after.Matched, before.Matched), Others: less(after.Others, before.Others), Arrived: after.Arrived - before.Arrived,
 	}
 	changed, err := t.changed(ctx)
 	if err != nil {
@@ -662,6 +739,9 @@ func (t *trial) read(whose escape.Whose) (n escape.Counts, waiting bool, err err
 		return n, false, err
 	}
 	own := map[escape.Whose]hierarchy.Path{"": selftestMine, escape.Its: selftestMine, escape.Theirs: selftestOther, escape.Nobodys: selftestRest}[whose]
+	if whose == escape.Nobodys && t.lures {
+		own = selftestLured
+	}
 	for _, s := range stats {
 		waiting = waiting || s.QLen > 0
 		switch s.Class {
@@ -669,6 +749,8 @@ func (t *trial) read(whose escape.Whose) (n escape.Counts, waiting bool, err err
 			n.Own = s.Packets
 		case t.class[selftestRest]:
 			n.Rest = s.Packets
+		case t.class[selftestLured]:
+			n.Matched = s.Packets
 		case t.class[selftestMine], t.class[selftestOther]:
 			n.Others += s.Packets
 		}
