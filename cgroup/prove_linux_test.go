@@ -8,12 +8,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/prove"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/hierarchy/match"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -190,4 +192,84 @@ func TestKernelProveLink(t *testing.T) {
 	landed(t, n.prove(t, b, in)[0], red)
 	apply(t, b)
 	landed(t, n.prove(t, b, in)[0], rest)
+}
+
+// TestKernelProveMatched: what was sent is shown as it left, which tells where matches have
+// it; and they are asked where a packet would go that is not sent, also when somebody has
+// written into their tables.
+func TestKernelProveMatched(t *testing.T) {
+	require(t, bind.WayBPF)
+	n := newNetwork(t)
+	p := newPlace(t, bind.WayBPF)
+	a := sub(t, p.dir, "a")
+	b := n.binder(t, bind.WayBPF)
+	top := []hierarchy.ClassID{rest}
+	all := []hierarchy.Matched{matched(t, green, []hierarchy.ClassID{red}, "to=239.0.0.0/8"), matched(t, blue, top, "dport=9 proto=udp", "mark=0x10/0xf0")}
+	applyMatched(t, b, all, bound(p.target(a), red))
+	got := n.prove(t, b, bound(p.target(a), red), hierarchy.Bound{Class: rest})
+	for i, want := range []hierarchy.ClassID{green, blue} {
+		landed(t, got[i], want)
+		for _, s := range got[i].Seen {
+			f := s.First
+			if s.Packets != 10 || s.Class != want || f.From != n.Near4 || f.To != netip.MustParseAddr("239.255.7.31") || f.Proto != match.UDP || f.DPort != 9 || f.SPort == 0 ||
+				f.FromMAC == (match.MAC{}) || f.ToMAC != (match.MAC{1, 0, 0x5e, 0x7f, 7, 0x1f}) || f.Received {
+				t.Errorf("%d packets of %v: %+v", s.Packets, s.Class, f)
+			}
+		}
+	}
+
+	ask := func(m *match.Match, from, want hierarchy.ClassID) {
+		t.Helper()
+		packet, ok := m.Sample(false)
+		got, err := b.Ask(&packet, from)
+		if !ok || err != nil || got != want {
+			t.Errorf("%v, of %v: %v, error %v, want %v", packet, from, got, err, want)
+		}
+	}
+	ask(&all[0].Match[0], red, green)
+	ask(&all[0].Match[0], rest, rest)
+	ask(&all[1].Match[1], rest, blue)
+	ask(&all[1].Match[1], red, red)
+	n.tamper(t, "vif_v4")
+	ask(&all[0].Match[0], red, red)
+	landed(t, n.prove(t, b, bound(p.target(a), red))[0], red)
+	apply(t, b)
+	ask(&all[1].Match[1], rest, rest)
+}
+
+// tamper empties a map of the matches.
+func (n *network) tamper(t *testing.T, name string) {
+	t.Helper()
+	id, err := n.hook.MatchProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if i, err := m.Info(); err != nil || i.Name != name {
+			continue
+		}
+		k := make([]byte, m.KeySize())
+		for m.NextKey(nil, k) == nil {
+			if err := m.Delete(k); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return
+	}
+	t.Fatalf("there is no map %s", name)
 }

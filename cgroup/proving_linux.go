@@ -7,7 +7,9 @@ import (
 	"github.com/vifshape/vifshape/cgroup/netcls"
 	"github.com/vifshape/vifshape/cgroup/prove"
 	"github.com/vifshape/vifshape/cgroup/way"
+	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/hierarchy/match"
 )
 
 // Proving is what package prove has to know of the classifier on the interface. What to
@@ -28,6 +30,13 @@ func (b *Binder) Proving() (prove.Config, error) {
 		return prove.Config{}, b.wrap(err)
 	}
 	return prove.Config{Tree: t, Index: b.cfg.Index, NetNSFD: b.cfg.NetNSFD, Unseen: on.unseen, Nobody: func() (uint32, error) { return b.nobody(on) }}, nil
+}
+
+// Ask is the class that the matches in force give a packet which is sent and has a class. The
+// packet goes nowhere: it is what the program at the hook says.
+func (b *Binder) Ask(p *match.Packet, class hierarchy.ClassID) (hierarchy.ClassID, error) {
+	class, err := b.rules.Ask(p, class)
+	return class, b.wrap(err)
 }
 
 // nobody is a user who is not bound.

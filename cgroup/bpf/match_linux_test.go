@@ -200,18 +200,14 @@ func (w world) frame() (f frame) {
 // runMatch is the class that the program leaves a packet of a class.
 func runMatch(t *testing.T, p *ebpf.Program, f *frame, class uint32) hierarchy.ClassID {
 	t.Helper()
-	const mark, priority, size = 8, 32, 192 // in struct __sk_buff
-	in, out := make([]byte, size), make([]byte, size)
-	binary.NativeEndian.PutUint32(in[mark:], f.Mark)
-	binary.NativeEndian.PutUint32(in[priority:], class)
-	ret, err := p.Run(&ebpf.RunOptions{Data: f.bytes, Context: in, ContextOut: out})
+	ret, is, err := ask(p, f.bytes, f.Mark, hierarchy.ClassID(class))
 	if err != nil {
 		t.Fatalf("%x: %v", f.bytes, err)
 	}
 	if int32(ret) != -1 {
 		t.Errorf("the program returned %d, want -1", int32(ret))
 	}
-	return hierarchy.ClassID(binary.NativeEndian.Uint32(out[priority:]))
+	return is
 }
 
 // loaded is the program with tables in force.
@@ -244,7 +240,7 @@ func TestKernelMatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { m.close() }()
-	moved, deep, stays, changes := 0, 0, 0, 0
+	moved, deep, stays, changes, sampled := 0, 0, 0, 0, 0
 	for n := range 60 {
 		tree := w.tree(t)
 		former, err := m.read()
@@ -289,6 +285,23 @@ func TestKernelMatch(t *testing.T) {
 				t.Fatalf("of a rest that is bound itself: %v, want %v", got, b.Entry().ID)
 			}
 		}
+		for c := range tree.All() {
+			for i := range c.Match {
+				p, ok := c.Match[i].Sample(false)
+				if !ok {
+					continue
+				}
+				f, b := &frame{p, wire(&p)}, from[w.IntN(len(from))]
+				leaf, by := b.Decide(&p)
+				if got := runMatch(t, m.prog, f, uint32(b.Entry().ID)); got != leaf.ID {
+					t.Fatalf("tree %d: sample of %v, %v, from %s: %v, want %s (%v) by %v", n, c.Match[i], p, b.Path, got, leaf.Path, leaf.ID, by)
+				}
+				sampled++
+			}
+		}
+	}
+	if sampled < 500 {
+		t.Errorf("%d samples of matches", sampled)
 	}
 	if moved < 2000 || stays < 2000 || deep < 3 || changes < 30 {
 		t.Errorf("%d got another class by up to %d matches, %d not; %d changes", moved, deep, stays, changes)

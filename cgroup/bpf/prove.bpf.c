@@ -3,7 +3,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Counts, at a packet socket that sees what leaves an interface, the packets of one
- * run of prove by the class that they have, and keeps none of them.
+ * run of prove by the class that they have, and keeps none of them; but of each kind it shows
+ * what a match may go by.
  */
 #include "bpf.h"
 
@@ -26,7 +27,15 @@ struct vif_probe {
 };
 
 struct vif_landed {
-	__u32 way, class;
+	__u32 way, class, proto; /* as in skb->protocol */
+};
+
+struct vif_shown {
+	__u64 packets;
+	/* of the first */
+	__u32 mark;
+	__u8 macs[12];
+	__u8 headers[IPV6_UDP];
 };
 
 volatile const __u64 vif_run = 0;
@@ -36,15 +45,15 @@ struct {
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct vif_landed);
-	__type(value, __u64);
+	__type(value, struct vif_shown);
 } vif_counts SEC(".maps");
 
 SEC("socket")
 int vif_tap(struct __sk_buff *skb)
 {
 	struct vif_landed at = {};
+	struct vif_shown first = {}, *n;
 	struct vif_probe p = {};
-	__u64 none = 0, *n;
 	__u32 off;
 
 	if (skb->pkt_type != PACKET_OUTGOING)
@@ -59,10 +68,20 @@ int vif_tap(struct __sk_buff *skb)
 		return 0;
 	at.way = p.way;
 	at.class = skb->priority;
-	bpf_map_update_elem(&vif_counts, &at, &none, BPF_NOEXIST);
+	at.proto = skb->protocol;
 	n = bpf_map_lookup_elem(&vif_counts, &at);
+	if (!n) {
+		first.mark = skb->mark;
+		bpf_skb_load_bytes_relative(skb, 0, first.macs, sizeof(first.macs), BPF_HDR_START_MAC);
+		if (off == IPV4_UDP)
+			bpf_skb_load_bytes_relative(skb, 0, first.headers, IPV4_UDP, BPF_HDR_START_NET);
+		else
+			bpf_skb_load_bytes_relative(skb, 0, first.headers, IPV6_UDP, BPF_HDR_START_NET);
+		bpf_map_update_elem(&vif_counts, &at, &first, BPF_NOEXIST);
+		n = bpf_map_lookup_elem(&vif_counts, &at);
+	}
 	if (n)
-		__sync_fetch_and_add(n, 1);
+		__sync_fetch_and_add(&n->packets, 1);
 	return 0;
 }
 

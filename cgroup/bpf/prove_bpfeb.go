@@ -17,6 +17,15 @@ type proveVifLanded struct {
 	_     structs.HostLayout
 	Way   uint32
 	Class uint32
+	Proto uint32
+}
+
+type proveVifShown struct {
+	_       structs.HostLayout
+	Packets uint64
+	Mark    uint32
+	Macs    [12]uint8
+	Headers [48]uint8
 }
 
 // Names of all BPF objects in the ELF.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -11,6 +12,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/match"
 )
 
 // Tap is a packet socket on an interface that counts by the program of prove.bpf.c.
@@ -67,11 +69,31 @@ func (t *Tap) Close() error {
 	return unix.Close(t.fd)
 }
 
-// Counts calls a function for every number that packets carry and class that they had,
-// with how many have left the interface.
-func (t *Tap) Counts(fn func(number int, class hierarchy.ClassID, packets int)) error {
-	return each(t.coll.Maps[proveMapVifCounts], func(at proveVifLanded, n uint64) error {
-		fn(int(at.Way), hierarchy.ClassID(at.Class), int(n))
+// Seen are packets of one kind that have left the interface.
+type Seen struct {
+	Number  int // that they carry
+	Class   hierarchy.ClassID
+	Packets int
+	First   match.Packet // as it was on the wire
+}
+
+// Seen calls a function for every kind of packets that have left the interface.
+func (t *Tap) Seen(fn func(Seen)) error {
+	return each(t.coll.Maps[proveMapVifCounts], func(at proveVifLanded, is proveVifShown) error {
+		p := match.Packet{ToMAC: match.MAC(is.Macs[:6]), FromMAC: match.MAC(is.Macs[6:]), Mark: is.Mark, Proto: match.UDP}
+		h := is.Headers[:]
+		ports := h[40:]
+		if h[0]>>4 == 4 {
+			p.DSCP, ports = match.DSCP(h[1]>>2), h[20:]
+			p.From, _ = netip.AddrFromSlice(h[12:16])
+			p.To, _ = netip.AddrFromSlice(h[16:20])
+		} else {
+			p.DSCP = match.DSCP(h[0]&15<<2 | h[1]>>6)
+			p.From, _ = netip.AddrFromSlice(h[8:24])
+			p.To, _ = netip.AddrFromSlice(h[24:40])
+		}
+		p.SPort, p.DPort = binary.BigEndian.Uint16(ports), binary.BigEndian.Uint16(ports[2:])
+		fn(Seen{int(at.Way), hierarchy.ClassID(at.Class), int(is.Packets), p})
 		return nil
 	})
 }

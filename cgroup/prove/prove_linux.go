@@ -38,6 +38,9 @@ type Proof struct {
 	Sent  int             // packets
 	// Landed is how many of them left the interface, by the class that they had.
 	Landed map[hierarchy.ClassID]int
+	// Seen is what they were when they left, where that could be looked at: the number that
+	// they carry does not matter.
+	Seen []bpf.Seen
 	// AtLeast says that others' packets were among them, and Landed is how many are
 	// certain: classes were counted, not these packets alone.
 	AtLeast bool
@@ -466,12 +469,15 @@ func (p *proving) count(ctx context.Context, all []Proof) error {
 		left, landed := 0, 0
 		for i := range all {
 			clear(all[i].Landed)
+			all[i].Seen = nil
 			left += all[i].Sent
 		}
-		err := p.tap.Counts(func(i int, class hierarchy.ClassID, packets int) {
-			if i < len(all) {
-				all[i].Landed[class] = packets
-				landed += packets
+		err := p.tap.Seen(func(s bpf.Seen) {
+			if s.Number < len(all) {
+				x := &all[s.Number]
+				x.Landed[s.Class] += s.Packets
+				x.Seen = append(x.Seen, s)
+				landed += s.Packets
 			}
 		})
 		if landed > last {

@@ -27,6 +27,11 @@ PATH down, and says in which branch they left the interface:
                  that has a process or a name, to be forwarded here
   the rest       from a process that nothing binds
 
+Where branches have matches, the packets belong where those have them, from the branch
+down that they are bound to. For each of these branches one packet more is made that fits
+a match of it. It is not sent, for it may have any address: the program at the hook is
+asked for its class, as it is in force.
+
 Where nobody is bound to a branch, there is no way in to be tried; nor does prove
 say anything of sockets that are open already, which show does.
 

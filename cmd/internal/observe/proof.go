@@ -8,11 +8,13 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cgroup/prove"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/hierarchy/match"
 	"github.com/vifshape/vifshape/tc/link"
 )
 
@@ -24,8 +26,10 @@ type Proof struct {
 	Branch  hierarchy.Path `json:"branch"`
 	From    string         `json:"from,omitempty"`  // the binding's words; with no target: the rest
 	Target  bind.Target    `json:"target,omitzero"` // what was sent from
+	Match   *match.Match   `json:"match,omitempty"` // that the packets fit, which are nobody's: they are not sent
 	Sent    int            `json:"sent"`
 	Landed  []Landed       `json:"landed"`
+	Belong  []Landed       `json:"belong,omitempty"`   // where they should have, where matches refine the branch
 	AtLeast bool           `json:"at_least,omitempty"` // there were others' packets among them
 	Verdict string         `json:"verdict"`
 	Why     string         `json:"why,omitempty"`         // why not all was sent
@@ -66,8 +70,13 @@ func ProveAll(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 	if err != nil {
 		return nil, err
 	}
+	p := &proofs{x: x, path: path, leaves: x.On(s).Leaves}
+	if x.Record.Matches {
+		if p.tree, err = m.Applied(x.Interface); err != nil {
+			return nil, err
+		}
+	}
 	var in []hierarchy.Bound
-	var all []Proof
 	for _, b := range append(x.Named(s.Bound, false), hierarchy.Bound{Class: hierarchy.ID(hierarchy.RestMinor), From: "rest"}) {
 		rest := b.Target.Kind == bind.TargetNone && b.From == "rest"
 		v := Proof{Branch: x.BranchOf(b.Class), From: b.From, Target: b.Target, Landed: []Landed{}, Verdict: proofNotTried, Other: held[b.Target].Other}
@@ -82,7 +91,7 @@ func ProveAll(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 		if v.Why == "" {
 			in = append(in, b)
 		}
-		all = append(all, v)
+		p.all = append(p.all, v)
 	}
 	cfg, err := x.Binder.Proving()
 	if err != nil {
@@ -90,17 +99,89 @@ func ProveAll(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 	}
 	cfg.Packets, cfg.Sender = provePackets, sender
 	cfg.Counters = func() (map[hierarchy.ClassID]uint64, error) { return leafPackets(x.Interface, s) }
-	proofs, err := prove.Run(ctx, in, cfg)
+	came, err := prove.Run(ctx, in, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("%s: classifier: %w", iface, err)
 	}
-	for i := range all {
-		if all[i].Why == "" {
-			all[i].came(x.Interface, x.On(s).Leaves, proofs[0])
-			proofs = proofs[1:]
+	for i := range p.all {
+		if v := &p.all[i]; v.Why == "" {
+			p.came(v, came[0])
+			came = came[1:]
 		}
 	}
-	return all, nil
+	return p.all, p.matches()
+}
+
+// proofs are those of one interface.
+type proofs struct {
+	x      *shaper.Target
+	path   hierarchy.Path // of the branch that is asked for, empty: all
+	leaves []hierarchy.Leaf
+	tree   *hierarchy.Tree // nil where no branch has matches
+	all    []Proof
+}
+
+// leaf is the branch that counts a class. HTB puts what has the class of no leaf into the rest.
+func (p *proofs) leaf(class hierarchy.ClassID) hierarchy.Path {
+	if !slices.ContainsFunc(p.leaves, func(l hierarchy.Leaf) bool { return l.Class == class }) {
+		class = hierarchy.ID(hierarchy.RestMinor)
+	}
+	return p.x.BranchOf(class)
+}
+
+// belongs is the leaf in which a packet of somebody belongs.
+func (p *proofs) belongs(of hierarchy.Bound, packet *match.Packet) hierarchy.Path {
+	if p.tree != nil && !of.Stays {
+		if b := p.tree.Of(of.Class); b != nil {
+			if leaf, _ := b.Decide(packet); leaf != nil {
+				return leaf.Path
+			}
+		}
+	}
+	return p.x.BranchOf(of.Class)
+}
+
+// matches asks the matches that are in force for a packet each that fits one of a branch, as
+// nobody sends it, or who is bound to the branch above that has matches.
+func (p *proofs) matches() error {
+	if p.tree == nil {
+		return nil
+	}
+	for b := range p.tree.All() {
+		if len(b.Match) == 0 || p.path != "" && !b.Path.Below(p.path) {
+			continue
+		}
+		above := p.tree.Scope(b)
+		v := Proof{Branch: b.Entry().Path, Landed: []Landed{}, Verdict: proofNotTried, Why: "no packet that is sent fits its matches"}
+		packet, fits := match.Packet{}, false
+		for i := range b.Match {
+			s, ok := b.Match[i].Sample(false)
+			if !ok {
+				continue
+			}
+			// another branch may have a more specific one for it
+			leaf, _ := above.Decide(&s)
+			if own := leaf.Path.Below(b.Path); own || !fits {
+				packet, fits, v.Match = s, true, &b.Match[i]
+				if own {
+					break
+				}
+			}
+		}
+		if fits {
+			from := hierarchy.Bound{Class: above.Entry().ID}
+			class, err := p.x.Binder.Ask(&packet, from.Class)
+			if err != nil {
+				return err
+			}
+			v.Why = ""
+			p.came(&v, prove.Proof{Bound: from, Sent: 1, Landed: map[hierarchy.ClassID]int{class: 1}, Seen: []bpf.Seen{{Class: class, Packets: 1, First: packet}}})
+		} else {
+			v.Match = &b.Match[0]
+		}
+		p.all = append(p.all, v)
+	}
+	return nil
 }
 
 // sends says why nothing can leave an interface.
@@ -140,50 +221,65 @@ func leafPackets(x *shaper.Interface, s hierarchy.State) (map[hierarchy.ClassID]
 	return sent, nil
 }
 
-// came fills in what came of it. HTB puts what has the class of no leaf into the rest.
-func (v *Proof) came(x *shaper.Interface, leaves []hierarchy.Leaf, p prove.Proof) {
-	v.Sent, v.AtLeast = p.Sent, p.AtLeast
-	if p.Err != nil {
-		v.Why = p.Err.Error()
+// came fills in what came of it.
+func (p *proofs) came(v *Proof, x prove.Proof) {
+	v.Sent, v.AtLeast = x.Sent, x.AtLeast
+	if x.Err != nil {
+		v.Why = x.Err.Error()
 	}
-	landed := map[hierarchy.Path]int{}
-	for class, n := range p.Landed {
-		if !slices.ContainsFunc(leaves, func(l hierarchy.Leaf) bool { return l.Class == class }) {
-			class = hierarchy.ID(hierarchy.RestMinor)
-		}
-		landed[x.BranchOf(class)] += n
+	landed, belong := map[hierarchy.Path]int{}, map[hierarchy.Path]int{}
+	holds := true
+	for class, n := range x.Landed {
+		landed[p.leaf(class)] += n
 	}
-	for _, at := range slices.Sorted(maps.Keys(landed)) {
-		v.Landed = append(v.Landed, Landed{at, landed[at]})
+	for _, s := range x.Seen {
+		is := p.belongs(x.Bound, &s.First)
+		belong[is] += s.Packets
+		holds = holds && p.leaf(s.Class) == is
 	}
-	switch own := landed[v.Branch]; {
-	case p.Sent == 0:
+	v.Landed = listed(landed)
+	switch {
+	case len(x.Seen) == 0: // classes were counted
+		holds = len(landed) == 1 && landed[v.Branch] > 0
+	case len(belong) > 1 || belong[v.Branch] == 0:
+		v.Belong = listed(belong)
+	}
+	switch {
+	case x.Sent == 0:
 	case len(landed) == 0:
 		v.Verdict = ProofUnseen
-	case len(landed) == 1 && own > 0:
+	case holds:
 		v.Verdict = ProofHolds
+	case len(x.Seen) == 0 && p.tree != nil:
+		v.Verdict, v.Why = ProofUnseen, "matches go by what packets are, and that cannot be looked at here"
 	default:
 		v.Verdict = ProofLeaks
 	}
 }
 
+func listed(in map[hierarchy.Path]int) []Landed {
+	all := make([]Landed, 0, len(in))
+	for _, at := range slices.Sorted(maps.Keys(in)) {
+		all = append(all, Landed{at, in[at]})
+	}
+	return all
+}
+
 // String says it in one line.
 func (v Proof) String() string {
 	s := string(v.Branch)
-	if b := (&Bound{From: v.From, Target: v.Target}); v.From == "" && v.Target.Kind == bind.TargetNone {
+	switch b := (&Bound{From: v.From, Target: v.Target}); {
+	case v.Match != nil:
+		s += " by match " + v.Match.String()
+	case v.From == "" && v.Target.Kind == bind.TargetNone:
 		s += " by nothing that is bound"
-	} else {
+	default:
 		s += " by " + b.name()
 	}
 	if v.Verdict == proofNotTried {
 		return s + ": not tried: " + words.Printable(v.Why)
 	}
-	var where []string
-	left := v.Sent
-	for _, l := range v.Landed {
-		where = append(where, fmt.Sprintf("%d of %d packets in %s", l.Packets, v.Sent, l.Branch))
-		left -= l.Packets
-	}
+	where, left := v.shares(v.Landed)
 	switch {
 	case v.AtLeast && len(where) > 0:
 		where[0] = "at least " + where[0]
@@ -193,6 +289,9 @@ func (v Proof) String() string {
 		where = append(where, fmt.Sprintf("%d did not leave", left))
 	}
 	s += ": " + strings.Join(where, ", ")
+	if belong, _ := v.shares(v.Belong); v.Verdict == ProofLeaks && len(belong) > 0 {
+		s += " (they belong: " + strings.Join(belong, ", ") + ")"
+	}
 	if v.Why != "" {
 		s += " (" + words.Printable(v.Why) + ")"
 	}
@@ -200,6 +299,16 @@ func (v Proof) String() string {
 		s += fmt.Sprintf(" (not tried: %s in another network namespace)", words.Number(len(v.Other), "process", "processes"))
 	}
 	return s + ": " + map[string]string{ProofHolds: "holds", ProofLeaks: "DOES NOT HOLD", ProofUnseen: "not proven"}[v.Verdict]
+}
+
+// shares says how many packets are where, and how many are nowhere.
+func (v Proof) shares(in []Landed) (where []string, left int) {
+	left = v.Sent
+	for _, l := range in {
+		where = append(where, fmt.Sprintf("%d of %s in %s", l.Packets, words.Number(v.Sent, "packet", "packets"), l.Branch))
+		left -= l.Packets
+	}
+	return where, left
 }
 
 // The verdicts of prove.

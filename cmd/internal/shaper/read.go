@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // TreeOf reads an interface that has a tree of ours. The caller closes its binder.
@@ -30,6 +32,21 @@ func (m *Machine) TreeOf(ctx context.Context, iface string) (*Target, hierarchy.
 		return nil, is, err
 	}
 	return x, is, nil
+}
+
+// Applied is the tree of the last apply, with what was added to it and the classes that it
+// was given. It is not settled: it is good for what branches there are, and their matches.
+func (m *Machine) Applied(x *Interface) (*hierarchy.Tree, error) {
+	spec, err := m.Store.Spec(x.Record)
+	if err != nil {
+		return nil, err
+	}
+	with, err := amend.Extend(spec, qdisc.Kinds(), x.Record.Added)
+	if err != nil {
+		return nil, err
+	}
+	_, err = x.Record.IDs.Assign(with.Tree)
+	return with.Tree, err
 }
 
 // Named gives bindings the words that the policy has for them, and adds those of
