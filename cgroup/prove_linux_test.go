@@ -1,6 +1,8 @@
 package cgroup_test
 
 import (
+	"encoding/binary"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -10,6 +12,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/prove"
@@ -22,10 +26,16 @@ import (
 // prove proves ways into classes, with ten packets each.
 func (n *network) prove(t *testing.T, b *cgroup.Binder, in ...hierarchy.Bound) []prove.Proof {
 	t.Helper()
+	return n.proveWith(t, b, func(*prove.Config) {}, in...)
+}
+
+func (n *network) proveWith(t *testing.T, b *cgroup.Binder, change func(*prove.Config), in ...hierarchy.Bound) []prove.Proof {
+	t.Helper()
 	cfg, err := b.Proving()
 	if err != nil {
 		t.Fatal(err)
 	}
+	change(&cfg)
 	cfg.Packets = 10
 	cfg.Sender = func() *exec.Cmd { return tctest.Command(t, "sendProof") }
 	cfg.Counters = func() (map[hierarchy.ClassID]uint64, error) {
@@ -244,6 +254,19 @@ func (n *network) tamper(t *testing.T, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m := programMap(t, id, name)
+	defer m.Close()
+	k := make([]byte, m.KeySize())
+	for m.NextKey(nil, k) == nil {
+		if err := m.Delete(k); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// programMap opens a map of a program.
+func programMap(t *testing.T, id uint32, name string) *ebpf.Map {
+	t.Helper()
 	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
 		t.Fatal(err)
@@ -259,17 +282,184 @@ func (n *network) tamper(t *testing.T, name string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer m.Close()
-		if i, err := m.Info(); err != nil || i.Name != name {
-			continue
+		if i, err := m.Info(); err == nil && i.Name == name {
+			return m
 		}
-		k := make([]byte, m.KeySize())
-		for m.NextKey(nil, k) == nil {
-			if err := m.Delete(k); err != nil {
+		m.Close()
+	}
+	t.Fatalf("there is no map %s", name)
+	return nil
+}
+
+// came holds that all that a way in is asked to receive gets one class.
+func came(t *testing.T, p prove.Proof, class hierarchy.ClassID, kinds int) {
+	t.Helper()
+	asked := 0
+	for _, s := range p.Received {
+		asked += s.Packets
+		if s.Class != class {
+			t.Errorf("%s: %d packets of %v, want %v: %+v", p.Bound.Target, s.Packets, s.Class, class, s.First)
+		}
+	}
+	if asked != 10 || len(p.Received) != kinds {
+		t.Errorf("%s: %d packets of %d kinds, want 10 of %d; %v", p.Bound.Target, asked, len(p.Received), kinds, p.NoAnswer)
+	}
+}
+
+// TestKernelProveReceived: what each way in would receive is asked of the program at the hook,
+// as an answer to what it has sent, and as what answers to nothing where sockets are looked
+// for; what is forwarded, too.
+func TestKernelProveReceived(t *testing.T) {
+	for _, way := range ways(t) {
+		if way == bind.WayClsCgroup {
+			continue // nothing tells what is received apart
+		}
+		t.Run(string(way), func(t *testing.T) {
+			require(t, way)
+			n := newReceiver(t)
+			p := newPlace(t, way)
+			a := sub(t, p.dir, "a")
+			b := n.binder(t, way)
+			in := []hierarchy.Bound{bound(p.target(a), red)}
+			if v2(way) {
+				in = append(in, bound("uid:4714", green))
+			}
+			if way == bind.WayBPF {
+				n.start(t, n.routed(t, "veth1", 1), "")
+				in = append(in, bound("link:veth1", blue))
+			}
+			n.apply(t, b, in...)
+			in = append(in, hierarchy.Bound{Class: rest})
+			kinds := 1
+			if looks(t, way) {
+				kinds++
+			}
+			n.start(t, n.Near, "").Do("udp %s:9 1", n.Far4) // which makes it a neighbour
+			got := n.received(t, func() {
+				for i, x := range n.prove(t, b, in...) {
+					landed(t, x, in[i].Class)
+					if x.NoAnswer != nil {
+						t.Errorf("%s: %v", x.Bound.Target, x.NoAnswer)
+					}
+					want := kinds
+					if x.Bound.Target.Kind == bind.TargetLink {
+						want = 1
+					}
+					came(t, x, in[i].Class, want)
+					if f := x.Received[0].First; f.From != n.Far4 || f.SPort != 9 || !f.Received {
+						t.Errorf("%s: answered by %+v, want %s", x.Bound.Target, f, n.Far4)
+					}
+				}
+			})
+			for class := range got {
+				if class != rest { // what the far end says of a port that nobody has
+					t.Errorf("packets were received that nobody sent: %v", got)
+				}
+			}
+			if l := left(t, p.dir); len(l) != 0 {
+				t.Errorf("left behind: %v", l)
+			}
+			gone := n.proveWith(t, b, func(cfg *prove.Config) {
+				real := cfg.Receive
+				cfg.Receive = func(p *match.Packet) (hierarchy.ClassID, error) {
+					if err := n.hook.DetachReceive(); err != nil {
+						t.Fatal(err)
+					}
+					return real(p)
+				}
+			}, in[0])[0]
+			landed(t, gone, red)
+			came(t, gone, 0, kinds)
+			if cfg, err := b.Proving(); err != nil || cfg.Receive != nil {
+				t.Errorf("without a program something can be asked, error %v", err)
+			}
+
+			n.apply(t, b, in[:len(in)-1]...)
+			n.forget(t)
+			nobody := n.prove(t, b, in[0])[0]
+			landed(t, nobody, red)
+			if nobody.NoAnswer == nil || !strings.HasPrefix(nobody.NoAnswer.Error(), "nobody can be asked: ") {
+				t.Errorf("with nobody to ask: %v", nobody.NoAnswer)
+			}
+			if kinds == 2 {
+				came(t, nobody, red, 1)
+			} else if nobody.Received != nil {
+				t.Errorf("with nobody to ask or look for: %+v", nobody.Received)
+			}
+		})
+	}
+}
+
+// forget has the near end know no neighbour.
+func (n *network) forget(t *testing.T) {
+	t.Helper()
+	err := n.Near.Do(func() error {
+		i, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		ae := netlink.NewAttributeEncoder()
+		ae.Bytes(unix.NDA_DST, n.Far4.AsSlice())
+		attrs, err := ae.Encode()
+		if err != nil {
+			return err
+		}
+		msg := make([]byte, unix.SizeofNdMsg)
+		msg[0] = unix.AF_INET
+		binary.NativeEndian.PutUint32(msg[4:], uint32(i.Index))
+		_, err = c.Execute(netlink.Message{Header: netlink.Header{Type: unix.RTM_DELNEIGH, Flags: netlink.Request | netlink.Acknowledge}, Data: append(msg, attrs...)})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKernelProveReceivedTable: a class that somebody writes into the table of flows is found.
+// Where sockets are looked for, the program itself puts right what is a second old.
+func TestKernelProveReceivedTable(t *testing.T) {
+	require(t, bind.WayNetCls)
+	n := newReceiver(t)
+	p := newPlace(t, bind.WayNetCls)
+	a := sub(t, p.dir, "a")
+	b := n.binder(t, bind.WayNetCls)
+	in := bound(p.target(a), red)
+	n.apply(t, b, in)
+	n.start(t, n.Near, "").Do("udp %s:9 1", n.Far4)
+	got := n.proveWith(t, b, func(cfg *prove.Config) {
+		real := cfg.Receive
+		cfg.Receive = func(p *match.Packet) (hierarchy.ClassID, error) {
+			n.reclass(t, red, green)
+			return real(p)
+		}
+	}, in)[0]
+	landed(t, got, red)
+	came(t, got, green, 1)
+	came(t, n.prove(t, b, in)[0], red, 1)
+}
+
+// reclass writes another class into the table of flows wherever one is.
+func (n *network) reclass(t *testing.T, is, to hierarchy.ClassID) {
+	t.Helper()
+	note, _, err := n.hook.ReceivePrograms()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := programMap(t, note, "vif_flows")
+	defer table.Close()
+	k, v := make([]byte, table.KeySize()), make([]byte, table.ValueSize())
+	const class = 8 // in struct vif_owner
+	for it := table.Iterate(); it.Next(&k, &v); {
+		if binary.NativeEndian.Uint32(v[class:]) == uint32(is) {
+			binary.NativeEndian.PutUint32(v[class:], uint32(to))
+			if err := table.Put(k, v); err != nil {
 				t.Fatal(err)
 			}
 		}
-		return
 	}
-	t.Fatalf("there is no map %s", name)
 }

@@ -29,7 +29,26 @@ func (b *Binder) Proving() (prove.Config, error) {
 	if err != nil {
 		return prove.Config{}, b.wrap(err)
 	}
-	return prove.Config{Tree: t, Index: b.cfg.Index, NetNSFD: b.cfg.NetNSFD, Unseen: on.unseen, Nobody: func() (uint32, error) { return b.nobody(on) }}, nil
+	c := prove.Config{Tree: t, Index: b.cfg.Index, NetNSFD: b.cfg.NetNSFD, Unseen: on.unseen, Nobody: func() (uint32, error) { return b.nobody(on) }}
+	receives, looks, err := b.flows.Asks()
+	if receives {
+		c.Receive, c.Looks = b.askReceived, looks
+	}
+	return c, b.wrap(err)
+}
+
+// askReceived is the class that a received packet gets, 0 where it does not come to the tree.
+func (b *Binder) askReceived(p *match.Packet) (class hierarchy.ClassID, err error) {
+	ask := func() error {
+		class, err = b.flows.Ask(p, b.cfg.Index)
+		return err
+	}
+	if b.cfg.NetNSFD == 0 {
+		err = ask()
+	} else {
+		err = cgroupfs.InNetNS(b.cfg.NetNSFD, ask)
+	}
+	return class, b.wrap(err)
 }
 
 // Ask is the class that the matches in force give a packet which is sent and has a class. The

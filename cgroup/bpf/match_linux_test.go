@@ -200,7 +200,7 @@ func (w world) frame() (f frame) {
 // runMatch is the class that the program leaves a packet of a class.
 func runMatch(t *testing.T, p *ebpf.Program, f *frame, class uint32) hierarchy.ClassID {
 	t.Helper()
-	ret, is, err := ask(p, f.bytes, f.Mark, hierarchy.ClassID(class))
+	ret, is, err := ask(p, f.bytes, f.Mark, hierarchy.ClassID(class), 0)
 	if err != nil {
 		t.Fatalf("%x: %v", f.bytes, err)
 	}

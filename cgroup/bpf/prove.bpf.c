@@ -40,10 +40,10 @@ struct vif_shown {
 
 volatile const __u64 vif_run = 0;
 
+/* All of it is there from the start: more is allocated some time after it is asked for (bpf_mem_alloc, kernel/bpf/memalloc.c, v6.12). */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 64);
 	__type(key, struct vif_landed);
 	__type(value, struct vif_shown);
 } vif_counts SEC(".maps");

@@ -22,8 +22,9 @@ type Tap struct {
 }
 
 // NewTap counts the packets of a run on the interface that has an index in a network
-// namespace, 0 for the caller's.
-func NewTap(run uint64, netNS int, index uint32) (_ *Tap, err error) {
+// namespace, 0 for the caller's. It has room for a few kinds of them with each of so many
+// numbers.
+func NewTap(run uint64, numbers int, netNS int, index uint32) (_ *Tap, err error) {
 	spec, err := loadProve()
 	if err != nil {
 		return nil, err
@@ -31,6 +32,8 @@ func NewTap(run uint64, netNS int, index uint32) (_ *Tap, err error) {
 	if err := spec.Variables[proveVarVifRun].Set(run); err != nil {
 		return nil, err
 	}
+	const kinds = 8 // both versions of IP, a question, and classes that are another's
+	spec.Maps[proveMapVifCounts].MaxEntries = uint32(kinds * max(numbers, 8))
 	t := &Tap{fd: -1}
 	if t.coll, err = ebpf.NewCollection(spec); err != nil {
 		return nil, fmt.Errorf("load the program that counts: %w", caps.Explain(err, unix.CAP_BPF))
@@ -71,7 +74,7 @@ func (t *Tap) Close() error {
 
 // Seen are packets of one kind that have left the interface.
 type Seen struct {
-	Number  int // that they carry
+	Number  uint32 // that they carry
 	Class   hierarchy.ClassID
 	Packets int
 	First   match.Packet // as it was on the wire
@@ -93,7 +96,7 @@ func (t *Tap) Seen(fn func(Seen)) error {
 			p.To, _ = netip.AddrFromSlice(h[24:40])
 		}
 		p.SPort, p.DPort = binary.BigEndian.Uint16(ports), binary.BigEndian.Uint16(ports[2:])
-		fn(Seen{int(at.Way), hierarchy.ClassID(at.Class), int(is.Packets), p})
+		fn(Seen{at.Way, hierarchy.ClassID(at.Class), int(is.Packets), p})
 		return nil
 	})
 }

@@ -1,7 +1,6 @@
 package prove
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -30,6 +29,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/iface"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/hierarchy/match"
 )
 
 // Proof is what came of the packets that were sent through one way into a class.
@@ -45,6 +45,11 @@ type Proof struct {
 	// certain: classes were counted, not these packets alone.
 	AtLeast bool
 	Err     error // why nothing was sent, or not all
+
+	// Received are packets that were made, as they would be received, and the class that each
+	// kind of them would get; 0: none, for it does not come to the tree.
+	Received []bpf.Seen
+	NoAnswer error // why there are none, or not all kinds
 }
 
 // Config is what [Run] works with.
@@ -56,6 +61,12 @@ type Config struct {
 	Unseen bool
 	// Nobody is a user who is not bound.
 	Nobody func() (uid uint32, err error)
+
+	// Receive asks for the class that a packet gets which the interface receives, without one
+	// being there. Nil: what it receives is not told apart.
+	Receive func(*match.Packet) (hierarchy.ClassID, error)
+	// Looks says that what answers to nothing is looked for who would receive it.
+	Looks bool
 
 	Packets int // through each way
 	// Sender is a process that runs [Sender], not yet started.
@@ -75,13 +86,18 @@ type Config struct {
 // process of somebody else's has a stranger beside it; those that a run left behind
 // that was killed are removed by the next. The process that sends ends with this one.
 //
+// Where what is received gets classes too, each way in asks somebody something by a socket of its own,
+// at an address of nobody's, else of a neighbour, with a time to live that ends there. What would
+// answer that is made as it would come and given to the program at the hook, and where that looks
+// for sockets, what answers to nothing. Neither is received by anybody.
+//
 // Counted is what a packet socket on the interface sees, behind all queues. Where the
 // kernel loads no program for it, or packets do not have their class, the counters of
 // classes are read until nobody else sends. Writers of the interface must be excluded.
 func Run(ctx context.Context, in []hierarchy.Bound, cfg Config) (_ []Proof, err error) {
 	p := &proving{Config: cfg, run: random()}
 	if !cfg.Unseen {
-		tap, err := bpf.NewTap(p.run, cfg.NetNSFD, cfg.Index)
+		tap, err := bpf.NewTap(p.run, len(in), cfg.NetNSFD, cfg.Index)
 		if err != nil && cfg.Counters == nil {
 			return nil, err
 		}
@@ -91,6 +107,11 @@ func Run(ctx context.Context, in []hierarchy.Bound, cfg Config) (_ []Proof, err 
 	if err := p.sweep(ctx); err != nil {
 		return nil, err
 	}
+	if cfg.Receive != nil && p.tap != nil {
+		if p.of, p.nobody = p.destination(); p.nobody != nil {
+			p.nobody = fmt.Errorf("nobody can be asked: %w", p.nobody)
+		}
+	}
 	all := make([]Proof, len(in))
 	for i, bound := range in {
 		if err := ctx.Err(); err != nil {
@@ -98,7 +119,12 @@ func Run(ctx context.Context, in []hierarchy.Bound, cfg Config) (_ []Proof, err 
 		}
 		all[i] = Proof{Bound: bound, Landed: map[hierarchy.ClassID]int{}}
 		if p.tap != nil {
-			all[i].Sent, all[i].Err = p.send(ctx, bound, uint32(i))
+			var at uint16
+			if all[i].Sent, at, all[i].Err = p.send(ctx, bound, uint32(i)); all[i].Sent > 0 && cfg.Receive != nil {
+				if err := p.receive(ctx, &all[i], uint32(i), at); err != nil {
+					return nil, err
+				}
+			}
 		} else if err := p.counted(ctx, &all[i], uint32(i)); err != nil {
 			return nil, err
 		}
@@ -118,7 +144,9 @@ type proving struct {
 	run    uint64   // that the packets carry
 	tap    *bpf.Tap // nil: classes are counted
 	sender *sender
-	made   []string // cgroups
+	made   []string   // cgroups
+	of     netip.Addr // who is asked something
+	nobody error      // why nobody is
 }
 
 func random() uint64 {
@@ -174,47 +202,67 @@ func removeSoon(dir string) error {
 	}
 }
 
-// send sends through one way in.
-func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sent int, err error) {
-	o := order{Index: p.Index, Run: p.run, Way: way, N: p.Packets}
+// asking is the number of a question, beside that of the packets of a way in.
+const asking = 1 << 31
+
+// send sends through one way in. Port is of the socket that asks.
+func (p *proving) send(ctx context.Context, in hierarchy.Bound, way uint32) (sent int, port uint16, err error) {
+	o := order{Index: p.Index, Run: p.run, Way: way, N: p.Packets, Ask: p.Receive != nil && p.tap != nil, Of: p.of, Asking: way | asking}
 	below := home.Root
 	switch in.Target.Kind {
 	case bind.TargetLink:
-		return p.sendFrom(in.Target.Name, o)
+		sent, err = p.sendFrom(in.Target.Name, o)
+		return sent, 0, err
 	case bind.TargetCgroup:
 		below = in.Target.Name
 	case bind.TargetUser:
 		o.User = uint32(in.Target.ID)
 	case bind.TargetNone:
 		if o.User, err = p.Nobody(); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	default:
-		return 0, errors.New("it is gone")
+		return 0, 0, errors.New("it is gone")
 	}
 	at := path.Join(below, cgroupName+strconv.Itoa(os.Getpid()))
-	if !slices.Contains(p.made, at) {
-		if _, _, err := p.Tree.ID(below); in.Target.Kind == bind.TargetCgroup && err != nil {
-			return 0, errors.New("it is gone")
-		}
-		p.made = append(p.made, at)
-		if err := p.Tree.Make(at); err != nil {
-			return 0, fmt.Errorf("make a cgroup in it: %w", caps.Explain(caps.Errno(err), unix.CAP_DAC_OVERRIDE))
-		}
-	}
 	if p.sender == nil {
 		if p.sender, err = p.start(); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
-	if err := p.Tree.Join(at, p.sender.cmd.Process.Pid); err != nil {
-		return 0, fmt.Errorf("put a process into it: %w", caps.Errno(err))
+	if err := p.join(below, at, in.Target.Kind == bind.TargetCgroup); err != nil {
+		return 0, 0, err
 	}
-	sent, err, lost := p.sender.carryOut(ctx, o)
+	a, err, lost := p.sender.carryOut(ctx, o)
 	if lost {
 		p.sender = nil
 	}
-	return sent, err
+	return a.Sent, a.Port, err
+}
+
+// join puts the sender into a cgroup of its own below another one, which must be there already
+// where it is bound. One that nobody is in may be removed by a run in another network
+// namespace, and is made again.
+func (p *proving) join(below, at string, bound bool) error {
+	for try := 1; ; try++ {
+		if _, _, err := p.Tree.ID(below); bound && err != nil {
+			return errors.New("it is gone")
+		}
+		if !slices.Contains(p.made, at) {
+			p.made = append(p.made, at)
+		}
+		if err := p.Tree.Make(at); err != nil {
+			return fmt.Errorf("make a cgroup in it: %w", caps.Explain(caps.Errno(err), unix.CAP_DAC_OVERRIDE))
+		}
+		const tries = 10
+		err := p.Tree.Join(at, p.sender.cmd.Process.Pid)
+		if err == nil {
+			return nil
+		}
+		if e := caps.Errno(err); e != unix.ENOENT && e != unix.ENODEV || try == tries {
+			return fmt.Errorf("put a process into it: %w", e)
+		}
+	}
 }
 
 // sender is a process that sends.
@@ -222,12 +270,6 @@ type sender struct {
 	cmd     *exec.Cmd
 	to      io.WriteCloser
 	answers chan answer
-}
-
-type answer struct {
-	sent int
-	text string
-	err  error
 }
 
 func (p *proving) start() (*sender, error) {
@@ -250,15 +292,11 @@ func (p *proving) start() (*sender, error) {
 	s.to = to
 	go func() {
 		defer close(s.answers)
-		for r := bufio.NewReader(from); ; {
-			line, err := r.ReadString('\n')
-			if err != nil {
+		for in := json.NewDecoder(from); ; {
+			var a answer
+			if in.Decode(&a) != nil {
 				return
 			}
-			var a answer
-			n, text, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-			a.sent, a.err = strconv.Atoi(n)
-			a.text = text
 			s.answers <- a
 		}
 	}()
@@ -266,30 +304,30 @@ func (p *proving) start() (*sender, error) {
 }
 
 // carryOut has an order carried out; lost says that the sender is no more.
-func (s *sender) carryOut(ctx context.Context, o order) (sent int, err error, lost bool) {
+func (s *sender) carryOut(ctx context.Context, o order) (a answer, err error, lost bool) {
 	b, err := json.Marshal(o)
 	if err == nil {
 		_, err = s.to.Write(append(b, '\n'))
 	}
 	if err != nil {
-		return 0, errors.Join(err, s.end()), true
+		return a, errors.Join(err, s.end()), true
 	}
 	select {
 	case a, ok := <-s.answers:
 		switch {
 		case !ok:
-			return 0, errors.Join(errors.New("the process that sends ended in it"), s.end()), true
-		case a.err == nil && a.text != "":
-			a.err = errors.New(a.text)
+			return a, errors.Join(errors.New("the process that sends ended in it"), s.end()), true
+		case a.Err != "":
+			err = errors.New(a.Err)
 		}
-		return a.sent, a.err, false
+		return a, err, false
 	case <-time.After(patience):
 		err = errors.New("a process in it gets no turn: is it frozen?")
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
 	s.cmd.Process.Kill()
-	return 0, errors.Join(err, s.end()), true
+	return a, errors.Join(err, s.end()), true
 }
 
 // end waits for the sender to end, which it does when there are no more orders.
@@ -396,7 +434,7 @@ func (p *proving) destination() (netip.Addr, error) {
 			}
 		}
 	}
-	return netip.Addr{}, errors.New("no address is known that this machine forwards to by the interface: there is no route to the world, and no neighbour")
+	return netip.Addr{}, errors.New("no address is known to which the interface leads: there is no route to the world, and no neighbour")
 }
 
 // attribute says whether a message has the value for an attribute.
@@ -423,7 +461,7 @@ func (p *proving) counted(ctx context.Context, x *Proof, way uint32) error {
 		if err != nil {
 			return err
 		}
-		sent, err := p.send(ctx, x.Bound, way)
+		sent, _, err := p.send(ctx, x.Bound, way)
 		if x.Err = err; sent == 0 {
 			return ctx.Err()
 		}
@@ -463,6 +501,59 @@ func (p *proving) counted(ctx context.Context, x *Proof, way uint32) error {
 	return ctx.Err()
 }
 
+// receive asks for what would be received through a way in: what answers to what was sent by
+// it, and what answers to nothing.
+func (p *proving) receive(ctx context.Context, x *Proof, way uint32, at uint16) error {
+	number := way // what is forwarded is a question itself
+	if x.Bound.Target.Kind != bind.TargetLink {
+		number |= asking
+	}
+	var kinds []match.Packet
+	if x.NoAnswer = p.nobody; p.nobody == nil {
+		q, err := p.left(ctx, number)
+		if err != nil {
+			return err
+		}
+		if q == nil {
+			x.NoAnswer = fmt.Errorf("a question to %v has not left the interface", p.of)
+			p.nobody = x.NoAnswer // the next one would not either
+		} else {
+			kinds = append(kinds, match.Packet{Received: true, From: q.To, To: q.From, FromMAC: q.ToMAC, ToMAC: q.FromMAC, Proto: q.Proto, SPort: q.DPort, DPort: q.SPort})
+		}
+	}
+	if p.Looks && at != 0 { // the socket has any address
+		kinds = append(kinds, match.Packet{Received: true, From: noOne, To: ours, Proto: match.UDP, SPort: port, DPort: at})
+	}
+	for i, k := range kinds {
+		landed := map[hierarchy.ClassID]int{}
+		for n := i; n < p.Packets; n += len(kinds) {
+			class, err := p.Receive(&k)
+			if err != nil {
+				return err
+			}
+			landed[class]++
+		}
+		for class, n := range landed {
+			x.Received = append(x.Received, bpf.Seen{Class: class, Packets: n, First: k})
+		}
+	}
+	return nil
+}
+
+// left is the packet with a number as it left the interface, nil where it does not.
+func (p *proving) left(ctx context.Context, number uint32) (packet *match.Packet, err error) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		err := p.tap.Seen(func(s bpf.Seen) {
+			if s.Number == number {
+				packet = &s.First
+			}
+		})
+		if err != nil || packet != nil || time.Now().After(deadline) || ctx.Err() != nil {
+			return packet, errors.Join(err, ctx.Err())
+		}
+	}
+}
+
 // count waits until all that was sent has left the interface, or no more does.
 func (p *proving) count(ctx context.Context, all []Proof) error {
 	for deadline, last := time.Now().Add(patience), 0; ; time.Sleep(time.Millisecond) {
@@ -473,7 +564,7 @@ func (p *proving) count(ctx context.Context, all []Proof) error {
 			left += all[i].Sent
 		}
 		err := p.tap.Seen(func(s bpf.Seen) {
-			if s.Number < len(all) {
+			if s.Number < uint32(len(all)) {
 				x := &all[s.Number]
 				x.Landed[s.Class] += s.Packets
 				x.Seen = append(x.Seen, s)

@@ -22,6 +22,7 @@ var (
 	group4 = netip.MustParseAddr("239.255.7.31")
 	group6 = netip.MustParseAddr("ff12::71f")
 	noOne  = netip.MustParseAddr("192.0.2.1")
+	ours   = netip.MustParseAddr("192.0.2.2") // for what is never sent
 )
 
 const port = 9
@@ -33,48 +34,106 @@ type order struct {
 	Way   uint32
 	N     int    // packets
 	User  uint32 // whose they are to be
+	// Ask has a socket kept open until the next order, which asks a question of somebody
+	// where Of is an address; its packet has the number Asking.
+	Ask    bool
+	Of     netip.Addr
+	Asking uint32
+}
+
+// answer is what came of an order.
+type answer struct {
+	Sent int
+	Port uint16 // of the socket that asks
+	Err  string
 }
 
 // Sender is the program of the process by which [Run] sends from within
 // cgroups and as users: it carries out orders until there are no more.
 func Sender(orders io.Reader, answers io.Writer) error {
 	runtime.LockOSThread() // it becomes other users, and has the tag of net_cls
-	in := json.NewDecoder(orders)
+	in, out := json.NewDecoder(orders), json.NewEncoder(answers)
+	asks := -1
 	for {
 		var o order
-		if err := in.Decode(&o); errors.Is(err, io.EOF) {
+		err := in.Decode(&o)
+		if asks >= 0 {
+			unix.Close(asks)
+		}
+		if errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
 		}
-		sent, err := o.send()
-		text := ""
-		if err != nil {
-			text = err.Error()
+		var a answer
+		if a, asks, err = o.send(); err != nil {
+			a.Err = err.Error()
 		}
-		if _, err := fmt.Fprintf(answers, "%d %s\n", sent, text); err != nil {
+		if err := out.Encode(a); err != nil {
 			return err
 		}
 	}
 }
 
-// send sends half of the packets by each version of IP, or all by the one that there is.
-func (o *order) send() (sent int, err error) {
+// send sends half of the packets by each version of IP, or all by the one that there is. It
+// returns the socket that asks, -1 where there is none.
+func (o *order) send() (a answer, asks int, err error) {
 	// A socket is whose the file system takes its maker for (sock_alloc, net/socket.c, v6.12).
 	if err := setFSUser(o.User); err != nil {
-		return 0, err
+		return a, -1, err
 	}
 	defer func() { err = errors.Join(err, setFSUser(0)) }()
 	sent, err6 := o.group(unix.AF_INET6, o.N/2)
 	more, err4 := o.group(unix.AF_INET, o.N-sent)
-	sent += more
+	a.Sent = sent + more
 	switch {
-	case sent == o.N:
-		return sent, nil
+	case a.Sent == o.N:
+		err4 = nil
 	case err4 == nil:
 		err4 = err6
 	}
-	return sent, err4
+	asks = -1
+	if o.Ask && err4 == nil {
+		asks, a.Port, err4 = o.ask()
+	}
+	return a, asks, err4
+}
+
+// ask opens the socket that asks.
+func (o *order) ask() (s int, at uint16, err error) {
+	if s, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, 0, err
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(s)
+			s = -1
+		}
+	}()
+	// a port, and any address
+	if err := errors.Join(bindToIndex(s, o.Index), unix.Bind(s, &unix.SockaddrInet4{})); err != nil {
+		return s, 0, err
+	}
+	is, err := unix.Getsockname(s)
+	if err != nil {
+		return s, 0, err
+	}
+	at = uint16(is.(*unix.SockaddrInet4).Port)
+	if !o.Of.IsValid() {
+		return s, at, nil
+	}
+	err = unix.SetsockoptInt(s, unix.IPPROTO_IP, unix.IP_TTL, 1)
+	if err == nil {
+		question := *o
+		question.Way = o.Asking
+		_, err = question.to(s, &unix.SockaddrInet4{Port: port, Addr: o.Of.As4()}, 1)
+	}
+	return s, at, err
+}
+
+func bindToIndex(s int, index uint32) error {
+	const option = 62 // SO_BINDTOIFINDEX, include/uapi/asm-generic/socket.h
+	return unix.SetsockoptInt(s, unix.SOL_SOCKET, option, int(index))
 }
 
 func setFSUser(uid uint32) error {
@@ -121,9 +180,8 @@ func (o *order) forwarded(to netip.Addr) (sent int, err error) {
 		return 0, err
 	}
 	defer unix.Close(s)
-	const bindToIndex = 62 // SO_BINDTOIFINDEX, include/uapi/asm-generic/socket.h
 	err = errors.Join(
-		unix.SetsockoptInt(s, unix.SOL_SOCKET, bindToIndex, int(o.Index)),
+		bindToIndex(s, o.Index),
 		unix.SetsockoptInt(s, unix.IPPROTO_IP, unix.IP_TTL, 2))
 	if err != nil {
 		return 0, err

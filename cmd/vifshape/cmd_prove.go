@@ -19,7 +19,8 @@ func newProveCommand(e *env) *cobra.Command {
 		Use:   "prove [PATH]",
 		Short: "Send packets through each binding, and say where they landed",
 		Long: `Prove sends ten packets through each way into the branches, or into those from
-PATH down, and says in which branch they left the interface:
+PATH down, and says in which branch they left the interface, and where it receives
+through a tree, in which branch ten would be received:
 
   a cgroup       from a process in it, for a moment, in a cgroup of its own below
   a user         from a process of that user that no bound cgroup has
@@ -27,10 +28,10 @@ PATH down, and says in which branch they left the interface:
                  that has a process or a name, to be forwarded here
   the rest       from a process that nothing binds
 
-Where branches have matches, the packets belong where those have them, from the branch
-down that they are bound to. For each of these branches one packet more is made that fits
-a match of it. It is not sent, for it may have any address: the program at the hook is
-asked for its class, as it is in force.
+Where branches have matches, the packets belong where those have them, from the
+branch down that they are bound to. For each branch that has some one packet more is
+made that fits a match of it. It is not sent, for it may have any address: the program
+at the hook is asked for its class, as it is in force.
 
 Where nobody is bound to a branch, there is no way in to be tried; nor does prove
 say anything of sockets that are open already, which show does.
@@ -42,11 +43,17 @@ router; where no route leads there, to a neighbour. Counted are these packets al
 With binding cls_cgroup, and where the kernel lets no program count, the counters of
 classes are read, until nobody else sends; "at least" is said where somebody does.
 
+What is received is not sent for: the far end is nobody's to command. Each way in asks
+192.0.2.1 something, or a neighbour, with a time to live that ends there, and the
+program at the hook is asked what class it gives the answer, made as it would come; and
+where it looks for sockets, a datagram that answers to nothing. The table of flows and
+its counters, which show prints, know these packets as if they had come.
+
 Others that change this network namespace wait meanwhile. Nothing is left behind; of a
 prove that was killed the next one removes the cgroups.
 
 EXIT STATUS
-  0    all that was sent landed where it belongs; what could not be sent is said
+  0    all that was sent or asked landed where it belongs; what could not be is said
   1    an error, there is no such branch, or nothing could be sent or seen
   3    packets landed in another branch
   4    another vifshape is changing this network namespace

@@ -23,17 +23,27 @@ const provePackets = 10
 
 // Proof is what came of one way into a branch.
 type Proof struct {
-	Branch  hierarchy.Path `json:"branch"`
-	From    string         `json:"from,omitempty"`  // the binding's words; with no target: the rest
-	Target  bind.Target    `json:"target,omitzero"` // what was sent from
-	Match   *match.Match   `json:"match,omitempty"` // that the packets fit, which are nobody's: they are not sent
-	Sent    int            `json:"sent"`
-	Landed  []Landed       `json:"landed"`
-	Belong  []Landed       `json:"belong,omitempty"`   // where they should have, where matches refine the branch
-	AtLeast bool           `json:"at_least,omitempty"` // there were others' packets among them
-	Verdict string         `json:"verdict"`
-	Why     string         `json:"why,omitempty"`         // why not all was sent
-	Other   []process      `json:"other_netns,omitempty"` // processes behind it that send from another network namespace, not tried
+	Branch   hierarchy.Path `json:"branch"`
+	From     string         `json:"from,omitempty"`  // the binding's words; with no target: the rest
+	Target   bind.Target    `json:"target,omitzero"` // what was sent from
+	Match    *match.Match   `json:"match,omitempty"` // that the packets fit, which are nobody's: they are not sent
+	Sent     int            `json:"sent"`
+	Landed   []Landed       `json:"landed"`
+	Belong   []Landed       `json:"belong,omitempty"`   // where they should have, where matches refine the branch
+	AtLeast  bool           `json:"at_least,omitempty"` // there were others' packets among them
+	Verdict  string         `json:"verdict"`
+	Why      string         `json:"why,omitempty"`         // why not all was sent
+	Received *Reception     `json:"received,omitempty"`    // what it would receive; absent: nothing is sent, or received through a tree
+	Other    []process      `json:"other_netns,omitempty"` // processes behind it that send from another network namespace, not tried
+}
+
+// Reception is what came of packets that were made as they would be received.
+type Reception struct {
+	Asked   int      `json:"asked"`
+	Landed  []Landed `json:"landed"`
+	Belong  []Landed `json:"belong,omitempty"`
+	Verdict string   `json:"verdict"`
+	Why     string   `json:"why,omitempty"` // why not all could be asked
 }
 
 // Landed is how many packets left in a branch.
@@ -70,7 +80,7 @@ func ProveAll(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 	if err != nil {
 		return nil, err
 	}
-	p := &proofs{x: x, path: path, leaves: x.On(s).Leaves}
+	p := &proofs{x: x, path: path, leaves: x.On(s).Leaves, receiving: x.In(s).Leaves}
 	if x.Record.Matches {
 		if p.tree, err = m.Applied(x.Interface); err != nil {
 			return nil, err
@@ -97,6 +107,10 @@ func ProveAll(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 	if err != nil {
 		return nil, err
 	}
+	p.lost = x.Record.Receives && (cfg.Receive == nil || s.Hook.Receive == bpf.Unfinished || !x.In(s).Root.Ours())
+	if p.lost {
+		cfg.Receive = nil
+	}
 	cfg.Packets, cfg.Sender = provePackets, sender
 	cfg.Counters = func() (map[hierarchy.ClassID]uint64, error) { return leafPackets(x.Interface, s) }
 	came, err := prove.Run(ctx, in, cfg)
@@ -114,16 +128,17 @@ func ProveAll(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 
 // proofs are those of one interface.
 type proofs struct {
-	x      *shaper.Target
-	path   hierarchy.Path // of the branch that is asked for, empty: all
-	leaves []hierarchy.Leaf
-	tree   *hierarchy.Tree // nil where no branch has matches
-	all    []Proof
+	x                 *shaper.Target
+	path              hierarchy.Path // of the branch that is asked for, empty: all
+	leaves, receiving []hierarchy.Leaf
+	lost              bool            // what is received does not come to a tree
+	tree              *hierarchy.Tree // nil where no branch has matches
+	all               []Proof
 }
 
 // leaf is the branch that counts a class. HTB puts what has the class of no leaf into the rest.
-func (p *proofs) leaf(class hierarchy.ClassID) hierarchy.Path {
-	if !slices.ContainsFunc(p.leaves, func(l hierarchy.Leaf) bool { return l.Class == class }) {
+func (p *proofs) leaf(class hierarchy.ClassID, leaves []hierarchy.Leaf) hierarchy.Path {
+	if !slices.ContainsFunc(leaves, func(l hierarchy.Leaf) bool { return l.Class == class }) {
 		class = hierarchy.ID(hierarchy.RestMinor)
 	}
 	return p.x.BranchOf(class)
@@ -227,25 +242,20 @@ func (p *proofs) came(v *Proof, x prove.Proof) {
 	if x.Err != nil {
 		v.Why = x.Err.Error()
 	}
-	landed, belong := map[hierarchy.Path]int{}, map[hierarchy.Path]int{}
-	holds := true
+	landed := map[hierarchy.Path]int{}
 	for class, n := range x.Landed {
-		landed[p.leaf(class)] += n
-	}
-	for _, s := range x.Seen {
-		is := p.belongs(x.Bound, &s.First)
-		belong[is] += s.Packets
-		holds = holds && p.leaf(s.Class) == is
+		landed[p.leaf(class, p.leaves)] += n
 	}
 	v.Landed = listed(landed)
-	switch {
-	case len(x.Seen) == 0: // classes were counted
+	holds := false
+	if len(x.Seen) > 0 {
+		v.Belong, holds = p.compare(v.Branch, x.Bound, x.Seen, p.leaves)
+	} else { // classes were counted
 		holds = len(landed) == 1 && landed[v.Branch] > 0
-	case len(belong) > 1 || belong[v.Branch] == 0:
-		v.Belong = listed(belong)
 	}
 	switch {
 	case x.Sent == 0:
+		return
 	case len(landed) == 0:
 		v.Verdict = ProofUnseen
 	case holds:
@@ -255,6 +265,57 @@ func (p *proofs) came(v *Proof, x prove.Proof) {
 	default:
 		v.Verdict = ProofLeaks
 	}
+	if p.x.Record.Receives && v.Match == nil {
+		if v.Received = p.received(v.Branch, x); v.Received.Verdict == ProofLeaks {
+			v.Verdict = ProofLeaks
+		}
+	}
+}
+
+// received is what came of what was asked to be received.
+func (p *proofs) received(branch hierarchy.Path, x prove.Proof) *Reception {
+	v := &Reception{Landed: []Landed{}, Verdict: proofNotTried}
+	if x.NoAnswer != nil {
+		v.Why = x.NoAnswer.Error()
+	}
+	landed, lost := map[hierarchy.Path]int{}, false
+	for _, s := range x.Received {
+		v.Asked += s.Packets
+		if s.Class == 0 {
+			lost = true
+		} else {
+			landed[p.leaf(s.Class, p.receiving)] += s.Packets
+		}
+	}
+	v.Landed = listed(landed)
+	holds := false
+	v.Belong, holds = p.compare(branch, x.Bound, x.Received, p.receiving)
+	switch {
+	case p.lost:
+		v.Verdict, v.Why = ProofLeaks, "what tells received packets apart is gone"
+	case v.Asked == 0:
+	case holds && !lost:
+		v.Verdict = ProofHolds
+	default:
+		v.Verdict = ProofLeaks
+	}
+	return v
+}
+
+// compare says where packets belong, nothing where that is a branch alone, and whether they
+// are there.
+func (p *proofs) compare(branch hierarchy.Path, of hierarchy.Bound, all []bpf.Seen, leaves []hierarchy.Leaf) (list []Landed, holds bool) {
+	belong := map[hierarchy.Path]int{}
+	holds = true
+	for _, s := range all {
+		at := p.belongs(of, &s.First)
+		belong[at] += s.Packets
+		holds = holds && p.leaf(s.Class, leaves) == at
+	}
+	if len(belong) > 1 || len(belong) == 1 && belong[branch] == 0 {
+		list = listed(belong)
+	}
+	return list, holds
 }
 
 func listed(in map[hierarchy.Path]int) []Landed {
@@ -279,7 +340,7 @@ func (v Proof) String() string {
 	if v.Verdict == proofNotTried {
 		return s + ": not tried: " + words.Printable(v.Why)
 	}
-	where, left := v.shares(v.Landed)
+	where, left := shares(v.Landed, v.Sent, "packet")
 	switch {
 	case v.AtLeast && len(where) > 0:
 		where[0] = "at least " + where[0]
@@ -289,8 +350,11 @@ func (v Proof) String() string {
 		where = append(where, fmt.Sprintf("%d did not leave", left))
 	}
 	s += ": " + strings.Join(where, ", ")
-	if belong, _ := v.shares(v.Belong); v.Verdict == ProofLeaks && len(belong) > 0 {
+	if belong, _ := shares(v.Belong, v.Sent, "packet"); v.Verdict == ProofLeaks && len(belong) > 0 {
 		s += " (they belong: " + strings.Join(belong, ", ") + ")"
+	}
+	if v.Received != nil {
+		s += ", " + v.Received.in(v.Branch)
 	}
 	if v.Why != "" {
 		s += " (" + words.Printable(v.Why) + ")"
@@ -301,11 +365,39 @@ func (v Proof) String() string {
 	return s + ": " + map[string]string{ProofHolds: "holds", ProofLeaks: "DOES NOT HOLD", ProofUnseen: "not proven"}[v.Verdict]
 }
 
-// shares says how many packets are where, and how many are nowhere.
-func (v Proof) shares(in []Landed) (where []string, left int) {
-	left = v.Sent
+// in says it in words, for what should be a branch's.
+func (v *Reception) in(branch hierarchy.Path) string {
+	why := ""
+	if v.Why != "" {
+		why = " (" + words.Printable(v.Why) + ")"
+	}
+	switch {
+	case v.Asked == 0 && v.Verdict == ProofLeaks:
+		return "none received" + why
+	case v.Asked == 0:
+		return "received: not tried" + why
+	}
+	if v.Verdict == ProofHolds && len(v.Landed) == 1 && v.Landed[0].Branch == branch {
+		return fmt.Sprintf("%d of %d received", v.Asked, v.Asked) + why
+	}
+	where, left := shares(v.Landed, v.Asked, "received")
+	if left > 0 {
+		where = append(where, fmt.Sprintf("%d of %d received in no branch", left, v.Asked))
+	}
+	if belong, _ := shares(v.Belong, v.Asked, "received"); v.Verdict == ProofLeaks && len(belong) > 0 {
+		why = " (they belong: " + strings.Join(belong, ", ") + ")" + why
+	}
+	return strings.Join(where, ", ") + why
+}
+
+// shares says how many packets of so many are where, and how many are nowhere.
+func shares(in []Landed, of int, what string) (where []string, left int) {
+	left = of
+	if what == "packet" && of != 1 {
+		what = "packets"
+	}
 	for _, l := range in {
-		where = append(where, fmt.Sprintf("%d of %s in %s", l.Packets, words.Number(v.Sent, "packet", "packets"), l.Branch))
+		where = append(where, fmt.Sprintf("%d of %d %s in %s", l.Packets, of, what, l.Branch))
 		left -= l.Packets
 	}
 	return where, left
