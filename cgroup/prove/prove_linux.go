@@ -510,13 +510,19 @@ func (p *proving) receive(ctx context.Context, x *Proof, way uint32, at uint16) 
 	}
 	var kinds []match.Packet
 	if x.NoAnswer = p.nobody; p.nobody == nil {
-		q, err := p.left(ctx, number)
+		q, err := p.left(ctx, number, time.Now().Add(patience))
 		if err != nil {
 			return err
 		}
 		if q == nil {
 			x.NoAnswer = fmt.Errorf("a question to %v has not left the interface", p.of)
-			p.nobody = x.NoAnswer // the next one would not either
+			others, err := p.left(ctx, way, time.Now())
+			if err != nil {
+				return err
+			}
+			if others != nil { // it is not the queue that keeps it, and the next one would not leave either
+				p.nobody = x.NoAnswer
+			}
 		} else {
 			kinds = append(kinds, match.Packet{Received: true, From: q.To, To: q.From, FromMAC: q.ToMAC, ToMAC: q.FromMAC, Proto: q.Proto, SPort: q.DPort, DPort: q.SPort})
 		}
@@ -540,9 +546,9 @@ func (p *proving) receive(ctx context.Context, x *Proof, way uint32, at uint16) 
 	return nil
 }
 
-// left is the packet with a number as it left the interface, nil where it does not.
-func (p *proving) left(ctx context.Context, number uint32) (packet *match.Packet, err error) {
-	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+// left is the packet with a number as it left the interface, nil where it does not until then.
+func (p *proving) left(ctx context.Context, number uint32, deadline time.Time) (packet *match.Packet, err error) {
+	for ; ; time.Sleep(time.Millisecond) {
 		err := p.tap.Seen(func(s bpf.Seen) {
 			if s.Number == number {
 				packet = &s.First
