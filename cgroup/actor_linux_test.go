@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -343,6 +344,24 @@ var verbs = tctest.Verbs{
 		}
 		after, err2 := processorTime()
 		return fmt.Sprint(float64(after-before) / float64(x.Number(1))), errors.Join(err, err2)
+	},
+	"spread": func(x tctest.Told) (string, error) { // NAME TO N [PRIORITY]: as burst, each datagram to another address
+		s, ok := x.Kept[x.Args[0]]
+		if !ok {
+			var err error
+			if s, err = open(x.Args[1], unix.SOCK_DGRAM, 0, x.Args[3:]); err != nil {
+				return "", err
+			}
+			x.Kept[x.Args[0]] = s
+		}
+		r, msg, to := rand.New(rand.NewPCG(3, 4)), make([]byte, 18), sockaddr(x.Args[1]).(*unix.SockaddrInet4)
+		before, err := processorTime()
+		for i := 0; i < x.Number(2) && err == nil; i++ {
+			binary.BigEndian.PutUint32(to.Addr[:], 1<<24+r.Uint32N(99<<24))
+			err = unix.Sendto(s, msg, 0, to)
+		}
+		after, err2 := processorTime()
+		return fmt.Sprint(float64(after-before) / float64(x.Number(2))), errors.Join(err, err2)
 	},
 	"bulk": func(x tctest.Told) (string, error) { // NAME N: answers with the processor time of 64 KiB in ns
 		before, err := processorTime()

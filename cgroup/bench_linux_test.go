@@ -3,8 +3,12 @@ package cgroup_test
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math/rand/v2"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -109,6 +113,123 @@ func BenchmarkPath(b *testing.B) {
 			n.beside(b, func() string { return near.Do("burst s %s:9 30000 %v", n.Far4, red) })
 		})
 	}
+}
+
+// BenchmarkMatched is the processor time of such a packet of nobody who is bound, with
+// matches, over HTB alone (goal: at most 1.05 at any number of them): of one that fits
+// nothing, one that fits a range of ports, and of packets to ever other addresses, of
+// which some fit. Beside it are two empty programs, for the classifier and the matches
+// are one behind the other, and as many u32 filters at the qdisc, of which the last fits.
+func BenchmarkMatched(b *testing.B) {
+	for _, x := range []struct{ prefixes, ports int }{{1, 0}, {1000, 0}, {10_000, 1000}} {
+		for _, to := range []string{"none", "port", "addresses"} {
+			if to == "port" && x.ports == 0 || to == "addresses" && x.prefixes == 1 {
+				continue
+			}
+			b.Run(fmt.Sprintf("prefixes=%d,ports=%d/%s", x.prefixes, x.ports, to), func(b *testing.B) {
+				n := newNetwork(b)
+				tctest.Output(b, n.Near, "ip", "route", "add", "default", "via", n.Far4.String())
+				tctest.Output(b, n.Far, "ip", "route", "add", "local", "default", "dev", "lo")
+				r := rand.New(rand.NewPCG(1, 2))
+				all := []hierarchy.Matched{
+					matched(b, green, []hierarchy.ClassID{rest}, prefixes(r, x.prefixes)...),
+					matched(b, blue, []hierarchy.ClassID{rest}, ranges(x.ports)...),
+				}
+				applyMatched(b, n.binder(b, bind.WayBPF), all[:1+min(x.ports, 1)])
+				var filters strings.Builder
+				many := min(x.prefixes, 1000) // the kernel has room for 4,095
+				for i := range many {
+					dst := fmt.Sprintf("10.9.%d.%d", i/256, i%256)
+					if i == many-1 {
+						dst = "0.0.0.0/0"
+					}
+					fmt.Fprintf(&filters, "filter add dev eth0 parent 71f: protocol ip pref 9 u32 match ip dst %s match ip protocol 17 0xff flowid %v\n", dst, red)
+				}
+				batch := filepath.Join(b.TempDir(), "filters")
+				if err := os.WriteFile(batch, []byte(filters.String()), 0o600); err != nil {
+					b.Fatal(err)
+				}
+				tctest.TC(b, n.Near, "-batch", batch)
+				far, near := n.start(b, n.Far, ""), n.start(b, n.Near, "")
+				far.Do("sink s 0.0.0.0:9")
+				far.Do("sink port 0.0.0.0:5000")
+				verb, at := "burst", n.Far4.String()+":9"
+				switch to {
+				case "port":
+					at = n.Far4.String() + ":5000"
+				case "addresses":
+					verb = "spread"
+				}
+				asks := red.String()
+				burst := func() string { return near.Do("%s s%s %s 30000 %s", verb, asks, at, asks) }
+				got := n.during(b, func() { burst() })
+				if all := got[rest] + got[green] + got[blue]; all != 30_000 || (to == "none") != (got[rest] == all) || (to == "port") != (got[blue] == all) {
+					b.Errorf("%d packets in the rest, %d by prefixes, %d by ports", got[rest], got[green], got[blue])
+				}
+				n.besideMatches(b, &asks, burst)
+			})
+		}
+	}
+}
+
+// prefixes are matches of receivers below 200.0.0.0, of 12 to 32 bits; one is of none there.
+func prefixes(r *rand.Rand, n int) []string {
+	if n == 1 {
+		return []string{"to=203.0.113.0/24"}
+	}
+	all := make([]string, n)
+	for i := range all {
+		p, _ := netip.AddrFrom4([4]byte{byte(1 + r.IntN(197)), byte(r.IntN(256)), byte(r.IntN(256)), byte(r.IntN(256))}).Prefix(12 + r.IntN(21))
+		all[i] = "to=" + p.String()
+	}
+	return all
+}
+
+// ranges are matches of ports, one of 5000.
+func ranges(n int) []string {
+	all := make([]string, n)
+	for i := range all {
+		all[i] = fmt.Sprintf("proto=udp dport=%d-%d", 10*(i+1), 10*(i+1)+i%5)
+	}
+	return all
+}
+
+// besideMatches is beside for the classifier with the matches behind it. Asks is the class
+// that the socket asks for, none where HTB is to ask its filters.
+func (n *network) besideMatches(b *testing.B, asks *string, burst func() string) {
+	var programs [2]*ebpf.Program
+	for i, on := range []func() (uint32, error){n.hook.EgressProgram, n.hook.MatchProgram} {
+		id, err := on()
+		if err != nil {
+			b.Fatal(err)
+		}
+		programs[i] = programOf(b, id)
+	}
+	empty, err := emptyProgram()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer empty.Close()
+	class := *asks
+	bare := func() error {
+		*asks = class
+		return errors.Join(n.hook.DetachMatch(), n.hook.DetachEgress())
+	}
+	attach := func(first, second *ebpf.Program) func() error {
+		return func() error {
+			return errors.Join(bare(), n.hook.AttachEgress(first.FD(), "vif_egress"), n.hook.AttachMatch(second.FD(), "vif_match"))
+		}
+	}
+	ns := inTurn(b, burst, bare, attach(empty, empty), attach(programs[0], programs[1]),
+		func() error {
+			err := bare()
+			*asks = ""
+			return err
+		})
+	b.ReportMetric(median(ns[0]), "ns-htb")
+	b.ReportMetric(median(ns[1])/median(ns[0]), "x/htb-empty")
+	over(b, ns[2], ns[0], "htb")
+	b.ReportMetric(median(ns[3])/median(ns[0]), "x/htb-u32")
 }
 
 // BenchmarkServed is the processor time of 18 bytes sent by TCP on an accepted
