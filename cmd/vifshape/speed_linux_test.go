@@ -1,12 +1,15 @@
 package main
 
 import (
+	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -131,6 +134,58 @@ func BenchmarkChangeOne10000(b *testing.B) {
 	b.ReportMetric(ms(cpu)/float64(runs), "ms-cpu/op")
 	b.ReportMetric(float64(count()[unix.RTM_NEWTCLASS])/float64(runs)-1, "class-messages/op") // one is the answer when it is read back
 	b.ReportMetric(float64(s.passed()), "lost")
+}
+
+// BenchmarkApplyMatches is a policy with 10,000 prefixes and 1,000 ranges of ports, from the
+// start of the program to its end: applied where nothing is, with another prefix, and as it is.
+func BenchmarkApplyMatches(b *testing.B) {
+	n := newNetwork(b)
+	n.built()
+	policy := func(name, prefix string) string {
+		var text strings.Builder
+		text.WriteString("version = 1\n[interface.eth0]\nrate = \"1gbit\"\n[interface.eth0.prefixes]\nmatch = [{ to = [")
+		for i := range 9_999 { // of each length from 16 to 32 some
+			fmt.Fprintf(&text, "\"%v\", ", netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(1 + i/100), byte(i % 100 * 2)}), 16+i%17))
+		}
+		fmt.Fprintf(&text, "%q] }]\n[interface.eth0.ports]\nmatch = [", prefix)
+		for i := range 1000 {
+			fmt.Fprintf(&text, "{ proto = \"udp\", dport = \"%d-%d\" }, ", 10*(i+1), 10*(i+1)+i%5)
+		}
+		return n.policy(name, text.String()+"]\n")
+	}
+	files := [2]string{policy("one.toml", "203.0.113.0/24"), policy("two.toml", "203.0.114.0/24")}
+	measure := func(b *testing.B, before func(), file func(run int) string) {
+		var least, cpu time.Duration
+		var memory int64
+		runs := 0
+		for b.Loop() {
+			before()
+			start := time.Now()
+			r := n.start(n.command("apply", file(runs)))
+			if out := r.wait(); out.code != 0 {
+				b.Fatal(out)
+			}
+			if took := time.Since(start); least == 0 || took < least {
+				least = took
+			}
+			runs++
+			cpu += r.ProcessState.UserTime() + r.ProcessState.SystemTime()
+			memory = max(memory, r.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)
+		}
+		b.ReportMetric(ms(least), "ms-best/op")
+		b.ReportMetric(ms(cpu)/float64(runs), "ms-cpu/op")
+		b.ReportMetric(float64(memory)/1024, "MiB-most")
+	}
+	b.Run("first", func(b *testing.B) {
+		measure(b, func() { n.ok("clear") }, func(int) string { return files[0] })
+	})
+	b.Run("changed", func(b *testing.B) {
+		measure(b, func() {}, func(run int) string { return files[(run+1)%2] })
+	})
+	b.Run("none", func(b *testing.B) {
+		n.ok("apply", files[0])
+		measure(b, func() {}, func(int) string { return files[0] })
+	})
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
