@@ -91,11 +91,25 @@ func (d dual[K, V]) settle(differ []K, want map[K]V) error {
 
 // array is a map of one entry, in which each element has two values as in [dual]. It is
 // written as a whole: what stays as it is may be looked at meanwhile.
-type array[T any] struct{ *ebpf.Map }
+type array[T comparable] struct{ *ebpf.Map }
 
 func (a array[T]) read() (*T, error) {
 	t := new(T)
 	return t, a.Lookup(uint32(0), t)
+}
+
+// write makes of it what fill does. Where that is nothing it is left alone, and so are the
+// caches of all processors.
+func (a array[T]) write(fill func(*T)) error {
+	was, err := a.read()
+	if err != nil {
+		return err
+	}
+	now := *was
+	if fill(&now); now == *was {
+		return nil
+	}
+	return a.Put(uint32(0), &now)
 }
 
 // putAll is put for many entries.
@@ -383,23 +397,19 @@ func (m *matches) change(want *tables) (err error) {
 
 // fill makes the arrays' values of a slot what they are to be.
 func (m *matches) fill(want *tables, slot uint32) error {
-	ranges, err := m.ranges.read()
-	if err != nil {
-		return err
-	}
-	ports, err := m.ports.read()
-	if err != nil {
-		return err
-	}
-	for side := range want.lengths {
-		for i, x := range want.lengths[side] {
-			ranges.Sides[side][i].Slot[slot] = x
-		}
-	}
-	for i, x := range want.ports {
-		ports.Ports[i][slot] = x
-	}
-	return errors.Join(m.ranges.Put(uint32(0), ranges), m.ports.Put(uint32(0), ports))
+	return errors.Join(
+		m.ranges.write(func(to *matchVifLengths) {
+			for side := range want.lengths {
+				for i, x := range want.lengths[side] {
+					to.Sides[side][i].Slot[slot] = x
+				}
+			}
+		}),
+		m.ports.write(func(to *matchVifPorts) {
+			for i, x := range want.ports {
+				to.Ports[i][slot] = x
+			}
+		}))
 }
 
 func change[K comparable, V uint32 | uint64](d dual[K, V], slot uint32, want map[K]V, step func(error, func() error) error) error {
