@@ -58,6 +58,8 @@ func (r *Record) decode(b []byte) error {
 			r.Serial, err = number[uint32](v)
 		case "applied":
 			err = r.Applied.UnmarshalJSON(v)
+		case "by":
+			r.By, err = text[string](v)
 		case "spec": // of version 3
 			err = json.Unmarshal(v, &r.Spec)
 		}

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/vifshape/vifshape/hierarchy"
 )
@@ -21,6 +20,9 @@ import (
 // which number is its own, so that all of them change with the one name of that record:
 // files that it does not lead to are as if they were not there, and go with the next apply.
 const specSuffix, beforeSuffix = ".policy", ".before"
+
+// Kept is how many records from before applies there are, one before the other.
+const Kept = 10
 
 func (s *Store) numbered(iface string, serial uint32, suffix string) string {
 	return filepath.Join(s.Dir, iface+"."+strconv.FormatUint(uint64(serial), 10)+suffix)
@@ -55,14 +57,14 @@ func (s *Store) Spec(r *Record) (*hierarchy.Spec, error) {
 // Succeed saves the record of a policy that is applied in place of the one before, which
 // is kept for [Store.Before]. What that one kept stays until [Store.Settle], so that
 // saving it again brings everything back. A policy that says what it said before, as when an
-// apply is repeated that was killed, leaves the record to go back to as it is.
+// apply is repeated that was killed, leaves the record to go back to as it is, and when that
+// was and who did it.
 func (s *Store) Succeed(r, before *Record) error {
-	r.Serial, r.Applied = before.Serial, before.Applied
 	if s.says(before, r.Spec) {
-		r.Spec = before.Spec
+		r.Serial, r.Applied, r.By, r.Spec = before.Serial, before.Applied, before.By, before.Spec
 		return s.Save(r)
 	}
-	r.Serial, r.Applied = before.Serial+1, time.Now().UTC().Truncate(time.Second)
+	r.Serial = before.Serial + 1
 	file := s.numbered(r.Interface, r.Serial, beforeSuffix)
 	err := UnlessGone(os.Remove(file)) // of an apply that was killed, or failed
 	if err == nil && before.Policy != "" {
@@ -96,11 +98,15 @@ func nameless(spec *hierarchy.Spec) *hierarchy.Spec {
 	return &n
 }
 
-// Settle forgets what belongs neither to a record in force nor to the one before it. What
+// Settle forgets what belongs neither to a record in force nor to the [Kept] before it. What
 // cannot be removed does no harm.
 func (s *Store) Settle(r *Record) {
 	_ = s.forget(r.Interface, func(serial uint32, suffix string) bool {
-		return serial != r.Serial && (suffix != specSuffix || serial+1 != r.Serial)
+		oldest := serial
+		if suffix == specSuffix {
+			oldest++ // the record that it is of has the name of its successor
+		}
+		return serial > r.Serial || oldest+Kept <= r.Serial
 	})
 }
 
@@ -130,6 +136,15 @@ func (s *Store) Before(r *Record) (*Record, error) {
 	before.Spec, err = s.Spec(before)
 	before.Was = ""
 	return before, err
+}
+
+// History is a record with all that are kept from before it, the latest first.
+func (s *Store) History(r *Record) (all []*Record, err error) {
+	for err == nil && r != nil {
+		all = append(all, r)
+		r, err = s.Before(r)
+	}
+	return all, err
 }
 
 // carry gives the files of an interface's applies the name that it has now.

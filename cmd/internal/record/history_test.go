@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -53,7 +54,7 @@ func (s *Store) files(t *testing.T) (names []string) {
 }
 
 // TestHistory holds that of a policy that is applied and of what is done at run time only
-// the former has a record before it, and that one step is kept.
+// the former has a record before it, and that some steps are kept.
 func TestHistory(t *testing.T) {
 	s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
 	apply := func(rate hierarchy.Bandwidth) (was *Record) {
@@ -62,7 +63,7 @@ func TestHistory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Succeed(&Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Spec: says(rate)}, was); err != nil {
+		if err := s.Succeed(&Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(rate)}, was); err != nil {
 			t.Fatal(err)
 		}
 		return was
@@ -93,12 +94,12 @@ func TestHistory(t *testing.T) {
 	holds(t, s, "eth0", 3, 2) // also before it is settled: the program may be killed
 	settle()
 	holds(t, s, "eth0", 3, 2)
-	files("eth0.2.policy", "eth0.3.before", "eth0.3.policy", "eth0.json")
+	files("eth0.1.policy", "eth0.2.before", "eth0.2.policy", "eth0.3.before", "eth0.3.policy", "eth0.json")
 
 	apply(3)
 	settle()
 	holds(t, s, "eth0", 3, 2) // nothing new was said
-	files("eth0.2.policy", "eth0.3.before", "eth0.3.policy", "eth0.json")
+	files("eth0.1.policy", "eth0.2.before", "eth0.2.policy", "eth0.3.before", "eth0.3.policy", "eth0.json")
 
 	// bind, add and the agent save what they loaded.
 	r, err := s.Load("eth0")
@@ -123,7 +124,34 @@ func TestHistory(t *testing.T) {
 	holds(t, s, "eth0", 3, 2)
 	s.Settle(was)
 	holds(t, s, "eth0", 3, 2)
-	files("eth0.2.policy", "eth0.3.before", "eth0.3.policy", "eth0.json")
+	files("eth0.1.policy", "eth0.2.before", "eth0.2.policy", "eth0.3.before", "eth0.3.policy", "eth0.json")
+
+	// All that are kept are found, the latest first.
+	for i := range hierarchy.Bandwidth(2 * Kept) {
+		apply(10 + i)
+		settle()
+	}
+	if r, err = s.Load("eth0"); err != nil {
+		t.Fatal(err)
+	}
+	all, err := s.History(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rates []hierarchy.Bandwidth
+	for _, r := range all {
+		spec, err := s.Spec(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rates = append(rates, spec.Rate.Of(0))
+	}
+	if want := []hierarchy.Bandwidth{29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19}; !slices.Equal(rates, want) {
+		t.Errorf("history %v, want %v", rates, want)
+	}
+	if got := len(s.files(t)); got != 2*Kept+2 {
+		t.Errorf("%d files: %v", got, s.files(t))
+	}
 
 	if err := s.Remove("eth0"); err != nil {
 		t.Fatal(err)
@@ -136,8 +164,8 @@ func TestHistory(t *testing.T) {
 func TestHistoryKilled(t *testing.T) {
 	s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
 	none := &Record{Version: Version, Interface: "eth0"}
-	one := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Spec: says(1)}
-	two := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Spec: says(2)}
+	one := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(1)}
+	two := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(2)}
 	if err := errors.Join(s.Succeed(one, none), s.Succeed(two, one)); err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +189,7 @@ func TestHistoryKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	three := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Spec: says(3)}
+	three := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(3)}
 	if err := s.Succeed(three, was); err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +197,7 @@ func TestHistoryKilled(t *testing.T) {
 	s.Settle(three)
 	unlock()
 	holds(t, s, "eth0", 3, 2)
-	if d := cmp.Diff([]string{"eth0.2.policy", "eth0.3.before", "eth0.3.policy", "eth0.json"}, s.files(t)); d != "" {
+	if d := cmp.Diff([]string{"eth0.1.policy", "eth0.2.before", "eth0.2.policy", "eth0.3.before", "eth0.3.policy", "eth0.json"}, s.files(t)); d != "" {
 		t.Errorf("files (-want +got):\n%s", d)
 	}
 
@@ -189,9 +217,9 @@ func TestHistoryKilled(t *testing.T) {
 func TestHistoryRenamed(t *testing.T) {
 	s := &Store{Dir: t.TempDir(), Locks: t.TempDir()}
 	none := &Record{Version: Version, Interface: "eth0"}
-	one := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Spec: says(1), Order: []hierarchy.Path{"eth0"}}
-	two := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Spec: says(2)}
-	other := &Record{Version: Version, Interface: "eth0.7", Policy: "/p.toml", Spec: says(7)}
+	one := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(1), Order: []hierarchy.Path{"eth0"}}
+	two := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(2)}
+	other := &Record{Version: Version, Interface: "eth0.7", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(7)}
 	if err := errors.Join(s.Succeed(one, none), s.Succeed(two, one), s.Succeed(other, &Record{})); err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +239,7 @@ func TestHistoryRenamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	same := &Record{Version: Version, Interface: "lan0", Was: "wan0", Policy: "/p.toml", Spec: says(2)}
+	same := &Record{Version: Version, Interface: "lan0", Was: "wan0", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(2)}
 	same.Spec.Interface = "lan0"
 	if err := s.Succeed(same, again.Renamed("lan0")); err != nil {
 		t.Fatal(err)
@@ -220,14 +248,14 @@ func TestHistoryRenamed(t *testing.T) {
 	if again, err = s.Load("lan0"); err != nil {
 		t.Fatal(err)
 	}
-	three := &Record{Version: Version, Interface: "opt0", Was: "lan0", Policy: "/p.toml", Spec: says(3)}
+	three := &Record{Version: Version, Interface: "opt0", Was: "lan0", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(3)}
 	if err := s.Succeed(three, again.Renamed("opt0")); err != nil {
 		t.Fatal(err)
 	}
 	s.Settle(three)
 	holds(t, s, "opt0", 3, 2)
 	holds(t, s, "eth0.7", 7, 0)
-	if d := cmp.Diff([]string{"eth0.7.1.policy", "eth0.7.json", "eth0.homes", "lan0.homes", "opt0.2.policy", "opt0.3.before", "opt0.3.policy", "opt0.json", "wan0.homes"}, s.files(t)); d != "" {
+	if d := cmp.Diff([]string{"eth0.7.1.policy", "eth0.7.json", "eth0.homes", "lan0.homes", "opt0.1.policy", "opt0.2.before", "opt0.2.policy", "opt0.3.before", "opt0.3.policy", "opt0.json", "wan0.homes"}, s.files(t)); d != "" {
 		t.Errorf("files (-want +got):\n%s", d)
 	}
 }
@@ -257,7 +285,7 @@ func TestStoreVersion3(t *testing.T) {
 	if got, err := s.Spec(again); err != nil || !cmp.Equal(r.Spec, got, cmp.AllowUnexported(hierarchy.Amount{})) {
 		t.Errorf("written and read again: %+v, %v", got, err)
 	}
-	if err := s.Succeed(&Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Spec: says(2)}, again); err != nil {
+	if err := s.Succeed(&Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(2)}, again); err != nil {
 		t.Fatal(err)
 	}
 	now, err := s.Load("eth0")
