@@ -118,6 +118,15 @@ type Plan struct {
 	Steps  []Step
 }
 
+// Counts are how many steps create something, change it and delete it.
+func (p Plan) Counts() (created, changed, deleted int) {
+	var n [Delete + 1]int
+	for _, s := range p.Steps {
+		n[s.Action]++
+	}
+	return n[Create], n[Change], n[Delete]
+}
+
 // Empty says whether there is nothing to do.
 func (p Plan) Empty() bool { return len(p.Steps) == 0 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,6 +15,7 @@ type applyOptions struct {
 	binding string
 	verbose bool
 	all     bool
+	confirm time.Duration
 }
 
 func newApplyCommand(e *env) *cobra.Command {
@@ -38,13 +40,24 @@ unplugged), the others are shaped, each that is missing is named, and the exit s
 is 6; where none is there it is 1. --all-or-nothing changes nothing unless all are
 there.
 
+--confirm 60s is for who may cut himself off: what was there before comes back after that
+time, bindings included, unless "vifshape confirm" keeps what was applied. It does not
+depend on this terminal or session. Nothing else changes the tree meanwhile, but clear,
+rollback and what processes do.
+
 Killed at any point, the interface goes on passing traffic, the next apply
 carries on, and clear takes away what there is.
 ` + strings.Replace(exitHelp, "  64 ", "  6    done, but for interfaces of the policy that are not there\n  64 ", 1),
 		Args: args(1, 1, "one policy file"),
-		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.apply(c.Context(), a[0], o) }),
+		RunE: interruptible(func(c *cobra.Command, a []string) error {
+			if c.Flags().Changed("confirm") && (o.confirm < time.Second || o.confirm > 24*time.Hour) {
+				return usagef("--confirm %v is no time to look what became of it: write one from 1s to 24h, such as 60s", o.confirm)
+			}
+			return e.apply(c.Context(), a[0], o)
+		}),
 	}
 	c.Flags().StringVar(&o.binding, "binding", "", bindingHelp)
+	c.Flags().DurationVar(&o.confirm, "confirm", 0, "go back after `TIME`, unless \"vifshape confirm\" keeps it")
 	c.Flags().BoolVar(&o.all, "all-or-nothing", false, "fail, and change nothing, unless every interface of the policy is there")
 	c.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "print what is changed")
 	return c
@@ -60,7 +73,7 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return r.Before(ctx, err)
 	}
 	defer m.Close()
-	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: "apply " + file, Binding: o.binding, All: o.all})
+	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: "apply " + file, Binding: o.binding, All: o.all, Confirm: o.confirm, Watch: newGuard})
 	if err != nil {
 		return err
 	}

@@ -60,6 +60,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 		return r.Before(ctx, err)
 	}
 	defer m.Close()
+	m.TellUnconfirmed()
 	c, err := m.Plan(ctx, r, o.binding)
 	if err != nil {
 		return err

@@ -83,6 +83,7 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 		return err
 	}
 	defer m.Close()
+	m.TellUnconfirmed()
 	out := showJSON{Interfaces: []*observe.Tree{}}
 	err = e.each(m, path, func(iface string) error {
 		v, err := observe.ViewTree(ctx, m, iface, o.sample)

@@ -229,6 +229,19 @@ func (n *network) masquerade() error {
 // scp copies a file from the far end to a branch.
 func (n *network) scp(branch hierarchy.Path) {
 	n.Helper()
+	server := n.sshd(n.Pair.Far, n.Far4)
+	file := n.policy("file", strings.Repeat("x", 2_000_000))
+	args := append([]string{tctest.RequireProgram(n, "scp"), "-P", "7600"}, n.sshOptions()...)
+	r := n.branch(branch, append(args, fmt.Sprintf("root@%v:%s", n.Far4, file), file+".copied")...).wait()
+	if r.code != 0 {
+		n.Errorf("scp: %v\n%s", r, server.stderr.String())
+	}
+}
+
+// sshd starts one on port 7600 of an address, into which root gets by a key of the test, and
+// ends it with the test.
+func (n *network) sshd(in *lab.NetNS, address netip.Addr) *running {
+	n.Helper()
 	sshd := "/usr/sbin/sshd"
 	_, err := os.Stat(sshd)
 	tctest.Require(n, err == nil, "program sshd")
@@ -239,23 +252,23 @@ func (n *network) scp(branch hierarchy.Path) {
 		}
 	}
 	if err := os.Mkdir("/run/sshd", 0o755); err == nil { // where it locks itself up
-		defer os.Remove("/run/sshd")
+		n.Cleanup(func() { os.Remove("/run/sshd") })
 	} else if !errors.Is(err, fs.ErrExist) {
 		n.Fatal(err)
 	}
-	file := n.policy("file", strings.Repeat("x", 2_000_000))
-	config := n.policy("sshd", fmt.Sprintf("ListenAddress %s:7600\nHostKey %s/host\nAuthorizedKeysFile %[2]s/user.pub\nPermitRootLogin prohibit-password\nStrictModes no\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\n", n.Far4, n.dir))
-	server := n.far(sshd, "-D", "-e", "-f", config)
-	defer func() {
+	config := n.policy("sshd", fmt.Sprintf("ListenAddress %s:7600\nHostKey %s/host\nAuthorizedKeysFile %[2]s/user.pub\nPermitRootLogin prohibit-password\nStrictModes no\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\n", address, n.dir))
+	server := n.startIn(in, exec.CommandContext(n.Context(), sshd, "-D", "-e", "-f", config))
+	n.Cleanup(func() {
 		_ = server.Process.Kill()
 		server.wait()
-	}()
-	n.listening(n.Far, 7600)
-	r := n.branch(branch, tctest.RequireProgram(n, "scp"), "-q", "-F", "none", "-P", "7600", "-i", filepath.Join(n.dir, "user"), "-o", "BatchMode=yes",
-		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", fmt.Sprintf("root@%v:%s", n.Far4, file), file+".copied").wait()
-	if r.code != 0 {
-		n.Errorf("scp: %v\n%s", r, server.stderr.String())
-	}
+	})
+	n.listening(in, 7600)
+	return server
+}
+
+// sshOptions are those by which ssh and scp get in there, and wait for nobody.
+func (n *network) sshOptions() []string {
+	return []string{"-q", "-F", "none", "-i", filepath.Join(n.dir, "user"), "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"}
 }
 
 // TestKernelRealBothWays: programs that download and upload at once stay below the ceilings

@@ -32,13 +32,17 @@ type stepJSON struct {
 func planAsJSON(plans []hierarchy.Plan) planJSON {
 	out := planJSON{Interfaces: []interfacePlanJSON{}}
 	for _, p := range plans {
-		x := interfacePlanJSON{Interface: p.Device, Steps: []stepJSON{}}
-		for _, s := range p.Steps {
-			x.Steps = append(x.Steps, stepJSON{s.Action, objectName(s.Item()), s.Port.Direction == hierarchy.Receive, s.Old, s.New})
-		}
-		out.Interfaces = append(out.Interfaces, x)
+		out.Interfaces = append(out.Interfaces, interfacePlanJSON{p.Device, stepsAsJSON(p)})
 	}
 	return out
+}
+
+func stepsAsJSON(p hierarchy.Plan) []stepJSON {
+	steps := []stepJSON{}
+	for _, s := range p.Steps {
+		steps = append(steps, stepJSON{s.Action, objectName(s.Item()), s.Port.Direction == hierarchy.Receive, s.Old, s.New})
+	}
+	return steps
 }
 
 func objectName(i hierarchy.Item) string {
@@ -63,11 +67,8 @@ func writePlan(w io.Writer, p hierarchy.Plan) error {
 		_, err := fmt.Fprintf(w, "%s: no changes\n", p.Device)
 		return err
 	}
-	var n [4]int
-	for _, s := range p.Steps {
-		n[s.Action]++
-	}
-	fmt.Fprintf(w, "%s: %d to create, %d to change, %d to delete\n", p.Device, n[hierarchy.Create], n[hierarchy.Change], n[hierarchy.Delete])
+	created, changed, deleted := p.Counts()
+	fmt.Fprintf(w, "%s: %d to create, %d to change, %d to delete\n", p.Device, created, changed, deleted)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, s := range p.Steps {
 		fmt.Fprintf(t, "  %s %s\n", s.Action.Symbol(), words.Step(s))

@@ -121,7 +121,7 @@ type command struct {
 
 var groups = []group{
 	{"Day to day:", []command{{"check", newCheckCommand}, {"plan", newPlanCommand}, {"apply", newApplyCommand}, {"show", newShowCommand}, {"run", newRunCommand}}},
-	{"Change the tree:", []command{{"add", newAddCommand}, {"remove", newRemoveCommand}, {"clear", newClearCommand}}},
+	{"Change the tree:", []command{{"add", newAddCommand}, {"remove", newRemoveCommand}, {"confirm", newConfirmCommand}, {"rollback", newRollbackCommand}, {"clear", newClearCommand}}},
 	{"Put processes into it:", []command{{"attach", newAttachCommand}, {"bind", newBindCommand}, {"unbind", newUnbindCommand}, {"agent", newAgentCommand}}},
 	{"Look:", []command{{"ls", newLsCommand}, {"bindings", newBindingsCommand}, {"self", newSelfCommand}, {"which", newWhichCommand}}},
 	{"Check what holds:", []command{{"doctor", newDoctorCommand}, {"prove", newProveCommand}, {"selftest", newSelftestCommand}, {"demo", newDemoCommand}}},

@@ -156,11 +156,14 @@ func (w *Petitioner) base(r *record.Record, p hierarchy.Path) (base, given hiera
 // amend changes the branches that were added to an interface. Edit sets tree and
 // added of a target; the rest is that of apply, with the policy that was applied last.
 func (m *Machine) amend(ctx context.Context, what string, path hierarchy.Path, edit func(*Target) error) error {
-	unlock, err := m.Store.Lock(ctx, what+" "+string(path))
+	unlock, err := m.lock(ctx, what+" "+string(path))
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if err := m.confirmed(); err != nil {
+		return err
+	}
 	s, err := m.Interface(path.Interface(), "")
 	if err != nil {
 		return err

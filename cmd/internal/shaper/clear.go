@@ -56,7 +56,7 @@ func (m *Machine) ClearAll(ctx context.Context, ifaces []string) error {
 		changed = changed || did
 		errs = append(errs, err)
 	}
-	errs = append(errs, m.Sweep())
+	errs = append(errs, m.Sweep(), m.forgetUnconfirmed(ifaces))
 	for _, i := range homes {
 		if !slices.Contains(ifaces, i) {
 			errs = append(errs, m.removeHomes(i))

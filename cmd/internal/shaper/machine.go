@@ -14,8 +14,10 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -68,13 +70,22 @@ func (m *Machine) Close() error { return m.Conn.Close() }
 
 // lock is that of the store. Where there is no room for its file nobody else has it
 // either, and trees are made and taken away nevertheless.
+//
+// What was to be confirmed and was not goes back first, where nobody else has seen to it.
 func (m *Machine) lock(ctx context.Context, what string) (func(), error) {
 	unlock, err := m.Store.Lock(ctx, what)
 	if record.Full(err) {
 		m.Warnf("", "there is no room for a lock in %s: two that change the interfaces at once will not see each other", m.Store.Dir)
 		return func() {}, nil
 	}
-	return unlock, err
+	if err != nil {
+		return nil, err
+	}
+	if err := m.overdue(ctx); err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
 }
 
 // ReadPolicy parses a policy. "-" is standard input.
@@ -184,6 +195,7 @@ type Target struct {
 	spec    *hierarchy.Spec   // what the policy says of the interface
 	added   []amend.Branch    // branches beside the policy's, in tree
 	dropped []amend.Dropped   // and those that have no place in it any more
+	former  *record.Record    // whose bindings of run time it has; nil: the interface's own
 	Blind   error             // why the bindings in force could not be read
 }
 
@@ -220,7 +232,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.Record.Former, Was: s.Record.Was,
 		Spec: s.Record.Spec, Delegated: Delegations(t), Added: x.added,
-		Serial: s.Record.Serial, Applied: s.Record.Applied, Receives: t.Ingress != nil, Matches: len(t.Matched()) > 0,
+		Serial: s.Record.Serial, Applied: s.Record.Applied, By: s.Record.By, Receives: t.Ingress != nil, Matches: len(t.Matched()) > 0,
 	}
 	if !x.On(x.before).Root.Ours() {
 		if x.next.Former, err = foreign.Root(s.Device.Interface); err != nil {
@@ -232,6 +244,12 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 	}
 	x.toward(x.want)
 	return nil
+}
+
+// is makes the target what somebody applies at a time.
+func (x *Target) is(at time.Time, by string) {
+	x.next.Spec, x.policy = x.spec, true
+	x.next.Applied, x.next.By = at, by
 }
 
 // read is the state of the interface. Without privileges the bindings in force
@@ -325,9 +343,6 @@ func (m *Machine) Plan(ctx context.Context, r *Reading, binding string) (*Change
 			if err = x.keepAdded(); err == nil {
 				err = m.settle(ctx, r.file, binding, x)
 			}
-			if err == nil {
-				x.next.Spec, x.policy = x.spec, true
-			}
 			if err == nil && x.want.Hook.Way.Tagged() {
 				m.tags = append(m.tags, t.Port.Device)
 			}
@@ -398,6 +413,10 @@ type ApplyOptions struct {
 	What    string // for others who wait meanwhile, as "apply policy.toml"
 	Binding string // instead of the policy's; empty: that
 	All     bool   // change nothing unless every interface of the policy is there
+	// Confirm is the time after which the state before comes back, unless it is confirmed;
+	// 0: it stays. Watch is the process that sees to it, by [Machine.Guard].
+	Confirm time.Duration
+	Watch   func() *exec.Cmd
 }
 
 // Apply brings a policy into force, all of it or nothing, under the lock of writers. The
@@ -408,6 +427,9 @@ func (m *Machine) Apply(ctx context.Context, r *Reading, o ApplyOptions) (*Chang
 		return nil, r.Before(ctx, err)
 	}
 	defer unlock()
+	if err := m.confirmed(); err != nil {
+		return nil, r.Before(ctx, err)
+	}
 	c, err := m.Plan(ctx, r, o.Binding)
 	if err != nil {
 		return nil, err
@@ -421,8 +443,14 @@ func (m *Machine) Apply(ctx context.Context, r *Reading, o ApplyOptions) (*Chang
 	if err == nil {
 		err = c.Tell(false)
 	}
-	if err == nil {
-		err = c.m.apply(ctx, c.Targets)
+	at, by := now()
+	for _, x := range c.Targets {
+		x.is(at, by)
+	}
+	if err == nil && o.Confirm > 0 {
+		err = m.unconfirmed(ctx, c, o)
+	} else if err == nil {
+		err = m.apply(ctx, c.Targets)
 	}
 	if err != nil {
 		c.Close()

@@ -128,7 +128,11 @@ func (x *Target) keepBindings() {
 	for _, b := range x.next.Bindings {
 		named[b.Binding] = true
 	}
-	for _, b := range x.Record.Bindings {
+	former := x.Record
+	if x.former != nil {
+		former = x.former
+	}
+	for _, b := range former.Bindings {
 		if !b.AtRuntime || named[b.Binding] {
 			continue
 		}

@@ -1,0 +1,73 @@
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Unconfirmed is an apply from which its interfaces go back to what they were, unless
+// somebody confirms it in time. There is one at a time.
+type Unconfirmed struct {
+	Before map[string]uint32 `json:"before"` // the number of each interface's record before it
+	Policy string            `json:"policy"`
+	By     string            `json:"by"`
+	At     time.Time         `json:"at"`   // when it goes back, as people read it
+	Boot   time.Duration     `json:"boot"` // the same since the machine was started: clocks are set
+}
+
+// After sets the time when it goes back.
+func (u *Unconfirmed) After(d time.Duration) {
+	u.At, u.Boot = time.Now().Add(d).Truncate(time.Second), sinceBoot()+d
+}
+
+// Left is how much of the time is left, nothing or less when it is over.
+func (u *Unconfirmed) Left() time.Duration { return u.Boot - sinceBoot() }
+
+// Names are the interfaces, in order.
+func (u *Unconfirmed) Names() string {
+	return strings.Join(slices.Sorted(maps.Keys(u.Before)), ", ")
+}
+
+// sinceBoot also counts the time that the machine was suspended for.
+func sinceBoot() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // it cannot fail
+	return time.Duration(t.Nano())
+}
+
+func (s *Store) unconfirmedFile() string { return filepath.Join(s.Dir, "unconfirmed") }
+
+// Unconfirmed is the apply that waits to be confirmed; nil: none does.
+func (s *Store) Unconfirmed() (*Unconfirmed, error) {
+	b, err := s.read(s.unconfirmedFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	u := new(Unconfirmed)
+	if err := json.Unmarshal(b, u); err != nil {
+		return nil, damaged(s.unconfirmedFile(), err)
+	}
+	return u, nil
+}
+
+// SetUnconfirmed saves the apply that waits, or forgets it where none does any more: it is
+// nil, or has no interface. The caller holds the lock of writers.
+func (s *Store) SetUnconfirmed(u *Unconfirmed) error {
+	if u == nil || len(u.Before) == 0 {
+		return UnlessGone(os.Remove(s.unconfirmedFile()))
+	}
+	_, err := s.write(s.unconfirmedFile(), u)
+	return s.room(err)
+}

@@ -1,0 +1,398 @@
+package shaper
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc/qdisc"
+)
+
+// unset is the login uid of what no login has started (AUDIT_UID_UNSET, include/uapi/linux/audit.h).
+const unset = "4294967295"
+
+// now is the time of an apply, and who does it: whoever has logged in, as root does not say.
+func now() (at time.Time, by string) {
+	at = time.Now().UTC().Truncate(time.Millisecond)
+	as := strconv.Itoa(os.Geteuid())
+	who := as
+	if b, err := os.ReadFile("/proc/self/loginuid"); err == nil {
+		if id := strings.TrimSpace(string(b)); id != unset {
+			who = id
+		}
+	}
+	by = named(as)
+	if who != as {
+		by = named(who) + " as " + by
+	} else if sudo := os.Getenv("SUDO_USER"); sudo != "" {
+		by = sudo + " as " + by
+	}
+	return at, by
+}
+
+func named(uid string) string {
+	if u, err := user.LookupId(uid); err == nil {
+		return u.Username
+	}
+	return "uid:" + uid
+}
+
+// Entry is what an interface was, and when that began.
+type Entry struct {
+	Number  int // 0 is what it is now, 1 what it was before the last apply, and so on
+	Record  *record.Record
+	Changes hierarchy.Plan // from the one before to this; of bindings those of cgroups and users
+}
+
+// History is what an interface was, the latest first. An interface that is not there has none.
+func (m *Machine) History(ctx context.Context, iface string) ([]Entry, error) {
+	x, err := m.Interface(iface, "")
+	if err != nil {
+		return nil, err
+	}
+	defer x.Binder.Close()
+	all, err := m.Store.History(x.Record)
+	if err != nil || x.Record.Policy == "" {
+		return nil, err
+	}
+	was := hierarchy.State{Device: iface}
+	entries := make([]Entry, len(all))
+	for i, r := range slices.Backward(all) {
+		is, err := m.said(ctx, x, r)
+		if err != nil {
+			return nil, err
+		}
+		if i == len(all)-1 && r.Serial > 1 { // what was before it is not kept
+			was = is
+		}
+		entries[i] = Entry{i, r, hierarchy.Diff(was, is)}
+		was = is
+	}
+	return entries, nil
+}
+
+// said is the state that a record tells of.
+func (m *Machine) said(ctx context.Context, x *Interface, r *record.Record) (hierarchy.State, error) {
+	spec, err := m.Store.Spec(r)
+	if err != nil {
+		return hierarchy.State{}, err
+	}
+	with, err := amend.Extend(spec, qdisc.Kinds(), r.Added)
+	if err != nil {
+		return hierarchy.State{}, err
+	}
+	if _, err = r.IDs.Assign(with.Tree); err == nil {
+		err = x.Device.Settle(ctx, with.Tree)
+	}
+	if err == nil && with.Tree.Ingress != nil {
+		err = x.Receiver.Settle(ctx, with.Tree.Ingress)
+	}
+	if err != nil {
+		return hierarchy.State{}, err
+	}
+	s := with.Tree.State()
+	s.Matched = with.Tree.Matched()
+	for _, b := range r.Bound {
+		if b.Target.Kind != bind.TargetNone {
+			s.Bound = append(s.Bound, b)
+		}
+	}
+	return s, nil
+}
+
+// Rollback goes back to what interfaces were, bindings of run time and branches that had been
+// added included: number applies ago. Those are the interfaces that the last apply changed,
+// where none are named. It is an apply itself: another one goes back to where this one
+// began. The caller closes the changes.
+func (m *Machine) Rollback(ctx context.Context, ifaces []string, number int) (*Changes, error) {
+	unlock, err := m.lock(ctx, "rollback")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if len(ifaces) == 0 {
+		if ifaces, err = m.lastApplied(); err != nil {
+			return nil, err
+		}
+	}
+	to := map[string]*record.Record{}
+	for _, i := range ifaces {
+		if to[i], err = m.ago(i, number); err != nil {
+			return nil, err
+		}
+	}
+	at, by := now()
+	c, err := m.goBack(ctx, to, at, by)
+	if err != nil {
+		return nil, err
+	}
+	return c, m.forgetUnconfirmed(ifaces)
+}
+
+// lastApplied are the interfaces that the last apply changed.
+func (m *Machine) lastApplied() (last []string, err error) {
+	names, err := m.Store.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	var at time.Time
+	for _, n := range names {
+		r, err := m.Store.Load(n)
+		switch {
+		case err != nil:
+			return nil, err
+		case r.Policy == "" || r.Applied.Before(at):
+		case r.Applied.After(at):
+			at, last = r.Applied, []string{n}
+		default:
+			last = append(last, n)
+		}
+	}
+	if len(last) == 0 {
+		return nil, errors.New("no policy is applied in this network namespace: there is nothing to go back from")
+	}
+	return last, nil
+}
+
+// ago is what an interface was so many applies ago; nil: not shaped.
+func (m *Machine) ago(iface string, number int) (*record.Record, error) {
+	x, err := m.Interface(iface, "")
+	if err != nil {
+		return nil, err
+	}
+	defer x.Binder.Close()
+	if x.Record.Policy == "" {
+		return nil, fmt.Errorf("%s is not shaped by vifshape: there is nothing to go back from", iface)
+	}
+	all, err := m.Store.History(x.Record)
+	switch {
+	case err != nil:
+		return nil, err
+	case number < len(all):
+		return all[number], nil
+	case number == len(all) && all[number-1].Serial == 1:
+		return nil, nil
+	}
+	return nil, fmt.Errorf("%s: of what it was before, %d are kept: `vifshape rollback --list %s` lists them", iface, len(all)-1, iface)
+}
+
+// goBack makes interfaces what records say, and those without one what they were before they
+// were shaped: all of them or none, as far as clearing has not begun. The caller holds the
+// store's lock.
+func (m *Machine) goBack(ctx context.Context, to map[string]*record.Record, at time.Time, by string) (_ *Changes, err error) {
+	c := &Changes{m: m}
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	var clears []*clearing
+	for _, iface := range slices.Sorted(maps.Keys(to)) {
+		r := to[iface]
+		if r == nil {
+			x, err := m.clearing(iface)
+			if err != nil {
+				return nil, err
+			}
+			defer x.Close()
+			clears = append(clears, x)
+			continue
+		}
+		x, err := m.former(ctx, iface, r)
+		if err != nil {
+			return nil, err
+		}
+		c.Targets = append(c.Targets, x)
+		x.is(at, by)
+	}
+	if err := c.blind(); err != nil {
+		return nil, err
+	}
+	for _, x := range c.Targets {
+		m.tellPlan(x)
+		m.tellAdded(x, false)
+	}
+	if err := m.apply(ctx, c.Targets); err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, x := range clears {
+		_, err := m.clear(ctx, x)
+		errs = append(errs, err)
+		m.Notef(hierarchy.Path(x.iface), "%s is as it was before it was shaped", x.iface)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, PartlyError{err}
+	}
+	return c, nil
+}
+
+// former is an interface on the way back to a record.
+func (m *Machine) former(ctx context.Context, iface string, r *record.Record) (*Target, error) {
+	s, err := m.Interface(iface, r.Binding)
+	if err != nil {
+		return nil, err
+	}
+	x := &Target{change: change{Interface: s}, former: r}
+	if x.spec, err = m.Store.Spec(r); err == nil {
+		var with amend.Extended
+		if with, err = amend.Extend(x.spec, qdisc.Kinds(), r.Added); err == nil {
+			x.lay(with)
+			err = m.settle(ctx, r.Policy, r.Binding, x)
+		}
+	}
+	if err != nil {
+		s.Binder.Close()
+		return nil, err
+	}
+	return x, nil
+}
+
+// UnconfirmedError says that an apply waits to be confirmed, and another one would hide what
+// there is to go back to.
+type UnconfirmedError struct{ *record.Unconfirmed }
+
+func (e UnconfirmedError) Error() string {
+	return fmt.Sprintf("%s waits to be confirmed: %s was applied by %s, and goes back at %s", e.Names(), (&record.Record{Policy: e.Policy}).PolicyName(), e.By, e.At.Format(time.TimeOnly))
+}
+
+// Remedy is what to type.
+func (e UnconfirmedError) Remedy() string {
+	return "`vifshape confirm` keeps what was applied, `vifshape rollback` goes back now"
+}
+
+// confirmed refuses what would change trees while an apply waits.
+func (m *Machine) confirmed() error {
+	u, err := m.Store.Unconfirmed()
+	if err == nil && u != nil {
+		err = UnconfirmedError{u}
+	}
+	return err
+}
+
+// TellUnconfirmed says that an apply waits.
+func (m *Machine) TellUnconfirmed() {
+	if wait := (UnconfirmedError{}); errors.As(m.confirmed(), &wait) {
+		m.Warnf("", "%v", wait)
+		m.Hintf("", "%s", wait.Remedy())
+	}
+}
+
+// unconfirmed applies what goes back unless it is confirmed. Who sees to that is there before
+// anything changes.
+func (m *Machine) unconfirmed(ctx context.Context, c *Changes, o ApplyOptions) error {
+	u := &record.Unconfirmed{Before: map[string]uint32{}}
+	for _, x := range c.Targets {
+		u.Before[x.Tree.Port.Device] = x.Record.Serial
+		u.Policy, u.By = x.next.Policy, x.next.By
+	}
+	u.After(o.Confirm)
+	err := m.Store.SetUnconfirmed(u)
+	if err == nil {
+		err = watched(o.Watch())
+	}
+	if err == nil {
+		err = m.apply(ctx, c.Targets)
+	}
+	if err != nil {
+		return errors.Join(err, m.Store.SetUnconfirmed(nil))
+	}
+	for _, x := range c.Targets {
+		if iface := x.Tree.Port.Device; x.next.Serial == u.Before[iface] {
+			delete(u.Before, iface)
+		}
+	}
+	if len(u.Before) == 0 {
+		m.Notef("", "the policy says what it said before: there is nothing to confirm")
+	}
+	u.After(o.Confirm) // from now
+	if err := m.Store.SetUnconfirmed(u); err != nil || len(u.Before) == 0 {
+		return err
+	}
+	m.Notef("", "%s goes back at %s to what it was: %s", u.Names(), u.At.Format(time.TimeOnly), UnconfirmedError{u}.Remedy())
+	return nil
+}
+
+// Confirm keeps an apply that waits for it.
+func (m *Machine) Confirm(ctx context.Context) error {
+	was, err := m.Store.Unconfirmed()
+	if err != nil {
+		return err
+	}
+	if was == nil {
+		return errors.New("no apply waits to be confirmed: it was confirmed, or went back, or was made without --confirm; `vifshape rollback --list` has what was applied")
+	}
+	unlock, err := m.lock(ctx, "confirm")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	is, err := m.Store.Unconfirmed()
+	if err == nil && is == nil {
+		err = fmt.Errorf("%s went back at %s to what it was: apply %s again", was.Names(), was.At.Format(time.TimeOnly), cmp.Or(was.Policy, "the policy"))
+	}
+	if err != nil {
+		return err
+	}
+	return m.Store.SetUnconfirmed(nil)
+}
+
+// overdue goes back from an apply that was not confirmed in time. The caller holds the
+// store's lock. What cannot go back stays as it is, is said, and waits for nothing more.
+func (m *Machine) overdue(ctx context.Context) error {
+	u, err := m.Store.Unconfirmed()
+	if err != nil || u == nil || u.Left() > 0 {
+		return err
+	}
+	to := map[string]*record.Record{}
+	for iface, serial := range u.Before {
+		r, err := m.Store.Load(iface)
+		if err != nil {
+			return err
+		}
+		all, err := m.Store.History(r)
+		if err != nil {
+			return err
+		}
+		is := slices.IndexFunc(all, func(r *record.Record) bool { return r.Serial == serial })
+		switch {
+		case is == 0, r.Policy == "": // it was killed before it began, or cleared
+		case is > 0:
+			to[iface] = all[is]
+		case serial == 0:
+			to[iface] = nil
+		}
+	}
+	c, err := m.goBack(ctx, to, time.Now().UTC().Truncate(time.Millisecond), "nobody: "+(&record.Record{Policy: u.Policy}).PolicyName()+" was not confirmed")
+	if err != nil {
+		m.Warnf("", "%s was not confirmed, and could not go back to what it was: %v", u.Names(), err)
+	} else {
+		c.Close()
+		m.Warnf("", "%s was not confirmed, and is again what it was before %s", u.Names(), (&record.Record{Policy: u.Policy}).PolicyName())
+	}
+	return m.Store.SetUnconfirmed(nil)
+}
+
+// forgetUnconfirmed has interfaces wait no more.
+func (m *Machine) forgetUnconfirmed(ifaces []string) error {
+	u, err := m.Store.Unconfirmed()
+	if err != nil || u == nil {
+		return err
+	}
+	for _, i := range ifaces {
+		delete(u.Before, i)
+	}
+	return m.Store.SetUnconfirmed(u)
+}
