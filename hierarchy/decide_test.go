@@ -61,6 +61,10 @@ func TestDecide(t *testing.T) {
 		{"eth0", "from=192.168.0.2:9 to=192.0.2.1:443 proto=tcp", "eth0/group/two by group/two 0"},
 		{"eth0", "from=192.168.0.3:9 to=198.51.100.1:5060 proto=udp", "eth0/calls by calls 1"},
 		{"eth0", "from=192.168.0.3:9 to=198.51.100.1:443 proto=udp dscp=EF", "eth0/calls by calls 0"},
+		{"eth0", "from=203.0.113.1:9 host=192.168.0.1 to=192.0.2.1:443 proto=tcp", "eth0/group/one/web by group/one 0 group/one/web 1"}, // masqueraded
+		{"eth0", "in to=203.0.113.1:9 host=192.168.0.1 from=192.0.2.1:443 proto=tcp", "eth0/group/one/web by group/one 0 group/one/web 1"},
+		{"eth0", "from=192.168.0.1:9 host=192.168.0.2 to=192.0.2.1:443 proto=tcp", "eth0/group/two by group/two 0"},
+		{"eth0", "from=192.168.0.9 host=203.0.113.1 to=192.168.0.1", "eth0/lan by lan 0"}, // that is as the wire has it
 		{"eth0", "from=:9 to=198.51.100.1:53 proto=udp", "eth0/bound/dns by bound/dns 0"},
 
 		// Whoever is bound stays below, whatever it sends.
@@ -204,10 +208,10 @@ func TestResolveMatchProblems(t *testing.T) {
 		}},
 		{"not on different levels", eth0(rate("10mbit"), branch("a", matches("dport=80"), branch("b", matches("dport=80")))), nil},
 		{"not below what nobody leaves", eth0(rate("10mbit"), branch("a", matches("vlan=1"), branch("b", matches("dport=80"))), branch("c", matches("vlan=2"), branch("d", matches("dport=80")))), nil},
-		{"not for receiving where nothing is received", eth0(rate("10mbit"), branch("a", matches("from=10.0.0.0/8")), branch("b", matches("host=11.0.0.0/8"))), nil},
-		{"for receiving", eth0(rate("10mbit"), ingress(rate("10mbit")), branch("a", matches("from=10.0.0.0/8")), branch("b", matches("host=11.0.0.0/8"))), []string{
-			`eth0/a match[0]: this and match 1 of eth0/b fit the same received packets, { from = "10.0.0.0/8", to = "11.0.0.0/8" }, and neither is more specific`,
-			`eth0/b match[0]: this and match 1 of eth0/a fit the same received packets, { from = "10.0.0.0/8", to = "11.0.0.0/8" }, and neither is more specific`,
+		{"not for receiving where nothing is received", eth0(rate("10mbit"), branch("a", matches("port=443")), branch("b", matches("dport=80"))), nil},
+		{"for receiving", eth0(rate("10mbit"), ingress(rate("10mbit")), branch("a", matches("port=443")), branch("b", matches("dport=80"))), []string{
+			`eth0/a match[0]: this and match 1 of eth0/b fit the same received packets, { port = 443, dport = 80 }, and neither is more specific`,
+			`eth0/b match[0]: this and match 1 of eth0/a fit the same received packets, { port = 443, dport = 80 }, and neither is more specific`,
 		}},
 		{"what is wrong by itself comes before", eth0(rate("10mbit"), branch("a", matches("dport=80", "dport=80 proto=icmp")), branch("b", matches("dport=80", ""))), []string{
 			`eth0/a match.dport[1]: dport with proto icmp, which has no ports`,

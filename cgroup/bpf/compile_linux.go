@@ -26,7 +26,9 @@ const (
 
 	v4Received = 0x80
 	v4None     = 0x40
-	ranks      = 63 // of [match.Rank], what does not depend on addresses
+	v4Host     = 0x80 // in to
+	v6Host     = 2    // in received
+	ranks      = 127  // of [match.Rank], what does not depend on addresses
 
 	maxPairs, maxKinds = len(matchVifPairs{}.Pairs), len(matchVifKinds{}.Kinds)
 
@@ -47,6 +49,7 @@ type tables struct {
 	rules   map[matchVifRule]uint32
 	ports   [1 << 16]uint16
 	macs    bool // some rule asks for MAC addresses
+	hosts   bool // some rule asks for the address of our side before translation
 }
 
 // compiler makes tables. Numbers of groups and lists go on being those of former tables, so
@@ -59,8 +62,12 @@ type compiler struct {
 	many   int      // rules
 }
 
-// lengths are those of a pair of prefixes.
-type lengths struct{ from, to uint8 }
+// lengths are those of a pair of prefixes. Host says that the one on our side is of addresses
+// as they are before translation.
+type lengths struct {
+	from, to uint8
+	host     bool
+}
 
 // addresses is a key of v4 or v6, without what is needed for one direction alone.
 type addresses struct {
@@ -183,7 +190,7 @@ func (c *compiler) add(x *hierarchy.Matched, one *match.Case, received bool) err
 	c.many += many
 	fields := bit(one.Proto != nil, byProto) | bit(one.Far != nil, byFar) | bit(one.Near != nil, byNear) | bit(one.DSCP != nil, byDSCP) |
 		bit(one.Mark != nil, byMark) | bit(one.VLAN != nil, byVLAN) | bit(one.MAC != nil && !one.MACFar, byMAC) | bit(one.MAC != nil && one.MACFar, byMACFar)
-	c.macs = c.macs || one.MAC != nil
+	c.macs, c.hosts = c.macs || one.MAC != nil, c.hosts || one.Host
 	value := uint32(x.Class.Minor())<<16 | uint32(one.Rank)&ranks
 	for _, from := range x.From {
 		g := c.group(from, one, received)
@@ -227,7 +234,7 @@ func product(one *match.Case, far, near []uint16) iter.Seq[matchVifRule] {
 func (c *compiler) group(from hierarchy.ClassID, one *match.Case, received bool) *group {
 	a := addresses{at: matchVifScope{Minor: from.Minor(), Family: uint8(one.Family), Received: bit(received, 1)}}
 	if one.Family != 0 {
-		a.len = lengths{uint8(one.Sender.Bits()), uint8(one.Receiver.Bits())}
+		a.len = lengths{uint8(one.Sender.Bits()), uint8(one.Receiver.Bits()), one.Host}
 		a.sender, a.receiver = ordered(one.Sender.Addr()), ordered(one.Receiver.Addr())
 		c.tell(0, one.Sender)
 		c.tell(1, one.Receiver)
@@ -323,12 +330,12 @@ func listOf(family int, pairs map[lengths]bool) (list matchVifPairs, err error) 
 		return list, fmt.Errorf("matches beside each other have prefixes of %d lengths, senders' with receivers', and are looked for by %d at most: join some, or fill them up to fewer lengths", len(pairs), maxPairs)
 	}
 	sorted := slices.SortedFunc(maps.Keys(pairs), func(a, b lengths) int {
-		return cmp.Or(cmp.Compare(int(b.from)+int(b.to), int(a.from)+int(a.to)), cmp.Compare(b.from, a.from))
+		return cmp.Or(cmp.Compare(int(b.from)+int(b.to), int(a.from)+int(a.to)), cmp.Compare(b.from, a.from), cmp.Compare(bit(b.host, 1), bit(a.host, 1)))
 	})
 	list.Many = uint32(len(sorted))
 	for i, l := range sorted {
 		p := &list.Pairs[i]
-		p.From, p.To = l.from, l.to
+		p.From, p.To, p.Host = l.from, l.to, uint32(bit(l.host, 1))
 		if family == 6 {
 			p.FromLow, p.ToLow = max(l.from, 64)-64, max(l.to, 64)-64
 		}
@@ -443,17 +450,17 @@ func (t *tables) matched() (all []hierarchy.Matched) {
 
 // v4 is the key of what is not IPv6.
 func (a addresses) v4() (k matchVifV4, ok bool) {
-	return matchVifV4{Minor: a.at.Minor, From: a.len.from | bit(a.at.Received != 0, v4Received) | bit(a.at.Family == 0, v4None), To: a.len.to,
+	return matchVifV4{Minor: a.at.Minor, From: a.len.from | bit(a.at.Received != 0, v4Received) | bit(a.at.Family == 0, v4None), To: a.len.to | bit(a.len.host, v4Host),
 		Sender: uint32(a.sender[0]), Receiver: uint32(a.receiver[0])}, a.at.Family != 6
 }
 
 func (a addresses) v6() matchVifV6 {
-	return matchVifV6{Minor: a.at.Minor, From: a.len.from, To: a.len.to, Received: uint32(a.at.Received), Sender: a.sender, Receiver: a.receiver}
+	return matchVifV6{Minor: a.at.Minor, From: a.len.from, To: a.len.to, Received: uint32(a.at.Received | bit(a.len.host, v6Host)), Sender: a.sender, Receiver: a.receiver}
 }
 
 func compareAddresses(a, b addresses) int {
 	return cmp.Or(cmp.Compare(a.at.Minor, b.at.Minor), cmp.Compare(a.at.Received, b.at.Received), cmp.Compare(a.at.Family, b.at.Family),
-		cmp.Compare(a.len.from, b.len.from), cmp.Compare(a.len.to, b.len.to), slices.Compare(a.sender[:], b.sender[:]), slices.Compare(a.receiver[:], b.receiver[:]))
+		cmp.Compare(a.len.from, b.len.from), cmp.Compare(a.len.to, b.len.to), cmp.Compare(bit(a.len.host, 1), bit(b.len.host, 1)), slices.Compare(a.sender[:], b.sender[:]), slices.Compare(a.receiver[:], b.receiver[:]))
 }
 
 // ordered is an address in the order of this processor, of IPv4 in the first word.

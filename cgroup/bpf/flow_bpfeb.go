@@ -80,8 +80,9 @@ type flowVifMatching struct {
 	_       structs.HostLayout
 	Version uint32
 	Slot    uint32
-	Unused  uint32
+	Tracks  uint32
 	Macs    uint32
+	Hosts   uint32
 }
 
 type flowVifOwner struct {
@@ -109,11 +110,13 @@ type flowVifPairs struct {
 		ToLow     uint8
 		Senders   uint32
 		Receivers uint32
+		Host      uint32
 	}
 }
 
 type flowVifPart struct {
 	_      structs.HostLayout
+	Host   [2]uint64
 	Ports  [2]uint16
 	Proto  uint8
 	Unused [3]uint8
@@ -165,23 +168,28 @@ type flowVifScope struct {
 }
 
 type flowVifSeen struct {
-	_         structs.HostLayout
-	Sender    [2]uint64
-	Receiver  [2]uint64
-	Senders   uint32
-	Receivers uint32
-	Mark      uint32
-	Slot      uint32
-	Far       uint16
-	Near      uint16
-	Vlan      uint16
-	Proto     uint8
-	Dscp      uint8
-	Macs      [2][3]uint16
-	Family    uint8
-	Received  uint8
-	Has       uint8
-	Unused    uint8
+	_    structs.HostLayout
+	Ends [2]struct {
+		_         structs.HostLayout
+		Sender    [2]uint64
+		Receiver  [2]uint64
+		Senders   uint32
+		Receivers uint32
+	}
+	Mark     uint32
+	Slot     uint32
+	Ports    [2]uint16
+	Far      uint16
+	Near     uint16
+	Vlan     uint16
+	Proto    uint8
+	Dscp     uint8
+	Macs     [2][3]uint16
+	Family   uint8
+	Received uint8
+	Has      uint8
+	Unused   uint8
+	_        [4]byte
 }
 
 type flowVifSocket struct {

@@ -19,6 +19,8 @@
  * writes the other of those entries that differ, and then this one word. What is not in
  * force is 0.
  */
+#include "conntrack.h"
+
 #define SLOTS 2
 #define MAX_PAIRS 64
 #define MAX_KINDS 32
@@ -27,8 +29,9 @@
 /* Version counts the layouts of these maps and stays first. */
 struct vif_matching {
 	__u32 version, slot;
-	__u32 unused;
-	__u32 macs; /* the interface has such addresses, and a rule asks for them */
+	__u32 tracks; /* the programs ask connection tracking */
+	__u32 macs;   /* the interface has such addresses, and a rule asks for them */
+	__u32 hosts;  /* a rule asks for the address of our side before translation */
 };
 volatile struct vif_matching vif_matching SEC(".data.mtc") = {};
 
@@ -54,6 +57,7 @@ struct {
 struct vif_pair {
 	__u8 from, to, from_low, to_low; /* of IPv6 how much of them lies in the lower half */
 	__u32 senders, receivers;
+	__u32 host; /* 1: on our side of addresses as they are before translation */
 };
 
 /* Those before the one at first are for what has one of these bits alone. */
@@ -90,20 +94,23 @@ struct {
 /* Addresses in the order of this processor. */
 struct vif_v4 {
 	__u16 minor;
-	__u8 from, to; /* lengths; V4_RECEIVED, V4_NONE */
+	__u8 from, to; /* lengths; V4_RECEIVED, V4_NONE, V4_HOST */
 	__u32 sender, receiver;
 };
 
 /* An entry with 0xff for both lengths is no rule's: see compile_linux.go. */
 #define V4_RECEIVED 0x80 /* in from */
 #define V4_NONE 0x40	 /* in from: it is not IP */
+#define V4_HOST 0x80	 /* in to: vif_pair.host */
 
 struct vif_v6 {
 	__u16 minor;
 	__u8 from, to;
-	__u32 received;
+	__u32 received; /* V6_HOST */
 	__u64 sender[2], receiver[2];
 };
+
+#define V6_HOST 2 /* vif_pair.host */
 
 /* A branch and the lower bits of its rank, or the number of a group and of its list of kinds. */
 struct vif_found {
@@ -115,7 +122,7 @@ struct vif_found {
 #define FOUND_MINOR(v) ((__u32)(v) >> 16)
 #define FOUND_RANK(v) ((__u32)(v)&RANKS)
 
-#define RANKS 63 /* of rules that have the same addresses: hierarchy/match/rank.go */
+#define RANKS 127 /* of rules that have the same addresses: hierarchy/match/rank.go */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -203,6 +210,7 @@ struct vif_parts {
 };
 
 struct vif_part {
+	__u64 host[2]; /* the address of our side before translation */
 	__u16 ports[2];
 	__u8 proto, unused[3];
 };
@@ -214,11 +222,17 @@ struct {
 	__type(value, struct vif_part);
 } vif_parts SEC(".maps");
 
-/* A packet as the look-ups need it. IPv4 is in the first of its words. */
-struct vif_seen {
+/* The addresses of a packet. IPv4 is in the first of its words. */
+struct vif_ends {
 	__u64 sender[2], receiver[2];
 	__u32 senders, receivers; /* bits of vif_lengths */
+};
+
+/* A packet as the look-ups need it. */
+struct vif_seen {
+	struct vif_ends ends[2]; /* on the wire; where a rule asks for it with that of our side before translation */
 	__u32 mark, slot;
+	__u16 ports[2]; /* as they are in the packet */
 	__u16 far, near, vlan;
 	__u8 proto, dscp;
 	__u16 macs[2][3]; /* ours, and the far one */
@@ -303,6 +317,7 @@ __attribute__((noinline)) __u32 vif_below(__u32 minor)
 	struct vif_scope s = {.minor = minor};
 	struct vif_seen *p = seen();
 	__u32 most = 0, next = 0, first = 0, list;
+	const struct vif_ends *e;
 	struct vif_pairs *l;
 	struct vif_word *w;
 
@@ -317,7 +332,8 @@ __attribute__((noinline)) __u32 vif_below(__u32 minor)
 	l = bpf_map_lookup_elem(&vif_lists, &list);
 	if (!l)
 		return 0;
-	if (!(p->senders & l->senders || p->receivers & l->receivers))
+	e = p->ends;
+	if (!((e[0].senders | e[1].senders) & l->senders || (e[0].receivers | e[1].receivers) & l->receivers))
 		first = l->first;
 	for (__u32 n = 0; n < MAX_PAIRS; n++) {
 		__u32 i = first + n, bits, rank;
@@ -332,22 +348,24 @@ __attribute__((noinline)) __u32 vif_below(__u32 minor)
 		bits = pair.from + pair.to;
 		if (most >= (bits + 1) * (RANKS + 1))
 			break;
-		if ((p->senders & pair.senders) != pair.senders || (p->receivers & pair.receivers) != pair.receivers)
+		e = &p->ends[pair.host & 1];
+		if ((e->senders & pair.senders) != pair.senders || (e->receivers & pair.receivers) != pair.receivers)
 			continue;
 		if (s.family == 6) {
-			struct vif_v6 k = {.minor = minor, .from = pair.from, .to = pair.to, .received = s.received};
+			struct vif_v6 k = {.minor = minor, .from = pair.from, .to = pair.to, .received = s.received | pair.host * V6_HOST};
 
-			k.sender[0] = cut(p->sender[0], pair.from - pair.from_low);
-			k.sender[1] = cut(p->sender[1], pair.from_low);
-			k.receiver[0] = cut(p->receiver[0], pair.to - pair.to_low);
-			k.receiver[1] = cut(p->receiver[1], pair.to_low);
+			k.sender[0] = cut(e->sender[0], pair.from - pair.from_low);
+			k.sender[1] = cut(e->sender[1], pair.from_low);
+			k.receiver[0] = cut(e->receiver[0], pair.to - pair.to_low);
+			k.receiver[1] = cut(e->receiver[1], pair.to_low);
 			f = bpf_map_lookup_elem(&vif_v6, &k);
 		} else {
 			struct vif_v4 k = {.minor = minor, .from = pair.from, .to = pair.to};
 
 			k.from |= s.received * V4_RECEIVED | !s.family * V4_NONE;
-			k.sender = cut(p->sender[0], 32 + pair.from);
-			k.receiver = cut(p->receiver[0], 32 + pair.to);
+			k.to |= pair.host * V4_HOST;
+			k.sender = cut(e->sender[0], 32 + pair.from);
+			k.receiver = cut(e->receiver[0], 32 + pair.to);
 			f = bpf_map_lookup_elem(&vif_v4, &k);
 		}
 		is = f ? f->slot[p->slot & 1] : 0;
@@ -373,18 +391,77 @@ static __always_inline __u16 port(const struct vif_seen *p, __u16 n)
 	return all ? all->ports[HOST16(n)][p->slot & 1] : 0;
 }
 
+/*
+ * Writes what the address of our side is before translation, where connection tracking knows
+ * the packet. What comes from the far side is of one direction of a connection, before that is
+ * translated; what our side sends, not translated yet, of the other. Where the kernel does not
+ * offer to be asked the loader takes this out.
+ */
+__attribute__((noinline)) int vif_before(struct __sk_buff *skb)
+{
+	struct bpf_ct_opts o = {.netns_id = BPF_F_CURRENT_NETNS};
+	struct bpf_sock_tuple t = {};
+	__u32 size = sizeof(t.ipv4), is[4];
+	struct vif_seen *p = seen();
+	const __u64 *far, *local;
+	struct nf_conn *ct;
+	__u64 *near;
+	__u32 in;
+
+	if (!p || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
+		return 0;
+	in = p->received & 1;
+	far = in ? p->ends[0].sender : p->ends[0].receiver;
+	local = in ? p->ends[0].receiver : p->ends[0].sender;
+	o.l4proto = p->proto;
+	if (p->family == 6) {
+		__u64 a[4] = {HOST64(far[0]), HOST64(far[1]), HOST64(local[0]), HOST64(local[1])};
+
+		__builtin_memcpy(t.ipv6.saddr, a, sizeof(a));
+		t.ipv6.sport = p->ports[!in];
+		t.ipv6.dport = p->ports[in];
+		size = sizeof(t.ipv6);
+	} else {
+		t.ipv4.saddr = HOST32((__u32)far[0]);
+		t.ipv4.daddr = HOST32((__u32)local[0]);
+		t.ipv4.sport = p->ports[!in];
+		t.ipv4.dport = p->ports[in];
+	}
+	ct = bpf_skb_ct_lookup(skb, &t, size, &o, sizeof(o));
+	if (!ct)
+		return 0;
+	if (o.dir) {
+		__builtin_memcpy(is, ct->tuplehash[0].tuple.src.u3.all, sizeof(is));
+		asm volatile("" : : : "memory"); /* two reads, for an offset that varies is refused (check_ptr_to_btf_access, kernel/bpf/verifier.c, v6.12) */
+	} else {
+		__builtin_memcpy(is, ct->tuplehash[1].tuple.src.u3.all, sizeof(is));
+	}
+	bpf_ct_release(ct);
+	near = in ? p->ends[1].receiver : p->ends[1].sender;
+	if (p->family == 6) {
+		near[0] = (__u64)HOST32(is[0]) << 32 | HOST32(is[1]);
+		near[1] = (__u64)HOST32(is[2]) << 32 | HOST32(is[3]);
+	} else {
+		near[0] = HOST32(is[0]);
+	}
+	return 0;
+}
+
 /* Reads the headers of a packet. What cannot be read is not there. */
 static __always_inline void read(struct __sk_buff *skb, struct vif_seen *p, int received)
 {
+	struct vif_part *first = NULL;
+	struct vif_parts whole = {};
 	struct vif_frame f = {};
+	struct vif_ends *e = p->ends;
 	__u16 ports[2] = {};
 
 	p->slot = vif_matching.slot;
 	p->received = received;
 	p->mark = skb->mark;
 	p->family = p->proto = p->dscp = p->far = p->near = 0;
-	p->senders = p->receivers = 0;
-	__builtin_memset(p->sender, 0, 2 * sizeof(p->sender));
+	__builtin_memset(e, 0, sizeof(*e));
+	e[1].senders = e[1].receivers = 0;
 	if (vif_matching.macs) {
 		__u16 macs[6] = {};
 
@@ -403,8 +480,8 @@ static __always_inline void read(struct __sk_buff *skb, struct vif_seen *p, int 
 		p->family = 4;
 		p->dscp = b[1] >> 2;
 		p->proto = b[9];
-		p->sender[0] = HOST32(h[3]);
-		p->receiver[0] = HOST32(h[4]);
+		e->sender[0] = HOST32(h[3]);
+		e->receiver[0] = HOST32(h[4]);
 		behind4(&f, b);
 	} else if (f.proto == ETH_P_IPV6) {
 		__u64 h[5];
@@ -415,10 +492,10 @@ static __always_inline void read(struct __sk_buff *skb, struct vif_seen *p, int 
 			return;
 		p->family = 6;
 		p->dscp = (b[0] & 15) << 2 | b[1] >> 6;
-		p->sender[0] = HOST64(h[1]);
-		p->sender[1] = HOST64(h[2]);
-		p->receiver[0] = HOST64(h[3]);
-		p->receiver[1] = HOST64(h[4]);
+		e->sender[0] = HOST64(h[1]);
+		e->sender[1] = HOST64(h[2]);
+		e->receiver[0] = HOST64(h[3]);
+		e->receiver[1] = HOST64(h[4]);
 		proto = b[6];
 		if (!behind6(skb, &f, &proto))
 			f.part = 0, proto = 0;
@@ -426,29 +503,44 @@ static __always_inline void read(struct __sk_buff *skb, struct vif_seen *p, int 
 	} else {
 		return;
 	}
-	p->senders = lengths(p, 0, p->sender);
-	p->receivers = lengths(p, 1, p->receiver);
+	e->senders = lengths(p, 0, e->sender);
+	e->receivers = lengths(p, 1, e->receiver);
 	if (f.part != LATER && ported(p->proto) && load(skb, &f, ports, sizeof(ports)))
 		ports[0] = ports[1] = 0;
 	if (f.part) {
-		struct vif_parts whole = {.fragment = f.fragment, .link = f.link, .received = received};
-
-		__builtin_memcpy(whole.sender, p->sender, 32);
+		whole.fragment = f.fragment;
+		whole.link = f.link;
+		whole.received = received;
+		__builtin_memcpy(whole.sender, e->sender, 32);
 		if (p->family == 4)
 			whole.proto = p->proto;
-		if (f.part == FIRST) {
-			struct vif_part is = {.ports = {ports[0], ports[1]}, .proto = p->proto};
-
-			bpf_map_update_elem(&vif_parts, &whole, &is, BPF_ANY);
-		} else {
-			struct vif_part *is = bpf_map_lookup_elem(&vif_parts, &whole);
-
-			if (is) {
-				ports[0] = is->ports[0];
-				ports[1] = is->ports[1];
-				p->proto = is->proto;
-			}
+	}
+	if (f.part == LATER) {
+		first = bpf_map_lookup_elem(&vif_parts, &whole);
+		if (first) {
+			ports[0] = first->ports[0];
+			ports[1] = first->ports[1];
+			p->proto = first->proto;
 		}
+	}
+	if (vif_matching.hosts) {
+		__u64 *near = received ? e[1].receiver : e[1].sender;
+
+		p->ports[0] = ports[0];
+		p->ports[1] = ports[1];
+		__builtin_memcpy(e[1].sender, e->sender, 32);
+		if (first)
+			__builtin_memcpy(near, first->host, 16);
+		else if (f.part != LATER)
+			vif_before(skb);
+		e[1].senders = lengths(p, 0, e[1].sender);
+		e[1].receivers = lengths(p, 1, e[1].receiver);
+	}
+	if (f.part == FIRST) {
+		struct vif_part is = {.ports = {ports[0], ports[1]}, .proto = p->proto};
+
+		__builtin_memcpy(is.host, received ? e[1].receiver : e[1].sender, 16);
+		bpf_map_update_elem(&vif_parts, &whole, &is, BPF_ANY);
 	}
 	p->near = port(p, ports[received]);
 	p->far = port(p, ports[!received]);

@@ -39,8 +39,9 @@ type matchVifMatching struct {
 	_       structs.HostLayout
 	Version uint32
 	Slot    uint32
-	Unused  uint32
+	Tracks  uint32
 	Macs    uint32
+	Hosts   uint32
 }
 
 type matchVifPairs struct {
@@ -57,11 +58,13 @@ type matchVifPairs struct {
 		ToLow     uint8
 		Senders   uint32
 		Receivers uint32
+		Host      uint32
 	}
 }
 
 type matchVifPart struct {
 	_      structs.HostLayout
+	Host   [2]uint64
 	Ports  [2]uint16
 	Proto  uint8
 	Unused [3]uint8
@@ -105,23 +108,28 @@ type matchVifScope struct {
 }
 
 type matchVifSeen struct {
-	_         structs.HostLayout
-	Sender    [2]uint64
-	Receiver  [2]uint64
-	Senders   uint32
-	Receivers uint32
-	Mark      uint32
-	Slot      uint32
-	Far       uint16
-	Near      uint16
-	Vlan      uint16
-	Proto     uint8
-	Dscp      uint8
-	Macs      [2][3]uint16
-	Family    uint8
-	Received  uint8
-	Has       uint8
-	Unused    uint8
+	_    structs.HostLayout
+	Ends [2]struct {
+		_         structs.HostLayout
+		Sender    [2]uint64
+		Receiver  [2]uint64
+		Senders   uint32
+		Receivers uint32
+	}
+	Mark     uint32
+	Slot     uint32
+	Ports    [2]uint16
+	Far      uint16
+	Near     uint16
+	Vlan     uint16
+	Proto    uint8
+	Dscp     uint8
+	Macs     [2][3]uint16
+	Family   uint8
+	Received uint8
+	Has      uint8
+	Unused   uint8
+	_        [4]byte
 }
 
 type matchVifV4 struct {

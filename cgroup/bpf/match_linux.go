@@ -18,6 +18,7 @@ import (
 type matches struct {
 	id     uint32 // of the program
 	prog   *ebpf.Program
+	tracks bool // it asks connection tracking
 	config *ebpf.Map
 	scopes dual[matchVifScope, uint32]
 	v4     dual[matchVifV4, uint64]
@@ -161,11 +162,29 @@ func lists[T any](m *ebpf.Map, ids iter.Seq[uint32]) (map[uint32]T, error) {
 }
 
 // loadMatches makes the program of what is sent with its maps, not yet on any hook, which
-// have room for tables, and for others of a like size. Nothing is in them.
+// have room for tables, and for others of a like size. Nothing is in them. Where rules ask for
+// addresses before translation it asks connection tracking, if the kernel lets it.
 func loadMatches(want *tables) (*matches, error) {
+	if want.hosts {
+		m, err := loadTracking(want, true)
+		if err != nil {
+			askConntrack()
+			m, err = loadTracking(want, true)
+		}
+		if err == nil {
+			return m, nil
+		}
+	}
+	return loadTracking(want, false)
+}
+
+func loadTracking(want *tables, tracks bool) (*matches, error) {
 	spec, err := loadMatch()
 	if err != nil {
 		return nil, err
+	}
+	if p := spec.Programs[matchProgVifMatch]; !tracks {
+		p.Instructions = untracked(p.Instructions)
 	}
 	for name, many := range want.sizes() {
 		spec.Maps[name].MaxEntries = roomFor(many)
@@ -178,7 +197,7 @@ func loadMatches(want *tables) (*matches, error) {
 		return nil, fmt.Errorf("load the program of matches: %w", err)
 	}
 	defer c.Close()
-	m := &matches{prog: c.DetachProgram(matchProgVifMatch)}
+	m := &matches{prog: c.DetachProgram(matchProgVifMatch), tracks: tracks}
 	for n := range c.Maps {
 		m.keep(n, c.DetachMap(n))
 	}
@@ -186,7 +205,7 @@ func loadMatches(want *tables) (*matches, error) {
 	if err == nil {
 		id, _ := info.ID()
 		m.id = uint32(id)
-		err = m.config.Put(uint32(0), &matchVifMatching{Version: way.Version})
+		err = m.config.Put(uint32(0), &matchVifMatching{Version: way.Version, Tracks: uint32(bit(tracks, 1))})
 	}
 	if err != nil {
 		return nil, errors.Join(err, m.close())
@@ -312,7 +331,7 @@ func (m *matches) read() (*tables, error) {
 	if err := m.config.Lookup(uint32(0), &c); err != nil {
 		return nil, err
 	}
-	t := &tables{macs: c.Macs != 0}
+	t := &tables{macs: c.Macs != 0, hosts: c.Hosts != 0}
 	ranges, err := m.ranges.read()
 	if err != nil {
 		return nil, err
@@ -353,8 +372,8 @@ func (m *matches) change(want *tables) (err error) {
 	if err := m.config.Lookup(uint32(0), &c); err != nil {
 		return err
 	}
-	if want.macs && c.Macs == 0 {
-		c.Macs = 1
+	if want.macs && c.Macs == 0 || want.hosts && c.Hosts == 0 {
+		c.Macs, c.Hosts = c.Macs|uint32(bit(want.macs, 1)), c.Hosts|uint32(bit(want.hosts, 1))
 		if err := m.config.Put(uint32(0), &c); err != nil {
 			return err
 		}
@@ -386,8 +405,8 @@ func (m *matches) change(want *tables) (err error) {
 			return err
 		}
 	}
-	if !want.macs && c.Macs != 0 {
-		c.Macs = 0
+	if !want.macs && c.Macs != 0 || !want.hosts && c.Hosts != 0 {
+		c.Macs, c.Hosts = uint32(bit(want.macs, 1)), uint32(bit(want.hosts, 1))
 		if err := m.config.Put(uint32(0), &c); err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/match"
@@ -229,18 +232,122 @@ func starts(tree *hierarchy.Tree) (all []*hierarchy.Branch) {
 	return all
 }
 
+// tracker is a network namespace in which connections are translated, and this goroutine is.
+type tracker struct {
+	t testing.TB
+	c *netlink.Conn
+}
+
+// newTracker is nil where the kernel does not tell addresses before translation.
+func newTracker(t testing.TB) *tracker {
+	t.Helper()
+	askConntrack()
+	if Tracks() != nil {
+		return nil
+	}
+	n := tctest.NetNS(t)
+	runtime.LockOSThread() // and the thread ends with the test
+	if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	c, err := n.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return &tracker{t, c}
+}
+
+func (x *tracker) ask(kind int, flags netlink.HeaderFlags, family byte, attrs func(*netlink.AttributeEncoder)) {
+	x.t.Helper()
+	ae := netlink.NewAttributeEncoder()
+	ae.ByteOrder = binary.BigEndian
+	attrs(ae)
+	b, err := ae.Encode()
+	if err == nil {
+		_, err = x.c.Execute(netlink.Message{
+			Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_CTNETLINK<<8 | kind), Flags: netlink.Request | netlink.Acknowledge | flags},
+			Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, b...),
+		})
+	}
+	if err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// translate has a packet be of a connection of another address on our side, begun there or,
+// forwarded, from outside. It is forgotten by what is returned.
+func (x *tracker) translate(w world, f *frame) (forget func()) {
+	p := &f.Packet
+	near, far, nport, fport := p.From, p.To, p.SPort, p.DPort
+	if p.Received {
+		near, far, nport, fport = far, near, fport, nport
+	}
+	host := netip.MustParseAddr(w.address())
+	if x == nil || !near.IsValid() || near == far || host == far || host.Is4() != near.Is4() || p.Proto != match.TCP && p.Proto != match.UDP || w.IntN(4) == 0 {
+		return func() {}
+	}
+	p.Host = host
+	const (
+		ctNew, ctDelete                     = 0, 2 // IPCTNL_MSG_CT_NEW, IPCTNL_MSG_CT_DELETE
+		tupleOrig, tupleReply, timeout      = 1, 2, 7
+		tupleIP, tupleProto                 = 1, 2
+		protoNumber, protoSource, protoDest = 1, 2, 3
+	)
+	tuple := func(ae *netlink.AttributeEncoder, kind uint16, from, to netip.Addr, sport, dport uint16) {
+		ae.Nested(kind, func(ae *netlink.AttributeEncoder) error {
+			ae.Nested(tupleIP, func(ae *netlink.AttributeEncoder) error {
+				first := uint16(1) // CTA_IP_V4_SRC
+				if from.Is6() {
+					first = 3
+				}
+				ae.Bytes(first, from.AsSlice())
+				ae.Bytes(first+1, to.AsSlice())
+				return nil
+			})
+			ae.Nested(tupleProto, func(ae *netlink.AttributeEncoder) error {
+				ae.Uint8(protoNumber, uint8(p.Proto))
+				ae.Uint16(protoSource, sport)
+				ae.Uint16(protoDest, dport)
+				return nil
+			})
+			return nil
+		})
+	}
+	orig := func(ae *netlink.AttributeEncoder) { tuple(ae, tupleOrig, host, far, nport, fport) }
+	reply := func(ae *netlink.AttributeEncoder) { tuple(ae, tupleReply, far, near, fport, nport) }
+	if w.IntN(2) == 0 {
+		orig = func(ae *netlink.AttributeEncoder) { tuple(ae, tupleOrig, far, near, fport, nport) }
+		reply = func(ae *netlink.AttributeEncoder) { tuple(ae, tupleReply, host, far, nport, fport) }
+	}
+	family := byte(unix.AF_INET)
+	if near.Is6() {
+		family = unix.AF_INET6
+	}
+	x.ask(ctNew, netlink.Create|netlink.Excl, family, func(ae *netlink.AttributeEncoder) {
+		orig(ae)
+		reply(ae)
+		ae.Uint32(timeout, 1000)
+	})
+	return func() { x.ask(ctDelete, 0, family, orig) }
+}
+
 // TestKernelMatch holds the program against hierarchy.Branch.Decide: random packets from
 // random branches of random trees, one tree in force after the other by the changes between
 // them.
 func TestKernelMatch(t *testing.T) {
 	tctest.RequireRoot(t)
 	w := world{rand.New(rand.NewPCG(7, 8))}
-	m, err := loadMatches(&tables{rules: make(map[matchVifRule]uint32)})
+	x := newTracker(t)
+	m, err := loadMatches(&tables{rules: make(map[matchVifRule]uint32), hosts: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { m.close() }()
-	moved, deep, stays, changes, sampled := 0, 0, 0, 0, 0
+	if m.tracks != (x != nil) {
+		t.Errorf("asks connection tracking: %v", m.tracks)
+	}
+	moved, deep, stays, changes, sampled, translated := 0, 0, 0, 0, 0, 0
 	for n := range 60 {
 		tree := w.tree(t)
 		former, err := m.read()
@@ -270,7 +377,13 @@ func TestKernelMatch(t *testing.T) {
 			if w.IntN(2) == 0 {
 				b = tree.Root
 			}
+			forget := x.translate(w, &f)
 			leaf, by := b.Decide(&f.Packet)
+			wire := f.Packet
+			wire.Host = netip.Addr{}
+			if other, _ := b.Decide(&wire); other != leaf {
+				translated++
+			}
 			got := runMatch(t, m.prog, &f, uint32(b.Entry().ID))
 			if got != leaf.ID {
 				t.Fatalf("tree %d: %v (from %v), from %s: %v, want %s (%v) by %v\n%x", n, f.Packet, f.FromMAC, b.Path, got, leaf.Path, leaf.ID, by, f.bytes)
@@ -284,6 +397,7 @@ func TestKernelMatch(t *testing.T) {
 			if got := runMatch(t, m.prog, &f, uint32(b.Entry().ID)|1<<31); got != b.Entry().ID {
 				t.Fatalf("of a rest that is bound itself: %v, want %v", got, b.Entry().ID)
 			}
+			forget()
 		}
 		for c := range tree.All() {
 			for i := range c.Match {
@@ -302,6 +416,9 @@ func TestKernelMatch(t *testing.T) {
 	}
 	if sampled < 500 {
 		t.Errorf("%d samples of matches", sampled)
+	}
+	if x != nil && translated < 100 {
+		t.Errorf("%d got another class by translation", translated)
 	}
 	if moved < 2000 || stays < 2000 || deep < 3 || changes < 30 {
 		t.Errorf("%d got another class by up to %d matches, %d not; %d changes", moved, deep, stays, changes)
@@ -393,12 +510,76 @@ func BenchmarkMatch(b *testing.B) {
 	}
 }
 
+// BenchmarkMatchHost is the program that asks connection tracking beside the same without, for
+// packets of a connection that is known and of one that is not.
+func BenchmarkMatchHost(b *testing.B) {
+	tctest.RequireRoot(b)
+	x := newTracker(b)
+	tctest.Require(b, x != nil, "BTF")
+	w := world{rand.New(rand.NewPCG(3, 4))}
+	known := w.frame()
+	for !known.Host.IsValid() || known.Host == known.From {
+		for known = w.frame(); known.VLAN != 0 || !known.To.Is4() || known.Proto != match.TCP || known.From == known.To; {
+			known = w.frame()
+		}
+		defer x.translate(w, &known)()
+	}
+	unknown := frame{bytes: slices.Clone(known.bytes)}
+	unknown.bytes[30]++ // another receiver
+	root := hierarchy.ID(hierarchy.RestMinor)
+	all, err := compile([]hierarchy.Matched{{Class: 5, From: []hierarchy.ClassID{root, 5}, Match: []match.Match{{Host: []netip.Prefix{netip.PrefixFrom(known.Host, 32)}}}}}, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var programs [2]*ebpf.Program
+	for i := range programs {
+		m, err := loadTracking(all, i == 1)
+		if err == nil {
+			err = m.change(all)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer m.close()
+		programs[i] = m.prog
+	}
+	in, out := make([]byte, 192), make([]byte, 192)
+	binary.NativeEndian.PutUint32(in[32:], uint32(root))
+	const repeat = 10_000
+	frames := []*frame{&known, &unknown}
+	var ns [2][2][]float64 // by frame and program; not in benchmarks of their own, which would run in another namespace
+	for b.Loop() {
+		for range 300 {
+			for i, f := range frames {
+				for j, p := range programs {
+					start := time.Now()
+					if _, err := p.Run(&ebpf.RunOptions{Data: f.bytes, Context: in, ContextOut: out, Repeat: repeat}); err != nil {
+						b.Fatal(err)
+					}
+					ns[i][j] = append(ns[i][j], float64(time.Since(start))/repeat)
+					if got := hierarchy.ClassID(binary.NativeEndian.Uint32(out[32:])); (got != root) != (f == &known && j == 1) {
+						b.Fatalf("class %v", got)
+					}
+				}
+			}
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	for i, name := range []string{"known", "unknown"} {
+		without, with := slices.Sorted(slices.Values(ns[i][0])), slices.Sorted(slices.Values(ns[i][1]))
+		b.ReportMetric(without[len(without)/2], "ns-without-"+name)
+		b.ReportMetric(with[len(with)/2], "ns-with-"+name)
+		b.ReportMetric(with[len(with)/2]/without[len(without)/2], "ratio-"+name)
+	}
+}
+
 // TestKernelMatchReceived holds the receiving side's program against Decide: whoever is bound
 // is told by a flow that has been noted.
 func TestKernelMatchReceived(t *testing.T) {
 	tctest.RequireRoot(t)
 	w := world{rand.New(rand.NewPCG(9, 10))}
-	moved, bound := 0, 0
+	track := newTracker(t)
+	moved, bound, translated := 0, 0, 0
 	for n := range 20 {
 		tree := w.tree(t)
 		want, err := compile(tree.Matched(), nil)
@@ -435,10 +616,17 @@ func TestKernelMatchReceived(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			forget := track.translate(w, &x)
 			leaf, by := b.Decide(&x.Packet)
+			wire := x.Packet
+			wire.Host = netip.Addr{}
+			if other, _ := b.Decide(&wire); other != leaf {
+				translated++
+			}
 			if got := runMatch(t, f.receive, &x, 0); got != leaf.ID {
 				t.Fatalf("tree %d: %v, from %s: %v, want %s (%v) by %v\n%x", n, x.Packet, b.Path, got, leaf.Path, leaf.ID, by, x.bytes)
 			}
+			forget()
 			moved += min(len(by), 1)
 			if class != 0 {
 				if err := f.table.Put(k, flowVifOwner{Class: class | 1<<31, Kind: 3}); err != nil {
@@ -455,6 +643,9 @@ func TestKernelMatchReceived(t *testing.T) {
 		if err := errors.Join(f.close(), m.close()); err != nil {
 			t.Error(err)
 		}
+	}
+	if track != nil && translated < 40 {
+		t.Errorf("%d got another class by translation", translated)
 	}
 	if moved < 1000 || bound < 500 {
 		t.Errorf("%d got another class by matches, %d were bound", moved, bound)

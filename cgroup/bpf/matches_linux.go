@@ -85,7 +85,13 @@ func openMatches(id uint32) (_ *matches, err error) {
 		}
 		m.keep(name, of)
 	}
-	return m, nil
+	if version, err := m.version(); err != nil || version != way.Version {
+		return m, err
+	}
+	var c matchVifMatching
+	err = m.config.Lookup(uint32(0), &c)
+	m.tracks = c.Tracks != 0
+	return m, err
 }
 
 // version is that of the layouts of the maps.
@@ -100,12 +106,20 @@ func (m *matches) version() (uint32, error) {
 	return binary.NativeEndian.Uint32(b), nil
 }
 
-// Version is that of the program, 0 where there is none.
+// Version is that of the program, 0 where there is none. It is [Unfinished] where the kernel
+// has come to tell what addresses were before translation since the program was loaded.
 func (x *Matches) Version() (uint32, error) {
 	if err := x.refresh(); err != nil {
 		return 0, err
 	}
-	return x.on.version()
+	version, err := x.on.version()
+	if err != nil || version != way.Version {
+		return version, err
+	}
+	if behind, err := x.on.behind(); behind || err != nil {
+		return Unfinished, err
+	}
+	return version, nil
 }
 
 // Read is the version of the program, 0 for none, and the branches that it knows, as far as
@@ -139,11 +153,18 @@ func (x *Matches) inForce() (*matches, error) {
 }
 
 // Prepare puts the program to the hook, where it is not there yet in this version, with room
-// for the matches of branches. None is in force there.
+// for the matches of branches. None is in force there, but for those of an Unfinished one.
 func (x *Matches) Prepare(all []hierarchy.Matched) error {
 	version, err := x.Version()
 	if err != nil || version == way.Version {
 		return err
+	}
+	if version == Unfinished {
+		now, err := x.on.read()
+		if err != nil {
+			return err
+		}
+		return x.attach(now, now)
 	}
 	want, err := compile(all, nil)
 	if err != nil {
@@ -199,7 +220,7 @@ func (x *Matches) Change(to []hierarchy.Matched, known []hierarchy.Matched) erro
 		}
 	}
 	former := x.now
-	if x.on.holds(want) {
+	if x.on.holds(want) && (x.on.tracks || !want.hosts || Tracks() != nil) {
 		err = x.on.change(want)
 	} else {
 		err = x.attach(want, want)

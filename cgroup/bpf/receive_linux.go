@@ -322,6 +322,9 @@ func (x form) load(s *set, m *matches, former *flows, ifb, room uint32) (_ *flow
 		}
 	}
 	spec.Programs[program].Name = flowProgVifReceive
+	if m != nil && !m.tracks {
+		spec.Programs[program].Instructions = untracked(spec.Programs[program].Instructions)
+	}
 	table := spec.Maps[flowMapVifFlows]
 	table.MaxEntries = room
 	replace := map[string]*ebpf.Map{}

@@ -27,11 +27,15 @@ func TestKernelFlowForms(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.close()
-	m, err := loaded(&tables{})
-	if err != nil {
-		t.Fatal(err)
+	var both []*matches
+	for _, hosts := range []bool{false, true} {
+		m, err := loaded(&tables{hosts: hosts})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.close()
+		both = append(both, m)
 	}
-	defer m.close()
 	var former *flows
 	for _, x := range []form{{flowProgVifReceiveOld, false, false}, {flowProgVifReceivePlain, false, true}, {flowProgVifReceiveBare, true, false}, {flowProgVifReceive, true, true}} {
 		if x.looks && caps.Before(6, 2) {
@@ -64,17 +68,19 @@ func TestKernelFlowForms(t *testing.T) {
 			if err := f.table.Lookup(flowVifFlow{Proto: 6}, &o); err != nil || o.Class != 5 {
 				t.Errorf("the flow that was in the table: %+v, %v", o, err)
 			}
-			with, err := x.load(s, m, nil, 7, 70_000)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if rules, err := m.which(); err != nil || rules == 0 || with.rules != rules || f.rules != 0 {
-				t.Errorf("goes by matches %d, and without any by %d, want %d and none, error %v", with.rules, f.rules, rules, err)
-			}
-			if again, err := openFlows(with.ids); err != nil || again.rules != with.rules {
-				t.Errorf("found: %+v, error %v", again, err)
-			} else if err := errors.Join(again.close(), with.close()); err != nil {
-				t.Error(err)
+			for _, m := range both {
+				with, err := x.load(s, m, nil, 7, 70_000)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if rules, err := m.which(); err != nil || rules == 0 || with.rules != rules || f.rules != 0 {
+					t.Errorf("goes by matches %d, and without any by %d, want %d and none, error %v", with.rules, f.rules, rules, err)
+				}
+				if again, err := openFlows(with.ids); err != nil || again.rules != with.rules {
+					t.Errorf("found: %+v, error %v", again, err)
+				} else if err := errors.Join(again.close(), with.close()); err != nil {
+					t.Error(err)
+				}
 			}
 			found, err := openFlows(f.ids)
 			if err != nil {

@@ -11,6 +11,7 @@ import (
 type Case struct {
 	Family           int          // of the addresses: 4, 6, or 0 for packets that are not IP
 	Sender, Receiver netip.Prefix // of all addresses of the family where the match has none
+	Host             bool         // the one on our side is as it is before translation
 	Far, Near        []Ports      // on either side, none twice and in ascending order; nil: any, and none
 	MAC              []MAC        // on one side; nil, as the following: any, and none
 	MACFar           bool         // that is the far one
@@ -41,7 +42,7 @@ func (m *Match) Cases(received bool) iter.Seq[Case] {
 						continue
 					}
 					x.MACFar = macFar
-					x.Rank = rank(max(c.Sender.Bits(), 0)+max(c.Receiver.Bits(), 0), m.count(), portFar, macFar)
+					x.Rank = rank(max(c.Sender.Bits(), 0)+max(c.Receiver.Bits(), 0), m.count(), portFar, macFar, x.Host)
 					if !yield(x) {
 						return
 					}
@@ -54,7 +55,7 @@ func (m *Match) Cases(received bool) iter.Seq[Case] {
 // sides are cases of which neither ports nor the rank is filled in.
 func (m *Match) sides(received bool) iter.Seq[Case] {
 	return func(yield func(Case) bool) {
-		all := Case{MAC: m.MAC, Proto: m.Proto, DSCP: m.DSCP, Mark: m.Mark, VLAN: m.VLAN}
+		all := Case{Host: len(m.Host) > 0, MAC: m.MAC, Proto: m.Proto, DSCP: m.DSCP, Mark: m.Mark, VLAN: m.VLAN}
 		if len(m.From)+len(m.To)+len(m.Host) == 0 && !yield(all) {
 			return
 		}

@@ -21,11 +21,19 @@ func in(c *Case, p *Packet) bool {
 	ports := func(of []Ports, n uint16) bool {
 		return of == nil || slices.ContainsFunc(of, func(x Ports) bool { return x.First <= n && n <= x.Last })
 	}
+	from, to := p.From, p.To
+	switch {
+	case !c.Host || !p.Host.IsValid():
+	case p.Received:
+		to = p.Host
+	default:
+		from = p.Host
+	}
 	mac := nearMAC
 	if c.MACFar {
 		mac = farMAC
 	}
-	return c.Family == family && (family == 0 || c.Sender.Contains(p.From) && c.Receiver.Contains(p.To)) &&
+	return c.Family == family && (family == 0 || c.Sender.Contains(from) && c.Receiver.Contains(to)) &&
 		ports(c.Far, far) && ports(c.Near, near) &&
 		(c.MAC == nil || slices.Contains(c.MAC, mac)) &&
 		(c.Proto == nil || slices.Contains(c.Proto, p.Proto)) &&

@@ -71,7 +71,7 @@ func (h *hull) apart(o *hull) bool {
 }
 
 // group is what rules that can be of one rank have in common.
-type group struct{ family, bits, keys int }
+type group struct{ family, bits, keys, host int }
 
 // shape is the lengths of prefixes.
 type shape struct{ sender, receiver int }
@@ -86,14 +86,14 @@ func Clashes(branches [][]Match, received bool) []Clash {
 	for i, all := range branches {
 		for j := range all {
 			for f, r := range all[j].rules(Place{i, j}, received) {
-				g := group{f, r.sender.Bits() + r.receiver.Bits(), r.m.count()}
+				g := group{f, r.sender.Bits() + r.receiver.Bits(), r.m.count(), min(len(r.m.Host), 1)}
 				groups[g] = append(groups[g], r)
 			}
 		}
 	}
 	var found []Clash
 	for _, g := range slices.SortedFunc(maps.Keys(groups), func(a, b group) int {
-		return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.bits, b.bits), cmp.Compare(a.keys, b.keys))
+		return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.bits, b.bits), cmp.Compare(a.keys, b.keys), cmp.Compare(a.host, b.host))
 	}) {
 		found = append(found, clashes(groups[g], received)...)
 	}
@@ -252,7 +252,13 @@ func (r *rule) meet(o *rule, received bool) (both Match, ok bool) {
 	if to := longer(r.receiver, o.receiver); to.Bits() > 0 {
 		both.To = []netip.Prefix{to}
 	}
-	if f := families(a.From) & families(a.To) & families(a.Host) & families(b.From) & families(b.To) & families(b.Host); both.From == nil && both.To == nil && f != v4|v6 {
+	if near := &both.From; len(a.Host) > 0 {
+		if received {
+			near = &both.To
+		}
+		both.Host, *near = *near, nil
+	}
+	if f := families(a.From) & families(a.To) & families(a.Host) & families(b.From) & families(b.To) & families(b.Host); both.From == nil && both.To == nil && both.Host == nil && f != v4|v6 {
 		if both.From = []netip.Prefix{whole(f)}; len(a.To)+len(b.To) > 0 {
 			both.From, both.To = nil, both.From
 		}

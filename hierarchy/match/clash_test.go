@@ -53,6 +53,24 @@ func TestRank(t *testing.T) {
 			t.Errorf("%v fits what is received: %v", m, got)
 		}
 	}
+	const out, back = "from=203.0.113.1 host=10.1.2.3 to=192.0.2.1", "in from=192.0.2.1 to=203.0.113.1 host=10.1.2.3"
+	for match, fits := range map[string][2]bool{
+		"host=10.1.2.3":                    {true, true},
+		"host=203.0.113.1":                 {false, false},
+		"from=203.0.113.1":                 {true, false},
+		"to=203.0.113.1":                   {false, true},
+		"from=10.1.2.3":                    {false, false},
+		"host=10.1.2.3 to=192.0.2.1":       {true, false},
+		"host=10.1.2.3 from=192.0.2.1":     {false, true},
+		"host=10.0.0.0/8 from=10.1.0.0/16": {true, false}, // beside host that is as it is before translation, too
+		"host=10.0.0.0/8 from=203.0.113.1": {false, false},
+		"host=10.0.0.0/8 to=10.1.0.0/16":   {false, true},
+	} {
+		m, s, in := of(t, match), packet(t, out), packet(t, back)
+		if got := [2]bool{m.Rank(&s) != 0, m.Rank(&in) != 0}; got != fits {
+			t.Errorf("%v, translated, fits what is sent, received: %v", m, got)
+		}
+	}
 	var none Match
 	if p := packet(t, sent); none.Rank(&p) != 0 {
 		t.Error("a match without a key fits")
@@ -71,6 +89,9 @@ func TestRankOrder(t *testing.T) {
 		{"to=10.1.2.3:443 proto=tcp", []string{"to=10.0.0.0/8 to=10.1.2.0/24", "to=10.1.0.0/16 proto=tcp"}},
 		{"from=10.1.2.3 to=192.0.2.1", []string{"from=10.1.2.0/24 to=192.0.2.0/24", "from=10.1.2.3", "from=10.1.0.0/16 to=192.0.0.0/8"}},
 		{"from=10.1.2.3", []string{"host=10.1.2.3", "host=10.0.0.0/8 from=10.1.2.0/24", "from=10.1.2.0/24"}},
+		{"from=192.0.2.1 host=10.1.2.3 to=10.2.0.1", []string{"to=10.0.0.0/8 host=10.1.2.3", "host=10.1.2.3", "from=192.0.2.1", "host=10.1.2.0/24"}},
+		{"in from=10.2.0.1 to=192.0.2.1 host=10.1.2.3", []string{"host=10.1.2.3 to=10.0.0.0/8", "host=10.1.2.3", "to=192.0.2.1", "host=10.1.2.0/24"}},
+		{"from=10.1.2.3", []string{"host=10.1.2.3", "from=10.1.2.3"}},
 		{"from=10.1.2.3:80 to=192.0.2.1:443 proto=tcp", []string{"port=443", "port=80"}},
 		{"in from=192.0.2.1:443 to=10.1.2.3:80 proto=tcp", []string{"port=443", "port=80"}},
 		{"in from=192.0.2.1:443 to=10.1.2.3:80 proto=tcp", []string{"port=80 proto=tcp", "port=443"}},
@@ -109,8 +130,11 @@ func TestClashes(t *testing.T) {
 		{"to=10.0.0.0/8 | from=192.168.0.0/16", "", ""},
 		{"to=10.0.0.0/8 | from=11.0.0.0/8", `0.0 1.0 { from = "11.0.0.0/8", to = "10.0.0.0/8" }`, `0.0 1.0 { from = "11.0.0.0/8", to = "10.0.0.0/8" }`},
 		{"to=10.0.0.0/8 | from=2000::/8", "", ""},
-		{"from=10.0.0.0/8 | host=10.0.0.0/8", `0.0 1.0 { from = "10.0.0.0/8" }`, `0.0 1.0 { from = "10.0.0.0/8", to = "10.0.0.0/8" }`},
-		{"from=10.0.0.0/8 | host=11.0.0.0/8", "", `0.0 1.0 { from = "10.0.0.0/8", to = "11.0.0.0/8" }`},
+		{"from=10.0.0.0/8 | host=10.0.0.0/8", "", ""},
+		{"from=10.0.0.0/8 | host=11.0.0.0/8", "", ""},
+		{"host=10.0.0.0/8 | host=11.0.0.0/8", "", ""},
+		{"host=10.0.0.0/8 | host=10.0.0.0/8", `0.0 1.0 { host = "10.0.0.0/8" }`, `0.0 1.0 { host = "10.0.0.0/8" }`},
+		{"host=10.0.0.0/8 to=11.0.0.0/8 | host=10.0.0.0/8 to=11.0.0.0/8", `0.0 1.0 { to = "11.0.0.0/8", host = "10.0.0.0/8" }`, ""},
 		{"from=10.0.0.0/24 to=10.0.0.0/8 | from=10.0.0.0/8 to=10.0.0.0/24", `0.0 1.0 { from = "10.0.0.0/24", to = "10.0.0.0/24" }`, `0.0 1.0 { from = "10.0.0.0/24", to = "10.0.0.0/24" }`},
 		{"dport=443 | dport=80", "", ""},
 		{"dport=443 | dport=1-1023", "0.0 1.0 { dport = 443 }", "0.0 1.0 { dport = 443 }"},
@@ -170,6 +194,8 @@ func all(received bool) (packets []Packet) {
 							if i == 16 {
 								p.Proto, p.SPort, p.DPort = 1, 0, 0
 							}
+							packets = append(packets, p)
+							p.Host = end[1] // translated
 							packets = append(packets, p)
 						}
 					}

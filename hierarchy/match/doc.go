@@ -6,7 +6,8 @@
 // more bits of its two addresses, taken together; of equal ones that with more keys. The
 // keys port and mac fit on either side of a packet. Of matches that are equal otherwise
 // one that fits on the far side wins over one that only fits on ours; ports say so before
-// MAC addresses do. That is the order of [Rank], and [Clashes] finds the matches that it
+// MAC addresses do; and one with host, which knows the address of our side before its
+// translation, over one without. That is the order of [Rank], and [Clashes] finds the matches that it
 // does not tell apart.
 //
 // Like all of the model it does no input or output, needs only the standard library,

@@ -9,11 +9,12 @@ import (
 
 // Match is packets of one kind. All keys that are there must hold, each for one of its
 // values. From, To, SPort and DPort are as the packet has them on the wire, whichever way
-// it goes; Host turns with the direction. The zero value is no match.
+// it goes; Host turns with the direction, and with it there the address of our side is, for
+// From and To as well, the one that it has before translation. The zero value is no match.
 type Match struct {
 	From  []netip.Prefix `json:"from,omitempty"`  // the sender's address
 	To    []netip.Prefix `json:"to,omitempty"`    // the receiver's
-	Host  []netip.Prefix `json:"host,omitempty"`  // the one on our side: the sender's of what is sent, the receiver's of what is received
+	Host  []netip.Prefix `json:"host,omitempty"`  // the one on our side before translation: the sender's of what is sent, the receiver's of what is received
 	MAC   []MAC          `json:"mac,omitempty"`   // on either side
 	Proto []Proto        `json:"proto,omitempty"` // what IP carries
 	Port  []Ports        `json:"port,omitempty"`  // on either side
@@ -106,6 +107,9 @@ func (m *Match) Check() (key, text, hint string) {
 				return x.key, fmt.Sprintf("%s is of %s, and %s of %s: no packet has both", x.key, familyNames[x.of], y.key, familyNames[y.of]), "write a match for each family"
 			}
 		}
+	}
+	if len(m.Host) > 0 && len(m.From) > 0 && len(m.To) > 0 && len(narrow(m.From, m.Host)) == 0 && len(narrow(m.To, m.Host)) == 0 {
+		return "host", "host lies neither in from nor in to, and no packet has all three", "leave one out: beside host, from and to mean the address of our side before translation, too"
 	}
 	if len(m.Proto) == 0 || slices.ContainsFunc(m.Proto, Proto.ported) {
 		return "", "", ""

@@ -204,6 +204,7 @@ func TestCheck(t *testing.T) {
 		{"dport=443 proto=icmp", "dport", "dport with proto icmp, which has no ports"},
 		{"port=443 proto=gre", "port", "port with proto gre, which has no ports"},
 		{"from=10.0.0.0/8 to=::/0", "to", "to is of IPv6, and from of IPv4: no packet has both"},
+		{"from=10.0.0.0/8 to=11.0.0.0/8 host=12.0.0.1", "host", "host lies neither in from nor in to, and no packet has all three"},
 		{"to=::1 host=10.0.0.1", "host", "host is of IPv4, and to of IPv6: no packet has both"},
 	} {
 		m := of(t, r.match)

@@ -16,6 +16,7 @@ import (
 type Packet struct {
 	Received       bool // by the interface; else it is sent
 	From, To       netip.Addr
+	Host           netip.Addr // of our side before translation; zero: none has translated it
 	FromMAC, ToMAC MAC
 	Proto          Proto
 	SPort, DPort   uint16
@@ -25,7 +26,7 @@ type Packet struct {
 }
 
 // words are those by which a packet is described, in the order in which they are printed.
-var words = []string{"in", "from", "to", "proto", "mac", "dscp", "mark", "vlan"}
+var words = []string{"in", "from", "to", "host", "proto", "mac", "dscp", "mark", "vlan"}
 
 // Describes says whether a word is one of those that describe a packet.
 func Describes(word string) bool { return slices.Contains(words, word) }
@@ -56,6 +57,11 @@ func ParsePacket(of map[string]string) (Packet, error) {
 			p.From, p.SPort, err = parseEnd(v)
 		case "to":
 			p.To, p.DPort, err = parseEnd(v)
+		case "host":
+			var port uint16
+			if p.Host, port, err = parseEnd(v); err == nil && (port != 0 || !p.Host.IsValid()) {
+				err = fmt.Errorf("%q: write an address alone, that of our side before translation", v)
+			}
 		case "proto":
 			p.Proto, err = parseProto(v)
 		case "mac":
@@ -85,6 +91,8 @@ func ParsePacket(of map[string]string) (Packet, error) {
 		return Packet{}, errors.Join(errs...)
 	case p.From.IsValid() && p.To.IsValid() && p.From.Is4() != p.To.Is4():
 		return Packet{}, fmt.Errorf("from %v to %v: no packet has addresses of IPv4 and IPv6 at once", p.From, p.To)
+	case p.Host.IsValid() && (p.From.IsValid() && p.From.Is4() != p.Host.Is4() || p.To.IsValid() && p.To.Is4() != p.Host.Is4()):
+		return Packet{}, fmt.Errorf("host %v: translation stays within IPv4, or within IPv6", p.Host)
 	case ported && p.Proto == 0:
 		return Packet{}, fmt.Errorf("a packet with a port is of some protocol: say proto tcp, or udp")
 	case ported && !p.Proto.ported():
@@ -153,6 +161,7 @@ func (p Packet) String() string {
 	say(p.Received, "in")
 	say(p.From.IsValid() || p.SPort != 0, "from %s", end(p.From, p.SPort))
 	say(p.To.IsValid() || p.DPort != 0, "to %s", end(p.To, p.DPort))
+	say(p.Host.IsValid(), "host %v", p.Host)
 	say(p.Proto != 0, "proto %v", p.Proto)
 	say(far != MAC{}, "mac %v", far)
 	say(p.DSCP != 0, "dscp %v", p.DSCP)

@@ -42,6 +42,8 @@ func TestParsePacket(t *testing.T) {
 		{"from=:53 proto=udp", Packet{SPort: 53, Proto: UDP}},
 		{"from=[2001:db8::1]:53 to=2001:db8::1 proto=udp", Packet{From: b, To: b, SPort: 53, Proto: UDP}},
 		{"from=[2001:db8::1]", Packet{From: b}},
+		{"from=1.2.3.4 host=1.2.3.4", Packet{From: a, Host: a}},
+		{"in to=2001:db8::1 host=2001:db8::1", Packet{Received: true, To: b, Host: b}},
 		{"from=1.2.3.4 proto=icmp", Packet{From: a, Proto: 1}},
 		{"mac=52:54:00:12:34:56", Packet{ToMAC: mac}},
 		{"in mac=52:54:00:12:34:56", Packet{Received: true, FromMAC: mac}},
@@ -66,7 +68,7 @@ func TestParsePacket(t *testing.T) {
 	}
 	for in, want := range map[string]string{
 		"in=yes":                      `in: "yes" says nothing more of a packet that comes in: leave it out`,
-		"dst=1.2.3.4":                 `a packet has no "dst": known are in, from, to, proto, mac, dscp, mark, vlan`,
+		"dst=1.2.3.4":                 `a packet has no "dst": known are in, from, to, host, proto, mac, dscp, mark, vlan`,
 		"to=1.2.3.4:443":              "a packet with a port is of some protocol: say proto tcp, or udp",
 		"to=1.2.3.4:443 proto=icmp":   `proto icmp has no ports: leave them out, or say "tcp", "udp", "dccp", "sctp" or "udplite"`,
 		"to=10.0.0.0/8":               `to: "10.0.0.0/8" is a prefix, but a packet has one address: write one such as "10.0.0.0"`,
@@ -76,6 +78,8 @@ func TestParsePacket(t *testing.T) {
 		"to=[::1:443":                 `to: "[::1:443": write an address of IPv6 and its port as "[2001:db8::1]:443"`,
 		"to=":                         `to: "" is no address: write one such as "10.0.0.1" or "2001:db8::1", or a prefix such as "10.0.0.0/8"`,
 		"to=::1 from=1.2.3.4":         "from 1.2.3.4 to ::1: no packet has addresses of IPv4 and IPv6 at once",
+		"host=10.0.0.1:80":            `host: "10.0.0.1:80": write an address alone, that of our side before translation`,
+		"to=::1 host=1.2.3.4":         "host 1.2.3.4: translation stays within IPv4, or within IPv6",
 		"mark=0x10/0xff":              `mark: "0x10/0xff" has a mask, but a packet has one mark: write 0x10`,
 		"proto=tpc mark=x":            "proto: \"tpc\" is no protocol: write a name such as \"tcp\", \"udp\" or \"icmp\", or a number from 1 to 255\nmark: \"x\" is no mark: write a number such as \"0x10\", or one with a mask, \"0x10/0xff\"",
 		"mac=52:54 dscp=99 vlan=5000": "mac: \"52:54\" is no MAC address: write six bytes such as \"52:54:00:12:34:56\"\ndscp: dscp 99 is not between 0 and 63\nvlan: vlan 5000 is not between 1 and 4094",

@@ -10,14 +10,17 @@ import (
 // is that it does not fit.
 type Rank uint32
 
-// rank is made of the bits of addresses that are fixed, the number of keys, and whether
-// port and mac fit on the far side, where they are there.
-func rank(bits, keys int, port, mac bool) Rank {
-	r := Rank(bits)<<6 | Rank(keys)<<2
+// rank is made of the bits of addresses that are fixed, the number of keys, whether port and
+// mac fit on the far side, where they are there, and whether host is.
+func rank(bits, keys int, port, mac, host bool) Rank {
+	r := Rank(bits)<<7 | Rank(keys)<<3
 	if port {
-		r |= 2
+		r |= 4
 	}
 	if mac {
+		r |= 2
+	}
+	if host {
 		r |= 1
 	}
 	return r
@@ -26,13 +29,21 @@ func rank(bits, keys int, port, mac bool) Rank {
 // Rank is that of the match for a packet, 0 where it does not fit.
 func (m *Match) Rank(p *Packet) Rank {
 	n := m.count()
-	sender, okS := longest(m.From, p.From)
-	receiver, okR := longest(m.To, p.To)
-	ours, side := p.From, &sender
+	from, to := p.From, p.To
+	ours := &from
 	if p.Received {
-		ours, side = p.To, &receiver
+		ours = &to
 	}
-	host, okH := longest(m.Host, ours)
+	if len(m.Host) > 0 && p.Host.IsValid() {
+		*ours = p.Host
+	}
+	sender, okS := longest(m.From, from)
+	receiver, okR := longest(m.To, to)
+	side := &sender
+	if p.Received {
+		side = &receiver
+	}
+	host, okH := longest(m.Host, *ours)
 	*side = max(*side, host)
 	nearPort, farPort, nearMAC, farMAC := p.SPort, p.DPort, p.FromMAC, p.ToMAC
 	if p.Received {
@@ -50,7 +61,7 @@ func (m *Match) Rank(p *Packet) Rank {
 		len(m.VLAN) > 0 && !slices.Contains(m.VLAN, p.VLAN):
 		return 0
 	}
-	return rank(sender+receiver, n, port, mac)
+	return rank(sender+receiver, n, port, mac, len(m.Host) > 0)
 }
 
 // Misses is the match with those of its keys alone that do not hold for a packet; with none
