@@ -181,7 +181,7 @@ func (b *Binder) Hook(flows uint32, matched ...hierarchy.Matched) (hierarchy.Hoo
 	}
 	if b.known = matched; len(matched) > 0 {
 		h.Match = way.Version
-		if err := Matches(b.way.name, matched, b.cfg.Bare); err != nil {
+		if err := Matches(b.cfg, b.way.name, matched); err != nil {
 			return hierarchy.Hook{}, fmt.Errorf("%s: match: %w", b.cfg.Interface, err)
 		}
 	}
@@ -191,20 +191,40 @@ func (b *Binder) Hook(flows uint32, matched ...hierarchy.Matched) (hierarchy.Hoo
 	return h, nil
 }
 
-// Matches says why packets cannot get into branches by matches where processes are bound by
-// a way, on an interface that is bare, as in [Config], or not; nil: they can.
-func Matches(w bind.Way, all []hierarchy.Matched, bare bool) error {
+// Matches says why packets of an interface cannot get into branches by matches where processes
+// are bound by a way, nil when they can. Of the Config it needs what tells of the interface.
+func Matches(c Config, w bind.Way, all []hierarchy.Matched) error {
 	switch {
 	case w != bind.WayBPF:
 		return fmt.Errorf("with binding %s packets get into branches by what is bound alone: it takes binding bpf: %w", w, caps.ErrNotSupported)
-	case bare && slices.ContainsFunc(all, hasMAC):
+	case c.Bare && asked(all, func(m match.Match) bool { return len(m.MAC) > 0 }):
 		return errors.New("mac: the interface has no such addresses: leave the key out")
 	}
-	return bpf.Check(all)
+	if err := bpf.Check(all); err != nil {
+		return err
+	}
+	if asked(all, func(m match.Match) bool { return len(m.Host) > 0 }) {
+		return hosts(c)
+	}
+	return nil
 }
 
-func hasMAC(x hierarchy.Matched) bool {
-	return slices.ContainsFunc(x.Match, func(m match.Match) bool { return len(m.MAC) > 0 })
+func asked(all []hierarchy.Matched, key func(match.Match) bool) bool {
+	return slices.ContainsFunc(all, func(x hierarchy.Matched) bool { return slices.ContainsFunc(x.Match, key) })
+}
+
+// hosts says why the addresses of our side cannot be told on an interface, nil when they can:
+// the firewall translates them, and the kernel does not say what they were.
+func hosts(c Config) error {
+	untold := bpf.Tracks()
+	if untold == nil {
+		return nil
+	}
+	chains, err := nft.Translations(c.NetNSFD, c.Interface, c.Index)
+	if err != nil || len(chains) == 0 {
+		return err
+	}
+	return fmt.Errorf("host: the firewall translates addresses here (%s), and this kernel does not say what they were before: for what is sent have the firewall set a mark in a chain at forward, and write mark = \"0x10\" instead of host; what is received comes to matches before it can be marked: %w", strings.Join(chains, ", "), untold)
 }
 
 // receives says why received packets cannot get their class here, nil when they can.

@@ -24,8 +24,17 @@ const classifyModule = "xt_CLASSIFY"
 // cannot be listed; that there are some, in this namespace or another, is said by
 // the name of their module. Needs CAP_NET_ADMIN.
 func PriorityRules() ([]string, error) {
-	var found []string
-	c, err := nftables.New()
+	found, err := chainsWith(0, writesPriority)
+	if err == nil && len(found) == 0 && inUse(classifyModule) {
+		found = append(found, "module "+classifyModule)
+	}
+	return found, err
+}
+
+// chainsWith lists the chains of the firewall of a network namespace, 0 for the caller's, with
+// rules of a kind, but for those of tables named vifshape.
+func chainsWith(netNS int, kind func(*nftables.Rule) bool) (found []string, err error) {
+	c, err := nftables.New(nftables.WithNetNSFd(netNS))
 	if err != nil {
 		return nil, fmt.Errorf("look for firewall rules: %w", err)
 	}
@@ -48,12 +57,9 @@ func PriorityRules() ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read firewall rules of %s %s: %w", chain.Table.Name, chain.Name, err)
 		}
-		if slices.ContainsFunc(rules, writesPriority) {
+		if slices.ContainsFunc(rules, kind) {
 			found = append(found, fmt.Sprintf("%s %s %s", families[chain.Table.Family], chain.Table.Name, chain.Name))
 		}
-	}
-	if len(found) == 0 && inUse(classifyModule) {
-		found = append(found, "module "+classifyModule)
 	}
 	return found, nil
 }

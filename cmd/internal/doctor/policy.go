@@ -279,7 +279,7 @@ func (c *policyCheck) matches(d *tc.Device, l link.Link, t *hierarchy.Tree, way 
 	if len(all) == 0 || way == bind.WayNone {
 		return nil
 	}
-	if err := cgroup.Matches(way, all, d.Bare()); err != nil {
+	if err := cgroup.Matches(cgroup.Config{Interface: t.Port.Device, Index: d.Index, Bare: d.Bare()}, way, all); err != nil {
 		c.say(top, "", Finding{Topic: "match", State: Missing, Needed: true, Text: fmt.Sprintf("%s: match: %v", top, err)})
 	}
 	o, err := foreign.Look(d.Interface)
