@@ -54,6 +54,7 @@ EXIT STATUS
 	words := map[string]string{}
 	for _, w := range []struct{ name, usage string }{
 		{"from", "the sender's `ADDRESS`, ADDRESS:PORT or :PORT"}, {"to", "the receiver's `ADDRESS`, ADDRESS:PORT or :PORT"},
+		{"host", "our side's `ADDRESS` before it is translated, where that is another"},
 		{"proto", "`PROTOCOL` that IP carries: tcp, udp, icmp, 47"}, {"mac", "a MAC `ADDRESS`: of the far side, where that tells matches apart"},
 		{"dscp", "code `POINT`: EF, AF41, 46"}, {"mark", "firewall `MARK`: 0x10"}, {"vlan", "`NUMBER` of the outermost tag"},
 	} {
