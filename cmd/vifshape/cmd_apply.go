@@ -15,6 +15,7 @@ type applyOptions struct {
 	binding string
 	verbose bool
 	all     bool
+	detail  bool
 	confirm time.Duration
 }
 
@@ -47,7 +48,8 @@ rollback and what processes do.
 
 Killed at any point, the interface goes on passing traffic, the next apply
 carries on, and clear takes away what there is.
-` + strings.Replace(exitHelp, "  64 ", "  6    done, but for interfaces of the policy that are not there\n  64 ", 1),
+` + strings.NewReplacer("  3 ", "  2    with --detailed-exitcode: done, and something was changed\n  3 ",
+			"  64 ", "  6    done, but for interfaces of the policy that are not there\n  64 ").Replace(exitHelp),
 		Args: args(1, 1, "one policy file"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
 			if c.Flags().Changed("confirm") && (o.confirm < time.Second || o.confirm > 24*time.Hour) {
@@ -59,6 +61,7 @@ carries on, and clear takes away what there is.
 	c.Flags().StringVar(&o.binding, "binding", "", bindingHelp)
 	c.Flags().DurationVar(&o.confirm, "confirm", 0, "go back after `TIME`, unless \"vifshape confirm\" keeps it")
 	c.Flags().BoolVar(&o.all, "all-or-nothing", false, "fail, and change nothing, unless every interface of the policy is there")
+	c.Flags().BoolVar(&o.detail, "detailed-exitcode", false, "exit with 2 when something was changed")
 	c.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "print what is changed")
 	return c
 }
@@ -86,5 +89,5 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 			return err
 		}
 	}
-	return left(c)
+	return ended(c, o.detail)
 }

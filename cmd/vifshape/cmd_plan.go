@@ -75,16 +75,17 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	if err := e.writePlans(c, o); err != nil {
 		return err
 	}
-	if err := left(c); err != nil || c.Empty() || !o.detail {
-		return err
-	}
-	return codeError(exitChanges)
+	return ended(c, o.detail)
 }
 
-// left is the exit status where interfaces of the policy were left out, else nil.
-func left(c *shaper.Changes) error {
-	if len(c.Absent) > 0 {
+// ended is the exit status where interfaces of the policy were left out, and that of changes
+// where those matter; else nil.
+func ended(c *shaper.Changes, detailed bool) error {
+	switch {
+	case len(c.Absent) > 0:
 		return codeError(exitAbsent)
+	case detailed && !c.Empty():
+		return codeError(exitChanges)
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ import (
 const (
 	exitOK          = 0
 	exitError       = 1   // an error; nothing was changed, or everything was put back
-	exitChanges     = 2   // plan --detailed-exitcode: there are changes, and nothing else
+	exitChanges     = 2   // plan and apply --detailed-exitcode: there are changes, and nothing else
 	exitPartly      = 3   // something was changed and could not be put back
 	exitLocked      = 4   // another vifshape is at work; agent: there is one already
 	exitPrivilege   = 5   // root, or a capability of root, is missing
