@@ -123,8 +123,13 @@ func TestKernelAttachFull(t *testing.T) {
 	if text := a.Failed[0].Err.Error(); !strings.Contains(text, "udp socket") || !strings.Contains(text, "optmem_max") {
 		t.Errorf("error %q, want the socket and why", text)
 	}
-	only(t, n.during(t, func() { x.Do("more full %s 20", addr6) }), rest, 20)
-	only(t, n.during(t, func() { x.Do("more other %s 20", addr) }), green, 20)
+	// In the rest may be more: the kernel's reports of the groups that filled the socket.
+	if got := n.during(t, func() { x.Do("more full %s 20", addr6) }); got[rest] < 20 || got[green] != 0 {
+		t.Errorf("packets a class of the socket that stays: %v", got)
+	}
+	if got := n.during(t, func() { x.Do("more other %s 20", addr) }); got[green] != 20 {
+		t.Errorf("packets a class of the socket that follows: %v", got)
+	}
 	s, err := cgroup.ReadSettings()
 	if err != nil {
 		t.Fatal(err)
