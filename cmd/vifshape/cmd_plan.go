@@ -22,7 +22,8 @@ func newPlanCommand(e *env) *cobra.Command {
 		Short: "Show what apply would change on this machine",
 		Long: `Plan compares a policy with what the kernel has and prints what apply would do,
 in the order it would do it: + creates, ~ changes, - deletes. What stays as it is
-is not listed. It changes nothing and needs no privileges, but without them the
+is not listed. What is not as vifshape applied it, because somebody else has changed it,
+is a warning. It changes nothing and needs no privileges, but without them the
 bindings in force cannot be read, and it says so. Interfaces of the policy that are
 not there are named, and left out as apply leaves them out.
 
@@ -69,6 +70,9 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	if err := c.NotThere(); o.all && err != nil {
 		return err
 	}
+	if err := c.Drift(ctx); err != nil {
+		return err
+	}
 	if err := c.Tell(true); err != nil {
 		return err
 	}
@@ -93,6 +97,9 @@ func ended(c *shaper.Changes, detailed bool) error {
 func (e *env) writePlans(c *shaper.Changes, o planOptions) error {
 	if o.json {
 		out := planAsJSON(c.Plans())
+		for i, x := range c.Targets {
+			out.Interfaces[i].Drift = stepsAsJSON(x.Drifted)
+		}
 		for _, no := range c.Absent {
 			out.Missing = append(out.Missing, no.Name)
 		}

@@ -19,6 +19,7 @@ type planJSON struct {
 type interfacePlanJSON struct {
 	Interface string     `json:"interface"`
 	Steps     []stepJSON `json:"steps"`
+	Drift     []stepJSON `json:"drift"` // from what was applied to what there is
 }
 
 type stepJSON struct {
@@ -32,7 +33,7 @@ type stepJSON struct {
 func planAsJSON(plans []hierarchy.Plan) planJSON {
 	out := planJSON{Interfaces: []interfacePlanJSON{}}
 	for _, p := range plans {
-		out.Interfaces = append(out.Interfaces, interfacePlanJSON{p.Device, stepsAsJSON(p)})
+		out.Interfaces = append(out.Interfaces, interfacePlanJSON{Interface: p.Device, Steps: stepsAsJSON(p), Drift: []stepJSON{}})
 	}
 	return out
 }

@@ -197,6 +197,7 @@ type Target struct {
 	dropped []amend.Dropped   // and those that have no place in it any more
 	former  *record.Record    // whose bindings of run time it has; nil: the interface's own
 	Blind   error             // why the bindings in force could not be read
+	Drifted hierarchy.Plan    // what has become different since it was applied, see [Changes.Drift]
 }
 
 // unknown says whether there is a tree whose record is lost.

@@ -147,10 +147,19 @@ func classDiff(old, now hierarchy.Class) string {
 	return strings.Join(s, "  ")
 }
 
+// dropped is said where a queue is made anew.
+const dropped = " (packets waiting in it are dropped)"
+
+// Past is a step that somebody has done, in one line.
+func Past(s hierarchy.Step) string {
+	text := strings.ReplaceAll(strings.TrimSuffix(Step(s), dropped), "\t", " ")
+	return s.Action.Symbol() + " " + text
+}
+
 func qdiscDiff(old, now hierarchy.Qdisc) string {
 	lost := ""
 	if !qdisc.InPlace(old, now) {
-		lost = " (packets waiting in it are dropped)"
+		lost = dropped
 	}
 	if old.Kind != now.Kind {
 		return fmt.Sprintf("%s -> %s%s", qdisc.Text(old), qdisc.Text(now), lost)
