@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -155,5 +156,109 @@ func TestKernelConfirmGuardKilled(t *testing.T) {
 	}
 	n.ok("clear")
 	n.until("the guards' end", func() bool { return len(n.guards()) == 0 })
+	n.clean()
+}
+
+// unconfirmed applies what waits for a word, with nobody who would go back.
+func (n *network) unconfirmed(policy string) {
+	n.Helper()
+	n.ok("apply", "--confirm", "1h", policy)
+	for _, g := range n.guards() {
+		if err := unix.Kill(g, syscall.SIGKILL); err != nil {
+			n.Fatal(err)
+		}
+	}
+	n.until("the guard's end", func() bool { return len(n.guards()) == 0 })
+}
+
+// late ends the time to confirm.
+func (n *network) late() {
+	n.Helper()
+	u, err := n.store.Unconfirmed()
+	if err != nil || u == nil {
+		n.Fatalf("what waits: %+v, %v", u, err)
+	}
+	u.After(-time.Second)
+	if err := n.store.SetUnconfirmed(u); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// TestKernelConfirmHindered: what happens to interfaces and records while an apply waits
+// keeps from going back nothing but what cannot, and that is said.
+func TestKernelConfirmHindered(t *testing.T) {
+	tctest.RequireProgram(t, "setpriv")
+	n := newNetwork(t)
+	ip := func(args ...string) { t.Helper(); tctest.Output(t, n.Near, "ip", args...) }
+	second := "[interface.eth1]\nrate = \"10mbit\"\n"
+	open, cut := n.policy("open.toml", openPolicy), n.policy("cut.toml", cutPolicy)
+	both, cutBoth := n.policy("both.toml", openPolicy+second), n.policy("cutboth.toml", cutPolicy+strings.Replace(second, "10", "20", 1))
+	goesBack := func(words ...string) {
+		t.Helper()
+		r := n.run("confirm")
+		for _, w := range words {
+			if r.code != 1 || !strings.Contains(r.stderr, w) {
+				t.Errorf("%v\nwant %q", r, w)
+			}
+		}
+	}
+
+	ip("link", "add", "eth1", "type", "ifb")
+	n.ok("apply", both)
+	n.unconfirmed(cutBoth)
+	ip("link", "del", "eth1")
+	n.late()
+	goesBack("eth0 was not confirmed, and is again what it was", "eth1 was not confirmed, and could not go back to what it was: eth1: no such interface")
+	if r := n.run("plan", "--detailed-exitcode", open); r.code != 0 {
+		t.Errorf("what is there is kept from going back by what is not: %v", r)
+	}
+	n.ok("clear")
+
+	for _, saved := range []bool{false, true} { // under the new name
+		n.ok("apply", open)
+		n.unconfirmed(cut)
+		ip("link", "set", "eth0", "down")
+		ip("link", "set", "eth0", "name", "lan0")
+		name := "eth0"
+		if saved {
+			n.ok("bind", "lan0/rest", "user:4713")
+			name = "lan0"
+		}
+		n.late()
+		goesBack(name + " was not confirmed, and is again what it was")
+		renamed := n.policy("renamed.toml", strings.ReplaceAll(openPolicy, "eth0", "lan0"))
+		if r := n.run("plan", "--detailed-exitcode", renamed); r.code != 0 {
+			t.Errorf("what has another name is not what it was: %v", r)
+		}
+		n.ok("clear")
+		ip("link", "set", "lan0", "name", "eth0")
+		ip("link", "set", "eth0", "up")
+	}
+
+	for words, text := range map[string]string{"the record of that is gone": "", "is damaged": "{"} {
+		n.ok("apply", open)
+		n.unconfirmed(cut)
+		file := n.store.File("eth0")
+		file = strings.TrimSuffix(file, record.Suffix) + ".2.before"
+		if err := os.Remove(file); err != nil { // it is a link of the record itself
+			t.Fatal(err)
+		}
+		if text != "" {
+			if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.late()
+		goesBack("eth0 was not confirmed, and could not go back to what it was: ", words)
+		n.ok("clear")
+	}
+
+	// Who may not go back leaves it to who may.
+	n.ok("apply", open)
+	n.unconfirmed(cut)
+	n.late()
+	n.failed(n.under([]string{"setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"}, "clear"), exitPrivilege, "CAP_NET_ADMIN")
+	goesBack("eth0 was not confirmed, and is again what it was")
+	n.ok("clear")
 	n.clean()
 }

@@ -135,7 +135,7 @@ func (s *Store) replace(r *Record) error {
 	if r.Was == "" {
 		return nil
 	}
-	err = errors.Join(s.Note(r.Was, true), s.Remove(r.Was))
+	err = errors.Join(s.Note(r.Was, true), s.Remove(r.Was), s.renameUnconfirmed(r.Was, r.Interface))
 	r.Was = ""
 	return err
 }

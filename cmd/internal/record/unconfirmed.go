@@ -71,3 +71,18 @@ func (s *Store) SetUnconfirmed(u *Unconfirmed) error {
 	_, err := s.write(s.unconfirmedFile(), u)
 	return s.room(err)
 }
+
+// renameUnconfirmed has an interface wait under the name that its record has now.
+func (s *Store) renameUnconfirmed(was, iface string) error {
+	u, err := s.Unconfirmed()
+	if err != nil || u == nil {
+		return err
+	}
+	serial, ok := u.Before[was]
+	if !ok {
+		return nil
+	}
+	delete(u.Before, was)
+	u.Before[iface] = serial
+	return s.SetUnconfirmed(u)
+}

@@ -76,7 +76,7 @@ func (m *Machine) lock(ctx context.Context, what string) (func(), error) {
 	unlock, err := m.Store.Lock(ctx, what)
 	if record.Full(err) {
 		m.Warnf("", "there is no room for a lock in %s: two that change the interfaces at once will not see each other", m.Store.Dir)
-		return func() {}, nil
+		unlock, err = func() {}, nil
 	}
 	if err != nil {
 		return nil, err

@@ -1,7 +1,6 @@
 package shaper
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
@@ -48,6 +48,9 @@ func named(uid string) string {
 	}
 	return "uid:" + uid
 }
+
+// nobody begins the name of who went back because an apply was not confirmed.
+const nobody = "nobody: "
 
 // Entry is what an interface was, and when that began.
 type Entry struct {
@@ -341,7 +344,7 @@ func (m *Machine) Confirm(ctx context.Context) error {
 	defer unlock()
 	is, err := m.Store.Unconfirmed()
 	if err == nil && is == nil {
-		err = fmt.Errorf("%s went back at %s to what it was: apply %s again", was.Names(), was.At.Format(time.TimeOnly), cmp.Or(was.Policy, "the policy"))
+		err = over(was)
 	}
 	if err != nil {
 		return err
@@ -349,50 +352,78 @@ func (m *Machine) Confirm(ctx context.Context) error {
 	return m.Store.SetUnconfirmed(nil)
 }
 
-// overdue goes back from an apply that was not confirmed in time. The caller holds the
-// store's lock. What cannot go back stays as it is, is said, and waits for nothing more.
+// over is the error of what does not wait any more.
+func over(u *record.Unconfirmed) error {
+	return fmt.Errorf("%s waits no more to be confirmed: the time was over at %s, or somebody was faster; `vifshape rollback --list` has what is in force", u.Names(), u.At.Format(time.TimeOnly))
+}
+
+// overdue goes back from an apply that was not confirmed in time: each interface by itself, as
+// one that cannot must not keep others cut off. The caller holds the store's lock. What cannot
+// go back stays as it is, is said, and waits for nothing more, unless the caller has no rights
+// to do it. Whoever calls did not ask for it, and does not interrupt it.
 func (m *Machine) overdue(ctx context.Context) error {
 	u, err := m.Store.Unconfirmed()
 	if err != nil || u == nil || u.Left() > 0 {
 		return err
 	}
-	to := map[string]*record.Record{}
-	for iface, serial := range u.Before {
-		r, err := m.Store.Load(iface)
-		if err != nil {
-			return err
-		}
-		all, err := m.Store.History(r)
-		if err != nil {
-			return err
-		}
-		is := slices.IndexFunc(all, func(r *record.Record) bool { return r.Serial == serial })
+	ctx = context.WithoutCancel(ctx)
+	at, policy := time.Now().UTC().Truncate(time.Millisecond), (&record.Record{Policy: u.Policy}).PolicyName()
+	for _, iface := range slices.Sorted(maps.Keys(u.Before)) {
+		did, err := m.putBack(ctx, iface, u.Before[iface], at, nobody+policy+" was not confirmed")
 		switch {
-		case is == 0, r.Policy == "": // it was killed before it began, or cleared
-		case is > 0:
-			to[iface] = all[is]
-		case serial == 0:
-			to[iface] = nil
+		case NotPrivileged(err):
+			return err
+		case err != nil:
+			m.Warnf("", "%s was not confirmed, and could not go back to what it was: %v", iface, err)
+		case did:
+			m.Warnf("", "%s was not confirmed, and is again what it was before %s", iface, policy)
 		}
-	}
-	c, err := m.goBack(ctx, to, time.Now().UTC().Truncate(time.Millisecond), "nobody: "+(&record.Record{Policy: u.Policy}).PolicyName()+" was not confirmed")
-	if err != nil {
-		m.Warnf("", "%s was not confirmed, and could not go back to what it was: %v", u.Names(), err)
-	} else {
-		c.Close()
-		m.Warnf("", "%s was not confirmed, and is again what it was before %s", u.Names(), (&record.Record{Policy: u.Policy}).PolicyName())
 	}
 	return m.Store.SetUnconfirmed(nil)
 }
 
-// forgetUnconfirmed has interfaces wait no more.
+// putBack makes an interface what the record with a number says, 0 where it was not shaped.
+// There is nothing to do where it was cleared, or where the apply was killed before it began.
+func (m *Machine) putBack(ctx context.Context, iface string, serial uint32, at time.Time, by string) (did bool, err error) {
+	r, err := m.Store.Load(iface)
+	if err != nil || r.Policy == "" || r.Serial == serial {
+		return false, err
+	}
+	links, err := link.List(m.Conn)
+	if err != nil {
+		return false, err
+	}
+	if l := r.Moved(links); l != nil {
+		r = r.Renamed(l.Name)
+	}
+	all, err := m.Store.History(r)
+	to := map[string]*record.Record{r.Interface: nil}
+	switch i := slices.IndexFunc(all, func(r *record.Record) bool { return r.Serial == serial }); {
+	case i >= 0: // whatever became of those before it
+		to[r.Interface] = all[i]
+	case err != nil:
+		return false, err
+	case serial != 0:
+		return false, errors.New("the record of that is gone")
+	}
+	c, err := m.goBack(ctx, to, at, by)
+	if err != nil {
+		return false, err
+	}
+	c.Close()
+	return true, nil
+}
+
+// forgetUnconfirmed has interfaces wait no more, nor those that are not shaped any more.
 func (m *Machine) forgetUnconfirmed(ifaces []string) error {
 	u, err := m.Store.Unconfirmed()
 	if err != nil || u == nil {
 		return err
 	}
-	for _, i := range ifaces {
-		delete(u.Before, i)
+	for i := range u.Before {
+		if r, err := m.Store.Load(i); slices.Contains(ifaces, i) || err == nil && r.Policy == "" {
+			delete(u.Before, i)
+		}
 	}
 	return m.Store.SetUnconfirmed(u)
 }
