@@ -112,8 +112,11 @@ func (s *Store) Settle(r *Record) {
 
 // Before is the record from before the apply that r came from, with what its policy said
 // and under the name that the interface has now; nil where there was none.
-func (s *Store) Before(r *Record) (*Record, error) {
-	file := s.numbered(r.at(), r.Serial, beforeSuffix)
+func (s *Store) Before(r *Record) (*Record, error) { return s.before(r, r.at()) }
+
+// before is Before where the files of the interface's applies have a name.
+func (s *Store) before(r *Record, at string) (*Record, error) {
+	file := s.numbered(at, r.Serial, beforeSuffix)
 	b, err := s.read(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -132,7 +135,7 @@ func (s *Store) Before(r *Record) (*Record, error) {
 	if before.Interface != r.Interface {
 		before = before.Renamed(r.Interface)
 	}
-	before.Was = r.Was // that is where its files are
+	before.Was = at
 	before.Spec, err = s.Spec(before)
 	before.Was = ""
 	return before, err
@@ -140,9 +143,8 @@ func (s *Store) Before(r *Record) (*Record, error) {
 
 // History is a record with all that are kept from before it, the latest first.
 func (s *Store) History(r *Record) (all []*Record, err error) {
-	for err == nil && r != nil {
+	for at := r.at(); err == nil && r != nil; r, err = s.before(r, at) {
 		all = append(all, r)
-		r, err = s.Before(r)
 	}
 	return all, err
 }

@@ -138,6 +138,10 @@ func TestHistory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	renamed, err := s.History(r.Renamed("lan0")) // and not saved since
+	if err != nil || len(renamed) != len(all) || renamed[Kept].Interface != "lan0" {
+		t.Errorf("under another name %d of %d are found: %v", len(renamed), len(all), err)
+	}
 	var rates []hierarchy.Bandwidth
 	for _, r := range all {
 		spec, err := s.Spec(r)
