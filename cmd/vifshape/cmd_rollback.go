@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -18,23 +19,25 @@ type rollbackOptions struct {
 }
 
 func newRollbackCommand(e *env) *cobra.Command {
-	o := rollbackOptions{to: 1}
+	var o rollbackOptions
 	c := &cobra.Command{
 		Use:   "rollback [IFACE ...]",
 		Short: "Go back to what was before the last apply",
 		Long: `Rollback makes interfaces what they were before the last apply, by the smallest change,
 as apply does it: the policy's tree, what bind had bound at run time, and branches that add
-had made. Without names it is the interfaces that the last apply changed. One that was not
-shaped before is cleared. A rollback is an apply itself: another one takes it back.
+had made. Without names it is the interfaces that the last apply changed; where one of them
+is not there, the others go back, it is named, and the exit status is 6. One that was not
+shaped before is cleared. A rollback is an apply itself: another one takes it back. What went
+back by itself, as nobody confirmed it, comes again with --to 1 alone.
 
 --list shows what there was, the latest first, with the changes that led there; --to goes
 to one of those. The last ten applies are kept, until the machine is started again.
 
-` + exitHelp,
+` + strings.Replace(exitHelp, "  64 ", "  6    done, but for interfaces that are not there\n  64 ", 1),
 		Args: args(0, -1, ""),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
 			switch {
-			case o.to < 1:
+			case o.to < 1 && c.Flags().Changed("to"):
 				return usagef("--to %d is nothing that was: write a number of --list, from 1", o.to)
 			case o.list && c.Flags().Changed("to"):
 				return usagef("--list shows, --to goes there: write one of them")
@@ -48,7 +51,7 @@ to one of those. The last ten applies are kept, until the machine is started aga
 	}
 	f := c.Flags()
 	f.BoolVar(&o.list, "list", false, "show what there was, and change nothing")
-	f.IntVar(&o.to, "to", o.to, "go to `NUMBER` of --list: so many applies back")
+	f.IntVar(&o.to, "to", 0, "go to `NUMBER` of --list: so many applies back")
 	f.BoolVar(&o.json, "json", false, "with --list: print JSON")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "print what is changed, with --list each step")
 	return c
@@ -66,9 +69,11 @@ func (e *env) rollback(ctx context.Context, ifaces []string, o rollbackOptions) 
 	}
 	defer c.Close()
 	if o.verbose {
-		return e.writePlans(c, planOptions{})
+		if err := e.writePlans(c, planOptions{}); err != nil {
+			return err
+		}
 	}
-	return nil
+	return ended(c, false)
 }
 
 // historyJSON is the stable form of rollback --list.

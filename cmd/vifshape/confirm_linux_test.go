@@ -262,3 +262,53 @@ func TestKernelConfirmHindered(t *testing.T) {
 	n.ok("clear")
 	n.clean()
 }
+
+// TestKernelRollbackAgain: a rollback that comes too late does not bring back what nobody
+// confirmed.
+func TestKernelRollbackAgain(t *testing.T) {
+	n := newNetwork(t)
+	open, cut := n.policy("open.toml", openPolicy), n.policy("cut.toml", cutPolicy)
+	n.ok("apply", open)
+	n.unconfirmed(cut)
+	n.late()
+	n.failed(n.run("rollback"), exitError, "eth0 waits no more to be confirmed")
+	n.failed(n.run("rollback"), exitError, "`vifshape rollback --to 1 eth0` applies again what was not confirmed")
+	if r := n.run("plan", "--detailed-exitcode", open); r.code != 0 {
+		t.Errorf("%v", r)
+	}
+	n.ok("rollback", "--to", "1")
+	if r := n.run("plan", "--detailed-exitcode", cut); r.code != 0 {
+		t.Errorf("%v", r)
+	}
+	n.ok("clear")
+	n.clean()
+}
+
+// TestKernelRollbackAbsent: an interface that is gone, or has another name, keeps a rollback
+// from nothing.
+func TestKernelRollbackAbsent(t *testing.T) {
+	n := newNetwork(t)
+	ip := func(args ...string) { t.Helper(); tctest.Output(t, n.Near, "ip", args...) }
+	both := func(rate string) string {
+		return n.policy("policy"+rate+".toml", historyPolicy(rate)+"[interface.eth1]\nrate = \""+rate+"\"\n")
+	}
+	ip("link", "add", "eth1", "type", "ifb")
+	n.ok("apply", both("10mbit"))
+	n.ok("apply", both("20mbit"))
+	ip("link", "del", "eth1")
+	if r := n.run("rollback"); r.code != exitAbsent || !strings.Contains(r.stderr, "eth1: no such interface; it is left out") {
+		t.Errorf("%v", r)
+	}
+	if r := n.run("plan", "--detailed-exitcode", n.policy("one.toml", historyPolicy("10mbit"))); r.code != 0 {
+		t.Errorf("%v", r)
+	}
+	ip("link", "set", "eth0", "down")
+	ip("link", "set", "eth0", "name", "lan0")
+	n.ok("rollback")
+	if r := n.run("plan", "--detailed-exitcode", n.policy("two.toml", strings.ReplaceAll(historyPolicy("20mbit"), "eth0", "lan0"))); r.code != 0 {
+		t.Errorf("%v", r)
+	}
+	n.ok("clear")
+	ip("link", "set", "lan0", "name", "eth0")
+	n.clean()
+}

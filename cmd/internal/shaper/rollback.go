@@ -1,6 +1,7 @@
 package shaper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,46 +117,79 @@ func (m *Machine) said(ctx context.Context, x *Interface, r *record.Record) (hie
 }
 
 // Rollback goes back to what interfaces were, bindings of run time and branches that had been
-// added included: number applies ago. Those are the interfaces that the last apply changed,
-// where none are named. It is an apply itself: another one goes back to where this one
-// began. The caller closes the changes.
+// added included: number applies ago, 0 for the last one. Those are the interfaces that the
+// last apply changed, where none are named, but for those that are not there. It is an apply
+// itself: another one goes back to where this one began. What went back by itself already is
+// not what 0 means: that would bring back what nobody confirmed. The caller closes the changes.
 func (m *Machine) Rollback(ctx context.Context, ifaces []string, number int) (*Changes, error) {
+	waits, err := m.Store.Unconfirmed()
+	if err != nil {
+		return nil, err
+	}
 	unlock, err := m.lock(ctx, "rollback")
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if len(ifaces) == 0 {
+	if is, err := m.Store.Unconfirmed(); err != nil || waits != nil && is == nil {
+		return nil, cmp.Or(err, over(waits))
+	}
+	named := len(ifaces) > 0
+	if !named {
 		if ifaces, err = m.lastApplied(); err != nil {
 			return nil, err
 		}
 	}
+	left := &Changes{}
 	to := map[string]*record.Record{}
 	for _, i := range ifaces {
-		if to[i], err = m.ago(i, number); err != nil {
+		r, err := m.ago(i, number)
+		no := (*link.NotFoundError)(nil)
+		switch {
+		case errors.As(err, &no) && !named:
+			left.Absent = append(left.Absent, no)
+		case err != nil:
 			return nil, err
+		default:
+			to[i] = r
 		}
+	}
+	if len(to) == 0 {
+		return nil, left.NotThere()
+	}
+	for _, no := range left.Absent {
+		m.Warnf(hierarchy.Path(no.Name), "%v; it is left out", no)
 	}
 	at, by := now()
 	c, err := m.goBack(ctx, to, at, by)
 	if err != nil {
 		return nil, err
 	}
-	return c, m.forgetUnconfirmed(ifaces)
+	c.Absent = left.Absent
+	return c, m.forgetUnconfirmed(slices.Collect(maps.Keys(to)))
 }
 
-// lastApplied are the interfaces that the last apply changed.
+// lastApplied are the interfaces that the last apply changed, under the names that they have
+// now.
 func (m *Machine) lastApplied() (last []string, err error) {
 	names, err := m.Store.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	links, err := link.List(m.Conn)
 	if err != nil {
 		return nil, err
 	}
 	var at time.Time
 	for _, n := range names {
 		r, err := m.Store.Load(n)
-		switch {
-		case err != nil:
+		if err != nil {
 			return nil, err
+		}
+		if l := r.Moved(links); l != nil {
+			n = l.Name
+		}
+		switch {
 		case r.Policy == "" || r.Applied.Before(at):
 		case r.Applied.After(at):
 			at, last = r.Applied, []string{n}
@@ -179,12 +213,16 @@ func (m *Machine) ago(iface string, number int) (*record.Record, error) {
 	if x.Record.Policy == "" {
 		return nil, fmt.Errorf("%s is not shaped by vifshape: there is nothing to go back from", iface)
 	}
+	if number == 0 && strings.HasPrefix(x.Record.By, nobody) {
+		return nil, fmt.Errorf("%s went back by itself at %s: `vifshape rollback --to 1 %[1]s` applies again what was not confirmed", iface, x.Record.Applied.Local().Format(time.TimeOnly))
+	}
+	number = max(number, 1)
 	all, err := m.Store.History(x.Record)
 	switch {
+	case number < len(all): // whatever became of those before it
+		return all[number], nil
 	case err != nil:
 		return nil, err
-	case number < len(all):
-		return all[number], nil
 	case number == len(all) && all[number-1].Serial == 1:
 		return nil, nil
 	}
