@@ -497,6 +497,9 @@ func TestKernelMounts(t *testing.T) {
 	})
 	t.Run("run directory full", func(t *testing.T) {
 		big := n.policy("big.toml", many(1000, "1mbit"))
+		// What could not go back is not begun.
+		n.failed(n.inMounts("mount -t tmpfs -o size=16k none /run", "apply", "--confirm", "1h", big), exitError, "its record cannot be written, and nothing was changed")
+		n.clean()
 		n.failed(n.inMounts("mount -t tmpfs -o size=16k none /run", "apply", big), exitPartly, "there is no room for the record of it")
 		n.ok("clear")
 		n.clean()

@@ -144,10 +144,17 @@ func (e *env) writeHistory(iface string, all []shaper.Entry, verbose bool) error
 		r := x.Record
 		created, changed, deleted := x.Changes.Counts()
 		fmt.Fprintf(t, "  %d\t%s\tby %s\t%s\t%d created, %d changed, %d deleted\n", x.Number, r.Applied.Local().Format(time.DateTime), words.Printable(r.By), words.Printable(r.PolicyName()), created, changed, deleted)
+		if !verbose {
+			continue
+		}
+		if err := t.Flush(); err != nil { // steps have columns of their own
+			return err
+		}
 		for _, s := range x.Changes.Steps {
-			if verbose {
-				fmt.Fprintf(t, "    %s %s\n", s.Action.Symbol(), words.Step(s))
-			}
+			fmt.Fprintf(t, "    %s %s\n", s.Action.Symbol(), words.Step(s))
+		}
+		if err := t.Flush(); err != nil {
+			return err
 		}
 	}
 	if err := t.Flush(); err != nil {

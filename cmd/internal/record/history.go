@@ -9,10 +9,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 )
 
 // Applies of an interface are numbered, and what belongs to one has its number in its
@@ -56,11 +59,11 @@ func (s *Store) Spec(r *Record) (*hierarchy.Spec, error) {
 
 // Succeed saves the record of a policy that is applied in place of the one before, which
 // is kept for [Store.Before]. What that one kept stays until [Store.Settle], so that
-// saving it again brings everything back. A policy that says what it said before, as when an
-// apply is repeated that was killed, leaves the record to go back to as it is, and when that
+// saving it again brings everything back. What is as it was before, as when an apply is
+// repeated that was killed, leaves the record to go back to as it is, and when that
 // was and who did it.
 func (s *Store) Succeed(r, before *Record) error {
-	if s.says(before, r.Spec) {
+	if r.Binding == before.Binding && sameAtRuntime(r, before) && s.says(before, r.Spec) {
 		r.Serial, r.Applied, r.By, r.Spec = before.Serial, before.Applied, before.By, before.Spec
 		return s.Save(r)
 	}
@@ -74,6 +77,16 @@ func (s *Store) Succeed(r, before *Record) error {
 		return s.room(err)
 	}
 	return s.Save(r)
+}
+
+// sameAtRuntime tells whether two records have the same of what is no policy's: a rollback may
+// bring back another one.
+func sameAtRuntime(a, b *Record) bool {
+	return reflect.DeepEqual(append([]amend.Branch{}, a.Added...), append([]amend.Branch{}, b.Added...)) && slices.Equal(a.atRuntime(), b.atRuntime())
+}
+
+func (r *Record) atRuntime() []Binding {
+	return slices.DeleteFunc(slices.Clone(r.Bindings), func(b Binding) bool { return !b.AtRuntime })
 }
 
 // says tells whether the policy of a record said the same.

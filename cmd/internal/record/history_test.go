@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/amend"
 )
 
 // says is a policy's interface that is told by its rate.
@@ -99,6 +100,28 @@ func TestHistory(t *testing.T) {
 	apply(3)
 	settle()
 	holds(t, s, "eth0", 3, 2) // nothing new was said
+	files("eth0.1.policy", "eth0.2.before", "eth0.2.policy", "eth0.3.before", "eth0.3.policy", "eth0.json")
+
+	// What is no policy's may differ alone: who classifies, and what a rollback brings back.
+	for _, edit := range []func(*Record){
+		func(r *Record) { r.Binding = "nft" },
+		func(r *Record) { r.Added = []amend.Branch{{Path: "eth0/a"}} },
+		func(r *Record) { r.Bindings = []Binding{{Path: "eth0", AtRuntime: true}} },
+	} {
+		was, err := s.Load("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &Record{Version: Version, Interface: "eth0", Policy: "/p.toml", Applied: time.Now(), By: "root", Spec: says(3)}
+		edit(r)
+		if err := s.Succeed(r, was); err != nil || r.Serial != was.Serial+1 {
+			t.Errorf("%+v comes after %+v: %v", r, was, err)
+		}
+		if err := s.Save(was); err != nil {
+			t.Fatal(err)
+		}
+		s.Settle(was)
+	}
 	files("eth0.1.policy", "eth0.2.before", "eth0.2.policy", "eth0.3.before", "eth0.3.policy", "eth0.json")
 
 	// bind, add and the agent save what they loaded.

@@ -21,6 +21,7 @@ type change struct {
 	Plan   hierarchy.Plan // from the one to the other
 	next   *record.Record // that belongs to want; the interface's own: it stays as it is
 	amends bool           // what is in force is changed by what stands in the record alone
+	waits  bool           // it goes back unless it is confirmed, to what stands in the record alone
 	policy bool           // a policy is applied: the interface's own record is kept as the one before
 	saved  bool           // next is written
 }
@@ -49,7 +50,7 @@ func (m *Machine) carry(ctx context.Context, c *change) error {
 	if c.next != c.Record {
 		unsaved = m.save(c)
 	}
-	if unsaved != nil && (!record.Full(unsaved) || c.amends || c.On(c.before).Root.Foreign()) {
+	if unsaved != nil && (!record.Full(unsaved) || c.amends || c.waits || c.On(c.before).Root.Foreign()) {
 		return fmt.Errorf("%s: its record cannot be written, and nothing was changed: %w", iface, unsaved)
 	}
 	err := c.Kernel.Apply(ctx, standing(c.before), c.want, c.Plan)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vifshape/vifshape/cgroup/way"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
@@ -108,6 +109,13 @@ func (m *Machine) said(ctx context.Context, x *Interface, r *record.Record) (hie
 	}
 	s := with.Tree.State()
 	s.Matched = with.Tree.Matched()
+	s.Hook = hierarchy.Hook{Way: r.Way, Version: way.Version}
+	if in := with.Tree.Ingress; in != nil {
+		s.Hook.Receive, s.Hook.Flows = way.Version, in.Flows
+	}
+	if len(s.Matched) > 0 {
+		s.Hook.Match = way.Version
+	}
 	for _, b := range r.Bound {
 		if b.Target.Kind != bind.TargetNone {
 			s.Bound = append(s.Bound, b)
@@ -338,6 +346,7 @@ func (m *Machine) unconfirmed(ctx context.Context, c *Changes, o ApplyOptions) e
 	for _, x := range c.Targets {
 		u.Before[x.Tree.Port.Device] = x.Record.Serial
 		u.Policy, u.By = x.next.Policy, x.next.By
+		x.waits = true
 	}
 	u.After(o.Confirm)
 	err := m.Store.SetUnconfirmed(u)
@@ -347,19 +356,22 @@ func (m *Machine) unconfirmed(ctx context.Context, c *Changes, o ApplyOptions) e
 	if err == nil {
 		err = m.apply(ctx, c.Targets)
 	}
-	if err != nil {
-		return errors.Join(err, m.Store.SetUnconfirmed(nil))
-	}
-	for _, x := range c.Targets {
-		if iface := x.Tree.Port.Device; x.next.Serial == u.Before[iface] {
+	for _, x := range c.Targets { // what failed and could not be put back goes back later
+		iface := x.Tree.Port.Device
+		if r, e := m.Store.Load(iface); e == nil && r.Serial == u.Before[iface] {
 			delete(u.Before, iface)
 		}
 	}
-	if len(u.Before) == 0 {
+	if err == nil && len(u.Before) == 0 {
 		m.Notef("", "the policy says what it said before: there is nothing to confirm")
 	}
+	at, boot := u.At, u.Boot
 	u.After(o.Confirm) // from now
-	if err := m.Store.SetUnconfirmed(u); err != nil || len(u.Before) == 0 {
+	failed := m.Store.SetUnconfirmed(u)
+	if record.Full(failed) { // then from when it began, as was written before
+		u.At, u.Boot, failed = at, boot, nil
+	}
+	if err = errors.Join(err, failed); err != nil || len(u.Before) == 0 {
 		return err
 	}
 	m.Notef("", "%s goes back at %s to what it was: %s", u.Names(), u.At.Format(time.TimeOnly), UnconfirmedError{u}.Remedy())
