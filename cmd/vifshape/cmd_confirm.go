@@ -16,9 +16,9 @@ func newConfirmCommand(e *env) *cobra.Command {
 		Short: "Keep what was applied with --confirm",
 		Long: `Confirm keeps what "vifshape apply --confirm TIME" has applied. Without it, what was
 there before comes back when the time is over, by a process that needs neither the
-terminal, nor the session, nor the agent; where that was killed too, the next vifshape
-that changes something goes back first. What happened is in the system's log and in
-"vifshape rollback --list". "vifshape rollback" goes back at once.
+terminal, nor the session, nor the agent; where that was killed too, the next apply, add,
+remove, clear, rollback or confirm goes back first. What happened is in the system's log
+and in "vifshape rollback --list". "vifshape rollback" goes back at once.
 
 ` + exitHelp,
 		Args: args(0, 0, ""),

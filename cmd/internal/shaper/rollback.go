@@ -272,6 +272,7 @@ func (m *Machine) goBack(ctx context.Context, to map[string]*record.Record, at t
 	for _, x := range c.Targets {
 		m.tellPlan(x)
 		m.tellAdded(x, false)
+		m.tellSince(x)
 	}
 	if err := m.apply(ctx, c.Targets); err != nil {
 		return nil, err
@@ -286,6 +287,20 @@ func (m *Machine) goBack(ctx context.Context, to map[string]*record.Record, at t
 		return nil, PartlyError{err}
 	}
 	return c, nil
+}
+
+// tellSince says what was made at run time since then, and goes.
+func (m *Machine) tellSince(x *Target) {
+	for _, a := range x.Record.Added {
+		if !slices.ContainsFunc(x.added, func(o amend.Branch) bool { return o.Path == a.Path }) {
+			m.Warnf(a.Path, "%s, which was added at run time, goes", a.Path)
+		}
+	}
+	for _, b := range x.Record.Bindings {
+		if b.AtRuntime && !slices.ContainsFunc(x.next.Bindings, func(o record.Binding) bool { return o.Path == b.Path && o.Binding == b.Binding }) {
+			m.Notef(b.Path, "%s: %v, bound at run time, goes", b.Path, b.Binding)
+		}
+	}
 }
 
 // former is an interface on the way back to a record.
