@@ -312,3 +312,29 @@ func TestKernelRollbackAbsent(t *testing.T) {
 	ip("link", "set", "lan0", "name", "eth0")
 	n.clean()
 }
+
+// TestKernelRollbackClock: the last apply is that even where the clock was set back since the
+// one before it.
+func TestKernelRollbackClock(t *testing.T) {
+	n := newNetwork(t)
+	tctest.Output(t, n.Near, "ip", "link", "add", "eth1", "type", "ifb")
+	n.ok("apply", n.policy("other.toml", "version = 1\n[interface.eth1]\nrate = \"30mbit\"\n"))
+	r, err := n.store.Load("eth1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Applied = r.Applied.Add(time.Hour)
+	if err := n.store.Save(r); err != nil {
+		t.Fatal(err)
+	}
+	one := n.policy("one.toml", historyPolicy("10mbit"))
+	n.ok("apply", one)
+	n.ok("apply", n.policy("two.toml", historyPolicy("20mbit")))
+	n.ok("rollback")
+	if r := n.run("plan", "--detailed-exitcode", one); r.code != 0 {
+		t.Errorf("another apply was taken back: %v", r)
+	}
+	n.ok("clear")
+	tctest.Output(t, n.Near, "ip", "link", "del", "eth1")
+	n.clean()
+}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -60,6 +61,8 @@ func (r *Record) decode(b []byte) error {
 			err = r.Applied.UnmarshalJSON(v)
 		case "by":
 			r.By, err = text[string](v)
+		case "boot":
+			r.Boot, err = number[time.Duration](v)
 		case "spec": // of version 3
 			err = json.Unmarshal(v, &r.Spec)
 		}
@@ -191,7 +194,7 @@ func unmarshal(v []byte, into encoding.TextUnmarshaler) error {
 	return err
 }
 
-func number[T int | uint16 | uint32](v []byte) (T, error) {
+func number[T int | time.Duration | uint16 | uint32](v []byte) (T, error) {
 	n, err := strconv.ParseInt(string(v), 10, 64)
 	if err != nil || int64(T(n)) != n {
 		return 0, fmt.Errorf("%s is not the number that it should be", v)

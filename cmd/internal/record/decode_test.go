@@ -34,7 +34,7 @@ func full() *Record {
 		Former:    foreign.Former{Kind: "fq_codel", Handle: hierarchy.ID(1), Options: []byte{255, 1, 0}, Partial: true},
 		Delegated: []Delegated{{"eth0/web", []bind.Delegate{"uid:1000", "alice"}}},
 		Added:     []amend.Branch{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), Ingress: hierarchy.Absolute(hierarchy.Kbit), Prio: &prio, Qdisc: "fq", By: 1000}},
-		Serial:    3, Applied: time.Date(2026, 11, 28, 15, 0, 0, 0, time.UTC), By: "alice (root)",
+		Serial:    3, Applied: time.Date(2026, 11, 28, 15, 0, 0, 0, time.UTC), By: "alice (root)", Boot: 5 * time.Hour,
 	}
 }
 

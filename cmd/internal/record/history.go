@@ -64,7 +64,7 @@ func (s *Store) Spec(r *Record) (*hierarchy.Spec, error) {
 // was and who did it.
 func (s *Store) Succeed(r, before *Record) error {
 	if r.Binding == before.Binding && sameAtRuntime(r, before) && s.says(before, r.Spec) {
-		r.Serial, r.Applied, r.By, r.Spec = before.Serial, before.Applied, before.By, before.Spec
+		r.Serial, r.Applied, r.By, r.Boot, r.Spec = before.Serial, before.Applied, before.By, before.Boot, before.Spec
 		return s.Save(r)
 	}
 	r.Serial = before.Serial + 1

@@ -33,6 +33,8 @@ type Record struct {
 	Serial  uint32    `json:"serial,omitempty"` // of the apply that it came from, see history.go
 	Applied time.Time `json:"applied,omitzero"` // when that was: of all interfaces that it changed the same
 	By      string    `json:"by,omitempty"`     // who did it
+	// Boot is when, since the machine was started: which was the last, where clocks are set back.
+	Boot time.Duration `json:"boot,omitempty"`
 
 	// Spec is what the policy says, where it is to be written with the record. It has a file
 	// of its own, which is as long as all the rest and which few ask for: see Store.Spec.

@@ -26,19 +26,19 @@ type Unconfirmed struct {
 
 // After sets the time when it goes back.
 func (u *Unconfirmed) After(d time.Duration) {
-	u.At, u.Boot = time.Now().Add(d).Truncate(time.Second), sinceBoot()+d
+	u.At, u.Boot = time.Now().Add(d).Truncate(time.Second), SinceBoot()+d
 }
 
 // Left is how much of the time is left, nothing or less when it is over.
-func (u *Unconfirmed) Left() time.Duration { return u.Boot - sinceBoot() }
+func (u *Unconfirmed) Left() time.Duration { return u.Boot - SinceBoot() }
 
 // Names are the interfaces, in order.
 func (u *Unconfirmed) Names() string {
 	return strings.Join(slices.Sorted(maps.Keys(u.Before)), ", ")
 }
 
-// sinceBoot also counts the time that the machine was suspended for.
-func sinceBoot() time.Duration {
+// SinceBoot also counts the time that the machine was suspended for.
+func SinceBoot() time.Duration {
 	var t unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // it cannot fail
 	return time.Duration(t.Nano())

@@ -233,7 +233,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.Record.Former, Was: s.Record.Was,
 		Spec: s.Record.Spec, Delegated: Delegations(t), Added: x.added,
-		Serial: s.Record.Serial, Applied: s.Record.Applied, By: s.Record.By, Receives: t.Ingress != nil, Matches: len(t.Matched()) > 0,
+		Serial: s.Record.Serial, Applied: s.Record.Applied, By: s.Record.By, Boot: s.Record.Boot, Receives: t.Ingress != nil, Matches: len(t.Matched()) > 0,
 	}
 	if !x.On(x.before).Root.Ours() {
 		if x.next.Former, err = foreign.Root(s.Device.Interface); err != nil {
@@ -250,7 +250,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 // is makes the target what somebody applies at a time.
 func (x *Target) is(at time.Time, by string) {
 	x.next.Spec, x.policy = x.spec, true
-	x.next.Applied, x.next.By = at, by
+	x.next.Applied, x.next.By, x.next.Boot = at, by, record.SinceBoot()
 }
 
 // read is the state of the interface. Without privileges the bindings in force

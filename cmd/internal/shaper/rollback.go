@@ -188,7 +188,7 @@ func (m *Machine) lastApplied() (last []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var at time.Time
+	latest := &record.Record{}
 	for _, n := range names {
 		r, err := m.Store.Load(n)
 		if err != nil {
@@ -198,11 +198,11 @@ func (m *Machine) lastApplied() (last []string, err error) {
 			n = l.Name
 		}
 		switch {
-		case r.Policy == "" || r.Applied.Before(at):
-		case r.Applied.After(at):
-			at, last = r.Applied, []string{n}
-		default:
+		case r.Policy == "":
+		case len(last) > 0 && r.Applied.Equal(latest.Applied):
 			last = append(last, n)
+		case len(last) == 0 || r.Boot > latest.Boot:
+			latest, last = r, []string{n}
 		}
 	}
 	if len(last) == 0 {
