@@ -259,8 +259,10 @@ func (b *Binder) Flows() (bpf.Table, error) {
 // classifier on the interface, else of the way that would be chosen. They are good until
 // [Binder.Close].
 func (b *Binder) Homes() (home.Homes, error) {
-	err := b.settle()
-	return b.homes(), err
+	if err := b.settle(); err != nil {
+		return home.Homes{}, err
+	}
+	return b.homes(), nil
 }
 
 func (b *Binder) homes() home.Homes {

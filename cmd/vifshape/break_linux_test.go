@@ -467,8 +467,10 @@ exec 2>&3 "$@"`
 // TestKernelMounts runs the program where file systems are not as usual.
 func TestKernelMounts(t *testing.T) {
 	tctest.RequireProgram(t, "tc")
+	tctest.RequireProgram(t, "setpriv")
 	n := newNetwork(t)
-	file := n.policy("policy.toml", smallPolicy)
+	n.public()
+	file := n.policy("policy.toml", smallPolicy+"bind = [\"user:65534\"]\n")
 	const (
 		sysfs    = "mount -t sysfs sysfs /sys" // as ip netns exec does: hides the cgroups
 		readOnly = "mount -t tmpfs -o ro none /run"
@@ -486,6 +488,11 @@ func TestKernelMounts(t *testing.T) {
 		if r := n.inMounts(sysfs, "show"); r.code != 0 || !strings.Contains(r.stdout, "bound by bpf") {
 			t.Errorf("show: %v", r)
 		}
+		nobody := sysfs + `; exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"`
+		if r := n.inMounts(nobody, "show"); r.code != 0 || !strings.Contains(r.stdout, "    api") {
+			t.Errorf("show as nobody: %v", r)
+		}
+		n.failed(n.inMounts(nobody, "which", "--pid", "1"), exitPrivilege, "run it as root")
 		if r := n.inMounts(sysfs, "clear"); r.code != 0 {
 			t.Errorf("clear: %v", r)
 		}

@@ -385,7 +385,7 @@ func (v *Tree) order(paths []hierarchy.Path) {
 // boundTo is what is bound to each class, with the processes in it.
 func boundTo(ctx context.Context, x *shaper.Interface, all []hierarchy.Bound) (map[hierarchy.ClassID][]Bound, error) {
 	held, err := x.Held(all)
-	if err != nil {
+	if err != nil && !errors.Is(err, caps.ErrNotPrivileged) { // nobody is told what cgroups there are, where they are hidden
 		return nil, err
 	}
 	atRuntime := map[string]bool{}
