@@ -46,6 +46,7 @@ EXIT STATUS
   0    done
   1    an error, there is no such branch, or the kernel has not all that the last
        apply put there
+  5    with --pid: root is needed
   64   wrong flags or arguments
   130  interrupted`,
 		Args: args(0, 1, "one path at most"),

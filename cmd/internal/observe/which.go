@@ -3,8 +3,15 @@ package observe
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
@@ -121,7 +128,13 @@ func WhichHere(ctx context.Context, m *shaper.Machine, iface string, s Sender, p
 	if s.PID == 0 {
 		return WhichOf(with.Tree, s.Branch, p)
 	}
-	bound := x.Named(is.Bound, x.Blind != nil)
+	if x.Blind != nil {
+		return nil, x.Blind
+	}
+	if err := leads(s.PID); err != nil {
+		return nil, err
+	}
+	bound := x.Named(is.Bound, false)
 	held, err := x.Held(bound)
 	if err != nil {
 		return nil, err
@@ -134,4 +147,18 @@ func WhichHere(ctx context.Context, m *shaper.Machine, iface string, s Sender, p
 		}
 	}
 	return w, w.decide(with.Tree, p)
+}
+
+// leads says why a number is no process's, nil where it is: of a thread packets are the process's.
+func leads(pid int) error {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("process %d is not there; one in a container has another number outside", pid)
+	}
+	_, leader, _ := strings.Cut(string(status), "\nTgid:")
+	leader, _, _ = strings.Cut(leader, "\n")
+	if leader = strings.TrimSpace(leader); err == nil && leader != strconv.Itoa(pid) {
+		err = fmt.Errorf("%d is a thread of process %s: name that", pid, leader)
+	}
+	return err
 }
