@@ -51,7 +51,7 @@ func (r *report) syntax(pe toml.ParseError) {
 		m.msg = `one "=" too many`
 	case has("out of range"):
 		m.off, m.msg = start, word+" is too large"
-	case strings.HasPrefix(pe.Message, "Invalid "):
+	case strings.HasPrefix(pe.Message, "Invalid ") && !has("float value"): // that is an address
 		m.msg = lower(pe.Message)
 	case value && word == "":
 		m.off, m.msg = start, "a value is missing here"
