@@ -458,7 +458,7 @@ func TestKernelFlowsFull(t *testing.T) {
 	if f := got.Interfaces[0].Flows; f.Room != room || f.Known > f.Room || f.Known < f.Room/2 || f.Noted < flows*9/10 || f.Evicted != f.Noted-f.Known {
 		t.Errorf("%+v", f)
 	}
-	if s := n.ok("show"); !strings.Contains(s, "made room for others, and what they are sent is the rest's until they send again") {
+	if s := n.ok("show"); !strings.Contains(s, "made room for others, and what they are sent goes to the rest until they send again") {
 		t.Errorf("show:\n%s", s)
 	}
 	d := n.diagnose(n.Dev)

@@ -89,17 +89,22 @@ type Flows struct {
 	Room    int    `json:"room"`
 	Noted   uint64 `json:"noted"`   // since the table was made
 	Evicted uint64 `json:"evicted"` // of these, at least, to make room
-	Unknown uint64 `json:"unknown"` // packets that went to the rest because nobody knew their flow
+	Unknown uint64 `json:"unknown"` // packets whose flow nobody knew: matches say where they go, else it is the rest
+	matched bool   // there are matches
 }
 
 // String says it in words.
 func (f *Flows) String() string {
 	s := fmt.Sprintf("%s known, room for %d", words.Number(f.Known, "flow", "flows"), f.Room)
+	to := "to the rest"
+	if f.matched {
+		to = "where matches have them, else to the rest"
+	}
 	if f.Evicted > 0 {
-		s += fmt.Sprintf("; %d made room for others, and what they are sent is the rest's until they send again", f.Evicted)
+		s += fmt.Sprintf("; %d made room for others, and what they are sent goes %s until they send again", f.Evicted, to)
 	}
 	if f.Unknown > 0 {
-		s += fmt.Sprintf("; %d packets were of none, and went to the rest", f.Unknown)
+		s += fmt.Sprintf("; %d packets were of none, and went %s", f.Unknown, to)
 	}
 	return s
 }
@@ -113,7 +118,7 @@ func FlowsOf(x *shaper.Interface) (*Flows, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Flows{Known: t.Flows, Room: t.Room, Noted: t.Noted, Unknown: t.Unknown}
+	f := &Flows{Known: t.Flows, Room: t.Room, Noted: t.Noted, Unknown: t.Unknown, matched: x.Record.Matches}
 	if t.Noted > uint64(t.Flows) {
 		f.Evicted = t.Noted - uint64(t.Flows)
 	}

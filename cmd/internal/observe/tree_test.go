@@ -23,3 +23,15 @@ func TestRate(t *testing.T) {
 		}
 	}
 }
+
+// TestFlowsUnknown: where there are matches, what is of no flow is not said to be in the rest.
+func TestFlowsUnknown(t *testing.T) {
+	for matched, want := range map[bool]string{
+		false: "1 flow known, room for 8; 3 packets were of none, and went to the rest",
+		true:  "1 flow known, room for 8; 3 packets were of none, and went where matches have them, else to the rest",
+	} {
+		if s := (&Flows{Known: 1, Room: 8, Unknown: 3, matched: matched}).String(); s != want {
+			t.Errorf("%q, not %q", s, want)
+		}
+	}
+}
