@@ -118,9 +118,13 @@ func (r *resolver) clashes(t *Tree) {
 				known[c.A], known[c.B] = true, true
 				for _, x := range [][2]match.Place{{c.A, c.B}, {c.B, c.A}} {
 					this, that := branches[x[0].Branch], branches[x[1].Branch]
+					more := "to"
+					if len(this.Match[x[0].Match].To) > 0 {
+						more = "from"
+					}
 					r.problems = append(r.problems, Problem{Path: this.Path, Key: "match", Index: x[0].Match,
 						Text: fmt.Sprintf("this and match %d of %s fit the same %s, %v, and neither is more specific", x[1].Match+1, that.Path, packets, c.Packets),
-						Hint: `longer prefixes win, then more keys: take them out of one, or let it win by a key more, such as to = ["0.0.0.0/0", "::/0"], which says nothing else`})
+						Hint: `longer prefixes win, then more keys: take them out of one, or let it win by a key more, such as ` + more + ` = ["0.0.0.0/0", "::/0"], which says nothing else`})
 				}
 			}
 		}

@@ -46,7 +46,7 @@ func TestAdd(t *testing.T) {
 		{"to", "2001:db8::/32", `{ to = "2001:db8::/32" }`, ""},
 		{"to", "", "", `""` + noAddress},
 		{"to", "/8", "", `"/8"` + noAddress},
-		{"to", "any", "", `"any" is every address: leave the key out`},
+		{"to", "any", "", `"any" is every address: leave the key out, or write ["0.0.0.0/0", "::/0"] if it is the only one`},
 		{"to", "10.1.2.3/8", "", `"10.1.2.3/8" has bits behind its length: write "10.0.0.0/8", or "10.1.2.3" for that address alone`},
 		{"to", "10.0.0.0/33", "", `"10.0.0.0/33": the length of the prefix is from 0 to 32`},
 		{"to", "10.0.0.0/08", "", `"10.0.0.0/08": the length of the prefix is from 0 to 32`},

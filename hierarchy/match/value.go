@@ -92,7 +92,7 @@ func noAddress(s, text, length string) error {
 	ap, port := netip.ParseAddrPort(s)
 	switch {
 	case everything(s):
-		return fmt.Errorf("%q is every address: leave the key out", s)
+		return fmt.Errorf("%q is every address: leave the key out, or write [\"0.0.0.0/0\", \"::/0\"] if it is the only one", s)
 	case port == nil:
 		return fmt.Errorf("%q has a port: write %q, and the port with dport, sport or port", s, ap.Addr())
 	case isRange && address(first) && address(last):
