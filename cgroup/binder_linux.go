@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup/bpf"
-	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/netcls"
@@ -196,7 +195,7 @@ func (b *Binder) Hook(flows uint32, matched ...hierarchy.Matched) (hierarchy.Hoo
 func Matches(c Config, w bind.Way, all []hierarchy.Matched) error {
 	switch {
 	case w != bind.WayBPF:
-		return fmt.Errorf("with binding %s packets get into branches by what is bound alone: it takes binding bpf: %w", w, caps.ErrNotSupported)
+		return fmt.Errorf("with binding %s packets get into branches by what is bound alone: it takes binding bpf", w)
 	case c.Bare && asked(all, func(m match.Match) bool { return len(m.MAC) > 0 }):
 		return errors.New("mac: the interface has no such addresses: leave the key out")
 	}
