@@ -45,7 +45,7 @@ type network struct {
 func newNetwork(t testing.TB) *network {
 	t.Helper()
 	n := &network{Pair: tctest.New(t, lab.PairConfig{TxQueueLen: 32_767})}
-	n.noReports(t)
+	noReports(t, n.Near)
 	c, err := rtnl.Open(rtnl.Config{NetNS: n.Near.FD()})
 	if err != nil {
 		t.Fatal(err)
@@ -91,9 +91,9 @@ func onlyIPv4(t testing.TB, ns *lab.NetNS) {
 // IPv6 groups, which would be counted too. The kernel makes the route once the
 // interface has a carrier, in a work queue (linkwatch_event, net/core/link_watch.c,
 // and addrconf_add_mroute, net/ipv6/addrconf.c, v6.12).
-func (n *network) noReports(t testing.TB) {
+func noReports(t testing.TB, ns *lab.NetNS) {
 	t.Helper()
-	c, err := n.Near.Dial(unix.NETLINK_ROUTE, nil)
+	c, err := ns.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,7 @@ func newReceiver(t testing.TB) *receiver {
 	t.Helper()
 	tctest.RequireLink(t, "ifb")
 	n := newNetwork(t)
+	noReports(t, n.Far) // which would be received
 	if err := n.Near.AddLink(lab.Link{Name: "ifb0", Kind: "ifb", TxQueueLen: 32_767}); err != nil {
 		t.Fatal(err)
 	}
