@@ -24,6 +24,7 @@ var inGuests = map[string]string{
 	"^TestKernelLocked$":        "it waits for ten seconds, and asks nothing of the kernel",
 	"^TestKernelRealPrograms$":  "its shares within 5 % take a processor that is not emulated",
 	"^TestKernelRealDownloads$": "package cgroup tries there whose each received packet is, in TestKernelReceive",
+	"^TestKernelConfirmCut$":    "ssh asks nothing of the kernel, and is not there",
 	"^TestKernelRealBothWays$":  "that all move in the seconds that it lasts takes a processor that is not emulated",
 }
 
@@ -42,7 +43,7 @@ func TestVMLayouts(t *testing.T) {
 	onUML["^TestKernelEscape$/^nft$"] = "its kernel has no nf_tables"
 	onUML["^TestKernelScript$/^run$"] = "its kernel has no Landlock, which run's own level takes"
 	const elsewhere = "another guest tries it with the same kernel"
-	onUML["^TestKernelScript$/^(doctorin|foreign|gone|kinds|line|ls|match|missing|received|rename|stacked|unquoted)$"] = "Debian's kernel of the same version tries it, and layouts do not matter to it"
+	onUML["^TestKernelScript$/^(doctorin|drift|foreign|gone|kinds|line|ls|match|missing|received|rename|rollback|stacked|unquoted)$"] = "Debian's kernel of the same version tries it, and layouts do not matter to it"
 	onHybrid := maps.Clone(onUML)
 	onUML["^TestKernelEscape$/^net_cls$"] = elsewhere
 	onHybrid["^TestKernelEscape$/^bpf$"] = elsewhere
