@@ -233,7 +233,7 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.Record.Former, Was: s.Record.Was,
 		Spec: s.Record.Spec, Delegated: Delegations(t), Added: x.added,
-		Serial: s.Record.Serial, Applied: s.Record.Applied, By: s.Record.By, Boot: s.Record.Boot, Receives: t.Ingress != nil, Matches: len(t.Matched()) > 0,
+		Serial: s.Record.Serial, Applied: s.Record.Applied, By: s.Record.By, Boot: s.Record.Boot, Receives: t.Ingress != nil,
 	}
 	if !x.On(x.before).Root.Ours() {
 		if x.next.Former, err = foreign.Root(s.Device.Interface); err != nil {
@@ -274,12 +274,14 @@ func (x *Target) bind(ctx context.Context) (err error) {
 		}
 	}
 	x.keepBindings()
+	matched := x.Tree.Matched()
+	x.next.Matches = len(matched) > 0
 	if x.Blind == nil {
 		var flows uint32
 		if x.Tree.Ingress != nil {
 			flows = x.Tree.Ingress.Flows
 		}
-		if x.want.Hook, err = x.Binder.Hook(flows, x.Tree.Matched()...); errors.Is(err, caps.ErrNotPrivileged) {
+		if x.want.Hook, err = x.Binder.Hook(flows, matched...); errors.Is(err, caps.ErrNotPrivileged) {
 			x.Blind = err
 		} else if err != nil {
 			return err
@@ -297,7 +299,7 @@ func (x *Target) bind(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	x.want.Bound, x.want.Matched, x.pending, x.outside = r.Bound, x.Tree.Matched(), r.Pending, r.Outside
+	x.want.Bound, x.want.Matched, x.pending, x.outside = r.Bound, matched, r.Pending, r.Outside
 	x.next.Came(r)
 	return nil
 }
