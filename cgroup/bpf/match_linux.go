@@ -231,8 +231,8 @@ func (t *tables) inGroups() iter.Seq[uint32] {
 
 const matchConfig = ".data.mtc"
 
-// maps are those that other programs may go by, by their names in the source, nil where there
-// are no matches.
+// maps are all of them, which other programs may go by, by their names in the source; nil where
+// there are no matches.
 func (m *matches) maps() map[string]*ebpf.Map {
 	if m == nil {
 		m = &matches{}
@@ -274,9 +274,9 @@ func roomFor(many int) uint32 {
 
 // holds says whether the maps have room for tables besides those that are there.
 func (m *matches) holds(want *tables) bool {
-	sizes := want.sizes()
-	for name, of := range map[string]*ebpf.Map{matchMapVifScopes: m.scopes.Map, matchMapVifLists: m.lists, matchMapVifV4: m.v4.Map, matchMapVifV6: m.v6.Map, matchMapVifKinds: m.kinds, matchMapVifRules: m.rules.Map} {
-		if 2*sizes[name] >= int(of.MaxEntries()) {
+	all := m.maps()
+	for name, many := range want.sizes() {
+		if 2*many >= int(all[name].MaxEntries()) {
 			return false
 		}
 	}
@@ -314,7 +314,7 @@ func (m *matches) close() error {
 		return nil
 	}
 	var errs []error
-	for _, of := range []*ebpf.Map{m.config, m.scopes.Map, m.ranges.Map, m.v4.Map, m.v6.Map, m.rules.Map, m.ports.Map, m.lists, m.kinds} {
+	for _, of := range m.maps() {
 		if of != nil {
 			errs = append(errs, of.Close())
 		}
