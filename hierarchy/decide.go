@@ -55,17 +55,6 @@ func (b *Branch) Decide(p *match.Packet) (leaf *Branch, by []Rule) {
 	}
 }
 
-// Of is the branch whose own processes have the class of a leaf, nil for none: it is what
-// decisions start at.
-func (t *Tree) Of(class ClassID) *Branch {
-	for b := range t.All() {
-		if e := b.Entry(); e != nil && e.ID == class {
-			return b
-		}
-	}
-	return nil
-}
-
 // Scope is the branch whose matches go before those of b: the next above that has some, or
 // the top.
 func (t *Tree) Scope(b *Branch) *Branch {

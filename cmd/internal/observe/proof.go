@@ -82,7 +82,7 @@ func ProveAll(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 	}
 	p := &proofs{x: x, path: path, leaves: x.On(s).Leaves, receiving: x.In(s).Leaves}
 	if x.Record.Matches {
-		if p.tree, err = m.Applied(x.Interface); err != nil {
+		if p.tree, err = m.Applied(x.Record); err != nil {
 			return nil, err
 		}
 	}
@@ -146,8 +146,8 @@ func (p *proofs) leaf(class hierarchy.ClassID, leaves []hierarchy.Leaf) hierarch
 
 // belongs is the leaf in which a packet of somebody belongs.
 func (p *proofs) belongs(of hierarchy.Bound, packet *match.Packet) hierarchy.Path {
-	if p.tree != nil && !of.Stays {
-		if b := p.tree.Of(of.Class); b != nil {
+	if p.tree != nil {
+		if b := p.tree.Find(p.x.StartOf(of)); b != nil {
 			if leaf, _ := b.Decide(packet); leaf != nil {
 				return leaf.Path
 			}

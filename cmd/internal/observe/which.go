@@ -16,9 +16,7 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
-	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/match"
-	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // Which is the branch that would carry a packet on one interface, and why.
@@ -117,16 +115,12 @@ func WhichHere(ctx context.Context, m *shaper.Machine, iface string, s Sender, p
 	if err := x.Losses(is); err != nil {
 		return nil, err
 	}
-	spec, err := m.Store.Spec(x.Record)
-	if err != nil {
-		return nil, err
-	}
-	with, err := amend.Keep(spec, qdisc.Kinds(), x.Record.Added)
+	tree, err := m.Applied(x.Record)
 	if err != nil {
 		return nil, err
 	}
 	if s.PID == 0 {
-		return WhichOf(with.Tree, s.Branch, p)
+		return WhichOf(tree, s.Branch, p)
 	}
 	if x.Blind != nil {
 		return nil, x.Blind
@@ -139,14 +133,14 @@ func WhichHere(ctx context.Context, m *shaper.Machine, iface string, s Sender, p
 	if err != nil {
 		return nil, err
 	}
-	w := &Which{Start: with.Tree.Root.Path, Sender: fmt.Sprintf("process %d is bound to no branch", s.PID)}
+	w := &Which{Start: tree.Root.Path, Sender: fmt.Sprintf("process %d is bound to no branch", s.PID)}
 	for _, b := range bound {
 		if slices.Contains(held[b.Target], s.PID) {
 			w.Start = x.StartOf(b)
 			w.Sender = fmt.Sprintf("process %d is bound to it by %s (%v)", s.PID, words.Printable(b.From), b.Target)
 		}
 	}
-	return w, w.decide(with.Tree, p)
+	return w, w.decide(tree, p)
 }
 
 // leads says why a number is no process's, nil where it is: of a thread packets are the process's.

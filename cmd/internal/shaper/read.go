@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
@@ -34,18 +35,19 @@ func (m *Machine) TreeOf(ctx context.Context, iface string) (*Target, hierarchy.
 	return x, is, nil
 }
 
-// Applied is the tree of the last apply, with what was added to it and the classes that it
-// was given. It is not settled: it is good for what branches there are, and their matches.
-func (m *Machine) Applied(x *Interface) (*hierarchy.Tree, error) {
-	spec, err := m.Store.Spec(x.Record)
+// Applied is the tree of an apply by its record, with what was added to it and the classes
+// that it was given. It is not settled: it is good for what branches there are, and their
+// matches.
+func (m *Machine) Applied(r *record.Record) (*hierarchy.Tree, error) {
+	spec, err := m.Store.Spec(r)
 	if err != nil {
 		return nil, err
 	}
-	with, err := amend.Extend(spec, qdisc.Kinds(), x.Record.Added)
+	with, err := amend.Extend(spec, qdisc.Kinds(), r.Added)
 	if err != nil {
 		return nil, err
 	}
-	_, err = x.Record.IDs.Assign(with.Tree)
+	_, err = r.IDs.Assign(with.Tree)
 	return with.Tree, err
 }
 

@@ -94,21 +94,26 @@ func (m *Machine) Reapply(ctx context.Context, iface string) error {
 	}
 	x := &Target{change: change{Interface: s}}
 	defer release([]*Target{x})
-	if x.spec, err = m.Store.Spec(s.Record); err != nil {
-		return err
-	}
-	with, err := amend.Extend(x.spec, qdisc.Kinds(), s.Record.Added)
-	if err != nil {
-		return err
-	}
-	x.lay(with)
-	if err := m.settle(ctx, s.Record.Policy, s.Record.Binding, x); err != nil {
+	if err := m.settleAs(ctx, x, s.Record); err != nil {
 		return err
 	}
 	if x.Blind != nil {
 		return x.Blind
 	}
 	return m.apply(ctx, []*Target{x})
+}
+
+// settleAs works out what has to be done for an interface to be what a record says.
+func (m *Machine) settleAs(ctx context.Context, x *Target, r *record.Record) (err error) {
+	if x.spec, err = m.Store.Spec(r); err != nil {
+		return err
+	}
+	with, err := amend.Extend(x.spec, qdisc.Kinds(), r.Added)
+	if err != nil {
+		return err
+	}
+	x.lay(with)
+	return m.settle(ctx, r.Policy, r.Binding, x)
 }
 
 // Keep chooses the way of the classifier that the interface has. It is an error where that

@@ -19,7 +19,6 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/link"
-	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // unset is the login uid of what no login has started (AUDIT_UID_UNSET, include/uapi/linux/audit.h).
@@ -90,27 +89,20 @@ func (m *Machine) History(ctx context.Context, iface string) ([]Entry, error) {
 
 // said is the state that a record tells of.
 func (m *Machine) said(ctx context.Context, x *Interface, r *record.Record) (hierarchy.State, error) {
-	spec, err := m.Store.Spec(r)
-	if err != nil {
-		return hierarchy.State{}, err
+	tree, err := m.Applied(r)
+	if err == nil {
+		err = x.Device.Settle(ctx, tree)
 	}
-	with, err := amend.Extend(spec, qdisc.Kinds(), r.Added)
-	if err != nil {
-		return hierarchy.State{}, err
-	}
-	if _, err = r.IDs.Assign(with.Tree); err == nil {
-		err = x.Device.Settle(ctx, with.Tree)
-	}
-	if err == nil && with.Tree.Ingress != nil {
-		err = x.Receiver.Settle(ctx, with.Tree.Ingress)
+	if err == nil && tree.Ingress != nil {
+		err = x.Receiver.Settle(ctx, tree.Ingress)
 	}
 	if err != nil {
 		return hierarchy.State{}, err
 	}
-	s := with.Tree.State()
-	s.Matched = with.Tree.Matched()
+	s := tree.State()
+	s.Matched = tree.Matched()
 	s.Hook = hierarchy.Hook{Way: r.Way, Version: way.Version}
-	if in := with.Tree.Ingress; in != nil {
+	if in := tree.Ingress; in != nil {
 		s.Hook.Receive, s.Hook.Flows = way.Version, in.Flows
 	}
 	if len(s.Matched) > 0 {
@@ -310,14 +302,7 @@ func (m *Machine) former(ctx context.Context, iface string, r *record.Record) (*
 		return nil, err
 	}
 	x := &Target{change: change{Interface: s}, former: r}
-	if x.spec, err = m.Store.Spec(r); err == nil {
-		var with amend.Extended
-		if with, err = amend.Extend(x.spec, qdisc.Kinds(), r.Added); err == nil {
-			x.lay(with)
-			err = m.settle(ctx, r.Policy, r.Binding, x)
-		}
-	}
-	if err != nil {
+	if err := m.settleAs(ctx, x, r); err != nil {
 		s.Binder.Close()
 		return nil, err
 	}
