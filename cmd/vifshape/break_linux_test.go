@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -43,10 +42,7 @@ func TestKernelInterrupt(t *testing.T) {
 	interrupt := func(file string, again ...string) {
 		t.Helper()
 		for range 20 {
-			c, err := n.Near.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: 1 << (unix.RTNLGRP_TC - 1)})
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := n.listener()
 			r := n.start(n.command("apply", file))
 			if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 				t.Fatal(err)
@@ -55,9 +51,6 @@ func TestKernelInterrupt(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := r.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
-				t.Fatal(err)
-			}
-			if err := c.Close(); err != nil {
 				t.Fatal(err)
 			}
 			if r := r.wait(); r.code != 0 {

@@ -19,16 +19,23 @@ import (
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
-// messages counts what the kernel tells listeners about traffic control in the
-// near namespace, by type of message: it tells each thing that is made, changed
-// or deleted once.
-func (n *network) messages() (count func() map[netlink.HeaderType]int) {
+// listener hears what the kernel tells about traffic control in the near namespace,
+// until the test ends.
+func (n *network) listener() *netlink.Conn {
 	n.Helper()
 	c, err := n.Near.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: 1 << (unix.RTNLGRP_TC - 1)})
 	if err != nil {
 		n.Fatal(err)
 	}
 	n.Cleanup(func() { c.Close() })
+	return c
+}
+
+// messages counts what the kernel tells a listener, by type of message: it tells each
+// thing that is made, changed or deleted once.
+func (n *network) messages() (count func() map[netlink.HeaderType]int) {
+	n.Helper()
+	c := n.listener()
 	return func() map[netlink.HeaderType]int {
 		n.Helper()
 		seen := map[netlink.HeaderType]int{}
