@@ -43,7 +43,10 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 			d.leaves = i
 		}
 		_, matched := s.Item().(*hierarchy.Matched)
-		if matched || hook(s.Old).Match != hook(s.New).Match {
+		switch had, has := hook(s.Old).Match, hook(s.New).Match; {
+		case had != 0 && has == 0:
+			d.unmatched, d.rules = true, len(steps)-1
+		case (matched || had != has) && !d.unmatched:
 			d.rules = i
 		}
 	}
@@ -54,6 +57,11 @@ func (b *Binder) Do(ctx context.Context, steps []hierarchy.Step) (done int, err 
 		}
 		switch item := s.Item().(type) {
 		case *hierarchy.Hook:
+			if d.unmatched {
+				if err := b.rules.Change(nil, nil); err != nil {
+					return i, b.wrap(fmt.Errorf("match: %w", err))
+				}
+			}
 			if err := d.hook(hook(s.Old), hook(s.New), steps[i+1:]); err != nil {
 				return i, b.wrap(err)
 			}
@@ -86,10 +94,13 @@ func hook(i hierarchy.Item) hierarchy.Hook {
 // doing is one call of Do.
 type doing struct {
 	*Binder
-	on      *choice       // that bindings are for at this point
-	leaves  int           // the last step that changes the way
-	rules   int           // the last step for the matches, which are changed all at once with it; -1: there is none
-	leaving []bind.Target // whose bindings go with the former way
+	on     *choice // that bindings are for at this point
+	leaves int     // the last step that changes the way
+	rules  int     // the last step for the matches, which are changed all at once with it; -1: there is none
+	// unmatched says that the program of the matches goes. They go before anything is bound,
+	// and it after that: what is bound to a rest is kept from them, and only it knows how.
+	unmatched bool
+	leaving   []bind.Target // whose bindings go with the former way
 }
 
 func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
@@ -131,8 +142,13 @@ func (d *doing) hook(was, next hierarchy.Hook, ahead []hierarchy.Step) error {
 	return d.unhook(d.called(was.Way), to)
 }
 
-// match brings the matches into force that are there when steps are done.
+// match brings the matches into force that are there when steps are done. Sockets that are
+// known follow their bindings before: what has no binding yet is held against all of the
+// matches.
 func (d *doing) match(steps []hierarchy.Step) error {
+	if err := d.flush(); err != nil {
+		return err
+	}
 	_, now, err := d.Binder.rules.Read()
 	if err != nil {
 		return err

@@ -295,15 +295,29 @@ func (b *Binder) Resolve(ctx context.Context, branches []resolve.Branch, watch r
 	if err := b.choose(); err != nil {
 		return nil, err
 	}
-	r, err := resolve.Resolve(ctx, resolve.Config{
-		Tree: b.tree(), Interface: b.cfg.Interface, NetNS: b.cfg.NetNS, NetNSFD: b.cfg.NetNSFD, Root: b.cfg.Root,
-		NoUsers: b.way.store.Holds(bind.TargetUser), NoLinks: b.way.store.Holds(bind.TargetLink), Watch: watch,
-	}, branches)
+	r, err := resolve.Resolve(ctx, b.resolving(watch), branches)
 	if err != nil {
 		return nil, b.wrap(err)
 	}
 	maps.Copy(b.paths, r.Cgroups)
 	return r, nil
+}
+
+// resolving is what bindings are resolved for, once a way is chosen.
+func (b *Binder) resolving(watch resolve.Watch) resolve.Config {
+	return resolve.Config{
+		Tree: b.tree(), Interface: b.cfg.Interface, NetNS: b.cfg.NetNS, NetNSFD: b.cfg.NetNSFD, Root: b.cfg.Root,
+		NoUsers: b.way.store.Holds(bind.TargetUser), NoLinks: b.way.store.Holds(bind.TargetLink), Watch: watch,
+	}
+}
+
+// Like says of a pending binding whether what it names is known to the machine, and which
+// bindings may have been meant else, see [resolve.Like].
+func (b *Binder) Like(ctx context.Context, x bind.Binding) (known bool, near []bind.Binding) {
+	if err := b.choose(); err != nil {
+		return true, nil
+	}
+	return resolve.Like(ctx, b.resolving(nil), x)
 }
 
 // Why says what the classifier on the interface stands on, as in "cgroup v2 at

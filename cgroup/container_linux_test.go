@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc/lab"
@@ -346,5 +348,47 @@ func TestKernelContainerHostile(t *testing.T) {
 				t.Errorf("what cannot be read: %+v", r.Pending)
 			}
 		})
+	}
+}
+
+// TestKernelContainers: those that run are listed by the name that a binding finds them by,
+// where none does by the beginning of the id.
+func TestKernelContainers(t *testing.T) {
+	require(t, bind.WayBPF)
+	p, v := newPlace(t, bind.WayBPF), newState(t)
+	tree, err := cgroupfs.FindV2()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	web, twice, other, odd, stopped := number("1a"), number("2b"), number("3c"), number("4d"), number("5e")
+	v.docker(web, "web")
+	v.docker(twice, "db")
+	v.write("var/lib/containers/storage/overlay-containers/containers.json", fmt.Sprintf(`[{"id":%q,"names":["db"]},{"id":%q,"names":["a b"]}]`, other, odd))
+	v.docker(stopped, "stopped")
+	v.write("var/lib/nerdctl/1935db59/names/default/cache", number("6f"))
+	for _, name := range []string{"docker-" + web + ".scope", "docker-" + twice + ".scope", "libpod-" + other + ".scope", odd, "nerdctl-" + number("6f") + ".scope"} {
+		sub(t, p.dir, name)
+	}
+	base := strings.TrimPrefix(p.dir, p.mount)
+	all, unread, err := resolve.Containers(t.Context(), tree, v.dir)
+	if err != nil || unread != nil {
+		t.Fatalf("%v, %v", err, unread)
+	}
+	all = slices.DeleteFunc(all, func(c resolve.Container) bool { return !strings.HasPrefix(c.Cgroup, base+"/") }) // the machine's own
+	want := []resolve.Container{
+		{Name: twice[:12], Cgroup: filepath.Join(base, "docker-"+twice+".scope")},
+		{Name: other[:12], Cgroup: filepath.Join(base, "libpod-"+other+".scope")},
+		{Name: odd[:12], Cgroup: filepath.Join(base, odd)},
+		{Name: "cache", Cgroup: filepath.Join(base, "nerdctl-"+number("6f")+".scope")},
+		{Name: "web", Cgroup: filepath.Join(base, "docker-"+web+".scope")},
+	}
+	if diff := cmp.Diff(want, all); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	v.write("var/lib/docker/containers/"+web+"/config.v2.json", "{")
+	all, unread, err = resolve.Containers(t.Context(), tree, v.dir)
+	if err != nil || unread == nil || !slices.ContainsFunc(all, func(c resolve.Container) bool { return c.Name == web[:12] }) {
+		t.Errorf("of what cannot be read: %v, %v, %v", all, unread, err)
 	}
 }

@@ -3,6 +3,8 @@ package cgroup_test
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -142,6 +144,77 @@ func TestKernelPatterns(t *testing.T) {
 				t.Errorf("refused (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestKernelLike: what is not there is answered with what is like it: unit files and what runs,
+// users, interfaces, containers that run, cgroups beside.
+func TestKernelLike(t *testing.T) {
+	require(t, bind.WayBPF)
+	n := newNetwork(t)
+	p, v := newPlace(t, bind.WayBPF), newState(t)
+	id := number("1a")
+	v.docker(id, "web-server")
+	v.docker(number("2b"), "web-servers") // which does not run
+	sub(t, p.dir, "docker-"+id+".scope")
+	sub(t, p.dir, "one", "inner")
+	for _, file := range []string{
+		"etc/systemd/system/nginx.service", "usr/lib/systemd/system/cron.service", "usr/lib/systemd/system/sshd.service", "lib/systemd/system/ssh.socket",
+		"run/systemd/transient/burst.scope", "usr/lib/systemd/system/php-fpm@.service", "usr/lib/systemd/system/machine.slice", "usr/lib/systemd/system/multi-user.target.wants/crom.service",
+	} {
+		file = filepath.Join(v.dir, file)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(v.dir, "etc/passwd"), []byte("root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/:/bin/sh\nalina:x:1001:1001::/:/bin/sh\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	top := strings.ReplaceAll(tctest.Name(), "-", "")
+	slice := sub(t, p.mount, top+".slice")
+	t.Cleanup(func() { removeAll(t, slice) })
+	sub(t, slice, top+"run.service")
+	dir := p.target(p.dir)
+	b := n.binderFor(t, v)
+	for _, tt := range []struct {
+		bind  string
+		known bool
+		near  []string
+	}{
+		{"unit:ngnix.service", false, []string{"unit:nginx.service"}},
+		{"unit:nginx.service", true, nil}, // stopped
+		{"unit:nginx.servise", false, []string{"unit:nginx.service"}},
+		{"unit:corn.service", false, []string{"unit:cron.service"}},
+		{"unit:sshd.socket", false, []string{"unit:ssh.socket"}},
+		{"unit:quite-else.service", false, nil},
+		{"unit:php-fmp@8.service", false, []string{"unit:php-fpm@8.service"}},
+		{"unit:php-fpm@8.service", true, nil},
+		{"unit:php-fpm@.service", false, []string{"unit:php-fpm@*.service"}},
+		{"unit:php@*.service", true, nil}, // a pattern stands for what may come
+		{"unit:" + top + "rum.service", false, []string{"unit:" + top + "run.service"}},
+		{"slice:machina.slice", false, []string{"slice:machine.slice"}},
+		{"user:alicia", false, []string{"user:alice", "user:alina"}},
+		{"user:bob", false, nil},
+		{"link:" + n.Dev + "x", false, []string{"link:" + n.Dev}},
+		{"container:web-sever", false, []string{"container:web-server"}},
+		{"container:web-servers", true, nil},
+		{dir + "/on/inner", false, []string{dir + "/one/inner"}},
+		{dir + "/one/iner", false, []string{dir + "/one/inner"}},
+		{dir + "/on/els", false, []string{dir + "/one"}},
+		{"cgroup:/vifshap", false, nil}, // homes are not for others to bind
+	} {
+		x, err := bind.Parse(tt.bind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		known, near := b.Like(t.Context(), x)
+		var got []string
+		for _, n := range near {
+			got = append(got, n.String())
+		}
+		if known != tt.known || !slices.Equal(got, tt.near) {
+			t.Errorf("%s: known %v, like it %q; want %v, %q", tt.bind, known, got, tt.known, tt.near)
+		}
 	}
 }
 

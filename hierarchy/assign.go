@@ -14,6 +14,8 @@ import (
 type IDs struct {
 	Minors  map[string]uint16 `json:"minors"`            // by key: "web/api", and "web/" for an inner branch
 	Retired []Retired         `json:"retired,omitempty"` // oldest first
+	// Named is about paths below the device that branches were renamed to, or from.
+	Named map[string]Named `json:"named,omitempty"`
 }
 
 // Retired is a class id that its branch no longer uses.
@@ -39,7 +41,8 @@ const (
 // machine, and even with the memory lost most ids stay what they are. The memory
 // comes first: a branch keeps its id whatever else is edited, and an id that was
 // given up goes to another branch only when none is left that never belonged to
-// anyone lately. A branch that comes back gets its old id back.
+// anyone lately. A branch that comes back gets its old id back, and one that the
+// policy renames keeps it, as long as its parent is the same.
 //
 // A branch that turns from a leaf into an inner branch, or back, gets another
 // class: the kernel would throw away the queue of the old one at the first child
@@ -50,6 +53,10 @@ func (ids IDs) Assign(t *Tree) (IDs, error) {
 	var taken minors
 	for _, m := range []uint16{0, RootMinor, RestMinor, Major, 0xffff} {
 		taken[m] = true
+	}
+	names := ids.follow(t)
+	if names != nil && len(names.named) > 0 {
+		next.Named = names.named
 	}
 	var fresh []newcomer
 	rest := t.Root.Path.Join(RestName)
@@ -62,7 +69,7 @@ func (ids IDs) Assign(t *Tree) (IDs, error) {
 			b.ID = ID(RestMinor)
 			continue
 		}
-		key := b.key()
+		key := names.key(b)
 		m, ok := ids.Minors[key]
 		if !ok {
 			fresh = append(fresh, newcomer{b, key})
@@ -150,12 +157,15 @@ type minors [1 << 16]bool
 
 // key tells a branch's class from all others of the device, and a leaf from
 // an inner branch of the same path.
-func (b *Branch) key() string {
-	_, below, _ := strings.Cut(string(b.Path), "/")
-	if b.Leaf() {
-		return below
+func (n *names) key(b *Branch) string {
+	_, key, _ := strings.Cut(string(b.Path), "/")
+	if n != nil {
+		key = n.keys[b]
 	}
-	return below + "/"
+	if b.Leaf() {
+		return key
+	}
+	return key + "/"
 }
 
 // search finds free numbers. For each number it knows one to go on with, itself
@@ -232,7 +242,11 @@ func (ids IDs) Names(device string) map[ClassID]Path {
 		from := all.Len()
 		all.WriteString(device)
 		all.WriteByte('/')
-		all.WriteString(strings.TrimSuffix(key, "/"))
+		below := originOf(key)
+		if is := ids.Named[below].Now; is != "" {
+			below = is
+		}
+		all.WriteString(below)
 		names[ID(m)] = Path(all.String()[from:])
 	}
 	return names
@@ -249,6 +263,10 @@ func (ids IDs) Find(p Path) (id ClassID, inner, ok bool) {
 		return ID(RootMinor), true, true
 	case key == RestName:
 		return ID(RestMinor), false, true
+	}
+	key, ok = ids.key(key)
+	if !ok {
+		return 0, false, false
 	}
 	if m, ok := ids.Minors[key]; ok {
 		return ID(m), false, true

@@ -93,60 +93,6 @@ func (b Bandwidth) Kernel() Bandwidth {
 	return b / 8 * 8
 }
 
-// bandwidthAdvice says what to write instead of a spelling that is refused.
-func bandwidthAdvice(num, u string) string {
-	l := strings.ToLower(u)
-	switch {
-	case u == "" && large(num):
-		return fmt.Sprintf("a bandwidth needs a unit: write \"%sbit\" for bits or \"%sB/s\" for bytes a second", num, num)
-	case u == "":
-		return fmt.Sprintf("a bandwidth needs a unit: write \"%smbit\" for megabits or \"%sMB/s\" for megabytes a second", num, num)
-	case multiple(l, "bps") && strings.HasSuffix(u, "Bps"):
-		p := strings.TrimSuffix(l, "bps")
-		return fmt.Sprintf("%q means bytes a second to most people: write \"%s%sB/s\", or \"%s%sbit\" for bits", u, num, bytePrefix(p), num, p)
-	case multiple(l, "bps"):
-		p := strings.TrimSuffix(l, "bps")
-		return fmt.Sprintf("%q means bits to most people and bytes to tc: write \"%s%sbit\" for bits or \"%s%sB/s\" for bytes a second", u, num, p, num, bytePrefix(p))
-	case len(l) == 1 && strings.Contains("kmgt", l):
-		return fmt.Sprintf("%q may mean bits or bytes: write \"%s%sbit\" for bits or \"%s%sB/s\" for bytes a second", u, num, l, num, bytePrefix(l))
-	case strings.HasPrefix(u, ","):
-		return "write the fraction behind a point, as in 1.5gbit"
-	case strings.Contains(u, "b") && (multiple(l, "b") || multiple(l, "b/s")):
-		p := strings.TrimSuffix(strings.TrimSuffix(l, "/s"), "b")
-		return fmt.Sprintf("a small b in %q may mean bits or bytes: write \"%s%sbit\" for bits or \"%s%sB/s\" for bytes a second", u, num, p, num, bytePrefix(p))
-	case u == "%":
-		return "a percentage has no meaning here, only in a branch's rate and ceil"
-	}
-	for _, x := range bandwidthUnits {
-		if strings.EqualFold(strings.TrimSuffix(x.name, "/s"), strings.TrimSuffix(l, "/s")) || strings.EqualFold(x.name, l+"/s") {
-			return fmt.Sprintf("write \"%s%s\"", num, x.name)
-		}
-	}
-	if p := strings.TrimSuffix(strings.TrimSuffix(l, "/s"), "s"); multiple(p, "bit") {
-		return fmt.Sprintf("write \"%s%s\"", num, p)
-	}
-	return "units are bit, kbit, mbit, gbit, tbit (bits a second) and B/s, kB/s, MB/s, MiB/s, GB/s ... (bytes a second)"
-}
-
-// large says whether a number without a unit is rather one of bits than of
-// megabits: a whole one of 10,000 and more.
-func large(num string) bool {
-	return !strings.Contains(num, ".") && len(strings.TrimLeft(num, "0")) > 4
-}
-
-// multiple says whether u is the unit, or thousands, millions and so on of it.
-func multiple(u, unit string) bool {
-	p, ok := strings.CutSuffix(u, unit)
-	return ok && len(p) <= 1 && strings.Contains("kmgt", p)
-}
-
-func bytePrefix(p string) string {
-	if p == "k" || p == "" {
-		return p
-	}
-	return strings.ToUpper(p)
-}
-
 // parseQuantity reads a decimal number with one of the units exactly.
 // Smallest is what the result counts, in one word.
 func parseQuantity(s string, units []unit, smallest string, advice func(num, unit string) string) (uint64, error) {

@@ -20,7 +20,8 @@ var rooms = []struct{ path, may, why string }{
 	{"hierarchy", "hierarchy/bind hierarchy/match", "hierarchy is the model and knows nobody but its own words"},
 	{"hierarchy/bind", "", "bind has the words for what is bound, and knows neither trees nor machines"},
 	{"hierarchy/match", "", "match has the words for packets, and knows neither trees nor machines"},
-	{"hierarchy/amend", "hierarchy hierarchy/bind", "amend is a part of the model"},
+	{"hierarchy/amend", "hierarchy hierarchy/bind hierarchy/emulate", "amend is a part of the model"},
+	{"hierarchy/emulate", "hierarchy", "emulate makes leaves of the figures of a link, and knows neither kinds of qdiscs nor machines"},
 
 	{"policy", "hierarchy/...", "policy makes TOML into the model: only cmd knows it beside tc and cgroup"},
 
@@ -30,6 +31,7 @@ var rooms = []struct{ path, may, why string }{
 	{"tc/link", "hierarchy/... tc/rtnl", "an interface does not know what is made of it"},
 	{"tc/hook", "hierarchy/... tc/rtnl tc/link", "a hook does not know what is classified for"},
 	{"tc/foreign", "hierarchy/... tc/rtnl tc/link tc/hook", "what others made does not depend on what is ours"},
+	{"tc/survey", "hierarchy/... tc tc/rtnl tc/qdisc tc/link", "a survey stands beside tc, and changes nothing"},
 	{"tc/lab", "hierarchy/...", "what lies below tc does not look up"},
 	{"tc/tctest", "hierarchy/... tc/lab tc/tctest/...", "what lies below tc does not look up"},
 
@@ -54,7 +56,7 @@ var rooms = []struct{ path, may, why string }{
 	{"cmd/internal/record", "hierarchy/... policy tc/... cgroup/... cmd/internal/words", "record keeps what the kernel cannot, and knows nobody who works with it"},
 	{"cmd/internal/shaper", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/words", "shaper changes a machine, and knows nobody who asks it to"},
 	{"cmd/internal/observe", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/shaper cmd/internal/words", "observe looks at a machine, changes nothing, and knows nobody who asks it to"},
-	{"cmd/internal/agent", "hierarchy/... policy tc/... cgroup/... cmd/client cmd/internal/record cmd/internal/shaper cmd/internal/observe cmd/internal/words", "agent answers in client's words, and does the work by shaper"},
+	{"cmd/internal/agent", "hierarchy/... policy tc/... cgroup/... cmd/client cmd/internal/enabled cmd/internal/record cmd/internal/shaper cmd/internal/observe cmd/internal/words", "agent answers in client's words, and does the work by shaper"},
 	{"cmd/internal/doctor", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/shaper cmd/internal/observe cmd/internal/words", "doctor finds out by shaper and observe, and knows neither the agent nor the laboratories"},
 	{"cmd/internal/schema", "hierarchy/...", "schema explains any values"},
 	{"cmd/internal/weigh", "", "weigh measures any program"},

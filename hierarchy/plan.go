@@ -116,6 +116,16 @@ func (s Step) String() string {
 type Plan struct {
 	Device string
 	Steps  []Step
+	// Renames are branches that keep their class, and what goes with it, under another
+	// name. What is below them goes along. The kernel knows no names: there is no step.
+	Renames []Rename
+}
+
+// Rename is another name of a branch.
+type Rename struct {
+	Path Path    `json:"path"`
+	Was  Path    `json:"was"`
+	ID   ClassID `json:"classid"`
 }
 
 // Counts are how many steps create something, change it and delete it.
@@ -127,11 +137,11 @@ func (p Plan) Counts() (created, changed, deleted int) {
 	return n[Create], n[Change], n[Delete]
 }
 
-// Empty says whether there is nothing to do.
+// Empty says whether there is nothing to do in the kernel.
 func (p Plan) Empty() bool { return len(p.Steps) == 0 }
 
 // Diff is the plan that turns the state old into the state want. Paths, and
-// where a binding comes from, are names only and make no difference.
+// where a binding comes from, are names only and make no step.
 //
 // The order of steps is, for one port after the other: the root qdisc; classes that
 // stand in the way of others (see clear); classes that shrink, children first; new
@@ -268,6 +278,9 @@ func (p *Plan) classes(old, want PortState) (last []Step) {
 		w := &want.Classes[i]
 		o := was[w.ID]
 		delete(was, w.ID)
+		if o != nil && want.Port.Direction == Send && o.Path != "" && w.Path != "" && o.Path.Base() != w.Path.Base() {
+			p.Renames = append(p.Renames, Rename{w.Path, o.Path, w.ID})
+		}
 		switch {
 		case o == nil:
 			rest = append(rest, Step{Port: want.Port, Action: Create, New: w})

@@ -45,6 +45,12 @@ func (k Kernel) Read(ctx context.Context) (State, error) {
 			return State{}, err
 		}
 	}
+	k.Name(&s)
+	return s, nil
+}
+
+// Name gives what was read its paths.
+func (k Kernel) Name(s *State) {
 	for _, p := range s.Ports {
 		for i := range p.Classes {
 			p.Classes[i].Path = k.Names[p.Classes[i].ID]
@@ -59,7 +65,6 @@ func (k Kernel) Read(ctx context.Context) (State, error) {
 	for i := range s.Matched {
 		s.Matched[i].Path = k.Names[s.Matched[i].ID]
 	}
-	return s, nil
 }
 
 // Apply carries out the plan that leads from before to want, reads the kernel

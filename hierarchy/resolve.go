@@ -70,7 +70,7 @@ type Problem struct {
 func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	r := resolver{kinds: kinds, bound: map[bind.Binding]Path{}, ingress: s.Ingress != nil}
 	path := Path(s.Interface)
-	if text, hint := checkInterface(s.Interface); text != "" {
+	if text, hint := Selector(s.Interface).check(); text != "" {
 		r.add(path, "", text, hint)
 	}
 	if _, ok := s.Line.layer(); !ok {
@@ -101,6 +101,8 @@ func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 		}
 	}
 	r.clashes(tree)
+	r.direction = Send
+	r.renames(tree)
 	r.sort(tree)
 	if r.broken || slices.ContainsFunc(r.problems, func(p Problem) bool { return !p.Warning }) {
 		return nil, r.problems
@@ -280,6 +282,8 @@ func (r *resolver) own(b *Branch, s *BranchSpec, depth int) {
 			r.report(Problem{Path: b.Path, Key: strings.TrimSuffix("match."+key, "."), Index: i, Text: text, Hint: hint})
 		}
 	}
+	b.RenamedFrom = s.RenamedFrom
+	r.renamedFrom(b)
 	b.Delegate = s.Delegate
 	if len(s.Delegate) > 0 && b.Path.Base() == RestName {
 		r.add(b.Path, "delegate", "rest cannot be delegated: it carries what nobody claims, and must stay a leaf", "delegate a branch beside it")
@@ -571,25 +575,7 @@ func suggest(name string, known []string) string {
 }
 
 // words are the keys of a policy; a branch cannot be called like one of them.
-var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "match", "delegate", "ingress", "flows", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
-
-// checkInterface says what is wrong with the name of an interface, and what to
-// write instead: what the kernel would never have (dev_valid_name,
-// net/core/dev.c, v6.12). Empty: nothing.
-func checkInterface(name string) (text, hint string) {
-	switch {
-	case name == "":
-		return "an interface without a name", ""
-	case name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r"):
-		return fmt.Sprintf("%q cannot be an interface: its name has no slash, colon or space", name), ""
-	case strings.IndexByte(name, 0xa0) >= 0:
-		return fmt.Sprintf("%q cannot be an interface: the kernel takes its byte 0xa0 for a space", name), ""
-	case len(name) > maxName:
-		return fmt.Sprintf("%q cannot be an interface: its name has at most %d bytes, and this one has %d", name, maxName, len(name)),
-			"if this is an alternative name (altname in ip link), write the interface's own"
-	}
-	return "", ""
-}
+var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "match", "delegate", "renamed_from", "ingress", "flows", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
 
 // CheckName says what is wrong with the name of a branch. A name also becomes a
 // directory of the cgroup file system, whose own files all have a dot in their
@@ -621,44 +607,4 @@ func CheckName(name string) error {
 		return err
 	}
 	return nil
-}
-
-// Nearest is the one of the known names that name was most likely meant to be,
-// or empty when none is close: at most one letter differs, or a third of them.
-func Nearest(name string, known []string) string {
-	best, least := "", max(1, len(name)/3)+1
-	for _, k := range known {
-		if d := distance(strings.ToLower(name), strings.ToLower(k)); d < min(least, len(k), len(name)) {
-			best, least = k, d
-		}
-	}
-	return best
-}
-
-// distance is the number of letters to insert, delete, replace or swap with the
-// next one to turn a into b (optimal string alignment).
-func distance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return 64
-	}
-	var rows [3][65]int
-	for j := range b {
-		rows[1][j+1] = j + 1
-	}
-	prev2, prev, cur := &rows[0], &rows[1], &rows[2]
-	for i := range a {
-		cur[0] = i + 1
-		for j := range b {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			cur[j+1] = min(prev[j+1]+1, cur[j]+1, prev[j]+cost)
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				cur[j+1] = min(cur[j+1], prev2[j-1]+1)
-			}
-		}
-		prev2, prev, cur = prev, cur, prev2
-	}
-	return prev[len(b)]
 }

@@ -250,8 +250,15 @@ func TestResolveProblems(t *testing.T) {
 
 		{"byte 0xa0 in the name", link(func(s *Spec) { s.Interface = "voilà" }), []string{`voilà: "voilà" cannot be an interface: the kernel takes its byte 0xa0 for a space`}},
 		{"longest name", link(func(s *Spec) { s.Interface = "fifteen-bytes-1" }), nil},
-		{"alternative name", link(func(s *Spec) { s.Interface = "sixteen-bytes-12" }), []string{
-			`sixteen-bytes-12: "sixteen-bytes-12" cannot be an interface: its name has at most 15 bytes, and this one has 16 | if this is an alternative name (altname in ip link), write the interface's own`}},
+		{"alternative name", link(func(s *Spec) { s.Interface = "sixteen-bytes-12" }), nil},
+		{"no alternative name", link(func(s *Spec) { s.Interface = strings.Repeat("x", 128) }), []string{
+			fmt.Sprintf("%s: %[1]q cannot be an interface: a name has at most 15 bytes, an alternative one 127, and this one has 128", strings.Repeat("x", 128))}},
+		{"pattern", link(func(s *Spec) { s.Interface = "wlp[0-9]*" }), nil},
+		{"hardware address", link(func(s *Spec) { s.Interface = "mac=52:54:00:12:34:56" }), nil},
+		{"no pattern", link(func(s *Spec) { s.Interface = "wlp[" }), []string{
+			`wlp[: "wlp[" is no pattern of interfaces | a [ opens a list of characters as in [a-c], and must be closed; write [[] for the bracket itself`}},
+		{"no hardware address", link(func(s *Spec) { s.Interface = "mac=52:54:00:12:34" }), []string{
+			`mac=52:54:00:12:34: "mac=52:54:00:12:34" has no hardware address | write six bytes, as in "mac=52:54:00:12:34:56"`}},
 
 		// Ceilings and rates.
 		{"ceil below rate", eth0(rate("100mbit"), branch("a", rate("10mbit"), ceil("5mbit"))), []string{

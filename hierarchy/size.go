@@ -62,9 +62,9 @@ func sizeAdvice(num, u string) string {
 	case u == "":
 		return fmt.Sprintf("a size needs a unit: write \"%sb\" for bytes or \"%skb\" for kilobytes", num, num)
 	case len(l) == 1 && strings.Contains("kmg", l):
-		return fmt.Sprintf("%q may mean 1000 or 1024: write \"%s%sb\" for powers of 1000 or \"%s%sib\" for 1024", u, num, l, num, l)
+		return fmt.Sprintf("%q may mean 1000 or 1024: write \"%s%sb\" for powers of 1000, or \"%s%sib\" for 1024, as tc reads it", u, num, l, num, l)
 	case strings.HasPrefix(u, ","):
-		return "write the fraction behind a point, as in 1.5mib"
+		return pointAdvice(num, u, "mib", func(s string) bool { _, err := ParseSize(s); return err == nil })
 	case strings.HasSuffix(l, "bit"):
 		return fmt.Sprintf("sizes are bytes: write \"%sb\", \"%skb\" or \"%smb\"", num, num, num)
 	}

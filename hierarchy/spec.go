@@ -12,7 +12,7 @@ import (
 // Spec is one interface as a policy has it, with both its directions: nothing worked
 // out, nothing checked. [Resolve] makes a [Tree] of it.
 type Spec struct {
-	Interface string `json:"interface"`
+	Interface string `json:"interface"`         // a [Selector]
 	Replace   bool   `json:"replace,omitempty"` // a foreign root qdisc may be replaced
 	MTU       Size   `json:"mtu,omitzero"`      // largest packet to expect; zero: the device's own
 	Line      Line   `json:"line,omitzero"`
@@ -36,6 +36,8 @@ type BranchSpec struct {
 	Match    []match.Match   `json:"match,omitempty"` // any of which suffices
 	Delegate []bind.Delegate `json:"delegate,omitempty"`
 	Children []*BranchSpec   `json:"children,omitempty"`
+	// RenamedFrom is the name that the branch had before, or its whole path.
+	RenamedFrom string `json:"renamed_from,omitempty"`
 }
 
 // RawQdisc is a queueing discipline as a policy has it.

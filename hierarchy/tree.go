@@ -47,7 +47,10 @@ type Branch struct {
 	Match    []match.Match
 	Delegate []bind.Delegate
 	Implied  bool // not in the policy: a rest that was added
-	Children []*Branch
+	// RenamedFrom is the name that the branch had before, or its whole path; see [IDs.Assign].
+	// It stands in the tree for sending alone.
+	RenamedFrom string
+	Children    []*Branch
 }
 
 // RestName is the name of the leaf that carries what no sibling claims.

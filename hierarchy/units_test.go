@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/big"
 	"math/rand/v2"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -40,14 +41,14 @@ func check[T comparable](t *testing.T, parse func(string) (T, error), rows []rea
 }
 
 func TestParseBandwidth(t *testing.T) {
-	both := func(in, u, bits, bytes string) string {
-		return `"` + in + `" is not understood: "` + u + `" may mean bits or bytes: write "` + bits + `" for bits or "` + bytes + `" for bytes a second`
+	both := func(in, u, bits, bytes, is string) string {
+		return `"` + in + `" is not understood: "` + u + `" may mean bits or bytes: write "` + bits + `" for bits or "` + bytes + `" (` + is + `) for bytes a second`
 	}
-	small := func(in, u, bits, bytes string) string {
-		return `"` + in + `" is not understood: a small b in "` + u + `" may mean bits or bytes: write "` + bits + `" for bits or "` + bytes + `" for bytes a second`
+	small := func(in, u, bits, bytes, is string) string {
+		return `"` + in + `" is not understood: a small b in "` + u + `" may mean bits or bytes: write "` + bits + `" for bits or "` + bytes + `" (` + is + `) for bytes a second`
 	}
-	bps := func(in, u, bits, bytes string) string {
-		return `"` + in + `" is not understood: "` + u + `" means bits to most people and bytes to tc: write "` + bits + `" for bits or "` + bytes + `" for bytes a second`
+	bps := func(in, u, bits, bytes, is string) string {
+		return `"` + in + `" is not understood: "` + u + `" means bits to most people, and tc reads it as ` + map[string]string{"10mbps": "mega", "10Kbps": "kilo"}[in] + `bytes a second: write "` + bits + `" for bits or "` + bytes + `" (` + is + `) for bytes a second`
 	}
 	units := func(in string) string {
 		return `"` + in + `" is not understood: units are bit, kbit, mbit, gbit, tbit (bits a second) and B/s, kB/s, MB/s, MiB/s, GB/s ... (bytes a second)`
@@ -76,39 +77,51 @@ func TestParseBandwidth(t *testing.T) {
 		{in: "5GiB/s", want: 5 << 33},
 		{in: "5TiB/s", want: 5 << 43},
 
-		{in: "", err: `"" is empty: a bandwidth needs a unit: write "10mbit" for megabits or "10MB/s" for megabytes a second`},
-		{in: "9999", err: `"9999" is not understood: a bandwidth needs a unit: write "9999mbit" for megabits or "9999MB/s" for megabytes a second`},
-		{in: "10000", err: `"10000" is not understood: a bandwidth needs a unit: write "10000bit" for bits or "10000B/s" for bytes a second`},
-		{in: "10", err: `"10" is not understood: a bandwidth needs a unit: write "10mbit" for megabits or "10MB/s" for megabytes a second`},
-		{in: "10mbps", err: bps("10mbps", "mbps", "10mbit", "10MB/s")},
-		{in: "10Kbps", err: bps("10Kbps", "Kbps", "10kbit", "10kB/s")},
-		{in: "10bps", err: bps("10bps", "bps", "10bit", "10B/s")},
-		{in: "5M", err: both("5M", "M", "5mbit", "5MB/s")},
-		{in: "5k", err: both("5k", "k", "5kbit", "5kB/s")},
-		{in: "5b", err: small("5b", "b", "5bit", "5B/s")},
-		{in: "5Mb", err: small("5Mb", "Mb", "5mbit", "5MB/s")},
-		{in: "5Mb/s", err: small("5Mb/s", "Mb/s", "5mbit", "5MB/s")},
-		{in: "5gb", err: small("5gb", "gb", "5gbit", "5GB/s")},
-		{in: "5MB", err: `"5MB" is not understood: write "5MB/s"`},
+		{in: "", err: `"" is empty: a bandwidth needs a unit: write "10mbit" for megabits or "10MB/s" for megabytes a second; tc reads a bare number as bits`},
+		{in: "9999", err: `"9999" is not understood: a bandwidth needs a unit: write "9999mbit" for megabits or "9999MB/s" for megabytes a second; tc reads a bare number as bits`},
+		{in: "10000", err: `"10000" is not understood: a bandwidth needs a unit: write "10000bit" for bits, as tc reads it, or "10000B/s" for bytes a second`},
+		{in: "10", err: `"10" is not understood: a bandwidth needs a unit: write "10mbit" for megabits or "10MB/s" for megabytes a second; tc reads a bare number as bits`},
+		{in: "10mbps", err: bps("10mbps", "mbps", "10mbit", "10MB/s", "80mbit")},
+		{in: "10Kbps", err: bps("10Kbps", "Kbps", "10kbit", "10kB/s", "80kbit")},
+		{in: "10bps", err: bps("10bps", "bps", "10bit", "10B/s", "80bit")},
+		{in: "5M", err: both("5M", "M", "5mbit", "5MB/s", "40mbit")},
+		{in: "5k", err: both("5k", "k", "5kbit", "5kB/s", "40kbit")},
+		{in: "5b", err: small("5b", "b", "5bit", "5B/s", "40bit")},
+		{in: "5Mb", err: small("5Mb", "Mb", "5mbit", "5MB/s", "40mbit")},
+		{in: "5Mb/s", err: small("5Mb/s", "Mb/s", "5mbit", "5MB/s", "40mbit")},
+		{in: "5gb", err: small("5gb", "gb", "5gbit", "5GB/s", "40gbit")},
+		{in: "5MB", err: `"5MB" is not understood: "MB" means bytes to most people: write "5MB/s" (40mbit) for bytes a second or "5mbit" for bits`},
 		{in: "5mB/s", err: `"5mB/s" is not understood: write "5MB/s"`},
-		{in: "5MiB", err: `"5MiB" is not understood: write "5MiB/s"`},
-		{in: "5B", err: `"5B" is not understood: write "5B/s"`},
+		{in: "5MiB", err: `"5MiB" is not understood: "MiB" means bytes to most people: write "5MiB/s" for bytes a second or "5242880bit" for bits`},
+		{in: "5B", err: `"5B" is not understood: "B" means bytes to most people: write "5B/s" (40bit) for bytes a second or "5bit" for bits`},
 		{in: "10Mbit", want: 10 * Mbit}, // as tc prints them
 		{in: "512Kbit", want: 512 * Kbit},
 		{in: "1.5Gbit", want: 1500 * Mbit},
 		{in: "2Tbit", want: 2 * Tbit},
 		{in: "10MBit", err: `"10MBit" is not understood: write "10mbit"`},
-		{in: "10MBps", err: `"10MBps" is not understood: "MBps" means bytes a second to most people: write "10MB/s", or "10mbit" for bits`},
-		{in: "10kBps", err: `"10kBps" is not understood: "kBps" means bytes a second to most people: write "10kB/s", or "10kbit" for bits`},
-		{in: "10Bps", err: `"10Bps" is not understood: "Bps" means bytes a second to most people: write "10B/s", or "10bit" for bits`},
+		{in: "10MBps", err: `"10MBps" is not understood: "MBps" means bytes to most people: write "10MB/s" (80mbit) for bytes a second or "10mbit" for bits`},
+		{in: "10kBps", err: `"10kBps" is not understood: "kBps" means bytes to most people: write "10kB/s" (80kbit) for bytes a second or "10kbit" for bits`},
+		{in: "10Bps", err: `"10Bps" is not understood: "Bps" means bytes to most people: write "10B/s" (80bit) for bytes a second or "10bit" for bits`},
 		{in: "0", err: `"0" is no bandwidth; the kernel cannot shape to nothing, the least is "8bit"`},
 		{in: "10MBIT", err: `"10MBIT" is not understood: write "10mbit"`},
 		{in: "10Mbit/s", err: `"10Mbit/s" is not understood: write "10mbit"`},
 		{in: "10mbits", err: `"10mbits" is not understood: write "10mbit"`},
 		{in: "10Mbits/s", err: `"10Mbits/s" is not understood: write "10mbit"`},
-		{in: "1,5gbit", err: `"1,5gbit" is not understood: write the fraction behind a point, as in 1.5gbit`},
+		{in: "1,5gbit", err: `"1,5gbit" is not understood: write the fraction behind a point: "1.5gbit"`},
+		{in: "1,000mbit", err: `"1,000mbit" is not understood: write "1000mbit" for thousands, or "1.000mbit" for a fraction`},
+		{in: "1,5M", err: `"1,5M" is not understood: write the fraction behind a point, as in 1.5gbit`},
+		{in: "1,mbit", err: `"1,mbit" is not understood: write the fraction behind a point, as in 1.5gbit`},
+		{in: "100Mi", err: `"100Mi" is not understood: "Mi" may mean bits or bytes: write "104857600bit" for bits or "100MiB/s" for bytes a second`},
+		{in: "5mibps", err: `"5mibps" is not understood: "mibps" means bits to most people, and tc reads it as megabytes a second: write "5242880bit" for bits or "5MiB/s" for bytes a second`},
+		{in: "5megabits/sec", err: `"5megabits/sec" is not understood: write "5mbit"`},
+		{in: "5 Mbit/second", err: `"5 Mbit/second" is not understood: write "5mbit"`},
+		{in: "5Mbytes", err: `"5Mbytes" is not understood: write "5MB/s"`},
+		{in: "5mbti", err: `"5mbti" is not understood: did you mean "5mbit"?`},
+		{in: "5e3mbit", err: units("5e3mbit")},
+		{in: "5ps", err: units("5ps")},
+		{in: "5nbit", err: units("5nbit")},
 		{in: "40%", err: `"40%" is not understood: a percentage has no meaning here, only in a branch's rate and ceil`},
-		{in: "10mibit", err: units("10mibit")},
+		{in: "10mibit", err: `"10mibit" is not understood: write "10485760bit" for powers of 1024, or "10mbit" for powers of 1000`},
 		{in: "10zbit", err: units("10zbit")},
 		{in: "10zbps", err: units("10zbps")},
 		{in: "10zb", err: units("10zb")},
@@ -134,6 +147,31 @@ func TestParseBandwidth(t *testing.T) {
 	})
 }
 
+// TestBandwidthAdvice holds that what is proposed is read, whatever was written.
+func TestBandwidthAdvice(t *testing.T) {
+	proposed := regexp.MustCompile(`"([0-9][^"]*)"`)
+	for _, prefix := range []string{"", "k", "K", "m", "M", "Mi", "gi", "g", "T", "giga", "Kilo"} {
+		for _, of := range []string{"", "b", "B", "bit", "Bits", "byte", "Bytes"} {
+			for _, per := range []string{"", "/s", "ps", "PS", "/sec", "/second"} {
+				in := "5" + prefix + of + per
+				_, err := ParseBandwidth(in)
+				if err == nil || of == "" && per != "" {
+					continue
+				}
+				all := proposed.FindAllStringSubmatch(err.Error(), -1)[1:] // the first is what was written
+				if len(all) == 0 {
+					t.Errorf("nothing is proposed: %v", err)
+				}
+				for _, p := range all {
+					if _, err := ParseBandwidth(p[1]); err != nil {
+						t.Errorf("%q: what is proposed is refused: %v", in, err)
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestBandwidthString(t *testing.T) {
 	for want, b := range map[string]Bandwidth{
 		"0bit": 0, "7bit": 7, "1kbit": 1000, "1500kbit": 1_500_000, "940mbit": 940 * Mbit, "1gbit": Gbit, "1001mbit": 1001 * Mbit, "100tbit": MaxBandwidth,
@@ -154,7 +192,7 @@ func TestBandwidthKernel(t *testing.T) {
 
 func TestParseSize(t *testing.T) {
 	two := func(in, u, ten, bin string) string {
-		return `"` + in + `" is not understood: "` + u + `" may mean 1000 or 1024: write "` + ten + `" for powers of 1000 or "` + bin + `" for 1024`
+		return `"` + in + `" is not understood: "` + u + `" may mean 1000 or 1024: write "` + ten + `" for powers of 1000, or "` + bin + `" for 1024, as tc reads it`
 	}
 	check(t, ParseSize, []read[Size]{
 		{in: "0b", want: 0},
@@ -176,7 +214,7 @@ func TestParseSize(t *testing.T) {
 		{in: "15KiB", err: `"15KiB" is not understood: write "15kib"`},
 		{in: "15B", err: `"15B" is not understood: write "15b"`},
 		{in: "15kbit", err: `"15kbit" is not understood: sizes are bytes: write "15b", "15kb" or "15mb"`},
-		{in: "1,5mib", err: `"1,5mib" is not understood: write the fraction behind a point, as in 1.5mib`},
+		{in: "1,5mib", err: `"1,5mib" is not understood: write the fraction behind a point: "1.5mib"`},
 		{in: "15kB/s", err: `"15kB/s" is not understood: units are b, kb, mb, gb (powers of 1000) and kib, mib, gib (powers of 1024)`},
 		{in: "15%", err: `"15%" is not understood: units are b, kb, mb, gb (powers of 1000) and kib, mib, gib (powers of 1024)`},
 		{in: "1.5b", err: `"1.5b" is not a whole number of bytes: use fewer digits behind the point`},
@@ -245,7 +283,7 @@ func TestParseAmount(t *testing.T) {
 		{in: "0.000%", err: `"0.000%" is not between 0.001% and 100%`},
 		{in: "100.001%", err: `"100.001%" is not between 0.001% and 100%`},
 		{in: "4294967295.999%", err: `"4294967295.999%" is not between 0.001% and 100%`},
-		{in: "40", err: `"40" is not understood: a bandwidth needs a unit: write "40mbit" for megabits or "40MB/s" for megabytes a second`},
+		{in: "40", err: `"40" is not understood: a bandwidth needs a unit: write "40mbit" for megabits or "40MB/s" for megabytes a second; tc reads a bare number as bits`},
 		{in: "0bit", err: `"0bit" is no bandwidth; the kernel cannot shape to nothing, the least is "8bit"`},
 	})
 	if !(Amount{}).IsZero() || percent("1%").IsZero() || Absolute(1).IsZero() || Absolute(1).Percent() || !percent("1%").Percent() {
@@ -439,20 +477,6 @@ func TestQdisc(t *testing.T) {
 	}
 	if _, ok := q.Get("c"); ok || k.Param("c") != nil || k.Param("b") != &k.Params[1] {
 		t.Error("a parameter that is not there is found, or one that is there is not")
-	}
-}
-
-func TestNearest(t *testing.T) {
-	keys := []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind"}
-	for in, want := range map[string]string{
-		"rat": "rate", "Rate": "rate", "ciel": "ceil", "ceils": "ceil", "brust": "burst", "qdsic": "qdisc", "quantums": "quantum", "pria": "prio", "cat": "", "bid": "bind", "colour": "", "": "", "x": "",
-	} {
-		if got := Nearest(in, keys); got != want {
-			t.Errorf("nearest to %q is %q, want %q", in, got, want)
-		}
-	}
-	if got := Nearest(strings.Repeat("a", 100), []string{strings.Repeat("a", 100)}); got != "" && len(got) != 100 {
-		t.Errorf("long names: %q", got)
 	}
 }
 

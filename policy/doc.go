@@ -10,9 +10,9 @@
 //	rate = "50%"
 //	bind = ["unit:nginx.service"]
 //
-// A table below [interface] is a network interface, a table below that is a
-// branch, and so on down. The order of the file is the order of the trees and of
-// the branches in them.
+// A table below [interface] is a network interface, or all those that a
+// [hierarchy.Selector] fits, a table below that is a branch, and so on down. The
+// order of the file is the order of the trees and of the branches in them.
 //
 // At the top stand version, which must be 1, and binding, which is "auto", "bpf",
 // "nft" or "net_cls". An interface has rate, ceil, burst, cburst, overhead, mpu,

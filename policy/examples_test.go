@@ -27,7 +27,7 @@ func TestExamples(t *testing.T) {
 			if !bytes.HasPrefix(data, []byte("# ")) {
 				t.Error("does not begin with a comment that says what it shows")
 			}
-			p, err := policy.Parse(filepath.Base(file), bytes.NewReader(data), leaves())
+			p, err := policy.Parse(filepath.Base(file), bytes.NewReader(data), exampleKinds())
 			var errs policy.Errors
 			if errors.As(err, &errs) {
 				t.Fatal("\n" + errs.Render())
@@ -43,6 +43,14 @@ func TestExamples(t *testing.T) {
 			}
 		})
 	}
+}
+
+// exampleKinds are the kinds of the examples' queues.
+func exampleKinds() []hierarchy.Kind {
+	return append(leaves(), hierarchy.Kind{Name: "netem", Params: []hierarchy.Param{
+		{Name: "delay", Type: hierarchy.Duration}, {Name: "jitter", Type: hierarchy.Duration},
+		{Name: "loss", Type: hierarchy.Percent}, {Name: "limit", Type: hierarchy.Count, Min: 1, Max: 1 << 20},
+	}})
 }
 
 // plan holds that a tree is made from nothing, each class once and behind its

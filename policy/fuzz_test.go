@@ -66,6 +66,7 @@ func FuzzParse(f *testing.F) {
 				}
 			}
 			writtenDown(t, p)
+			formatted(t, p)
 			errs = p.Warnings
 		}
 		lines := strings.Split(strings.TrimPrefix(text, "\ufeff"), "\n")

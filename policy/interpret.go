@@ -43,6 +43,7 @@ var words = []word{
 	{"prio", inBranch}, {"burst", inInterface | inBranch}, {"cburst", inInterface | inBranch},
 	{"quantum", inBranch}, {"qdisc", inBranch}, {"ingress", levelInterface | levelBranch},
 	{"flows", levelIngress}, {"bind", levelBranch}, {"match", levelBranch}, {"delegate", levelBranch},
+	{"renamed_from", levelBranch},
 	{"overhead", levelInterface}, {"mpu", levelInterface}, {"linklayer", levelInterface},
 	{"mtu", levelInterface}, {"replace", levelInterface},
 }
@@ -79,6 +80,7 @@ var others = []struct{ from, to string }{
 	{"ingress_rate", "ingress"}, {"ingress-rate", "ingress"},
 	{"priority", "prio"}, {"cgroup", "bind"}, {"unit", "bind"}, {"user", "bind"},
 	{"filter", "match"}, {"filters", "match"}, {"rule", "match"}, {"rules", "match"}, {"matches", "match"}, {"classify", "match"},
+	{"renamed", "renamed_from"}, {"was", "renamed_from"}, {"formerly", "renamed_from"}, {"old_name", "renamed_from"}, {"renamed-from", "renamed_from"},
 	{"owner", "delegate"}, {"owners", "delegate"}, {"users", "delegate"},
 	{"leaf", "qdisc"}, {"queue", "qdisc"}, {"scheduler", "qdisc"},
 }
@@ -516,7 +518,14 @@ func (r *reader) scalar(n *node, name string, v any) {
 	case "qdisc":
 		r.qdisc(n, v)
 	case "bind":
-		n.branch.Bind, n.bound = list(r, n, name, v, "a binding", "unit:nginx.service", bind.Parse)
+		n.branch.Bind, n.bound = list(r, n, name, v, "a binding", "unit:nginx.service", hierarchy.ParseBinding)
+	case "renamed_from":
+		s, ok := v.(string)
+		if !ok || s == "" {
+			r.value(n, name, fmt.Sprintf("renamed_from is %s, but must be the name that the branch had", quote(v)), `write renamed_from = "web", or where it had another parent its whole path, as in "eth0/office/web"`)
+			return
+		}
+		b.RenamedFrom = s
 	case "match":
 		r.matches(n, v)
 	case "delegate":
@@ -544,6 +553,8 @@ func (r *reader) misplaced(n *node, name string) {
 		r.key(n, name, "bind belongs to a branch: the interface's own traffic is the rest", "write it in a branch, for example in "+header(n, "web"))
 	case name == "match":
 		r.key(n, name, "match belongs to a branch: what none fits is the interface's rest", "write it in a branch, for example in "+header(n, "web"))
+	case name == "renamed_from":
+		r.key(n, name, "renamed_from belongs to a branch: an interface keeps its tree when it gets another name", "remove it, and write the header with the new name")
 	case name == "delegate":
 		r.key(n, name, "delegate belongs to a branch: the interface as a whole is root's", "write it in a branch, for example in "+header(n, "web"))
 	case n.level == levelIngress:

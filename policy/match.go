@@ -88,6 +88,10 @@ func (r *reader) matches(n *node, v any) {
 		r.value(n, "match", fmt.Sprintf("match is %s, but must be a list of tables", describe(v)), "write "+matchExample)
 		return
 	}
+	if len(list) == 0 {
+		r.value(n, "match", "match is an empty list, which fits no packet", "write "+matchExample+", or leave it out")
+		return
+	}
 	inline := r.index.entries[r.at].val >= 0
 	tables := r.matchTables(list)
 	for i, x := range list {

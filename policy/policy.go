@@ -110,3 +110,20 @@ func decode(text string, stop int) (doc map[string]any, keys []toml.Key, err err
 	doc, _ = v.(map[string]any)
 	return doc, md.Keys(), nil
 }
+
+// For is the place, in Trees and Specs, of what the policy says of an interface, and how well
+// it fits: the best one, of equal ones the first. -1: it says nothing of it.
+func (p *Policy) For(n hierarchy.Identity) (at int, fit hierarchy.Fit) {
+	at = -1
+	for i, s := range p.Specs {
+		if f := hierarchy.Selector(s.Interface).Fit(n); f > fit {
+			at, fit = i, f
+		}
+	}
+	return at, fit
+}
+
+// Names says whether the policy has an interface written so.
+func (p *Policy) Names(iface string) bool {
+	return slices.ContainsFunc(p.Specs, func(s *hierarchy.Spec) bool { return s.Interface == iface })
+}

@@ -74,6 +74,7 @@ func TestParse(t *testing.T) {
 			}
 			golden(t, strings.TrimSuffix(file, ".toml")+".golden", describe(p))
 			writtenDown(t, p)
+			formatted(t, p)
 		})
 	}
 }
@@ -164,6 +165,9 @@ func describeTree(b *strings.Builder, t *hierarchy.Tree) {
 		}
 		if len(x.Delegate) > 0 {
 			fmt.Fprintf(b, " delegate %v", x.Delegate)
+		}
+		if x.RenamedFrom != "" {
+			fmt.Fprintf(b, " renamed from %s", x.RenamedFrom)
 		}
 		if x.Implied {
 			b.WriteString(" (added)")

@@ -2,13 +2,10 @@ package policy
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/BurntSushi/toml"
-
-	"github.com/vifshape/vifshape/hierarchy"
 )
 
 // VLAN says whether an interface is called as VLANs are by most who make them, as in
@@ -31,7 +28,7 @@ func (p *Policy) Unquoted(meant func(name string) bool) Errors {
 	for _, t := range p.Trees {
 		for _, b := range t.Root.Children {
 			name := t.Port.Device + "." + b.Path.Base()
-			if slices.ContainsFunc(p.Trees, func(t *hierarchy.Tree) bool { return t.Port.Device == name }) || !meant(name) {
+			if p.Names(name) || !meant(name) {
 				continue
 			}
 			r := report{file: p.file, index: p.index}

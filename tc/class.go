@@ -89,10 +89,10 @@ func encodeClass(index uint32, flags netlink.HeaderFlags, c *hierarchy.Class) (n
 	return rtnl.Message(unix.RTM_NEWTCLASS, flags, e.B), nil
 }
 
-// decodeClass reads a class of a dump. Its quantum and priority are what the
+// DecodeClass reads an HTB class of a dump, whoever made it. Its quantum and priority are what the
 // kernel has in store, for inner classes too. ok is false for a class of
 // another kind of qdisc.
-func decodeClass(body []byte) (c hierarchy.Class, ok bool, err error) {
+func DecodeClass(body []byte) (c hierarchy.Class, ok bool, err error) {
 	m, attrs, err := rtnl.DecodeTcMsg(body)
 	if err != nil {
 		return c, false, err

@@ -61,7 +61,7 @@ func TestEncodeClass(t *testing.T) {
 				t.Fatal(err)
 			}
 			tctest.Golden(t, m, tt.flags, tt.want)
-			got, ok, err := decodeClass(m.Data)
+			got, ok, err := DecodeClass(m.Data)
 			if err != nil || !ok {
 				t.Fatal(ok, err)
 			}
@@ -171,7 +171,7 @@ func FuzzDecodeClass(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = decodeClassStats(b)
-		c, ok, err := decodeClass(b)
+		c, ok, err := DecodeClass(b)
 		if err != nil || !ok || c.Rate == 0 || c.Ceil == 0 || c.Quantum == 0 {
 			return
 		}
@@ -180,7 +180,7 @@ func FuzzDecodeClass(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, ok, err := decodeClass(m.Data)
+		again, ok, err := DecodeClass(m.Data)
 		if c.Parent.Minor() == 0 {
 			c.Parent = hierarchy.ClassID(uint32(c.ID.Major()) << 16)
 		}

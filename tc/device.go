@@ -41,6 +41,17 @@ func Find(c *rtnl.Conn, name string) (*Device, error) {
 	}, nil
 }
 
+// MTU is that of the interface when it was found, in bytes.
+func (d *Device) MTU() int { return d.link.MTU }
+
+// WithMTU is the device as it was with another MTU, to settle a tree for it.
+func (d *Device) WithMTU(mtu int) *Device {
+	was := *d
+	was.link.MTU = mtu
+	was.packet = was.link.Packet()
+	return &was
+}
+
 // Bare says whether packets of the device have no link-layer header, as those of a tunnel.
 func (d *Device) Bare() bool { return d.link.Header == 0 }
 

@@ -227,6 +227,13 @@ func (d *Device) drain(ctx context.Context, classes map[hierarchy.ClassID]hierar
 	return err
 }
 
+// Drain waits until no packets are left in the tree, as long as two seconds at most: where
+// the device sends faster than packets come, there is a moment when none is.
+func (d *Device) Drain(ctx context.Context) error {
+	_, err := d.wait(ctx, func(hierarchy.ClassID) bool { return true })
+	return err
+}
+
 // wait waits until no packets are left in the classes, as long as drainTime at most, and
 // returns those in which there are.
 func (d *Device) wait(ctx context.Context, in func(hierarchy.ClassID) bool) (full []ClassStats, err error) {

@@ -132,6 +132,30 @@ func TestKernelShapes(t *testing.T) {
 	if i < 0 || leaves[i].Kind != "bfifo" || leaves[i].Packets != 500 {
 		t.Errorf("counters of the leaf qdisc: %+v", leaves)
 	}
+
+	// Counted along with the tree, they are the same.
+	all, err := b.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	apart := tc.Counted{Classes: map[hierarchy.ClassID]tc.ClassStats{}, Leaves: map[hierarchy.ClassID]tc.LeafStats{}}
+	for _, s := range all {
+		apart.Classes[s.Class] = s
+	}
+	for _, s := range leaves {
+		apart.Leaves[s.Class] = s
+	}
+	var s hierarchy.State
+	together, err := b.Count(t.Context(), &s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(&apart, together); d != "" {
+		t.Errorf("counted along with the tree (-apart +together)\n%s", d)
+	}
+	if d := cmp.Diff(b.read(), s); d != "" {
+		t.Errorf("the tree that is counted (-want +got)\n%s", d)
+	}
 }
 
 // TestKernelDumpEnded: what is left of a dump that was not read to its end is nobody's

@@ -213,7 +213,7 @@ func TestKernelLinks(t *testing.T) {
 			case tt.link.Kind == "veth":
 				want.Lower, want.LowerNetNS = find(t, links(t, p.Far), p.FarDev).Index, 0
 			}
-			ignored := []string{"Index", "MTU", "Header", "TxQueues", "RxQueues", "TxQueueLen", "GSOMaxSize", "GSOMaxSegs", "GROMaxSize", "OperState"}
+			ignored := []string{"Index", "MAC", "MTU", "Header", "TxQueues", "RxQueues", "TxQueueLen", "GSOMaxSize", "GSOMaxSegs", "GROMaxSize", "OperState"}
 			compareWithIP(t, p.Near)
 			all := links(t, p.Near)
 			if tt.link.Queues != 0 {
@@ -221,11 +221,15 @@ func TestKernelLinks(t *testing.T) {
 				if find(t, all, "lo").RxQueues != 0 { // the kernel says how many there are
 					want.RxQueues = tt.link.Queues
 				}
-				ignored = []string{"Index", "Header", "GSOMaxSize", "GSOMaxSegs", "GROMaxSize", "OperState"}
+				ignored = []string{"Index", "MAC", "Header", "GSOMaxSize", "GSOMaxSegs", "GROMaxSize", "OperState"}
 			}
 			got := find(t, all, tt.link.Name)
 			if d := cmp.Diff(want, got, cmpopts.IgnoreFields(link.Link{}, ignored...)); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
+			}
+			borrows := slices.Contains([]link.Nature{link.Bridge, link.Bond, link.VLAN, link.Loopback}, got.Nature) || slices.Contains([]string{"ipvlan", "ipvtap", "macsec"}, got.Kind)
+			if got.MAC != "" && borrows || got.MAC == "" && (got.Kind == "veth" || got.Kind == "dummy") {
+				t.Errorf("its hardware address is %q", got.MAC)
 			}
 			for _, name := range append(got.Members, tt.link.Parent) {
 				var carriers []string
@@ -259,7 +263,13 @@ func compareWithIP(t *testing.T, n *lab.NetNS) {
 				got[i].LowerName = "" // ip does not ask for it
 			}
 		}
-		d := cmp.Diff(linksOfIP(t, n), got, cmpopts.IgnoreFields(link.Link{}, "Nature", "Speed", "Carrier", "ParentDev", "ParentBus", "ByRoute", "GROMaxSize"))
+		want := linksOfIP(t, n)
+		for i := range min(len(want), len(got)) {
+			if got[i].MAC == "" { // none, or that of what it lies on
+				want[i].MAC = ""
+			}
+		}
+		d := cmp.Diff(want, got, cmpopts.IgnoreFields(link.Link{}, "Nature", "Speed", "Carrier", "ParentDev", "ParentBus", "ByRoute", "GROMaxSize"))
 		if d == "" {
 			return
 		}
@@ -284,6 +294,8 @@ func linksOfIP(t *testing.T, n *lab.NetNS) []link.Link {
 		LinkType    string `json:"link_type"`
 		LinkIndex   int    `json:"link_index"`
 		LinkNetNSID *int   `json:"link_netnsid"`
+		Address     string
+		PermAddr    string
 		Master      string
 		TxQLen      int
 		AltNames    []string
@@ -331,7 +343,7 @@ func linksOfIP(t *testing.T, n *lab.NetNS) []link.Link {
 			Index: l.IfIndex, Name: l.IfName, Kind: l.LinkInfo.Kind, MTU: l.MTU, Header: headers[l.LinkType], Qdisc: l.Qdisc,
 			OperState: strings.ToLower(l.OperState), Lower: l.LinkIndex, LowerNetNS: -1, Master: index[l.Master],
 			TxQueueLen: l.TxQLen, TxQueues: l.NumTx, RxQueues: l.NumRx, GSOMaxSize: l.GSOSize, GSOMaxSegs: l.GSOSegs,
-			Up: slices.Contains(l.Flags, "UP"), Members: members[l.IfName], AltNames: l.AltNames, LowerName: stdcmp.Or(l.Link, l.LinkInfo.Data.Link),
+			Up: slices.Contains(l.Flags, "UP"), Members: members[l.IfName], AltNames: l.AltNames, LowerName: stdcmp.Or(l.Link, l.LinkInfo.Data.Link), MAC: stdcmp.Or(l.PermAddr, l.Address),
 		}
 		if w.LowerName != "" {
 			w.Lower = index[w.LowerName]

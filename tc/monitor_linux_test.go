@@ -118,9 +118,9 @@ func TestLinkMonitorMissed(t *testing.T) {
 	m.next("last", "index true master false gone false")
 }
 
-// TestKernelLossMonitor: an interface that loses something is told of, and none that
-// gains it.
-func TestKernelLossMonitor(t *testing.T) {
+// TestKernelChangeMonitor: an interface of which something is made, changed or taken away is
+// told of, and that of no other.
+func TestKernelChangeMonitor(t *testing.T) {
 	n := tctest.NetNS(t)
 	must := func(err error) {
 		t.Helper()
@@ -132,7 +132,7 @@ func TestKernelLossMonitor(t *testing.T) {
 	c, err := rtnl.Open(rtnl.Config{NetNS: n.FD()})
 	must(err)
 	defer c.Close()
-	m, err := tc.WatchLosses(rtnl.Config{NetNS: n.FD()})
+	m, err := tc.WatchChanges(rtnl.Config{NetNS: n.FD()}, nil)
 	must(err)
 	defer m.Close()
 	a, err := tc.Find(c, "a0")
@@ -148,21 +148,28 @@ func TestKernelLossMonitor(t *testing.T) {
 		_, err := d.Do(t.Context(), steps)
 		must(err)
 	}
-	next := func(want uint32) {
+	next := func(index uint32, gone bool) {
 		t.Helper()
 		got, err := m.Receive(t.Context())
 		must(err)
-		if diff := cmp.Diff([]int{int(want)}, got); diff != "" {
+		if diff := cmp.Diff([]tc.Change{{Index: int(index), Gone: gone}}, got); diff != "" {
 			t.Fatalf("(-want +got)\n%s", diff)
 		}
 	}
 	for _, d := range []*tc.Device{a, b} {
-		do(d, hierarchy.Step{Action: hierarchy.Create, New: root}, hierarchy.Step{Action: hierarchy.Create, New: class}, hierarchy.Step{Action: hierarchy.Create, New: &spare})
+		for _, item := range []hierarchy.Item{root, class, &spare} {
+			do(d, hierarchy.Step{Action: hierarchy.Create, New: item})
+			next(d.Index, false)
+		}
 	}
+	slower := spare
+	slower.Rate /= 2
+	do(a, hierarchy.Step{Action: hierarchy.Change, Old: &spare, New: &slower})
+	next(a.Index, false)
 	do(b, hierarchy.Step{Action: hierarchy.Delete, Old: &spare})
-	next(b.Index)
+	next(b.Index, true)
 	do(a, hierarchy.Step{Action: hierarchy.Delete, Old: root})
-	next(a.Index)
+	next(a.Index, true)
 	do(b, hierarchy.Step{Action: hierarchy.Delete, Old: root})
-	next(b.Index)
+	next(b.Index, true)
 }

@@ -28,15 +28,16 @@ func (d *Device) Read(ctx context.Context, s *hierarchy.State) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	p, err := d.read()
+	p, err := d.read(nil)
 	s.Device = d.port.Device
 	s.Set(p)
 	return err
 }
 
-func (d *Device) read() (hierarchy.PortState, error) {
+// read reads the port and, where they are wanted, its counters along.
+func (d *Device) read(with *Counted) (hierarchy.PortState, error) {
 	p := hierarchy.PortState{Port: d.port}
-	root, leaves, err := d.qdiscs()
+	root, leaves, err := d.qdiscs(with)
 	if err != nil {
 		return p, err
 	}
@@ -46,7 +47,7 @@ func (d *Device) read() (hierarchy.PortState, error) {
 	if err := d.checkRoot(root); err != nil {
 		return p, err
 	}
-	if p.Classes, err = d.classes(); err != nil {
+	if p.Classes, err = d.classes(with); err != nil {
 		return p, err
 	}
 	slices.SortFunc(leaves, func(a, b hierarchy.Leaf) int { return cmp.Compare(a.Class, b.Class) })
@@ -73,7 +74,7 @@ func (d *Device) Reread(ctx context.Context, s *hierarchy.State, steps []hierarc
 				p.Leaves = slices.DeleteFunc(p.Leaves, func(l hierarchy.Leaf) bool { return l.Class == i.ID })
 				continue
 			}
-			c, ok, err := decodeClass(body)
+			c, ok, err := DecodeClass(body)
 			if err != nil {
 				return d.Fail("read class", err)
 			}
@@ -123,7 +124,7 @@ func (d *Device) HasClass(id hierarchy.ClassID) (bool, error) {
 }
 
 // qdiscs reads the root qdisc (nil: none is shown) and our leaf qdiscs.
-func (d *Device) qdiscs() (root *rtnl.Qdisc, leaves []hierarchy.Leaf, err error) {
+func (d *Device) qdiscs(with *Counted) (root *rtnl.Qdisc, leaves []hierarchy.Leaf, err error) {
 	const op = "read qdiscs"
 	err = d.EachQdisc(func(q *rtnl.Qdisc) error {
 		switch parent := hierarchy.ClassID(q.Parent); {
@@ -135,6 +136,9 @@ func (d *Device) qdiscs() (root *rtnl.Qdisc, leaves []hierarchy.Leaf, err error)
 				return err
 			}
 			leaves = append(leaves, hierarchy.Leaf{Class: parent, Qdisc: leaf})
+			if with != nil {
+				return with.leaf(q)
+			}
 		}
 		return nil
 	})
@@ -173,12 +177,15 @@ func (d *Device) eachClass(f func(body []byte) error) error {
 	return d.Conn.Dump(unix.RTM_GETTCLASS, e.B, f)
 }
 
-func (d *Device) classes() ([]hierarchy.Class, error) {
+func (d *Device) classes(with *Counted) ([]hierarchy.Class, error) {
 	var classes []hierarchy.Class
 	err := d.eachClass(func(body []byte) error {
-		c, ok, err := decodeClass(body)
+		c, ok, err := DecodeClass(body)
 		if ok {
 			classes = append(classes, c)
+		}
+		if err == nil && with != nil {
+			err = with.class(body)
 		}
 		return err
 	})

@@ -94,19 +94,19 @@ func (r *Receiver) Read(ctx context.Context, s *hierarchy.State) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	p, err := r.read()
+	p, err := r.read(nil)
 	s.Device = r.of.port.Device
 	s.Set(p)
 	return err
 }
 
-func (r *Receiver) read() (hierarchy.PortState, error) {
+func (r *Receiver) read(with *Counted) (hierarchy.PortState, error) {
 	none := hierarchy.PortState{Port: r.of.port}
 	d, err := r.device()
 	if d == nil || !d.link.Sound() {
 		return none, err
 	}
-	p, err := d.read()
+	p, err := d.read(with)
 	if err == nil && !p.Root.Ours() { // the IFB is ours, whatever somebody put there
 		return none, nil
 	}
@@ -178,7 +178,7 @@ func (r *Receiver) doSome(ctx context.Context, steps []hierarchy.Step) (int, err
 
 // create makes the IFB, where it is not there, and what steps, from the root on, want.
 func (r *Receiver) create(ctx context.Context, steps []hierarchy.Step) (int, error) {
-	before, err := r.read()
+	before, err := r.read(nil)
 	if err != nil {
 		return 0, err
 	}
@@ -236,6 +236,18 @@ func (r *Receiver) remove(ctx context.Context, d *Device) error {
 		r.of.Conn.Warnf("%v: %s is removed with %d packets (%v) still in its queues", r.of.port, d.Name, packets, bytes)
 	}
 	return nil
+}
+
+// Count fills in the port of s with its counters as [Device.Count] does.
+func (r *Receiver) Count(ctx context.Context, s *hierarchy.State) (*Counted, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	n := newCounted()
+	p, err := r.read(n)
+	s.Device = r.of.port.Device
+	s.Set(p)
+	return n, err
 }
 
 // Stats reads the counters of all classes as [Device.Stats] does: none without the IFB.

@@ -34,6 +34,7 @@ func TestKernelGone(t *testing.T) {
 	for name, call := range map[string]func() error{
 		"Read":      func() error { return b.Read(t.Context(), &s) },
 		"Settle":    func() error { return b.Settle(t.Context(), tree) },
+		"Count":     func() error { _, err := b.Count(t.Context(), &s); return err },
 		"Stats":     func() error { _, err := b.Stats(); return err },
 		"LeafStats": func() error { _, err := b.LeafStats(); return err },
 		"Do class": func() error {

@@ -3,6 +3,7 @@
 package tc
 
 import (
+	"context"
 	"encoding/binary"
 
 	"golang.org/x/sys/unix"
@@ -64,8 +65,7 @@ func (d *Device) LeafStats() ([]LeafStats, error) {
 		if parent.Major() != hierarchy.Major || parent.Minor() == 0 {
 			return nil
 		}
-		s := LeafStats{Class: parent, Kind: q.Kind}
-		err := s.decode(q.Stats2, nil)
+		s, err := decodeLeafStats(q)
 		stats = append(stats, s)
 		return err
 	})
@@ -73,6 +73,43 @@ func (d *Device) LeafStats() ([]LeafStats, error) {
 		err = d.Check()
 	}
 	return stats, d.Fail("read counters of qdiscs", err)
+}
+
+// Counted are the counters of a port, by class: of its classes and of the qdiscs of leaves.
+type Counted struct {
+	Classes map[hierarchy.ClassID]ClassStats
+	Leaves  map[hierarchy.ClassID]LeafStats
+}
+
+func newCounted() *Counted {
+	return &Counted{map[hierarchy.ClassID]ClassStats{}, map[hierarchy.ClassID]LeafStats{}}
+}
+
+// Count is [Device.Read] and the counters of what it reads, of the same two dumps: each
+// class that is read has its counters, of that moment. It needs no privileges.
+func (d *Device) Count(ctx context.Context, s *hierarchy.State) (*Counted, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	n := newCounted()
+	p, err := d.read(n)
+	s.Device = d.port.Device
+	s.Set(p)
+	return n, err
+}
+
+// class adds what a message about a class counts.
+func (n *Counted) class(body []byte) error {
+	s, err := decodeClassStats(body)
+	n.Classes[s.Class] = s
+	return err
+}
+
+// leaf adds what a leaf qdisc counts.
+func (n *Counted) leaf(q *rtnl.Qdisc) error {
+	s, err := decodeLeafStats(q)
+	n.Leaves[s.Class] = s
+	return err
 }
 
 // Attributes within TCA_STATS2, of linux/gen_stats.h.
@@ -84,6 +121,12 @@ const (
 	statsRateEst64 = 5
 	statsPackets64 = 8
 )
+
+func decodeLeafStats(q *rtnl.Qdisc) (LeafStats, error) {
+	s := LeafStats{Class: hierarchy.ClassID(q.Parent), Kind: q.Kind}
+	err := s.decode(q.Stats2, nil)
+	return s, err
+}
 
 func decodeClassStats(body []byte) (s ClassStats, err error) {
 	m, attrs, err := rtnl.DecodeTcMsg(body)

@@ -200,6 +200,12 @@ func TestVirtualShares(t *testing.T) {
 			"10mbit\n  a 50% tcp\n  b 40%\n    x 50% tcp\n    y 50% tcp\n  rest 10% tcp\n",
 			"10mbit\n  b 40%\n    x 50% tcp\n    y 50% tcp\n  rest 10% tcp\n",
 		}},
+		// What `what-if` foretells: the same demands under another tree, with a branch that is divided and one that goes.
+		{name: "the same demands by another policy", window: 10 * second, phases: []string{
+			"10mbit\n  web 20% udp@4mbit\n  mail 20% udp@500kbit\n  backup 30% ceil=40% udp\n  rest 10% udp\n",
+			"10mbit\n  web 50% udp@4mbit\n  mail 10% udp@500kbit\n  backup 10% ceil=20% udp\n  rest 10% udp\n", // as in script whatif of cmd/vifshape
+			"10mbit\n  web 50%\n    rest 30% udp@4mbit\n    api 20%\n  backup 20% udp\n  rest 20% udp\n",
+		}},
 		// Other queues.
 		{name: "bfifo", phases: []string{"10mbit\n  a 30% qdisc=bfifo tcp/2\n  b 60% qdisc=bfifo tcp/2\n  rest 10% qdisc=bfifo tcp\n"}},
 		{name: "sfq, the rest idle", phases: []string{"10mbit\n  a 30% qdisc=sfq tcp/4\n  b 60% qdisc=sfq tcp/4\n  rest 10%\n"}},

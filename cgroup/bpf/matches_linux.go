@@ -280,7 +280,7 @@ func (x *Matches) Detach() error {
 	if err := x.hook.DetachMatch(); err != nil {
 		return err
 	}
-	if x.now != nil {
+	if x.now != nil && (x.former == nil || len(x.now.matched()) > 0) {
 		x.former = x.now
 	}
 	err := x.on.close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -225,4 +226,23 @@ func hasEnded(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.
 func Started(pid int) (time.Duration, error) {
 	p, err := ReadProcess(pid)
 	return p.start, err
+}
+
+// Called lists the processes of a program by its name, that of its file or the one that it
+// gives itself (15 bytes at most), but for this process. Which file others run takes root.
+func Called(name string) (pids []int, err error) {
+	for pid := range processes(0) {
+		p, err := ReadProcess(pid)
+		if err != nil {
+			if hasEnded(err) {
+				continue
+			}
+			return nil, err
+		}
+		file, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)) // none: a thread of the kernel
+		if file != "" && (p.Name == name || path.Base(strings.TrimSuffix(file, " (deleted)")) == name) && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
 }

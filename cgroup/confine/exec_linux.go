@@ -60,6 +60,13 @@ func (e *ExecError) NotFound() bool {
 	return errors.Is(e.Err, exec.ErrNotFound) || errors.Is(e.Err, fs.ErrNotExist)
 }
 
+// NoUserError says that there is no user of a name.
+type NoUserError struct{ Name string }
+
+func (e *NoUserError) Error() string {
+	return fmt.Sprintf("user %q is not in the user database", e.Name)
+}
+
 // Exec has join put the calling process into the cgroup of a branch, by itself or by
 // somebody else, and becomes the program: same process id, signals, terminal and exit
 // code. It returns only when that failed.
@@ -110,6 +117,12 @@ func (c Command) Exec(join func() error) error {
 		return err
 	}
 	return &ExecError{c.Args[0], unix.Exec(ready.path, c.Args, ready.env)}
+}
+
+// Check is the error of a program, a directory or a user that is not there.
+func (c Command) Check() error {
+	_, err := c.prepare()
+	return err
 }
 
 // ready is a command with everything looked up.
@@ -182,9 +195,13 @@ func (r *ready) user(name string) error {
 		u, err = user.LookupId(name)
 	}
 	if err != nil {
-		var unknown user.UnknownUserIdError
-		if errors.As(err, &unknown) {
+		var noNumber user.UnknownUserIdError
+		var noName user.UnknownUserError
+		switch {
+		case errors.As(err, &noNumber):
 			return fmt.Errorf("user %s is not in the user database: write %s:GID", name, name)
+		case errors.As(err, &noName):
+			return &NoUserError{name}
 		}
 		return fmt.Errorf("user %q: %w", name, err)
 	}

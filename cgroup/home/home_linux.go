@@ -30,7 +30,8 @@ type Homes struct {
 }
 
 // Target is the home of a branch in a network namespace, as [cgroupfs.NetNSKey] names
-// it. A branch eth0/web has /vifshape/eth0/web, and /vifshape/ns-N/eth0/web in another
+// it. Of a branch that was renamed it takes [hierarchy.IDs.Home], and so does all that
+// follows: nothing renames a cgroup. A branch eth0/web has /vifshape/eth0/web, and /vifshape/ns-N/eth0/web in another
 // network namespace than the initial one.
 func Target(netNS string, p hierarchy.Path) bind.Target {
 	iface, below, _ := strings.Cut(string(p), "/")

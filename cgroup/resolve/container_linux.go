@@ -2,11 +2,14 @@ package resolve
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -48,6 +51,62 @@ func (c *containers) target(name string) (target bind.Target, missing string, er
 	default:
 		return bind.ToCgroup(found[0]), "", nil
 	}
+}
+
+// Container is one that runs.
+type Container struct {
+	Name   string // by which a binding names it: the beginning of its id where no name does
+	Cgroup string // its path
+}
+
+// Containers are those that run, by their names, with a tree and a directory of the runtimes' state
+// as [Config] has them. Unread are states that could not be read, for which some may be named
+// by their ids: those of docker and podman take root.
+func Containers(ctx context.Context, tree *cgroupfs.Tree, root string) (all []Container, unread, err error) {
+	c := &containers{look: &look{Config: Config{Tree: tree, Root: root, Watch: func(string, func(string) bool) {}}, ctx: ctx}}
+	if err := c.find(); err != nil {
+		return nil, nil, err
+	}
+	c.readNames()
+	names := map[string]string{}
+	for _, name := range c.allNames() {
+		if id, reason := c.id(name); reason == "" && names[id] == "" && containerName(name) {
+			names[id] = name
+		}
+	}
+	for id, at := range c.cgroups {
+		all = append(all, Container{cmp.Or(names[id], id[:idStart]), at[0]})
+	}
+	slices.SortFunc(all, func(a, b Container) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Cgroup, b.Cgroup)) })
+	return all, errors.Join(c.unread...), nil
+}
+
+// containerName says whether a binding can name a container so.
+func containerName(name string) bool {
+	_, err := bind.Parse(bind.Binding{Kind: bind.Container, Name: name}.String())
+	return err == nil
+}
+
+// allNames are the names that the runtimes know, in order.
+func (c *containers) allNames() []string {
+	known := slices.Collect(maps.Keys(c.names))
+	dir := filepath.Join(c.Root, "var/lib/nerdctl")
+	for _, address := range c.entries(dir) {
+		names := filepath.Join(dir, address, "names")
+		for _, space := range c.entries(names) {
+			known = append(known, c.entries(filepath.Join(names, space))...)
+		}
+	}
+	slices.Sort(known)
+	return slices.Compact(known)
+}
+
+// InContainer says whether a cgroup is a container's or below one.
+func InContainer(p string) bool {
+	return slices.ContainsFunc(strings.Split(p, "/"), func(part string) bool {
+		_, is := containerID(part)
+		return is
+	})
 }
 
 // where says more of a container that was not found by its cgroup.

@@ -23,17 +23,18 @@ import (
 // Branch is a branch with what is bound to it.
 type Branch struct {
 	Path  hierarchy.Path
+	Home  hierarchy.Path    // by which the cgroup of its processes is called, see [hierarchy.IDs.Home]
 	Entry hierarchy.Path    // the leaf that the branch's own processes use
 	Class hierarchy.ClassID // of that leaf
 	Bind  []bind.Binding
 }
 
-// Branches are those of a tree that processes can be in.
+// Branches are those of a tree that processes can be in, none of which was renamed.
 func Branches(t *hierarchy.Tree) []Branch {
 	var all []Branch
 	for b := range t.All() {
 		if entry := b.Entry(); entry != nil {
-			all = append(all, Branch{b.Path, entry.Path, entry.ID, b.Bind})
+			all = append(all, Branch{b.Path, b.Path, entry.Path, entry.ID, b.Bind})
 		}
 	}
 	return all
@@ -151,7 +152,7 @@ func Resolve(ctx context.Context, cfg Config, branches []Branch) (*Resolution, e
 	at := map[hierarchy.Path]*Branch{}
 	for i := range branches {
 		br := &branches[i]
-		at[br.Path] = br
+		at[br.Home] = br
 		for _, x := range br.Bind {
 			if err := ctx.Err(); err != nil {
 				return nil, err
@@ -582,4 +583,23 @@ func sliceAbove(stem string) string {
 		return ""
 	}
 	return stem[:i] + ".slice"
+}
+
+// UnitOf is the unit of the system's manager whose cgroup that is, or which it lies below:
+// the first that is no slice on the way down. Empty: there is none.
+func UnitOf(p string) string {
+	above := ""
+	for part := range strings.SplitSeq(strings.TrimPrefix(p, "/"), "/") {
+		name := cgroupfs.Unescape(part)
+		stem, slice := strings.CutSuffix(name, ".slice")
+		switch {
+		case slice && sliceAbove(stem) == above:
+			above = name
+			continue
+		case !slice && slices.Contains([]string{".service", ".socket", ".scope", ".mount", ".swap"}, path.Ext(name)):
+			return name
+		}
+		return ""
+	}
+	return ""
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -19,8 +20,13 @@ import (
 type Diag struct {
 	Inode  uint64
 	Packet bool // a packet socket, of which neither user nor cgroup is told
-	UID    uint32
-	Cgroup uint64 // of version 2, in which it was made; 0: not told (before Linux 5.9)
+	// Protocol is what of IP it speaks (unix.IPPROTO_TCP ...), and Local its own address.
+	// Open says that it waits for anybody: it listens, or has no other end.
+	Protocol uint16
+	Local    netip.AddrPort
+	Open     bool
+	UID      uint32
+	Cgroup   uint64 // of version 2, in which it was made; 0: not told (before Linux 5.9)
 	// Tag is that of net_cls. Where it is 0 the kernel puts SO_PRIORITY in its place,
 	// and without CAP_NET_ADMIN it tells neither (inet_diag_msg_attrs_fill,
 	// net/ipv4/inet_diag.c, v6.12).
@@ -64,9 +70,7 @@ func Diagnose(netNS int, fn func(Diag)) error {
 		if err != nil {
 			return err
 		}
-		answers, err := c.Execute(netlink.Message{
-			Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request | netlink.Dump}, Data: msg,
-		})
+		answers, err := dump(c, msg)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 			continue // it has no such sockets, or cannot list them
 		}
@@ -78,12 +82,20 @@ func Diagnose(netNS int, fn func(Diag)) error {
 			if err != nil {
 				return err
 			}
+			s.Protocol = p.protocol
 			if s.Inode != 0 {
 				fn(s)
 			}
 		}
 	}
 	return packetSockets(netNS, fn)
+}
+
+// dump asks for all sockets that a struct inet_diag_req_v2 describes.
+func dump(c *netlink.Conn, request []byte) ([]netlink.Message, error) {
+	return c.Execute(netlink.Message{
+		Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request | netlink.Dump}, Data: request,
+	})
 }
 
 // packetSockets reads what every kernel has, where not every one has a module to list them.
@@ -128,6 +140,9 @@ func decodeDiag(b []byte) (s Diag, err error) {
 	if len(b) < inetDiagMsgLen {
 		return s, errors.New("list sockets: the kernel's answer is too short")
 	}
+	// struct inet_diag_sockid begins at 4: ports, and 16 bytes for each address
+	s.Local = diagAddr(b, 4, 8)
+	s.Open = b[1] == unix.BPF_TCP_LISTEN || b[1] == unix.BPF_TCP_CLOSE // which is what one of UDP is in that is not connected
 	s.UID, s.Inode = binary.NativeEndian.Uint32(b[64:]), uint64(binary.NativeEndian.Uint32(b[68:]))
 	ad, err := netlink.NewAttributeDecoder(b[inetDiagMsgLen:])
 	if err != nil {
@@ -142,4 +157,14 @@ func decodeDiag(b []byte) (s Diag, err error) {
 		}
 	}
 	return s, ad.Err()
+}
+
+// diagAddr is an address of a struct inet_diag_msg, whose port stands elsewhere.
+func diagAddr(b []byte, port, at int) netip.AddrPort {
+	length := 4
+	if b[0] == unix.AF_INET6 {
+		length = 16
+	}
+	a, _ := netip.AddrFromSlice(b[at : at+length])
+	return netip.AddrPortFrom(a.Unmap(), binary.BigEndian.Uint16(b[port:]))
 }

@@ -145,7 +145,6 @@ func hints(err error) []string {
 	var handed *confine.HandedError
 	var answer *client.Error
 	var denied shaper.DeniedError
-	var unfit amend.UnfitError
 	var problem amend.ProblemError
 	var room *record.NoRoomError
 	var way interface{ Remedy() string }
@@ -154,8 +153,6 @@ func hints(err error) []string {
 		return []string{way.Remedy()}
 	case errors.As(err, &answer):
 		return answer.Hints
-	case errors.As(err, &unfit):
-		return []string{fmt.Sprintf("`vifshape remove %s` takes it away; or leave room for it in the policy", unfit.Path)}
 	case errors.As(err, &problem) && problem.Hint == "":
 	case errors.As(err, &problem):
 		return []string{problem.Hint}

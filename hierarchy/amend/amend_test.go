@@ -275,7 +275,7 @@ func TestKeep(t *testing.T) {
 	added := []Branch{{Path: "eth0/a/x", Rate: amount("4mbit")}, {Path: "eth0/a/y", Rate: amount("7mbit")}, {Path: "eth0/b/z"}}
 	var unfit UnfitError
 	_, err := Keep(policy, kinds, added)
-	if !errors.As(err, &unfit) || unfit.Path != "eth0/a/y" || !errors.As(err, new(ProblemError)) {
+	if !errors.As(err, &unfit) || unfit.Branch.Path != "eth0/a/y" || !errors.As(err, new(ProblemError)) {
 		t.Errorf("%v", err)
 	}
 	added[1].Rate = amount("5mbit")

@@ -10,7 +10,8 @@ import (
 // Extended is a policy's interface with branches added.
 type Extended struct {
 	Tree    *hierarchy.Tree
-	Kept    []Branch // those that are in it
+	Spec    *hierarchy.Spec // that it is made of, as a policy would have it
+	Kept    []Branch        // those that are in it
 	Dropped []Dropped
 }
 
@@ -22,13 +23,22 @@ func (e ProblemError) Error() string { return fmt.Sprintf("%s: %s", e.Path, e.Te
 
 // UnfitError says that a branch was added for which the policy has no room now.
 type UnfitError struct {
-	Path hierarchy.Path // of the branch
-	err  error
+	Branch Branch
+	err    error
 }
 
 // Error names the branch, and what is wrong with a tree that has it.
 func (e UnfitError) Error() string {
-	return fmt.Sprintf("%s was added while an earlier policy was in force and does not fit into this one: %v", e.Path, e.err)
+	return fmt.Sprintf("%s, %s, does not fit into this policy: %v", e.Branch.Path, e.Branch.Origin(), e.err)
+}
+
+// Remedy is the way on.
+func (e UnfitError) Remedy() string {
+	take := "remove " + string(e.Branch.Path)
+	if e.Branch.Limit != "" {
+		take = "unlimit " + e.Branch.Limit
+	}
+	return fmt.Sprintf("`vifshape %s` takes it away; or leave room for it in the policy", take)
 }
 
 // Unwrap is what is wrong with a tree that has the branch.
@@ -36,28 +46,42 @@ func (e UnfitError) Unwrap() error { return e.err }
 
 // Extend adds branches, parents first, to what a policy says of an interface, which is
 // not changed. It goes the way of a policy, so that nothing can be added that could not
-// be written there: what is wrong is a [ProblemError].
+// be written there: what is wrong is a [ProblemError]. Limits come last.
 func Extend(policy *hierarchy.Spec, kinds []hierarchy.Kind, added []Branch) (Extended, error) {
 	s, x := *policy, Extended{}
 	if len(added) > 0 {
 		s.BranchSpec = *clone(&s.BranchSpec)
 	}
+	var limits []Branch
 	for _, b := range added {
-		if why := b.addTo(&s); why != "" {
+		if b.Limit != "" {
+			limits = append(limits, b)
+		} else if why := b.addTo(&s); why != "" {
 			x.Dropped = append(x.Dropped, Dropped{b, why})
-			continue
+		} else {
+			x.Kept = append(x.Kept, b)
 		}
-		x.Kept = append(x.Kept, b)
 	}
-	tree, problems := hierarchy.Resolve(&s, kinds)
-	if i := slices.IndexFunc(problems, func(p hierarchy.Problem) bool { return !p.Warning }); i >= 0 {
-		return Extended{}, ProblemError{problems[i]}
+	if err := x.limit(&s, kinds, limits); err != nil {
+		return Extended{}, err
 	}
-	x.Tree = tree
-	return x, nil
+	var err error
+	x.Spec = &s
+	x.Tree, err = resolve(&s, kinds)
+	return x, err
 }
 
-// clone copies what addTo may change.
+// resolve makes the tree of a specification, and the first thing that is wrong with it an
+// error.
+func resolve(s *hierarchy.Spec, kinds []hierarchy.Kind) (*hierarchy.Tree, error) {
+	tree, problems := hierarchy.Resolve(s, kinds)
+	if i := slices.IndexFunc(problems, func(p hierarchy.Problem) bool { return !p.Warning }); i >= 0 {
+		return nil, ProblemError{problems[i]}
+	}
+	return tree, nil
+}
+
+// clone copies what adding may change.
 func clone(b *hierarchy.BranchSpec) *hierarchy.BranchSpec {
 	c := *b
 	c.Children = make([]*hierarchy.BranchSpec, len(b.Children))
@@ -76,7 +100,7 @@ func Keep(policy *hierarchy.Spec, kinds []hierarchy.Kind, added []Branch) (Exten
 	}
 	for i := range added {
 		if _, err := Extend(policy, kinds, added[:i+1]); err != nil {
-			return x, UnfitError{added[i].Path, err}
+			return x, UnfitError{added[i], err}
 		}
 	}
 	return x, err

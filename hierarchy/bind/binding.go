@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -30,6 +31,22 @@ func (k Kind) String() string {
 	}
 	return "unknown"
 }
+
+// Kinds are the words of all kinds.
+func Kinds() []string { return slices.Clone(kinds[:]) }
+
+// KindError is what stands where a binding should, with a kind that there is not.
+type KindError struct {
+	Kind, Name string // before and behind the colon
+}
+
+// Error implements error, with the form of every kind that there is.
+func (e *KindError) Error() string {
+	return fmt.Sprintf("binding %q is of unknown kind %q: write %s", e.Kind+":"+e.Name, e.Kind, forms)
+}
+
+// forms are how bindings of each kind are written.
+const forms = `"unit:NAME.service", "slice:NAME.slice", "cgroup:/PATH", "user:NAME", "link:INTERFACE" or "container:NAME"`
 
 // Binding puts what it names into a branch. A cgroup carries its descendants
 // with it, except those that a deeper binding claims; a user's binding holds
@@ -82,8 +99,8 @@ func (p Pattern) Literals() int {
 	return n
 }
 
-// check says what is wrong with a pattern, and what to write instead.
-func (p Pattern) check() error {
+// Check says what is wrong with a pattern, and what to write instead.
+func (p Pattern) Check() error {
 	switch _, err := p.match(""); {
 	case strings.Contains(string(p), "**"):
 		return errors.New("** is no pattern: write *, which stands for a part of one name; what lies below comes with it")
@@ -101,7 +118,7 @@ func (p Pattern) check() error {
 func Parse(s string) (Binding, error) {
 	kind, name, ok := strings.Cut(s, ":")
 	if !ok {
-		return Binding{}, fmt.Errorf("binding %q does not say what it names: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\", \"user:NAME\", \"link:INTERFACE\" or \"container:NAME\"", s)
+		return Binding{}, fmt.Errorf("binding %q does not say what it names: write %s", s, forms)
 	}
 	for i, k := range kinds {
 		if k != kind {
@@ -113,10 +130,13 @@ func Parse(s string) (Binding, error) {
 		}
 		return b, nil
 	}
-	if kind == "group" || kind == "gid" {
+	switch kind {
+	case "group", "gid":
 		return Binding{}, fmt.Errorf("binding %q: groups cannot be bound: write a binding for each user, \"user:NAME\"", s)
+	case "uid":
+		return Binding{}, fmt.Errorf("binding %q: a user is bound by name or number: write \"user:%s\"", s, name)
 	}
-	return Binding{}, fmt.Errorf("binding %q is of unknown kind %q: write \"unit:NAME.service\", \"slice:NAME.slice\", \"cgroup:/PATH\", \"user:NAME\", \"link:INTERFACE\" or \"container:NAME\"", s, kind)
+	return Binding{}, &KindError{kind, name}
 }
 
 func (b Binding) check(s string) error {
@@ -151,7 +171,7 @@ func (b Binding) check(s string) error {
 		return fmt.Errorf("binding %q: a container's name or id has letters, digits and _ . - and begins with a letter or digit", s)
 	case b.Kind == Cgroup || b.Kind == Unit || b.Kind == Slice:
 		for part := range strings.SplitSeq(b.Name, "/") {
-			if err := Pattern(part).check(); err != nil {
+			if err := Pattern(part).Check(); err != nil {
 				return fmt.Errorf("binding %q: %w", s, err)
 			}
 		}

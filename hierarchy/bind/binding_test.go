@@ -112,6 +112,7 @@ func TestParse(t *testing.T) {
 		{in: "user:1000-1999", err: `binding "user:1000-1999": a binding is to one user: write one for each, "user:1000" and so on` + logins},
 		{in: "user:a-1", want: Binding{User, "a-1"}},
 		{in: "group:staff", err: `binding "group:staff": groups cannot be bound: write a binding for each user, "user:NAME"`},
+		{in: "uid:1000", err: `binding "uid:1000": a user is bound by name or number: write "user:1000"`},
 		{in: "slice:-.slice", err: `binding "slice:-.slice" names the root slice, which the rest already stands for`},
 	})
 	if got := Kind(9).String(); got != "unknown" {

@@ -227,7 +227,7 @@ func (r *rule) meet(o *rule, received bool) (both Match, ok bool) {
 	ported := len(a.Port)+len(b.Port)+len(a.SPort)+len(b.SPort)+len(a.DPort)+len(b.DPort) > 0
 	protos, okProto := meetSets(a.Proto, b.Proto)
 	if ported && len(protos) > 0 {
-		okProto = slices.ContainsFunc(protos, Proto.ported)
+		okProto = slices.ContainsFunc(protos, Proto.Ported)
 	}
 	macs, okMAC := meetSets(a.MAC, b.MAC)
 	dscps, okDSCP := meetSets(a.DSCP, b.DSCP)

@@ -2,6 +2,7 @@ package match
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -111,7 +112,7 @@ func (m *Match) Check() (key, text, hint string) {
 	if len(m.Host) > 0 && len(m.From) > 0 && len(m.To) > 0 && len(narrow(m.From, m.Host)) == 0 && len(narrow(m.To, m.Host)) == 0 {
 		return "host", "host lies neither in from nor in to, and no packet has all three", "leave one out: beside host, from and to mean the address of our side before translation, too"
 	}
-	if len(m.Proto) == 0 || slices.ContainsFunc(m.Proto, Proto.ported) {
+	if len(m.Proto) == 0 || slices.ContainsFunc(m.Proto, Proto.Ported) {
 		return "", "", ""
 	}
 	for _, x := range []struct {
@@ -163,20 +164,26 @@ func families(of []netip.Prefix) int {
 	return f
 }
 
-// String prints the match as a policy has it: { to = "10.0.0.0/8", dport = [80, 443] }.
-func (m Match) String() string {
+// String prints the match as a policy has it, { to = "10.0.0.0/8", dport = [80, 443] }, but
+// of many values of a key only the first.
+func (m Match) String() string { return m.text(few) }
+
+// Text is the match as a policy has it, with all values of each key.
+func (m Match) Text() string { return m.text(math.MaxInt) }
+
+func (m Match) text(most int) string {
 	var b strings.Builder
-	write(&b, "from", m.From, prefixText)
-	write(&b, "to", m.To, prefixText)
-	write(&b, "host", m.Host, prefixText)
-	write(&b, "mac", m.MAC, MAC.String)
-	write(&b, "proto", m.Proto, Proto.String)
-	write(&b, "port", m.Port, Ports.String)
-	write(&b, "sport", m.SPort, Ports.String)
-	write(&b, "dport", m.DPort, Ports.String)
-	write(&b, "dscp", m.DSCP, DSCP.String)
-	write(&b, "mark", m.Mark, Mark.String)
-	write(&b, "vlan", m.VLAN, VLAN.String)
+	write(&b, "from", m.From, prefixText, most)
+	write(&b, "to", m.To, prefixText, most)
+	write(&b, "host", m.Host, prefixText, most)
+	write(&b, "mac", m.MAC, MAC.String, most)
+	write(&b, "proto", m.Proto, Proto.String, most)
+	write(&b, "port", m.Port, Ports.String, most)
+	write(&b, "sport", m.SPort, Ports.String, most)
+	write(&b, "dport", m.DPort, Ports.String, most)
+	write(&b, "dscp", m.DSCP, DSCP.String, most)
+	write(&b, "mark", m.Mark, Mark.String, most)
+	write(&b, "vlan", m.VLAN, VLAN.String, most)
 	if b.Len() == 0 {
 		return "{}"
 	}
@@ -187,7 +194,7 @@ func (m Match) String() string {
 // sentence has no room for thousands.
 const few = 8
 
-func write[T any](b *strings.Builder, key string, values []T, text func(T) string) {
+func write[T any](b *strings.Builder, key string, values []T, text func(T) string, most int) {
 	if len(values) == 0 {
 		return
 	}
@@ -202,8 +209,8 @@ func write[T any](b *strings.Builder, key string, values []T, text func(T) strin
 		if i > 0 {
 			b.WriteString(", ")
 		}
-		if i == few && len(values) > few+1 {
-			fmt.Fprintf(b, "... %d more", len(values)-few)
+		if i == most && len(values)-most > 1 {
+			fmt.Fprintf(b, "... %d more", len(values)-most)
 			break
 		}
 		if s := text(v); strings.Trim(s, "0123456789") == "" {

@@ -95,7 +95,7 @@ func ParsePacket(of map[string]string) (Packet, error) {
 		return Packet{}, fmt.Errorf("host %v: translation stays within IPv4, or within IPv6", p.Host)
 	case ported && p.Proto == 0:
 		return Packet{}, fmt.Errorf("a packet with a port is of some protocol: say proto tcp, or udp")
-	case ported && !p.Proto.ported():
+	case ported && !p.Proto.Ported():
 		return Packet{}, fmt.Errorf("proto %v has no ports: leave them out, or say %s", p.Proto, portedNames)
 	}
 	return p, nil

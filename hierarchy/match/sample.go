@@ -27,7 +27,7 @@ func (m *Match) Sample(received bool) (p Packet, ok bool) {
 	}
 	if len(m.Port)+len(m.SPort)+len(m.DPort) > 0 {
 		p.Proto = UDP
-		if i := slices.IndexFunc(m.Proto, Proto.ported); i >= 0 {
+		if i := slices.IndexFunc(m.Proto, Proto.Ported); i >= 0 {
 			p.Proto = m.Proto[i]
 		}
 		p.SPort, p.DPort = m.ports()

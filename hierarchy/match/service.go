@@ -29,3 +29,13 @@ func service(name string) uint16 {
 	}
 	return 0
 }
+
+// Service is the usual name of a port, empty where it has none here.
+func Service(port uint16) string {
+	for _, s := range services {
+		if s.port == port {
+			return s.name
+		}
+	}
+	return ""
+}

@@ -264,8 +264,8 @@ func protoNamed(name string) (Proto, bool) {
 	return 0, false
 }
 
-// ported says whether the protocol has ports.
-func (p Proto) ported() bool {
+// Ported says whether the protocol has ports.
+func (p Proto) Ported() bool {
 	return p == TCP || p == UDP || p == dccp || p == sctp || p == udplite
 }
 

@@ -22,13 +22,8 @@ const (
 	handle     = hierarchy.Major
 )
 
-// The hooks of clsact, and the place of clsact itself.
-const (
-	clsactParent  = gotc.HandleIngress
-	clsactHandle  = 0xffff0000
-	ingressParent = 0xfffffff2
-	egressParent  = 0xfffffff3
-)
+// clsactHandle is clsact's own.
+const clsactHandle = 0xffff0000
 
 // Of a BPF filter in linux/pkt_cls.h.
 const (
@@ -65,7 +60,7 @@ func (h *Hooks) port(name string) (*Hooks, error) {
 // clsact says what stands at the hooks: "clsact", "ingress" or nothing.
 func (h *Hooks) clsact() (kind string, err error) {
 	err = h.on.EachQdisc(func(q *rtnl.Qdisc) error {
-		if q.Parent == clsactParent {
+		if q.Parent == rtnl.HookParent {
 			kind = q.Kind
 		}
 		return nil
@@ -75,7 +70,7 @@ func (h *Hooks) clsact() (kind string, err error) {
 
 func (h *Hooks) clsactObject() *gotc.Object {
 	return &gotc.Object{
-		Msg:       gotc.Msg{Family: unix.AF_UNSPEC, Ifindex: h.on.Index, Handle: clsactHandle, Parent: clsactParent},
+		Msg:       gotc.Msg{Family: unix.AF_UNSPEC, Ifindex: h.on.Index, Handle: clsactHandle, Parent: rtnl.HookParent},
 		Attribute: gotc.Attribute{Kind: "clsact"},
 	}
 }
@@ -85,7 +80,7 @@ func (h *Hooks) egressObject(bpf *gotc.Bpf) *gotc.Object {
 	return &gotc.Object{
 		Msg: gotc.Msg{
 			Family: unix.AF_UNSPEC, Ifindex: h.on.Index, Handle: handle,
-			Parent: egressParent, Info: preference<<16 | allProtocols(),
+			Parent: rtnl.EgressParent, Info: preference<<16 | allProtocols(),
 		},
 		Attribute: gotc.Attribute{Kind: "bpf", BPF: bpf},
 	}
@@ -118,7 +113,7 @@ func (h *Hooks) put(op string, filter *gotc.Object) error {
 		if err := h.on.Conn.TC().Qdisc().Add(h.clsactObject()); err != nil {
 			return h.on.Fail("create clsact qdisc", err)
 		}
-	case kind != clsact && filter.Parent == egressParent: // the old ingress qdisc has no such hook
+	case kind != clsact && filter.Parent == rtnl.EgressParent: // the old ingress qdisc has no such hook
 		return fmt.Errorf("%s: qdisc %s is %w and leaves no place for clsact: remove it with \"tc qdisc del dev %s %s\"", h.on.Name, kind, rtnl.ErrForeign, h.on.Name, kind)
 	}
 	if err := h.vacant(filter.Parent, filter.Info>>16); err != nil {
@@ -130,7 +125,7 @@ func (h *Hooks) put(op string, filter *gotc.Object) error {
 // vacant is an [rtnl.ErrForeign] where a filter of another kind has our preference.
 func (h *Hooks) vacant(parent, pref uint32) error {
 	where := "egress"
-	if parent == ingressParent {
+	if parent == rtnl.IngressParent {
 		where = "ingress"
 	}
 	return h.on.EachFilter(parent, func(f *rtnl.Filter) error {
@@ -144,7 +139,7 @@ func (h *Hooks) vacant(parent, pref uint32) error {
 // EgressProgram is the id of the program that AttachEgress put there, in this
 // process or another; 0 when there is none.
 func (h *Hooks) EgressProgram() (id uint32, err error) {
-	id, err = h.program(egressParent, hooked)
+	id, err = h.program(rtnl.EgressParent, hooked)
 	return id, h.on.Fail("read program at egress", err)
 }
 
@@ -169,10 +164,10 @@ func (h *Hooks) detach(filter *gotc.Object) error {
 		}
 		return nil
 	}
-	if err := h.on.EachFilter(egressParent, look); err != nil {
+	if err := h.on.EachFilter(rtnl.EgressParent, look); err != nil {
 		return err
 	}
-	if err := h.on.EachFilter(ingressParent, look); err != nil {
+	if err := h.on.EachFilter(rtnl.IngressParent, look); err != nil {
 		return err
 	}
 	if there {
@@ -191,7 +186,7 @@ func (h *Hooks) detach(filter *gotc.Object) error {
 // the index of h, so that interfaces do not share one and each takes its own away.
 func (h *Hooks) portObject(port *Hooks, bpf *gotc.Bpf) *gotc.Object {
 	x := port.egressObject(bpf)
-	x.Parent, x.Handle = ingressParent, h.on.Index
+	x.Parent, x.Handle = rtnl.IngressParent, h.on.Index
 	return x
 }
 
@@ -216,11 +211,11 @@ func (h *Hooks) HasIngress(port string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := p.vacant(ingressParent, preference); err != nil {
+	if err := p.vacant(rtnl.IngressParent, preference); err != nil {
 		return false, p.on.Fail("read program at ingress", err)
 	}
 	found := false
-	err = p.on.EachFilter(ingressParent, func(f *rtnl.Filter) error {
+	err = p.on.EachFilter(rtnl.IngressParent, func(f *rtnl.Filter) error {
 		found = found || f.Pref() == preference && f.Handle == h.on.Index && f.Kind == "bpf"
 		return nil
 	})

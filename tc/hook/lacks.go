@@ -23,7 +23,7 @@ func (h *Hooks) Lacks(kinds ...string) (lacking []string, err error) {
 	}
 	for i, kind := range kinds {
 		e := rtnl.Encoder{}
-		e.TcMsg(rtnl.TcMsg{Index: h.on.Index, Parent: egressParent, Info: uint32(i+1)<<16 | allProtocols()})
+		e.TcMsg(rtnl.TcMsg{Index: h.on.Index, Parent: rtnl.EgressParent, Info: uint32(i+1)<<16 | allProtocols()})
 		e.AttrString(unix.TCA_KIND, kind)
 		_, err := h.on.Conn.Send([]netlink.Message{rtnl.Message(unix.RTM_NEWTFILTER, netlink.Create|netlink.Excl, e.B)})
 		// The kind is looked up first (tcf_proto_lookup_ops, net/sched/cls_api.c,

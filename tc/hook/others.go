@@ -27,10 +27,10 @@ type Filter struct {
 func (h *Hooks) Others() (old bool, egress, ingress []Filter, err error) {
 	kind, err := h.clsact()
 	if err == nil && kind == clsact {
-		egress, err = h.others(egressParent, preference, hooked)
+		egress, err = h.others(rtnl.EgressParent, preference, hooked)
 	}
 	if err == nil && kind != "" {
-		ingress, err = h.others(ingressParent, receivePreference, receives)
+		ingress, err = h.others(rtnl.IngressParent, receivePreference, receives)
 	}
 	return kind != "" && kind != clsact, egress, ingress, h.on.Fail("read hooks", err)
 }
@@ -52,8 +52,8 @@ func (h *Hooks) others(parent, pref uint32, is func(*rtnl.Filter) bool) (all []F
 		x := Filter{Kind: f.Kind, Pref: f.Pref(), First: f.Pref() < pref}
 		other := f.Kind != "bpf" || f.Info&0xffff != allProtocols()
 		x.Blocks = x.Pref == pref && other
-		x.BlocksNote = x.Pref == notePreference && other && parent == egressParent
-		x.BlocksMatch = x.Pref == matchPreference && other && parent == egressParent
+		x.BlocksNote = x.Pref == notePreference && other && parent == rtnl.EgressParent
+		x.BlocksMatch = x.Pref == matchPreference && other && parent == rtnl.EgressParent
 		err := rtnl.EachAttr(f.Options, func(typ uint16, v []byte) error {
 			if f.Kind == "bpf" && typ == tcaBPFName {
 				x.Name = rtnl.String(v)
@@ -61,8 +61,8 @@ func (h *Hooks) others(parent, pref uint32, is func(*rtnl.Filter) bool) (all []F
 			return nil
 		})
 		// our own: behind the classifier, and those that mark what comes in for other interfaces
-		note := parent == egressParent && behind(f)
-		mark := parent == ingressParent && x.Pref == preference && strings.HasPrefix(x.Name, "vif_")
+		note := parent == rtnl.EgressParent && behind(f)
+		mark := parent == rtnl.IngressParent && x.Pref == preference && strings.HasPrefix(x.Name, "vif_")
 		if !note && !mark {
 			all = append(all, x)
 		}

@@ -25,7 +25,7 @@ func (h *Hooks) behindObject(pref uint32, bpf *gotc.Bpf) *gotc.Object {
 
 func (h *Hooks) receiveObject(bpf *gotc.Bpf) *gotc.Object {
 	x := h.behindObject(receivePreference, bpf)
-	x.Parent = ingressParent
+	x.Parent = rtnl.IngressParent
 	return x
 }
 
@@ -57,7 +57,7 @@ func (h *Hooks) AttachMatch(progFD int, name string) error {
 // MatchProgram is the id of the program that AttachMatch put there, in this process or
 // another; 0 when there is none.
 func (h *Hooks) MatchProgram() (id uint32, err error) {
-	id, err = h.program(egressParent, preferred(matchPreference))
+	id, err = h.program(rtnl.EgressParent, preferred(matchPreference))
 	return id, h.on.Fail("read program behind the classifier", err)
 }
 
@@ -84,8 +84,8 @@ func (h *Hooks) AttachReceive(progFD int, name string, redirect uint32) error {
 // ReceivePrograms are the ids of the programs that AttachNote and AttachReceive put there, in
 // this process or another; 0 for one that is not there.
 func (h *Hooks) ReceivePrograms() (note, receive uint32, err error) {
-	if note, err = h.program(egressParent, preferred(notePreference)); err == nil {
-		receive, err = h.program(ingressParent, receives)
+	if note, err = h.program(rtnl.EgressParent, preferred(notePreference)); err == nil {
+		receive, err = h.program(rtnl.IngressParent, receives)
 	}
 	return note, receive, h.on.Fail("read programs of the receiving side", err)
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 
@@ -52,6 +53,11 @@ type Link struct {
 	// Receives is the index of the interface for which this one, an IFB of ours,
 	// carries the tree for what is received; 0: it is none of ours.
 	Receives int `json:"-"`
+
+	// MAC is the hardware address that it was made with, or has if that is not known; empty
+	// where it has none, or that of an interface which it lies on, as bridges, bonds and
+	// VLANs do.
+	MAC string `json:"-"`
 
 	Up        bool   `json:"up"`         // switched on
 	Carrier   bool   `json:"carrier"`    // the line is there; false while it is switched off
@@ -244,7 +250,7 @@ func decodeLink(b []byte) (Link, error) {
 		*to = int(int32(n))
 		return err
 	}
-	var address, data []byte // data: of the kind
+	var address, made, data []byte // made: that it was made with; data: of the kind
 	var alias string
 	err := rtnl.EachAttr(b[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
 		switch typ {
@@ -270,6 +276,8 @@ func decodeLink(b []byte) (Link, error) {
 			return err
 		case unix.IFLA_ADDRESS:
 			address = v
+		case unix.IFLA_PERM_ADDRESS:
+			made = v
 		case unix.IFLA_IFALIAS:
 			alias = rtnl.String(v)
 		case unix.IFLA_MASTER:
@@ -329,8 +337,28 @@ func decodeLink(b []byte) (Link, error) {
 		l.Receives = l.receives(address, alias)
 	}
 	l.Nature = nature(l.Kind, hardware, flags)
+	l.MAC = l.mac(address, made)
 	l.ByRoute = l.Lower == 0 && encapsulates(l.Kind)
 	return l, err
+}
+
+// mac is the hardware address that an interface is known by.
+func (l *Link) mac(address, made []byte) string {
+	switch {
+	case l.Nature == Loopback, l.Nature == Bridge, l.Nature == Bond, l.Nature == VLAN, slices.Contains([]string{"ipvlan", "ipvtap", "macsec"}, l.Kind):
+		return "" // that of another
+	case len(made) > 0:
+		address = made
+	}
+	if len(address) != 6 && len(address) != 20 { // Ethernet's, InfiniBand's; tunnels have others
+		return ""
+	}
+	return net.HardwareAddr(address).String()
+}
+
+// Identity is what the interface is known by.
+func (l *Link) Identity() hierarchy.Identity {
+	return hierarchy.Identity{Name: l.Name, AltNames: l.AltNames, MAC: l.MAC}
 }
 
 // operStates are the names of IF_OPER_UNKNOWN and on, of linux/if.h.

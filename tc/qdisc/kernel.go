@@ -185,7 +185,7 @@ func (k *Kernel) Settle(ctx context.Context, q *hierarchy.Qdisc, s Site) error {
 }
 
 // lacking is the error about a kind that is not there, empty for all that are a
-// default. It names those that are.
+// default. It names those that are, but none in the place of netem.
 func (k *Kernel) lacking(ctx context.Context, kind string) error {
 	names, _, err := k.Leaves(ctx)
 	if err != nil {
@@ -194,9 +194,13 @@ func (k *Kernel) lacking(ctx context.Context, kind string) error {
 	if len(names) == 0 {
 		return fmt.Errorf("queueing is %w: use one with CONFIG_NET_SCHED", rtnl.ErrNotSupported)
 	}
+	instead := "use " + strings.Join(names, ", ")
+	if kind == netem.Name {
+		instead = "no other delays and loses packets"
+	}
 	module := ""
 	if d := kindNamed(kind); d != nil {
 		module = fmt.Sprintf(" (module %s)", d.module)
 	}
-	return fmt.Errorf("qdisc %q is %w%s: use %s", kind, rtnl.ErrNotSupported, module, strings.Join(names, ", "))
+	return fmt.Errorf("qdisc %q is %w%s: %s", kind, rtnl.ErrNotSupported, module, instead)
 }

@@ -32,6 +32,7 @@ func TestSettleKernel(t *testing.T) {
 		{name: "default without either", kinds: []*discipline{&tbf, &bfifo}, want: qdisc("bfifo", "limit", 89760)},
 		{name: "no kind at all", wantErr: "queueing is not supported by this kernel: use one with CONFIG_NET_SCHED", notSupport: true},
 		{name: "kind is missing", kinds: []*discipline{&pfifo, &bfifo}, qdisc: qdisc("fq_codel"), wantErr: `qdisc "fq_codel" is not supported by this kernel (module sch_fq_codel): use bfifo, pfifo`, notSupport: true},
+		{name: "kind that nothing can stand in for", kinds: []*discipline{&pfifo, &bfifo}, qdisc: qdisc("netem"), wantErr: `qdisc "netem" is not supported by this kernel (module sch_netem): no other delays and loses packets`, notSupport: true},
 		{name: "kind that cannot be made", kinds: all, qdisc: qdisc("wfq"), wantErr: `qdisc "wfq" is not supported by this kernel: use ` + allKinds(), notSupport: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -25,6 +25,9 @@ const (
 	// through, ever; with few frames TCP connections that find no room each time they
 	// try are given up after 15 attempts (tcp_send_probe0, net/ipv4/tcp_output.c, v6.12).
 	queueFrames = 16
+	// queueMost is the limit of such a queue at most, and of memory: what a queue may take
+	// where a rate is far above what the line carries.
+	queueMost = 32 << 20
 )
 
 // Burst is the burst for a rate, of HTB as of tbf, and HTB's cburst for a ceil:
@@ -39,7 +42,7 @@ func (s Site) QueueBytes() hierarchy.Size { return max(s.averageBytes(), s.Packe
 // averageBytes is how long a queue that drops by its average length may become
 // in the mean; it holds more than the largest packet for a while.
 func (s Site) averageBytes() hierarchy.Size {
-	return max(rtnl.BytesIn(uint64(queueTime), s.Ceil), queueFrames*s.MTU)
+	return max(min(rtnl.BytesIn(uint64(queueTime), s.Ceil), queueMost), queueFrames*s.MTU)
 }
 
 // queuePackets is the limit of a queue that counts packets, which may be large
@@ -54,7 +57,7 @@ func (s Site) queuePackets() uint64 {
 // and more: half a second of ceil, so that it ends floods and leaves the rest
 // to the queue's own control.
 func (s Site) queueMemory() hierarchy.Size {
-	return min(max(2*rtnl.BytesIn(uint64(500*time.Millisecond), s.Ceil), 4<<20), 32<<20)
+	return min(max(2*rtnl.BytesIn(uint64(500*time.Millisecond), s.Ceil), 4<<20), queueMost)
 }
 
 // codelTarget is how long packets may wait on the whole: CoDel's 5 ms, unless

@@ -69,6 +69,9 @@ func (c *Conn) Close() error {
 	return err
 }
 
+// Port is the address of the connection, which notices bear of what it has asked for.
+func (c *Conn) Port() uint32 { return c.at.pid }
+
 // Warnf passes a remark on.
 func (c *Conn) Warnf(format string, args ...any) {
 	if c.warn != nil {

@@ -104,6 +104,10 @@ func (i Interface) EachFilter(parent uint32, f func(*Filter) error) error {
 				x.Kind = String(v)
 			case unix.TCA_OPTIONS:
 				x.Options = v
+			case unix.TCA_CHAIN:
+				chain, err := Uint32(v)
+				x.Chain = chain
+				return err
 			}
 			return nil
 		})

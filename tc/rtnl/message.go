@@ -20,6 +20,14 @@ func Message(typ netlink.HeaderType, flags netlink.HeaderFlags, body []byte) net
 // RootParent is the parent of what hangs at the interface itself (TC_H_ROOT).
 const RootParent = 0xffffffff
 
+// HookParent is that of clsact, and of the old ingress qdisc (TC_H_CLSACT); IngressParent that of
+// the filters of both for what arrives, EgressParent of clsact's for what is sent.
+const (
+	HookParent    = 0xfffffff1
+	IngressParent = 0xfffffff2
+	EgressParent  = 0xfffffff3
+)
+
 // TcMsg is struct tcmsg of linux/rtnetlink.h.
 type TcMsg struct {
 	Index                uint32
@@ -47,13 +55,17 @@ func DecodeTcMsg(b []byte) (m TcMsg, attrs []byte, err error) {
 	return TcMsg{u(b[4:]), u(b[8:]), u(b[12:]), u(b[16:])}, b[SizeofTcMsg:], nil
 }
 
+// tcaStabBase is the attribute of a size table that is struct tc_sizespec.
+const tcaStabBase = 1
+
 // Qdisc is a qdisc of a dump.
 type Qdisc struct {
 	TcMsg
 	Kind      string
 	Options   []byte // nil: none
 	Stats2    []byte
-	SizeTable bool // it has a size table
+	SizeTable bool   // it has a size table
+	Size      []byte // struct tc_sizespec of that, of linux/pkt_sched.h
 }
 
 // DecodeQdisc reads the body of a message about a qdisc.
@@ -73,6 +85,12 @@ func DecodeQdisc(body []byte) (q Qdisc, err error) {
 			q.Stats2 = v
 		case unix.TCA_STAB:
 			q.SizeTable = true
+			return EachAttr(v, func(typ uint16, v []byte) error {
+				if typ == tcaStabBase {
+					q.Size = v
+				}
+				return nil
+			})
 		}
 		return nil
 	})
@@ -91,7 +109,7 @@ func (q *Qdisc) Root() hierarchy.Root {
 // Clone is q for longer than the dump that it is from.
 func (q *Qdisc) Clone() *Qdisc {
 	c := *q
-	c.Options = slices.Clone(q.Options)
+	c.Options, c.Size = slices.Clone(q.Options), slices.Clone(q.Size)
 	return &c
 }
 
@@ -100,6 +118,7 @@ type Filter struct {
 	TcMsg
 	Kind    string
 	Options []byte
+	Chain   uint32 // 0: the one that packets meet; others are gone to by an action
 }
 
 // Pref is the filter's preference.

@@ -68,12 +68,12 @@ func BytesIn(ns uint64, rate hierarchy.Bandwidth) hierarchy.Size {
 // bits and nanoseconds: more than the kernel itself can multiply.
 const MaxRate = 1 << 44
 
-// Link layers of linux/pkt_sched.h. With none given the kernel looks for the
+// linkEthernet is a link layer of linux/pkt_sched.h. With none given the kernel looks for the
 // rate tables of old.
-const (
-	linkEthernet = 1
-	linkATM      = 2
-)
+const linkEthernet = 1
+
+// LinkATM is the link layer of cells (TC_LINKLAYER_ATM).
+const LinkATM = 2
 
 // RateSpec is struct tc_ratespec of linux/pkt_sched.h, without what is
 // left of rate tables.
@@ -86,7 +86,7 @@ type RateSpec struct {
 func (e *Encoder) RateSpec(r RateSpec) {
 	layer := uint8(linkEthernet)
 	if r.Link.ATM {
-		layer = linkATM
+		layer = LinkATM
 	}
 	e.Uint8(0) // cell_log
 	e.Uint8(layer)
@@ -106,7 +106,7 @@ func DecodeRateSpec(b []byte) RateSpec {
 		Link: hierarchy.LinkLayer{
 			Overhead: int16(u16(b[2:])),
 			MPU:      hierarchy.Size(u16(b[6:])),
-			ATM:      b[1]&0xf == linkATM,
+			ATM:      b[1]&0xf == LinkATM,
 		},
 		Rate: uint64(binary.NativeEndian.Uint32(b[8:])),
 	}

@@ -161,6 +161,12 @@ func StartCommand(t testing.TB, ns *lab.NetNS, cmd *exec.Cmd) *Actor {
 	return &Actor{Cmd: cmd, t: t, to: to, lines: bufio.NewScanner(from)}
 }
 
+// Attach is an actor that somebody else has started, such as systemd, and that obeys what
+// is written to to and answers where from is read. It has no Cmd.
+func Attach(t testing.TB, to io.WriteCloser, from io.Reader) *Actor {
+	return &Actor{t: t, to: to, lines: bufio.NewScanner(from)}
+}
+
 // Do has something done and returns what it answers.
 func (a *Actor) Do(format string, args ...any) string {
 	a.t.Helper()

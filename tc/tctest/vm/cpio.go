@@ -73,17 +73,18 @@ func (c *cpio) copy(name, from string, mode uint32) {
 	c.file(name, mode, b)
 }
 
-// copyTree adds the files below a directory of the host.
+// copyTree adds the files below a directory of the host, and those that links in it
+// lead to.
 func (c *cpio) copyTree(name, from string) {
 	err := filepath.WalkDir(from, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := os.Stat(p)
+		if err != nil || !info.Mode().IsRegular() {
 			return err
 		}
 		rel, err := filepath.Rel(from, p)
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
 		if err != nil {
 			return err
 		}

@@ -3,7 +3,6 @@
 package vm
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	_ "embed"
@@ -22,15 +21,24 @@ import (
 // built.
 var ErrNoKernel = errors.New("no such kernel here")
 
-// Kernel is a kernel to boot. Make one with [UML], [VirtualTime] or [Debian].
+// Kernel is a kernel to boot. Make one with [UML], [Systemd], [VirtualTime] or
+// [Debian].
 type Kernel struct {
-	name   string
-	dir    string // in the cache; empty: as the name
-	uml    bool
-	append string
-	boots  []string // programs that it takes to boot it
-	made   []string // programs that it takes to provide it
-	// provide puts the kernel's files below dir, laid out as in a package.
+	name    string
+	host    string // the program of the host that it is, if that is installed
+	uml     bool
+	systemd bool
+	append  string
+	boots   []string // programs that it takes to boot it
+	// cached are its files, laid out as in a package.
+	cached
+}
+
+// cached is what is made once and kept in the cache.
+type cached struct {
+	dir  string   // in the cache
+	made []string // programs that it takes to make it
+	// provide makes it in a directory.
 	provide func(ctx context.Context, dir string) error
 }
 
@@ -42,9 +50,19 @@ func (k Kernel) String() string { return k.name }
 // versions of cgroups, but no BTF, no JIT and one processor. On a processor with
 // AMX it takes gcc.
 func UML() Kernel {
-	return Kernel{name: "uml", uml: true, made: fetched, provide: func(ctx context.Context, dir string) error {
-		return unpack(ctx, dir, "user-mode-linux")
-	}}
+	return Kernel{name: "uml", host: "linux.uml", uml: true, cached: pkg("user-mode-linux", "uml")}
+}
+
+// Systemd is [UML] with Debian's systemd as the first process, in a small Debian on a
+// disk of its own: udev, D-Bus, logind and networkd are there, the last not started, and
+// an ordinary user named user (1000). The program is a unit that starts when everything
+// else has. What it writes to the disk is there after [Config.Reboot], and gone
+// afterwards. The first use makes the disk, which takes half a minute and more, mmdebstrap,
+// mke2fs, and root or what else mmdebstrap is content with.
+func Systemd() Kernel {
+	k := UML()
+	k.name, k.systemd = "systemd", true
+	return k
 }
 
 // VirtualTime is user-mode Linux, built from Debian's source, in which time
@@ -53,10 +71,9 @@ func UML() Kernel {
 // needs gcc, make, flex, bison, bc and xz.
 func VirtualTime() Kernel {
 	sum := sha256.Sum256(append([]byte(buildScript), buildConfig...))
-	return Kernel{
-		name: "virtual-time", dir: fmt.Sprintf("virtual-time-%x", sum[:4]), uml: true, append: "time-travel=inf-cpu",
-		made: append([]string{"gcc", "make", "flex", "bison", "bc"}, fetched...), provide: build,
-	}
+	return Kernel{name: "virtual-time", uml: true, append: "time-travel=inf-cpu", cached: cached{
+		fmt.Sprintf("virtual-time-%x", sum[:4]), append([]string{"gcc", "make", "flex", "bison", "bc"}, fetched...), build,
+	}}
 }
 
 // qemu is the emulator for kernels that are no program.
@@ -68,30 +85,34 @@ var fetched = []string{"apt-get", "apt-cache", "dpkg-deb", "xz"}
 // Debian is the kernel of a Debian package such as "linux-image-cloud-amd64",
 // on an emulated processor: the real thing, but slow. It needs
 // qemu-system-x86_64.
-func Debian(pkg string) Kernel {
-	return Kernel{name: pkg, boots: []string{qemu}, made: fetched, provide: func(ctx context.Context, dir string) error {
-		return unpack(ctx, dir, pkg)
-	}}
+func Debian(name string) Kernel {
+	return Kernel{name: name, boots: []string{qemu}, cached: pkg(name, name)}
 }
 
-// Named is the kernel of a command line: "uml", "virtual-time" or the name of a
-// Debian package.
+// pkg is a kernel as it lies in a package of Debian.
+func pkg(name, dir string) cached {
+	return cached{dir, fetched, func(ctx context.Context, dir string) error { return unpack(ctx, dir, name) }}
+}
+
+// Named is the kernel of a command line: "uml", "systemd", "virtual-time" or the name
+// of a Debian package.
 func Named(name string) (Kernel, error) {
-	switch {
-	case name == UML().name:
-		return UML(), nil
-	case name == VirtualTime().name:
-		return VirtualTime(), nil
-	case strings.HasPrefix(name, "linux-image-"):
+	for _, k := range []Kernel{UML(), Systemd(), VirtualTime()} {
+		if name == k.name {
+			return k, nil
+		}
+	}
+	if strings.HasPrefix(name, "linux-image-") {
 		return Debian(name), nil
 	}
-	return Kernel{}, fmt.Errorf("%q is no kernel: say uml, virtual-time or a package such as linux-image-cloud-amd64", name)
+	return Kernel{}, fmt.Errorf("%q is no kernel: say uml, systemd, virtual-time or a package such as linux-image-cloud-amd64", name)
 }
 
 // files are where the parts of a kernel lie.
 type files struct {
 	image   string
 	modules string // directory; empty when it has none
+	root    string // the disk of Systemd
 }
 
 // Fetch fetches or builds the kernel unless it is there. The error is
@@ -104,13 +125,11 @@ func (k Kernel) Fetch(ctx context.Context) error {
 // look finds the kernel on the host or in the cache.
 func (k Kernel) look() (files, bool) {
 	dirs := []string{}
-	if k.name == UML().name {
-		if p, err := exec.LookPath("linux.uml"); err == nil {
-			dirs = append(dirs, filepath.Join(p, "../../.."))
-		}
+	if p, err := exec.LookPath(k.host); err == nil {
+		dirs = append(dirs, filepath.Join(p, "../../.."))
 	}
 	if cache, err := cacheDir(); err == nil {
-		dirs = append(dirs, filepath.Join(cache, cmp.Or(k.dir, k.name)))
+		dirs = append(dirs, filepath.Join(cache, k.dir))
 	}
 	for _, d := range dirs {
 		if f, err := k.locate(d); err == nil {
@@ -123,10 +142,18 @@ func (k Kernel) look() (files, bool) {
 // find is look, but provides what is not there. Nothing is fetched that could not
 // be booted.
 func (k Kernel) find(ctx context.Context) (files, error) {
-	f, err := k.provided(ctx)
+	root, err := "", error(nil)
+	if k.systemd {
+		root, err = findRoot(ctx)
+	}
+	var f files
+	if err == nil {
+		f, err = k.provided(ctx)
+	}
 	if err != nil {
 		return files{}, fmt.Errorf("%w: %s: %w", ErrNoKernel, k.name, err)
 	}
+	f.root = root
 	return f, nil
 }
 
@@ -141,26 +168,11 @@ func (k Kernel) provided(ctx context.Context) (files, error) {
 	if f, ok := k.look(); ok {
 		return f, nil
 	}
-	if err := installed(k.made); err != nil {
-		return files{}, err
-	}
-	cache, err := cacheDir()
+	dir, err := k.get(ctx, func(dir string) error {
+		_, err := k.locate(dir)
+		return err
+	})
 	if err != nil {
-		return files{}, err
-	}
-	dir := filepath.Join(cache, cmp.Or(k.dir, k.name))
-	unavailable.Lock()
-	defer unavailable.Unlock()
-	if err := unavailable.why[dir]; err != nil {
-		return files{}, err
-	}
-	if f, err := k.locate(dir); err == nil { // of another that asked at the same time
-		return f, nil
-	}
-	if err := k.fill(ctx, cache, dir); err != nil {
-		if ctx.Err() == nil {
-			unavailable.why[dir] = err
-		}
 		return files{}, err
 	}
 	return k.locate(dir)
@@ -173,7 +185,7 @@ func wide() bool {
 	return strings.Contains(string(b), " amx_tile")
 }
 
-// unavailable remembers why a kernel could not be provided in a directory: the
+// unavailable remembers why something could not be made in a directory: the
 // next test would wait as long for the same answer.
 var unavailable = struct {
 	sync.Mutex
@@ -194,28 +206,57 @@ func installed(programs []string) error {
 	return nil
 }
 
-// fill provides the kernel in a directory of its own that gets its name only
-// when it is complete. Of two that do so at a time the second loses its work.
-func (k Kernel) fill(ctx context.Context, cache, dir string) error {
+// get makes it unless it is there, as whole says, and returns the directory.
+func (c cached) get(ctx context.Context, whole func(dir string) error) (dir string, err error) {
+	cache, err := cacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir = filepath.Join(cache, c.dir)
+	if whole(dir) == nil {
+		return dir, nil
+	}
+	if err := installed(c.made); err != nil {
+		return "", err
+	}
+	unavailable.Lock()
+	defer unavailable.Unlock()
+	if err := unavailable.why[dir]; err != nil {
+		return "", err
+	}
+	if whole(dir) == nil { // of another that asked at the same time
+		return dir, nil
+	}
+	err = c.fill(ctx, cache, dir)
+	if e := whole(dir); e == nil {
+		return dir, nil
+	} else if err == nil {
+		err = e
+	}
+	if ctx.Err() == nil {
+		unavailable.why[dir] = err
+	}
+	return "", err
+}
+
+// fill makes it in a directory of its own that gets its name only when it is
+// complete. Of two that do so at a time the second loses its work, and fails.
+func (c cached) fill(ctx context.Context, cache, dir string) error {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return err
 	}
-	tmp, err := os.MkdirTemp(cache, "."+k.name+"-")
+	tmp, err := os.MkdirTemp(cache, "."+c.dir+"-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	if err := k.provide(ctx, tmp); err != nil {
+	if err := c.provide(ctx, tmp); err != nil {
 		return err
 	}
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return err
 	}
-	err = os.Rename(tmp, dir)
-	if _, e := k.locate(dir); e == nil {
-		return nil
-	}
-	return err
+	return os.Rename(tmp, dir)
 }
 
 // cacheDir is where kernels are kept: VIFSHAPE_VM_CACHE or a folder in the

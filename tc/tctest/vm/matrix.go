@@ -4,6 +4,7 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +27,9 @@ type Guest struct {
 	// Tests is the pattern of what runs there, as for "go test -run". Empty is
 	// every test whose name starts with TestKernel.
 	Tests string
+	// Reboot runs them once more after a reboot, if nothing failed before; see
+	// [Config].
+	Reboot bool
 	// Not are tests that must not run there, as patterns for "go test -skip",
 	// and why.
 	Not map[string]string
@@ -62,14 +66,11 @@ func Matrix(t *testing.T, guests ...Guest) {
 
 // run boots the guest.
 func (g Guest) run(t *testing.T, program string) {
-	args := []string{"-test.v=test2json", "-test.run=" + g.Tests, "-test.timeout=18m"} // it says where it hangs; the machine's limit does not
-	if g.Tests == "" {
-		args[1] = "-test.run=^TestKernel"
-	}
+	args := []string{"-test.v=test2json", "-test.run=" + cmp.Or(g.Tests, "^TestKernel"), "-test.timeout=35m"} // it says where it hangs; the machine's limit does not
 	if len(g.Not) > 0 {
 		args = append(args, "-test.skip="+strings.Join(slices.Sorted(maps.Keys(g.Not)), "|"))
 	}
-	out, err := boot(t, g.Kernel, g.Cgroup, program, strings.Join(g.Lacks, ","), args)
+	out, err := boot(t, Config{Kernel: g.Kernel, Cgroup: g.Cgroup, Reboot: g.Reboot, Program: program, Args: args}, strings.Join(g.Lacks, ","))
 	events, eerr := decode(out)
 	if eerr != nil {
 		t.Error(eerr)
@@ -142,9 +143,10 @@ const (
 // Event is what happened to a test, in the form of "go test -json", and where.
 type Event struct {
 	Action  string
-	Package string `json:",omitempty"` // import path
-	Test    string `json:",omitempty"` // empty: about the package
-	Output  string `json:",omitempty"`
+	Package string  `json:",omitempty"` // import path
+	Test    string  `json:",omitempty"` // empty: about the package
+	Output  string  `json:",omitempty"`
+	Elapsed float64 `json:",omitempty"` // seconds that it took
 	// The guest; empty for a test outside of one.
 	Kernel string `json:",omitempty"`
 	Cgroup string `json:",omitempty"`

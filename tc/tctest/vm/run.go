@@ -41,7 +41,7 @@ func Run(t testing.TB, k Kernel, cgroup Layout, program string, args ...string) 
 	if program == "" {
 		program = self(t)
 	}
-	out, err := boot(t, k, cgroup, program, os.Getenv("VIFSHAPE_SKIP_OK"), append([]string{"-test.v"}, args...))
+	out, err := boot(t, Config{Kernel: k, Cgroup: cgroup, Program: program, Args: append([]string{"-test.v"}, args...)}, os.Getenv("VIFSHAPE_SKIP_OK"))
 	t.Logf("kernel %v, cgroup %s: %s %s\n%s", k, cgroup, filepath.Base(program), strings.Join(args, " "), out)
 	if err != nil {
 		t.Fatal(err)
@@ -64,21 +64,21 @@ func RequireKernel(t testing.TB, k Kernel) {
 	}
 }
 
-// boot runs a test binary and returns its output. It is an error when it failed.
-func boot(t testing.TB, k Kernel, cgroup Layout, program, mayLack string, args []string) (string, error) {
+// boot runs a test binary as c says and returns its output. It is an error when it
+// failed.
+func boot(t testing.TB, c Config, mayLack string) (string, error) {
 	t.Helper()
-	dir, err := os.Getwd()
-	if err != nil {
+	var err error
+	if c.Dir, err = os.Getwd(); err != nil {
 		t.Fatal(err)
 	}
-	env := []string{"VIFSHAPE_SKIP_OK=" + mayLack}
+	c.Env = []string{"VIFSHAPE_SKIP_OK=" + mayLack}
 	if v := os.Getenv("VIFSHAPE_NO_SKIP"); v != "" {
-		env = append(env, "VIFSHAPE_NO_SKIP="+v)
+		c.Env = append(c.Env, "VIFSHAPE_NO_SKIP="+v)
 	}
 	var out strings.Builder
-	status, err := Boot(t.Context(), Config{
-		Kernel: k, Cgroup: cgroup, Program: program, Args: args, Env: env, Dir: dir, Tools: tools, Output: &out,
-	})
+	c.Tools, c.Output = tools, &out
+	status, err := Boot(t.Context(), c)
 	if err == nil && status != 0 {
 		err = fmt.Errorf("exit status %d", status)
 	}

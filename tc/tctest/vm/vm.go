@@ -45,12 +45,13 @@ type Config struct {
 	Cgroup  Layout // empty is V2
 	Program string // a static executable
 	Args    []string
-	Env     []string      // NAME=VALUE, besides PATH, HOME, TMPDIR and VIFSHAPE_VM=1
+	Reboot  bool          // with Systemd: when the program has succeeded the machine is rebooted, and it runs once more
+	Env     []string      // NAME=VALUE, besides PATH, HOME, TMPDIR, VIFSHAPE_VM=1 and, after a reboot, VIFSHAPE_VM_REBOOTED=1
 	Dir     string        // its subdirectory testdata is copied; empty: nothing is
-	Tools   []string      // programs of the host to copy with their libraries, unless missing
+	Tools   []string      // programs of the host to copy with their libraries, unless missing; not for Systemd, which has its own
 	Without []string      // modules that the machine shall lack
 	Memory  int           // MiB; 0 is 512
-	Timeout time.Duration // for the whole machine; 0 is 20 minutes
+	Timeout time.Duration // for the whole machine; 0 is 40 minutes
 	Output  io.Writer     // of the program; nil: thrown away
 	Console io.Writer     // of the kernel; nil: shown only in an error
 }
@@ -65,11 +66,17 @@ func Boot(ctx context.Context, c Config) (status int, err error) {
 	if !slices.Contains([]Layout{V2, Hybrid, V1}, c.Cgroup) {
 		return 0, fmt.Errorf("%q is no layout of cgroups: say v2, hybrid or v1", c.Cgroup)
 	}
+	switch {
+	case c.Kernel.systemd && c.Cgroup != V2:
+		return 0, fmt.Errorf("systemd is booted with cgroups v2 alone, not %s", c.Cgroup)
+	case !c.Kernel.systemd && c.Reboot:
+		return 0, fmt.Errorf("kernel %v keeps nothing over a reboot: say systemd", c.Kernel)
+	}
 	if c.Memory == 0 {
 		c.Memory = 512
 	}
 	if c.Timeout == 0 {
-		c.Timeout = 20 * time.Minute
+		c.Timeout = 40 * time.Minute
 	}
 	if c.Output == nil {
 		c.Output = io.Discard
@@ -187,7 +194,7 @@ func (c *Config) pack(ctx context.Context, k files, to, mark string) error {
 	}
 	w.device("dev/console", 5, 1)
 	w.symlink("var/run", "/run")
-	w.symlink("sbin/modprobe", "/init")
+	w.symlink("sbin/modprobe", "../init")
 	w.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"))
 	w.file("etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
 	w.file("etc/hosts", 0o644, []byte("127.0.0.1 localhost\n"))
@@ -210,9 +217,14 @@ func (c *Config) pack(ctx context.Context, k files, to, mark string) error {
 	if data := filepath.Join(c.Dir, "testdata"); c.Dir != "" && isDir(data) {
 		w.copyTree("job/testdata", data)
 	}
-	for _, t := range c.Tools {
-		if err := copyTool(ctx, w, t); err != nil {
-			return err
+	base := ""
+	if c.Kernel.systemd {
+		base = guest.Base
+	} else {
+		for _, t := range c.Tools {
+			if err := copyTool(ctx, w, t); err != nil {
+				return err
+			}
 		}
 	}
 	if k.modules != "" {
@@ -221,12 +233,14 @@ func (c *Config) pack(ctx context.Context, k files, to, mark string) error {
 		}
 	}
 	job, err := json.Marshal(guest.Job{
-		Args:   append([]string{program}, c.Args...),
-		Env:    append([]string{"PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "TMPDIR=/tmp", "VIFSHAPE_VM=1"}, c.Env...),
-		Dir:    "/job",
-		Cgroup: string(c.Cgroup),
-		Output: "/dev/ttyS1",
-		Mark:   mark,
+		Args:    append([]string{base + program}, c.Args...),
+		Reboot:  c.Reboot,
+		Env:     append([]string{"PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "TMPDIR=/tmp", "VIFSHAPE_VM=1"}, c.Env...),
+		Dir:     base + "/job",
+		Cgroup:  string(c.Cgroup),
+		Systemd: c.Kernel.systemd,
+		Output:  "/dev/ttyS1",
+		Mark:    mark,
 	})
 	if err != nil {
 		return err
@@ -386,6 +400,10 @@ func (m *machine) uml(ctx context.Context) (*exec.Cmd, error) {
 	cmd := exec.CommandContext(ctx, m.kernel.image,
 		fmt.Sprintf("mem=%dM", m.Memory), "initrd="+m.initrd, "uml_dir="+m.dir, "umid=machine",
 		"con=null", "con0=null,fd:1", "console=tty0", "ssl=null", "ssl1=null,fd:3", "panic=-1", "quiet")
+	if m.kernel.root != "" {
+		// What is written goes to the first file, also over a reboot.
+		cmd.Args = append(cmd.Args, "ubd0="+filepath.Join(m.dir, "disk")+","+m.kernel.root)
+	}
 	if m.Kernel.append != "" {
 		cmd.Args = append(cmd.Args, strings.Fields(m.Kernel.append)...)
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -288,6 +289,55 @@ func TestVMVirtualTime(t *testing.T) {
 	}
 }
 
+// TestSystemd: a machine with systemd starts what it should, the kernel loads modules,
+// what is written to the disk is there after a reboot, and what is in /run is not.
+func TestSystemd(t *testing.T) {
+	const kept, lost = "/etc/kept", "/run/lost"
+	vm.OnSystemd(t, func(t *testing.T) {
+		well(t)
+		for _, file := range []string{kept, lost} {
+			if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("in a new machine: %s: %v", file, err)
+			}
+			if err := os.WriteFile(file, nil, 0o644); err != nil {
+				t.Error(err)
+			}
+		}
+	}, func(t *testing.T) {
+		well(t)
+		if _, err := os.Stat(kept); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(lost); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", lost, err)
+		}
+	})
+}
+
+// well holds that the machine of systemd that this runs in is well.
+func well(t *testing.T) {
+	t.Helper()
+	if out, err := exec.Command("systemctl", "is-system-running").CombinedOutput(); string(out) != "running\n" {
+		failed, _ := exec.Command("systemctl", "--failed").CombinedOutput()
+		t.Errorf("%s, %v\n%s", out, err, failed)
+	}
+	for _, unit := range []string{"dbus", "systemd-udevd", "systemd-logind", "systemd-journald", "vm-job"} {
+		if out, err := exec.Command("systemctl", "is-active", unit).CombinedOutput(); err != nil {
+			t.Errorf("%s: %s, %v", unit, out, err)
+		}
+	}
+	tctest.RequireQdisc(t, "htb")
+}
+
+// A program that fails is not run again.
+func TestVMNoReboot(t *testing.T) {
+	c := config(t, vm.Systemd(), "exit")
+	c.Reboot = true
+	if status, err := vm.Boot(t.Context(), c); status != 3 || err != nil {
+		t.Errorf("status %d, %v", status, err)
+	}
+}
+
 // TestVM: guests of every kernel load what is asked for.
 func TestVM(t *testing.T) {
 	vm.Matrix(t,
@@ -308,6 +358,7 @@ func TestSkippedWithout(t *testing.T) {
 		{[]string{"qemu-system-x86_64"}, "TestVM/linux-image-cloud-amd64_v2", "kernel linux-image-cloud-amd64 (no such kernel here: linux-image-cloud-amd64: not installed: qemu-system-x86_64)"},
 		{[]string{"linux.uml", "apt-get"}, "TestVMStatus", "kernel uml (no such kernel here: uml: not installed: "},
 		{[]string{"linux.uml", "dpkg-deb", "xz"}, "TestVMDies/panic", "kernel uml (no such kernel here: uml: not installed: "},
+		{[]string{"mmdebstrap"}, "TestVMNoReboot", "kernel systemd (no such kernel here: systemd: not installed: mmdebstrap)"},
 		{[]string{"flex", "bison"}, "TestVMVirtualTime", "kernel virtual-time (no such kernel here: virtual-time: not installed: "},
 	} {
 		cache := t.TempDir()
@@ -329,9 +380,15 @@ func TestVMRefuses(t *testing.T) {
 	if _, err := vm.Boot(t.Context(), vm.Config{Kernel: vm.UML(), Cgroup: "v3", Program: self}); err == nil || err.Error() != `"v3" is no layout of cgroups: say v2, hybrid or v1` {
 		t.Errorf("layout: %v", err)
 	}
+	if _, err := vm.Boot(t.Context(), vm.Config{Kernel: vm.Systemd(), Cgroup: vm.V1, Program: self}); err == nil || err.Error() != "systemd is booted with cgroups v2 alone, not v1" {
+		t.Errorf("layout with systemd: %v", err)
+	}
+	if _, err := vm.Boot(t.Context(), vm.Config{Kernel: vm.UML(), Reboot: true, Program: self}); err == nil || err.Error() != "kernel uml keeps nothing over a reboot: say systemd" {
+		t.Errorf("reboot: %v", err)
+	}
 	t.Setenv("VIFSHAPE_VM_CACHE", t.TempDir())
 	t.Setenv("PATH", "") // no qemu, and no apt
-	for _, k := range []vm.Kernel{vm.UML(), vm.Debian("linux-image-nosuch")} {
+	for _, k := range []vm.Kernel{vm.UML(), vm.Systemd(), vm.Debian("linux-image-nosuch")} {
 		if _, err := vm.Boot(t.Context(), vm.Config{Kernel: k, Program: self}); !errors.Is(err, vm.ErrNoKernel) {
 			t.Errorf("kernel %v: %v", k, err)
 		}
@@ -339,7 +396,7 @@ func TestVMRefuses(t *testing.T) {
 }
 
 func TestNamed(t *testing.T) {
-	for _, name := range []string{"uml", "virtual-time", "linux-image-cloud-amd64"} {
+	for _, name := range []string{"uml", "systemd", "virtual-time", "linux-image-cloud-amd64"} {
 		k, err := vm.Named(name)
 		if err != nil || k.String() != name {
 			t.Errorf("%s: %v, %v", name, k, err)

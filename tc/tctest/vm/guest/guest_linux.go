@@ -15,17 +15,23 @@ import (
 
 // Main is the whole of the machine's first process. It does not return: the
 // machine is switched off at the end. Called as modprobe it loads modules and
-// returns the exit status.
+// returns the exit status. Where systemd is the first process, it is the one before
+// that, and then its unit.
 func Main() int {
 	if filepath.Base(os.Args[0]) == "modprobe" {
 		return modprobe(os.Args[1:])
 	}
-	if os.Getpid() != 1 {
+	unit := len(os.Args) == 2 && os.Args[1] == unitArg
+	if os.Getpid() != 1 && !unit {
 		fmt.Fprintln(os.Stderr, "this program is the first process of a test machine")
 		return 2
 	}
-	if err := run(); err != nil {
+	again, err := run(unit)
+	if err != nil {
 		klog(err)
+	}
+	if again {
+		return 0
 	}
 	unix.Sync()
 	// Only fails for want of privileges.
@@ -41,7 +47,48 @@ func klog(err error) {
 	}
 }
 
-func run() error {
+// run says whether the machine is on its way to run the job's program again.
+func run(unit bool) (again bool, err error) {
+	b, err := os.ReadFile(base() + JobFile)
+	if err != nil {
+		return false, err
+	}
+	var j Job
+	if err := json.Unmarshal(b, &j); err != nil {
+		return false, err
+	}
+	switch {
+	case unit:
+		j, err = j.now()
+	case j.Systemd:
+		return false, systemd()
+	default:
+		// A machine that lacks something runs its job all the same: the job
+		// knows what it needs.
+		if err := setUp(j.Cgroup); err != nil {
+			klog(err)
+		}
+	}
+	if err != nil {
+		return false, err
+	}
+	out, err := openTerminal(j.Output)
+	if err != nil {
+		return false, err
+	}
+	status, err := execute(j, out)
+	if err != nil {
+		fmt.Fprintln(out, err)
+	}
+	if status == 0 && j.Reboot {
+		return true, reboot()
+	}
+	fmt.Fprintf(out, "%s %d\n", j.Mark, status)
+	return false, unix.IoctlSetInt(int(out.Fd()), unix.TCSBRK, 1) // until it is written
+}
+
+// setUp makes a machine of what the kernel gives to its first process.
+func setUp(cgroup string) error {
 	var errs []error
 	for _, m := range []struct{ kind, at, data string }{
 		{"devtmpfs", "/dev", ""},
@@ -55,37 +102,14 @@ func run() error {
 	} {
 		errs = append(errs, mount(m.kind, m.at, m.data))
 	}
-	b, err := os.ReadFile(JobFile)
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	var j Job
-	if err := json.Unmarshal(b, &j); err != nil {
-		return err
-	}
-	out, err := openTerminal(j.Output)
-	if err != nil {
-		return err
-	}
-	errs = append(errs,
+	return errors.Join(append(errs,
 		os.WriteFile("/proc/sys/kernel/modprobe", []byte("/sbin/modprobe"), 0),
 		unix.Sethostname([]byte("vifshape-test")),
 		loopbackUp(),
 		tunNode(),
-		mountCgroups(j.Cgroup),
+		mountCgroups(cgroup),
 		unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 65536, Max: 65536}),
-		unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}))
-	// A machine that lacks something runs its job all the same: the job
-	// knows what it needs.
-	if err := errors.Join(errs...); err != nil {
-		klog(err)
-	}
-	status, err := execute(j, out)
-	if err != nil {
-		fmt.Fprintln(out, err)
-	}
-	fmt.Fprintf(out, "%s %d\n", j.Mark, status)
-	return unix.IoctlSetInt(int(out.Fd()), unix.TCSBRK, 1) // until it is written
+		unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}))...)
 }
 
 func mount(kind, at, data string) error {

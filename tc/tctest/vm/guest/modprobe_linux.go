@@ -13,7 +13,7 @@ import (
 // modprobe is what the kernel calls as "/sbin/modprobe -q -- NAME" when it
 // wants a module that it has not.
 func modprobe(args []string) int {
-	list, err := os.ReadFile(Modules)
+	list, err := os.ReadFile(base() + Modules)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "modprobe:", err)
 		return 1
@@ -100,7 +100,7 @@ func (db modules) load(name string, done map[string]bool, load func(string) erro
 
 // load puts one module into the kernel. One that is there already is no error.
 func load(name string) error {
-	f, err := os.Open(filepath.Join(ModuleDir, name+".ko"))
+	f, err := os.Open(filepath.Join(base(), ModuleDir, name+".ko"))
 	if err != nil {
 		return err
 	}

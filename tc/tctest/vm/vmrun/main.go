@@ -37,13 +37,14 @@ func main() {
 }
 
 func run(ctx context.Context) (int, error) {
-	kernel := flag.String("kernel", "uml", "`kernel`: uml, virtual-time or a Debian package linux-image-...")
+	kernel := flag.String("kernel", "uml", "`kernel`: uml, systemd, virtual-time or a Debian package linux-image-...")
 	cgroup := flag.String("cgroup", "v2", "`layout` of cgroups: v2, hybrid or v1")
 	memory := flag.Int("memory", 512, "`MiB` of memory")
 	timeout := flag.Duration("timeout", 5*time.Minute, "for the whole machine")
 	tools := flag.String("tools", "tc,ip", "`programs` of the host to copy, separated by commas")
 	without := flag.String("without", "", "kernel `modules` that the machine shall lack, separated by commas")
 	env := flag.String("env", "VIFSHAPE_NO_SKIP,VIFSHAPE_SKIP_OK", "`variables` to pass on, separated by commas")
+	reboot := flag.Bool("reboot", false, "run the binary once more after a reboot, with systemd")
 	verbose := flag.Bool("v", false, "print what the kernel says")
 	flag.Parse()
 	k, err := vm.Named(*kernel)
@@ -55,7 +56,7 @@ func run(ctx context.Context) (int, error) {
 	}
 	c := vm.Config{
 		Kernel: k, Cgroup: vm.Layout(*cgroup), Program: flag.Arg(0), Args: flag.Args()[1:], Dir: ".",
-		Tools: list(*tools), Without: list(*without), Memory: *memory, Timeout: *timeout, Output: os.Stdout,
+		Tools: list(*tools), Without: list(*without), Reboot: *reboot, Memory: *memory, Timeout: *timeout, Output: os.Stdout,
 	}
 	for _, name := range list(*env) {
 		if v, ok := os.LookupEnv(name); ok {
