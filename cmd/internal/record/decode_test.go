@@ -21,7 +21,7 @@ func full() *Record {
 	prio := uint8(3)
 	return &Record{
 		Version: Version, Interface: "eth0", Index: 7, Policy: "/etc/\"p\"\\ <é\x01>.toml", Binding: "auto", Way: bind.WayBPF, Receives: true, Matches: true,
-		IDs:   hierarchy.IDs{Minors: map[string]uint16{"web/": 16, "web/a": 0xfffe}, Retired: []hierarchy.Retired{{Key: "x", Minor: 18}}},
+		IDs:   hierarchy.IDs{Minors: map[string]uint16{"web/": 16, "web/a": 0xfffe}, Retired: []hierarchy.Retired{{Key: "x", Minor: 18}}, Named: map[string]hierarchy.Named{"web": {Origin: "old", From: "old", Now: "x"}}},
 		Order: []hierarchy.Path{"eth0", "eth0/web", "eth0/web/a"},
 		Bindings: []Binding{
 			{Path: "eth0/web/a", Binding: bind.Binding{Kind: bind.User, Name: "a"}, AtRuntime: true},
