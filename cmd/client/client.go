@@ -118,6 +118,16 @@ func (c Client) Do(ctx context.Context, q Request) error {
 	}
 }
 
+// Listens says whether there is an agent at the socket.
+func (c Client) Listens() bool {
+	conn, err := net.DialTimeout("unix", c.Socket, retry)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close() // it was asked nothing
+	return true
+}
+
 func (c Client) once(ctx context.Context, q Request) error {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.Socket)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {

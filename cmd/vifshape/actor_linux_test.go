@@ -93,6 +93,61 @@ var verbs = tctest.Verbs{
 		}
 		return encoded(count)
 	},
+	"pour": func(x tctest.Told) (string, error) { // TO RATE BUFFER: into a connection until standard input ends; 0: as much as goes, and the kernel's
+		c, err := net.Dial("tcp", x.Args[0])
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		if size := x.Number(2); size > 0 {
+			if err := c.(*net.TCPConn).SetWriteBuffer(size); err != nil {
+				return "", err
+			}
+		}
+		end, start, sent := untilInputEnds(), time.Now(), 0
+		for end.Err() == nil {
+			// A write that waits ends with the connection, which ends with standard input.
+			stop := context.AfterFunc(end, func() { c.Close() })
+			n, err := c.Write(make([]byte, 4096))
+			stop()
+			if sent += n; err != nil && end.Err() == nil {
+				return "", err
+			}
+			if rate := x.Number(1); rate > 0 {
+				time.Sleep(time.Until(start.Add(time.Duration(float64(sent) * 8 / float64(rate) * float64(time.Second)))))
+			}
+		}
+		return "", nil
+	},
+	"fetch": func(x tctest.Told) (string, error) { // FROM: all that comes by a connection, until standard input ends
+		c, err := net.Dial("tcp", x.Args[0])
+		if err != nil {
+			return "", err
+		}
+		end := untilInputEnds()
+		context.AfterFunc(end, func() { c.Close() })
+		if _, err := io.Copy(io.Discard, c); err != nil && end.Err() == nil {
+			return "", err
+		}
+		return "", nil
+	},
+	"volleys": func(x tctest.Told) (string, error) { // TO N PAUSE: so many datagrams at once, again after each pause, until standard input ends
+		c, err := net.Dial("udp", x.Args[0])
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		pause, err := time.ParseDuration(x.Args[2])
+		if err != nil {
+			return "", err
+		}
+		for end := untilInputEnds(); end.Err() == nil; time.Sleep(pause) {
+			for range x.Number(1) {
+				_, _ = c.Write(make([]byte, 1000)) // a full queue is no fault
+			}
+		}
+		return "", nil
+	},
 	"chat": func(x tctest.Told) (string, error) { // TO: by a connection and by datagrams, one of each every 4 ms, until standard input ends
 		tcp, err := net.Dial("tcp", x.Args[0])
 		if err != nil {

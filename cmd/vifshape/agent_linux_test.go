@@ -420,7 +420,7 @@ func TestAgentPrivileges(t *testing.T) {
 // TestAgentUnitRuns: the capabilities that the example leaves it are enough. It reads a
 // file that guests do not have.
 func TestAgentUnitRuns(t *testing.T) {
-	unit := readUnit(t)
+	unit := readAgentUnit(t)
 	n := newNetwork(t)
 	base := tctest.Cgroup(t)
 	app := filepath.Join(base, "app")

@@ -7,38 +7,70 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vifshape/vifshape/cmd/internal/enabled"
+	"github.com/vifshape/vifshape/cmd/internal/exporter"
+	"github.com/vifshape/vifshape/examples"
 )
 
-// readUnit parses examples/vifshape-agent.service: the settings by their sections.
-func readUnit(t *testing.T) map[string]map[string]string {
+// readUnit parses a unit: the settings by their sections. Those that are written more than once
+// are the last of them; which may be says more.
+func readUnit(t *testing.T, text string, more ...string) map[string]map[string]string {
 	t.Helper()
-	b, err := os.ReadFile("../../examples/vifshape-agent.service")
-	if err != nil {
-		t.Fatal(err)
-	}
 	unit := map[string]map[string]string{}
 	section := ""
-	for i, line := range strings.Split(string(b), "\n") {
+	for i, line := range strings.Split(text, "\n") {
 		switch key, value, ok := strings.Cut(line, "="); {
 		case line == "" || line[0] == '#':
 		case line[0] == '[' && line[len(line)-1] == ']':
 			section = line[1 : len(line)-1]
 			unit[section] = map[string]string{}
-		case !ok || section == "" || unit[section][key] != "" || value == "":
+		case !ok || section == "" || unit[section][key] != "" && !slices.Contains(more, key):
 			t.Errorf("line %d: %q", i+1, line)
-		default:
+		case unit[section][key] == "":
 			unit[section][key] = value
 		}
 	}
 	return unit
 }
 
+// readAgentUnit is the example. A reload is two commands, of which the first is ours.
+func readAgentUnit(t *testing.T) map[string]map[string]string {
+	return readUnit(t, examples.Unit, "ExecReload")
+}
+
+// verify has systemd, where it is installed, give its opinion of units of examples, by their
+// names. The program is not installed here.
+func verify(t *testing.T, units map[string]string) {
+	t.Helper()
+	systemd, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		return
+	}
+	dir, args := t.TempDir(), []string{"verify", "--man=no"}
+	for name, text := range units {
+		copied := filepath.Join(dir, name)
+		if err := os.WriteFile(copied, []byte(strings.ReplaceAll(text, installPath, "/bin/true")), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, copied)
+	}
+	out, err := exec.Command(systemd, args...).CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		for name := range units {
+			if strings.Contains(line, name) {
+				t.Errorf("systemd-analyze: %s (%v)", line, err)
+			}
+		}
+	}
+}
+
 // TestAgentUnit: the example's settings are ones that systemd knows, and its command
 // is one of this program's.
 func TestAgentUnit(t *testing.T) {
-	unit := readUnit(t)
+	unit := readAgentUnit(t)
 	known := map[string][]string{ // systemd.unit(5), systemd.service(5), systemd.exec(5)
-		"Unit": {"Description", "Documentation"},
+		"Unit": {"Description", "Documentation", "DefaultDependencies", "Wants", "After", "Before", "Conflicts"},
 		"Service": {
 			"Type", "ExecStart", "ExecReload", "Restart", "RestartSec", "CapabilityBoundingSet", "NoNewPrivileges",
 			"ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectClock", "ProtectHostname", "ProtectKernelLogs",
@@ -57,43 +89,54 @@ func TestAgentUnit(t *testing.T) {
 	if unit["Service"]["Type"] != "notify" {
 		t.Errorf("Type=%s, and the agent says when it is ready", unit["Service"]["Type"])
 	}
-	words := strings.Fields(unit["Service"]["ExecStart"])
-	if len(words) < 2 || filepath.Base(words[0]) != "vifshape" {
-		t.Fatalf("ExecStart=%v", words)
-	}
-	c, args, err := newRootCommand(&env{stdout: &strings.Builder{}, stderr: &strings.Builder{}}, nil).Find(words[1:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c.Name() != "agent" {
-		t.Errorf("ExecStart starts %q", c.Name())
-	}
-	if err := c.ParseFlags(args); err != nil {
-		t.Error(err)
-	}
-	if err := c.ValidateArgs(c.Flags().Args()); err != nil {
-		t.Error(err)
+	for key, name := range map[string]string{"ExecStart": "agent", "ExecReload": "apply"} {
+		words := strings.Fields(unit["Service"][key])
+		if len(words) < 2 || filepath.Base(words[0]) != "vifshape" {
+			t.Fatalf("%s=%v", key, words)
+		}
+		c, args, err := newRootCommand(&env{stdout: &strings.Builder{}, stderr: &strings.Builder{}}, nil).Find(words[1:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Name() != name {
+			t.Errorf("%s starts %q", key, c.Name())
+		}
+		if err := c.ParseFlags(args); err != nil {
+			t.Error(err)
+		}
+		if err := c.ValidateArgs(c.Flags().Args()); err != nil {
+			t.Error(err)
+		}
+		if dir := c.Flags().Lookup("policies").Value.String(); dir != enabled.DefaultDir {
+			t.Errorf("%s goes by the policies of %q", key, dir)
+		}
 	}
 	if unit["Service"]["RuntimeDirectory"] != "" {
 		t.Error("RuntimeDirectory would end with the agent")
 	}
-	systemd, err := exec.LookPath("systemd-analyze")
-	if err != nil {
-		return // the rest is its opinion
-	}
-	// The program is not installed here.
-	b, err := os.ReadFile("../../examples/vifshape-agent.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	copied := filepath.Join(t.TempDir(), "vifshape-agent.service")
-	if err := os.WriteFile(copied, []byte(strings.Replace(string(b), words[0], "/bin/true", 1)), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command(systemd, "verify", "--man=no", copied).CombinedOutput()
-	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, filepath.Base(copied)) {
-			t.Errorf("systemd-analyze: %s (%v)", line, err)
+	verify(t, map[string]string{agentService: examples.Unit})
+}
+
+// TestExporterUnit: the same of the exporter's, and its socket is one that the exporter takes.
+func TestExporterUnit(t *testing.T) {
+	texts := map[string]string{}
+	for _, name := range []string{exporterService, exporterSocket} {
+		text, err := os.ReadFile("../../examples/" + name)
+		if err != nil {
+			t.Fatal(err)
 		}
+		texts[name] = string(text)
 	}
+	start := strings.Fields(readUnit(t, texts[exporterService], "SystemCallFilter")["Service"]["ExecStart"])
+	if len(start) != 2 || start[0] != installPath || start[1] != "exporter" {
+		t.Errorf("it starts %q", start)
+	}
+	at := readUnit(t, texts[exporterSocket])["Socket"]["ListenStream"]
+	if _, err := exporter.ParseAddress(at); err != nil {
+		t.Errorf("ListenStream: %v", err)
+	}
+	if config, err := os.ReadFile(filepath.Join(prometheusExamples, "prometheus.yml")); err != nil || !strings.Contains(string(config), at) {
+		t.Errorf("Prometheus does not ask at %s: %v", at, err)
+	}
+	verify(t, texts)
 }

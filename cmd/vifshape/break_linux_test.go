@@ -430,7 +430,9 @@ func (n *network) inMounts(script string, args ...string) result {
 // keeps nobody from shaping an interface, and from taking the tree away, and that
 // what could not be written is said, and made up for.
 func TestKernelFull(t *testing.T) {
-	tctest.RequireProgram(t, "dd")
+	for _, p := range []string{"dd", "tc"} {
+		tctest.RequireProgram(t, p)
+	}
 	n := newNetwork(t)
 	file := n.policy("policy.toml", smallPolicy)
 	// The root, what is above the run directory, and that.

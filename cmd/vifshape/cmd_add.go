@@ -82,9 +82,9 @@ func newRemoveCommand(e *env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove PATH",
 		Short: "Take away a branch that was added",
-		Long: `Remove takes away a branch that add made, when no processes live in it, nothing is bound
-to it and there are no branches below it. Packets that wait in it are dropped. Users remove what users have
-added below a branch that is delegated to them, where ` + "`vifshape agent`" + ` runs.
+		Long: `Remove takes away a branch that add made, when no processes live in it, nothing is bound to
+it and there are no branches below it. Packets that wait in it are dropped. Users remove
+what users have added below a branch that is delegated to them, where ` + "`vifshape agent`" + ` runs.
 ` + addExitHelp,
 		Args: args(1, 1, "the path of a branch"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {

@@ -14,7 +14,7 @@ import (
 )
 
 func newAgentCommand(e *env) *cobra.Command {
-	level, repair := slog.LevelInfo, false
+	level, cfg := slog.LevelInfo, agent.Config{}
 	c := &cobra.Command{
 		Use:   "agent",
 		Short: "Wait for what bindings name, and bind it when it appears",
@@ -28,22 +28,29 @@ branch has, and what they ask for takes turns with what others change.
 
 It looks at nothing in between: the kernel tells it of new cgroups in the few
 directories where a binding can find one, of interfaces, and of what apply, bind,
-unbind and clear have changed. By itself it changes bindings alone, never a branch.
+unbind and clear have changed. By itself it changes bindings alone, no branch, but for
+what follows.
 
-When somebody else takes a tree, one of its classes or its classifier away, or an
-interface is made anew, it says at once what is gone and what to type. With --repair
+When somebody else takes a tree, one of its classes or its classifier away or changes
+one, or an interface is made anew, it says at once what is gone and what to type. With --repair
 it puts that back, as the last apply had it, whatever the file says by now. Where that
 is taken away again and again it waits longer each time, up to ten minutes. It does
 not take the place of what somebody else has put there, unless the policy says
 replace = true.
 
+With --policies it also applies the policies of a directory, as "vifshape enable" keeps
+them: all at its start, before it says that it is ready, and on HUP; and to an interface
+that appears, gets its name or another MTU, what the policy says of that one.
+
 One agent works for one network namespace. It may be ended at any time, also by
 force, and leaves everything in place. It logs to standard error, and tells systemd
-when it is ready; examples/vifshape-agent.service starts it.
+when it is ready; "vifshape enable" has it started with the machine, and
+examples/vifshape.service is the unit for that.
 
 SIGNALS
   TERM, INT  the end, with exit status 0
-  HUP        everything is read anew, and what is wrong is said once more
+  HUP        everything is read anew, the policies are applied, and what is wrong is
+             said once more
 
 EXIT STATUS
   0   ended by a signal
@@ -55,18 +62,30 @@ EXIT STATUS
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, os.Interrupt)
 			defer stop()
-			return e.agent(ctx, level, repair)
+			cfg.Level = level
+			return e.agent(ctx, cfg)
 		},
 	}
 	c.Flags().TextVar(&level, "log-level", slog.LevelInfo, "log from `LEVEL` on: debug, info, warn or error")
-	c.Flags().BoolVar(&repair, "repair", false, "put back what others take away of a tree")
+	c.Flags().Lookup("log-level").DefValue = "info" // as it is to be written
+	c.Flags().StringVar(&cfg.Policies, "policies", "", "apply the policies that \"vifshape enable\" keeps in `DIRECTORY`")
+	c.Flags().BoolVar(&cfg.Repair, "repair", false, "put back what others take away of a tree")
 	return c
 }
 
-func (e *env) agent(ctx context.Context, level slog.Level, repair bool) error {
+func (e *env) agent(ctx context.Context, cfg agent.Config) error {
 	again := make(chan os.Signal, 1)
 	signal.Notify(again, syscall.SIGHUP)
 	defer signal.Stop(again)
 	debug.SetGCPercent(100) // it stays
-	return agent.Run(ctx, agent.Config{RunDir: e.runDir, Log: e.stderr, Level: level, Repair: repair, Code: exitCode, Hints: hints}, again)
+	if cfg.Policies != "" {
+		m, dir, err := e.lasting(cfg.Policies)
+		if err != nil {
+			return err
+		}
+		m.Close()
+		cfg.Policies = dir.Path
+	}
+	cfg.RunDir, cfg.Log, cfg.Code, cfg.Hints = e.runDir, e.stderr, exitCode, func(err error) []string { return hints(err, nil) }
+	return agent.Run(ctx, cfg, again)
 }

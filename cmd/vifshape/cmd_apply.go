@@ -7,22 +7,25 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/enabled"
 	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 )
 
 type applyOptions struct {
-	binding string
-	verbose bool
-	all     bool
-	detail  bool
-	confirm time.Duration
+	binding  string
+	policies string
+	scope    shaper.Scope // of an enabled policy
+	verbose  bool
+	all      bool
+	detail   bool
+	confirm  time.Duration
 }
 
 func newApplyCommand(e *env) *cobra.Command {
 	var o applyOptions
 	c := &cobra.Command{
-		Use:   "apply FILE",
+		Use:   "apply [FILE]",
 		Short: "Make the kernel match a policy, by the smallest change",
 		Long: `Apply does what plan shows: it changes what differs, in place where the kernel
 can, and leaves everything else alone, counters and waiting packets included. It
@@ -41,6 +44,10 @@ unplugged), the others are shaped, each that is missing is named, and the exit s
 is 6; where none is there it is 1. --all-or-nothing changes nothing unless all are
 there.
 
+Without a file it is the policies that "vifshape enable" keeps, one after the other: what
+one has wrong does not stop the others. Interfaces that are not there are none of that; they
+wait.
+
 --confirm 60s is for who may cut himself off: what was there before comes back after that
 time, bindings included, unless "vifshape confirm" keeps what was applied. It does not
 depend on this terminal or session. Nothing else changes the tree meanwhile, but clear,
@@ -50,14 +57,24 @@ Killed at any point, the interface goes on passing traffic, the next apply
 carries on, and clear takes away what there is.
 ` + strings.NewReplacer("  3 ", "  2    with --detailed-exitcode: done, and something was changed\n  3 ",
 			"  64 ", "  6    done, but for interfaces of the policy that are not there\n  64 ").Replace(exitHelp),
-		Args: args(1, 1, "one policy file"),
+		Args: args(0, 1, "one policy file"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
 			if c.Flags().Changed("confirm") && (o.confirm < time.Second || o.confirm > 24*time.Hour) {
 				return usagef("--confirm %v is no time to look what became of it: write one from 1s to 24h, such as 60s", o.confirm)
 			}
-			return e.apply(c.Context(), a[0], o)
+			if len(a) > 0 {
+				return e.apply(c.Context(), a[0], o)
+			}
+			if o.confirm > 0 {
+				return usagef("--confirm is for one policy: name its file")
+			}
+			return e.eachEnabled(o.policies, c.Flags().Changed("policies"), func(file string, s shaper.Scope) error {
+				o.scope = s
+				return e.apply(c.Context(), file, o)
+			})
 		}),
 	}
+	c.Flags().StringVar(&o.policies, "policies", enabled.DefaultDir, policiesHelp+", without a file")
 	c.Flags().StringVar(&o.binding, "binding", "", bindingHelp)
 	c.Flags().DurationVar(&o.confirm, "confirm", 0, "go back after `TIME`, unless \"vifshape confirm\" keeps it")
 	c.Flags().BoolVar(&o.all, "all-or-nothing", false, "fail, and change nothing, unless every interface of the policy is there")
@@ -70,24 +87,30 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 	if err := checkBinding(o.binding); err != nil {
 		return err
 	}
+	o.scope.Binding = o.binding
 	r := shaper.Read(file)
 	m, err := e.machine()
 	if err != nil {
 		return r.Before(ctx, err)
 	}
 	defer m.Close()
-	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: "apply " + file, Binding: o.binding, All: o.all, Confirm: o.confirm, Watch: newGuard})
+	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: "apply " + file, Scope: o.scope, All: o.all, Confirm: o.confirm, Watch: newGuard})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	for _, x := range c.Targets {
-		observe.Strayed(ctx, m, x.Interface, x.Plan.Steps)
-	}
+	tellStrayed(ctx, m, c)
 	if o.verbose {
 		if err := e.writePlans(c, planOptions{}); err != nil {
 			return err
 		}
 	}
-	return ended(c, o.detail)
+	return ended(c, o.detail, o.scope.Waits)
+}
+
+// tellStrayed says which sockets an apply has bound too late.
+func tellStrayed(ctx context.Context, m *shaper.Machine, c *shaper.Changes) {
+	for _, x := range c.Targets {
+		observe.Strayed(ctx, m, x.Interface, x.Plan.Steps)
+	}
 }

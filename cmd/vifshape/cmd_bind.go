@@ -83,7 +83,7 @@ func (e *env) changeBindings(ctx context.Context, a []string, change func(*shape
 	}
 	var specs []bind.Binding
 	for _, s := range a[1:] {
-		b, err := bind.Parse(s)
+		b, err := hierarchy.ParseBinding(s)
 		if err != nil {
 			return usageError{err}
 		}
@@ -110,10 +110,10 @@ func newBindingsCommand(e *env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "bindings [PATH]",
 		Short: "List what is bound to branches, and what is still waited for",
-		Long: `Bindings lists the bindings of all branches, or of those from PATH down: those of
-the policy and those that bind has made, each with what it is in force for, how far
-that holds what is open, as show says it, or why it is not. It needs no privileges; without them it cannot read the bindings in force, and
-prints what they were when they were last changed.
+		Long: `Bindings lists the bindings of all branches, or of those from PATH down: those of the policy
+and those that bind has made, each with what it is in force for, how far that holds what is
+open, as show says it, or why it is not. It needs no privileges; without them it cannot read
+the bindings in force, and prints what they were when they were last changed.
 
 EXIT STATUS
   0   done
@@ -181,7 +181,7 @@ func (b bindingsJSON) write(e *env) error {
 		if len(lines) == 0 {
 			lines = []string{"nothing of its own: another names it more exactly, or one above has the same class"}
 		}
-		made := (&record.Binding{AtRuntime: v.AtRuntime}).By()
+		made := (&record.Binding{AtRuntime: v.AtRuntime, Limit: v.Limit}).By()
 		for i, s := range lines {
 			if i == 0 {
 				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", v.Path, words.Printable(v.Binding.String()), made, s)

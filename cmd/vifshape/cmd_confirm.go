@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vifshape/vifshape/cmd/internal/shaper"
 )
 
 func newConfirmCommand(e *env) *cobra.Command {
@@ -19,7 +21,6 @@ there before comes back when the time is over, by a process that needs neither t
 terminal, nor the session, nor the agent; where that was killed too, the next apply, add,
 remove, clear, rollback or confirm goes back first. What happened is in the system's log
 and in "vifshape rollback --list". "vifshape rollback" goes back at once.
-
 ` + exitHelp,
 		Args: args(0, 0, ""),
 		RunE: interruptible(func(c *cobra.Command, _ []string) error { return e.confirm(c.Context()) }),
@@ -29,7 +30,9 @@ and in "vifshape rollback --list". "vifshape rollback" goes back at once.
 		Short:  "Go back from what nobody confirms",
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(c *cobra.Command, _ []string) error { return e.guard(c.Context()) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			return e.guard(c.Context(), (*shaper.Machine).Guard)
+		},
 	})
 	return c
 }
@@ -46,7 +49,8 @@ func (e *env) confirm(ctx context.Context) error {
 // newGuard is the process that goes back from what nobody confirms.
 func newGuard() *exec.Cmd { return exec.Command(selfPath, "confirm", "guard") }
 
-func (e *env) guard(ctx context.Context) error {
+// guard is a process that nobody waits for, and its work.
+func (e *env) guard(ctx context.Context, work func(*shaper.Machine, context.Context) error) error {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
 	if log, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_WARNING, "vifshape"); err == nil {
 		defer log.Close()
@@ -57,5 +61,5 @@ func (e *env) guard(ctx context.Context) error {
 		return err
 	}
 	defer m.Close()
-	return m.Guard(ctx)
+	return work(m, ctx)
 }

@@ -52,7 +52,7 @@ EXIT STATUS
 	f.BoolVar(&o.keep, "keep", false, "leave the namespaces and the tree standing, to look around")
 	f.BoolVar(&o.remove, "remove", false, "remove what --keep left")
 	f.BoolVar(&o.json, "json", false, "print the verdict as JSON, and nothing else")
-	f.DurationVar(&o.time, "time", 18*time.Second, fmt.Sprintf("how long to send and to receive; at least %v", trial.DemoLeast))
+	f.DurationVar(&o.time, "time", 18*time.Second, fmt.Sprintf("send and receive for `TIME`; at least %v", trial.DemoLeast))
 	c.AddCommand(newDemoSendCommand(), newDemoReceiveCommand())
 	return c
 }
@@ -216,6 +216,7 @@ func (e *env) verdict(out io.Writer, phases []*trial.DemoPhase, o demoOptions) e
 	}
 	if !holds {
 		e.notef("a branch is more than %d%% away from the ideal allocation", trial.DemoWithin)
+		e.hintf("where other programs take the processors meanwhile, a longer run tells more: `vifshape demo --time 60s`")
 		return codeError(exitError)
 	}
 	fmt.Fprintf(out, "\nEvery branch is within %d%% of the ideal allocation, in both directions.\n", trial.DemoWithin)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	_ "embed"
 	"fmt"
 	"strings"
 
@@ -11,54 +10,63 @@ import (
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
-// Topics of the help that are no commands.
-const (
-	qdiscTopic = "qdisc" // the queueing disciplines
-	jsonTopic  = "json"  // what commands print with --json
-)
-
-//go:embed json.txt
-var aboutJSON string
-
-// newHelpCommand is cobra's, but for qdiscTopic, and exit status 64 where there is
-// no such command.
+// newHelpCommand is cobra's, but for topics, and exit status 64 where there is no such
+// command.
 func newHelpCommand(e *env) *cobra.Command {
 	return &cobra.Command{
-		Use:   "help [COMMAND]",
-		Short: "Say what vifshape or one of its commands does",
-		Long: `Say what vifshape or one of its commands does.
+		Use:   "help [COMMAND|TOPIC]",
+		Short: "Say what vifshape or one of its commands does, or tell of a topic",
+		Long: `Say what vifshape or one of its commands does, or tell of a topic; "vifshape help qdisc
+KIND" tells of one kind of queue.
 
-  vifshape help qdisc        lists the queueing disciplines that a leaf can have
-  vifshape help qdisc KIND   explains one of them and all its parameters
-  vifshape help json         explains what commands print with --json` + plainExitHelp,
+TOPICS` + listTopics() + `
+
+Each is a page of the manual, too: "vifshape man policy | man -l -".` + plainExitHelp,
 		RunE: func(c *cobra.Command, a []string) error {
 			if len(a) > 0 && a[0] == qdiscTopic {
 				return helpQdisc(e, a[1:])
 			}
-			if len(a) == 1 && a[0] == jsonTopic {
-				e.printf("%s", aboutJSON)
-				return nil
+			if len(a) == 1 {
+				if t, ok := topicOf(a[0]); ok {
+					e.printf("%s", t.text())
+					return nil
+				}
 			}
 			about, rest, err := c.Root().Find(a)
 			if err != nil || len(rest) > 0 {
-				if near := nearCommand(about, a[len(a)-1]); near != "" {
-					return usagef("no command %q%s", strings.Join(a, " "), near)
-				}
-				return usagef("no command %q: `vifshape help` lists them", strings.Join(a, " "))
+				return noPage(about, a)
 			}
 			return about.Help()
 		},
 	}
 }
 
+// noPage is the error of words that are neither a topic nor a command below c.
+func noPage(c *cobra.Command, a []string) error {
+	names := commandsOf(c)
+	if len(a) == 1 {
+		for _, t := range topics {
+			names = append(names, t.name)
+		}
+	}
+	return usagef("no command or topic %q%s", strings.Join(a, " "), didYouMean(hierarchy.Nearest(a[len(a)-1], names)))
+}
+
+// listKinds is what all kinds of queues are.
+func listKinds() string {
+	var s strings.Builder
+	s.WriteString(aboutKinds + "\n")
+	for _, k := range qdisc.Kinds() {
+		fmt.Fprintf(&s, "  %-15s  %s\n", k.Name, k.Help)
+	}
+	return s.String()
+}
+
 func helpQdisc(e *env, a []string) error {
 	kinds := qdisc.Kinds()
 	switch len(a) {
 	case 0:
-		e.printf("%s\n", aboutKinds)
-		for _, k := range kinds {
-			e.printf("  %-15s  %s\n", k.Name, k.Help)
-		}
+		e.printf("%s", listKinds())
 		return nil
 	case 1:
 		for _, k := range kinds {
@@ -90,9 +98,9 @@ or as a kind with parameters, under the names of tc's manual:
 
   qdisc = { kind = "sfq", limit = 500, perturb = "10s" }
 
-What is left open is chosen for the branch and its interface; vifshape show says
+What is left open is chosen for the branch and its interface; "vifshape show" says
 what was chosen. A leaf without a qdisc gets fq_codel, else sfq, else bfifo.
-vifshape doctor says which of them this kernel has, vifshape help qdisc KIND
+"vifshape doctor" says which of them this kernel has, "vifshape help qdisc KIND"
 explains one.
 `
 

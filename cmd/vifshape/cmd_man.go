@@ -8,47 +8,42 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/vifshape/vifshape/cmd/internal/manual"
-	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 func newManCommand(e *env) *cobra.Command {
 	dir := ""
 	c := &cobra.Command{
-		Use:   "man [COMMAND]",
-		Short: "Print the manual page of vifshape or of one command",
-		Long: `Print the manual page of vifshape, or of one of its commands, in the form that
-man reads:
+		Use:   "man [COMMAND|TOPIC]",
+		Short: "Print the manual page of vifshape, of one command or of a topic",
+		Long: `Print the manual page of vifshape, of one of its commands or of a topic of "vifshape
+help help", in the form that man reads:
 
   vifshape man apply | man -l -
-  vifshape man qdisc | man -l -        the queueing disciplines of leaves
-  vifshape man json | man -l -         what commands print with --json
+  vifshape man policy | man -l -
 
 Packages bring the pages along, all of them made by
 
   vifshape man --dir /usr/local/share/man` + plainExitHelp,
-		Args: args(0, 1, "one command at most"),
+		Args: args(0, 1, "one command or topic at most"),
 		RunE: func(c *cobra.Command, a []string) error {
 			if dir != "" {
 				return writePages(c.Root(), dir)
 			}
 			about := c.Root()
-			if len(a) == 1 && a[0] == qdiscTopic {
-				return e.page(qdiscPage())
-			}
-			if len(a) == 1 && a[0] == jsonTopic {
-				return e.page(jsonPage(), nil)
-			}
 			if len(a) == 1 {
+				if t, ok := topicOf(a[0]); ok {
+					return e.page(t.page())
+				}
 				sub, _, err := about.Find(a)
 				if err != nil || sub == about {
-					return usagef("no command %q: `vifshape help` lists them", a[0])
+					return noPage(about, a)
 				}
 				about = sub
 			}
 			return e.page(commandPage(about), nil)
 		},
 	}
-	c.Flags().StringVar(&dir, "dir", "", "write all pages into `DIR`, below man7 and man8")
+	c.Flags().StringVar(&dir, "dir", "", "write all pages into `DIR`, below man5, man7 and man8")
 	return c
 }
 
@@ -61,11 +56,14 @@ func (e *env) page(p *manual.Page, err error) error {
 
 // writePages writes every page where man looks for it.
 func writePages(root *cobra.Command, dir string) error {
-	qdisc, err := qdiscPage()
-	if err != nil {
-		return err
+	var pages []*manual.Page
+	for _, t := range topics {
+		p, err := t.page()
+		if err != nil {
+			return err
+		}
+		pages = append(pages, p)
 	}
-	pages := []*manual.Page{qdisc, jsonPage()}
 	for all := []*cobra.Command{root}; len(all) > 0; all = all[1:] {
 		pages = append(pages, commandPage(all[0]))
 		for _, c := range all[0].Commands() {
@@ -105,10 +103,11 @@ func commandPage(c *cobra.Command) *manual.Page {
 			p.SeeAlso = append(p.SeeAlso, pageName(sub)+"(8)")
 		}
 	}
-	if c.Flags().Lookup("json") != nil || !c.HasParent() {
-		p.SeeAlso = append(p.SeeAlso, "vifshape-"+jsonTopic+"(7)")
+	for _, t := range topics {
+		if !c.HasParent() || t.name == "policy" || t.name == "json" && c.Flags().Lookup("json") != nil {
+			p.SeeAlso = append(p.SeeAlso, t.reference())
+		}
 	}
-	p.SeeAlso = append(p.SeeAlso, "vifshape-"+qdiscTopic+"(7)")
 	return p
 }
 
@@ -123,23 +122,4 @@ func option(f *pflag.Flag) manual.Option {
 		o.Text += fmt.Sprintf(" (default %s)", v)
 	}
 	return o
-}
-
-// jsonPage is the page about what programs read.
-func jsonPage() *manual.Page {
-	return &manual.Page{Name: "vifshape-" + jsonTopic, Section: 7, Short: "what commands print with --json", Text: aboutJSON, SeeAlso: []string{"vifshape(8)"}}
-}
-
-// qdiscPage is the page about queueing disciplines.
-func qdiscPage() (*manual.Page, error) {
-	var s strings.Builder
-	s.WriteString(aboutKinds)
-	for _, k := range qdisc.Kinds() {
-		text, err := aboutKind(k)
-		if err != nil {
-			return nil, err
-		}
-		fmt.Fprintf(&s, "\n# %s\n%s\n\n%s", k.Name, k.Help, text)
-	}
-	return &manual.Page{Name: "vifshape-" + qdiscTopic, Section: 7, Short: "queueing disciplines of leaves", Text: s.String(), SeeAlso: []string{"vifshape(8)"}}, nil
 }

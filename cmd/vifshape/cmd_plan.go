@@ -5,27 +5,31 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/enabled"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 )
 
-const bindingHelp = "how processes are bound: `auto`, bpf, nft or net_cls (default: the policy's word, else auto)"
+const bindingHelp = "the `WAY` in which processes are bound: auto, bpf, nft or net_cls (default: the policy's word, else auto)"
 
 type planOptions struct {
-	binding               string
+	binding, policies     string
 	tc, json, detail, all bool
+	scope                 shaper.Scope // of an enabled policy
 }
 
 func newPlanCommand(e *env) *cobra.Command {
 	var o planOptions
 	c := &cobra.Command{
-		Use:   "plan FILE",
+		Use:   "plan [FILE]",
 		Short: "Show what apply would change on this machine",
 		Long: `Plan compares a policy with what the kernel has and prints what apply would do,
-in the order it would do it: + creates, ~ changes, - deletes. What stays as it is
-is not listed. What is not as vifshape applied it, because somebody else has changed it,
+in the order it would do it: + creates, ~ changes, - deletes. A branch that keeps its
+class under another name is listed first, what lies below it and what stays as it is
+not at all. What is not as vifshape applied it, because somebody else has changed it,
 is a warning. It changes nothing and needs no privileges, but without them the
 bindings in force cannot be read, and it says so. Interfaces of the policy that are
-not there are named, and left out as apply leaves them out.
+not there are named, and left out as apply leaves them out. Without a file it is the
+policies that "vifshape enable" keeps, one after the other.
 
 EXIT STATUS
   0   done; with --detailed-exitcode: there is nothing to change
@@ -36,10 +40,22 @@ EXIT STATUS
   6   interfaces of the policy are not there, and left out; whether there are changes
       or not
   64  wrong flags or arguments`,
-		Args: args(1, 1, "one policy file"),
-		RunE: interruptible(func(c *cobra.Command, a []string) error { return e.plan(c.Context(), a[0], o) }),
+		Args: args(0, 1, "one policy file"),
+		RunE: interruptible(func(c *cobra.Command, a []string) error {
+			if len(a) > 0 {
+				return e.plan(c.Context(), a[0], o)
+			}
+			if o.json {
+				return usagef("--json is of one policy: name its file")
+			}
+			return e.eachEnabled(o.policies, c.Flags().Changed("policies"), func(file string, s shaper.Scope) error {
+				o.scope = s
+				return e.plan(c.Context(), file, o)
+			})
+		}),
 	}
 	f := c.Flags()
+	f.StringVar(&o.policies, "policies", enabled.DefaultDir, policiesHelp+", without a file")
 	f.StringVar(&o.binding, "binding", "", bindingHelp)
 	f.BoolVar(&o.tc, "tc", false, "print the equivalent tc commands")
 	f.BoolVar(&o.json, "json", false, "print JSON")
@@ -55,6 +71,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	if o.tc && o.json {
 		return usagef("--tc and --json are two forms of the same plan: write one of them")
 	}
+	o.scope.Binding = o.binding
 	r := shaper.Read(file)
 	m, err := e.machine()
 	if err != nil {
@@ -62,7 +79,7 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	}
 	defer m.Close()
 	m.TellUnconfirmed()
-	c, err := m.Plan(ctx, r, o.binding)
+	c, err := m.Plan(ctx, r, o.scope)
 	if err != nil {
 		return err
 	}
@@ -73,20 +90,20 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 	if err := c.Drift(ctx); err != nil {
 		return err
 	}
-	if err := c.Tell(true); err != nil {
+	if err := c.Tell(ctx, true); err != nil {
 		return err
 	}
 	if err := e.writePlans(c, o); err != nil {
 		return err
 	}
-	return ended(c, o.detail)
+	return ended(c, o.detail, o.scope.Waits)
 }
 
-// ended is the exit status where interfaces of the policy were left out, and that of changes
-// where those matter; else nil.
-func ended(c *shaper.Changes, detailed bool) error {
+// ended is the exit status where interfaces of the policy were left out that nothing waits for,
+// and that of changes where those matter; else nil.
+func ended(c *shaper.Changes, detailed, waits bool) error {
 	switch {
-	case len(c.Absent) > 0:
+	case len(c.Absent) > 0 && !waits:
 		return codeError(exitAbsent)
 	case detailed && !c.Empty():
 		return codeError(exitChanges)

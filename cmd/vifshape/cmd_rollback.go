@@ -11,6 +11,7 @@ import (
 
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
+	"github.com/vifshape/vifshape/hierarchy"
 )
 
 type rollbackOptions struct {
@@ -21,18 +22,18 @@ type rollbackOptions struct {
 func newRollbackCommand(e *env) *cobra.Command {
 	var o rollbackOptions
 	c := &cobra.Command{
-		Use:   "rollback [IFACE ...]",
+		Use:   "rollback [INTERFACE...]",
 		Short: "Go back to what was before the last apply",
 		Long: `Rollback makes interfaces what they were before the last apply, by the smallest change,
 as apply does it: the policy's tree, what bind had bound at run time, and branches that add
-had made. Without names it is the interfaces that the last apply changed; where one of them
-is not there, the others go back, it is named, and the exit status is 6. One that was not
-shaped before is cleared. A rollback is an apply itself: another one takes it back. What went
-back by itself, as nobody confirmed it, comes again with --to 1 alone.
+had made; limits stay as they are. Without names it is the interfaces that the last apply
+changed; where one of them is not there, the others go back, it is named, and the exit status
+is 6. One that was not shaped before is cleared, but for limits. A rollback is an apply
+itself: another one takes it back. What went back by itself, as nobody confirmed it, comes
+again with --to 1 alone.
 
 --list shows what there was, the latest first, with the changes that led there; --to goes
 to one of those. The last ten applies are kept, until the machine is started again.
-
 ` + strings.Replace(exitHelp, "  64 ", "  6    done, but for interfaces that are not there\n  64 ", 1),
 		Args: args(0, -1, ""),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
@@ -73,7 +74,7 @@ func (e *env) rollback(ctx context.Context, ifaces []string, o rollbackOptions) 
 			return err
 		}
 	}
-	return ended(c, false)
+	return ended(c, false, false)
 }
 
 // historyJSON is the stable form of rollback --list.
@@ -88,11 +89,12 @@ type interfaceHistoryJSON struct {
 
 // entryJSON is one thing that an interface was.
 type entryJSON struct {
-	Number  int        `json:"number"` // how many applies back
-	Applied time.Time  `json:"applied,omitzero"`
-	By      string     `json:"by,omitempty"`
-	Policy  string     `json:"policy"`
-	Steps   []stepJSON `json:"steps"`
+	Number  int                `json:"number"` // how many applies back
+	Applied time.Time          `json:"applied,omitzero"`
+	By      string             `json:"by,omitempty"`
+	Policy  string             `json:"policy"`
+	Renames []hierarchy.Rename `json:"renames"`
+	Steps   []stepJSON         `json:"steps"`
 }
 
 func (e *env) history(ctx context.Context, ifaces []string, o rollbackOptions) error {
@@ -132,7 +134,7 @@ func historyAsJSON(iface string, all []shaper.Entry) interfaceHistoryJSON {
 	out := interfaceHistoryJSON{Interface: iface, Entries: []entryJSON{}}
 	for _, x := range all {
 		r := x.Record
-		out.Entries = append(out.Entries, entryJSON{x.Number, r.Applied, r.By, r.Policy, stepsAsJSON(x.Changes)})
+		out.Entries = append(out.Entries, entryJSON{x.Number, r.Applied, r.By, r.Policy, renamesAsJSON(x.Changes), stepsAsJSON(x.Changes)})
 	}
 	return out
 }
@@ -143,17 +145,22 @@ func (e *env) writeHistory(iface string, all []shaper.Entry, verbose bool) error
 	for _, x := range all {
 		r := x.Record
 		created, changed, deleted := x.Changes.Counts()
-		fmt.Fprintf(t, "  %d\t%s\tby %s\t%s\t%d created, %d changed, %d deleted\n", x.Number, r.Applied.Local().Format(time.DateTime), words.Printable(r.By), words.Printable(r.PolicyName()), created, changed, deleted)
+		renamed := ""
+		if n := len(x.Changes.Renames); n > 0 {
+			renamed = fmt.Sprintf(", %d renamed", n)
+		}
+		at, by := "-", "-" // limits alone, which nobody has applied
+		if !r.Applied.IsZero() {
+			at, by = r.Applied.Local().Format(time.DateTime), "by "+words.Printable(r.By)
+		}
+		fmt.Fprintf(t, "  %d\t%s\t%s\t%s\t%d created, %d changed, %d deleted%s\n", x.Number, at, by, words.Printable(r.PolicyName()), created, changed, deleted, renamed)
 		if !verbose {
 			continue
 		}
 		if err := t.Flush(); err != nil { // steps have columns of their own
 			return err
 		}
-		for _, s := range x.Changes.Steps {
-			fmt.Fprintf(t, "    %s %s\n", s.Action.Symbol(), words.Step(s))
-		}
-		if err := t.Flush(); err != nil {
+		if err := writeSteps(e.stdout, "    ", x.Changes); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -9,9 +11,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vifshape/vifshape/cgroup/confine"
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/client"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc/link"
 )
 
 func newRunCommand(e *env) *cobra.Command {
@@ -19,10 +25,11 @@ func newRunCommand(e *env) *cobra.Command {
 		cmd      confine.Command
 		env      []string
 		keepCaps []string
+		flags    limitFlags
 	)
 	c := &cobra.Command{
-		Use:   "run PATH -- COMMAND [ARG...]",
-		Short: "Start a program inside a branch",
+		Use:   "run [flags] [PATH] -- COMMAND [ARG...]", // flags behind the command are its own
+		Short: "Start a program inside a branch, or with a limit of its own",
 		Long: `Run puts itself into the cgroup of a branch and then becomes the program: same
 process id, same terminal, and the program's own exit status. Nothing stands
 between the program and its signals; of those that were ignored only SIGINT and
@@ -30,6 +37,12 @@ SIGHUP stay so, as under nohup. The program and all its children send as the
 branch allows. What was opened before, such as a socket on standard input, keeps the
 class it had; with binding bpf an accepted connection is the branch's as soon as the
 program sends on it.
+
+Without PATH, but with a limit, the program gets a branch of its own on the interfaces
+of the default routes, and of a VPN that takes their packets, or on those of --on: where
+a tree stands, below the branch that carries this process, within its rules; where none
+does, in the smallest tree that can hold it, whose rest has all that the line can do. It
+goes with the last process of the program. On several interfaces the limit holds for each.
 
 Environment and working directory are passed on, but for what flags say, and
 VIFSHAPE_BRANCH is the branch. With --user and a name or number HOME, USER and
@@ -76,6 +89,7 @@ the kernel has such.
   vifshape run eth0/backup -- rsync -a /home backup:/home
   vifshape run --user alice --cwd /srv/api eth0/web/api -- ./server
   vifshape run --keep-caps NET_RAW eth0/web -- tcpdump
+  vifshape run --up 5mbit --down 20mbit -- restic backup /home
 
 EXIT STATUS
   the program's own, or
@@ -87,21 +101,38 @@ EXIT STATUS
   64   wrong flags or arguments
   126  the program is there and cannot be started
   127  there is no such program`,
-		Args: args(2, -1, "a branch and a command"),
+		Args: func(c *cobra.Command, a []string) error {
+			if flags.given() {
+				return args(1, -1, "a command")(c, a)
+			}
+			return args(2, -1, "a branch, or a limit such as --up 5mbit, and a command")(c, a)
+		},
 		RunE: func(c *cobra.Command, a []string) error {
-			path, err := parsePath(a[0])
+			limit, err := flags.limit()
 			if err != nil {
 				return err
 			}
-			argv := a[1:]
-			if argv[0] == "--" {
-				argv = argv[1:]
-			}
-			if len(argv) == 0 {
-				return usagef("run needs a command behind the branch: %s", c.UseLine())
-			}
-			if path.Parent() == "" { // what an interface's own node carries is its rest
-				path = path.Join(hierarchy.RestName)
+			path, argv := hierarchy.Path(""), a
+			if !flags.given() {
+				if c.ArgsLenAtDash() == 0 {
+					return usagef("nothing says what %s may send: write a branch before --, or a limit such as --up 5mbit", a[0])
+				}
+				if path, err = parsePath(a[0]); err != nil {
+					return err
+				}
+				if argv = a[1:]; argv[0] == "--" {
+					argv = argv[1:]
+				} else if strings.HasPrefix(argv[0], "-") {
+					return usagef("%s stands behind the branch, where the program's own flags are: write it before %s, or -- before the program", argv[0], a[0])
+				}
+				if len(argv) == 0 {
+					return usagef("run needs a command behind the branch: %s", c.UseLine())
+				}
+				if path.Parent() == "" { // what an interface's own node carries is its rest
+					path = path.Join(hierarchy.RestName)
+				}
+			} else if len(a) > 1 && a[1] == "--" {
+				return usagef("%s has a ceiling of its own: leave out the branch, or --up and the like", a[0])
 			}
 			for _, v := range env {
 				if name, _, ok := strings.Cut(v, "="); !ok || name == "" {
@@ -113,8 +144,19 @@ EXIT STATUS
 					cmd.KeepCaps = append(cmd.KeepCaps, strings.TrimSpace(name))
 				}
 			}
-			cmd.Args, cmd.Env = argv, environment(os.Environ(), append([]string{shaper.BranchVariable + "=" + string(path)}, env...))
-			return e.run(c.Context(), path, cmd)
+			cmd.Args = argv
+			in := func(path hierarchy.Path) confine.Command {
+				cmd.Env = environment(os.Environ(), append([]string{shaper.BranchVariable + "=" + string(path)}, env...))
+				return cmd
+			}
+			if path == "" {
+				return likeUser(c.Context(), e.runLimited(c.Context(), limit, in))
+			}
+			err = e.run(c.Context(), path, in(path))
+			if errors.As(err, new(*link.NotFoundError)) && !strings.Contains(a[0], "/") { // it may be the program
+				return fmt.Errorf("%w; before the program stands a branch, or a limit: vifshape run --up 5mbit -- %s", err, a[0])
+			}
+			return likeUser(c.Context(), err)
 		},
 	}
 	// Flags behind the branch are the program's.
@@ -124,6 +166,7 @@ EXIT STATUS
 	f.TextVar(&cmd.Level, "level", confine.LevelLock, "how firmly the program is held: `LEVEL` lock, best or tag")
 	f.StringArrayVar(&keepCaps, "keep-caps", nil, "capabilities that the program keeps, as `NAME,...`; run says what each opens")
 	f.StringVar(&cmd.Dir, "cwd", "", "run the program in directory `DIR`")
+	flags.add(c)
 	f.StringArrayVar(&env, "env", nil, "set a variable `NAME=VALUE` of the program's environment; may be repeated")
 	return c
 }
@@ -152,4 +195,29 @@ func (e *env) run(ctx context.Context, path hierarchy.Path, cmd confine.Command)
 		return rightsError("--user: only root can start programs as another user")
 	}
 	return m.ExecPlaced(ctx, path, cmd, func() error { return agentOf(m).Do(ctx, client.Request{Op: client.Enter, Path: path}) })
+}
+
+// likeUser adds to the error of a user who is not there who may have been meant.
+func likeUser(ctx context.Context, err error) error {
+	var no *confine.NoUserError
+	if !errors.As(err, &no) {
+		return err
+	}
+	_, near := resolve.Like(ctx, resolve.Config{Root: "/"}, bind.Binding{Kind: bind.User, Name: no.Name})
+	var names []string
+	for _, b := range near {
+		names = append(names, words.Printable(b.Name))
+	}
+	return fmt.Errorf("%w%s", err, hierarchy.DidYouMean(names))
+}
+
+// runLimited becomes a program that has a limit of its own.
+func (e *env) runLimited(ctx context.Context, l shaper.Limit, command func(hierarchy.Path) confine.Command) error {
+	m, err := e.machine()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	l.Limit = limitOf(command("").Args)
+	return m.ExecLimited(ctx, l, command, watchLimit(os.Getpid()))
 }

@@ -91,9 +91,13 @@ func (e *env) show(ctx context.Context, path hierarchy.Path, o showOptions) erro
 			return err
 		}
 		if path != "" && len(v.Branches) > 0 {
+			var all []hierarchy.Path
+			for _, b := range v.Branches {
+				all = append(all, b.Path)
+			}
 			v.Branches = slices.DeleteFunc(v.Branches, func(b *observe.Branch) bool { return !b.Path.Below(path) })
 			if len(v.Branches) == 0 {
-				return fmt.Errorf("there is no branch %s", path)
+				return hierarchy.NoBranch(path, all)
 			}
 		}
 		out.Interfaces = append(out.Interfaces, v)
@@ -136,21 +140,25 @@ func (e *env) each(m *shaper.Machine, path hierarchy.Path, look func(iface strin
 		case onlyLost(err):
 			e.report(err)
 			lost = codeError(exitError)
-		case err != nil && !e.noTree(i, err):
+		case err != nil && !e.noTree(m, i, err):
 			return err
 		}
 	}
 	return lost
 }
 
-// noTree says whether err is only that an interface with a policy is not there, and
-// tells the user.
-func (e *env) noTree(iface string, err error) bool {
+// noTree says whether err is only that an interface with a policy or limits is not there,
+// and tells the user.
+func (e *env) noTree(m *shaper.Machine, iface string, err error) bool {
 	var gone *link.NotFoundError
 	if !errors.As(err, &gone) {
 		return false
 	}
-	e.notef("%s has a policy and is not there now", iface)
+	has := "a policy"
+	if r, err := m.Store.Load(iface); err == nil && r.Policy == record.NoPolicy {
+		has = "limits"
+	}
+	e.notef("%s has %s and is not there now", iface, has)
 	return true
 }
 
@@ -288,6 +296,8 @@ func writeDelegation(w io.Writer, b *observe.Branch) {
 	}
 	switch {
 	case b.Added == nil:
+	case b.Added.Limit != "":
+		fmt.Fprintf(w, "  %s: a limit on %s\n", b.Path, words.Printable(b.Added.Limit))
 	case b.Added.By == 0:
 		fmt.Fprintf(w, "  %s: added at run time\n", b.Path)
 	default:

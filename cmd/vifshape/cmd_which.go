@@ -150,7 +150,12 @@ func (e *env) whichOf(o whichOptions, out *whichJSON) error {
 		out.Answers = append(out.Answers, a)
 	}
 	if len(out.Answers) == 0 {
-		return fmt.Errorf("%s has no interface %s", o.policy, o.by.Branch.Interface())
+		var all []string
+		for _, t := range p.Trees {
+			all = append(all, t.Port.Device)
+		}
+		iface := o.by.Branch.Interface()
+		return fmt.Errorf("%s has no interface %s%s", o.policy, iface, hierarchy.DidYouMean(hierarchy.Near(iface, all)))
 	}
 	return nil
 }

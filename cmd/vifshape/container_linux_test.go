@@ -158,8 +158,8 @@ func TestKernelAgentPods(t *testing.T) {
 	n.clean()
 }
 
-// TestKernelAttachSpaces: a process in another network namespace is attached with the
-// interface that leads there, and where there is none for it, that is an error.
+// TestKernelAttachSpaces: a process in another network namespace is attached, and limited, with
+// the interface that leads there, and where there is none for it, that is said.
 func TestKernelAttachSpaces(t *testing.T) {
 	n := newNetwork(t)
 	base := tctest.Cgroup(t)
@@ -200,6 +200,17 @@ func TestKernelAttachSpaces(t *testing.T) {
 		t.Errorf("beside one of another branch: %v", r)
 	}
 	n.ok("attach", "eth0/batch", pid(second))
+	n.ok("limit", "pid:"+pid(first), "--on", "eth0", "--prio", "2")
+	limited := hierarchy.Path("eth0/batch/pid-" + pid(first))
+	if diff := cmp.Diff(map[hierarchy.Path]uint64{"eth0/batch": 20, limited: 20}, n.sentIn(func() { first.Do("udp %v:9 20", n.Far4) })); diff != "" {
+		t.Errorf("limited (-want +got)\n%s", diff)
+	}
+	r = n.run("limit", "pid:"+pid(second), "--on", "eth0", "--prio", "2")
+	said = "does not hold all of it: 1 process is in another network namespace: packets from there come by veth1 and go to " + string(limited)
+	if r.code != 0 || !strings.Contains(r.stderr, said) {
+		t.Errorf("limited beside it: %v", r)
+	}
+	n.ok("unlimit", "--all")
 	for _, c := range []*tctest.Actor{first, second} {
 		c.Dismiss()
 	}

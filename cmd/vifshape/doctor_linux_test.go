@@ -292,7 +292,9 @@ func TestKernelDoctorVerdict(t *testing.T) {
 		{"two by tags", "ip link add eth1 type veth peer name far1", strings.Replace(eth0, "\n", "\nbinding = \"net_cls\"\n", 1) + "[interface.eth1]\nrate = \"1mbit\"\n", "binding", 2},
 	}
 	if lacking != "" { // as user-mode Linux does fq_pie
-		verdicts = append(verdicts, verdict{"leaf kind", "true", eth0 + "[interface.eth0.a]\nqdisc = \"" + lacking + "\"\n", "qdisc", 5})
+		verdicts = append(verdicts,
+			verdict{"leaf kind", "true", eth0 + "[interface.eth0.a]\nqdisc = \"" + lacking + "\"\n", "qdisc", 5},
+			verdict{"leaf kind for what is received", "true", eth0 + "ingress = \"50mbit\"\n[interface.eth0.a]\ningress = { qdisc = \"" + lacking + "\" }\n", "qdisc", 6})
 	}
 	for _, x := range verdicts {
 		t.Run(x.name, func(t *testing.T) {

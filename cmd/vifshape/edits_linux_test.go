@@ -291,3 +291,101 @@ func TestRunWaits(t *testing.T) {
 		t.Errorf("the branches' programs are in (-want +got):\n%s", d)
 	}
 }
+
+// TestKernelRenamed holds that branches which get other names, also each other's, another
+// parent, and all that back, lose no packet of the programs in them and let none into
+// another class: the one that a branch has stays the same as long as its parent is.
+func TestKernelRenamed(t *testing.T) {
+	n := newNetwork(t)
+	head := "version = 1\n[interface.eth0]\nrate = \"200mbit\"\n"
+	branch := func(path, rate, from string) string {
+		s := "[interface.eth0." + strings.ReplaceAll(path, "/", ".") + "]\nrate = \"" + rate + "\"\n"
+		if from != "" {
+			s += "renamed_from = \"" + from + "\"\n"
+		}
+		return s
+	}
+	const slow, fast = "20mbit", "60mbit"
+	first := head + branch("a", fast, "") + branch("a/x", slow, "") + branch("b", fast, "") + branch("b/y", slow, "") + branch("c", slow, "")
+	edits := []struct {
+		name, policy string
+		at           []hierarchy.Path // where the programs are then
+		moved        bool             // to another class
+	}{
+		{"leaves", head + branch("a", fast, "") + branch("a/s", slow, "x") + branch("b", fast, "") + branch("b/t", slow, "y") + branch("c", slow, ""),
+			[]hierarchy.Path{"eth0/a/s", "eth0/b/t", "eth0/c"}, false},
+		{"their parents", head + branch("p", fast, "a") + branch("p/s", slow, "") + branch("q", fast, "b") + branch("q/t", slow, "") + branch("c", slow, ""),
+			[]hierarchy.Path{"eth0/p/s", "eth0/q/t", "eth0/c"}, false},
+		{"parents change places", head + branch("p", fast, "q") + branch("p/t", slow, "") + branch("q", fast, "p") + branch("q/s", slow, "") + branch("c", slow, ""),
+			[]hierarchy.Path{"eth0/q/s", "eth0/p/t", "eth0/c"}, false},
+		{"leaves change parents", head + branch("p", fast, "") + branch("p/s", slow, "eth0/q/s") + branch("q", fast, "") + branch("q/t", slow, "eth0/p/t") + branch("c", slow, ""),
+			[]hierarchy.Path{"eth0/p/s", "eth0/q/t", "eth0/c"}, true},
+		{"to the top and below another", head + branch("p", fast, "") + branch("p/c", slow, "eth0/c") + branch("q", slow, "eth0/q/t") + branch("s", slow, "eth0/p/s"),
+			[]hierarchy.Path{"eth0/s", "eth0/q", "eth0/p/c"}, true},
+		{"and back", first, []hierarchy.Path{"eth0/a/x", "eth0/b/y", "eth0/c"}, true},
+	}
+	n.ok("apply", n.policy("first.toml", first))
+	const ports = 6000
+	branches := []hierarchy.Path{"eth0/a/x", "eth0/b/y", "eth0/c"}
+	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), n.Far, ports, ports+1, ports+2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	rate := "8000000"
+	if vm.Inside() {
+		rate = "800000"
+	}
+	var senders []*boundSender
+	for i, p := range branches {
+		senders = append(senders, n.sender(p, uint16(ports+i), rate))
+		n.until("the first packet", func() bool { return sink.Count(uint16(ports+i)).Packets > 0 })
+	}
+	n.ok("apply", n.policy("first.toml", first)) // which notes where they are
+	classes := func() (all []hierarchy.ClassID, at []hierarchy.Path) {
+		r, err := n.store.Load(n.Dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range r.Bound { // by the cgroups, as the homes are listed
+			all, at = append(all, b.Class), append(at, r.IDs.Names(n.Dev)[b.Class])
+		}
+		return all, at
+	}
+	was, _ := classes()
+	for i, e := range edits {
+		file := n.policy("edit.toml", e.policy)
+		if i == len(edits)-1 { // only the record knows what that policy's names meant
+			n.ok("rollback", "--to", fmt.Sprint(i))
+		} else if r := n.run("apply", file); r.code != 0 || r.stderr != "" {
+			t.Errorf("%s: %v", e.name, r)
+		}
+		now, at := classes()
+		if d := cmp.Diff(e.at, at); d != "" {
+			t.Errorf("%s: the programs are in (-want +got):\n%s", e.name, d)
+		}
+		if d := cmp.Diff(was, now); e.moved == (d == "") {
+			t.Errorf("%s: their classes (-before +after):\n%s", e.name, d)
+		}
+		if r := n.run("plan", "--detailed-exitcode", file); r.code != 0 {
+			t.Errorf("%s: the same again is a change: %v", e.name, r)
+		}
+		was = now
+	}
+	all := uint64(0)
+	for i, s := range senders {
+		sent, got := s.finish(sink, uint16(ports+i))
+		if got.Packets+got.Dropped != sent.Packets {
+			t.Errorf("%s: %d of %d packets arrived", branches[i], got.Packets+got.Dropped, sent.Packets)
+		}
+		all += sent.Packets
+	}
+	for _, c := range tctest.TCClasses(t, n.Near, n.Dev) {
+		switch {
+		case c.ID == hierarchy.ID(hierarchy.RootMinor).String() && c.Packets != all:
+			t.Errorf("%d of %d packets went through the interface's class", c.Packets, all)
+		case c.ID == hierarchy.ID(hierarchy.RestMinor).String() && c.Packets > 0:
+			t.Errorf("%d packets went to the rest of the interface", c.Packets)
+		}
+	}
+}

@@ -17,6 +17,7 @@ const defaultRunDir = "/run/vifshape"
 type env struct {
 	stdout, stderr io.Writer
 	runDir         string
+	args           []string // the command line that is carried out
 }
 
 // printf writes to stdout: results.

@@ -4,15 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cgroup/confine"
 	"github.com/vifshape/vifshape/cmd/client"
+	"github.com/vifshape/vifshape/cmd/internal/adopt"
 	"github.com/vifshape/vifshape/cmd/internal/agent"
 	"github.com/vifshape/vifshape/cmd/internal/record"
+	"github.com/vifshape/vifshape/cmd/internal/setup"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
+	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/amend"
 	"github.com/vifshape/vifshape/policy"
@@ -128,18 +133,17 @@ func (e *env) report(err error) {
 			text = strings.Replace(text, context.Canceled.Error(), "interrupted", 1)
 		}
 		fmt.Fprintf(e.stderr, "vifshape: error: %s\n", text)
-		for _, h := range hints(err) {
+		for _, h := range hints(err, e.args) {
 			e.hintf("%s", h)
 		}
 	}
 }
 
-// hints are the ways on from an error.
-func hints(err error) []string {
+// hints are the ways on from an error, for who called the program with arguments.
+func hints(err error, args []string) []string {
 	var locked *record.LockedError
 	var usage usageError
 	var exec *confine.ExecError
-	var root shaper.ForeignRootError
 	var former shaper.FormerError
 	var lock *confine.LockError
 	var handed *confine.HandedError
@@ -156,9 +160,11 @@ func hints(err error) []string {
 	case errors.As(err, &problem) && problem.Hint == "":
 	case errors.As(err, &problem):
 		return []string{problem.Hint}
-	case errors.As(err, new(*shaper.InsideError)), errors.As(err, new(rightsError)): // which say it
+	case errors.As(err, new(*shaper.InsideError)): // which says it
+	case errors.As(err, new(rightsError)):
+		return []string{asRoot(args)}
 	case errors.As(err, new(*client.NoAgentError)):
-		return []string{"run it as root, for example with sudo; or have root start `vifshape agent`, which does it for users to whom the branch is delegated"}
+		return []string{asRoot(forUser(args)) + "; or have root start `vifshape agent`, which does it for users to whom the branch is delegated"}
 	case errors.As(err, &denied):
 		return []string{"delegate = [...] below a branch of the policy says whose it is; `vifshape show` lists them"}
 	case errors.As(err, &lock):
@@ -177,17 +183,37 @@ func hints(err error) []string {
 	case errors.As(err, &locked):
 		return []string{"try again when it is done; a lock goes with its process, so none can be left behind"}
 	case errors.As(err, &usage), errors.As(err, new(agent.BadRequestError)):
-		return []string{"`vifshape help` lists the commands, `vifshape help COMMAND` says what one takes"}
+		if name := alone(args); name != "" {
+			return []string{fmt.Sprintf("`vifshape help %s` says what it takes", name)}
+		}
+		return []string{"`vifshape help` lists the commands and topics"}
 	case errors.Is(err, caps.ErrConfined):
 		return []string{"run it as root of the machine, outside of containers and user namespaces; with nsenter --net it works on the interfaces of one from there"}
 	case privilege(err) && os.Geteuid() != 0:
-		return []string{"run it as root, for example with sudo; check, plan, ls and show need no privileges"}
+		return []string{asRoot(forUser(args)) + "; check, plan, ls and show need no privileges"}
 	case privilege(err):
 		return []string{"this process is root without all that root may, as in a container: it takes CAP_NET_ADMIN and CAP_SYS_ADMIN, run --user also CAP_SETUID and CAP_SETGID, and cgroups and /run that root can write"}
-	case errors.As(err, &root):
-		return []string{"write replace = true below the interface to let vifshape take its place; plan then says whether `vifshape clear` can put it back"}
+	case errors.Is(err, setup.ErrNoRoute):
+		return []string{"`vifshape ls` lists the interfaces; for one of them a policy is three lines: version = 1, [interface.NAME] and rate = \"100mbit\", what its line carries"}
+	case missingPolicy(err) != "":
+		return []string{fmt.Sprintf("`vifshape init -o %s` writes a first policy for this machine", words.Quoted(missingPolicy(err)))}
+	case errors.Is(err, adopt.ErrOurs):
+		return []string{"`vifshape show` names the policy that it is from, `vifshape limits --save FILE` makes one of limits"}
 	case errors.Is(err, rtnl.ErrNotSupported):
 		return []string{"`vifshape doctor` says what this kernel has"}
 	}
 	return nil
+}
+
+// missingPolicy is the policy that is not there, where it could be; empty: it is something
+// else that is wrong.
+func missingPolicy(err error) string {
+	var file *fs.PathError
+	if !errors.As(err, &file) || !errors.Is(file, fs.ErrNotExist) || filepath.Ext(file.Path) != ".toml" {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Dir(file.Path)); err != nil {
+		return ""
+	}
+	return file.Path
 }

@@ -12,7 +12,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 
+	"github.com/vifshape/vifshape/cmd/internal/agent"
 	"github.com/vifshape/vifshape/cmd/internal/doctor"
+	"github.com/vifshape/vifshape/cmd/internal/explain"
 	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/schema"
 	"github.com/vifshape/vifshape/cmd/internal/trial"
@@ -22,38 +24,51 @@ import (
 // outputs are what commands write with --json.
 var outputs = []schema.Output{
 	{Command: "check", Value: checkJSON{}}, {Command: "plan", Value: planJSON{}}, {Command: "show", Value: showJSON{}},
-	{Command: "ls", Value: lsJSON{}}, {Command: "bindings", Value: bindingsJSON{}}, {Command: "self", Value: selfJSON{}}, {Command: "which", Value: whichJSON{}},
-	{Command: "doctor", Value: doctor.Report{}}, {Command: "prove", Value: proveJSON{}}, {Command: "rollback", Value: historyJSON{}},
+	{Command: "ls", Value: lsJSON{}}, {Command: "limits", Value: limitsJSON{}}, {Command: "bindings", Value: bindingsJSON{}}, {Command: "self", Value: selfJSON{}}, {Command: "which", Value: whichJSON{}}, {Command: "explain", Value: explainJSON{}}, {Command: "what-if", Value: whatIfJSON{}},
+	{Command: "doctor", Value: doctor.Report{}}, {Command: "prove", Value: proveJSON{}}, {Command: "rollback", Value: historyJSON{}}, {Command: "enable", Value: enabledJSON{}}, {Command: "watch", Value: agent.Notice{}},
 	{Command: "selftest escape", Value: escapeJSON{}}, {Command: "demo", Value: demoJSON{}}, {Command: "version", Value: version{}},
 }
 
 // objects are the names of those whose types do not say it.
 var objects = schema.Names{
-	reflect.TypeFor[hierarchy.Item]():       "root, class, leaf, classifier, binding or matches",
-	reflect.TypeFor[hierarchy.Hook]():       "classifier",
-	reflect.TypeFor[hierarchy.Bound]():      "binding",
-	reflect.TypeFor[hierarchy.Matched]():    "matches",
-	reflect.TypeFor[observe.Binding]():      "written binding",
-	reflect.TypeFor[observe.Bound]():        "held binding",
-	reflect.TypeFor[observe.Stray]():        "stray sockets",
-	reflect.TypeFor[observe.Link]():         "link",
-	reflect.TypeFor[observe.LinkBranch]():   "listed branch",
-	reflect.TypeFor[interfacePlanJSON]():    "interface's plan",
-	reflect.TypeFor[interfaceHistoryJSON](): "interface's history",
-	reflect.TypeFor[observe.Self]():         "own branch",
-	reflect.TypeFor[observe.Which]():        "answer",
-	reflect.TypeFor[observe.Rule]():         "held match",
-	reflect.TypeFor[trial.DemoPhase]():      "phase",
-	reflect.TypeFor[trial.DemoResult]():     "result",
-	reflect.TypeFor[trial.Escapes]():        "attempts",
-	reflect.TypeFor[trial.EscapeResult]():   "attempt",
-	reflect.TypeFor[hierarchy.LinkLayer]():  "line",
+	reflect.TypeFor[hierarchy.Item]():         "root, class, leaf, classifier, binding or matches",
+	reflect.TypeFor[hierarchy.Hook]():         "classifier",
+	reflect.TypeFor[hierarchy.Bound]():        "binding",
+	reflect.TypeFor[hierarchy.Matched]():      "matches",
+	reflect.TypeFor[observe.Binding]():        "written binding",
+	reflect.TypeFor[observe.Bound]():          "held binding",
+	reflect.TypeFor[observe.Stray]():          "stray sockets",
+	reflect.TypeFor[observe.Link]():           "link",
+	reflect.TypeFor[observe.LinkBranch]():     "listed branch",
+	reflect.TypeFor[interfacePlanJSON]():      "interface's plan",
+	reflect.TypeFor[interfaceHistoryJSON]():   "interface's history",
+	reflect.TypeFor[enabledPolicyJSON]():      "enabled policy",
+	reflect.TypeFor[enabledInterfaceJSON]():   "enabled interface",
+	reflect.TypeFor[limitJSON]():              "limit",
+	reflect.TypeFor[observe.Limits]():         "what holds",
+	reflect.TypeFor[answerJSON]():             "explanation",
+	reflect.TypeFor[explain.Level]():          "level",
+	reflect.TypeFor[explain.Connection]():     "connection",
+	reflect.TypeFor[observe.Self]():           "own branch",
+	reflect.TypeFor[observe.Which]():          "answer",
+	reflect.TypeFor[observe.Rule]():           "held match",
+	reflect.TypeFor[observe.ForecastBranch](): "foreseen branch",
+	reflect.TypeFor[trial.DemoPhase]():        "phase",
+	reflect.TypeFor[trial.DemoResult]():       "result",
+	reflect.TypeFor[trial.Escapes]():          "attempts",
+	reflect.TypeFor[trial.EscapeResult]():     "attempt",
+	reflect.TypeFor[hierarchy.LinkLayer]():    "line",
 }
 
 // TestJSONHelp holds that `vifshape help json` tells of every field that a command
 // writes, and of no other. With UPDATE_SCRIPTS it brings the fields up to date; what
 // they mean is to be written then.
 func TestJSONHelp(t *testing.T) {
+	about, ok := topicOf("json")
+	if !ok {
+		t.Fatal("no topic json")
+	}
+	aboutJSON := about.text()
 	head, _, _ := strings.Cut(aboutJSON, "\n# ")
 	said := map[string]string{}
 	object := ""
@@ -91,7 +106,7 @@ func TestJSONHelp(t *testing.T) {
 		}
 	}
 	if os.Getenv("UPDATE_SCRIPTS") != "" {
-		if err := os.WriteFile("json.txt", []byte(want.String()), 0o644); err != nil {
+		if err := os.WriteFile("topics/json.txt", []byte(want.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return

@@ -2,14 +2,17 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cmd/internal/record"
@@ -224,5 +227,172 @@ func TestKernelAgentForged(t *testing.T) {
 			n.ok("apply", file)
 			n.bound(before)
 		})
+	}
+}
+
+// TestKernelWatch: what others change is told of and, where it is wanted, put back, later each
+// time; what vifshape changes is not.
+func TestKernelWatch(t *testing.T) {
+	tctest.RequireRoot(t)
+	n := newNetwork(t)
+	n.public()
+	file := n.policy("policy.toml", lostPolicy)
+	n.ok("apply", file)
+	r, err := n.store.Load(n.Dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _, _ := r.IDs.Find("eth0/b")
+	alter := func(rate hierarchy.Bandwidth) {
+		t.Helper()
+		n.device(func(d *tc.Device) error {
+			var s hierarchy.State
+			if err := d.Read(n.Context(), &s); err != nil {
+				return err
+			}
+			for _, c := range s.On(d.Port()).Classes {
+				if c.ID == b {
+					to := c
+					to.Rate = rate
+					_, err := d.Do(n.Context(), []hierarchy.Step{{Action: hierarchy.Change, Old: &c, New: &to}})
+					return err
+				}
+			}
+			return fmt.Errorf("no class %v", b)
+		})
+	}
+	watch := func(args ...string) (w *running, next func(want string)) {
+		t.Helper()
+		out, err := os.Create(filepath.Join(t.TempDir(), "watch"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { out.Close() })
+		c := n.command(append([]string{"watch"}, args...)...)
+		c.Stdout = out
+		w = n.start(c)
+		at := 0
+		return w, func(want string) {
+			t.Helper()
+			var line string
+			n.until(want, func() bool {
+				b, err := os.ReadFile(out.Name())
+				if err != nil {
+					t.Fatal(err)
+				}
+				var ok bool
+				line, _, ok = strings.Cut(string(b[at:]), "\n")
+				return ok
+			})
+			at += len(line) + 1
+			if !strings.Contains(line, want) {
+				t.Fatalf("it says %q, not %q", line, want)
+			}
+		}
+	}
+	a := n.agent()
+	w, next := watch()
+	n.shell("ip link set eth0 mtu 1400") // by which others bursts would be worked out: nobody's change
+	alter(7 * hierarchy.Mbit)            // before or after it has begun to look
+	next("eth0: not as it was applied: ~ class eth0/b")
+	n.ok("apply", n.policy("other.toml", strings.Replace(lostPolicy, "20mbit", "30mbit", 1)))
+	next("eth0: as applied") // nothing of what apply changed before
+	n.ok("add", "--rate", "1mbit", "eth0/b/c")
+	n.ok("remove", "eth0/b/c")
+	n.silence()
+	n.takeAway()["the classifier is gone from its egress hook, and nothing is bound"]()
+	next("eth0: not as it was applied: the classifier is gone")
+	n.ok("clear")
+	if err := w.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.wait(); r.code != 0 {
+		t.Errorf("its end: %v", r)
+	}
+
+	a.end(syscall.SIGTERM)
+	n.ok("apply", file)
+	whole := n.state()
+	w, next = watch("--repair", "--json", "eth0")
+	for i, rate := range []hierarchy.Bandwidth{7 * hierarchy.Mbit, 8 * hierarchy.Mbit} {
+		alter(rate)
+		next(`"interface":"eth0","event":"changed","what":["~ class eth0/b`)
+		if i > 0 {
+			next(`"event":"waits"`)
+		}
+		next(`"event":"repaired"`)
+		if s := n.state(); !same(s, whole) {
+			t.Errorf("not as before: %v", hierarchy.Diff(s, whole))
+		}
+	}
+	if r := n.as(54321, "watch", "--repair").wait(); r.code != exitPrivilege {
+		t.Errorf("without privileges: %v", r)
+	}
+	if err := w.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.wait(); r.code != 0 {
+		t.Errorf("its end: %v", r)
+	}
+	a = n.agent("--repair")
+	alter(9 * hierarchy.Mbit)
+	a.says("put back what was lost")
+	if s := n.state(); !same(s, whole) {
+		t.Errorf("not as before: %v", hierarchy.Diff(s, whole))
+	}
+	a.end(syscall.SIGTERM)
+	n.ok("clear")
+}
+
+// silence waits until the kernel has nothing to tell of queues: agent and watch look because of
+// what it tells, and must not make it tell more.
+func (n *network) silence() {
+	n.Helper()
+	c := n.listener()
+	n.until("silence", func() bool {
+		if err := c.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+			n.Fatal(err)
+		}
+		_, err := c.Receive()
+		return errors.Is(err, os.ErrDeadlineExceeded)
+	})
+}
+
+// TestKernelRunMeanwhile: who starts a program while the tree is being changed, and has not all
+// that its record tells of, waits until it has.
+func TestKernelRunMeanwhile(t *testing.T) {
+	n := newNetwork(t)
+	n.ok("apply", n.policy("policy.toml", lostPolicy))
+	n.ok("run", "--level", "tag", "eth0/b", "--", "true")
+	whole := n.state()
+	unlock, err := n.store.Lock(t.Context(), "apply other.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	n.takeAway()["of eth0/b is gone"]()
+	events, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := os.NewFile(uintptr(events), "inotify")
+	defer opened.Close()
+	if _, err := unix.InotifyAddWatch(events, n.store.LockFile(), unix.IN_OPEN); err != nil {
+		t.Fatal(err)
+	}
+	r := n.start(n.command("run", "--level", "tag", "eth0/b", "--", "true"))
+	if err := opened.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := opened.Read(make([]byte, unix.SizeofInotifyEvent)); err != nil {
+		t.Fatalf("it does not wait for the lock: %v: %v", err, r.wait())
+	}
+	n.device(func(d *tc.Device) error {
+		_, err := d.Do(t.Context(), hierarchy.Diff(n.state(), whole).Steps)
+		return err
+	})
+	unlock()
+	if got := r.wait(); got.code != 0 {
+		t.Error(got)
 	}
 }

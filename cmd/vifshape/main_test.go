@@ -121,12 +121,17 @@ func scripts(t *testing.T, dir string, setup func(*testscript.Env) error) testsc
 // testKey is under which a script finds its test.
 type testKey struct{}
 
-// needs skips a script where a program is not installed: needs tc ip.
+// needs skips a script where a program is not installed, or the kernel lacks a kind of
+// qdisc: needs tc ip qdisc:netem.
 func needs(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: needs program...")
 	}
 	for _, p := range args {
+		if kind, ok := strings.CutPrefix(p, "qdisc:"); ok {
+			tctest.RequireQdisc(ts.Value(testKey{}).(testing.TB), kind)
+			continue
+		}
 		tctest.RequireProgram(ts.Value(testKey{}).(testing.TB), p)
 	}
 }
@@ -167,6 +172,14 @@ func TestHelp(t *testing.T) {
 		if c.Hidden {
 			continue
 		}
+		if strings.Contains(c.Long, "\n\n\n") {
+			t.Errorf("%s has two empty lines between paragraphs", c.CommandPath())
+		}
+		for line := range strings.Lines(c.Long) {
+			if n := len(strings.TrimSuffix(line, "\n")); n > 100 {
+				t.Errorf("%s has a line of %d characters: %s", c.CommandPath(), n, line)
+			}
+		}
 		_, table, ok := strings.Cut(c.Long, "\nEXIT STATUS\n")
 		if !ok {
 			t.Errorf("%s does not document its exit status", c.CommandPath())
@@ -186,7 +199,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%s documents the statuses %v", c.CommandPath(), codes)
 		}
 		// A script that asks for changes must not take a mistake for one.
-		if slices.Contains(codes, exitChanges) != (c.Name() == "plan" || c.Name() == "apply") {
+		if slices.Contains(codes, exitChanges) != slices.Contains([]string{"plan", "apply", "enable"}, c.Name()) {
 			t.Errorf("%s: status %d is that of changes", c.CommandPath(), exitChanges)
 		}
 	}

@@ -320,7 +320,7 @@ func TestDelegateApply(t *testing.T) {
 			}
 		}
 	}
-	says([]string{"plan", file}, "eth0: no changes\n", "eth0/a/x stays: it was added at run time", "eth0/rooted stays")
+	says([]string{"plan", file}, "eth0: no changes\n", "eth0/a/x, which was added at run time, stays", "eth0/rooted, which was added at run time, stays")
 	if r := n.run("apply", file); r.code != 0 || r.stdout+r.stderr != "" {
 		t.Errorf("apply: %v", r)
 	}
@@ -330,7 +330,7 @@ func TestDelegateApply(t *testing.T) {
 	before := n.state()
 	for _, command := range []string{"plan", "apply"} {
 		r := n.run(command, small)
-		n.failed(r, exitError, "eth0/a/x was added while an earlier policy was in force and does not fit into this one: eth0/a/x: rate 5mbit is too much")
+		n.failed(r, exitError, "eth0/a/x, which was added at run time, does not fit into this policy: eth0/a/x: rate 5mbit is too much")
 		if !strings.Contains(r.stderr, "`vifshape remove eth0/a/x` takes it away") {
 			t.Errorf("no way on: %v", r)
 		}

@@ -17,9 +17,10 @@ type planJSON struct {
 }
 
 type interfacePlanJSON struct {
-	Interface string     `json:"interface"`
-	Steps     []stepJSON `json:"steps"`
-	Drift     []stepJSON `json:"drift"` // from what was applied to what there is
+	Interface string             `json:"interface"`
+	Renames   []hierarchy.Rename `json:"renames"`
+	Steps     []stepJSON         `json:"steps"`
+	Drift     []stepJSON         `json:"drift"` // from what was applied to what there is
 }
 
 type stepJSON struct {
@@ -33,9 +34,13 @@ type stepJSON struct {
 func planAsJSON(plans []hierarchy.Plan) planJSON {
 	out := planJSON{Interfaces: []interfacePlanJSON{}}
 	for _, p := range plans {
-		out.Interfaces = append(out.Interfaces, interfacePlanJSON{Interface: p.Device, Steps: stepsAsJSON(p), Drift: []stepJSON{}})
+		out.Interfaces = append(out.Interfaces, interfacePlanJSON{Interface: p.Device, Renames: renamesAsJSON(p), Steps: stepsAsJSON(p), Drift: []stepJSON{}})
 	}
 	return out
+}
+
+func renamesAsJSON(p hierarchy.Plan) []hierarchy.Rename {
+	return append([]hierarchy.Rename{}, p.Renames...)
 }
 
 func stepsAsJSON(p hierarchy.Plan) []stepJSON {
@@ -64,15 +69,27 @@ func objectName(i hierarchy.Item) string {
 
 // writePlan prints a plan as a diff: a sign, the thing, and what it becomes.
 func writePlan(w io.Writer, p hierarchy.Plan) error {
-	if p.Empty() {
+	if p.Empty() && len(p.Renames) == 0 {
 		_, err := fmt.Fprintf(w, "%s: no changes\n", p.Device)
 		return err
 	}
 	created, changed, deleted := p.Counts()
-	fmt.Fprintf(w, "%s: %d to create, %d to change, %d to delete\n", p.Device, created, changed, deleted)
+	renamed := ""
+	if n := len(p.Renames); n > 0 {
+		renamed = fmt.Sprintf(", %d to rename", n)
+	}
+	fmt.Fprintf(w, "%s: %d to create, %d to change, %d to delete%s\n", p.Device, created, changed, deleted, renamed)
+	return writeSteps(w, "  ", p)
+}
+
+// writeSteps prints what is in a plan, each line behind an indent.
+func writeSteps(w io.Writer, indent string, p hierarchy.Plan) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, r := range p.Renames {
+		fmt.Fprintf(t, "%s%s name\t%s\t%v\twas %s\n", indent, hierarchy.Change.Symbol(), r.Path, r.ID, r.Was)
+	}
 	for _, s := range p.Steps {
-		fmt.Fprintf(t, "  %s %s\n", s.Action.Symbol(), words.Step(s))
+		fmt.Fprintf(t, "%s%s %s\n", indent, s.Action.Symbol(), words.Step(s))
 	}
 	return t.Flush()
 }

@@ -24,11 +24,17 @@ func run(ctx context.Context, args []string, e *env) int {
 	// A command lives for milliseconds and its policy may have ten thousand
 	// branches: collecting garbage meanwhile costs more than it frees.
 	debug.SetGCPercent(800)
+	e.args = args
 	out := words.NewTerminal(e.stdout)
 	e.stdout, e.stderr = out, words.NewTerminal(e.stderr)
-	root := newRootCommand(e, args)
-	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	var err error
+	if len(args) > 0 {
+		root := newRootCommand(e, args)
+		root.SetArgs(args)
+		err = root.ExecuteContext(ctx)
+	} else {
+		e.today(ctx)
+	}
 	if code := codeError(0); out.Err() != nil && (err == nil || errors.As(err, &code)) {
 		err = fmt.Errorf("results could not be written: %w", out.Err())
 	}
@@ -65,12 +71,20 @@ One TOML file describes the tree:
   [interface.eth0.backup]
   ceil = "20mbit"
 
+  vifshape init > policy.toml   write one for this machine
   vifshape check policy.toml    is it right?
   vifshape plan policy.toml     what would change?
   vifshape apply policy.toml    change it, in place wherever the kernel can
   vifshape show                 what is it doing?
   vifshape run eth0/backup -- rsync ...
-  vifshape help qdisc           which queues are there for the leaves?`,
+
+It takes none to limit one thing:
+
+  vifshape run --up 5mbit -- rsync ...
+  vifshape limit unit:nginx.service --up 30mbit
+
+Topics of "vifshape help TOPIC":
+` + listTopics(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noCommand,
@@ -90,7 +104,8 @@ One TOML file describes the tree:
 	c.SetHelpCommand(newHelpCommand(e))
 	cobra.EnableCommandSorting = false // the lists are in the order of use
 	only := alone(args)
-	for _, g := range groups {
+	all := groups()
+	for _, g := range all {
 		c.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
 		for _, m := range g.commands {
 			if only == "" || only == m.name {
@@ -100,7 +115,7 @@ One TOML file describes the tree:
 			}
 		}
 	}
-	c.SetHelpCommandGroupID(groups[len(groups)-1].title)
+	c.SetHelpCommandGroupID(all[len(all)-1].title)
 	wrapArgs(c)
 	for _, sub := range c.Commands() {
 		wrapArgs(sub)
@@ -119,13 +134,20 @@ type command struct {
 	make func(*env) *cobra.Command
 }
 
-var groups = []group{
-	{"Day to day:", []command{{"check", newCheckCommand}, {"plan", newPlanCommand}, {"apply", newApplyCommand}, {"show", newShowCommand}, {"run", newRunCommand}}},
-	{"Change the tree:", []command{{"add", newAddCommand}, {"remove", newRemoveCommand}, {"confirm", newConfirmCommand}, {"rollback", newRollbackCommand}, {"clear", newClearCommand}}},
-	{"Put processes into it:", []command{{"attach", newAttachCommand}, {"bind", newBindCommand}, {"unbind", newUnbindCommand}, {"agent", newAgentCommand}}},
-	{"Look:", []command{{"ls", newLsCommand}, {"bindings", newBindingsCommand}, {"self", newSelfCommand}, {"which", newWhichCommand}}},
-	{"Check what holds:", []command{{"doctor", newDoctorCommand}, {"prove", newProveCommand}, {"selftest", newSelftestCommand}, {"demo", newDemoCommand}}},
-	{"Help:", []command{{"man", newManCommand}, {"completion", newCompletionCommand}, {"version", newVersionCommand}}},
+// groups are all of them, in the order of help. A function: the hints of errors ask what
+// commands there are, and commands hint.
+func groups() []group {
+	return []group{
+		{"Day to day:", []command{{"init", newInitCommand}, {"check", newCheckCommand}, {"plan", newPlanCommand}, {"apply", newApplyCommand}, {"show", newShowCommand}, {"run", newRunCommand}}},
+		{"Without a policy:", []command{{"limit", newLimitCommand}, {"limits", newLimitsCommand}, {"unlimit", newUnlimitCommand}}},
+		{"Change the tree:", []command{{"add", newAddCommand}, {"remove", newRemoveCommand}, {"confirm", newConfirmCommand}, {"rollback", newRollbackCommand}, {"clear", newClearCommand}}},
+		{"Make it last:", []command{{"enable", newEnableCommand}, {"disable", newDisableCommand}}},
+		{"From and to other tools:", []command{{"import", newImportCommand}, {"export", newExportCommand}}},
+		{"Put processes into it:", []command{{"attach", newAttachCommand}, {"bind", newBindCommand}, {"unbind", newUnbindCommand}, {"agent", newAgentCommand}}},
+		{"Look:", []command{{"ls", newLsCommand}, {"bindings", newBindingsCommand}, {"self", newSelfCommand}, {"which", newWhichCommand}, {"what-if", newWhatIfCommand}, {"watch", newWatchCommand}, {"exporter", newExporterCommand}}},
+		{"Check what holds:", []command{{"explain", newExplainCommand}, {"doctor", newDoctorCommand}, {"prove", newProveCommand}, {"selftest", newSelftestCommand}, {"demo", newDemoCommand}}},
+		{"Help:", []command{{"man", newManCommand}, {"completion", newCompletionCommand}, {"version", newVersionCommand}}},
+	}
 }
 
 // alone is the command that a command line calls, when no other has to be made for
@@ -135,7 +157,7 @@ func alone(args []string) string {
 	if len(args) == 0 || args[0] == "man" || args[0] == "completion" {
 		return ""
 	}
-	for _, g := range groups {
+	for _, g := range groups() {
 		for _, m := range g.commands {
 			if m.name == args[0] {
 				return m.name
@@ -150,19 +172,33 @@ func noCommand(c *cobra.Command, a []string) error {
 	if len(a) == 0 {
 		return nil
 	}
-	return fmt.Errorf("unknown command %q for %q%s", a[0], c.CommandPath(), nearCommand(c, a[0]))
+	if _, ok := topicOf(a[0]); ok && !c.HasParent() {
+		return fmt.Errorf("%s is a topic, not a command: `vifshape help %s` tells of it", a[0], a[0])
+	}
+	near := didYouMean(hierarchy.Nearest(a[0], commandsOf(c)))
+	if other := otherCommands[a[0]]; other != "" && !c.HasParent() {
+		near = fmt.Sprintf(": it is called %s here", other)
+	}
+	return fmt.Errorf("unknown command %q for %q%s", a[0], c.CommandPath(), near)
 }
 
-// nearCommand is the command of c that a word was most likely meant to be, as a
-// question, empty when none is close.
-func nearCommand(c *cobra.Command, word string) string {
-	var names []string
+// otherCommands are words that people bring along from other tools, and what does it here.
+var otherCommands = map[string]string{
+	"status": "show", "stats": "show", "stat": "show", "list": "ls", "links": "ls", "top": "show --sample 1s",
+	"start": "apply", "load": "apply", "set": "apply", "up": "apply",
+	"stop": "clear", "delete": "clear", "del": "clear", "down": "clear", "flush": "clear", "reset": "clear",
+	"validate": "check", "verify": "check", "diff": "plan", "exec": "run", "monitor": "watch", "undo": "rollback", "revert": "rollback",
+	"throttle": "limit", "cap": "limit",
+}
+
+// commandsOf are the names of the commands of c.
+func commandsOf(c *cobra.Command) (names []string) {
 	for _, sub := range c.Commands() {
 		if sub.IsAvailableCommand() {
 			names = append(names, sub.Name())
 		}
 	}
-	return didYouMean(hierarchy.Nearest(word, names))
+	return names
 }
 
 // didYouMean is the question for a name; empty: none.

@@ -54,6 +54,10 @@ func TestSkippedWithout(t *testing.T) {
 		{"iperf3", "TestKernelRealPrograms", "program "},
 		{"nginx", "TestKernelRealPrograms", "program nginx"},
 		{"curl", "TestKernelRealPrograms", "program "},
+		{"curl", "TestKernelScript/exporter", "program curl"},
+		{"prometheus", "TestKernelPrometheus", "program prometheus"},
+		{"promtool", "TestPrometheusExamples", "program promtool"},
+		{"dpkg", "TestPackage", "program dpkg"},
 		{"gcc", "TestKernelOrdinaryPrograms", "program "},
 		{"qemu-system-x86_64", "TestVMWithout", "kernel linux-image-cloud-amd64 "},
 	} {

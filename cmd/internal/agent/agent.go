@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/resolve"
+	"github.com/vifshape/vifshape/cmd/internal/enabled"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
@@ -43,23 +44,30 @@ type agent struct {
 	asks *petitions
 	dirs *inotify
 	link *rtnl.Monitor[link.Event]
-	loss *rtnl.Monitor[int]
+	loss *rtnl.Monitor[tc.Change]
 
 	runDir     int                 // the watch of the run directory
 	lockDir    int                 // and of its locks
 	interfaces map[string]*watched // by name: those with a record
 	seen       map[int]seen        // interfaces of the network namespace by index
 	dirty      map[string]bool     // interfaces that have to be looked at
+	altered    map[string]bool     // those of which something was made or changed, and nothing lost
 	ended      chan struct{}       // closed when it ends
 	later      chan string         // interfaces that have to be looked at again by then
-	ready      bool                // all was looked at once
-	orphans    bool                // an interface went for which another one received
+	anew       chan string         // and those that have to be shaped
+	lasting    lasting
+	ready      bool // all was looked at once
+	limits     *time.Timer
+	limited    bool // something of limits is due
+	orphans    bool // an interface went for which another one received
 }
 
 // seen is an interface as it was last seen.
 type seen struct {
 	traits   string
-	receives int // the index of the interface for which it carries what that receives; 0: none
+	receives int    // the index of the interface for which it carries what that receives; 0: none
+	mtu      int    // by which bursts and queues are worked out
+	mac      string // by which a policy may name it
 }
 
 // watched is an interface with what its bindings depend on.
@@ -87,6 +95,9 @@ type Config struct {
 	Log    io.Writer // one line for each thing that is said
 	Level  slog.Level
 	Repair bool // what others take away of a tree is put back
+	// Policies is a directory of policies, see package enabled, that are applied at the start,
+	// when everything is read anew, and to interfaces of theirs that appear; empty: none.
+	Policies string
 	// Code and Hints say what an error means to who asked: an exit status of vifshape
 	// and the ways on.
 	Code  func(error) int
@@ -116,8 +127,10 @@ func newAgent(ctx context.Context, cfg Config) (*agent, error) {
 	}
 	a := &agent{
 		log: slog.New(slog.NewTextHandler(cfg.Log, options)), cfg: cfg, runDir: -1, lockDir: -1,
-		interfaces: map[string]*watched{}, seen: map[int]seen{}, dirty: map[string]bool{}, later: make(chan string), ended: make(chan struct{}),
+		interfaces: map[string]*watched{}, seen: map[int]seen{}, dirty: map[string]bool{}, altered: map[string]bool{}, later: make(chan string), anew: make(chan string), ended: make(chan struct{}),
 	}
+	a.lasting = lasting{dir: enabled.Dir{Path: cfg.Policies}, due: due{all: cfg.Policies != ""}, tries: map[string]*repairs{}, again: map[string]*time.Timer{}, waits: map[string]bool{}, said: map[string]string{}}
+	a.limits = time.NewTimer(limitsPause)
 	a.said = &remarks{log: a.log, said: map[string]bool{}}
 	var err error
 	if a.m, err = shaper.Open(cfg.RunDir, a.said.tell); err != nil {
@@ -137,7 +150,7 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.link, err = link.Watch(rtnl.Config{}); err != nil {
 		return err
 	}
-	if a.loss, err = tc.WatchLosses(rtnl.Config{}); err != nil {
+	if a.loss, err = tc.WatchChanges(rtnl.Config{}, a.m.Conn); err != nil {
 		return err
 	}
 	return a.take(ctx)
@@ -213,7 +226,7 @@ func (a *agent) leave() error {
 
 // serve is the agent's life. Its end by ctx is no error.
 func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
-	notices, links, losses, failed := make(chan []notice), make(chan []link.Event), make(chan []int), make(chan error, 3)
+	notices, links, losses, failed := make(chan []notice), make(chan []link.Event), make(chan []tc.Change), make(chan error, 3)
 	defer close(a.ended)
 	go forward(a.ended, notices, failed, a.dirs.read)
 	go forward(a.ended, links, failed, unlessMissed(ctx, a.link.Receive))
@@ -254,13 +267,17 @@ func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 		case all := <-links:
 			a.linked(all)
 		case all := <-losses:
-			a.lost(all)
+			a.changed(all)
 		case name := <-a.later:
 			if w := a.interfaces[name]; w != nil {
 				a.dirty[name] = true
 			}
+		case name := <-a.anew:
+			a.lasting.due.add(name)
+		case <-a.limits.C:
+			a.lookAtLimits()
 		}
-		if err == nil && (len(a.dirty) > 0 || a.orphans) {
+		if err == nil && (a.limited || len(a.dirty) > 0 || len(a.altered) > 0 || a.orphans || !a.lasting.due.empty()) {
 			before := a.status()
 			err = a.work(ctx)
 			if now := a.status(); now != before {
@@ -328,9 +345,10 @@ func (a *agent) everything() {
 	if links, err := link.List(a.m.Conn); err != nil {
 		a.log.Error("interfaces cannot be listed", "error", err)
 	} else {
-		clear(a.seen)
+		was := a.seen
+		a.seen = make(map[int]seen, len(links))
 		for _, l := range links {
-			a.seen[l.Index] = seen{traits(l), l.Receives}
+			a.sees(l, was[l.Index])
 		}
 		a.orphans = true // some may have been left before it was watched
 	}
@@ -342,6 +360,8 @@ func (a *agent) forget() {
 	for _, w := range a.interfaces {
 		w.said, w.missing = "", nil
 	}
+	clear(a.lasting.said)
+	a.lasting.due.all = a.cfg.Policies != ""
 }
 
 // noticed takes changes of files in.
@@ -369,6 +389,7 @@ func (a *agent) noticed(ctx context.Context, all []notice) error {
 // recorded takes in what became of the run directory. A directory that is removed goes
 // no sooner than the agent's socket in it, which the agent holds.
 func (a *agent) recorded(ctx context.Context, n notice) error {
+	a.lasting.due.add(slices.Collect(maps.Keys(a.lasting.waits))...) // it may be confirmed by now
 	gone := n.mask&(unix.IN_DELETE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0
 	if gone || n.name == filepath.Base(a.m.Store.AgentFile()) || n.name == record.AgentSocket {
 		if !gone && a.m.Store.AgentHeld(a.hold) && a.m.Store.Reachable() { // its own, after one before it
@@ -410,6 +431,7 @@ func (a *agent) drop(name string) {
 	}
 	delete(a.interfaces, name)
 	delete(a.dirty, name)
+	delete(a.altered, name)
 	delete(a.m.Store.Saved, name)
 	a.unwatch(w.whole, w.part)
 	a.log.Info("not shaped any more", "interface", name)
@@ -443,18 +465,12 @@ func (a *agent) linked(all []link.Event) {
 		a.everything()
 	}
 	for _, e := range all {
-		is := seen{traits(e.Link), e.Link.Receives}
-		if e.Gone {
-			is = seen{}
-		}
-		was := a.seen[e.Link.Index]
-		if is == was {
-			continue // its carrier, its queues, its counters
-		}
-		a.seen[e.Link.Index] = is
+		was, is := a.seen[e.Link.Index], seen{}
 		if e.Gone {
 			delete(a.seen, e.Link.Index)
 			a.orphans = a.orphans || a.receiver(e.Link.Index)
+		} else if is = a.sees(e.Link, was); is == was {
+			continue // its carrier, its queues, its counters
 		}
 		if of := cmp.Or(is.receives, was.receives); of != 0 {
 			a.loses(of)
@@ -468,23 +484,45 @@ func (a *agent) linked(all []link.Event) {
 	}
 }
 
-// lost takes in which interfaces have lost something of their queues. None at all:
-// some were missed.
-func (a *agent) lost(all []int) {
+// sees notes what an interface is. One that is new, or not what it was, may have to be shaped.
+func (a *agent) sees(l link.Link, was seen) (is seen) {
+	is = seen{traits(l), l.Receives, l.MTU, l.MAC}
+	a.seen[l.Index] = is
+	if is != was && l.Receives == 0 && a.cfg.Policies != "" {
+		a.lasting.due.add(l.Name)
+	}
+	return is
+}
+
+// changed takes in of which interfaces queues have changed. None at all: some were missed.
+func (a *agent) changed(all []tc.Change) {
 	if len(all) == 0 {
 		a.log.Warn("changes of queues came faster than they could be read: all is read anew")
 		a.everything()
 	}
-	for _, index := range all {
-		a.loses(cmp.Or(a.seen[index].receives, index))
+	for _, c := range all {
+		index := cmp.Or(a.seen[c.Index].receives, c.Index)
+		if c.Gone {
+			a.loses(index)
+		} else if name := a.shaped(index); name != "" {
+			a.altered[name] = true
+		}
 	}
 }
 
 // loses has an interface looked at that may have lost something.
 func (a *agent) loses(index int) {
-	if names := strings.Fields(a.seen[index].traits); len(names) > 0 && a.interfaces[names[0]] != nil {
-		a.mark(names[0], "a loss")
+	if name := a.shaped(index); name != "" {
+		a.mark(name, "a loss")
 	}
+}
+
+// shaped is the name of an interface that has a record; empty: it has none.
+func (a *agent) shaped(index int) string {
+	if names := strings.Fields(a.seen[index].traits); len(names) > 0 && a.interfaces[names[0]] != nil {
+		return names[0]
+	}
+	return ""
 }
 
 // receiver says whether there is an interface that carries what another one receives.
@@ -525,6 +563,7 @@ func matters(all []func(string) bool, name string) bool {
 // work looks at the interfaces that are marked. What is wrong with one is logged, and
 // may be better next time; only at the start a lack of privileges is an error.
 func (a *agent) work(ctx context.Context) error {
+	a.restore(ctx)
 	unlock, err := a.m.Store.Lock(ctx, "agent")
 	for locked := (*record.LockedError)(nil); errors.As(err, &locked); {
 		a.log.Warn("bindings wait", "error", err)
@@ -543,6 +582,15 @@ func (a *agent) work(ctx context.Context) error {
 			a.said.tell(shaper.Remark{Level: shaper.Warning, Text: err.Error()})
 		}
 	}
+	for name := range a.altered {
+		// To rebind is to ask for classes, of which the kernel tells everybody: who asks
+		// because of that would never end.
+		if err := a.m.Intact(ctx, name); err != nil || a.interfaces[name].said != "" {
+			a.mark(name, "a loss")
+		}
+	}
+	clear(a.altered)
+	a.keepLimits(ctx)
 	for _, name := range slices.Sorted(maps.Keys(a.dirty)) {
 		delete(a.dirty, name)
 		if _, err := os.Lstat(a.m.Store.File(name)); errors.Is(err, fs.ErrNotExist) {
@@ -555,6 +603,32 @@ func (a *agent) work(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// limitsPause is how long after one look at limits the next is, where they may become due by
+// themselves.
+const limitsPause = time.Second
+
+// lookAtLimits notes whether something of limits is due.
+func (a *agent) lookAtLimits() {
+	due, watch, err := a.m.LimitsDue()
+	if err != nil {
+		a.warn(err)
+	}
+	if a.limited = due; watch {
+		a.limits.Reset(limitsPause)
+	}
+}
+
+// keepLimits does what is due of limits. The caller holds the lock.
+func (a *agent) keepLimits(ctx context.Context) {
+	if a.lookAtLimits(); !a.limited {
+		return
+	}
+	a.limited = false
+	if err := a.m.KeepLimits(context.WithoutCancel(ctx)); err != nil {
+		a.warn(err)
+	}
 }
 
 func (a *agent) rebind(ctx context.Context, name string) error {
@@ -580,17 +654,21 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 		said = err.Error()
 	}
 	if said != "" && said != w.said {
-		if do := a.cfg.Hints(err); len(do) > 0 {
-			a.log.Warn(said, "do", do[0])
-		} else {
-			a.log.Warn(said)
-		}
+		a.warn(err)
 	}
 	w.said = said
 	if !a.ready && shaper.NotPrivileged(err) {
 		return err
 	}
 	return nil
+}
+
+// warn logs an error, with what there is to add, and the first way on.
+func (a *agent) warn(err error, more ...any) {
+	if do := a.cfg.Hints(err); len(do) > 0 {
+		more = append(more, "do", do[0])
+	}
+	a.log.Warn(strings.TrimSpace(err.Error()), more...)
 }
 
 // look brings the bindings of an interface up to date. Where it may be that something
@@ -638,9 +716,14 @@ func (a *agent) again(name string, w *watched, after time.Duration) {
 	}
 	w.rest()
 	w.due = due
-	w.again = time.AfterFunc(after, func() {
+	w.again = a.remind(after, a.later, name)
+}
+
+// remind tells the agent of an interface after a time.
+func (a *agent) remind(after time.Duration, to chan<- string, name string) *time.Timer {
+	return time.AfterFunc(after, func() {
 		select {
-		case a.later <- name:
+		case to <- name:
 		case <-a.ended:
 		}
 	})

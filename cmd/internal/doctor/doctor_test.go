@@ -18,6 +18,12 @@ func TestOwners(t *testing.T) {
 		"etc/systemd/network/10-eth0.network.d/b.conf":     "; by hand\n[HierarchyTokenBucket]\nParent=root\n",
 		"run/systemd/netif/links/4":                        "NETWORK_FILE=/etc/systemd/network/20-eth1.network\n",
 		"etc/systemd/network/20-eth1.network":              "[Match]\nName=eth1\n[Network]\nDHCP=yes\n",
+		"run/systemd/netif/links/9":                        "NETWORK_FILE=/usr/lib/systemd/network/30-eth2.network\n",
+		"usr/lib/systemd/network/30-eth2.network":          "[Match]\nName=eth2\n",
+		"etc/systemd/network/30-eth2.network.d/a.conf":     "[Network]\nDHCP=yes\n",
+		"usr/lib/systemd/network/30-eth2.network.d/a.conf": "[TokenBucketFilter]\nRate=1M\n",
+		"run/systemd/network/30-eth2.network.d/b.conf":     "[PFIFO]\nParent=root\n",
+		"run/systemd/network/30-eth2.network.d/b.off":      "[CAKE]\nParent=root\n",
 		"run/NetworkManager/devices/5":                     "[device]\nmanaged=true\nconnection-uuid=1b2c\n",
 		"etc/NetworkManager/system-connections/a":          "[connection]\nuuid=1b2c\n[tc]\nqdisc.root=fq_codel\n",
 		"run/NetworkManager/system-connections/b":          "[connection]\nuuid=0000\n[tc]\nqdisc.root=sfq\n",
@@ -44,6 +50,7 @@ func TestOwners(t *testing.T) {
 		6: nil,
 		7: nil,
 		8: {{"NetworkManager", "/etc/NetworkManager/system-connections/d", "[tc]"}},
+		9: {{"systemd-networkd", "/run/systemd/network/30-eth2.network.d/b.conf", "[PFIFO]"}},
 	} {
 		if d := cmp.Diff(want, owners(root, index), cmp.AllowUnexported(owner{})); d != "" {
 			t.Errorf("interface %d (-want +got):\n%s", index, d)

@@ -98,7 +98,10 @@ func (x *examination) iface(ctx context.Context, d *tc.Device) {
 	})
 	if lost := (*shaper.LostError)(nil); errors.As(x.m.Intact(ctx, l.Name), &lost) { // other errors are other findings
 		f := Finding{Topic: "tree", State: Missing, Text: strings.Join(lost.What, "; "), Follows: "it limits nothing that is not there"}
-		if lost.Drops {
+		switch {
+		case lost.Other:
+			f.State, f.Follows = Weaker, "what somebody else has written there holds, until the policy is applied again"
+		case lost.Drops:
 			f.Follows = "nothing comes in by it until that is put back"
 		}
 		if lost.Policy != "-" {

@@ -34,11 +34,16 @@ func owners(root string, index int) []owner {
 
 // networkd looks at the files that systemd-networkd applied to an interface, as
 // its state file says; colons part the drop-ins (serialize_config_files,
-// src/network/networkd-state-file.c, systemd commit 001afcd6b8e5).
+// src/network/networkd-state-file.c, systemd commit 001afcd6b8e5), which systemd 252
+// does not tell of.
 func networkd(root string, index int) (found []owner) {
 	state := readINI(filepath.Join(root, "run/systemd/netif/links", strconv.Itoa(index)))[""]
-	files := append([]string{state["NETWORK_FILE"]}, strings.Split(strings.Trim(state["NETWORK_FILE_DROPINS"], `"`), ":")...)
-	for _, file := range files {
+	network := state["NETWORK_FILE"]
+	dropIns := strings.Split(strings.Trim(state["NETWORK_FILE_DROPINS"], `"`), ":")
+	if _, told := state["NETWORK_FILE_DROPINS"]; !told && network != "" {
+		dropIns = networkdDropIns(root, filepath.Base(network)+".d")
+	}
+	for _, file := range append([]string{network}, dropIns...) {
 		if file == "" {
 			continue
 		}
@@ -51,6 +56,26 @@ func networkd(root string, index int) (found []owner) {
 		}
 	}
 	return found
+}
+
+// networkdDropIns are the files in the folders of a name. Of those that are called the
+// same the first counts (systemd.network(5)).
+func networkdDropIns(root, folder string) (files []string) {
+	seen := map[string]bool{}
+	for _, dir := range []string{"/etc", "/run", "/usr/local/lib", "/usr/lib"} {
+		dir = filepath.Join(dir, "systemd/network", folder)
+		entries, err := os.ReadDir(filepath.Join(root, dir))
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			if name := e.Name(); strings.HasSuffix(name, ".conf") && !seen[name] {
+				seen[name] = true
+				files = append(files, filepath.Join(dir, name))
+			}
+		}
+	}
+	return files
 }
 
 // networkManager looks at the profile that NetworkManager has active on an

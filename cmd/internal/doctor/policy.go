@@ -27,7 +27,17 @@ type policyCheck struct {
 	*examination
 	file   string
 	policy *policy.Policy
+	by     map[string]hierarchy.Selector // how the policy names interfaces
 	found  int
+}
+
+// written is a path as the policy has it.
+func (c *policyCheck) written(path hierarchy.Path) hierarchy.Path {
+	iface := path.Interface()
+	if by, ok := c.by[iface]; ok {
+		return hierarchy.Path(string(by) + strings.TrimPrefix(string(path), iface))
+	}
+	return path
 }
 
 // policy says what stands in the way of a policy and returns its interfaces.
@@ -51,7 +61,7 @@ func (x *examination) policy(ctx context.Context, file string) ([]string, error)
 		return nil, err
 	}
 	x.m.TellPlaced(p.Warnings)
-	c := &policyCheck{examination: x, file: file, policy: p}
+	c := &policyCheck{examination: x, file: file, policy: p, by: map[string]hierarchy.Selector{}}
 	c.try("", "interfaces", func() error {
 		x.links, err = link.List(x.m.Conn)
 		return err
@@ -59,20 +69,26 @@ func (x *examination) policy(ctx context.Context, file string) ([]string, error)
 	for _, w := range p.Unquoted(shaper.Among(x.links)) {
 		c.say(w.Path, "", Finding{Topic: "name", State: Weaker, Text: fmt.Sprintf("%s: %s", w.Path, w.Msg), Follows: w.Hint})
 	}
-	var absent []*link.NotFoundError
+	wanted, absent, err := x.m.Wanted(p, nil)
+	if wrong := (*shaper.MisnamedError)(nil); errors.As(err, &wrong) {
+		c.say(hierarchy.Path(wrong.Name), "", Finding{Topic: "name", State: Missing, Needed: true, Text: err.Error()})
+	} else if err != nil {
+		return nil, err
+	}
 	devices := map[*hierarchy.Tree]*tc.Device{}
-	for _, t := range p.Trees {
-		d, _, err := x.m.Device(t.Port.Device)
+	for _, w := range wanted {
+		d, _, err := x.m.Device(w.Tree.Port.Device)
+		c.by[w.Tree.Port.Device] = w.By
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
-			absent = append(absent, shaper.Unlike(no, p))
+			absent = append(absent, no)
 		} else if err != nil {
-			c.say(hierarchy.Path(t.Port.Device), "", Finding{Topic: "name", State: Missing, Needed: true, Text: err.Error()})
+			c.say(hierarchy.Path(w.Tree.Port.Device), "", Finding{Topic: "name", State: Missing, Needed: true, Text: err.Error()})
 		} else {
-			devices[t] = d
+			devices[w.Tree] = d
 		}
 	}
 	for _, no := range absent {
-		f := Finding{Topic: topicAbsent, State: Missing, Needed: len(absent) == len(p.Trees), Text: no.Error()}
+		f := Finding{Topic: topicAbsent, State: Missing, Needed: len(wanted) == 0, Text: no.Error()}
 		if !f.Needed {
 			f.Follows = "apply shapes the others, and nothing with --all-or-nothing; once it is there, apply again"
 		}
@@ -80,10 +96,10 @@ func (x *examination) policy(ctx context.Context, file string) ([]string, error)
 	}
 	var names []string
 	way := c.binding(len(devices))
-	for _, t := range p.Trees {
-		if d := devices[t]; d != nil {
+	for _, w := range wanted {
+		if d := devices[w.Tree]; d != nil {
 			names = append(names, d.Name)
-			c.tree(ctx, d, t, way)
+			c.tree(ctx, d, w.Tree, way)
 		}
 	}
 	c.try("", "shaped twice", func() error { return c.twice(names) })
@@ -104,7 +120,7 @@ func (c *policyCheck) try(path hierarchy.Path, topic string, look func() error) 
 // say adds a finding about a key of the policy.
 func (c *policyCheck) say(path hierarchy.Path, key string, f Finding) {
 	f.Group, f.File, f.Path = groupPolicy, c.file, path
-	f.Line, f.Column = c.policy.Place(path, key)
+	f.Line, f.Column = c.policy.Place(c.written(path), key)
 	f.Interface = path.Interface()
 	if f.State != good {
 		c.found++
@@ -330,6 +346,9 @@ func (c *policyCheck) unsettled(t *hierarchy.Tree, err error) {
 		f := Finding{Topic: "branch", State: Missing, Needed: true, Text: err.Error()}
 		if strings.HasPrefix(strings.TrimPrefix(err.Error(), string(path)+": "), "qdisc ") {
 			f.Topic, key = "qdisc", "qdisc"
+			if t.Port.Direction == hierarchy.Receive {
+				key = "ingress.qdisc"
+			}
 			if b := t.Find(path); b != nil && errors.Is(err, rtnl.ErrNotSupported) {
 				_, f.Fix = c.module("sch_" + b.Qdisc.Kind)
 				if !c.root() {
@@ -379,7 +398,7 @@ func (c *policyCheck) bound(ctx context.Context, t *hierarchy.Tree, d *tc.Device
 		return nil
 	}
 	for _, p := range r.Pending {
-		c.say(p.Path, "bind", Finding{Topic: "binding", State: Weaker, Text: fmt.Sprintf("%s: %v is not there: %s", p.Path, p.Binding, p.Reason),
+		c.say(p.Path, "bind", Finding{Topic: "binding", State: Weaker, Text: fmt.Sprintf("%s: %v is not there: %s%s", p.Path, p.Binding, p.Reason, shaper.MayMean(ctx, b, p.Binding)),
 			Follows: "once it is there, vifshape agent binds it at once, else the next apply"})
 	}
 	for _, o := range r.Outside {

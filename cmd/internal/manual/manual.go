@@ -81,7 +81,7 @@ func (p *Page) options() string {
 // heading says whether a line is the head of a section.
 func heading(s string) (string, bool) {
 	head, ok := strings.CutPrefix(s, "# ")
-	return head, ok || s != "" && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ ") == ""
+	return head, ok || s != "" && s[0] != ' ' && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ ") == ""
 }
 
 // paragraphs writes lines between two empty ones.

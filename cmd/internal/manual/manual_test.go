@@ -38,6 +38,9 @@ many flows
 
     deeper than an example
 
+    A TABLE
+    a b
+
 EXIT STATUS
   0   done
   64  wrong`,
@@ -89,6 +92,13 @@ a number; default 1
 .RS 4
 .nf
   deeper than an example
+.fi
+.RE
+.PP
+.RS 4
+.nf
+  A TABLE
+  a b
 .fi
 .RE
 .SH OPTIONS

@@ -14,6 +14,7 @@ type Binding struct {
 	Path      hierarchy.Path `json:"path"`
 	Binding   bind.Binding   `json:"binding"`
 	AtRuntime bool           `json:"at_runtime"`        // by bind, not in the policy
+	Limit     bool           `json:"limit,omitempty"`   // by a limit
 	Bound     []bind.Target  `json:"bound"`             // targets that it is in force for
 	Held      []Bound        `json:"held,omitempty"`    // how far it holds, for each of them
 	Waits     []string       `json:"pending,omitempty"` // reasons why it is in force for nothing, or not for all
@@ -36,7 +37,7 @@ func Bindings(ctx context.Context, m *shaper.Machine, iface string, path hierarc
 	var list []*Binding
 	views := map[string]*Binding{}
 	for _, b := range x.Record.Bindings {
-		v := &Binding{Path: b.Path, Binding: b.Binding, AtRuntime: b.AtRuntime, Bound: []bind.Target{}}
+		v := &Binding{Path: b.Path, Binding: b.Binding, AtRuntime: b.AtRuntime, Limit: b.Limit, Bound: []bind.Target{}}
 		views[b.Binding.String()] = v
 		if path == "" || b.Path.Below(path) {
 			list = append(list, v)

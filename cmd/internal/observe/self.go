@@ -73,7 +73,7 @@ func OwnBranch(ctx context.Context, m *shaper.Machine, iface string) (*Own, erro
 	o.sends, o.receives = alone(tree, classes), alone(x.In(s), classes)
 	own := slices.IndexFunc(o.sends.Classes, func(c hierarchy.Class) bool { return c.ID == b.Class })
 	if own < 0 {
-		return nil, fmt.Errorf("%s: its class %v is gone: apply %s again", b.Path, b.Class, x.Record.PolicyName())
+		return nil, fmt.Errorf("%s: its class %v is gone: %s", b.Path, b.Class, x.Record.Again())
 	}
 	o.class = o.sends.Classes[own]
 	o.was, err = count(o.on)

@@ -127,7 +127,8 @@ func FlowsOf(x *shaper.Interface) (*Flows, error) {
 
 // Added is who added a branch.
 type Added struct {
-	By uint32 `json:"by"`
+	By    uint32 `json:"by"`
+	Limit string `json:"limit,omitempty"` // what a limit is on, that it is for
 }
 
 // process is one that a binding holds.
@@ -358,7 +359,7 @@ func (b *Branch) delegation(r *record.Record) {
 	}
 	for _, a := range r.Added {
 		if a.Path == b.Path {
-			b.Added = &Added{a.By}
+			b.Added = &Added{a.By, a.Limit}
 		}
 	}
 }
@@ -428,6 +429,9 @@ func (b *Bound) String() string {
 	s := b.name()
 	if b.AtRuntime {
 		s += ", at run time"
+	}
+	if b.Target.Kind == bind.TargetNone {
+		s += ": not bound yet"
 	}
 	if held := b.Summary(); held != "" {
 		s += ": " + held

@@ -67,11 +67,7 @@ func (w *Which) decide(t *hierarchy.Tree, p match.Packet) error {
 	b := t.Find(w.Start)
 	switch {
 	case b == nil:
-		err := fmt.Errorf("there is no branch %s", w.Start)
-		if n := hierarchy.Nearest(string(w.Start), paths(t)); n != "" {
-			err = fmt.Errorf("%w; did you mean %s?", err, n)
-		}
-		return err
+		return hierarchy.NoBranch(w.Start, paths(t))
 	case p.Received && t.Ingress == nil:
 		return fmt.Errorf("%s: what it receives is not shaped: give it ingress, or leave out --in", top)
 	}
@@ -98,9 +94,9 @@ func (w *Which) decide(t *hierarchy.Tree, p match.Packet) error {
 	return nil
 }
 
-func paths(t *hierarchy.Tree) (all []string) {
+func paths(t *hierarchy.Tree) (all []hierarchy.Path) {
 	for b := range t.All() {
-		all = append(all, string(b.Path))
+		all = append(all, b.Path)
 	}
 	return all
 }

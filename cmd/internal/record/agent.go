@@ -48,9 +48,9 @@ func (s *Store) Reachable() bool {
 	return err == nil
 }
 
-// agentRuns says whether there is an agent. The caller holds the lock of writers: to
-// ask is to hold the agent's for a moment.
-func (s *Store) agentRuns() bool {
+// AgentRuns says whether there is an agent. Where that is about to start, who asks should
+// hold the lock of writers: to ask is to hold the agent's for a moment.
+func (s *Store) AgentRuns() bool {
 	f, err := openOwn(s.AgentFile(), os.O_RDWR, 0)
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)
@@ -61,3 +61,7 @@ func (s *Store) agentRuns() bool {
 
 // AgentSocketFile is where the agent of a network namespace listens.
 func (s *Store) AgentSocketFile() string { return filepath.Join(s.Dir, AgentSocket) }
+
+// ExporterSocketFile is where an exporter for a network namespace listens that was told
+// nothing else.
+func (s *Store) ExporterSocketFile() string { return filepath.Join(s.Dir, "exporter.sock") }

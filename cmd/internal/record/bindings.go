@@ -20,6 +20,8 @@ func (r *Record) Bind(path hierarchy.Path, specs []bind.Binding) (fresh []bind.B
 			r.Bindings = append(r.Bindings, Binding{Path: path, Binding: s, AtRuntime: true})
 		case b.Path != path && b.AtRuntime:
 			errs = append(errs, fmt.Errorf("%s: %v is bound to %s: `vifshape unbind %s %v` takes it from there", path, s, b.Path, b.Path, s))
+		case b.Path != path && b.Limit:
+			errs = append(errs, fmt.Errorf("%s: a limit is on %v: `vifshape unlimit %[2]v` takes it away", path, s))
 		case b.Path != path:
 			errs = append(errs, fmt.Errorf("%s: the policy binds %v to %s: change it in %s", path, s, b.Path, r.PolicyName()))
 		default:
@@ -38,6 +40,8 @@ func (r *Record) Unbind(path hierarchy.Path, specs []bind.Binding) (_ []bind.Bin
 			errs = append(errs, r.notBound(path, s))
 		case b.Path != path:
 			errs = append(errs, fmt.Errorf("%s: %v is not bound to it, but to %s, %s", path, s, b.Path, b.By()))
+		case b.Limit:
+			errs = append(errs, fmt.Errorf("%s: a limit is on %v: `vifshape unlimit %[2]v` takes it away", path, s))
 		case !b.AtRuntime:
 			errs = append(errs, fmt.Errorf("%s: the policy binds %v: remove it from bind in %s, and apply that", path, s, r.PolicyName()))
 		}
@@ -67,9 +71,9 @@ func (r *Record) notBound(path hierarchy.Path, s bind.Binding) error {
 		}
 	}
 	err := fmt.Errorf("%s: %v is not bound to it", path, s)
-	switch near := hierarchy.Nearest(s.String(), there); {
-	case near != "":
-		return fmt.Errorf("%w; did you mean %s?", err, near)
+	switch near := hierarchy.Near(s.String(), there); {
+	case len(near) > 0:
+		return fmt.Errorf("%w%s", err, hierarchy.DidYouMean(near))
 	case len(there) == 0:
 		return fmt.Errorf("%w: nothing was bound to it at run time", err)
 	}
@@ -78,8 +82,11 @@ func (r *Record) notBound(path hierarchy.Path, s bind.Binding) error {
 
 // By says who made the binding.
 func (b *Binding) By() string {
-	if b.AtRuntime {
+	switch {
+	case b.AtRuntime:
 		return "at run time"
+	case b.Limit:
+		return "by a limit"
 	}
 	return "by the policy"
 }

@@ -39,6 +39,8 @@ func (r *Record) decode(b []byte) error {
 			r.Way, err = text[bind.Way](v)
 		case "receives":
 			r.Receives, err = truth(v)
+		case "mtu":
+			r.MTU, err = number[int](v)
 		case "matches":
 			r.Matches, err = truth(v)
 		case "ids":
@@ -81,6 +83,8 @@ func decodeIDs(b []byte) (ids hierarchy.IDs, err error) {
 			})
 		case "retired":
 			ids.Retired, err = list(v, decodeRetired)
+		case "named":
+			err = json.Unmarshal(v, &ids.Named)
 		}
 		return err
 	})
@@ -109,6 +113,8 @@ func decodeBinding(b []byte) (x Binding, err error) {
 			err = unmarshal(v, &x.Binding)
 		case "at_runtime":
 			x.AtRuntime, err = truth(v)
+		case "limit":
+			x.Limit, err = truth(v)
 		}
 		return err
 	})

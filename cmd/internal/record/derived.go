@@ -44,7 +44,14 @@ func (r *Record) Renamed(iface string) *Record {
 		n.Delegated[i].Path = path(n.Delegated[i].Path)
 	}
 	for i := range n.Added {
-		n.Added[i].Path = path(n.Added[i].Path)
+		b := &n.Added[i]
+		b.Path = path(b.Path)
+		if b.Holder != nil && len(b.Bind) == 0 { // its home is that of the other name, and bound no more by itself
+			if at, err := bind.Parse("cgroup:" + b.Holder.Cgroup); err == nil {
+				b.Bind = []bind.Binding{at}
+				n.Bindings = append(n.Bindings, Binding{Path: b.Path, Binding: at, Limit: true})
+			}
+		}
 	}
 	if r.Spec != nil {
 		spec := *r.Spec
@@ -72,7 +79,7 @@ func (r *Record) Branches() []resolve.Branch {
 	all := make([]resolve.Branch, 0, len(r.Order))
 	for _, p := range r.Order {
 		if entry, class, ok := r.Leaf(p); ok {
-			all = append(all, resolve.Branch{Path: p, Entry: entry, Class: class, Bind: bind[p]})
+			all = append(all, resolve.Branch{Path: p, Home: r.IDs.Home(p), Entry: entry, Class: class, Bind: bind[p]})
 		}
 	}
 	return all
@@ -94,11 +101,28 @@ func (r *Record) PolicyName() string {
 	return words.Printable(r.Policy)
 }
 
-// Paths are those of all branches, in no order.
-func (r *Record) Paths() []string {
+// Again is what puts back what a record tells of, as in "apply web.toml again".
+func (r *Record) Again() string {
+	if r.Policy == NoPolicy {
+		return "repeat one of its limits, which `vifshape limits` lists"
+	}
+	return "apply " + r.PolicyName() + " again"
+}
+
+// Names are the last parts of the paths of all branches, in no order.
+func (r *Record) Names() []string {
 	var all []string
 	for _, p := range r.IDs.Names(r.Interface) {
-		all = append(all, string(p))
+		all = append(all, p.Base())
+	}
+	return all
+}
+
+// Paths are those of all branches, in no order.
+func (r *Record) Paths() []hierarchy.Path {
+	var all []hierarchy.Path
+	for _, p := range r.IDs.Names(r.Interface) {
+		all = append(all, p)
 	}
 	return all
 }

@@ -34,8 +34,8 @@ func (e *NotFileError) Error() string {
 	return e.File + " " + what
 }
 
-// trusted refuses what others than root, and the caller, may have written.
-func trusted(file string, st fs.FileInfo) error {
+// Trusted refuses what others than root, and the caller, may have written.
+func Trusted(file string, st fs.FileInfo) error {
 	sys, ok := st.Sys().(*syscall.Stat_t)
 	switch {
 	case ok && sys.Uid != 0 && int(sys.Uid) != os.Geteuid():
@@ -61,7 +61,7 @@ func openOwn(file string, flags int, mode fs.FileMode) (*os.File, error) {
 		err = &NotFileError{file, st.Mode()}
 	}
 	if err == nil {
-		err = trusted(file, st)
+		err = Trusted(file, st)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

@@ -63,7 +63,7 @@ func (s *Store) Spec(r *Record) (*hierarchy.Spec, error) {
 // repeated that was killed, leaves the record to go back to as it is, and when that
 // was and who did it.
 func (s *Store) Succeed(r, before *Record) error {
-	if r.Binding == before.Binding && sameAtRuntime(r, before) && s.says(before, r.Spec) {
+	if r.Binding == before.Binding && sameAtRuntime(r, before) && s.Says(before, r.Spec) {
 		r.Serial, r.Applied, r.By, r.Boot, r.Spec = before.Serial, before.Applied, before.By, before.Boot, before.Spec
 		return s.Save(r)
 	}
@@ -89,8 +89,8 @@ func (r *Record) atRuntime() []Binding {
 	return slices.DeleteFunc(slices.Clone(r.Bindings), func(b Binding) bool { return !b.AtRuntime })
 }
 
-// says tells whether the policy of a record said the same.
-func (s *Store) says(r *Record, spec *hierarchy.Spec) bool {
+// Says tells whether the policy of a record said the same.
+func (s *Store) Says(r *Record, spec *hierarchy.Spec) bool {
 	if r.Policy == "" {
 		return false
 	}

@@ -35,6 +35,9 @@ func (s *Store) Lock(ctx context.Context, what string) (func(), error) {
 	deadline := time.Now().Add(s.Wait)
 	for {
 		f, err := s.TryLock(s.LockFile(), what)
+		if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+			err = fmt.Errorf("only root may do that: %w", err)
+		}
 		if errors.Is(err, syscall.EROFS) {
 			err = fmt.Errorf("%w, as it is for programs that vifshape keeps in a branch: call it from outside", err)
 		}

@@ -16,8 +16,9 @@ import (
 type Record struct {
 	Version   int               `json:"version"`
 	Interface string            `json:"interface"`
-	Index     uint32            `json:"ifindex"` // tells the interface after it was renamed
-	Policy    string            `json:"policy"`  // the file that the tree came from
+	Index     uint32            `json:"ifindex"`       // tells the interface after it was renamed
+	MTU       int               `json:"mtu,omitempty"` // by which bursts and queues were worked out; 0: not known
+	Policy    string            `json:"policy"`        // the file that the tree came from, or [NoPolicy]
 	Binding   string            `json:"binding"`
 	Way       bind.Way          `json:"way,omitempty"`      // that was taken
 	Receives  bool              `json:"receives,omitempty"` // there is a tree for what it receives, too
@@ -42,11 +43,15 @@ type Record struct {
 	Was  string          `json:"-"` // the name under which it was found, if that is another
 }
 
+// NoPolicy stands for the file of a policy where limits alone have made a tree.
+const NoPolicy = "vifshape limit"
+
 // Binding is a binding as it was written.
 type Binding struct {
 	Path      hierarchy.Path `json:"path"` // the branch
 	Binding   bind.Binding   `json:"binding"`
 	AtRuntime bool           `json:"at_runtime,omitempty"` // by bind, not in the policy
+	Limit     bool           `json:"limit,omitempty"`      // by a limit
 }
 
 // Version is the form of a record. Version 3 had what the policy says in it, and version 2
@@ -90,6 +95,11 @@ func (r *Record) check(iface string) error {
 			return fmt.Errorf("%q and %q have the same class id %v", iface+"/"+min(k, o), iface+"/"+max(k, o), hierarchy.ID(m))
 		}
 		key[m] = k
+	}
+	for p, n := range r.IDs.Named {
+		if n.Origin != "" && n.Origin != p && r.IDs.Named[n.Origin].Now != p || n.Now != "" && r.IDs.Named[n.Now].Origin != p {
+			return fmt.Errorf("%q was renamed from, or to, what does not say so", iface+"/"+p)
+		}
 	}
 	paths := slices.Clone(r.Order)
 	for _, b := range r.Bound {

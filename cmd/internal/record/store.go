@@ -103,7 +103,7 @@ func (s *Store) trusted(dir string) error {
 		if err != nil {
 			return err
 		}
-		if err := trusted(dir, st); err != nil {
+		if err := Trusted(dir, st); err != nil {
 			return err
 		}
 	}
@@ -237,7 +237,7 @@ func MakeDir(dir string) error {
 // lock where there is nothing else. The caller holds the lock, and what cannot
 // be removed does no harm.
 func (s *Store) tidy() {
-	if !s.agentRuns() {
+	if !s.AgentRuns() {
 		os.Remove(s.AgentFile())
 		os.Remove(s.AgentSocketFile())
 	}

@@ -2,7 +2,6 @@ package shaper
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/policy"
@@ -12,7 +11,7 @@ import (
 // Unlike is the error without a name that the policy has as well: that is not what
 // was meant.
 func Unlike(no *link.NotFoundError, p *policy.Policy) *link.NotFoundError {
-	if slices.ContainsFunc(p.Trees, func(t *hierarchy.Tree) bool { return t.Port.Device == no.Nearest }) {
+	if p.Names(no.Nearest) {
 		return &link.NotFoundError{Name: no.Name}
 	}
 	return no
@@ -30,8 +29,14 @@ func (c *Changes) NotThere() (err error) {
 	return err
 }
 
-// tellAbsent says which interfaces of the policy are left out.
+// tellAbsent says which interfaces of the policy are left out, or wait.
 func (c *Changes) tellAbsent() {
+	if c.waits {
+		for _, no := range c.Absent {
+			c.m.Notef(hierarchy.Path(no.Name), "%s is not there: what the policy says of it waits until it is", no.Name)
+		}
+		return
+	}
 	for _, no := range c.Absent {
 		c.m.Warnf(hierarchy.Path(no.Name), "%v; what the policy says of it is left out", no)
 	}

@@ -6,7 +6,9 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
+	"strings"
 
+	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -29,15 +31,47 @@ func UID(d bind.Delegate) (id uint32, ok bool) {
 	return uint32(n), err == nil && n != 0 && n != bind.OverflowUID
 }
 
-// keepAdded puts the branches that were added to the former policy into the tree of
-// the next one.
-func (x *Target) keepAdded() error {
-	if len(x.Record.Added) == 0 {
+// keepAdded puts branches that were added to the former policy into the tree of the next
+// one, where those above them are now.
+func (x *Target) keepAdded(all []amend.Branch) error {
+	was := x.Record.IDs
+	if len(all) == 0 {
 		return nil
 	}
-	with, err := amend.Keep(x.spec, qdisc.Kinds(), x.Record.Added)
+	ids, err := was.Assign(x.Tree)
+	if err != nil {
+		return err
+	}
+	var added []amend.Branch
+	var dropped []amend.Dropped
+	at := map[hierarchy.Path]hierarchy.Path{}
+	for _, a := range all {
+		if a.Path.Parent() == "" { // a limit on the interface itself, which is called as it was
+			added = append(added, a)
+			continue
+		}
+		is, ok := ids.Called(was.Home(a.Path))
+		if _, _, there := ids.Find(is); ok && there && is != a.Path {
+			dropped = append(dropped, amend.Dropped{Branch: a, Why: fmt.Sprintf("it is %s of the policy", is)})
+			continue
+		}
+		up := a.Path.Parent()
+		is, ok = at[up]
+		if !ok {
+			is, ok = ids.Called(was.Home(up))
+		}
+		if !ok {
+			dropped = append(dropped, amend.Dropped{Branch: a, Why: fmt.Sprintf("what was %s is there no more", up)})
+			continue
+		}
+		at[a.Path] = is.Join(a.Path.Base())
+		a.Path = at[a.Path]
+		added = append(added, a)
+	}
+	with, err := amend.Keep(x.spec, qdisc.Kinds(), added)
 	if err == nil {
 		x.lay(with)
+		x.dropped = append(dropped, x.dropped...)
 	}
 	return err
 }
@@ -59,14 +93,13 @@ func Delegations(t *hierarchy.Tree) (all []record.Delegated) {
 
 // tellAdded says what becomes of delegations and added branches. What
 // stays as it is is for plan alone.
-func (m *Machine) tellAdded(x *Target, all bool) {
-	for _, d := range x.dropped {
-		m.Warnf(d.Path, "%s, which was added at run time, goes: %s", d.Path, d.Why)
-	}
+func (m *Machine) tellAdded(ctx context.Context, x *Target, all bool) {
+	m.tellDropped(x)
 	for _, d := range x.next.Delegated {
 		for _, to := range d.To {
+			user := bind.Binding{Kind: bind.User, Name: string(to)}
 			if _, ok := UID(to); !ok {
-				m.Warnf(d.Path, "%s is delegated to %s, who is no user of this machine", d.Path, words.Printable(string(to)))
+				m.Warnf(d.Path, "%s is delegated to %s, who is no user of this machine%s", d.Path, words.Printable(string(to)), strings.ReplaceAll(MayMean(ctx, x.Binder, user), user.Kind.String()+":", ""))
 			}
 		}
 	}
@@ -74,7 +107,7 @@ func (m *Machine) tellAdded(x *Target, all bool) {
 		return
 	}
 	for _, a := range x.added {
-		m.Notef(a.Path, "%s stays: it was added at run time", a.Path)
+		m.Notef(a.Path, "%s, %s, stays", a.Path, a.Origin())
 	}
 	was := map[hierarchy.Path]string{}
 	for _, d := range x.Record.Delegated {
@@ -90,6 +123,13 @@ func (m *Machine) tellAdded(x *Target, all bool) {
 		if _, gone := was[d.Path]; gone {
 			m.Notef(d.Path, "%s is delegated to nobody any more", d.Path)
 		}
+	}
+}
+
+// tellDropped says which added branches go.
+func (m *Machine) tellDropped(x *Target) {
+	for _, d := range x.dropped {
+		m.Warnf(d.Path, "%s, %s, goes: %s", d.Path, d.Origin(), d.Why)
 	}
 }
 
@@ -164,32 +204,65 @@ func (m *Machine) amend(ctx context.Context, what string, path hierarchy.Path, e
 	if err := m.confirmed(); err != nil {
 		return err
 	}
-	s, err := m.Interface(path.Interface(), "")
+	return m.edit(ctx, path.Interface(), nil, edit)
+}
+
+// edit is amend for who holds the lock. Where no policy is applied, base is what one would
+// say; nil: then there is nothing to edit.
+func (m *Machine) edit(ctx context.Context, iface string, base func(*Interface) (*hierarchy.Spec, error), edit func(*Target) error) error {
+	s, err := m.Interface(iface, "")
 	if err != nil {
 		return err
 	}
 	x := &Target{change: change{Interface: s, amends: true}}
 	defer release([]*Target{x})
-	r := s.Record
-	if _, err := x.entry(hierarchy.Path(r.Interface).Join(hierarchy.RestName)); err != nil {
-		return err // there is always one, if there is a tree
-	}
-	if err := x.stands(hierarchy.ID(hierarchy.RootMinor)); err != nil {
+	r, file, binding := s.Record, s.Record.Policy, s.Record.Binding
+	if file == "" && base != nil {
+		file, binding = record.NoPolicy, "auto"
+		x.spec, err = base(s)
+	} else if file == record.NoPolicy { // nobody else makes a tree again that was lost
+		x.spec, err = m.Store.Spec(r)
+	} else if x.spec, err = m.base(ctx, x); err != nil {
 		return err
 	}
-	if x.spec, err = m.Store.Spec(r); err != nil {
+	if err == nil {
+		err = edit(x)
+	}
+	if err == nil {
+		err = m.settle(ctx, file, binding, x)
+	}
+	if err != nil {
 		return err
 	}
-	if err := edit(x); err != nil {
-		return err
-	}
-	if err := m.settle(ctx, r.Policy, r.Binding, x); err != nil {
-		return err
+	if r.Policy == "" {
+		x.next.Spec = x.spec
 	}
 	if x.Blind != nil {
 		return x.Blind
 	}
-	return m.apply(ctx, []*Target{x})
+	if err := m.apply(ctx, []*Target{x}); err != nil {
+		return err
+	}
+	m.tellPending(ctx, x.Interface, slices.DeleteFunc(x.pending, func(p resolve.Pending) bool {
+		return slices.ContainsFunc(r.Bindings, func(b record.Binding) bool { return b.Binding == p.Binding })
+	}))
+	return nil
+}
+
+// base is what the policy says that is in force, of which the kernel must have a tree. What
+// that has lost, as where somebody was killed who changed it, is put back with the change.
+func (m *Machine) base(ctx context.Context, x *Target) (*hierarchy.Spec, error) {
+	if _, err := x.entry(hierarchy.Path(x.Record.Interface).Join(hierarchy.RestName)); err != nil {
+		return nil, err // there is always one, if there is a tree
+	}
+	s, err := x.Queues(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if root := x.On(s).Root; !root.Ours() {
+		return nil, TreeLost(x.Record, root)
+	}
+	return m.Store.Spec(x.Record)
 }
 
 // Add makes a branch below another one. Without a petitioner root asks.
@@ -283,7 +356,7 @@ func (m *Machine) Remove(ctx context.Context, path hierarchy.Path, who *Petition
 		if err != nil {
 			return err
 		}
-		gone, err := h.Remove(path)
+		gone, err := h.Remove(r.IDs.Home(path))
 		if err != nil {
 			return err
 		}

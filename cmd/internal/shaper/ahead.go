@@ -1,6 +1,7 @@
 package shaper
 
 import (
+	"bytes"
 	"context"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -11,7 +12,7 @@ import (
 // Reading is a policy that is being read while the kernel is asked for its
 // state: with ten thousand branches each takes as long as the other.
 type Reading struct {
-	file   string
+	as     string // the file that records say it came from
 	done   chan struct{}
 	policy *policy.Policy
 	err    error
@@ -19,13 +20,26 @@ type Reading struct {
 
 // Read begins to read a policy; "-" is standard input.
 func Read(file string) *Reading {
-	p := &Reading{file: file, done: make(chan struct{})}
+	p := &Reading{as: file, done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
 		p.policy, p.err = ReadPolicy(file)
 	}()
 	return p
 }
+
+// Copied is a policy that was read to its end, with its text. What is applied by it will
+// have come from the file as, into which the text is copied.
+func Copied(file, as string) (r *Reading, text []byte, err error) {
+	var b bytes.Buffer
+	r = &Reading{as: as, done: make(chan struct{})}
+	close(r.done)
+	r.policy, r.err = readPolicy(file, &b)
+	return r, b.Bytes(), r.err
+}
+
+// Policy is what was read, by a Reading that is done.
+func (p *Reading) Policy() *policy.Policy { return p.policy }
 
 // Wait returns the policy when it has been read, or its mistakes.
 func (p *Reading) Wait(ctx context.Context) (*policy.Policy, error) {

@@ -23,6 +23,7 @@ type change struct {
 	amends bool           // what is in force is changed by what stands in the record alone
 	waits  bool           // it goes back unless it is confirmed, to what stands in the record alone
 	policy bool           // a policy is applied: the interface's own record is kept as the one before
+	goes   bool           // branches go and none comes: the record has them until the kernel has them no more
 	saved  bool           // next is written
 }
 
@@ -44,6 +45,9 @@ func (c *change) toward(want hierarchy.State) {
 func (m *Machine) carry(ctx context.Context, c *change) error {
 	if err := c.leave(m); err != nil {
 		return err
+	}
+	if c.goes {
+		return m.carryOff(ctx, c)
 	}
 	iface := c.Record.Interface
 	var unsaved error
@@ -70,6 +74,22 @@ func (m *Machine) carry(ctx context.Context, c *change) error {
 	return errors.Join(err, m.restore(c))
 }
 
+// carryOff is carry where branches go: whoever is killed in the middle is found to have it
+// still to do.
+func (m *Machine) carryOff(ctx context.Context, c *change) error {
+	err := c.Kernel.Apply(ctx, standing(c.before), c.want, c.Plan)
+	if err != nil {
+		return err
+	}
+	if err = m.save(c); err != nil {
+		err = fmt.Errorf("%s: its record cannot be written: %w", c.Record.Interface, err)
+		if back := c.undo(context.WithoutCancel(ctx)); back != nil {
+			err = PartlyError{errors.Join(err, back)}
+		}
+	}
+	return err
+}
+
 // save writes the record that belongs to what is wanted.
 func (m *Machine) save(c *change) (err error) {
 	if c.policy {
@@ -83,15 +103,20 @@ func (m *Machine) save(c *change) (err error) {
 
 // takeBack takes a change back that was made.
 func (m *Machine) takeBack(ctx context.Context, c *change) error {
+	if err := c.undo(ctx); err != nil {
+		return err
+	}
+	return m.restore(c)
+}
+
+// undo is takeBack for the kernel alone.
+func (c *change) undo(ctx context.Context) error {
 	now, err := c.Kernel.Read(ctx)
 	if err != nil {
 		return err
 	}
 	before := standing(c.before)
-	if err := c.Kernel.Apply(ctx, now, before, hierarchy.Diff(now, before)); err != nil {
-		return err
-	}
-	return m.restore(c)
+	return c.Kernel.Apply(ctx, now, before, hierarchy.Diff(now, before))
 }
 
 // restore writes the record that was there before.

@@ -68,6 +68,27 @@ func (m *Machine) ClearAll(ctx context.Context, ifaces []string) error {
 	return err
 }
 
+// Withdraw makes interfaces what they are without a policy: as they were before they were
+// shaped, but for limits, which stay in a tree of their own.
+func (m *Machine) Withdraw(ctx context.Context, ifaces []string) error {
+	unlock, err := m.lock(ctx, "clear")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	to := map[string]*record.Record{}
+	for _, i := range ifaces {
+		to[i] = nil
+	}
+	at, by := now()
+	c, err := m.goBack(ctx, to, at, by)
+	if err != nil {
+		return err
+	}
+	c.Close()
+	return errors.Join(m.Sweep(), m.forgetUnconfirmed(ifaces))
+}
+
 // clearing is an interface that is to be cleared.
 type clearing struct {
 	iface      string
@@ -209,19 +230,29 @@ func (m *Machine) unmark(r *record.Record) error {
 // removeHomes removes the cgroups of an interface's branches, whether the
 // interface is there or not, and remembers it where processes live in some.
 func (m *Machine) removeHomes(iface string) error {
+	busy, err := m.removeEmptyHomes(iface)
+	for i, h := range busy {
+		if i+1 == len(busy) || !busy[i+1].Below(h) { // those above are not empty because of it
+			m.Notef(hierarchy.Path(iface), "%s keeps its cgroup: processes live in it", h)
+		}
+	}
+	return err
+}
+
+// removeEmptyHomes is removeHomes without a word; it returns those in which somebody lives,
+// parents first.
+func (m *Machine) removeEmptyHomes(iface string) (busy []hierarchy.Path, err error) {
 	others, err := m.Tagged(iface, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	busy, err := home.RemoveAll(m.Store.NetNS, iface, len(others) > 0)
+	busy, err = home.RemoveAll(m.Store.NetNS, iface, len(others) > 0)
+	slices.Sort(busy)
 	if err == nil {
 		err = nft.DropStale(0)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", iface, err)
+		return busy, fmt.Errorf("%s: %w", iface, err)
 	}
-	for _, h := range busy {
-		m.Notef(hierarchy.Path(iface), "%s keeps its cgroup: processes live in it", h)
-	}
-	return m.Store.Note(iface, len(busy) > 0)
+	return busy, m.Store.Note(iface, len(busy) > 0)
 }

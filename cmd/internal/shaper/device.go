@@ -46,10 +46,16 @@ func (m *Machine) carries(ifb string, of int) error {
 
 // called says in place of the error that there is no such interface what it is
 // called now, where that is known. What had a tree was meant, not one with a like
-// name.
+// name. Where none is like it, it may be the name of a branch.
 func (m *Machine) called(no *link.NotFoundError, iface string) error {
 	r, err := m.Store.Load(iface)
-	if err != nil || r.Policy == "" {
+	if err != nil {
+		return no
+	}
+	if r.Policy == "" {
+		if no.Nearest == "" {
+			no.Nearest = m.branchCalled(iface)
+		}
 		return no
 	}
 	no = &link.NotFoundError{Name: no.Name}
@@ -61,6 +67,31 @@ func (m *Machine) called(no *link.NotFoundError, iface string) error {
 		return fmt.Errorf("%s is called %s now, and so are its branches: use that name, also in the policy", iface, l.Name)
 	}
 	return no
+}
+
+// branchCalled is the path of the one branch that is called so, empty where there is none,
+// or are several.
+func (m *Machine) branchCalled(name string) (found string) {
+	ifaces, err := m.Store.Interfaces()
+	if err != nil {
+		return ""
+	}
+	for _, i := range ifaces {
+		r, err := m.Store.Load(i)
+		if err != nil {
+			continue
+		}
+		for _, p := range r.Paths() {
+			switch {
+			case p.Base() != name || p.Parent() == "":
+			case found != "":
+				return ""
+			default:
+				found = string(p)
+			}
+		}
+	}
+	return found
 }
 
 // Record is the record of an interface: the one under its name, else the one that

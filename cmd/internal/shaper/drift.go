@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 )
@@ -33,12 +34,16 @@ func (c *Changes) Drift(ctx context.Context) error {
 			return err
 		}
 		about := hierarchy.Path(x.Tree.Port.Device)
+		said := "it was applied at " + x.Record.Applied.Local().Format(time.DateTime)
+		if x.Record.Policy == record.NoPolicy {
+			said = "its limits say"
+		}
 		for i, s := range x.Drifted.Steps {
 			if i == most {
 				c.m.Warnf(about, "%s: and %d more", about, len(x.Drifted.Steps)-most)
 				break
 			}
-			c.m.Warnf(about, "%s: not as it was applied at %s: %s", about, x.Record.Applied.Local().Format(time.DateTime), words.Past(s))
+			c.m.Warnf(about, "%s: not as %s: %s", about, said, words.Past(s))
 		}
 	}
 	return nil

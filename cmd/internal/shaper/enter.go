@@ -29,24 +29,32 @@ func (e *InsideError) Error() string {
 // Exec makes this process a program in a branch. It returns only where it cannot, with
 // the reason.
 func (m *Machine) Exec(ctx context.Context, path hierarchy.Path, cmd confine.Command) error {
+	_, err := m.exec(ctx, path, cmd)
+	return err
+}
+
+// exec is Exec, and says whether this process is in the branch now.
+func (m *Machine) exec(ctx context.Context, path hierarchy.Path, cmd confine.Command) (inside bool, err error) {
 	x, target, err := m.enter(ctx, path)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer x.Binder.Close()
 	if err := record.MakeDir(m.Store.Locks); err != nil {
-		return err
+		return false, err
 	}
 	cmd.ReadOnly, cmd.Hidden = m.RunDir, m.Store.Locks
 	cmd.Past = func() string { return x.Binder.Unguarded(target) }
 	cmd.Warn = func(s string) { m.Notef(path, "%s", s) }
-	return cmd.Exec(func() error {
+	err = cmd.Exec(func() error {
 		h, err := x.Binder.Homes()
-		if err != nil {
-			return err
+		if err == nil {
+			err = home.Join(h.Tree, target, 0)
 		}
-		return home.Join(h.Tree, target, 0)
+		inside = err == nil
+		return err
 	})
+	return inside, err
 }
 
 // ExecPlaced is Exec for those who are not root: place has somebody who may put this
@@ -68,7 +76,7 @@ func (m *Machine) ExecPlaced(ctx context.Context, path hierarchy.Path, cmd confi
 		if err := place(); err != nil {
 			return err
 		}
-		return m.isIn(path, x.Record.Way)
+		return m.isIn(path, x.Record)
 	})
 }
 
@@ -131,16 +139,20 @@ func (m *Machine) enter(ctx context.Context, path hierarchy.Path) (x *Interface,
 // not yet, whoever asks. The caller closes the binder of x.
 func (m *Machine) Home(ctx context.Context, path hierarchy.Path) (x *Interface, target bind.Target, err error) {
 	x, class, err := m.standing(path)
-	if err != nil {
+	var lost *LostError
+	switch {
+	case errors.As(err, &lost): // or it is just being changed, by whoever has the lock
+	case err != nil:
 		return nil, target, err
-	}
-	target = home.Target(m.Store.NetNS, path)
-	now, err := x.Binder.Class(target)
-	if err == nil && now == class { // there is nothing to change, and nobody to wait for
-		return x, target, nil
-	}
-	if err := errors.Join(err, x.Binder.Close()); err != nil {
-		return nil, target, err
+	default:
+		target = home.Target(m.Store.NetNS, x.Record.IDs.Home(path))
+		now, err := x.Binder.Class(target)
+		if err == nil && now == class { // there is nothing to change, and nobody to wait for
+			return x, target, nil
+		}
+		if err := errors.Join(err, x.Binder.Close()); err != nil {
+			return nil, target, err
+		}
 	}
 	unlock, err := m.Store.Lock(ctx, "run "+string(path))
 	if err != nil {
@@ -195,7 +207,7 @@ func (x *Interface) stands(class hierarchy.ClassID) error {
 		err = x.Losses(s)
 	}
 	if err == nil {
-		err = fmt.Errorf("%s: class %v is gone: apply %s again", x.Record.Interface, class, x.Record.PolicyName())
+		err = &LostError{iface: x.Record.Interface, What: []string{fmt.Sprintf("class %v is gone", class)}, Policy: x.Record.Policy}
 	}
 	return err
 }
@@ -206,11 +218,7 @@ func (x *Interface) entry(path hierarchy.Path) (hierarchy.ClassID, error) {
 		return 0, fmt.Errorf("%s is not shaped by vifshape: apply a policy first", path.Interface())
 	}
 	if _, _, ok := x.Record.IDs.Find(path); !ok {
-		err := fmt.Errorf("there is no branch %s", path)
-		if n := hierarchy.Nearest(string(path), x.Record.Paths()); n != "" {
-			err = fmt.Errorf("%w; did you mean %s?", err, n)
-		}
-		return 0, err
+		return 0, hierarchy.NoBranch(path, x.Record.Paths())
 	}
 	_, class, ok := x.Record.Leaf(path)
 	if !ok {
@@ -222,7 +230,8 @@ func (x *Interface) entry(path hierarchy.Path) (hierarchy.ClassID, error) {
 // makeHome is the cgroup of a branch, made and bound if it is not yet. The caller holds the
 // store's lock.
 func (m *Machine) makeHome(ctx context.Context, x *Interface, path hierarchy.Path, class hierarchy.ClassID) (target bind.Target, err error) {
-	target = home.Target(m.Store.NetNS, path)
+	at := x.Record.IDs.Home(path)
+	target = home.Target(m.Store.NetNS, at)
 	c := &change{Interface: x.of(x.Binder.Only(target)), next: x.Record}
 	if c.before, err = c.Kernel.Read(ctx); err != nil {
 		return target, err
@@ -233,13 +242,13 @@ func (m *Machine) makeHome(ctx context.Context, x *Interface, path hierarchy.Pat
 		}
 	}
 	if c.before.Hook.Version != way.Version {
-		return target, fmt.Errorf("%s: the classifier on the interface is another version's: apply %s again", path, x.Record.PolicyName())
+		return target, fmt.Errorf("%s: the classifier on the interface is another version's: %s", path, x.Record.Again())
 	}
 	h, err := x.Binder.Homes()
 	if err != nil {
 		return target, err
 	}
-	_, fresh, err := h.Make(path)
+	_, fresh, err := h.Make(at)
 	if err != nil {
 		return target, err
 	}
@@ -250,20 +259,20 @@ func (m *Machine) makeHome(ctx context.Context, x *Interface, path hierarchy.Pat
 	want.Bound = []hierarchy.Bound{{Target: target, Class: class, Path: path, From: "run", Stays: path.Base() == hierarchy.RestName}}
 	c.toward(want)
 	if err = m.carry(ctx, c); err != nil && fresh {
-		_, failed := h.Remove(path)
+		_, failed := h.Remove(at)
 		err = errors.Join(err, failed)
 	}
 	return target, err
 }
 
 // isIn says whether this process is in the home of a branch.
-func (m *Machine) isIn(path hierarchy.Path, way bind.Way) error {
-	target, whole, err := cgroupfs.Own(way)
+func (m *Machine) isIn(path hierarchy.Path, r *record.Record) error {
+	target, whole, err := cgroupfs.Own(r.Way)
 	if err != nil {
 		return err
 	}
 	ns, branch, ok := home.Parse(target)
-	if ok && ns == m.Store.NetNS && branch == path || !ok && !whole { // hidden by a container: the agent's word is all there is
+	if ok && ns == m.Store.NetNS && branch == r.IDs.Home(path) || !ok && !whole { // hidden by a container: the agent's word is all there is
 		return nil
 	}
 	return fmt.Errorf("%s: the agent says that this process is in the branch, and it is in %s", path, words.Printable(target.String()))

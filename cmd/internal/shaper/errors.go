@@ -2,10 +2,13 @@ package shaper
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"syscall"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cmd/internal/words"
+	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -23,10 +26,25 @@ func (e FormerError) Unwrap() error { return e.Err }
 
 // ForeignRootError says that somebody else's root qdisc stands where a tree
 // should. What else is foreign says itself what to do about it.
-type ForeignRootError struct{ Err error }
+type ForeignRootError struct {
+	iface string
+	root  hierarchy.Root
+	limit bool // there is no policy that could say that a tree takes its place
+}
 
-func (e ForeignRootError) Error() string { return e.Err.Error() }
-func (e ForeignRootError) Unwrap() error { return e.Err }
+func (e *ForeignRootError) Error() string {
+	return fmt.Sprintf("%s: the root qdisc %s %v is %v", e.iface, e.root.Kind, e.root.Handle, rtnl.ErrForeign)
+}
+
+func (e *ForeignRootError) Unwrap() error { return rtnl.ErrForeign }
+
+// Remedy is the way on.
+func (e *ForeignRootError) Remedy() string {
+	if e.limit {
+		return fmt.Sprintf("`vifshape import --adopt -o policy.toml %[1]s` makes a policy of it that limits come below, `tc qdisc del dev %[1]s root` takes it away", words.Quoted(e.iface))
+	}
+	return "write replace = true below the interface to let vifshape take its place; plan then says whether `vifshape clear` can put it back"
+}
 
 // NotPrivileged says whether an error is a want of rights.
 func NotPrivileged(err error) bool {

@@ -16,9 +16,9 @@ import (
 // guardReady is the descriptor by which a guard says that it is there.
 const guardReady = 3
 
-// watched starts the guard of an apply, and waits until it is one: in a session of its own,
-// which a terminal that is lost does not end.
-func watched(cmd *exec.Cmd) error {
+// StartGuard starts a guard, and waits until it is one: in a session of its own, which a
+// terminal that is lost does not end.
+func StartGuard(cmd *exec.Cmd) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -35,7 +35,7 @@ func watched(cmd *exec.Cmd) error {
 		_, err = r.Read(make([]byte, 1))
 	}
 	if err != nil {
-		return fmt.Errorf("the process cannot be started that goes back if nobody confirms: %w", err)
+		return fmt.Errorf("the process cannot be started that takes it back in time: %w", err)
 	}
 	return cmd.Process.Release()
 }
@@ -43,16 +43,9 @@ func watched(cmd *exec.Cmd) error {
 // Guard waits until an apply is confirmed, or goes back from it when its time is over. It is
 // the work of a process that was started by an apply, see [ApplyOptions].
 func (m *Machine) Guard(ctx context.Context) error {
-	// Where a session ends with all of its cgroup, this process is not in it any more.
-	if t, err := cgroupfs.FindV2(); err == nil {
-		_ = t.Join("/", os.Getpid()) // else it lives as long as the session does, or the next vifshape goes back
-		t.Close()
-	}
-	ready := os.NewFile(guardReady, "ready")
-	if _, err := ready.Write([]byte{1}); err != nil {
+	if err := m.stand(); err != nil {
 		return err
 	}
-	ready.Close()
 	for {
 		u, err := m.Store.Unconfirmed()
 		if err != nil || u == nil {
@@ -75,4 +68,18 @@ func (m *Machine) Guard(ctx context.Context) error {
 		}
 		unlock() // whoever has the lock when the time is over goes back
 	}
+}
+
+// stand makes this process a guard that its parent need not wait for any more.
+func (m *Machine) stand() error {
+	// Where a session ends with all of its cgroup, this process is not in it any more.
+	if t, err := cgroupfs.FindV2(); err == nil {
+		_ = t.Join("/", os.Getpid()) // else it lives as long as the session does, or the next vifshape goes back
+		t.Close()
+	}
+	ready := os.NewFile(guardReady, "ready")
+	if _, err := ready.Write([]byte{1}); err != nil {
+		return err
+	}
+	return ready.Close()
 }

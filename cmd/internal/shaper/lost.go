@@ -13,28 +13,38 @@ import (
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
+	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/hook"
 	"github.com/vifshape/vifshape/tc/link"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
-// LostError says that the kernel has no more what the record of an interface tells of:
-// others may take a tree away, and an interface that is made anew has none.
+// LostError says that the kernel has no more what the record of an interface tells of, or has
+// it otherwise: others may take a tree away or change it, and an interface that is made anew has
+// none.
 type LostError struct {
 	iface  string
 	What   []string
 	Drops  bool   // what the interface receives is dropped, all of it
+	Other  bool   // nothing is gone, but something is otherwise
 	Policy string // that it was made by, as in a record
 }
 
 func (e *LostError) Error() string {
-	return fmt.Sprintf("%s is not shaped as %s says: %s", e.iface, (&record.Record{Policy: e.Policy}).PolicyName(), strings.Join(e.What, "; "))
+	says := (&record.Record{Policy: e.Policy}).PolicyName() + " says"
+	if e.Policy == record.NoPolicy {
+		says = "its limits say"
+	}
+	return fmt.Sprintf("%s is not shaped as %s: %s", e.iface, says, strings.Join(e.What, "; "))
 }
 
 // Remedy is what to type.
 func (e *LostError) Remedy() string {
-	if e.Policy == "-" {
+	switch e.Policy {
+	case "-":
 		return "apply the policy again, which came from standard input"
+	case record.NoPolicy:
+		return (&record.Record{Policy: e.Policy}).Again()
 	}
 	return "`vifshape apply " + words.Printable(e.Policy) + "` puts it back"
 }
@@ -50,7 +60,7 @@ func (e *contradictionError) Error() string {
 }
 
 func (e *contradictionError) Remedy() string {
-	return (&LostError{Policy: e.policy}).Remedy() + " in order; nobody else than vifshape should write to the run directory"
+	return (&LostError{Policy: e.policy}).Remedy() + "; nobody else than vifshape should write to the run directory"
 }
 
 // TreeLost is the loss of everything.
@@ -192,19 +202,39 @@ func (x *Interface) Bare() (bool, error) {
 
 // Queues reads the interface's root qdiscs, classes and leaf queues alone.
 func (x *Interface) Queues(ctx context.Context) (hierarchy.State, error) {
+	return x.queues(func(s *hierarchy.State) error { return x.Device.Read(ctx, s) }, func(s *hierarchy.State) error { return x.Receiver.Read(ctx, s) })
+}
+
+// Count is [Interface.Queues] and the counters of each port, of the same dumps.
+func (x *Interface) Count(ctx context.Context) (s hierarchy.State, of map[hierarchy.Port]*tc.Counted, err error) {
+	of = map[hierarchy.Port]*tc.Counted{}
+	s, err = x.queues(func(s *hierarchy.State) (err error) {
+		of[x.Device.Port()], err = x.Device.Count(ctx, s)
+		return err
+	}, func(s *hierarchy.State) (err error) {
+		of[x.Receiver.Port()], err = x.Receiver.Count(ctx, s)
+		return err
+	})
+	return s, of, err
+}
+
+// queues is a state that is read by a function for what the interface sends, and by one for
+// what it receives.
+func (x *Interface) queues(sends, receives func(*hierarchy.State) error) (hierarchy.State, error) {
 	s := hierarchy.State{Device: x.Record.Interface}
-	err := x.Device.Read(ctx, &s)
+	err := sends(&s)
 	if err == nil && x.Record.Receives {
-		err = x.Receiver.Read(ctx, &s)
+		err = receives(&s)
 	}
 	if errors.Is(err, rtnl.ErrForeign) { // which the root says as well
 		err = nil
 	}
+	x.Kernel.Name(&s)
 	return s, err
 }
 
-// Intact holds the record against the kernel. Its error is a [LostError] for what is gone;
-// another where both cannot be right, or the kernel could not be asked.
+// Intact holds the record against the kernel. Its error is a [LostError] for what is gone or
+// otherwise; another where both cannot be right, or the kernel could not be asked.
 func (m *Machine) Intact(ctx context.Context, iface string) error {
 	x, err := m.Interface(iface, "")
 	if err != nil {
@@ -218,7 +248,28 @@ func (m *Machine) Intact(ctx context.Context, iface string) error {
 	if err == nil {
 		err = x.Losses(s)
 	}
+	if err == nil {
+		err = m.altered(ctx, x, s)
+	}
 	return err
+}
+
+// altered is a [LostError] of what is otherwise than it was applied, nil where nothing is.
+func (m *Machine) altered(ctx context.Context, x *Interface, s hierarchy.State) error {
+	d, err := m.drift(ctx, x, s)
+	if err != nil || d.Empty() {
+		return err
+	}
+	const most = 3
+	e := &LostError{iface: x.Record.Interface, Policy: x.Record.Policy, Other: true}
+	for i, step := range d.Steps {
+		if i == most {
+			e.What = append(e.What, fmt.Sprintf("and %d changes more", len(d.Steps)-most))
+			break
+		}
+		e.What = append(e.What, words.Past(step))
+	}
+	return e
 }
 
 // misplaced is the error of classes that do not lie below the branches that they
@@ -249,6 +300,9 @@ func (m *Machine) misnamed(x *Interface, bound []hierarchy.Bound) error {
 	for _, b := range bound {
 		ns, p, ok := home.Parse(b.Target)
 		if !ok || ns != m.Store.NetNS || p.Interface() != x.Record.Interface {
+			continue
+		}
+		if p, ok = x.Record.IDs.Called(p); !ok {
 			continue
 		}
 		if err := x.misnamedHome(p, b.Class); err != nil {

@@ -7,6 +7,7 @@
 package shaper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +47,8 @@ type Machine struct {
 	early  map[string]hierarchy.State // see ahead
 	tags   []string                   // interfaces of the policy at hand that net_cls tags will bind
 
-	missing map[string]string // of classifiers, once the kernel was asked; see lacks
+	others  map[int]time.Duration // processes of limited programs that another branch carries, with when they started
+	missing map[string]string     // of classifiers, once the kernel was asked; see lacks
 }
 
 // Open opens the network namespace of the caller, with what vifshape keeps of it
@@ -81,7 +83,15 @@ func (m *Machine) lock(ctx context.Context, what string) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.overdue(ctx); err != nil {
+	err = m.overdue(ctx)
+	if err == nil {
+		if failed := m.pass(ctx); NotPrivileged(failed) {
+			err = failed
+		} else if failed != nil {
+			m.Warnf("", "limits that hold nothing any more could not be taken away: %v", failed)
+		}
+	}
+	if err != nil {
 		unlock()
 		return nil, err
 	}
@@ -89,7 +99,10 @@ func (m *Machine) lock(ctx context.Context, what string) (func(), error) {
 }
 
 // ReadPolicy parses a policy. "-" is standard input.
-func ReadPolicy(file string) (*policy.Policy, error) {
+func ReadPolicy(file string) (*policy.Policy, error) { return readPolicy(file, io.Discard) }
+
+// readPolicy parses a policy, and copies its text.
+func readPolicy(file string, text io.Writer) (*policy.Policy, error) {
 	var r io.Reader = os.Stdin
 	name := "standard input"
 	if file != "-" {
@@ -100,7 +113,7 @@ func ReadPolicy(file string) (*policy.Policy, error) {
 		defer f.Close()
 		r, name = f, file
 	}
-	return policy.Parse(name, r, qdisc.Kinds())
+	return policy.Parse(name, io.TeeReader(r, text), qdisc.Kinds())
 }
 
 // Interface is one interface with what is known about it.
@@ -200,13 +213,20 @@ type Target struct {
 	Drifted hierarchy.Plan    // what has become different since it was applied, see [Changes.Drift]
 }
 
+// Want is what the interface is to become.
+func (x *Target) Want() hierarchy.State { return x.want }
+
 // unknown says whether there is a tree whose record is lost.
 func (x *Target) unknown() bool { return x.On(x.before).Root.Ours() && x.Record.Policy == "" }
 
 // settle works out what has to be done on the tree's interface.
 func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) error {
 	s, t := x.Interface, x.Tree
-	ids, err := s.Record.IDs.Assign(t)
+	memory := s.Record.IDs
+	if x.former != nil { // names go back, too
+		memory.Named = x.former.IDs.Named
+	}
+	ids, err := memory.Assign(t)
 	if err != nil {
 		return err
 	}
@@ -221,16 +241,16 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 			return err
 		}
 	}
-	maps.Copy(s.Kernel.Names, ids.Names(t.Port.Device))
-	if x.before, err = x.read(ctx); err != nil {
+	if x.before, err = x.read(ctx); err != nil { // by the names that they had
 		return err
 	}
+	maps.Copy(s.Kernel.Names, ids.Names(t.Port.Device))
 	if r := x.On(x.before).Root; r.Foreign() && !t.Replace {
-		return ForeignRootError{fmt.Errorf("%s: the root qdisc %s %v is %w", t.Port.Device, r.Kind, r.Handle, rtnl.ErrForeign)}
+		return &ForeignRootError{t.Port.Device, r, false}
 	}
 	x.want = t.State()
 	x.next = &record.Record{
-		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, Policy: absolute(file),
+		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, MTU: s.Device.MTU(), Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.Record.Former, Was: s.Record.Was,
 		Spec: s.Record.Spec, Delegated: Delegations(t), Added: x.added,
 		Serial: s.Record.Serial, Applied: s.Record.Applied, By: s.Record.By, Boot: s.Record.Boot, Receives: t.Ingress != nil,
@@ -269,8 +289,9 @@ func (x *Target) read(ctx context.Context) (hierarchy.State, error) {
 func (x *Target) bind(ctx context.Context) (err error) {
 	for b := range x.Tree.All() {
 		x.next.Order = append(x.next.Order, b.Path)
+		limit := slices.ContainsFunc(x.added, func(a amend.Branch) bool { return a.Path == b.Path && a.Limit != "" })
 		for _, bind := range b.Bind {
-			x.next.Bindings = append(x.next.Bindings, record.Binding{Path: b.Path, Binding: bind})
+			x.next.Bindings = append(x.next.Bindings, record.Binding{Path: b.Path, Binding: bind, Limit: limit})
 		}
 	}
 	x.keepBindings()
@@ -306,7 +327,7 @@ func (x *Target) bind(ctx context.Context) (err error) {
 
 // absolute is the path as it is found again from another directory.
 func absolute(file string) string {
-	if a, err := filepath.Abs(file); err == nil && file != "-" {
+	if a, err := filepath.Abs(file); err == nil && file != "-" && file != record.NoPolicy {
 		return a
 	}
 	return file
@@ -318,33 +339,48 @@ type Changes struct {
 	policy  *policy.Policy
 	Targets []*Target
 	Absent  []*link.NotFoundError // interfaces of the policy that are not there, and left out
+	waits   bool                  // until they are
+}
+
+// Scope is how much of a policy is meant, and how.
+type Scope struct {
+	Binding string // instead of the policy's; empty: that
+	// Only says which of the interfaces that the policy fits are meant; nil: all.
+	Only func(link.Link) bool
+	// Waits says that interfaces which are not there are waited for: it is no error that
+	// none is.
+	Waits bool
 }
 
 // Plan works out every interface of a policy before the first is changed, and looks at
 // the kernel while the policy is still being read. Interfaces that are not there are
-// left out, unless none is. An empty binding is the policy's.
-func (m *Machine) Plan(ctx context.Context, r *Reading, binding string) (*Changes, error) {
+// left out, unless none is.
+func (m *Machine) Plan(ctx context.Context, r *Reading, o Scope) (*Changes, error) {
 	m.ahead(ctx)
 	p, err := r.Wait(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if binding == "" {
-		binding = p.Binding
-	}
+	binding := cmp.Or(o.Binding, p.Binding)
 	m.TellPlaced(p.Warnings)
-	c := &Changes{m: m, policy: p}
-	for i, t := range p.Trees {
+	c := &Changes{m: m, policy: p, waits: o.Waits}
+	wanted, absent, err := m.Wanted(p, o.Only)
+	if err != nil {
+		return nil, err
+	}
+	c.Absent = absent
+	for _, w := range wanted {
+		t := w.Tree
 		s, err := m.Interface(t.Port.Device, binding)
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
-			c.Absent = append(c.Absent, Unlike(no, p))
+			c.Absent = append(c.Absent, Unlike(no, p)) // it vanished just now
 			continue
 		}
 		if err == nil {
-			x := &Target{change: change{Interface: s}, Tree: t, spec: p.Specs[i]}
+			x := &Target{change: change{Interface: s}, Tree: t, spec: w.Spec}
 			c.Targets = append(c.Targets, x)
-			if err = x.keepAdded(); err == nil {
-				err = m.settle(ctx, r.file, binding, x)
+			if err = x.keepAdded(s.Record.Added); err == nil {
+				err = m.settle(ctx, r.as, binding, x)
 			}
 			if err == nil && x.want.Hook.Way.Tagged() {
 				m.tags = append(m.tags, t.Port.Device)
@@ -355,7 +391,7 @@ func (m *Machine) Plan(ctx context.Context, r *Reading, binding string) (*Change
 			return nil, err
 		}
 	}
-	if len(c.Targets) == 0 {
+	if len(c.Targets) == 0 && !o.Waits {
 		return nil, c.NotThere()
 	}
 	return c, nil
@@ -372,7 +408,7 @@ func (c *Changes) Plans() []hierarchy.Plan {
 
 // Empty says whether there is nothing to do, and nothing to write down.
 func (c *Changes) Empty() bool {
-	return !slices.ContainsFunc(c.Targets, func(x *Target) bool { return !x.Plan.Empty() || x.unknown() })
+	return !slices.ContainsFunc(c.Targets, func(x *Target) bool { return !x.Plan.Empty() || len(x.Plan.Renames) > 0 || x.unknown() })
 }
 
 // blind is why the bindings in force could not be read; nil: they were.
@@ -386,7 +422,7 @@ func (c *Changes) blind() error {
 }
 
 // Tell says what the plans do not show. What stays as it is is for those who only look.
-func (c *Changes) Tell(stays bool) error {
+func (c *Changes) Tell(ctx context.Context, stays bool) error {
 	c.tellAbsent()
 	if err := c.tellPlaces(); err != nil {
 		return err
@@ -396,8 +432,8 @@ func (c *Changes) Tell(stays bool) error {
 		if stays && x.unknown() {
 			c.m.Notef(about, "%s: the record of its tree is lost: apply writes it anew; what bind and add had made goes, and clear cannot put back the root qdisc from before", about)
 		}
-		c.m.tellPlan(x)
-		c.m.tellAdded(x, stays)
+		c.m.tellPlan(ctx, x)
+		c.m.tellAdded(ctx, x, stays)
 		if !stays {
 			continue
 		}
@@ -413,9 +449,9 @@ func (c *Changes) Tell(stays bool) error {
 
 // ApplyOptions are how a policy is applied.
 type ApplyOptions struct {
-	What    string // for others who wait meanwhile, as "apply policy.toml"
-	Binding string // instead of the policy's; empty: that
-	All     bool   // change nothing unless every interface of the policy is there
+	What string // for others who wait meanwhile, as "apply policy.toml"
+	Scope
+	All bool // change nothing unless every interface of the policy is there
 	// Confirm is the time after which the state before comes back, unless it is confirmed;
 	// 0: it stays. Watch is the process that sees to it, by [Machine.Guard].
 	Confirm time.Duration
@@ -433,7 +469,7 @@ func (m *Machine) Apply(ctx context.Context, r *Reading, o ApplyOptions) (*Chang
 	if err := m.confirmed(); err != nil {
 		return nil, r.Before(ctx, err)
 	}
-	c, err := m.Plan(ctx, r, o.Binding)
+	c, err := m.Plan(ctx, r, o.Scope)
 	if err != nil {
 		return nil, err
 	}
@@ -444,7 +480,7 @@ func (m *Machine) Apply(ctx context.Context, r *Reading, o ApplyOptions) (*Chang
 		err = c.blind()
 	}
 	if err == nil {
-		err = c.Tell(false)
+		err = c.Tell(ctx, false)
 	}
 	at, by := now()
 	for _, x := range c.Targets {
@@ -540,3 +576,6 @@ func OpenPolicy(file string) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// IDs are the class ids and names that the branches have once it is applied.
+func (x *Target) IDs() hierarchy.IDs { return x.next.IDs }

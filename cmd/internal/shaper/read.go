@@ -13,6 +13,13 @@ import (
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
+// UnshapedError says that an interface has no tree of ours, and had none.
+type UnshapedError struct{ iface, root string }
+
+func (e *UnshapedError) Error() string {
+	return fmt.Sprintf("%s is not shaped by vifshape: its root qdisc is %s", e.iface, e.root)
+}
+
 // TreeOf reads an interface that has a tree of ours. The caller closes its binder.
 func (m *Machine) TreeOf(ctx context.Context, iface string) (*Target, hierarchy.State, error) {
 	s, err := m.Interface(iface, "")
@@ -26,7 +33,7 @@ func (m *Machine) TreeOf(ctx context.Context, iface string) (*Target, hierarchy.
 		err = TreeLost(s.Record, root)
 	}
 	if err == nil && !root.Ours() {
-		err = fmt.Errorf("%s is not shaped by vifshape: its root qdisc is %s", iface, rootText(root))
+		err = &UnshapedError{iface, rootText(root)}
 	}
 	if err != nil {
 		s.Binder.Close()
@@ -39,6 +46,9 @@ func (m *Machine) TreeOf(ctx context.Context, iface string) (*Target, hierarchy.
 // that it was given. It is not settled: it is good for what branches there are, and their
 // matches.
 func (m *Machine) Applied(r *record.Record) (*hierarchy.Tree, error) {
+	if r.Policy == "" {
+		return nil, fmt.Errorf("the record of %s is lost, and with it what its policy says: apply that again", r.Interface)
+	}
 	spec, err := m.Store.Spec(r)
 	if err != nil {
 		return nil, err
@@ -49,6 +59,18 @@ func (m *Machine) Applied(r *record.Record) (*hierarchy.Tree, error) {
 	}
 	_, err = r.IDs.Assign(with.Tree)
 	return with.Tree, err
+}
+
+// Would is the tree that a policy's word on an interface comes to where r is in force, with
+// what was added to that and stays, and the names that its branches have then. Like that of
+// [Machine.Applied] it is not settled.
+func Would(w Wanted, r *record.Record) (*hierarchy.Tree, hierarchy.IDs, error) {
+	x := &Target{change: change{Interface: &Interface{Record: r}}, Tree: w.Tree, spec: w.Spec}
+	if err := x.keepAdded(r.Added); err != nil {
+		return nil, hierarchy.IDs{}, err
+	}
+	ids, err := r.IDs.Assign(x.Tree)
+	return x.Tree, ids, err
 }
 
 // Named gives bindings the words that the policy has for them, and adds those of

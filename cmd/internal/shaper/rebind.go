@@ -103,6 +103,29 @@ func (m *Machine) Reapply(ctx context.Context, iface string) error {
 	return m.apply(ctx, []*Target{x})
 }
 
+// MayWrite is the error of a caller who may not change anything: it takes the store's lock, and
+// lets go of it.
+func (m *Machine) MayWrite(ctx context.Context) error {
+	unlock, err := m.Store.Lock(ctx, "watch")
+	if err == nil {
+		unlock()
+	}
+	return err
+}
+
+// Repair is Reapply under the store's lock, unless all is [Machine.Intact] then.
+func (m *Machine) Repair(ctx context.Context, iface string) (done bool, err error) {
+	unlock, err := m.lock(ctx, "watch")
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	if err := m.Intact(ctx, iface); err == nil || !errors.As(err, new(*LostError)) {
+		return false, err
+	}
+	return true, m.Reapply(context.WithoutCancel(ctx), iface)
+}
+
 // settleAs works out what has to be done for an interface to be what a record says.
 func (m *Machine) settleAs(ctx context.Context, x *Target, r *record.Record) (err error) {
 	if x.spec, err = m.Store.Spec(r); err != nil {
@@ -121,7 +144,7 @@ func (m *Machine) settleAs(ctx context.Context, x *Target, r *record.Record) (er
 func (x *Interface) Keep() error {
 	err := x.Binder.Keep()
 	if err != nil && !errors.Is(err, caps.ErrNotPrivileged) {
-		err = fmt.Errorf("%w: apply %s again", err, x.Record.PolicyName())
+		err = fmt.Errorf("%w: %s", err, x.Record.Again())
 	}
 	return err
 }
@@ -141,8 +164,17 @@ func (x *Target) keepBindings() {
 		if !b.AtRuntime || named[b.Binding] {
 			continue
 		}
+		was := b
+		if x.former == nil {
+			p, ok := x.next.IDs.Called(x.Record.IDs.Home(b.Path))
+			if !ok {
+				x.lost = append(x.lost, was)
+				continue
+			}
+			b.Path = p
+		}
 		if _, _, ok := x.next.Leaf(b.Path); !ok || !slices.Contains(x.next.Order, b.Path) {
-			x.lost = append(x.lost, b)
+			x.lost = append(x.lost, was)
 			continue
 		}
 		x.next.Bindings = append(x.next.Bindings, b)
@@ -208,7 +240,7 @@ func (m *Machine) changeBindings(ctx context.Context, what string, path hierarch
 	for _, s := range remarks {
 		m.Notef(path, "%s", s)
 	}
-	m.tellPending(slices.DeleteFunc(r.Pending, func(p resolve.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
+	m.tellPending(ctx, x, slices.DeleteFunc(r.Pending, func(p resolve.Pending) bool { return !slices.Contains(fresh, p.Binding) }))
 	m.tellOutside(slices.DeleteFunc(r.Outside, func(o resolve.Outside) bool { return !slices.Contains(fresh, o.Binding) }))
 	return x, r, nil
 }

@@ -1,8 +1,10 @@
 package shaper
 
 import (
+	"context"
 	"fmt"
 
+	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -11,11 +13,12 @@ import (
 )
 
 // tellPlan says what a plan does not show.
-func (m *Machine) tellPlan(x *Target) {
+func (m *Machine) tellPlan(ctx context.Context, x *Target) {
 	for _, b := range x.lost {
 		m.Notef(b.Path, "%s: %v, bound at run time, goes: the policy has no branch for it any more", b.Path, b.Binding)
 	}
-	m.tellPending(x.pending)
+	m.tellNew(x)
+	m.tellPending(ctx, x.Interface, x.pending)
 	m.tellOutside(x.outside)
 	if f := x.next.Former; f.Kind != "" && x.On(x.before).Root.Foreign() {
 		back := "`vifshape clear` puts it back"
@@ -54,11 +57,52 @@ func (m *Machine) tellPlan(x *Target) {
 	}
 }
 
-// tellPending says which bindings name what is not there.
-func (m *Machine) tellPending(all []resolve.Pending) {
-	for _, w := range all {
-		m.Notef(w.Path, "%s: %v is not bound yet: %s; once it is there, vifshape agent binds it at once, else the next apply", w.Path, w.Binding, w.Reason)
+// tellNew says which branches are made anew that were to be renamed: what they are renamed
+// from is not there.
+func (m *Machine) tellNew(x *Target) {
+	was := x.Record.IDs
+	if !x.On(x.before).Root.Ours() || len(was.Minors) == 0 {
+		return
 	}
+	for b := range x.Tree.All() {
+		if b.RenamedFrom == "" {
+			continue
+		}
+		p, ok := was.Called(x.next.IDs.Home(b.Path))
+		if _, _, there := was.Find(p); ok && there {
+			continue
+		}
+		known := x.Record.Names()
+		for _, p := range x.Record.Paths() {
+			known = append(known, string(p))
+		}
+		m.Notef(b.Path, "%s is made anew: there is no %s that it could be renamed from%s", b.Path, words.Printable(b.RenamedFrom), hierarchy.DidYouMean(hierarchy.Near(b.RenamedFrom, known)))
+	}
+}
+
+// tellPending says which bindings name what is not there, and what may have been meant.
+func (m *Machine) tellPending(ctx context.Context, x *Interface, all []resolve.Pending) {
+	for _, w := range all {
+		if near := MayMean(ctx, x.Binder, w.Binding); near != "" {
+			m.Warnf(w.Path, "%s: %v is not there%s Once it is, vifshape agent binds it at once, else the next apply, bind or limit", w.Path, w.Binding, near)
+			continue
+		}
+		m.Notef(w.Path, "%s: %v is not bound yet: %s; once it is there, vifshape agent binds it at once, else the next apply, bind or limit", w.Path, w.Binding, w.Reason)
+	}
+}
+
+// MayMean asks, behind what is said of a binding, whether another one was meant; empty: the
+// machine knows what it names, or nothing like it.
+func MayMean(ctx context.Context, b *cgroup.Binder, x bind.Binding) string {
+	known, near := b.Like(ctx, x)
+	if known {
+		return ""
+	}
+	names := make([]string, len(near))
+	for i, n := range near {
+		names[i] = words.Printable(n.String())
+	}
+	return hierarchy.DidYouMean(names)
 }
 
 // tellOutside says which bindings do not hold all processes of what they name.

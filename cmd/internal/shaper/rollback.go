@@ -90,11 +90,15 @@ func (m *Machine) History(ctx context.Context, iface string) ([]Entry, error) {
 // said is the state that a record tells of.
 func (m *Machine) said(ctx context.Context, x *Interface, r *record.Record) (hierarchy.State, error) {
 	tree, err := m.Applied(r)
+	d := x.Device
+	if r.MTU != 0 { // else by what it is now
+		d = d.WithMTU(r.MTU)
+	}
 	if err == nil {
-		err = x.Device.Settle(ctx, tree)
+		err = d.Settle(ctx, tree)
 	}
 	if err == nil && tree.Ingress != nil {
-		err = x.Receiver.Settle(ctx, tree.Ingress)
+		err = d.Receiver().Settle(ctx, tree.Ingress)
 	}
 	if err != nil {
 		return hierarchy.State{}, err
@@ -165,6 +169,11 @@ func (m *Machine) Rollback(ctx context.Context, ifaces []string, number int) (*C
 	if err != nil {
 		return nil, err
 	}
+	for _, iface := range slices.Sorted(maps.Keys(to)) {
+		if !slices.ContainsFunc(c.Targets, func(x *Target) bool { return x.Tree.Port.Device == iface }) {
+			m.Notef(hierarchy.Path(iface), "%s is as it was before it was shaped", iface)
+		}
+	}
 	c.Absent = left.Absent
 	return c, m.forgetUnconfirmed(slices.Collect(maps.Keys(to)))
 }
@@ -190,7 +199,7 @@ func (m *Machine) lastApplied() (last []string, err error) {
 			n = l.Name
 		}
 		switch {
-		case r.Policy == "":
+		case r.Policy == "", r.Applied.IsZero(): // by limits
 		case len(last) > 0 && r.Applied.Equal(latest.Applied):
 			last = append(last, n)
 		case len(last) == 0 || r.Boot > latest.Boot:
@@ -230,8 +239,8 @@ func (m *Machine) ago(iface string, number int) (*record.Record, error) {
 }
 
 // goBack makes interfaces what records say, and those without one what they were before they
-// were shaped: all of them or none, as far as clearing has not begun. The caller holds the
-// store's lock.
+// were shaped, but for limits: all of them or none, as far as clearing has not begun. The
+// caller holds the store's lock.
 func (m *Machine) goBack(ctx context.Context, to map[string]*record.Record, at time.Time, by string) (_ *Changes, err error) {
 	c := &Changes{m: m}
 	defer func() {
@@ -241,55 +250,69 @@ func (m *Machine) goBack(ctx context.Context, to map[string]*record.Record, at t
 	}()
 	var clears []*clearing
 	for _, iface := range slices.Sorted(maps.Keys(to)) {
-		r := to[iface]
-		if r == nil {
-			x, err := m.clearing(iface)
-			if err != nil {
-				return nil, err
-			}
-			defer x.Close()
-			clears = append(clears, x)
-			continue
+		var x *Target
+		if r := to[iface]; r != nil {
+			x, err = m.former(ctx, iface, r)
+		} else {
+			x, err = m.limitsAlone(ctx, iface)
 		}
-		x, err := m.former(ctx, iface, r)
 		if err != nil {
 			return nil, err
 		}
-		c.Targets = append(c.Targets, x)
-		x.is(at, by)
+		if x != nil {
+			c.Targets = append(c.Targets, x)
+			x.is(at, by)
+			continue
+		}
+		gone, err := m.clearing(iface)
+		if err != nil {
+			return nil, err
+		}
+		defer gone.Close()
+		clears = append(clears, gone)
 	}
 	if err := c.blind(); err != nil {
 		return nil, err
 	}
 	for _, x := range c.Targets {
-		m.tellPlan(x)
-		m.tellAdded(x, false)
+		m.tellPlan(ctx, x)
+		m.tellAdded(ctx, x, to[x.Record.Interface] == nil)
 		m.tellSince(x)
 	}
 	if err := m.apply(ctx, c.Targets); err != nil {
 		return nil, err
 	}
+	changed := len(c.Targets) > 0
 	var errs []error
 	for _, x := range clears {
-		_, err := m.clear(ctx, x)
+		did, err := m.clear(ctx, x)
+		changed = changed || did
 		errs = append(errs, err)
-		m.Notef(hierarchy.Path(x.iface), "%s is as it was before it was shaped", x.iface)
 	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, PartlyError{err}
+	if err = errors.Join(errs...); err != nil && changed {
+		err = PartlyError{err}
 	}
-	return c, nil
+	return c, err
 }
 
-// tellSince says what was made at run time since then, and goes.
+// tellSince says what was made at run time since then, and goes, and which limits come again.
 func (m *Machine) tellSince(x *Target) {
+	same := func(now, then hierarchy.Path) bool { return x.Record.IDs.Home(now) == x.next.IDs.Home(then) }
 	for _, a := range x.Record.Added {
-		if !slices.ContainsFunc(x.added, func(o amend.Branch) bool { return o.Path == a.Path }) {
-			m.Warnf(a.Path, "%s, which was added at run time, goes", a.Path)
+		if slices.ContainsFunc(x.dropped, func(d amend.Dropped) bool { return d.Path == a.Path }) {
+			continue // which is said already
+		}
+		if !slices.ContainsFunc(x.added, func(o amend.Branch) bool { return same(a.Path, o.Path) || a.Limit != "" && a.Limit == o.Limit }) {
+			m.Warnf(a.Path, "%s, %s, goes", a.Path, a.Origin())
+		}
+	}
+	for _, a := range x.added {
+		if a.Limit != "" && limitOf(x.Record.Added, a.Limit) < 0 {
+			m.Notef(a.Path, "%s, %s, is there again", a.Path, a.Origin())
 		}
 	}
 	for _, b := range x.Record.Bindings {
-		if b.AtRuntime && !slices.ContainsFunc(x.next.Bindings, func(o record.Binding) bool { return o.Path == b.Path && o.Binding == b.Binding }) {
+		if b.AtRuntime && !slices.ContainsFunc(x.next.Bindings, func(o record.Binding) bool { return same(b.Path, o.Path) && o.Binding == b.Binding }) {
 			m.Notef(b.Path, "%s: %v, bound at run time, goes", b.Path, b.Binding)
 		}
 	}
@@ -302,7 +325,23 @@ func (m *Machine) former(ctx context.Context, iface string, r *record.Record) (*
 		return nil, err
 	}
 	x := &Target{change: change{Interface: s}, former: r}
-	if err := m.settleAs(ctx, x, r); err != nil {
+	with := *r
+	with.Added = slices.DeleteFunc(slices.Clone(r.Added), passed)
+	for _, b := range s.Record.Added { // limits are no policy's: they stay as they are now
+		if b.Limit == "" {
+			continue
+		}
+		if i := limitOf(with.Added, b.Limit); i >= 0 {
+			b.Path, with.Added[i] = with.Added[i].Path, b
+		} else {
+			with.Added = append(with.Added, b)
+		}
+	}
+	err = m.settleAs(ctx, x, &with)
+	if errors.As(err, new(amend.ProblemError)) { // there was no room for them
+		err = m.settleAs(ctx, x, r)
+	}
+	if err != nil {
 		s.Binder.Close()
 		return nil, err
 	}
@@ -351,7 +390,7 @@ func (m *Machine) unconfirmed(ctx context.Context, c *Changes, o ApplyOptions) e
 	u.After(o.Confirm)
 	err := m.Store.SetUnconfirmed(u)
 	if err == nil {
-		err = watched(o.Watch())
+		err = StartGuard(o.Watch())
 	}
 	if err == nil {
 		err = m.apply(ctx, c.Targets)

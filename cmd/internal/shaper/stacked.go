@@ -107,7 +107,7 @@ func Twice(links []link.Link, names []string, readRoots func() (map[int]hierarch
 		switch {
 		case slices.Contains(names, l.Name):
 			shapers[l.Index] = shaper{named: true}
-		case shapes(l.Qdisc):
+		case Shapes(l.Qdisc):
 			if roots == nil {
 				var err error
 				if roots, err = readRoots(); err != nil {
@@ -149,8 +149,8 @@ func Twice(links []link.Link, names []string, readRoots func() (map[int]hierarch
 	return out, nil
 }
 
-// shapes says whether a kind of root qdisc limits, delays or drops on purpose.
-func shapes(qdisc string) bool {
+// Shapes says whether a kind of root qdisc limits, delays or drops on purpose.
+func Shapes(qdisc string) bool {
 	switch qdisc {
 	case "htb", "tbf", "cake", "hfsc", "netem", "cbq":
 		return true

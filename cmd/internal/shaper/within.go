@@ -18,6 +18,9 @@ import (
 // believed only where the kernel does not say better.
 const BranchVariable = "VIFSHAPE_BRANCH"
 
+// housing are the ways by whose hierarchies of cgroups processes may be in a home.
+var housing = []bind.Way{bind.WayBPF, bind.WayNetCls}
+
 // within refuses a branch that the calling process would leave its own one for, or
 // put others into: from a branch's home it only goes on to that branch or below.
 // What it goes by is the cgroup, in each hierarchy that binds. Bindings of the
@@ -27,7 +30,7 @@ func (m *Machine) within(ctx context.Context, to hierarchy.Path) error {
 	if err != nil {
 		return err
 	}
-	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
+	for _, way := range housing {
 		target, whole, err := self.Own(way)
 		if err != nil {
 			return err
@@ -65,7 +68,7 @@ func (m *Machine) branch() (hierarchy.Path, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, way := range []bind.Way{bind.WayBPF, bind.WayNetCls} {
+	for _, way := range housing {
 		target, _, err := self.Own(way)
 		if err != nil {
 			return "", err
@@ -77,16 +80,18 @@ func (m *Machine) branch() (hierarchy.Path, error) {
 	return "", nil
 }
 
-// Deepest is the branch at or above p. A program may make cgroups below its home,
-// which are no branches. Where there is no branch, it is p: then nothing is known.
+// Deepest is the branch whose home is at p, or the next above. A program may make cgroups
+// below its home, which are no branches. Where there is no branch, it is p: then nothing is
+// known.
 func (m *Machine) Deepest(p hierarchy.Path) hierarchy.Path {
 	r, err := m.Store.Load(p.Interface())
 	if err != nil {
 		return p
 	}
 	for q := p; q.Parent() != ""; q = q.Parent() {
-		if _, _, ok := r.IDs.Find(q); ok {
-			return q
+		branch, ok := r.IDs.Called(q)
+		if _, _, there := r.IDs.Find(branch); ok && there {
+			return branch
 		}
 	}
 	return p
@@ -155,7 +160,8 @@ func (m *Machine) Inside(x *Interface, way bind.Way, all []hierarchy.Bound, blin
 			return b, nil
 		}
 		if ns, p, ok := home.Parse(at); ok && blind && ns == m.Store.NetNS && p.Interface() == x.Record.Interface {
-			if class, err := x.entry(p); err == nil { // else a cgroup that a program made in its home
+			p, ok = x.Record.IDs.Called(p)
+			if class, err := x.entry(p); ok && err == nil { // else a cgroup that a program made in its home
 				return hierarchy.Bound{Target: at, Class: class, Path: p, From: "run"}, nil
 			}
 		}

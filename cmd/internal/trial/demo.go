@@ -67,7 +67,7 @@ const demoBefore, demoAfter = "30mbit", "40mbit"
 
 // DemoSenders is who sends what into which leaf, and is then sent twice as much of the
 // same. The one for the rest is started without run: nothing binds it. Calls takes all that it is guaranteed, so that the
-// link alone lends: what two lend at once HTB shares less exactly (README.md).
+// link alone lends: what two lend at once HTB shares less exactly (vifshape help figures).
 var DemoSenders = []demoSender{
 	{Path: "eth0/office/calls", Protocol: "udp", Rate: 10 * hierarchy.Mbit, Port: 5001},
 	{Path: "eth0/office/work", Protocol: "tcp", Flows: 4, Port: 5002},

@@ -784,7 +784,7 @@ func (t *trial) changed(ctx context.Context) (string, error) {
 		return "", err
 	}
 	now, err := t.plan(ctx)
-	if errors.As(err, new(shaper.ForeignRootError)) {
+	if errors.As(err, new(*shaper.ForeignRootError)) {
 		return "the tree was replaced", nil
 	}
 	if err != nil || reflect.DeepEqual(now, t.planned) {
@@ -822,7 +822,7 @@ func (t *trial) plan(ctx context.Context) (plans []hierarchy.Plan, err error) {
 			return err
 		}
 		defer m.Close()
-		c, err := m.Plan(ctx, shaper.Read(t.file), t.binding)
+		c, err := m.Plan(ctx, shaper.Read(t.file), shaper.Scope{Binding: t.binding})
 		if err != nil {
 			return err
 		}

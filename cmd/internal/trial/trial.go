@@ -21,7 +21,7 @@ func bring(ctx context.Context, runDir, file, binding string, tell func(shaper.R
 		return r.Before(ctx, err)
 	}
 	defer m.Close()
-	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: "apply " + file, Binding: binding})
+	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: "apply " + file, Scope: shaper.Scope{Binding: binding}})
 	if err != nil {
 		return err
 	}

@@ -69,12 +69,15 @@ func Indented(p hierarchy.Path) string {
 	return strings.Repeat("  ", strings.Count(string(p), "/")) + p.Base()
 }
 
-// Quoted is a name as a shell takes it for one word.
+// Quoted is a name as a shell takes it for one word: sh, and where something in it is not
+// printable bash, ksh and zsh.
 func Quoted(s string) string {
 	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@%+=,._-", r)
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@%+=,._-:/", r)
 	}
 	switch {
+	case s == "":
+		return "''"
 	case !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }):
 		return s
 	case Printable(s) == s:

@@ -1,0 +1,188 @@
+package exporter
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// A PlaceError says that an exporter does not listen there, and what to write.
+type PlaceError struct{ why, remedy string }
+
+func (e *PlaceError) Error() string { return e.why }
+
+// Remedy is what to do instead.
+func (e *PlaceError) Remedy() string { return e.remedy }
+
+// An Address is where an exporter listens: a socket file, or a port of this machine alone.
+type Address struct {
+	file string // empty: port
+	port netip.AddrPort
+}
+
+// ParseAddress reads "unix:/run/exporter.sock", "127.0.0.1:9719" and "[::1]:9719".
+func ParseAddress(s string) (Address, error) {
+	if file, ok := strings.CutPrefix(s, "unix:"); ok {
+		if !filepath.IsAbs(file) {
+			return Address{}, fmt.Errorf("%q does not name a socket from the root on: write it as unix:/run/exporter.sock", s)
+		}
+		return Address{file: file}, nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return Address{}, fmt.Errorf("%q is no place to listen: write one as unix:/run/exporter.sock or 127.0.0.1:9719", s)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return Address{}, fmt.Errorf("%q has no port from 0 to 65535: write it as 127.0.0.1:9719", s)
+	}
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case host == "": // every address, as others read it
+		return Address{}, beyond(s)
+	case err != nil:
+		return Address{}, fmt.Errorf("%q is no address, and names are not looked up: write 127.0.0.1:%d", host, n)
+	case !ip.Unmap().IsLoopback():
+		return Address{}, beyond(s)
+	}
+	return Address{port: netip.AddrPortFrom(ip.Unmap(), uint16(n))}, nil
+}
+
+func beyond(where string) error {
+	return &PlaceError{
+		where + " can be reached from other machines, and the exporter asks nobody who he is",
+		"let it listen at 127.0.0.1 or a unix socket, and put a reverse proxy with TLS before it",
+	}
+}
+
+// Socket is the address of a socket file.
+func Socket(file string) Address { return Address{file: file} }
+
+// String is the address as it is written.
+func (a Address) String() string {
+	if a.file != "" {
+		return "unix:" + a.file
+	}
+	return a.port.String()
+}
+
+// Listen opens the place. A socket file that was left behind is replaced; everybody may
+// connect to it, as everybody may read the figures.
+func (a Address) Listen() (net.Listener, error) {
+	if a.file == "" {
+		return net.Listen("tcp", a.port.String())
+	}
+	l, err := net.Listen("unix", a.file)
+	if errors.Is(err, unix.EADDRINUSE) && a.dead() {
+		if err := os.Remove(a.file); err != nil {
+			return nil, err
+		}
+		l, err = net.Listen("unix", a.file)
+	}
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return nil, &PlaceError{fmt.Sprintf("%s is there already, and somebody answers at it or it is no socket", a.file), "name another one by --listen unix:FILE"}
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist):
+		return nil, &PlaceError{fmt.Sprintf("no socket can be made at %s: %v", a.file, errors.Unwrap(err)), "name a place by --listen unix:FILE or --listen 127.0.0.1:9719, or have systemd hand over a socket"}
+	case err != nil:
+		return nil, err
+	}
+	return l, os.Chmod(a.file, 0o666)
+}
+
+// dead says whether the file is a socket at which nobody listens.
+func (a Address) dead() bool {
+	if st, err := os.Lstat(a.file); err != nil || st.Mode()&fs.ModeSocket == 0 {
+		return false
+	}
+	c, err := net.Dial("unix", a.file)
+	if err == nil {
+		c.Close()
+	}
+	return errors.Is(err, unix.ECONNREFUSED)
+}
+
+// firstPassed is the descriptor of the first socket that is handed over, of
+// sd_listen_fds(3).
+const firstPassed = 3
+
+// Passed are the sockets that systemd hands over, none where it does not. They are taken once:
+// the variables that say so go.
+func Passed() ([]net.Listener, error) {
+	pid, number := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
+	if pid != strconv.Itoa(os.Getpid()) {
+		return nil, nil
+	}
+	for _, v := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		if err := os.Unsetenv(v); err != nil {
+			return nil, err
+		}
+	}
+	n, err := strconv.Atoi(number)
+	if err != nil || n < 1 {
+		return nil, fmt.Errorf("LISTEN_FDS is %q, and not how many sockets are handed over", number)
+	}
+	var all []net.Listener
+	for fd := firstPassed; fd < firstPassed+n; fd++ {
+		l, err := passed(fd)
+		if err != nil {
+			for _, l := range all {
+				err = errors.Join(err, l.Close())
+			}
+			return nil, err
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+func passed(fd int) (net.Listener, error) {
+	f := os.NewFile(uintptr(fd), "socket that is handed over")
+	defer f.Close() // the listener has a copy
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d, which is handed over, is no socket that listens: %w", fd, err)
+	}
+	if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
+		return nil, errors.Join(beyond(a.String()), l.Close())
+	}
+	return l, nil
+}
+
+// limited accepts a connection where there is room for it.
+type limited struct {
+	net.Listener
+	room chan struct{}
+}
+
+// Accept waits for room, which comes: a client that does nothing is sent away in time.
+func (l *limited) Accept() (net.Conn, error) {
+	l.room <- struct{}{}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.room
+		return nil, err
+	}
+	return &roomy{Conn: c, room: l.room}, nil
+}
+
+// roomy gives its room back once.
+type roomy struct {
+	net.Conn
+	room   chan struct{}
+	closed sync.Once
+}
+
+func (c *roomy) Close() error {
+	c.closed.Do(func() { <-c.room })
+	return c.Conn.Close()
+}
