@@ -8,12 +8,13 @@
 // machines that the tests ran on, this one and the guests of package vm that left
 // their events in the file VIFSHAPE_VM_EVENTS: how much ran on each, by which
 // ways of binding and with which kinds of queueing discipline, and what did not,
-// and why. What failed stands below it by name. Its exit status is 1 when a test
+// and why. Below it stand the tests that took the longest, and what failed by name. Its exit status is 1 when a test
 // failed, or when none ran.
 package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -133,7 +134,14 @@ type report struct {
 	machines map[machine]*result
 	reasons  map[string]string // last words, by machine and test
 	tests    int
+	long     []vm.Event // tests, and no subtests, that took longTest or more
 }
+
+// Of the tests that take this many seconds, as many are named.
+const (
+	longTest  = 10
+	longTests = 25
+)
 
 // kindsTest sends packets through every leaf kind, each in a subtest of its name.
 const kindsTest = "TestKernelKindTraffic"
@@ -153,6 +161,9 @@ func (r *report) add(e vm.Event) {
 	}
 	key := fmt.Sprint(m, e.Package, " ", e.Test)
 	pkg := path.Base(e.Package)
+	if e.Elapsed >= longTest && !strings.Contains(e.Test, "/") {
+		r.long = append(r.long, e)
+	}
 	switch e.Action {
 	case vm.Output:
 		if _, reason, ok := strings.Cut(e.Output, ": needs "); ok {
@@ -222,6 +233,13 @@ func (r *report) print(w *bufio.Writer) {
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |\n", kernel, cgroup, count, list(s.ways),
 			strings.Join(slices.Sorted(maps.Keys(s.kinds)), " "), strings.ReplaceAll(strings.Join(not, "; "), "|", `\|`))
+	}
+	if len(r.long) > 0 {
+		fmt.Fprint(w, "\nthe longest:\n")
+	}
+	slices.SortStableFunc(r.long, func(a, b vm.Event) int { return cmp.Compare(b.Elapsed, a.Elapsed) })
+	for _, e := range r.long[:min(len(r.long), longTests)] {
+		fmt.Fprintf(w, "%5.0fs  %s %s  %s\n", e.Elapsed, path.Base(e.Package), e.Test, strings.TrimSpace(e.Kernel+" "+e.Cgroup))
 	}
 	if len(failed) > 0 {
 		fmt.Fprint(w, "\n", strings.Join(failed, ""))

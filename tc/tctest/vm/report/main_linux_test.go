@@ -31,12 +31,16 @@ func TestRun(t *testing.T) {
 			in:   host,
 			guests: `{"Action":"pass","Package":"m/tc","Test":"TestKernelKindTraffic/fq_codel","Kernel":"uml 6.1","Cgroup":"v2"}
 {"Action":"pass","Package":"m/tc","Test":"TestKernelKindTraffic/fq","Kernel":"uml 6.1","Cgroup":"v2"}
-{"Action":"pass","Package":"m/tc","Test":"TestKernelKindTraffic","Kernel":"uml 6.1","Cgroup":"v2"}
+{"Action":"pass","Package":"m/tc","Test":"TestKernelKindTraffic","Kernel":"uml 6.1","Cgroup":"v2","Elapsed":12.4}
+{"Action":"pass","Package":"m/tc","Test":"TestKernelKindTraffic/sfq","Kernel":"uml 6.1","Cgroup":"v2","Elapsed":12.3}
+{"Action":"pass","Package":"m/tc","Test":"TestKernelLonger","Kernel":"uml 6.1","Cgroup":"v2","Elapsed":60}
+{"Action":"pass","Package":"m/tc","Test":"TestKernelShort","Kernel":"uml 6.1","Cgroup":"v2","Elapsed":9}
 {"Action":"left out","Test":"^TestKernelDemo$","Output":"too slow","Kernel":"uml 6.1","Cgroup":"v2"}
 `,
 			want: "ok  \tm/cgroup\t1.0s\n" + header +
 				"| this machine's | its own | cgroup 2 | bpf 1 |  | needs qdisc cake: TestTwo |\n" +
-				"| uml 6.1 | v2 | tc 3 |  | fq fq_codel | too slow: TestKernelDemo |\n",
+				"| uml 6.1 | v2 | tc 6 |  | fq fq_codel sfq | too slow: TestKernelDemo |\n" +
+				"\nthe longest:\n   60s  tc TestKernelLonger  uml 6.1 v2\n   12s  tc TestKernelKindTraffic  uml 6.1 v2\n",
 		},
 		{
 			name: "a failure is shown with its subtests",
