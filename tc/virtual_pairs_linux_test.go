@@ -1,11 +1,13 @@
 package tc_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -104,7 +106,7 @@ func TestVirtualPairs(t *testing.T) {
 	if !vm.Inside() {
 		t.Parallel()
 		// The seed goes along as that of the order of tests, of which there is one.
-		vm.Run(t, vm.VirtualTime(), vm.V2, "", "-test.run=^TestVirtualPairs$", fmt.Sprintf("-test.shuffle=%d", time.Now().UnixNano()))
+		vm.Run(t, vm.VirtualTime(), vm.V2, "", "-test.run=^TestVirtualPairs$", "-test.shuffle="+cmp.Or(os.Getenv("VIFSHAPE_SEED"), "1"))
 		return
 	}
 	seed, err := strconv.ParseUint(flag.Lookup("test.shuffle").Value.String(), 10, 64)

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vifshape/vifshape/cmd/internal/adopt"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -18,7 +17,7 @@ import (
 	"github.com/vifshape/vifshape/tc/survey"
 )
 
-var seed = flag.Uint64("seed", uint64(time.Now().UnixNano()), "of random trees")
+var seed = flag.Uint64("seed", 1, "of random trees; another one looks elsewhere")
 
 func id(minor uint32) hierarchy.ClassID { return hierarchy.ClassID(1<<16 | minor) }
 

@@ -155,7 +155,7 @@ type Event struct {
 // decode reads the events in what the tests of the running binary's package
 // printed with -test.v=test2json.
 func decode(out string) ([]Event, error) {
-	args := []string{"tool", "test2json"}
+	args := []string{"tool", "test2json", "-t"} // -t: with what each test took
 	if info, ok := debug.ReadBuildInfo(); ok {
 		args = append(args, "-p", strings.TrimSuffix(info.Path, ".test"))
 	}
