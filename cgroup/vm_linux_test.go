@@ -29,8 +29,11 @@ func TestVM(t *testing.T) {
 		"^TestKernelMountsNetCls$":          "net_cls is mounted together with net_prio and cannot be alone elsewhere",
 		"^TestKernelReceiveSwitched$/^nft$": "it takes more than a minute, and Linux 6.1 tries it",
 	}
+	onHybrid["^TestKernel(AttachUnderLoad|Census|ContainerHostile|ContainerNames|Exec)$"] = "Linux 6.1 and this machine's try it, between which nothing of it has changed"
 	maps.Copy(onHybrid, onV1)
-	on61 := map[string]string{matchedEdit: "it takes more than a minute, and user-mode Linux of the same version tries it"}
+	on61 := map[string]string{
+		"^TestKernel(AdoptByNew|AttachTree|AttachUnderLoad|Census|ContainerHostile|ContainerNames|Exec|Homes|MatchedEdit|UnderLoad|WayUnderLoad)$": "user-mode Linux of the same version tries it, in a fifth of the time",
+	}
 	maps.Copy(on61, onV1)
 	vm.Matrix(t,
 		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Lacks: []string{noTCX}, Not: on61},
