@@ -95,6 +95,7 @@ _Static_assert(__builtin_offsetof(struct __sk_buff, sk) == 168, "layout of __sk_
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
+static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static long (*const bpf_redirect)(__u32 index, __u64 flags) = (void *)23;
 static __u32 (*const bpf_get_cgroup_classid)(struct __sk_buff *skb) = (void *)17;
 static __u64 (*const bpf_get_socket_cookie)(struct __sk_buff *skb) = (void *)46;
