@@ -90,7 +90,7 @@ func Number(name string) (int, error) {
 }
 
 // missing names the capabilities that are not in force. CAP_SYS_ADMIN includes
-// CAP_BPF (bpf_capable, include/linux/capability.h, v5.8).
+// CAP_BPF and CAP_PERFMON (bpf_capable and perfmon_capable, include/linux/capability.h, v5.8).
 func missing(caps []int) []string {
 	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var d [2]unix.CapUserData
@@ -100,7 +100,8 @@ func missing(caps []int) []string {
 	has := func(c int) bool { return d[c/32].Effective&(1<<(c%32)) != 0 }
 	var names []string
 	for _, c := range caps {
-		if !has(c) && (c != unix.CAP_BPF || !has(unix.CAP_SYS_ADMIN)) {
+		part := c == unix.CAP_BPF || c == unix.CAP_PERFMON
+		if !has(c) && (!part || !has(unix.CAP_SYS_ADMIN)) {
 			names = append(names, known[c])
 		}
 	}

@@ -24,7 +24,7 @@ import (
 // outputs are what commands write with --json.
 var outputs = []schema.Output{
 	{Command: "check", Value: checkJSON{}}, {Command: "plan", Value: planJSON{}}, {Command: "show", Value: showJSON{}},
-	{Command: "ls", Value: lsJSON{}}, {Command: "limits", Value: limitsJSON{}}, {Command: "bindings", Value: bindingsJSON{}}, {Command: "self", Value: selfJSON{}}, {Command: "which", Value: whichJSON{}}, {Command: "explain", Value: explainJSON{}}, {Command: "what-if", Value: whatIfJSON{}},
+	{Command: "ls", Value: lsJSON{}}, {Command: "limits", Value: limitsJSON{}}, {Command: "bindings", Value: bindingsJSON{}}, {Command: "self", Value: selfJSON{}}, {Command: "which", Value: whichJSON{}}, {Command: "explain", Value: explainJSON{}}, {Command: "what-if", Value: whatIfJSON{}}, {Command: "latency", Value: observe.Latencies{}},
 	{Command: "doctor", Value: doctor.Report{}}, {Command: "prove", Value: proveJSON{}}, {Command: "rollback", Value: historyJSON{}}, {Command: "enable", Value: enabledJSON{}}, {Command: "watch", Value: agent.Notice{}},
 	{Command: "selftest escape", Value: escapeJSON{}}, {Command: "demo", Value: demoJSON{}}, {Command: "version", Value: version{}},
 }
@@ -53,6 +53,9 @@ var objects = schema.Names{
 	reflect.TypeFor[observe.Which]():          "answer",
 	reflect.TypeFor[observe.Rule]():           "held match",
 	reflect.TypeFor[observe.ForecastBranch](): "foreseen branch",
+	reflect.TypeFor[observe.Latency]():        "timed port",
+	reflect.TypeFor[observe.LatencyBranch]():  "timed branch",
+	reflect.TypeFor[observe.LatencyDrop]():    "drop",
 	reflect.TypeFor[trial.DemoPhase]():        "phase",
 	reflect.TypeFor[trial.DemoResult]():       "result",
 	reflect.TypeFor[trial.Escapes]():          "attempts",

@@ -36,6 +36,9 @@ func TestVM(t *testing.T) {
 	on61, on612 := maps.Clone(inGuests), maps.Clone(inGuests)
 	on61["^TestKernelScript$/^(doctorin|init|limit(lost|same)|missing|renamed|rollback|unquoted|whatif)$"] = "it asks the kernel nothing that other scripts do not ask there"
 	on612["^TestKernelScript$/^(doctorin|init|limit(lost|route|run|same)|match|missing|rollback)$"] = "Linux 6.1 and this machine's try it, between which nothing of it has changed"
+	for _, on := range []map[string]string{on61, on612} {
+		on["^TestKernelScript$/^latency$"] = "package tc/latency tries there what it asks the kernel"
+	}
 	on612["^TestKernelEscape$/^(nft|net_cls)$"] = "what differs between this machine's kernel and 6.1 is BPF's"
 	vm.Matrix(t,
 		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Tests: "^TestKernel(" + byKernel + "|" + byOldest + ")$", Not: on61},
@@ -54,9 +57,11 @@ func TestVMLayouts(t *testing.T) {
 	onHybrid := maps.Clone(onUML)
 	onUML["^TestKernelEscape$/^net_cls$"] = elsewhere
 	onHybrid["^TestKernelEscape$/^bpf$"] = elsewhere
+	onHybrid["^TestKernelScript$/^latency$"] = elsewhere
 	onHybrid["^TestKernelScript$/^netcls$"] = "it mounts net_cls, which is mounted there"
 	onV1 := maps.Clone(onUML)
 	onV1["^TestKernelEscape$"] = elsewhere
+	onV1["^TestKernelScript$/^latency$"] = elsewhere
 	for _, script := range []string{"apply", "gonegroup", "held", "netcls", "prove", "renamed"} {
 		onV1["^TestKernelScript$/^"+script+"$"] = "its words are those of a machine with cgroup v2"
 	}
