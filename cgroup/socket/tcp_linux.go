@@ -23,6 +23,7 @@ type TCP struct {
 	Busy, WindowLimited, BufferLimited time.Duration
 
 	BytesAcked        uint64 // of what was sent
+	BytesReceived     uint64
 	Segments, Resent  uint32 // with data; these wrap around
 	Delivered, Marked uint32 // segments acknowledged, and those with ECN's mark (Linux 4.19); these wrap around
 
@@ -107,7 +108,7 @@ func (t *TCP) info(b []byte) {
 	t.Unacked, t.Window = f.u32(24), f.u32(80)
 	t.RTT, t.LeastRTT = micros(uint64(f.u32(68))), micros(uint64(f.u32(148)))
 	t.Resent, t.Segments = f.u32(100), f.u32(156)
-	t.BytesAcked, t.Unsent = f.u64(120), f.u32(144)
+	t.BytesAcked, t.BytesReceived, t.Unsent = f.u64(120), f.u64(128), f.u32(144)
 	t.Busy, t.WindowLimited, t.BufferLimited = micros(f.u64(168)), micros(f.u64(176)), micros(f.u64(184))
 	t.Delivered, t.Marked = f.u32(192), f.u32(196)
 }

@@ -31,7 +31,7 @@ func TestDecodeTCP(t *testing.T) {
 	}{{24, 8}, {68, 20000}, {80, 10}, {100, 3}, {144, 5000}, {148, 1000}, {156, 100}, {192, 90}, {196, 2}} {
 		binary.NativeEndian.PutUint32(info[f.at:], f.n)
 	}
-	for at, n := range map[int]uint64{120: 1 << 40, 168: 3000, 176: 2000, 184: 1000} {
+	for at, n := range map[int]uint64{120: 1 << 40, 128: 1 << 41, 168: 3000, 176: 2000, 184: 1000} {
 		binary.NativeEndian.PutUint64(info[at:], n)
 	}
 	memory := make([]byte, 36)
@@ -50,7 +50,7 @@ func TestDecodeTCP(t *testing.T) {
 	want := TCP{
 		Inode: 4711, Local: netip.MustParseAddrPort("192.0.2.1:40000"), Remote: netip.MustParseAddrPort("192.0.2.7:443"),
 		Busy: 3 * time.Millisecond, WindowLimited: 2 * time.Millisecond, BufferLimited: time.Millisecond,
-		BytesAcked: 1 << 40, Segments: 100, Resent: 3, Delivered: 90, Marked: 2,
+		BytesAcked: 1 << 40, BytesReceived: 1 << 41, Segments: 100, Resent: 3, Delivered: 90, Marked: 2,
 		Unacked: 8, Window: 10, Unsent: 5000, AppLimited: true, RTT: 20 * time.Millisecond, LeastRTT: time.Millisecond,
 		Buffer: 87040, Used: 65000,
 	}

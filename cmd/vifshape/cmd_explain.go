@@ -112,7 +112,7 @@ func (e *env) explain(ctx context.Context, o explainOptions) error {
 	for {
 		out := explainJSON{Answers: []answerJSON{}}
 		err := e.each(m, o.of.Path, func(iface string) error {
-			x, err := explain.Look(ctx, m, iface, o.of, o.sample)
+			x, err := explain.Look(ctx, m, iface, o.of, o.sample, explain.Samples)
 			if err != nil {
 				return err
 			}

@@ -53,6 +53,7 @@ type Connection struct {
 	Branch hierarchy.Path `json:"branch"` // that carries it; empty: it cannot be told
 
 	Sends         hierarchy.Bandwidth `json:"sends"`          // what was acknowledged
+	Receives      hierarchy.Bandwidth `json:"receives"`       // what came
 	Busy          float64             `json:"busy"`           // the share in which something was under way or waited
 	WindowLimited float64             `json:"window_limited"` // in which the receiver's window held it up
 	BufferLimited float64             `json:"buffer_limited"` // in which the send buffer did
@@ -64,6 +65,21 @@ type Connection struct {
 	Marked        float64             `json:"marked"`         // of those that were acknowledged
 	RTT           time.Duration       `json:"rtt"`
 	LeastRTT      time.Duration       `json:"least_rtt"`
+	Waits         uint64              `json:"-"` // bytes that wait in the socket now
+}
+
+// Datagram is a socket of UDP, of which the kernel does not tell what goes through it.
+type Datagram struct {
+	PID           int
+	Name          string
+	Local, Remote string // Remote is empty where it sends to whom it likes
+	Waits         uint64 // bytes that it sent and that wait
+}
+
+// Process is one that is looked at.
+type Process struct {
+	PID  int
+	Name string
 }
 
 func (c *Connection) String() string {
@@ -81,6 +97,8 @@ type Evidence struct {
 	Sends       Port
 	Receives    Port
 	Connections []Connection // that are carried by the branch, or are of those who were asked about, the busiest first
+	Datagrams   []Datagram   // likewise, in no order
+	Processes   []Process    // that are bound to the branch, or have something open that it carries, in no order
 	Unseen      string       // why connections could not be looked at
 	Elsewhere   []string     // what should be in the branch, and is not
 }

@@ -57,7 +57,7 @@ func TestJudge(t *testing.T) {
 			if x.e.Path == "" {
 				x.e.Path = "eth0/a"
 			}
-			x.e.Samples = samples
+			x.e.Samples = Samples
 			if v := x.e.Judge(); v.Cause != x.cause || !strings.Contains(v.Sentence, x.words) {
 				t.Errorf("%q with %q, not %q with %q", v.Cause, v.Sentence, x.cause, x.words)
 			}
@@ -67,7 +67,7 @@ func TestJudge(t *testing.T) {
 
 // TestJudgeEvidence: each figure that a verdict may go by is said.
 func TestJudgeEvidence(t *testing.T) {
-	e := Evidence{Path: "eth0/a", Samples: samples, By: "process 7 is in eth0/a by user:alice", Unseen: "that takes root", Elsewhere: []string{"sockets of sh[9] are carried by eth0/b"},
+	e := Evidence{Path: "eth0/a", Samples: Samples, By: "process 7 is in eth0/a by user:alice", Unseen: "that takes root", Elsewhere: []string{"sockets of sh[9] are carried by eth0/b"},
 		Sends: Port{
 			{Path: "eth0", Rate: 20 * hierarchy.Mbit, Ceil: 20 * hierarchy.Mbit, Gets: 8 * hierarchy.Mbit, Waiting: 1, Backlog: 10000},
 			{Path: "eth0/a", Rate: 2 * hierarchy.Mbit, Ceil: 8 * hierarchy.Mbit, Gets: 8 * hierarchy.Mbit, Leaf: true, Prio: 3, Packets: 700, Drops: 2, Waiting: 1, Backlog: 10000},

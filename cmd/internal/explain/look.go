@@ -33,12 +33,12 @@ type Subject struct {
 	Binding bind.Binding
 }
 
-// samples are the looks at counters in a time: each costs a dump, and shares of them are
-// compared with a half.
-const samples = 20
+// Samples are the looks at counters in a time for a good answer: each costs a dump, and shares
+// of them are compared with a half.
+const Samples = 20
 
 // Look takes samples over a time on one interface. Connections are seen with root alone.
-func Look(ctx context.Context, m *shaper.Machine, iface string, of Subject, took time.Duration) (*Evidence, error) {
+func Look(ctx context.Context, m *shaper.Machine, iface string, of Subject, took time.Duration, samples int) (*Evidence, error) {
 	x, s, err := m.TreeOf(ctx, iface)
 	if err == nil {
 		defer x.Binder.Close()
@@ -163,6 +163,7 @@ func (l *look) hold(all map[int]cgroup.ProcessSockets, inside map[int]bool) erro
 			continue // it has ended
 		}
 		h := holder{pid: pid, name: strings.TrimSpace(string(name))}
+		ours := inside[pid] || l.of.Path == ""
 		if p.Elsewhere && (inside[pid] || l.of.Path == "") {
 			if err := l.enter(h); err != nil {
 				return err
@@ -175,10 +176,14 @@ func (l *look) hold(all map[int]cgroup.ProcessSockets, inside map[int]bool) erro
 			in := h.branch.Below(l.e.Path)
 			if in || l.of.Path == "" {
 				l.holders[inode] = h
+				ours = true
 			}
 			if !in && inside[pid] && class != 0 {
 				stray[h.branch] = append(stray[h.branch], fmt.Sprintf("%s[%d]", words.Printable(h.name), pid))
 			}
+		}
+		if ours {
+			l.e.Processes = append(l.e.Processes, Process{pid, h.name})
 		}
 	}
 	for _, p := range slices.Sorted(maps.Keys(stray)) {
@@ -286,12 +291,13 @@ func (l *look) locate(bound []hierarchy.Bound, held map[bind.Target][]int, pids 
 func (l *look) sample(ctx context.Context) error {
 	l.sent, l.received = map[hierarchy.ClassID]*counted{}, map[hierarchy.ClassID]*counted{}
 	began := time.Now()
+	samples := l.e.Samples
 	for i := range samples + 1 {
 		if i > 0 {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
-			case <-time.After(time.Until(began.Add(l.e.Took * time.Duration(i) / samples))):
+			case <-time.After(time.Until(began.Add(l.e.Took * time.Duration(i) / time.Duration(samples)))):
 			}
 		}
 		sent, err := l.x.Device.Stats()
@@ -316,7 +322,10 @@ func (l *look) sample(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	if len(l.holders) == 0 {
+		return nil
+	}
+	return l.udp()
 }
 
 // count adds a sample; the one before the time began says where counters stood. What waits in
@@ -368,11 +377,33 @@ func (l *look) tcp() error {
 			w.underWay += float64(t.Unacked) / float64(t.Window)
 		}
 	}
-	if err := socket.EachTCP(0, seen); err != nil {
+	return l.each(func(netNS int) error { return socket.EachTCP(netNS, seen) })
+}
+
+// udp looks at sockets of UDP likewise.
+func (l *look) udp() error {
+	return l.each(func(netNS int) error {
+		return socket.EachUDP(netNS, func(u socket.UDP) {
+			h, ours := l.holders[u.Inode]
+			if !ours {
+				return
+			}
+			d := Datagram{PID: h.pid, Name: h.name, Local: u.Local.String(), Waits: uint64(u.Unsent)}
+			if u.Remote.IsValid() {
+				d.Remote = u.Remote.String()
+			}
+			l.e.Datagrams = append(l.e.Datagrams, d)
+		})
+	})
+}
+
+// each looks into the network namespaces of those who have sockets.
+func (l *look) each(look func(netNS int) error) error {
+	if err := look(0); err != nil {
 		return err
 	}
 	for _, f := range l.spaces {
-		if err := socket.EachTCP(int(f.Fd()), seen); err != nil {
+		if err := look(int(f.Fd())); err != nil {
 			return err
 		}
 	}
@@ -389,13 +420,14 @@ func (l *look) port(s hierarchy.PortState, all map[hierarchy.ClassID]*counted) (
 	for _, q := range s.Leaves {
 		leaves[q.Class] = true
 	}
+	samples := l.e.Samples
 	for _, c := range s.Classes {
 		v := Level{Path: l.x.BranchOf(c.ID), Rate: c.Rate, Ceil: c.Ceil, Prio: c.Prio, Leaf: leaves[c.ID]}
 		if n := all[c.ID]; n != nil && n.last.Bytes >= n.first.Bytes {
 			v.Gets = per(n.last.Bytes-n.first.Bytes, l.took)
 			v.Packets = n.last.Packets - n.first.Packets
 			v.Drops = uint64(n.last.Drops - n.first.Drops)
-			v.Waiting, v.Backlog = float64(n.waiting)/samples, n.backlog/samples
+			v.Waiting, v.Backlog = float64(n.waiting)/float64(samples), n.backlog/uint64(samples)
 		}
 		p = append(p, v)
 	}
@@ -426,7 +458,7 @@ func (l *look) connections() {
 		}
 		c := Connection{
 			PID: h.pid, Name: h.name, Branch: h.branch, Local: w.last.Local.String(), Remote: w.last.Remote.String(),
-			Sends: per(w.last.BytesAcked-w.first.BytesAcked, l.took), Busy: share(w.first.Busy, w.last.Busy),
+			Sends: per(w.last.BytesAcked-w.first.BytesAcked, l.took), Receives: per(w.last.BytesReceived-w.first.BytesReceived, l.took), Waits: uint64(w.last.Unsent), Busy: share(w.first.Busy, w.last.Busy),
 			WindowLimited: share(w.first.WindowLimited, w.last.WindowLimited), BufferLimited: share(w.first.BufferLimited, w.last.BufferLimited),
 			BufferFull: float64(w.bufferFull) / n, AppLimited: float64(w.limited) / n, Unsent: float64(w.unsent) / n, UnderWay: w.underWay / n,
 			Resent: of(w.last.Resent-w.first.Resent, w.last.Segments-w.first.Segments), Marked: of(w.last.Marked-w.first.Marked, w.last.Delivered-w.first.Delivered),
