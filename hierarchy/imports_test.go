@@ -64,6 +64,7 @@ var rooms = []struct{ path, may, why string }{
 	{"cmd/internal/agent", "hierarchy/... policy tc/... cgroup/... cmd/client cmd/internal/enabled cmd/internal/record cmd/internal/shaper cmd/internal/observe cmd/internal/words", "agent answers in client's words, and does the work by shaper"},
 	{"cmd/internal/doctor", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/shaper cmd/internal/observe cmd/internal/words", "doctor finds out by shaper and observe, and knows neither the agent nor the laboratories"},
 	{"cmd/internal/explain", "hierarchy/... tc cgroup/... cmd/internal/shaper cmd/internal/words", "explain looks at a machine, changes nothing, and knows nobody who asks it to"},
+	{"cmd/internal/topview", "hierarchy/... cmd/internal/explain cmd/internal/observe cmd/internal/words", "topview makes text of what was seen, and looks at nothing"},
 	{"cmd/internal/metrics", "", "metrics writes any figures down, and knows nobody who has them"},
 	{"cmd/internal/exporter", "hierarchy/... cmd/client cmd/internal/metrics cmd/internal/observe cmd/internal/shaper", "exporter tells what observe sees, and looks at nothing else"},
 	{"cmd/internal/schema", "hierarchy/...", "schema explains any values"},
@@ -82,6 +83,8 @@ var owners = []struct{ path, rooms, why string }{
 	{"github.com/containerd/cgroups", "cgroup/cgroupfs", "cgroups as files are cgroup/cgroupfs's"},
 	{"github.com/BurntSushi/toml", "policy", "TOML is policy's"},
 	{"github.com/spf13", "cmd/vifshape", "commands and flags are cmd/vifshape's"},
+	{"charm.land", "cmd/vifshape", "the terminal is cmd/vifshape's"},
+	{"github.com/charmbracelet", "cmd/vifshape", "the terminal is cmd/vifshape's"},
 }
 
 // at says whether a package lies at a path or below it.
@@ -251,6 +254,8 @@ func TestForbidden(t *testing.T) {
 		{"cmd/vifshape", "github.com/BurntSushi/toml", false, false},
 		{"cmd/vifshape", "github.com/spf13/cobra", false, true},
 		{"tc", "github.com/spf13/cobra", false, false},
+		{"cmd/vifshape", "charm.land/bubbletea/v2", false, true},
+		{"cmd/internal/topview", "charm.land/bubbletea/v2", false, false},
 		{"cgroup", "github.com/cilium/ebpf/link", false, true},
 		{"tc", "github.com/cilium/ebpf", false, false},
 		{"tc/latency", "github.com/cilium/ebpf/link", false, true},

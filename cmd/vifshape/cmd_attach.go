@@ -71,14 +71,20 @@ EXIT STATUS
 					pids = append(pids, int(pid))
 				}
 			}
-			if path.Parent() == "" { // what an interface's own node carries is its rest
-				path = path.Join(hierarchy.RestName)
-			}
-			return e.attach(c.Context(), path, pids, tree)
+			return e.attach(c.Context(), carriedBy(path), pids, tree)
 		}),
 	}
 	c.Flags().BoolVar(&tree, "tree", false, "the processes' descendants, too")
 	return c
+}
+
+// carriedBy is the branch that carries what is put at a path: what an interface's own node
+// carries is its rest.
+func carriedBy(path hierarchy.Path) hierarchy.Path {
+	if path.Parent() == "" {
+		return path.Join(hierarchy.RestName)
+	}
+	return path
 }
 
 func (e *env) attach(ctx context.Context, path hierarchy.Path, pids []int, tree bool) error {

@@ -144,7 +144,7 @@ func groups() []group {
 		{"Make it last:", []command{{"enable", newEnableCommand}, {"disable", newDisableCommand}}},
 		{"From and to other tools:", []command{{"import", newImportCommand}, {"export", newExportCommand}}},
 		{"Put processes into it:", []command{{"attach", newAttachCommand}, {"bind", newBindCommand}, {"unbind", newUnbindCommand}, {"agent", newAgentCommand}}},
-		{"Look:", []command{{"ls", newLsCommand}, {"bindings", newBindingsCommand}, {"self", newSelfCommand}, {"which", newWhichCommand}, {"what-if", newWhatIfCommand}, {"latency", newLatencyCommand}, {"watch", newWatchCommand}, {"exporter", newExporterCommand}}},
+		{"Look:", []command{{"ls", newLsCommand}, {"top", newTopCommand}, {"bindings", newBindingsCommand}, {"self", newSelfCommand}, {"which", newWhichCommand}, {"what-if", newWhatIfCommand}, {"latency", newLatencyCommand}, {"watch", newWatchCommand}, {"exporter", newExporterCommand}}},
 		{"Check what holds:", []command{{"explain", newExplainCommand}, {"doctor", newDoctorCommand}, {"prove", newProveCommand}, {"selftest", newSelftestCommand}, {"demo", newDemoCommand}}},
 		{"Help:", []command{{"man", newManCommand}, {"completion", newCompletionCommand}, {"version", newVersionCommand}}},
 	}
@@ -184,7 +184,7 @@ func noCommand(c *cobra.Command, a []string) error {
 
 // otherCommands are words that people bring along from other tools, and what does it here.
 var otherCommands = map[string]string{
-	"status": "show", "stats": "show", "stat": "show", "list": "ls", "links": "ls", "top": "show --sample 1s",
+	"status": "show", "stats": "show", "stat": "show", "list": "ls", "links": "ls", "htop": "top",
 	"start": "apply", "load": "apply", "set": "apply", "up": "apply",
 	"stop": "clear", "delete": "clear", "del": "clear", "down": "clear", "flush": "clear", "reset": "clear",
 	"validate": "check", "verify": "check", "diff": "plan", "exec": "run", "monitor": "watch", "undo": "rollback", "revert": "rollback",
