@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	tea "charm.land/bubbletea/v2"
@@ -45,9 +47,9 @@ connections, those that send most first. c puts a limit on an interface, a limit
 open branch, a process; m moves a process to another branch. Key ? lists all keys.
 
 It takes a terminal, and no privileges but for who sends by a branch, to limit and to
-move. Where the tree is so large that a look takes long, it looks less often: no more than
-a thirtieth of the time. NO_COLOR is heeded, and where the locale is not UTF-8 bars are of
-ASCII.
+move. Where the tree is so large that a look takes long, it looks less often: all looks
+together take no more than a fortieth of a processor's time. NO_COLOR is heeded, and
+where the locale is not UTF-8 bars are of ASCII.
 
   vifshape top
   vifshape top --once eth0/web        one sample, as text
@@ -87,6 +89,8 @@ type topFeed struct {
 	*observe.Sampler
 	path     hierarchy.Path
 	interval time.Duration
+	moved    atomic.Bool   // processes were, or may have been
+	branches int           // that there were then
 	counted  time.Time     // when processes were
 	took     time.Duration // that it took to count them
 }
@@ -96,16 +100,25 @@ func (f *topFeed) look(ctx context.Context) (l topview.Look, err error) {
 	if l.Trees, err = f.Look(ctx); err != nil {
 		return l, err
 	}
+	branches := 0
+	for _, t := range l.Trees {
+		branches += len(t.Branches)
+	}
 	l.At, l.Every = time.Now(), f.Rest(f.interval)
 	if f.path != "" {
 		if err := f.only(&l); err != nil {
 			return l, err
 		}
 	}
-	if since := time.Since(f.counted); since < 5*time.Second || since < 100*f.took {
+	least := max(5*time.Second, 50*f.took)
+	if f.moved.Load() || branches != f.branches {
+		least = 10 * f.took
+	}
+	if time.Since(f.counted) < least {
 		return l, nil
 	}
-	f.counted = time.Now()
+	f.moved.Store(false)
+	f.counted, f.branches = time.Now(), branches
 	l.Processes, err = f.Processes(ctx)
 	f.took = time.Since(f.counted)
 	return l, err
@@ -180,20 +193,21 @@ func (e *env) top(ctx context.Context, p hierarchy.Path, o topOptions) error {
 	if !isTerminal(os.Stdin) || !isTerminal(os.Stdout) || os.Getenv("TERM") == "dumb" {
 		return usagef("top takes a terminal: write --once for a sample as text")
 	}
+	debug.SetGCPercent(100) // it stays
 	ctx, end := context.WithCancel(ctx)
 	style := topview.Style{Terminal: true, Colour: os.Getenv("NO_COLOR") == "", ASCII: !utf8Locale()}
 	profile := colorprofile.ANSI
 	if !style.Colour {
 		profile = colorprofile.ASCII
 	}
-	s := &topScreen{Model: topview.New(style, o.unit), e: e, ctx: ctx, shut: func() {}}
+	s := &topScreen{feed: topFeed{path: p, interval: o.interval}, Model: topview.New(style, o.unit), e: e, ctx: ctx, shut: func() {}}
 	// The program asks a tmux that it runs in how many colours that has, by starting it, unless
 	// it is told.
 	program := tea.NewProgram(s, tea.WithContext(ctx), tea.WithoutSignalHandler(), tea.WithColorProfile(profile), tea.WithFPS(30))
 	s.send = program.Send
 	fed := make(chan error, 1)
 	go func() {
-		err := e.feedTop(ctx, p, o, program.Send)
+		err := e.feedTop(ctx, &s.feed, o, program.Send)
 		fed <- err
 		if err != nil {
 			program.Quit()
@@ -211,13 +225,13 @@ func (e *env) top(ctx context.Context, p hierarchy.Path, o topOptions) error {
 }
 
 // feedTop looks until the context ends.
-func (e *env) feedTop(ctx context.Context, p hierarchy.Path, o topOptions, send func(tea.Msg)) error {
+func (e *env) feedTop(ctx context.Context, f *topFeed, o topOptions, send func(tea.Msg)) error {
 	m, err := shaper.Open(e.runDir, func(r shaper.Remark) { send(topTold(r.Text)) })
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	f := &topFeed{Sampler: observe.NewSampler(m), path: p, interval: o.interval}
+	f.Sampler = observe.NewSampler(m)
 	defer f.Close()
 	for {
 		l, err := f.look(ctx)
@@ -233,8 +247,11 @@ func (e *env) feedTop(ctx context.Context, p hierarchy.Path, o topOptions, send 
 	}
 }
 
-// topTold is something to be said.
-type topTold string
+// topTold is something to be said, and topDone what became of a change.
+type (
+	topTold string
+	topDone string
+)
 
 // topOpened is what was seen of an open branch.
 type topOpened struct {
@@ -246,6 +263,7 @@ type topOpened struct {
 // topScreen is the screen on a terminal.
 type topScreen struct {
 	*topview.Model
+	feed topFeed // which another goroutine looks by
 	e    *env
 	ctx  context.Context
 	send func(tea.Msg)
@@ -272,6 +290,9 @@ func (s *topScreen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case topOpened:
 		s.Opened(msg.path, msg.seen, msg.err)
 	case topTold:
+		s.Tell(string(msg))
+	case topDone:
+		s.feed.moved.Store(true)
 		s.Tell(string(msg))
 	case tea.PasteMsg:
 		s.Paste(msg.Content)

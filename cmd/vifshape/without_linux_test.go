@@ -58,6 +58,7 @@ func TestSkippedWithout(t *testing.T) {
 		{"prometheus", "TestKernelPrometheus", "program prometheus"},
 		{"promtool", "TestPrometheusExamples", "program promtool"},
 		{"dpkg", "TestPackage", "program dpkg"},
+		{"tmux", "TestKernelTop", "program tmux"},
 		{"gcc", "TestKernelOrdinaryPrograms", "program "},
 		{"qemu-system-x86_64", "TestVMWithout", "kernel linux-image-cloud-amd64 "},
 	} {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -68,20 +70,24 @@ func (p *Passing) Delay() time.Duration {
 }
 
 // Sampler looks at all trees of a machine, again and again, and has what goes through them
-// between two looks. A look takes no privileges, and of the kernel a dump of classes and one of
-// queues a direction. What branches there are it finds out where a record was written or a class
-// came or went, and otherwise now and then, as others may change a ceiling. It is for one
-// goroutine, as its machine is.
+// between two looks. A look takes no privileges, and of the kernel a dump of classes a direction,
+// and one of queues: of a large tree only every few looks, as that costs more. What branches there
+// are it finds out where a record was written or a class came or went, and otherwise now and then,
+// as others may change a ceiling. It is for one goroutine, as its machine is.
 type Sampler struct {
 	m     *shaper.Machine
 	trees []*sampled
-	found time.Time // when it found out what there is; zero: that is to be done
-	saved time.Time // when the run directory was last written to before
-	took  time.Duration
+	found time.Time     // when it found out what there is; zero: that is to be done
+	saved time.Time     // when the run directory was last written to before
+	cost  time.Duration // of finding out
+	took  time.Duration // of a look besides, as the last few were
 }
 
-// refind is how long what there is may be believed.
-const refind = 10 * time.Second
+const (
+	refind = 10 * time.Second // how long what there is may be believed, at least
+	large  = 1000             // branches, from which on dumps of queues are rarer
+	rarely = 4                // looks are between two of these
+)
 
 // NewSampler is one that has not looked yet. The caller closes it before the machine.
 func NewSampler(m *shaper.Machine) *Sampler { return &Sampler{m: m} }
@@ -97,8 +103,9 @@ func (s *Sampler) Close() {
 // sampled is one interface.
 type sampled struct {
 	Live
-	x   *shaper.Interface // nil: it cannot be opened
-	was [2]tally
+	x     *shaper.Interface // nil: it cannot be opened
+	was   [2]tally
+	looks int
 }
 
 func (t *sampled) close() {
@@ -107,22 +114,28 @@ func (t *sampled) close() {
 	}
 }
 
-// tally is what the classes of one direction had counted at a time.
+// tally is what the classes of one direction had counted at a time, and their queues at the last
+// two times that they were looked at.
 type tally struct {
 	at      time.Time
 	classes map[hierarchy.ClassID]tc.ClassStats
-	leaves  map[hierarchy.ClassID]tc.LeafStats
+	queues  [2]queues
+}
+
+// queues is what those of leaves had dropped at a time.
+type queues struct {
+	at    time.Time
+	drops map[hierarchy.ClassID]uint32
 }
 
 // Look looks at all interfaces that are shaped, or are to be. What is wrong with one keeps
 // nobody from what others do.
 func (s *Sampler) Look(ctx context.Context) ([]*Live, error) {
-	began := time.Now()
-	defer func() { s.took = time.Since(began) }()
 	for last := false; ; last = true {
 		if err := s.find(ctx); err != nil {
 			return nil, err
 		}
+		began := clock()
 		all, same := make([]*Live, 0, len(s.trees)), true
 		for _, t := range s.trees {
 			if err := ctx.Err(); err != nil {
@@ -130,6 +143,11 @@ func (s *Sampler) Look(ctx context.Context) ([]*Live, error) {
 			}
 			l, ok := t.look(last)
 			all, same = append(all, l), same && ok
+		}
+		if took := began.passed(); s.took == 0 {
+			s.took = took
+		} else {
+			s.took = (3*s.took + took) / 4
 		}
 		if !same { // what comes and goes all the time is seen with the next look
 			s.found = time.Time{}
@@ -140,10 +158,29 @@ func (s *Sampler) Look(ctx context.Context) ([]*Live, error) {
 	}
 }
 
-// Rest is how long to wait after a look for one every interval, which takes no more than a
-// thirtieth of the time: trees may be large, and what reads them keeps others from theirs.
+// Rest is how long to wait after a look for one every interval, or for less, so that no more than
+// a fortieth of a processor's time goes into looks: trees may be large.
 func (s *Sampler) Rest(interval time.Duration) time.Duration {
-	return max(interval-s.took, 29*s.took)
+	return max(interval-s.took, 39*s.took)
+}
+
+// moment is a point in time, and in that of the processors.
+type moment struct {
+	at   time.Time
+	used time.Duration
+}
+
+func clock() moment {
+	var r unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &r) // of ourselves it is always told
+	return moment{time.Now(), time.Duration(r.Utime.Nano() + r.Stime.Nano())}
+}
+
+// passed is what a processor has worked since, at most. Others may have had it meanwhile, and
+// other goroutines another one.
+func (m moment) passed() time.Duration {
+	is := clock()
+	return min(is.at.Sub(m.at), is.used-m.used)
 }
 
 // Processes are the numbers of processes that are bound to each branch itself; nil: it cannot be
@@ -185,9 +222,10 @@ func (s *Sampler) find(ctx context.Context) error {
 	if st, err := os.Stat(s.m.Store.Dir); err == nil {
 		saved = st.ModTime()
 	}
-	if saved.Equal(s.saved) && time.Since(s.found) < refind {
+	if saved.Equal(s.saved) && time.Since(s.found) < max(refind, 100*s.cost) {
 		return nil
 	}
+	began := clock()
 	names, err := s.m.Ours()
 	if err != nil {
 		return err
@@ -203,11 +241,11 @@ func (s *Sampler) find(ctx context.Context) error {
 		trees = append(trees, t)
 		i := slices.IndexFunc(s.trees, func(o *sampled) bool { return o.Interface == name })
 		if i >= 0 && t.x != nil && s.trees[i].x != nil && s.trees[i].x.Device.Index == t.x.Device.Index {
-			t.was = s.trees[i].was
+			t.was, t.looks = s.trees[i].was, s.trees[i].looks
 		}
 	}
 	s.Close()
-	s.trees, s.found, s.saved = trees, time.Now(), saved
+	s.trees, s.found, s.saved, s.cost = trees, time.Now(), saved, began.passed()
 	return nil
 }
 
@@ -273,6 +311,7 @@ func (t *sampled) look(last bool) (*Live, bool) {
 	l.Branches = slices.Clone(t.Branches)
 	fill(l.Branches, t.was, now)
 	t.was = now
+	t.looks++
 	return &l, same
 }
 
@@ -291,15 +330,19 @@ func (t *sampled) count() (now [2]tally, err error) {
 		if err != nil {
 			return now, err
 		}
-		now[d].at, now[d].classes = time.Now(), byClass(classes)
+		now[d] = tally{time.Now(), byClass(classes), t.was[d].queues}
+		if len(classes) > large && t.looks > 1 && t.looks%rarely != 0 {
+			continue
+		}
 		leaves, err := p.LeafStats()
 		if err != nil {
 			return now, err
 		}
-		now[d].leaves = make(map[hierarchy.ClassID]tc.LeafStats, len(leaves))
-		for _, q := range leaves {
-			now[d].leaves[q.Class] = q
+		q := queues{time.Now(), make(map[hierarchy.ClassID]uint32, len(leaves))}
+		for _, l := range leaves {
+			q.drops[l.Class] = l.Drops
 		}
+		now[d].queues = [2]queues{now[d].queues[1], q}
 	}
 	return now, nil
 }
@@ -317,7 +360,7 @@ func fill(all []LiveBranch, was, now [2]tally) {
 		clear(sent)
 		for i := len(all) - 1; i >= 0; i-- {
 			p, up := all[i].On(d), all[above[i]].On(d)
-			lent, borrowed := p.count(was[d], now[d], all[i].ID)
+			lent, borrowed := p.count(was[d], now[d], all[i].ID, all[i].Leaf)
 			if all[i].Leaf {
 				sent[i] = lent + borrowed
 			}
@@ -353,15 +396,15 @@ func (p *Passing) since() *Pace {
 
 // count adds what a class and its queue, if it has one, count themselves, and gives back how
 // many packets, unsplit, went within the class's rate and with what one above lent.
-func (p *Passing) count(was, now tally, id hierarchy.ClassID) (lent, borrowed float64) {
+func (p *Passing) count(was, now tally, id hierarchy.ClassID, leaf bool) (lent, borrowed float64) {
 	is, there := now.classes[id]
 	if !there {
 		return 0, 0
 	}
 	p.Bytes, p.Packets = is.Bytes, is.Packets
-	queue, leaf := now.leaves[id]
+	last, dropped := now.queues[0], now.queues[1]
 	if leaf {
-		p.Drops, p.Backlog, p.Queue = uint64(queue.Drops), uint64(is.Backlog), uint64(is.QLen)
+		p.Drops, p.Backlog, p.Queue = uint64(dropped.drops[id]), uint64(is.Backlog), uint64(is.QLen)
 	}
 	before, known := was.classes[id]
 	if !known || is.Bytes < before.Bytes || is.Packets < before.Packets { // the class was made anew
@@ -371,8 +414,11 @@ func (p *Passing) count(was, now tally, id hierarchy.ClassID) (lent, borrowed fl
 	pace := p.since()
 	pace.Bandwidth = rate(before.Bytes, is.Bytes, took)
 	pace.Packets = float64(is.Packets-before.Packets) / took.Seconds()
-	if q, known := was.leaves[id]; leaf && known {
-		pace.Drops = float64(queue.Drops-q.Drops) / took.Seconds() // they wrap around, all of them
+	if n, known := last.drops[id]; leaf && known {
+		n = dropped.drops[id] - n // they wrap around
+		if n < 1<<31 {            // else the queue was made anew
+			pace.Drops = float64(n) / dropped.at.Sub(last.at).Seconds()
+		}
 	}
 	return float64(is.Lends - before.Lends), float64(is.Borrows - before.Borrows)
 }

@@ -11,8 +11,8 @@ import (
 )
 
 // TestFill: what waits and was dropped is summed up where others are within, a share of
-// borrowed packets is one of all, counters wrap around, and a class that was made anew or is
-// seen for the first time has no rate.
+// borrowed packets is one of all, counters wrap around, a class that was made anew or is seen for
+// the first time has no rate, and a queue that was made anew has dropped nothing.
 func TestFill(t *testing.T) {
 	began := time.Now()
 	tree := []LiveBranch{
@@ -22,18 +22,20 @@ func TestFill(t *testing.T) {
 		{ID: 4, Path: "e/a/y", Depth: 2, Leaf: true},
 		{ID: 5, Path: "e/anew", Depth: 1, Leaf: true},
 		{ID: 6, Path: "e/fresh", Depth: 1, Leaf: true},
+		{ID: 7, Path: "e/fresh queue", Depth: 1, Leaf: true},
 	}
 	class := func(bytes, packets uint64, waits, lends, borrows uint32) tc.ClassStats {
 		return tc.ClassStats{Counters: tc.Counters{Bytes: bytes, Packets: packets, Backlog: waits, QLen: waits / 100}, Lends: lends, Borrows: borrows}
 	}
-	queue := func(drops uint32) tc.LeafStats { return tc.LeafStats{Counters: tc.Counters{Drops: drops}} }
 	was := [2]tally{{at: began,
-		classes: map[hierarchy.ClassID]tc.ClassStats{1: class(1000, 10, 0, 5, 0), 2: class(1000, 10, 0, 0, 5), 3: class(500, 5, 0, 5, 0), 4: class(500, 5, 0, ^uint32(0), 0), 5: class(99, 9, 0, 0, 0)},
-		leaves:  map[hierarchy.ClassID]tc.LeafStats{3: queue(7), 4: queue(^uint32(0)), 5: queue(1)},
+		classes: map[hierarchy.ClassID]tc.ClassStats{1: class(1000, 10, 0, 5, 0), 2: class(1000, 10, 0, 0, 5), 3: class(500, 5, 0, 5, 0), 4: class(500, 5, 0, ^uint32(0), 0), 5: class(99, 9, 0, 0, 0), 7: class(10, 1, 0, 1, 0)},
 	}}
 	now := [2]tally{{at: began.Add(2 * time.Second),
-		classes: map[hierarchy.ClassID]tc.ClassStats{1: class(5000, 50, 0, 8, 0), 2: class(5000, 50, 0, 0, 8), 3: class(2500, 25, 300, 12, 3), 4: class(2500, 25, 200, 9, 0), 5: class(10, 1, 0, 1, 0), 6: class(10, 1, 0, 1, 0)},
-		leaves:  map[hierarchy.ClassID]tc.LeafStats{3: queue(9), 4: queue(1), 5: queue(0), 6: queue(0)},
+		classes: map[hierarchy.ClassID]tc.ClassStats{1: class(5000, 50, 0, 8, 0), 2: class(5000, 50, 0, 0, 8), 3: class(2500, 25, 300, 12, 3), 4: class(2500, 25, 200, 9, 0), 5: class(10, 1, 0, 1, 0), 6: class(10, 1, 0, 1, 0), 7: class(10, 1, 0, 1, 0)},
+		queues: [2]queues{
+			{began, map[hierarchy.ClassID]uint32{3: 7, 4: ^uint32(0), 5: 1, 7: 3}},
+			{began.Add(2 * time.Second), map[hierarchy.ClassID]uint32{3: 9, 4: 1, 5: 0, 6: 0, 7: 0}},
+		},
 	}}
 	pace := func(b hierarchy.Bandwidth, packets, drops, borrowed float64) *Pace {
 		return &Pace{b, packets, drops, borrowed}
@@ -45,6 +47,7 @@ func TestFill(t *testing.T) {
 		{Bytes: 2500, Packets: 25, Drops: 1, Backlog: 200, Queue: 2, Since: pace(8000, 10, 1, 0)},
 		{Bytes: 10, Packets: 1},
 		{Bytes: 10, Packets: 1},
+		{Bytes: 10, Packets: 1, Since: pace(0, 0, 0, 0)},
 	}
 	fill(tree, was, now)
 	for i, b := range tree {

@@ -2,12 +2,10 @@ package topview
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 	"github.com/vifshape/vifshape/hierarchy"
 )
@@ -201,7 +199,7 @@ func (m *Model) sort(by column) {
 
 // turn looks at the other direction, where that is shaped.
 func (m *Model) turn() {
-	if !slices.ContainsFunc(m.look.Trees, func(t *observe.Live) bool { return t.Receives }) {
+	if !m.receives() {
 		m.Tell("nothing is shaped that is received")
 		return
 	}
@@ -304,7 +302,14 @@ func (m *Model) keys() []string {
 	case m.open != nil:
 		return []string{"?:help", "q:quit", "Esc:back", "c:cap", "m:move", "u:units", "space:freeze"}
 	}
-	return []string{"?:help", "q:quit", "Enter:open", "/:filter", "s:sort", "-:fold", "u:units", "space:freeze", "d:direction", "c:cap"}
+	all := []string{"?:help", "q:quit", "Enter:open", "/:filter", "s:sort", "-:fold"}
+	switch {
+	case m.direction() == hierarchy.Receive:
+		all = append(all, "d:sending")
+	case m.receives():
+		all = append(all, "d:receiving")
+	}
+	return append(all, "u:units", "space:freeze", "c:cap")
 }
 
 // helpLines are all keys, and what columns mean.

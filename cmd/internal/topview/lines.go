@@ -46,7 +46,6 @@ const leastName = 15
 // matter least come last in wanted.
 func (m *Model) places(width int) (all []place, name int) {
 	d := m.direction()
-	both := slices.ContainsFunc(m.look.Trees, func(t *observe.Live) bool { return t.Receives })
 	now, total := "SENDS", "SENT"
 	if d == hierarchy.Receive {
 		now, total = "RECEIVES", "RECEIVED"
@@ -62,7 +61,7 @@ func (m *Model) places(width int) (all []place, name int) {
 		{of: byProcesses, way: d, width: 4, head: "PROC"},
 	}
 	wanted := []int{0, 2, 4, 1, 5, 3, 6, 7}
-	if both {
+	if m.receives() {
 		o, now := hierarchy.Receive, "RECEIVES"
 		if d == hierarchy.Receive {
 			o, now = hierarchy.Send, "SENDS"
@@ -321,7 +320,7 @@ func (m *Model) titles() []string {
 	if m.filter != "" {
 		s += fmt.Sprintf(", with %q", m.filter)
 	}
-	if slices.ContainsFunc(m.look.Trees, func(t *observe.Live) bool { return t.Receives }) {
+	if m.receives() {
 		s += map[hierarchy.Direction]string{hierarchy.Send: ", sending", hierarchy.Receive: ", receiving"}[m.direction()]
 	}
 	if m.by != byTree {

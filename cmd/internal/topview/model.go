@@ -266,10 +266,15 @@ func (m *Model) passing(r *row) *observe.Passing { return r.On(m.direction()) }
 
 // direction is that which is looked at: sending, where nothing received is shaped.
 func (m *Model) direction() hierarchy.Direction {
-	if m.way == hierarchy.Receive && slices.ContainsFunc(m.look.Trees, func(t *observe.Live) bool { return t.Receives }) {
-		return hierarchy.Receive
+	if m.receives() {
+		return m.way
 	}
 	return hierarchy.Send
+}
+
+// receives says whether something is shaped that is received.
+func (m *Model) receives() bool {
+	return slices.ContainsFunc(m.look.Trees, func(t *observe.Live) bool { return t.Receives })
 }
 
 // value is what rows are sorted by.
