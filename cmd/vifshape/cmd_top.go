@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	tea "charm.land/bubbletea/v2"
@@ -89,10 +88,6 @@ type topFeed struct {
 	*observe.Sampler
 	path     hierarchy.Path
 	interval time.Duration
-	moved    atomic.Bool   // processes were, or may have been
-	branches int           // that there were then
-	counted  time.Time     // when processes were
-	took     time.Duration // that it took to count them
 }
 
 // look is the next one.
@@ -100,27 +95,10 @@ func (f *topFeed) look(ctx context.Context) (l topview.Look, err error) {
 	if l.Trees, err = f.Look(ctx); err != nil {
 		return l, err
 	}
-	branches := 0
-	for _, t := range l.Trees {
-		branches += len(t.Branches)
-	}
 	l.At, l.Every = time.Now(), f.Rest(f.interval)
 	if f.path != "" {
-		if err := f.only(&l); err != nil {
-			return l, err
-		}
+		err = f.only(&l)
 	}
-	least := max(5*time.Second, 50*f.took)
-	if f.moved.Load() || branches != f.branches {
-		least = 10 * f.took
-	}
-	if time.Since(f.counted) < least {
-		return l, nil
-	}
-	f.moved.Store(false)
-	f.counted, f.branches = time.Now(), branches
-	l.Processes, err = f.Processes(ctx)
-	f.took = time.Since(f.counted)
 	return l, err
 }
 
@@ -150,11 +128,11 @@ func (e *env) topOnce(ctx context.Context, p hierarchy.Path, o topOptions) error
 	defer m.Close()
 	f := &topFeed{Sampler: observe.NewSampler(m), path: p, interval: o.interval}
 	defer f.Close()
-	first, err := f.look(ctx)
+	l, err := f.look(ctx)
 	if err != nil {
 		return err
 	}
-	if len(first.Trees) == 0 {
+	if len(l.Trees) == 0 {
 		e.notef("no interface is shaped by vifshape in this network namespace")
 		return nil
 	}
@@ -163,11 +141,12 @@ func (e *env) topOnce(ctx context.Context, p hierarchy.Path, o topOptions) error
 		return ctx.Err()
 	case <-time.After(o.interval):
 	}
-	l, err := f.look(ctx)
-	if err != nil {
+	if l, err = f.look(ctx); err != nil {
 		return err
 	}
-	l.Processes = first.Processes
+	if l.Processes, err = observe.Processes(ctx, m); err != nil {
+		return err
+	}
 	e.printf("%s", topview.Table(l, topview.Style{ASCII: !utf8Locale()}, o.unit))
 	return nil
 }
@@ -200,23 +179,30 @@ func (e *env) top(ctx context.Context, p hierarchy.Path, o topOptions) error {
 	if !style.Colour {
 		profile = colorprofile.ASCII
 	}
-	s := &topScreen{feed: topFeed{path: p, interval: o.interval}, Model: topview.New(style, o.unit), e: e, ctx: ctx, shut: func() {}}
+	s := &topScreen{moved: make(chan struct{}, 1), Model: topview.New(style, o.unit), e: e, ctx: ctx, shut: func() {}}
 	// The program asks a tmux that it runs in how many colours that has, by starting it, unless
 	// it is told.
 	program := tea.NewProgram(s, tea.WithContext(ctx), tea.WithoutSignalHandler(), tea.WithColorProfile(profile), tea.WithFPS(30))
 	s.send = program.Send
-	fed := make(chan error, 1)
-	go func() {
-		err := e.feedTop(ctx, &s.feed, o, program.Send)
-		fed <- err
-		if err != nil {
-			program.Quit()
-		}
-	}()
+	work := make(chan error, 2)
+	for _, do := range []func() error{
+		func() error { return e.feedTop(ctx, p, o, program.Send) },
+		func() error { return e.countTop(ctx, s.moved, program.Send) },
+	} {
+		go func() {
+			err := do()
+			work <- err
+			if err != nil {
+				program.Quit()
+			}
+		}()
+	}
 	_, err := program.Run()
 	end()
-	if looked := <-fed; looked != nil && !errors.Is(looked, context.Canceled) {
-		return looked
+	for range cap(work) {
+		if failed := <-work; failed != nil && !errors.Is(failed, context.Canceled) {
+			return failed
+		}
 	}
 	if errors.Is(err, tea.ErrProgramKilled) && errors.Is(err, context.Canceled) {
 		return nil
@@ -225,13 +211,13 @@ func (e *env) top(ctx context.Context, p hierarchy.Path, o topOptions) error {
 }
 
 // feedTop looks until the context ends.
-func (e *env) feedTop(ctx context.Context, f *topFeed, o topOptions, send func(tea.Msg)) error {
+func (e *env) feedTop(ctx context.Context, p hierarchy.Path, o topOptions, send func(tea.Msg)) error {
 	m, err := shaper.Open(e.runDir, func(r shaper.Remark) { send(topTold(r.Text)) })
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	f.Sampler = observe.NewSampler(m)
+	f := &topFeed{Sampler: observe.NewSampler(m), path: p, interval: o.interval}
 	defer f.Close()
 	for {
 		l, err := f.look(ctx)
@@ -246,6 +232,32 @@ func (e *env) feedTop(ctx context.Context, f *topFeed, o topOptions, send func(t
 		}
 	}
 }
+
+// countTop counts processes now and then, and when some were moved.
+func (e *env) countTop(ctx context.Context, moved <-chan struct{}, send func(tea.Msg)) error {
+	m, err := shaper.Open(e.runDir, func(shaper.Remark) {})
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	for {
+		began := time.Now()
+		all, err := observe.Processes(ctx, m)
+		if err != nil {
+			return err
+		}
+		send(topCounted(all))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-moved:
+		case <-time.After(max(2*time.Second, 100*time.Since(began))):
+		}
+	}
+}
+
+// topCounted are the processes of branches.
+type topCounted map[hierarchy.Path]int
 
 // topTold is something to be said, and topDone what became of a change.
 type (
@@ -263,11 +275,11 @@ type topOpened struct {
 // topScreen is the screen on a terminal.
 type topScreen struct {
 	*topview.Model
-	feed topFeed // which another goroutine looks by
-	e    *env
-	ctx  context.Context
-	send func(tea.Msg)
-	shut func() // ends the look at an open branch
+	moved chan struct{} // processes were, or may have been
+	e     *env
+	ctx   context.Context
+	send  func(tea.Msg)
+	shut  func() // ends the look at an open branch
 }
 
 // Init implements [tea.Model].
@@ -292,8 +304,13 @@ func (s *topScreen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case topTold:
 		s.Tell(string(msg))
 	case topDone:
-		s.feed.moved.Store(true)
+		select {
+		case s.moved <- struct{}{}:
+		default:
+		}
 		s.Tell(string(msg))
+	case topCounted:
+		s.Count(msg)
 	case tea.PasteMsg:
 		s.Paste(msg.Content)
 	case tea.KeyPressMsg:

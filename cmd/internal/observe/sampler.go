@@ -2,14 +2,12 @@ package observe
 
 import (
 	"context"
-	"errors"
 	"os"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vifshape/vifshape/cgroup/caps"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
@@ -181,39 +179,6 @@ func clock() moment {
 func (m moment) passed() time.Duration {
 	is := clock()
 	return min(is.at.Sub(m.at), is.used-m.used)
-}
-
-// Processes are the numbers of processes that are bound to each branch itself; nil: it cannot be
-// told without privileges. It costs more than a look.
-func (s *Sampler) Processes(ctx context.Context) (map[hierarchy.Path]int, error) {
-	all := map[hierarchy.Path]int{}
-	for _, t := range s.trees {
-		if t.x == nil || len(t.Branches) == 0 {
-			continue
-		}
-		x, is, err := s.m.TreeOf(ctx, t.Interface)
-		if err != nil {
-			continue // the next look says so
-		}
-		bound := is.Bound
-		if x.Blind != nil {
-			bound = nil
-		}
-		bound = x.Named(bound, x.Blind != nil)
-		held, err := x.Held(bound)
-		x.Binder.Close()
-		if errors.Is(err, caps.ErrNotPrivileged) { // nobody is told what cgroups there are, where they are hidden
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, b := range bound {
-			all[x.BranchOf(b.Class)] += len(held[b.Target])
-			delete(held, b.Target)
-		}
-	}
-	return all, ctx.Err()
 }
 
 // find finds out what there is, unless that is known.

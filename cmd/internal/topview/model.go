@@ -97,6 +97,26 @@ func (m *Model) Show(l Look) {
 	m.arrange()
 }
 
+// Count is for each time that processes were counted.
+func (m *Model) Count(processes map[hierarchy.Path]int) {
+	if m.frozen {
+		if m.next != nil {
+			m.next.Processes = processes
+		}
+		return
+	}
+	m.look.Processes = processes
+	for i := range m.rows {
+		if r := &m.rows[i]; r.ID != 0 && r.ended.IsZero() {
+			if r.processes = -1; processes != nil {
+				r.processes = processes[r.Path]
+			}
+		}
+	}
+	sum(m.rows)
+	m.arrange()
+}
+
 // rowsOf are the rows of a look.
 func rowsOf(l Look) []row {
 	n := 0
@@ -136,7 +156,7 @@ func sum(rows []row) {
 	for i := len(rows) - 1; i >= 0; i-- {
 		r := &rows[i]
 		if r.processes < 0 {
-			return
+			continue
 		}
 		d := min(r.Depth, deepest)
 		r.processes += within[d+1]
@@ -166,7 +186,7 @@ func (m *Model) merge(rows []row) {
 		}
 		if r.ended.IsZero() {
 			r.ended = m.look.At
-			r.Sends.Since, r.Receives.Since = nil, nil
+			r.Sends.Since, r.Receives.Since, r.processes = nil, nil, -1
 		}
 		if m.look.At.Sub(r.ended) < lingers {
 			gone[before] = append(gone[before], r)

@@ -256,6 +256,27 @@ func TestLingers(t *testing.T) {
 	}
 }
 
+// TestCount: processes that are counted later are added up as those that come with a look.
+func TestCount(t *testing.T) {
+	want, got := New(Style{}, Bits), New(Style{}, Bits)
+	want.Show(office(0))
+	want.Show(office(2))
+	l := office(0)
+	processes := l.Processes
+	l.Processes = nil
+	got.Show(l)
+	l = office(2)
+	l.Processes = nil
+	got.Show(l)
+	if text := strings.Join(got.Lines(), "\n"); !strings.Contains(text, "0%    -") || strings.Contains(text, "25") {
+		t.Errorf("before they are counted:\n%s", text)
+	}
+	got.Count(processes)
+	if d := cmp.Diff(want.Lines(), got.Lines()); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
 // TestFrozen: nothing of a frozen screen changes, and then the newest look is there.
 func TestFrozen(t *testing.T) {
 	m := New(Style{}, Bits)
