@@ -88,6 +88,7 @@ type topFeed struct {
 	*observe.Sampler
 	path     hierarchy.Path
 	interval time.Duration
+	seen     bool // something was there
 }
 
 // look is the next one.
@@ -102,21 +103,28 @@ func (f *topFeed) look(ctx context.Context) (l topview.Look, err error) {
 	return l, err
 }
 
-// only leaves what is at the path and below it.
+// only leaves what is at the path and below it. Once that was there it is no error that it is not:
+// it may come back.
 func (f *topFeed) only(l *topview.Look) error {
 	l.Trees = slices.DeleteFunc(l.Trees, func(t *observe.Live) bool { return t.Interface != f.path.Interface() })
-	if len(l.Trees) == 0 {
-		return fmt.Errorf("%s is not shaped by vifshape", f.path.Interface())
+	gone := fmt.Errorf("%s is not shaped by vifshape", f.path.Interface())
+	if len(l.Trees) > 0 {
+		t := l.Trees[0]
+		var all []hierarchy.Path
+		for _, b := range t.Branches {
+			all = append(all, b.Path)
+		}
+		t.Branches = slices.DeleteFunc(t.Branches, func(b observe.LiveBranch) bool { return !b.Path.Below(f.path) })
+		if len(t.Branches) > 0 || t.Err != nil {
+			f.seen = f.seen || len(t.Branches) > 0
+			return nil
+		}
+		gone = hierarchy.NoBranch(f.path, all)
 	}
-	var all []hierarchy.Path
-	for _, b := range l.Trees[0].Branches {
-		all = append(all, b.Path)
+	if !f.seen {
+		return gone
 	}
-	t := l.Trees[0]
-	t.Branches = slices.DeleteFunc(t.Branches, func(b observe.LiveBranch) bool { return !b.Path.Below(f.path) })
-	if len(t.Branches) == 0 && t.Err == nil {
-		return hierarchy.NoBranch(f.path, all)
-	}
+	l.Trees = []*observe.Live{{Interface: f.path.Interface(), Err: gone}}
 	return nil
 }
 
@@ -242,11 +250,11 @@ func (e *env) countTop(ctx context.Context, moved <-chan struct{}, send func(tea
 	defer m.Close()
 	for {
 		began := time.Now()
-		all, err := observe.Processes(ctx, m)
-		if err != nil {
-			return err
+		if all, err := observe.Processes(ctx, m); err == nil {
+			send(topCounted(all))
+		} else if ctx.Err() == nil {
+			send(topTold("processes could not be counted: " + err.Error()))
 		}
-		send(topCounted(all))
 		select {
 		case <-ctx.Done():
 			return nil

@@ -60,7 +60,7 @@ func (m *Model) Key(key string) Action {
 	m.message = ""
 	switch {
 	case m.prompt != nil:
-		return m.type_(key)
+		return m.typed(key)
 	case m.help:
 		m.help = false
 		return Action{}
@@ -88,8 +88,8 @@ func (m *Model) freeze() {
 	}
 }
 
-// type_ is for keys while something is asked.
-func (m *Model) type_(key string) Action {
+// typed is for keys while something is asked.
+func (m *Model) typed(key string) Action {
 	p := m.prompt
 	switch key {
 	case "enter":

@@ -344,7 +344,7 @@ func (m *Model) bottom() (lines []string) {
 	say := m.message
 	for i := range m.rows {
 		if r := &m.rows[i]; say == "" && r.note != "" && r.ID != 0 {
-			say = r.note
+			say = fmt.Sprintf("%s: %s", words.Printable(string(r.Path)), r.note)
 		}
 	}
 	if say != "" && m.height > 6 {

@@ -99,13 +99,9 @@ func (m *Model) Show(l Look) {
 
 // Count is for each time that processes were counted.
 func (m *Model) Count(processes map[hierarchy.Path]int) {
-	if m.frozen {
-		if m.next != nil {
-			m.next.Processes = processes
-		}
+	if m.look.Processes = processes; m.frozen {
 		return
 	}
-	m.look.Processes = processes
 	for i := range m.rows {
 		if r := &m.rows[i]; r.ID != 0 && r.ended.IsZero() {
 			if r.processes = -1; processes != nil {
@@ -130,7 +126,7 @@ func rowsOf(l Look) []row {
 		case t.Absent:
 			note = "has a policy and is not there now"
 		case t.Err != nil:
-			note = words.Printable(t.Err.Error())
+			note = words.Printable(strings.TrimPrefix(t.Err.Error(), t.Interface+" "))
 		}
 		if len(t.Branches) == 0 {
 			rows = append(rows, row{LiveBranch: observe.LiveBranch{Path: hierarchy.Path(t.Interface)}, note: cmp.Or(note, "has no branches"), processes: -1})
@@ -188,7 +184,7 @@ func (m *Model) merge(rows []row) {
 			r.ended = m.look.At
 			r.Sends.Since, r.Receives.Since, r.processes = nil, nil, -1
 		}
-		if m.look.At.Sub(r.ended) < lingers {
+		if r.ID != 0 && m.look.At.Sub(r.ended) < lingers {
 			gone[before] = append(gone[before], r)
 		}
 	}

@@ -1,6 +1,7 @@
 package topview
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -70,7 +71,7 @@ func alice() *explain.Evidence {
 			{PID: 12, Name: "ssh", Local: "198.18.0.1:40001", Remote: "192.0.2.7:22", Sends: 12 * kbit, Receives: 8 * kbit, RTT: 31 * time.Millisecond},
 		},
 		Datagrams: []explain.Datagram{{PID: 13, Name: "dnsmasq", Local: "0.0.0.0:53"}, {PID: 12, Name: "ssh", Local: "198.18.0.1:40004", Remote: "192.0.2.53:53", Waits: 900}},
-		Processes: []explain.Process{{PID: 12, Name: "ssh"}, {PID: 13, Name: "dnsmasq"}, {PID: 14, Name: "sleep"}, {PID: 4711, Name: "\x1b]0;evil\a"}},
+		Processes: []explain.Process{{PID: 12, Name: "ssh"}, {PID: 13, Name: "dnsmasq"}, {PID: 14, Name: "眠る, 眠る, 眠る"}, {PID: 4711, Name: "\x1b]0;evil\a"}},
 	}
 }
 
@@ -253,6 +254,24 @@ func TestLingers(t *testing.T) {
 	}
 	if m.Show(office(2)); on() != "eth0/rest" {
 		t.Errorf("the cursor is on %s", on())
+	}
+}
+
+// TestBack: what was said of an interface that is back is said no more.
+func TestBack(t *testing.T) {
+	m := New(Style{}, Bits)
+	m.Show(office(0))
+	gone := office(1)
+	gone.Trees = []*observe.Live{{Interface: "eth0", Err: errors.New("eth0 is not shaped by vifshape")}}
+	m.Show(gone)
+	if text := strings.Join(m.Lines(), "\n"); !strings.Contains(text, ">eth0: is not shaped by vifshape ") || !strings.Contains(text, "office") || strings.Contains(text, "wan0") {
+		t.Errorf("gone:\n%s", text)
+	}
+	back := office(2)
+	back.Trees = back.Trees[:1]
+	m.Show(back)
+	if text := strings.Join(m.Lines(), "\n"); strings.Contains(text, "not") || !strings.Contains(text, ">eth0  ") {
+		t.Errorf("back:\n%s", text)
 	}
 }
 
