@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/vifshape/vifshape/cmd/internal/enabled"
-	"github.com/vifshape/vifshape/cmd/internal/exporter"
+	"github.com/vifshape/vifshape/cmd/internal/listen"
 	"github.com/vifshape/vifshape/examples"
 )
 
@@ -132,7 +132,7 @@ func TestExporterUnit(t *testing.T) {
 		t.Errorf("it starts %q", start)
 	}
 	at := readUnit(t, texts[exporterSocket])["Socket"]["ListenStream"]
-	if _, err := exporter.ParseAddress(at); err != nil {
+	if _, err := listen.ParseAddress(at); err != nil {
 		t.Errorf("ListenStream: %v", err)
 	}
 	if config, err := os.ReadFile(filepath.Join(prometheusExamples, "prometheus.yml")); err != nil || !strings.Contains(string(config), at) {

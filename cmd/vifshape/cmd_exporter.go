@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
 	"syscall"
 
@@ -72,7 +70,7 @@ EXIT STATUS
 			return e.exporter(ctx, o)
 		},
 	}
-	c.Flags().StringVar(&o.listen, "listen", "", "listen at `PLACE`: unix:FILE or 127.0.0.1:PORT")
+	c.Flags().StringVar(&o.listen, "listen", "", listenHelp)
 	c.Flags().StringVar(&o.textfile, "textfile", "", "write "+exporter.File+" into `DIRECTORY`, and end")
 	return c
 }
@@ -82,41 +80,10 @@ func (e *env) exporter(ctx context.Context, o exporterOptions) error {
 	if o.textfile != "" {
 		return x.Write(ctx, o.textfile)
 	}
-	at, err := e.listeners(o.listen)
+	at, err := e.listeners(o.listen, (*record.Store).ExporterSocketFile, 0o666) // everybody may read the figures
 	if err != nil {
 		return err
 	}
 	debug.SetGCPercent(100) // it stays
 	return x.Serve(ctx, at)
-}
-
-// listeners are where an exporter listens.
-func (e *env) listeners(where string) ([]net.Listener, error) {
-	passed, err := exporter.Passed()
-	switch {
-	case err != nil:
-		return nil, err
-	case len(passed) > 0 && where != "":
-		return nil, usagef("systemd hands over sockets, and --listen names another place: leave it out")
-	case len(passed) > 0:
-		return passed, nil
-	}
-	var a exporter.Address
-	if where != "" {
-		if a, err = exporter.ParseAddress(where); err != nil {
-			return nil, usageError{err}
-		}
-	} else {
-		s, err := record.Open(e.runDir)
-		if err != nil {
-			return nil, err
-		}
-		a = exporter.Socket(s.ExporterSocketFile())
-		_ = record.MakeDir(filepath.Dir(s.ExporterSocketFile())) // that it fails shows as it listens
-	}
-	l, err := a.Listen()
-	if err != nil {
-		return nil, err
-	}
-	return []net.Listener{l}, nil
 }

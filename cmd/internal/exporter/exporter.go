@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cmd/client"
+	"github.com/vifshape/vifshape/cmd/internal/listen"
 	"github.com/vifshape/vifshape/cmd/internal/metrics"
 	"github.com/vifshape/vifshape/cmd/internal/observe"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
@@ -131,17 +132,7 @@ func (e *Exporter) Serve(ctx context.Context, at []net.Listener) error {
 		Handler: e.handler(), ReadTimeout: readTime, WriteTimeout: readTime + answerTime, IdleTimeout: idleTime, MaxHeaderBytes: 16 << 10,
 		ErrorLog: log.New(warning(e.warnf), "", 0),
 	}
-	room := make(chan struct{}, mostConnections)
-	failed := make(chan error, len(at))
-	for _, l := range at {
-		go func() { failed <- s.Serve(&limited{l, room}) }()
-	}
-	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
-	}
-	return errors.Join(err, s.Close())
+	return listen.Serve(ctx, s, at, mostConnections)
 }
 
 // handler answers requests for /metrics, of which so many may be under way.

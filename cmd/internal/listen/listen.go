@@ -1,10 +1,14 @@
-package exporter
+// Package listen opens the places at which the program answers over HTTP: a socket file, a port
+// of this machine alone, or sockets that systemd hands over. Nobody from another machine gets in.
+package listen
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A PlaceError says that an exporter does not listen there, and what to write.
+// A PlaceError says that nothing listens there, and what to write.
 type PlaceError struct{ why, remedy string }
 
 func (e *PlaceError) Error() string { return e.why }
@@ -23,23 +27,23 @@ func (e *PlaceError) Error() string { return e.why }
 // Remedy is what to do instead.
 func (e *PlaceError) Remedy() string { return e.remedy }
 
-// An Address is where an exporter listens: a socket file, or a port of this machine alone.
+// An Address is a place: a socket file, or a port of this machine alone.
 type Address struct {
 	file string // empty: port
 	port netip.AddrPort
 }
 
-// ParseAddress reads "unix:/run/exporter.sock", "127.0.0.1:9719" and "[::1]:9719".
+// ParseAddress reads "unix:/run/vifshape.sock", "127.0.0.1:9719" and "[::1]:9719".
 func ParseAddress(s string) (Address, error) {
 	if file, ok := strings.CutPrefix(s, "unix:"); ok {
 		if !filepath.IsAbs(file) {
-			return Address{}, fmt.Errorf("%q does not name a socket from the root on: write it as unix:/run/exporter.sock", s)
+			return Address{}, fmt.Errorf("%q does not name a socket from the root on: write it as unix:/run/vifshape.sock", s)
 		}
 		return Address{file: file}, nil
 	}
 	host, port, err := net.SplitHostPort(s)
 	if err != nil {
-		return Address{}, fmt.Errorf("%q is no place to listen: write one as unix:/run/exporter.sock or 127.0.0.1:9719", s)
+		return Address{}, fmt.Errorf("%q is no place to listen: write one as unix:/run/vifshape.sock or 127.0.0.1:9719", s)
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
@@ -59,7 +63,7 @@ func ParseAddress(s string) (Address, error) {
 
 func beyond(where string) error {
 	return &PlaceError{
-		where + " can be reached from other machines, and the exporter asks nobody who he is",
+		where + " can be reached from other machines, and what goes there is neither encrypted nor asked who sends it",
 		"let it listen at 127.0.0.1 or a unix socket, and put a reverse proxy with TLS before it",
 	}
 }
@@ -75,9 +79,9 @@ func (a Address) String() string {
 	return a.port.String()
 }
 
-// Listen opens the place. A socket file that was left behind is replaced; everybody may
-// connect to it, as everybody may read the figures.
-func (a Address) Listen() (net.Listener, error) {
+// Listen opens the place. A socket file that was left behind is replaced; who may connect to
+// it says its mode.
+func (a Address) Listen(mode fs.FileMode) (net.Listener, error) {
 	if a.file == "" {
 		return net.Listen("tcp", a.port.String())
 	}
@@ -96,7 +100,7 @@ func (a Address) Listen() (net.Listener, error) {
 	case err != nil:
 		return nil, err
 	}
-	return l, os.Chmod(a.file, 0o666)
+	return l, os.Chmod(a.file, mode)
 }
 
 // dead says whether the file is a socket at which nobody listens.
@@ -156,6 +160,22 @@ func passed(fd int) (net.Listener, error) {
 		return nil, errors.Join(beyond(a.String()), l.Close())
 	}
 	return l, nil
+}
+
+// Serve answers at listeners, which it closes, until ctx ends; that is no error. More
+// connections than most wait to be accepted.
+func Serve(ctx context.Context, s *http.Server, at []net.Listener, most int) error {
+	room := make(chan struct{}, most)
+	failed := make(chan error, len(at))
+	for _, l := range at {
+		go func() { failed <- s.Serve(&limited{l, room}) }()
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	return errors.Join(err, s.Close())
 }
 
 // limited accepts a connection where there is room for it.
