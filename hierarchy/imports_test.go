@@ -68,6 +68,7 @@ var rooms = []struct{ path, may, why string }{
 	{"cmd/internal/metrics", "", "metrics writes any figures down, and knows nobody who has them"},
 	{"cmd/internal/listen", "", "listen opens places, and knows nobody who answers there"},
 	{"cmd/internal/exporter", "hierarchy/... cmd/client cmd/internal/listen cmd/internal/metrics cmd/internal/observe cmd/internal/shaper", "exporter tells what observe sees, and looks at nothing else"},
+	{"cmd/internal/web", "hierarchy/... cmd/internal/explain cmd/internal/listen cmd/internal/observe cmd/internal/shaper", "web shows what observe and explain see, changes nothing, and has others put plans into words"},
 	{"cmd/internal/schema", "hierarchy/...", "schema explains any values"},
 	{"cmd/internal/weigh", "", "weigh measures any program"},
 	{"cmd/internal", "hierarchy/... policy tc/... cgroup/... cmd/internal/...", "what is below cmd/internal has no flags, no output and no exit codes"},

@@ -72,7 +72,11 @@ func (e *env) plan(ctx context.Context, file string, o planOptions) error {
 		return usagef("--tc and --json are two forms of the same plan: write one of them")
 	}
 	o.scope.Binding = o.binding
-	r := shaper.Read(file)
+	return e.planOf(ctx, shaper.Read(file), o)
+}
+
+// planOf is the plan of a policy that is being read.
+func (e *env) planOf(ctx context.Context, r *shaper.Reading, o planOptions) error {
 	m, err := e.machine()
 	if err != nil {
 		return r.Before(ctx, err)

@@ -144,7 +144,7 @@ func groups() []group {
 		{"Make it last:", []command{{"enable", newEnableCommand}, {"disable", newDisableCommand}}},
 		{"From and to other tools:", []command{{"import", newImportCommand}, {"export", newExportCommand}}},
 		{"Put processes into it:", []command{{"attach", newAttachCommand}, {"bind", newBindCommand}, {"unbind", newUnbindCommand}, {"agent", newAgentCommand}}},
-		{"Look:", []command{{"ls", newLsCommand}, {"top", newTopCommand}, {"bindings", newBindingsCommand}, {"self", newSelfCommand}, {"which", newWhichCommand}, {"what-if", newWhatIfCommand}, {"latency", newLatencyCommand}, {"watch", newWatchCommand}, {"exporter", newExporterCommand}}},
+		{"Look:", []command{{"ls", newLsCommand}, {"top", newTopCommand}, {"bindings", newBindingsCommand}, {"self", newSelfCommand}, {"which", newWhichCommand}, {"what-if", newWhatIfCommand}, {"latency", newLatencyCommand}, {"watch", newWatchCommand}, {"exporter", newExporterCommand}, {"web", newWebCommand}}},
 		{"Check what holds:", []command{{"explain", newExplainCommand}, {"doctor", newDoctorCommand}, {"prove", newProveCommand}, {"selftest", newSelftestCommand}, {"demo", newDemoCommand}}},
 		{"Help:", []command{{"man", newManCommand}, {"completion", newCompletionCommand}, {"version", newVersionCommand}}},
 	}

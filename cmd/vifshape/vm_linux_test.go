@@ -29,6 +29,7 @@ var inGuests = map[string]string{
 	"^TestKernelScript$/^exporter$":            "it asks the kernel what ls and show ask, and curl is not there",
 	"^TestKernelScript$/^limit(drift|policy)$": "it asks the kernel nothing that limit, drift and rollback do not ask there",
 	"^TestKernelScript$/^teach$":               "it starts the program some 50 times, and its words are those of every kernel",
+	"^TestKernelScript$/^web$":                 "it asks the kernel what show and explain ask, and curl is not there",
 }
 
 // TestVM repeats the tests of the program on other kernels.

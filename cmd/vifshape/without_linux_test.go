@@ -57,6 +57,7 @@ func TestSkippedWithout(t *testing.T) {
 		{"curl", "TestKernelScript/exporter", "program curl"},
 		{"prometheus", "TestKernelPrometheus", "program prometheus"},
 		{"promtool", "TestPrometheusExamples", "program promtool"},
+		{"chromium", "TestKernelWebPort", "program chromium"},
 		{"dpkg", "TestPackage", "program dpkg"},
 		{"tmux", "TestKernelTop", "program tmux"},
 		{"gcc", "TestKernelOrdinaryPrograms", "program "},

@@ -65,3 +65,6 @@ func (s *Store) AgentSocketFile() string { return filepath.Join(s.Dir, AgentSock
 // ExporterSocketFile is where an exporter for a network namespace listens that was told
 // nothing else.
 func (s *Store) ExporterSocketFile() string { return filepath.Join(s.Dir, "exporter.sock") }
+
+// WebSocketFile is where the page for a network namespace is served that was told nothing else.
+func (s *Store) WebSocketFile() string { return filepath.Join(s.Dir, "web.sock") }

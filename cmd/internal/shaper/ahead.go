@@ -3,10 +3,12 @@ package shaper
 import (
 	"bytes"
 	"context"
+	"strings"
 
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // Reading is a policy that is being read while the kernel is asked for its
@@ -25,6 +27,14 @@ func Read(file string) *Reading {
 		defer close(p.done)
 		p.policy, p.err = ReadPolicy(file)
 	}()
+	return p
+}
+
+// ReadText reads a policy that is no file; its mistakes are said to be in one of that name.
+func ReadText(name, text string) *Reading {
+	p := &Reading{as: name, done: make(chan struct{})}
+	p.policy, p.err = policy.Parse(name, strings.NewReader(text), qdisc.Kinds())
+	close(p.done)
 	return p
 }
 
