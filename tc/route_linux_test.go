@@ -130,4 +130,13 @@ func TestKernelDefaultRoutes(t *testing.T) {
 			t.Errorf("to %s: interface %d, %v; want %d", to, got, err, want)
 		}
 	}
+	for _, x := range []struct {
+		from, to string
+		want     int
+	}{{"192.0.2.2", "10.0.0.1", index["eth1"]}, {"192.0.2.2", "192.0.2.2", link.LoopbackIndex}, {"127.0.0.1", "127.0.0.1", link.LoopbackIndex}} {
+		f := link.Flow{From: netip.MustParseAddr(x.from), To: netip.MustParseAddr(x.to), UID: 65534}
+		if got, err := link.Route(c, f); err != nil || got != x.want {
+			t.Errorf("%+v: interface %d, %v; want %d", f, got, err, x.want)
+		}
+	}
 }

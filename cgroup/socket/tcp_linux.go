@@ -16,6 +16,8 @@ import (
 type TCP struct {
 	Inode         uint64
 	Local, Remote netip.AddrPort
+	Device        int    // the index of the interface that it is bound to; 0: none
+	Mark, UID     uint32 // by which rules may route it; without CAP_NET_ADMIN the kernel does not tell the mark
 
 	// Since it began: the time in which something was unacknowledged or waited to be sent,
 	// and of this that in which the receiver's window, or the send buffer, held it up
@@ -39,6 +41,7 @@ type TCP struct {
 const (
 	inetDiagInfo      = 2
 	inetDiagSKMemInfo = 7
+	inetDiagMark      = 15
 )
 
 // ErrNoDiag is that a kernel has not what lists connections.
@@ -84,6 +87,7 @@ func decodeTCP(b []byte) (t TCP, err error) {
 		return t, err
 	}
 	t.Inode, t.Local, t.Remote = s.Inode, s.Local, diagAddr(b, 6, 24)
+	t.Device, t.UID = int(binary.NativeEndian.Uint32(b[40:])), s.UID
 	ad, err := netlink.NewAttributeDecoder(b[inetDiagMsgLen:])
 	if err != nil {
 		return t, err
@@ -92,6 +96,8 @@ func decodeTCP(b []byte) (t TCP, err error) {
 		switch ad.Type() {
 		case inetDiagInfo:
 			t.info(ad.Bytes())
+		case inetDiagMark:
+			t.Mark = ad.Uint32()
 		case inetDiagSKMemInfo: // enum of linux/sock_diag.h: SK_MEMINFO_SNDBUF, SK_MEMINFO_WMEM_QUEUED
 			m := fields(ad.Bytes())
 			t.Buffer, t.Used = m.u32(3*4), m.u32(5*4)

@@ -22,7 +22,9 @@ func TestDecodeTCP(t *testing.T) {
 	binary.BigEndian.PutUint16(msg[6:], 443)
 	copy(msg[8:], []byte{192, 0, 2, 1})
 	copy(msg[24:], []byte{192, 0, 2, 7})
-	binary.NativeEndian.PutUint32(msg[68:], 4711)
+	for at, n := range map[int]uint32{40: 3, 64: 65534, 68: 4711} {
+		binary.NativeEndian.PutUint32(msg[at:], n)
+	}
 	info := make([]byte, 232)
 	info[7] = 1
 	for _, f := range []struct {
@@ -41,6 +43,7 @@ func TestDecodeTCP(t *testing.T) {
 		ae := netlink.NewAttributeEncoder()
 		ae.Bytes(inetDiagInfo, info)
 		ae.Bytes(inetDiagSKMemInfo, memory)
+		ae.Uint32(inetDiagMark, 7)
 		attrs, err := ae.Encode()
 		if err != nil {
 			t.Fatal(err)
@@ -49,6 +52,7 @@ func TestDecodeTCP(t *testing.T) {
 	}
 	want := TCP{
 		Inode: 4711, Local: netip.MustParseAddrPort("192.0.2.1:40000"), Remote: netip.MustParseAddrPort("192.0.2.7:443"),
+		Device: 3, Mark: 7, UID: 65534,
 		Busy: 3 * time.Millisecond, WindowLimited: 2 * time.Millisecond, BufferLimited: time.Millisecond,
 		BytesAcked: 1 << 40, BytesReceived: 1 << 41, Segments: 100, Resent: 3, Delivered: 90, Marked: 2,
 		Unacked: 8, Window: 10, Unsent: 5000, AppLimited: true, RTT: 20 * time.Millisecond, LeastRTT: time.Millisecond,

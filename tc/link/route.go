@@ -113,12 +113,43 @@ func decodeDefault(b []byte) (hops []DefaultRoute, err error) {
 // RouteTo is the interface by which the kernel sends packets to an address, 0 for none: by all
 // tables that its rules lead to for this process, as those of a VPN. It needs no privileges.
 func RouteTo(c *rtnl.Conn, to netip.Addr) (index int, err error) {
+	index, err = Route(c, Flow{To: to})
+	if index == LoopbackIndex {
+		index = 0
+	}
+	return index, err
+}
+
+// Flow is that by which rules and routes tell packets of a socket.
+type Flow struct {
+	From, To netip.Addr // From may be the zero value, and is this machine's
+	Mark     uint32
+	UID      uint32 // of the socket; 0 counts as that of this process
+}
+
+// LoopbackIndex is the index of the interface for what stays on the machine, the same in every
+// network namespace (LOOPBACK_IFINDEX, include/net/flow.h, v6.12).
+const LoopbackIndex = 1
+
+// Route is the interface by which the kernel sends packets of a flow, [LoopbackIndex] where they are
+// for this machine, 0 for none.
+func Route(c *rtnl.Conn, f Flow) (index int, err error) {
 	e := rtnl.Encoder{B: make([]byte, unix.SizeofRtMsg)}
-	e.B[0], e.B[1] = unix.AF_INET, byte(to.BitLen()) // struct rtmsg of linux/rtnetlink.h
-	if to.Is6() {
+	e.B[0], e.B[1] = unix.AF_INET, byte(f.To.BitLen()) // struct rtmsg of linux/rtnetlink.h
+	if f.To.Is6() {
 		e.B[0] = unix.AF_INET6
 	}
-	e.Attr(unix.RTA_DST, func() { e.B = append(e.B, to.AsSlice()...) })
+	e.Attr(unix.RTA_DST, func() { e.B = append(e.B, f.To.AsSlice()...) })
+	if f.From.IsValid() {
+		e.B[2] = byte(f.From.BitLen())
+		e.Attr(unix.RTA_SRC, func() { e.B = append(e.B, f.From.AsSlice()...) })
+	}
+	if f.Mark != 0 {
+		e.Attr(unix.RTA_MARK, func() { e.B = binary.NativeEndian.AppendUint32(e.B, f.Mark) })
+	}
+	if f.UID != 0 {
+		e.Attr(unix.RTA_UID, func() { e.B = binary.NativeEndian.AppendUint32(e.B, f.UID) })
+	}
 	answers, err := c.Execute(rtnl.Message(unix.RTM_GETROUTE, 0, e.B))
 	switch rtnl.Errno(err) {
 	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL, // none; unreachable, prohibit, blackhole
@@ -133,6 +164,9 @@ func RouteTo(c *rtnl.Conn, to netip.Addr) (index int, err error) {
 			err = rtnl.ErrMalformed
 			break
 		}
+		if m.Data[7] == unix.RTN_LOCAL {
+			index = LoopbackIndex
+		}
 		if m.Data[7] != unix.RTN_UNICAST {
 			continue
 		}
@@ -146,7 +180,7 @@ func RouteTo(c *rtnl.Conn, to netip.Addr) (index int, err error) {
 		})
 	}
 	if err != nil {
-		return 0, rtnl.Fail("ask for the route to "+to.String(), "", err)
+		return 0, rtnl.Fail("ask for the route to "+f.To.String(), "", err)
 	}
 	return index, nil
 }

@@ -51,6 +51,9 @@ type Connection struct {
 	Local  string         `json:"local"`
 	Remote string         `json:"remote"`
 	Branch hierarchy.Path `json:"branch"` // that carries it; empty: it cannot be told
+	// LeavesBy is another interface, by which it goes past the branch; "lo" where it stays on
+	// the machine.
+	LeavesBy string `json:"leaves_by,omitempty"`
 
 	Sends         hierarchy.Bandwidth `json:"sends"`          // what was acknowledged
 	Receives      hierarchy.Bandwidth `json:"receives"`       // what came
@@ -244,9 +247,16 @@ func (p Port) first(below hierarchy.Path, of *Level) (first *Level) {
 
 // unqueued says why not more comes to a branch in which nothing waits.
 func (e *Evidence) unqueued(of, from *Level) Verdict {
-	acked, busiest := hierarchy.Bandwidth(0), (*Connection)(nil)
+	acked, busiest, past, ours := hierarchy.Bandwidth(0), (*Connection)(nil), (*Connection)(nil), 0
 	for i := range e.Connections {
 		c := &e.Connections[i]
+		if c.LeavesBy != "" {
+			if past == nil && c.Sends > 0 {
+				past = c
+			}
+			continue
+		}
+		ours++
 		acked += c.Sends
 		if busiest == nil && (c.Busy > 0 || c.Sends > 0) {
 			busiest = c
@@ -259,12 +269,18 @@ func (e *Evidence) unqueued(of, from *Level) Verdict {
 	switch {
 	case acked > 100*hierarchy.Kbit && float64(of.Gets) < mostly*float64(acked):
 		return Verdict{Cause: OtherWay, Sentence: fmt.Sprintf("what is sent does not go through %s: %s is acknowledged to the connections, and %s leaves by the branch", e.Path, words.Short(acked), words.Short(of.Gets))}
+	case busiest == nil && got <= hardly && past != nil:
+		return Verdict{Cause: OtherWay, Sentence: fmt.Sprintf("what is sent does not go through %s: %v leaves by %s, where %s is acknowledged", e.Path, past, past.LeavesBy, words.Short(past.Sends))}
 	case busiest == nil && got <= hardly:
 		return Verdict{Cause: Nothing, Sentence: fmt.Sprintf("nothing goes through %s: nobody sends or receives", e.Path)}
 	case busiest == nil:
 		return Verdict{Cause: Program, Sentence: fmt.Sprintf("nothing waits in %s: no more than %s is sent", e.Path, words.Short(of.Gets)) + receivedToo(from)}
 	}
-	return busiest.judge(e.Path, of)
+	v := busiest.judge(e.Path, of)
+	if v.Cause == Program && ours > 1 {
+		v.Sentence += fmt.Sprintf("; it is the busiest of %d connections, and %s sends %s", ours, e.Path, words.Short(of.Gets))
+	}
+	return v
 }
 
 func receivedToo(from *Level) string {
@@ -333,8 +349,12 @@ func (e *Evidence) lines() []string {
 		}
 	}
 	for _, c := range e.Connections[:min(len(e.Connections), mostConnections)] {
-		say("%v: %s acknowledged, busy %s (receiver's window %s, send buffer %s), program had no more in %s and bytes waited in %s of samples, %s of the congestion window under way, %s sent again, %s marked, round trip %v (least %v)",
-			&c, words.Short(c.Sends), percent(c.Busy), percent(c.WindowLimited), percent(max(c.BufferLimited, c.BufferFull)), percent(c.AppLimited), percent(c.Unsent), percent(c.UnderWay), percent(c.Resent), percent(c.Marked), round(c.RTT), round(c.LeastRTT))
+		way := ""
+		if c.LeavesBy != "" {
+			way = fmt.Sprintf(" (leaves by %s)", c.LeavesBy)
+		}
+		say("%v%s: %s acknowledged, busy %s (receiver's window %s, send buffer %s), program had no more in %s and bytes waited in %s of samples, %s of the congestion window under way, %s sent again, %s marked, round trip %v (least %v)",
+			&c, way, words.Short(c.Sends), percent(c.Busy), percent(c.WindowLimited), percent(max(c.BufferLimited, c.BufferFull)), percent(c.AppLimited), percent(c.Unsent), percent(c.UnderWay), percent(c.Resent), percent(c.Marked), round(c.RTT), round(c.LeastRTT))
 	}
 	if n := len(e.Connections) - mostConnections; n > 0 {
 		say("and %s", words.Number(n, "more connection", "more connections"))

@@ -51,7 +51,7 @@ func Look(ctx context.Context, m *shaper.Machine, iface string, of Subject, took
 	case err != nil:
 		return nil, err
 	}
-	l := &look{x: x, of: of, e: &Evidence{Path: of.Path, Samples: samples, Took: took}, conns: map[uint64]*watched{}, spaces: map[uint64]*os.File{}, above: map[hierarchy.ClassID]hierarchy.ClassID{}}
+	l := &look{m: m, x: x, of: of, e: &Evidence{Path: of.Path, Samples: samples, Took: took}, conns: map[uint64]*watched{}, spaces: map[uint64]*os.File{}, above: map[hierarchy.ClassID]hierarchy.ClassID{}}
 	for _, c := range x.On(s).Classes {
 		l.above[c.ID] = c.Parent
 	}
@@ -72,12 +72,12 @@ func Look(ctx context.Context, m *shaper.Machine, iface string, of Subject, took
 		return nil, err
 	}
 	l.e.Sends, l.e.Receives = l.port(x.On(s), l.sent), l.port(x.In(s), l.received)
-	l.connections()
-	return l.e, nil
+	return l.e, l.connections()
 }
 
 // look is one under way.
 type look struct {
+	m     *shaper.Machine
 	x     *shaper.Target
 	of    Subject
 	e     *Evidence
@@ -106,6 +106,7 @@ type holder struct {
 
 // watched is a connection.
 type watched struct {
+	here                              bool // in the network namespace of the interface
 	first, last                       socket.TCP
 	seen, limited, unsent, bufferFull int
 	underWay                          float64
@@ -353,13 +354,13 @@ func (l *look) count(all map[hierarchy.ClassID]*counted, now []tc.ClassStats, i 
 
 // tcp looks at connections, in the network namespaces of those who have them.
 func (l *look) tcp() error {
-	seen := func(t socket.TCP) {
+	seen := func(t socket.TCP, here bool) {
 		if _, ours := l.holders[t.Inode]; !ours {
 			return
 		}
 		w := l.conns[t.Inode]
 		if w == nil {
-			w = &watched{first: t}
+			w = &watched{first: t, here: here}
 			l.conns[t.Inode] = w
 		}
 		w.last = t
@@ -377,7 +378,9 @@ func (l *look) tcp() error {
 			w.underWay += float64(t.Unacked) / float64(t.Window)
 		}
 	}
-	return l.each(func(netNS int) error { return socket.EachTCP(netNS, seen) })
+	return l.each(func(netNS int) error {
+		return socket.EachTCP(netNS, func(t socket.TCP) { seen(t, netNS == 0) })
+	})
 }
 
 // udp looks at sockets of UDP likewise.
@@ -441,8 +444,16 @@ func per(bytes uint64, took time.Duration) hierarchy.Bandwidth {
 	return hierarchy.Bandwidth(float64(bytes) * 8 / took.Seconds())
 }
 
-// connections makes evidence of what was seen of each, the busiest first.
-func (l *look) connections() {
+// connections makes evidence of what was seen of each, the busiest first, and last those that
+// leave by other interfaces.
+func (l *look) connections() error {
+	if len(l.conns) == 0 {
+		return nil
+	}
+	routes, err := newRoutes(l.m.Conn, l.x.Device.Port().Device)
+	if err != nil {
+		return err
+	}
 	for inode, w := range l.conns {
 		h := l.holders[inode]
 		n := float64(w.seen)
@@ -464,9 +475,15 @@ func (l *look) connections() {
 			Resent: of(w.last.Resent-w.first.Resent, w.last.Segments-w.first.Segments), Marked: of(w.last.Marked-w.first.Marked, w.last.Delivered-w.first.Delivered),
 			RTT: w.last.RTT, LeastRTT: w.last.LeastRTT,
 		}
+		if w.here {
+			if c.LeavesBy, err = routes.other(w.last); err != nil {
+				return err
+			}
+		}
 		l.e.Connections = append(l.e.Connections, c)
 	}
 	slices.SortFunc(l.e.Connections, func(a, b Connection) int {
-		return cmp.Or(cmp.Compare(b.weight(), a.weight()), cmp.Compare(b.Sends, a.Sends), cmp.Compare(a.Local, b.Local))
+		return cmp.Or(cmp.Compare(min(1, len(a.LeavesBy)), min(1, len(b.LeavesBy))), cmp.Compare(b.weight(), a.weight()), cmp.Compare(b.Sends, a.Sends), cmp.Compare(a.Local, b.Local))
 	})
+	return nil
 }
