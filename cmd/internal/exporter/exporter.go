@@ -160,6 +160,10 @@ func (e *Exporter) handler() http.Handler {
 		w.Header().Set("Content-Type", metrics.ContentType)
 		_ = l.write(w) // a client that is gone is its own affair
 	})
+	mux.HandleFunc("/metrics", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "the metrics are read by GET", http.StatusMethodNotAllowed)
+	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the metrics are at /metrics", http.StatusNotFound)
 	})

@@ -190,3 +190,45 @@ func TestSlowClients(t *testing.T) {
 		t.Errorf("the first is not sent away: %v", err)
 	}
 }
+
+// TestIdleClients: those who have asked, and keep their connection, keep nobody out.
+func TestIdleClients(t *testing.T) {
+	t.Parallel() // it waits for that
+	_, c, file := served(t)
+	for range mostConnections + 2 { // the last two wait to be accepted
+		idle, err := net.Dial("unix", file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer idle.Close()
+		if _, err := fmt.Fprint(idle, "GET / HTTP/1.1\r\nHost: vifshape\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Timeout = idleTime / 4
+	if status, _ := ask(t, c); status != http.StatusOK {
+		t.Errorf("status %d", status)
+	}
+}
+
+// TestOtherMethods: who does anything but read is told so, and where the metrics are.
+func TestOtherMethods(t *testing.T) {
+	_, c, _ := served(t)
+	for _, x := range []struct {
+		method, path string
+		status       int
+	}{{http.MethodHead, "/metrics", http.StatusOK}, {http.MethodPost, "/metrics", http.StatusMethodNotAllowed}, {http.MethodGet, "/", http.StatusNotFound}} {
+		q, err := http.NewRequestWithContext(t.Context(), x.method, "http://vifshape"+x.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := c.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		if r.StatusCode != x.status {
+			t.Errorf("%s %s: status %d, not %d", x.method, x.path, r.StatusCode, x.status)
+		}
+	}
+}

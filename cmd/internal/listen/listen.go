@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -162,13 +163,17 @@ func passed(fd int) (net.Listener, error) {
 	return l, nil
 }
 
+// patience is how long a connection may ask nothing while others wait for its room.
+const patience = time.Second
+
 // Serve answers at listeners, which it closes, until ctx ends; that is no error. More
-// connections than most wait to be accepted.
+// connections than most wait to be accepted, until another ends or has asked nothing for a while.
 func Serve(ctx context.Context, s *http.Server, at []net.Listener, most int) error {
-	room := make(chan struct{}, most)
+	room, idle := make(chan struct{}, most), &idle{since: map[net.Conn]time.Time{}}
+	s.ConnState = idle.note
 	failed := make(chan error, len(at))
 	for _, l := range at {
-		go func() { failed <- s.Serve(&limited{l, room}) }()
+		go func() { failed <- s.Serve(&limited{l, room, idle}) }()
 	}
 	var err error
 	select {
@@ -182,17 +187,73 @@ func Serve(ctx context.Context, s *http.Server, at []net.Listener, most int) err
 type limited struct {
 	net.Listener
 	room chan struct{}
+	idle *idle
 }
 
 // Accept waits for room, which comes: a client that does nothing is sent away in time.
 func (l *limited) Accept() (net.Conn, error) {
-	l.room <- struct{}{}
+	l.enter()
 	c, err := l.Listener.Accept()
 	if err != nil {
 		<-l.room
 		return nil, err
 	}
 	return &roomy{Conn: c, room: l.room}, nil
+}
+
+// enter waits for room, and makes it where somebody has it and asks nothing.
+func (l *limited) enter() {
+	for {
+		select {
+		case l.room <- struct{}{}:
+			return
+		default:
+		}
+		select {
+		case l.room <- struct{}{}:
+			return
+		case <-time.After(l.idle.dismiss()):
+		}
+	}
+}
+
+// idle are the connections of which no request has begun, or none since the last answer, and
+// since when.
+type idle struct {
+	mu    sync.Mutex
+	since map[net.Conn]time.Time
+}
+
+// note is told what becomes of connections.
+func (x *idle) note(c net.Conn, is http.ConnState) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.since, c)
+	if is == http.StateNew || is == http.StateIdle {
+		x.since[c] = time.Now()
+	}
+}
+
+// dismiss sends the one away that has been idle longest, if that is patience, and returns when
+// to look again.
+func (x *idle) dismiss() time.Duration {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var longest net.Conn
+	for c, since := range x.since {
+		if longest == nil || since.Before(x.since[longest]) {
+			longest = c
+		}
+	}
+	if longest == nil {
+		return patience
+	}
+	if left := patience - time.Since(x.since[longest]); left > 0 {
+		return left
+	}
+	delete(x.since, longest)
+	longest.Close()
+	return 0
 }
 
 // roomy gives its room back once.

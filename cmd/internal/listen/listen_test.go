@@ -49,7 +49,7 @@ func TestLimited(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &limited{socket, make(chan struct{}, 1)}
+	l := &limited{socket, make(chan struct{}, 1), &idle{}}
 	for range 2 {
 		c, err := net.Dial("unix", file)
 		if err != nil {
