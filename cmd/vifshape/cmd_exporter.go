@@ -44,7 +44,7 @@ and drops: the drops are the queue's own, with those that it makes while packets
   vifshape_branch_backlog_bytes, vifshape_branch_backlog_packets
   vifshape_branch_rate_bytes_per_second, vifshape_branch_ceil_bytes_per_second
   vifshape_branch_info             its parent, and the kind of its queue
-  vifshape_interface_present       0: it has a policy, and is not there
+  vifshape_interface_present       0: it has a policy or limits, and is not there
   vifshape_interface_shaped        0: not, or no more, as it was applied
   vifshape_agent_running, vifshape_build_info, vifshape_scrape_duration_seconds
 
@@ -64,6 +64,11 @@ EXIT STATUS
 		RunE: func(c *cobra.Command, _ []string) error {
 			if c.Flags().Changed("textfile") && c.Flags().Changed("listen") {
 				return usagef("--textfile writes a file and ends, and --listen stays: take one of them")
+			}
+			for _, name := range []string{"textfile", "listen"} { // a variable without a value says nothing of what is wanted
+				if f := c.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+					return usagef("--%s is empty: leave it out, or write %s", name, map[string]string{"textfile": "a directory", "listen": "unix:FILE or 127.0.0.1:9719"}[name])
+				}
 			}
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, os.Interrupt)
 			defer stop()

@@ -83,7 +83,11 @@ func (e *Exporter) look(ctx context.Context) (*look, error) {
 		case f.Err == nil:
 			delete(e.said, f.Interface)
 		case f.Absent:
-			e.once(f.Interface, f.Interface+" has a policy and is not there now")
+			has := "a policy"
+			if f.Limits {
+				has = "limits"
+			}
+			e.once(f.Interface, f.Interface+" has "+has+" and is not there now")
 		default:
 			e.once(f.Interface, f.Err.Error())
 		}

@@ -105,7 +105,7 @@ func (l *look) write(w io.Writer) error {
 			p.Count(metrics.LabelsOf("interface", f.Interface, "branch", string(b.Path), "direction", b.Direction.String(), "parent", string(b.Above), "qdisc", kind), 1)
 		}
 	}
-	p.Family("vifshape_interface_present", metrics.Gauge, "1: the interface is there; 0: it has a policy, and is not.")
+	p.Family("vifshape_interface_present", metrics.Gauge, "1: the interface is there; 0: it has a policy or limits, and is not.")
 	for _, f := range l.interfaces {
 		p.Count(metrics.LabelsOf("interface", f.Interface), one(!f.Absent))
 	}

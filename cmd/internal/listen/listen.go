@@ -84,7 +84,14 @@ func (a Address) String() string {
 // it says its mode.
 func (a Address) Listen(mode fs.FileMode) (net.Listener, error) {
 	if a.file == "" {
-		return net.Listen("tcp", a.port.String())
+		l, err := net.Listen("tcp", a.port.String())
+		if errors.Is(err, unix.EADDRINUSE) {
+			return nil, &PlaceError{fmt.Sprintf("somebody listens at %v already", a.port), "`ss -ltnp` says who; name another port by --listen 127.0.0.1:PORT"}
+		}
+		return l, err
+	}
+	if n := len(unix.RawSockaddrUnix{}.Path); len(a.file) >= n {
+		return nil, &PlaceError{fmt.Sprintf("%s is too long for the name of a socket, of which the kernel takes %d bytes", a.file, n-1), "name a shorter one by --listen unix:FILE"}
 	}
 	l, err := net.Listen("unix", a.file)
 	if errors.Is(err, unix.EADDRINUSE) && a.dead() {

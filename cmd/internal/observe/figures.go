@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/tc"
@@ -16,7 +17,8 @@ import (
 // neither bindings nor processes are looked at.
 type Figures struct {
 	Interface string
-	Absent    bool // it has a policy, and is not there
+	Absent    bool // it has a policy or limits, and is not there
+	Limits    bool // it has limits alone, and no policy
 	Branches  []Figure
 	Err       error // what is gone, or why it could not be read; nil: it is shaped as it was applied
 }
@@ -49,6 +51,9 @@ func Count(ctx context.Context, m *shaper.Machine) ([]*Figures, error) {
 		f := &Figures{Interface: name}
 		f.Err = f.read(ctx, m)
 		f.Absent = vanished(f.Err)
+		if r, err := m.Store.Load(name); err == nil {
+			f.Limits = r.Policy == record.NoPolicy
+		}
 		all = append(all, f)
 	}
 	return all, nil
