@@ -44,6 +44,27 @@ func Of(pid int) (map[int]uint64, error) {
 	return all, nil
 }
 
+// Staying are the inodes of sockets in the network namespace of a process that send to nobody
+// by an interface: those of unix, and of netlink (unix_seq_show, net/unix/af_unix.c, and
+// netlink_native_seq_show, net/netlink/af_netlink.c, v6.12).
+func Staying(pid int) map[uint64]bool {
+	all := map[uint64]bool{}
+	for table, column := range map[string]int{"unix": 6, "netlink": 9} {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
+		if err != nil {
+			continue // the kernel has none, or it has ended
+		}
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > column {
+				if inode, err := strconv.ParseUint(f[column], 10, 64); err == nil && inode != 0 {
+					all[inode] = true
+				}
+			}
+		}
+	}
+	return all
+}
+
 // socketLink is the inode of the socket that a descriptor in /proc leads to.
 func socketLink(shown string) (inode uint64, ok bool) {
 	n, ok := strings.CutPrefix(shown, "socket:[")

@@ -44,6 +44,32 @@ func TestOf(t *testing.T) {
 	}
 }
 
+// TestStaying: sockets of unix and netlink send by no interface, those of UDP may.
+func TestStaying(t *testing.T) {
+	for _, x := range []struct {
+		family, typ int
+		want        bool
+	}{{unix.AF_UNIX, unix.SOCK_STREAM, true}, {unix.AF_NETLINK, unix.SOCK_RAW, true}, {unix.AF_INET, unix.SOCK_DGRAM, false}} {
+		fd, err := unix.Socket(x.family, x.typ|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		if x.family == unix.AF_NETLINK { // the kernel lists those that have a number
+			if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all, err := Of(os.Getpid())
+		if err != nil || all[fd] == 0 {
+			t.Fatalf("%v, %v", all, err)
+		}
+		if got := Staying(os.Getpid())[all[fd]]; got != x.want {
+			t.Errorf("one of family %d: %v", x.family, got)
+		}
+	}
+}
+
 // TestDiagnose: a socket that waits for anybody is told from one that has another end, and
 // has its own address.
 func TestDiagnose(t *testing.T) {

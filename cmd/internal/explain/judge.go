@@ -103,6 +103,7 @@ type Evidence struct {
 	Datagrams   []Datagram   // likewise, in no order
 	Processes   []Process    // that are bound to the branch, or have something open that it carries, in no order
 	Unseen      string       // why connections could not be looked at
+	Mute        string       // that those who were asked about cannot send; empty: they can, or nobody knows
 	Elsewhere   []string     // what should be in the branch, and is not
 }
 
@@ -166,6 +167,8 @@ func (e *Evidence) Judge() (v Verdict) {
 		return Verdict{Cause: OtherBranch, Sentence: fmt.Sprintf("it is not in %s: %s", e.Path, e.Elsewhere[0])}
 	}
 	switch {
+	case e.Mute != "":
+		return Verdict{Cause: Nothing, Sentence: e.Mute}
 	case of.Waiting >= mostly:
 		return e.queued(e.Sends, of, "sends")
 	case from != nil && from.Waiting >= mostly:

@@ -40,6 +40,7 @@ func TestJudge(t *testing.T) {
 		{"drops without a queue", Evidence{Sends: Port{level("eth0", 3*m, 20*m, 20*m, 0, 0), {Path: "eth0/a", Gets: 3 * m, Ceil: 8 * m, Leaf: true, Packets: 300, Drops: 30}}}, QueueDrops, "30 of 330 packets"},
 		{"a drop in a million is none", Evidence{Sends: Port{level("eth0", 3*m, 20*m, 20*m, 0, 0), {Path: "eth0/a", Gets: 3 * m, Ceil: 8 * m, Leaf: true, Packets: 1000000, Drops: 1}}}, Program, "3mbit"},
 		{"nothing", Evidence{Sends: port(level("eth0", 3*m, 20*m, 20*m, 0, 0), level("eth0/a", 0, 8*m, 2*m, 3, 0))}, Nothing, "eth0/a"},
+		{"who cannot send waits for nothing", Evidence{Who: "process 7", Mute: "process 7 has no socket", Sends: port(level("eth0", 8*m, 20*m, 20*m, 0, 1), level("eth0/a", 8*m, 8*m, 2*m, 3, 1))}, Nothing, "process 7 has no socket"},
 		{"its sockets are in another one", Evidence{Elsewhere: []string{"sockets of dd[7] are carried by eth0/b"}, Sends: port(level("eth0", 3*m, 20*m, 20*m, 0, 0), level("eth0/a", 0, 8*m, 2*m, 3, 0))}, OtherBranch, "dd[7]"},
 		{"those who were asked about are", Evidence{Who: "process 7", Elsewhere: []string{"sockets of dd[7] are carried by eth0/b"}, Sends: idle}, OtherBranch, "dd[7]"},
 		{"some are", Evidence{Elsewhere: []string{"sockets of sh[9] are carried by eth0/b"}, Sends: idle}, Program, "3mbit"},

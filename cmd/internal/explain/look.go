@@ -150,7 +150,16 @@ func (l *look) begin(ctx context.Context, s hierarchy.State) error {
 			}
 		}
 	}
-	return l.hold(all, inside)
+	if err := l.hold(all, inside); err != nil {
+		return err
+	}
+	if l.of.Path == "" && len(l.holders) == 0 && len(e.Elsewhere) == 0 && mute(pids) {
+		e.Mute = e.Who + " has no socket by which it could send or receive"
+		if of := children(l.of.PID); len(of) > 0 {
+			e.Mute += "; its children have: " + strings.Join(of, ", ")
+		}
+	}
+	return nil
 }
 
 // hold keeps the sockets that the branch carries, or that are of those who were asked about,
