@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,7 +40,8 @@ the queue is too short for bursts. Where nothing waits in the tree: the receiver
 shut; the send buffer is too small; the program sends no more; the path beyond loses packets,
 is narrow or long; ECN tells to slow down. And: sockets that another branch carries, packets
 that leave by another interface, a tree that is gone. "not sure" comes with the figures
-where they disagree.
+where they disagree. Of a process or a binding each interface has an answer: first those
+by which something goes.
 
 Whose queue it is the counters tell, which everybody may read. Connections, of TCP alone and
 in the network namespaces of bound containers too, take root. Of what is received the
@@ -126,6 +129,8 @@ func (e *env) explain(ctx context.Context, o explainOptions) error {
 			out.Answers = append(out.Answers, answerJSON{Verdict: explain.Verdict{
 				Cause: explain.Unshaped, Sentence: "no interface is shaped by vifshape in this network namespace", Evidence: []string{}}})
 		}
+		// Whoever is asked about sends by one of several interfaces, mostly.
+		slices.SortStableFunc(out.Answers, func(a, b answerJSON) int { return cmp.Compare(a.Past(), b.Past()) })
 		if o.json {
 			err = e.json(out)
 		} else {

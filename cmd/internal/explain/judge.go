@@ -151,6 +151,15 @@ type Verdict struct {
 	Evidence []string `json:"evidence"`
 }
 
+// Past is 1 where nothing of those who were asked about goes by the interface, else 0.
+func (v Verdict) Past() int {
+	switch v.Cause {
+	case Unshaped, Nothing, OtherWay:
+		return 1
+	}
+	return 0
+}
+
 // Judge says what holds up. What waits in the tree is the tree's matter, in the direction in
 // which it waits; where nothing does, whoever sends, whoever receives or the path between
 // them is slow, which the kernel tells of TCP alone.
