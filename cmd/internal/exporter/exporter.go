@@ -45,8 +45,9 @@ type Config struct {
 // Exporter looks at the network namespace that it was made in.
 type Exporter struct {
 	cfg     Config
-	turn    sync.Mutex        // of who looks
-	said    map[string]string // by interface: what was said to be wrong with it, so that it is said once
+	turn    sync.Mutex           // of who looks
+	unlike  map[string]time.Time // by interface: since when it is unlike its record
+	said    map[string]string    // by interface: what was said to be wrong with it, so that it is said once
 	telling sync.Mutex
 }
 
@@ -73,7 +74,7 @@ func (e *Exporter) look(ctx context.Context) (*look, error) {
 	}
 	defer m.Close()
 	l := &look{version: e.cfg.Version}
-	all, err := observe.Count(ctx, m)
+	all, err := e.settled(ctx, func() ([]*observe.Figures, error) { return observe.Count(ctx, m) })
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +95,44 @@ func (e *Exporter) look(ctx context.Context) (*look, error) {
 	}
 	l.took = time.Since(start)
 	return l, nil
+}
+
+// settle is how long an interface is unlike its record before it is said to be.
+const settle = 300 * time.Millisecond
+
+// settled counts, and again where an interface has just become unlike its record: for a moment
+// each is that while a policy is applied, which nobody should be woken up for.
+func (e *Exporter) settled(ctx context.Context, count func() ([]*observe.Figures, error)) ([]*observe.Figures, error) {
+	for {
+		all, err := count()
+		if err != nil || !e.unsettled(all) {
+			return all, err
+		}
+		select {
+		case <-ctx.Done(): // whoever asks next finds it as old as it is
+			return nil, ctx.Err()
+		case <-time.After(settle / 3):
+		}
+	}
+}
+
+// unsettled notes since when interfaces are unlike their records, and says whether one has been
+// only for a moment.
+func (e *Exporter) unsettled(all []*observe.Figures) (is bool) {
+	was, now := e.unlike, time.Now()
+	e.unlike = map[string]time.Time{}
+	for _, f := range all {
+		if f.Err == nil || f.Absent {
+			continue
+		}
+		since, ok := was[f.Interface]
+		if !ok {
+			since = now
+		}
+		e.unlike[f.Interface] = since
+		is = is || now.Sub(since) < settle
+	}
+	return is
 }
 
 // once tells something that was not told of the same last. Others may make up names without

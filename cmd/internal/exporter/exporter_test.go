@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -188,6 +189,49 @@ func TestSlowClients(t *testing.T) {
 	}
 	if _, err := io.ReadAll(all[0]); err != nil {
 		t.Errorf("the first is not sent away: %v", err)
+	}
+}
+
+// TestSettled: what is unlike its record only while a policy is applied is not told, what stays
+// so is, and costs no time again.
+func TestSettled(t *testing.T) {
+	for _, x := range []struct {
+		name  string
+		wrong int           // so often
+		since time.Duration // it was found so
+		once  bool          // it is looked at
+		err   bool
+	}{
+		{"nothing", 0, 0, true, false},
+		{"a moment", 1, 0, false, false},
+		{"for good", 1 << 30, 0, false, true},
+		{"again", 1 << 30, time.Minute, true, true}, // though whoever asked first did not wait for it
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			e, reads := New(Config{}), 0
+			if x.since > 0 {
+				e.unlike = map[string]time.Time{"eth0": time.Now().Add(-x.since)}
+			}
+			all, err := e.settled(t.Context(), func() ([]*observe.Figures, error) {
+				f := &observe.Figures{Interface: "eth0"}
+				if reads++; reads <= x.wrong {
+					f.Err = io.EOF
+				}
+				return []*observe.Figures{f}, nil
+			})
+			if err != nil || (reads == 1) != x.once || (all[0].Err != nil) != x.err {
+				t.Errorf("%d looks, %v, %v", reads, all[0].Err, err)
+			}
+		})
+	}
+	e := New(Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := e.settled(ctx, func() ([]*observe.Figures, error) {
+		cancel()
+		return []*observe.Figures{{Interface: "eth0", Err: io.EOF}}, nil
+	})
+	if err == nil || e.unlike["eth0"].IsZero() {
+		t.Errorf("%v, %v: whoever asks next waits anew", err, e.unlike)
 	}
 }
 
