@@ -171,7 +171,7 @@ func passed(fd int) (net.Listener, error) {
 }
 
 // patience is how long a connection may ask nothing while others wait for its room.
-const patience = time.Second
+const patience = 200 * time.Millisecond
 
 // Serve answers at listeners, which it closes, until ctx ends; that is no error. More
 // connections than most wait to be accepted, until another ends or has asked nothing for a while.
@@ -224,7 +224,7 @@ func (l *limited) enter() {
 	}
 }
 
-// idle are the connections of which no request has begun, or none since the last answer, and
+// idle are the connections of which no whole request has come, or none since the last answer, and
 // since when.
 type idle struct {
 	mu    sync.Mutex
