@@ -63,7 +63,7 @@ var rooms = []struct{ path, may, why string }{
 	{"cmd/internal/observe", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/shaper cmd/internal/words", "observe looks at a machine, changes nothing, and knows nobody who asks it to"},
 	{"cmd/internal/agent", "hierarchy/... policy tc/... cgroup/... cmd/client cmd/internal/enabled cmd/internal/record cmd/internal/shaper cmd/internal/observe cmd/internal/words", "agent answers in client's words, and does the work by shaper"},
 	{"cmd/internal/doctor", "hierarchy/... policy tc/... cgroup/... cmd/internal/record cmd/internal/shaper cmd/internal/observe cmd/internal/words", "doctor finds out by shaper and observe, and knows neither the agent nor the laboratories"},
-	{"cmd/internal/explain", "hierarchy/... tc tc/link tc/rtnl cgroup/... cmd/internal/shaper cmd/internal/words", "explain looks at a machine, changes nothing, and knows nobody who asks it to"},
+	{"cmd/internal/explain", "hierarchy/... tc tc/link tc/qdisc tc/rtnl cgroup/... cmd/internal/shaper cmd/internal/words", "explain looks at a machine, changes nothing, and knows nobody who asks it to"},
 	{"cmd/internal/topview", "hierarchy/... cmd/internal/explain cmd/internal/observe cmd/internal/words", "topview makes text of what was seen, and looks at nothing"},
 	{"cmd/internal/metrics", "", "metrics writes any figures down, and knows nobody who has them"},
 	{"cmd/internal/listen", "", "listen opens places, and knows nobody who answers there"},

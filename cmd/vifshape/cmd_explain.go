@@ -36,7 +36,8 @@ It changes nothing.
 
 What it tells apart: the branch is at its ceiling; one above is full, and who takes most of
 it; others go first by their priority; the line or its driver takes less than the tree's rate;
-the queue is too short for bursts. Where nothing waits in the tree: the receiver's window is
+its own queue holds packets back by itself (netem, tbf, fq, or cake with a bandwidth); the
+queue is too short for bursts. Where nothing waits in the tree: the receiver's window is
 shut; the send buffer is too small; the program sends no more; the path beyond loses packets,
 is narrow or long; ECN tells to slow down. And: sockets that another branch carries, packets
 that leave by another interface, a tree that is gone. "not sure" comes with the figures

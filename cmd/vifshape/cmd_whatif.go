@@ -49,8 +49,8 @@ force, or not all of one, it is said why, and the table has FILE's column alone.
 "now", the default, is what is measured for a second: what each leaf lets through. One
 in which packets wait at the beginning and at the end, or are dropped meanwhile, demands
 more than that, and counts as max: how much more, nobody knows. Queues of the kinds netem,
-fq and tbf hold packets back by themselves, and demand what they let through. Interfaces
-and directions that are not shaped now are left out.
+fq and tbf, and cake with a bandwidth, hold packets back by themselves, and demand what
+they let through. Interfaces and directions that are not shaped now are left out.
 
 A branch in only one of the two policies has no column in the other, in which its demand
 is that of the rest of the nearest branch above it; of one that is divided there, of its

@@ -162,6 +162,10 @@ ceil = "8mbit"
 rate = "2mbit"
 ceil = "8mbit"
 qdisc = { kind = "pfifo", limit = 5 }
+[interface.eth0.held]
+rate = "1mbit"
+ceil = "8mbit"
+qdisc = { kind = "tbf", rate = "2mbit", burst = "10kb", limit = "50kb" }
 [interface.eth0.office]
 rate = "4mbit"
 ceil = "10mbit"
@@ -205,6 +209,7 @@ func TestVirtualExplain(t *testing.T) {
 			s.send("eth0/bulk", "pour", near, "0", "0")
 		}, "eth0/bulk", explain.Starved, "eth0/web (prio 0 before 7)"},
 		{"a short queue", func(s *slowness) { s.send("eth0/short", "volleys", near, "100", "500ms") }, "eth0/short", explain.QueueDrops, "eth0/short is too short"},
+		{"its own queue", func(s *slowness) { s.send("eth0/held", "pour", near, "0", "0") }, "eth0/held", explain.OwnQueue, "it is tbf"},
 		{"nobody", func(*slowness) {}, "eth0/web", explain.Nothing, "eth0/web"},
 		{"the program", func(s *slowness) { s.send("eth0/slow", "pour", near, "1000000", "0") }, "eth0/slow", explain.Program, "has no more"},
 		{"a program of datagrams", func(s *slowness) { s.send("eth0/slow", "stream", near, "1000", "1000000") }, "eth0/slow", explain.Program, "no more than"},

@@ -70,6 +70,20 @@ func InPlace(old, want hierarchy.Qdisc) bool {
 	return old.Kind == want.Kind && k != nil && (k.inPlace == nil || k.inPlace(old, want))
 }
 
+// Holds says whether a queue makes packets wait, or drops them, of its own accord, though its
+// branch would let them through.
+func Holds(q hierarchy.Qdisc) bool {
+	switch q.Kind {
+	case "netem", "fq", "tbf":
+		return true
+	case "cake":
+		bandwidth, _ := q.Get("bandwidth")
+		autorate, _ := q.Get("autorate-ingress")
+		return bandwidth != 0 || autorate != 0
+	}
+	return false
+}
+
 // Twice says whether a leaf qdisc that was made has to be told its parameters again.
 func Twice(q hierarchy.Qdisc) bool {
 	k := kindNamed(q.Kind)

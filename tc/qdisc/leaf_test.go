@@ -8,6 +8,23 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
+func TestHolds(t *testing.T) {
+	for _, x := range []struct {
+		q    hierarchy.Qdisc
+		want bool
+	}{
+		{qdisc("netem", "limit", 1000), true},
+		{qdisc("pfifo", "limit", 1000), false},
+		{qdisc("cake", "autorate-ingress", 0), false},
+		{qdisc("cake", "autorate-ingress", 1), true},
+		{qdisc("cake", "bandwidth", 8000), true},
+	} {
+		if got := Holds(x.q); got != x.want {
+			t.Errorf("%v: %v", x.q, got)
+		}
+	}
+}
+
 func TestEncodeLeafRefused(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

@@ -22,8 +22,9 @@ type Level struct {
 	Gets    hierarchy.Bandwidth `json:"gets"`
 	Packets uint64              `json:"packets"`
 	Drops   uint64              `json:"drops"`
-	Waiting float64             `json:"waiting"`       // the share of the samples in which packets waited in it, or below
-	Backlog uint64              `json:"backlog_bytes"` // on average
+	Waiting float64             `json:"waiting"`         // the share of the samples in which packets waited in it, or below
+	Backlog uint64              `json:"backlog_bytes"`   // on average
+	Holds   string              `json:"holds,omitempty"` // the kind of its queue, where that makes packets wait by itself
 }
 
 // full says whether a level reaches what it may.
@@ -117,6 +118,7 @@ const (
 	AtCeiling   Cause = "ceiling"      // it has all that it may
 	Starved     Cause = "priority"     // others go first
 	ParentFull  Cause = "parent full"  // a branch above has all that it may
+	OwnQueue    Cause = "own queue"    // which holds packets back by itself
 	LineSlower  Cause = "line"         // what is below the tree takes less than its root's rate
 	QueueDrops  Cause = "queue drops"  // the queue is too short for bursts
 	Nothing     Cause = "nothing sent"
@@ -183,11 +185,17 @@ func (e *Evidence) Judge() (v Verdict) {
 	case from != nil && from.Waiting >= mostly:
 		return e.queued(e.Receives, from, "receives")
 	}
+	if l := e.Sends.held(e.Path); l != nil {
+		return l.held("sends")
+	}
+	if l := e.Receives.held(e.Path); l != nil {
+		return l.held("receives")
+	}
 	for _, d := range []struct {
 		l    *Level
 		does string
 	}{{of, "sends"}, {from, "receives"}} {
-		if d.l != nil && d.l.Packets > 0 && float64(d.l.Drops) >= drops*float64(d.l.Packets+d.l.Drops) {
+		if d.l != nil && d.l.Holds == "" && d.l.Packets > 0 && float64(d.l.Drops) >= drops*float64(d.l.Packets+d.l.Drops) {
 			return Verdict{Cause: QueueDrops, Sentence: fmt.Sprintf("the queue of %s is too short for its bursts: %d of %d packets were dropped, though it %s %s of %s",
 				d.l.Path, d.l.Drops, d.l.Packets+d.l.Drops, d.does, words.Short(d.l.Gets), words.Short(d.l.Ceil))}
 		}
@@ -217,6 +225,9 @@ func (e *Evidence) queued(p Port, of *Level, does string) Verdict {
 		above = p.find(above.Path.Parent())
 	}
 	if !above.full() {
+		if of.Holds != "" {
+			return of.held(does)
+		}
 		if above.maybe() || of.maybe() {
 			return Verdict{Cause: NotSure, Sentence: fmt.Sprintf("not sure: packets wait in %s, which %s %s of its ceiling %s, and %s has %s of %s: nearly full, but not quite",
 				of.Path, does, words.Short(of.Gets), words.Short(of.Ceil), above.Path, words.Short(above.Gets), words.Short(above.Ceil))}
@@ -233,6 +244,21 @@ func (e *Evidence) queued(p Port, of *Level, does string) Verdict {
 		s += fmt.Sprintf("; most of it goes to %s (%s)", most.Path, words.Short(most.Gets))
 	}
 	return Verdict{Cause: ParentFull, Sentence: fmt.Sprintf("%s, and it gets %s", s, words.Short(of.Gets))}
+}
+
+// held says that its own queue holds packets of a branch back.
+func (l *Level) held(does string) Verdict {
+	return Verdict{Cause: OwnQueue, Sentence: fmt.Sprintf("%s %s %s of %s, and packets wait in its own queue, which holds them back by itself: it is %s",
+		l.Path, does, words.Short(l.Gets), words.Short(l.Ceil), l.Holds)}
+}
+
+// held is a leaf below a branch whose queue holds packets back by itself; nil: none does.
+func (p Port) held(below hierarchy.Path) *Level {
+	i := slices.IndexFunc(p, func(l Level) bool { return l.Path.Below(below) && l.Holds != "" && l.Waiting >= mostly })
+	if i < 0 {
+		return nil
+	}
+	return &p[i]
 }
 
 // most is the leaf below a branch, but not below another, or that itself, that gets most; nil: none gets any.

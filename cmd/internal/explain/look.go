@@ -24,6 +24,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // Subject is what is asked about, one of them.
@@ -55,6 +56,7 @@ func Look(ctx context.Context, m *shaper.Machine, iface string, of Subject, took
 	for _, c := range x.On(s).Classes {
 		l.above[c.ID] = c.Parent
 	}
+	l.holds[hierarchy.Send], l.holds[hierarchy.Receive] = holding(x.On(s)), holding(x.In(s))
 	if of.Path != "" {
 		if err := x.CheckPath(of.Path); err != nil {
 			return nil, err
@@ -82,6 +84,7 @@ type look struct {
 	of    Subject
 	e     *Evidence
 	above map[hierarchy.ClassID]hierarchy.ClassID // parents
+	holds [2]map[hierarchy.ClassID]string         // by direction, see holding
 	took  time.Duration
 
 	sent, received map[hierarchy.ClassID]*counted
@@ -319,8 +322,8 @@ func (l *look) sample(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l.count(l.sent, sent, i)
-		l.count(l.received, received, i)
+		l.count(l.sent, sent, l.holds[hierarchy.Send], i)
+		l.count(l.received, received, l.holds[hierarchy.Receive], i)
 		// These cost more. The first says whether the kernel can tell, though nobody has any.
 		if l.holders != nil && (i == 0 || i%4 == 0 && len(l.holders) > 0) {
 			err := l.tcp()
@@ -339,8 +342,8 @@ func (l *look) sample(ctx context.Context) error {
 }
 
 // count adds a sample; the one before the time began says where counters stood. What waits in
-// a leaf waits in all above it, of which HTB counts none.
-func (l *look) count(all map[hierarchy.ClassID]*counted, now []tc.ClassStats, i int) {
+// a leaf waits in all above it, of which HTB counts none, unless its queue holds it back.
+func (l *look) count(all map[hierarchy.ClassID]*counted, now []tc.ClassStats, holds map[hierarchy.ClassID]string, i int) {
 	waits := map[hierarchy.ClassID]uint64{}
 	for _, c := range now {
 		x := all[c.Class]
@@ -351,6 +354,9 @@ func (l *look) count(all map[hierarchy.ClassID]*counted, now []tc.ClassStats, i 
 		x.last = c
 		for at := c.Class; i > 0 && c.QLen > 0 && at.Minor() != 0; at = l.above[at] {
 			waits[at] += uint64(c.Backlog)
+			if holds[c.Class] != "" {
+				break
+			}
 		}
 	}
 	for at, backlog := range waits {
@@ -428,13 +434,13 @@ const bufferFull = 0.66
 
 // port is the tree of one direction with what was counted.
 func (l *look) port(s hierarchy.PortState, all map[hierarchy.ClassID]*counted) (p Port) {
-	leaves := map[hierarchy.ClassID]bool{}
+	leaves, holds := map[hierarchy.ClassID]bool{}, holding(s)
 	for _, q := range s.Leaves {
 		leaves[q.Class] = true
 	}
 	samples := l.e.Samples
 	for _, c := range s.Classes {
-		v := Level{Path: l.x.BranchOf(c.ID), Rate: c.Rate, Ceil: c.Ceil, Prio: c.Prio, Leaf: leaves[c.ID]}
+		v := Level{Path: l.x.BranchOf(c.ID), Rate: c.Rate, Ceil: c.Ceil, Prio: c.Prio, Leaf: leaves[c.ID], Holds: holds[c.ID]}
 		if n := all[c.ID]; n != nil && n.last.Bytes >= n.first.Bytes {
 			v.Gets = per(n.last.Bytes-n.first.Bytes, l.took)
 			v.Packets = n.last.Packets - n.first.Packets
@@ -444,6 +450,17 @@ func (l *look) port(s hierarchy.PortState, all map[hierarchy.ClassID]*counted) (
 		p = append(p, v)
 	}
 	return p
+}
+
+// holding are the kinds of the queues that make packets wait by themselves, by their classes.
+func holding(s hierarchy.PortState) map[hierarchy.ClassID]string {
+	all := map[hierarchy.ClassID]string{}
+	for _, l := range s.Leaves {
+		if qdisc.Holds(l.Qdisc) {
+			all[l.Class] = l.Qdisc.Kind
+		}
+	}
+	return all
 }
 
 func per(bytes uint64, took time.Duration) hierarchy.Bandwidth {

@@ -12,6 +12,7 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc"
+	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
 // Forecast is what the branches of an interface get in one direction, by the policy in force
@@ -371,9 +372,9 @@ func measure(ctx context.Context, all []*foreseen, sample time.Duration) (map[st
 				continue
 			}
 			d := Demand{Path: b.Path}
-			d.Want[hierarchy.Send] = measured(was[i].sent[b.ID], is.sent[b.ID], took, b.Qdisc.Kind)
+			d.Want[hierarchy.Send] = measured(was[i].sent[b.ID], is.sent[b.ID], took, qdisc.Holds(b.Qdisc))
 			if in != nil {
-				d.Want[hierarchy.Receive] = measured(was[i].received[b.ID], is.received[b.ID], took, in.Qdisc.Kind)
+				d.Want[hierarchy.Receive] = measured(was[i].received[b.ID], is.received[b.ID], took, qdisc.Holds(in.Qdisc))
 			}
 			by[x.Record.Interface] = append(by[x.Record.Interface], d)
 		}
@@ -384,9 +385,8 @@ func measure(ctx context.Context, all []*foreseen, sample time.Duration) (map[st
 // measured is what a leaf demands that let so much through between two looks. Where packets
 // waited at both, or were dropped meanwhile, it would have taken more, and nobody can say how
 // much. A queue that makes packets wait or drops them of its own accord says nothing by that.
-func measured(was, is tc.ClassStats, took time.Duration, queue string) Want {
-	itself := slices.Contains([]string{"netem", "fq", "tbf"}, queue)
-	if !itself && (was.QLen > 0 && is.QLen > 0 || is.Drops > was.Drops) {
+func measured(was, is tc.ClassStats, took time.Duration, holds bool) Want {
+	if !holds && (was.QLen > 0 && is.QLen > 0 || is.Drops > was.Drops) {
 		return Want{Unlimited: true}
 	}
 	return Want{Amount: hierarchy.Absolute(min(rate(was.Bytes, is.Bytes, took), hierarchy.MaxBandwidth))}
