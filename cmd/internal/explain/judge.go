@@ -104,7 +104,7 @@ type Evidence struct {
 	Datagrams   []Datagram   // likewise, in no order
 	Processes   []Process    // that are bound to the branch, or have something open that it carries, in no order
 	Unseen      string       // why connections could not be looked at
-	Mute        string       // that those who were asked about cannot send; empty: they can, or nobody knows
+	Mute        string       // why nothing of those who were asked about can wait; empty: it can, or nobody knows
 	Elsewhere   []string     // what should be in the branch, and is not
 }
 

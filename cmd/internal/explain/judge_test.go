@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vifshape/vifshape/cgroup/socket"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -95,5 +96,33 @@ func TestJudgeEvidence(t *testing.T) {
 	}
 	if got := strings.Join(e.Judge().Evidence, "\n"); got != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", got, strings.Join(want, "\n"))
+	}
+}
+
+// TestAsleep: whoever has idle connections alone waits for nothing.
+func TestAsleep(t *testing.T) {
+	idle := watched{seen: 2, first: socket.TCP{BytesAcked: 1, BytesReceived: 2}, last: socket.TCP{BytesAcked: 1, BytesReceived: 2}}
+	receives, waits, begun := idle, idle, idle
+	receives.last.BytesReceived, waits.last.Unsent, begun.seen = 3, 1, 1
+	for _, x := range []struct {
+		name  string
+		holds []uint64
+		conns map[uint64]*watched
+		want  bool
+	}{
+		{"nothing", nil, nil, false},
+		{"an idle one", []uint64{1}, map[uint64]*watched{1: &idle}, true},
+		{"a datagram socket, too", []uint64{1, 2}, map[uint64]*watched{1: &idle}, false},
+		{"one that receives", []uint64{1, 2}, map[uint64]*watched{1: &idle, 2: &receives}, false},
+		{"one that waits", []uint64{1}, map[uint64]*watched{1: &waits}, false},
+		{"one that has begun", []uint64{1}, map[uint64]*watched{1: &begun}, false},
+	} {
+		l := look{holders: map[uint64]holder{}, conns: x.conns}
+		for _, inode := range x.holds {
+			l.holders[inode] = holder{}
+		}
+		if got := l.asleep(); got != x.want {
+			t.Errorf("%s: %v", x.name, got)
+		}
 	}
 }

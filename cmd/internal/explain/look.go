@@ -452,6 +452,18 @@ func (l *look) port(s hierarchy.PortState, all map[hierarchy.ClassID]*counted) (
 	return p
 }
 
+// asleep says whether those who were asked about have connections alone, by which nothing goes
+// and for which nothing waits.
+func (l *look) asleep() bool {
+	for inode := range l.holders {
+		w := l.conns[inode]
+		if w == nil || w.seen < 2 || w.first.BytesAcked != w.last.BytesAcked || w.first.BytesReceived != w.last.BytesReceived || w.last.Unsent > 0 || w.last.Unacked > 0 {
+			return false
+		}
+	}
+	return len(l.holders) > 0
+}
+
 // holding are the kinds of the queues that make packets wait by themselves, by their classes.
 func holding(s hierarchy.PortState) map[hierarchy.ClassID]string {
 	all := map[hierarchy.ClassID]string{}
@@ -507,6 +519,9 @@ func (l *look) connections() error {
 			}
 		}
 		l.e.Connections = append(l.e.Connections, c)
+	}
+	if l.of.Path == "" && l.asleep() {
+		l.e.Mute = fmt.Sprintf("%s sends and receives nothing: it has %s, and nothing else open", l.e.Who, words.Number(len(l.conns), "idle connection", "idle connections"))
 	}
 	slices.SortFunc(l.e.Connections, func(a, b Connection) int {
 		return cmp.Or(cmp.Compare(min(1, len(a.LeavesBy)), min(1, len(b.LeavesBy))), cmp.Compare(b.weight(), a.weight()), cmp.Compare(b.Sends, a.Sends), cmp.Compare(a.Local, b.Local))
