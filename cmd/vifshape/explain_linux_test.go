@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/vifshape/vifshape/cmd/internal/explain"
+	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc"
 	"github.com/vifshape/vifshape/tc/lab"
 	"github.com/vifshape/vifshape/tc/tctest"
 	"github.com/vifshape/vifshape/tc/tctest/vm"
@@ -247,6 +249,63 @@ func TestVirtualExplain(t *testing.T) {
 			s.finish()
 		})
 	}
+}
+
+// TestVirtualDropped: what show says was dropped is what the queue dropped, also when it took
+// packets out, which a class does not see.
+func TestVirtualDropped(t *testing.T) {
+	if !vm.Inside() {
+		t.Parallel()
+		vm.Run(t, vm.VirtualTime(), vm.V1, "", "-test.run=^TestVirtualDropped$")
+		return
+	}
+	s := newSlowness(t)
+	s.ok("apply", s.policy("policy.toml", `version = 1
+[interface.eth0]
+rate = "20mbit"
+[interface.eth0.slow]
+rate = "1mbit"
+ceil = "2mbit"
+qdisc = "codel"
+`))
+	s.send("eth0/slow", "stream", netip.AddrPortFrom(s.Far4, drainPort).String(), "1000", "3000000")
+	time.Sleep(5 * time.Second)
+	s.finish()
+	time.Sleep(time.Second) // until its queue is empty
+	var got struct {
+		Interfaces []struct {
+			Branches []struct {
+				Path  hierarchy.Path
+				Drops uint32
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(s.ok("show", "--json")), &got); err != nil {
+		t.Fatal(err)
+	}
+	s.device(func(d *tc.Device) error {
+		var is hierarchy.State
+		n, err := d.Count(t.Context(), &is)
+		held := 0
+		for _, b := range got.Interfaces[0].Branches {
+			if b.Path != "eth0/slow" {
+				continue
+			}
+			for id, q := range n.Leaves {
+				if q.Kind != "codel" {
+					continue
+				}
+				held++
+				if b.Drops == 0 || b.Drops != q.Drops || b.Drops == n.Classes[id].Drops {
+					t.Errorf("%d dropped is shown; %d by the queue, %d seen by the class", b.Drops, q.Drops, n.Classes[id].Drops)
+				}
+			}
+		}
+		if held != 1 {
+			t.Errorf("%+v, %+v", got, n.Leaves)
+		}
+		return err
+	})
 }
 
 // sysctl sets one of a network namespace.

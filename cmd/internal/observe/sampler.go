@@ -282,10 +282,6 @@ func (t *sampled) look(last bool) (*Live, bool) {
 
 // count reads the counters of both directions.
 func (t *sampled) count() (now [2]tally, err error) {
-	type port interface {
-		Stats() ([]tc.ClassStats, error)
-		LeafStats() ([]tc.LeafStats, error)
-	}
 	ports := []port{t.x.Device}
 	if t.Receives {
 		ports = append(ports, t.x.Receiver)

@@ -315,14 +315,36 @@ type counted struct {
 
 // count reads the counters of an interface, of both directions.
 func count(x *shaper.Interface) (c counted, err error) {
-	sent, err := x.Device.Stats()
-	if err != nil {
+	if c.sent, err = countPort(x.Device); err != nil {
 		return c, err
 	}
-	c.at, c.sent = time.Now(), byClass(sent)
-	received, err := x.Receiver.Stats()
-	c.received = byClass(received)
+	c.at = time.Now()
+	c.received, err = countPort(x.Receiver)
 	return c, err
+}
+
+// port is what counts in one direction.
+type port interface {
+	Stats() ([]tc.ClassStats, error)
+	LeafStats() ([]tc.LeafStats, error)
+}
+
+// countPort reads the counters of one direction. What a leaf drops is what its queue does: a
+// class does not see what is dropped when it takes a packet out, as codel does.
+func countPort(p port) (classStats, error) {
+	classes, err := p.Stats()
+	if err != nil {
+		return nil, err
+	}
+	all := byClass(classes)
+	leaves, err := p.LeafStats()
+	for _, l := range leaves {
+		if c, there := all[l.Class]; there {
+			c.Drops = l.Drops
+			all[l.Class] = c
+		}
+	}
+	return all, err
 }
 
 func byClass(all []tc.ClassStats) classStats {
