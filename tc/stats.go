@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/qdisc"
 	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
@@ -39,6 +40,7 @@ type LeafStats struct {
 	Class hierarchy.ClassID
 	Kind  string
 	Counters
+	Marks uint64 // packets that were marked (ECN, RFC 3168), with red and choke also such as were then dropped; it wraps around at 2^32, with fq at 2^64
 }
 
 // Stats reads the counters of all classes of ours, in no order. It needs no
@@ -124,7 +126,12 @@ const (
 
 func decodeLeafStats(q *rtnl.Qdisc) (LeafStats, error) {
 	s := LeafStats{Class: hierarchy.ClassID(q.Parent), Kind: q.Kind}
-	err := s.decode(q.Stats2, nil)
+	err := s.decode(q.Stats2, func(typ uint16, v []byte) (err error) {
+		if typ == statsApp {
+			s.Marks, err = qdisc.Marks(q.Kind, v)
+		}
+		return err
+	})
 	return s, err
 }
 

@@ -3,6 +3,7 @@
 package qdisc
 
 import (
+	"encoding/binary"
 	"errors"
 	"math"
 	"time"
@@ -106,6 +107,7 @@ var cake = discipline{
 		},
 	},
 	module: "sch_cake",
+	marks:  cakeMarks,
 	settle: func(q hierarchy.Qdisc, _ Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		if v := p.get("bandwidth", 0); v != 0 {
@@ -238,3 +240,31 @@ var cake = discipline{
 // cakeTargetOf is the time in microseconds that packets may wait on the whole
 // for a round trip, as tc has it (cake_parse_opt, tc/q_cake.c, iproute2 6.1).
 func cakeTargetOf(rtt uint32) uint32 { return max(rtt/20, 1) }
+
+// Attributes of cake's statistics: a list of its tins, and what each has marked.
+const (
+	cakeTins      = 10
+	cakeTinMarked = 8
+)
+
+// cakeMarks are those of all tins.
+func cakeMarks(stats []byte) (n uint64, err error) {
+	err = rtnl.EachAttr(stats, func(typ uint16, tins []byte) error {
+		if typ != cakeTins {
+			return nil
+		}
+		return rtnl.EachAttr(tins, func(_ uint16, tin []byte) error {
+			return rtnl.EachAttr(tin, func(typ uint16, v []byte) error {
+				if typ != cakeTinMarked {
+					return nil
+				}
+				if len(v) < 4 {
+					return rtnl.ErrMalformed
+				}
+				n += uint64(binary.NativeEndian.Uint32(v))
+				return nil
+			})
+		})
+	})
+	return n, err
+}

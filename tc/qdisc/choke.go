@@ -18,6 +18,7 @@ var choke = discipline{
 		Verify: func(q hierarchy.Qdisc) error { return verifyRED(q, "limit", hierarchy.Count) },
 	},
 	module: "sch_choke",
+	marks:  marksAt(12), // marked of tc_choke_xstats
 	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		if err := settleQueue(&p, s, s.queuePackets(), redPacket, true); err != nil {

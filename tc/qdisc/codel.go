@@ -37,6 +37,7 @@ var codel = discipline{
 		},
 	},
 	module: "sch_codel",
+	marks:  marksAt(24, 32), // ecn_mark and ce_mark of tc_codel_xstats
 	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		p.set("limit", p.get("limit", 1000))

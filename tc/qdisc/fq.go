@@ -104,6 +104,7 @@ var fq = discipline{
 		},
 	},
 	module: "sch_fq",
+	marks:  fqMarks,
 	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		p.set("limit", p.get("limit", 10000))
@@ -261,4 +262,13 @@ var fq = discipline{
 		}
 		return nil
 	},
+}
+
+// fqMarks are ce_mark of tc_fq_qd_stats, which older kernels have not.
+func fqMarks(stats []byte) (uint64, error) {
+	const at = 80
+	if len(stats) < at+8 {
+		return 0, nil
+	}
+	return binary.NativeEndian.Uint64(stats[at:]), nil
 }

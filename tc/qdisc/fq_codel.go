@@ -77,6 +77,7 @@ var fqCodel = discipline{
 		},
 	},
 	module: "sch_fq_codel",
+	marks:  marksAt(12, 28), // those of tc_fq_codel_qd_stats, behind a type
 	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		p.set("limit", p.get("limit", 10240))

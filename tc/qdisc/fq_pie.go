@@ -50,6 +50,7 @@ var fqPie = discipline{
 		}),
 	},
 	module: "sch_fq_pie",
+	marks:  marksAt(16), // ecn_mark of tc_fq_pie_xstats
 	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		p.set("limit", p.get("limit", 10240))

@@ -25,6 +25,9 @@ type discipline struct {
 	encode func(e *rtnl.Encoder, q hierarchy.Qdisc, fresh bool) error
 	// decode reads the options of a dump.
 	decode func(opts []byte) ([]hierarchy.Setting, error)
+	// marks are the packets that were marked (RFC 3168), of its own statistics. Nil: it marks
+	// none, or does not count them.
+	marks func(stats []byte) (uint64, error)
 	// inPlace says whether the kernel can turn one into the other. Nil: always.
 	inPlace func(old, want hierarchy.Qdisc) bool
 	// twice says that the kernel keeps something of q only when it is told once

@@ -3,6 +3,7 @@
 package qdisc
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"github.com/mdlayher/netlink"
@@ -68,6 +69,28 @@ func Decode(q *rtnl.Qdisc) (hierarchy.Qdisc, error) {
 func InPlace(old, want hierarchy.Qdisc) bool {
 	k := kindNamed(want.Kind)
 	return old.Kind == want.Kind && k != nil && (k.inPlace == nil || k.inPlace(old, want))
+}
+
+// Marks are the packets that a leaf qdisc has marked, of the statistics that the kernel has of its
+// kind (TCA_STATS_APP); 0 where it marks none, or does not count them.
+func Marks(kind string, stats []byte) (uint64, error) {
+	if k := kindNamed(kind); k != nil && k.marks != nil {
+		return k.marks(stats)
+	}
+	return 0, nil
+}
+
+// marksAt adds up numbers at places of a structure in linux/pkt_sched.h.
+func marksAt(places ...int) func([]byte) (uint64, error) {
+	return func(stats []byte) (n uint64, err error) {
+		for _, at := range places {
+			if len(stats) < at+4 {
+				return 0, rtnl.ErrMalformed
+			}
+			n += uint64(binary.NativeEndian.Uint32(stats[at:]))
+		}
+		return n, nil
+	}
 }
 
 // Holds says whether a queue makes packets wait, or drops them, of its own accord, though its

@@ -3,9 +3,11 @@
 package qdisc
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/vifshape/vifshape/hierarchy"
+	"github.com/vifshape/vifshape/tc/rtnl"
 )
 
 func TestHolds(t *testing.T) {
@@ -44,5 +46,28 @@ func TestEncodeLeafRefused(t *testing.T) {
 				t.Errorf("got %v, want %s", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestMarks: what a kernel does not tell is none, and what is cut off is an error; the numbers
+// themselves are held against packets, in package tc.
+func TestMarks(t *testing.T) {
+	for _, tt := range []struct {
+		kind  string
+		stats []byte
+		want  uint64
+		err   error
+	}{
+		{kind: "bfifo"},
+		{kind: "drr", stats: []byte{1, 2, 3, 4}},
+		{kind: "red", stats: []byte{1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0}, want: 4},
+		{kind: "red", stats: make([]byte, 12), err: rtnl.ErrMalformed},
+		{kind: "fq", stats: make([]byte, 80)}, // of a kernel that counts none
+		{kind: "cake"},
+		{kind: "cake", stats: []byte{7, 0, cakeTins, 0, 1, 2, 3, 4}, err: rtnl.ErrMalformed},
+	} {
+		if got, err := Marks(tt.kind, tt.stats); got != tt.want || !errors.Is(err, tt.err) {
+			t.Errorf("%s, % x: %d, %v", tt.kind, tt.stats, got, err)
+		}
 	}
 }

@@ -39,6 +39,7 @@ var pie = discipline{
 		Params: append([]hierarchy.Param{{Name: "limit", Type: hierarchy.Count, Min: 1, Max: math.MaxUint32, Help: "packets that may wait"}}, pieParams...),
 	},
 	module: "sch_pie",
+	marks:  marksAt(36), // ecn_mark of tc_pie_xstats
 	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		p.set("limit", p.get("limit", 1000))

@@ -21,6 +21,7 @@ var red = discipline{
 		Verify: func(q hierarchy.Qdisc) error { return verifyRED(q, "limit", hierarchy.Bytes) },
 	},
 	module: "sch_red",
+	marks:  marksAt(12), // marked of tc_red_xstats
 	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		if err := settleQueue(&p, s, uint64(s.averageBytes()), uint64(s.MTU), false); err != nil {

@@ -62,6 +62,7 @@ var sfb = discipline{
 		},
 	},
 	module: "sch_sfb",
+	marks:  marksAt(20), // marked of tc_sfb_xstats
 	settle: func(q hierarchy.Qdisc, s Site) ([]hierarchy.Setting, error) {
 		p := settings{q: q}
 		most, target := uint64(25), uint64(0)
