@@ -24,8 +24,9 @@ func newWebCommand(e *env) *cobra.Command {
 		Short: "Show a browser what every branch does",
 		Long: `Web stays and serves one page: the tree with what goes through it now, and for the branch
 that is chosen a graph of its rate below the ceiling that it can reach, the delay of its queue,
-what was dropped, and the sentence of "vifshape explain". A policy that is pasted in gives its
-plan. It changes nothing. The page is a part of this program and asks nobody else for anything.
+what was dropped or marked, and the sentence of "vifshape explain". A policy that is pasted in
+gives its plan. It changes nothing. The page is a part of this program and asks nobody else for
+anything.
 
 It listens where --listen says, else at sockets that systemd hands over, else at the socket
 web.sock in the run directory, which takes root and is for root. From another machine, and in

@@ -48,7 +48,7 @@ func TestPage(t *testing.T) {
 	leaf := observe.Figure{
 		Class: class(2, 1, "eth0/rest"), Above: "eth0", Direction: hierarchy.Receive,
 		Counters: observe.Counters{Bytes: 7, Packets: 1, Drops: 1, Backlog: 90, Queue: 1},
-		Queue:    &tc.LeafStats{Kind: "fq_codel", Counters: tc.Counters{Drops: 6}},
+		Queue:    &tc.LeafStats{Kind: "fq_codel", Counters: tc.Counters{Drops: 6}, Marks: 12},
 	}
 	for _, tt := range []struct {
 		name string
@@ -65,6 +65,7 @@ func TestPage(t *testing.T) {
 			`vifshape_branch_packets_total{interface="eth0",branch="eth0",direction="send"} 3`,
 			`vifshape_branch_packets_total{interface="eth0",branch="eth0/rest",direction="receive"} 1`,
 			`vifshape_branch_dropped_packets_total{interface="eth0",branch="eth0/rest",direction="receive"} 6`,
+			`vifshape_branch_marked_packets_total{interface="eth0",branch="eth0/rest",direction="receive"} 12`,
 			`vifshape_branch_overlimits_total{interface="eth0",branch="eth0",direction="send"} 2`,
 			`vifshape_branch_overlimits_total{interface="eth0",branch="eth0/rest",direction="receive"} 0`,
 			`vifshape_branch_lent_packets_total{interface="eth0",branch="eth0",direction="send"} 4`,

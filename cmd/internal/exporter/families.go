@@ -53,6 +53,8 @@ func families() []family {
 			all(func(b *observe.Figure) uint64 { return b.Packets })},
 		{"vifshape_branch_dropped_packets_total", metrics.Counter, "Packets that the queue of the branch has dropped, as they came or while they waited." + ofLeaves,
 			leaves(func(b *observe.Figure) uint64 { return uint64(b.Queue.Drops) })},
+		{"vifshape_branch_marked_packets_total", metrics.Counter, "Packets that the queue of the branch has marked by ECN, where it would have dropped them otherwise; with red and choke also such as it then dropped." + ofLeaves,
+			leaves(func(b *observe.Figure) uint64 { return b.Queue.Marks })},
 		{"vifshape_branch_overlimits_total", metrics.Counter, "How often the branch was at its ceiling, if only for a moment, as packets larger than its cburst bring about at any rate. What branches in it did is not contained.",
 			all(func(b *observe.Figure) uint64 { return uint64(b.Overlimit) })},
 		{"vifshape_branch_lent_packets_total", metrics.Counter, "Packets, not split, that went within the rate of the branch itself: its own, or those of branches in it that borrowed from it.",

@@ -41,6 +41,7 @@ type Passing struct {
 	Limits
 	Bytes, Packets uint64 // since the class was made
 	Drops          uint64 // of the queues, as packets came or while they waited
+	Marks          uint64 // packets that they marked, see [tc.LeafStats]
 	Backlog        uint64 // bytes that wait
 	Queue          uint64 // packets that wait
 	Since          *Pace  // nil: this is the first look at it
@@ -51,6 +52,7 @@ type Pace struct {
 	Bandwidth hierarchy.Bandwidth
 	Packets   float64
 	Drops     float64
+	Marks     float64
 	Borrowed  float64 // the share of packets that went with what a branch above lent: 0 to 1
 }
 
@@ -120,10 +122,16 @@ type tally struct {
 	queues  [2]queues
 }
 
-// queues is what those of leaves had dropped at a time.
+// queues is what those of leaves had dropped and marked at a time.
 type queues struct {
-	at    time.Time
-	drops map[hierarchy.ClassID]uint32
+	at   time.Time
+	told map[hierarchy.ClassID]told
+}
+
+// told is how many packets the senders of a queue were told by that they are too fast.
+type told struct {
+	drops uint32
+	marks uint64
 }
 
 // Look looks at all interfaces that are shaped, or are to be. What is wrong with one keeps
@@ -299,9 +307,9 @@ func (t *sampled) count() (now [2]tally, err error) {
 		if err != nil {
 			return now, err
 		}
-		q := queues{time.Now(), make(map[hierarchy.ClassID]uint32, len(leaves))}
+		q := queues{time.Now(), make(map[hierarchy.ClassID]told, len(leaves))}
 		for _, l := range leaves {
-			q.drops[l.Class] = l.Drops
+			q.told[l.Class] = told{l.Drops, l.Marks}
 		}
 		now[d].queues = [2]queues{now[d].queues[1], q}
 	}
@@ -332,9 +340,10 @@ func fill(all []LiveBranch, was, now [2]tally) {
 				continue
 			}
 			sent[above[i]] += sent[i]
-			up.Drops, up.Backlog, up.Queue = up.Drops+p.Drops, up.Backlog+p.Backlog, up.Queue+p.Queue
+			up.Drops, up.Marks, up.Backlog, up.Queue = up.Drops+p.Drops, up.Marks+p.Marks, up.Backlog+p.Backlog, up.Queue+p.Queue
 			if p.Since != nil {
 				up.since().Drops += p.Since.Drops
+				up.since().Marks += p.Since.Marks
 			}
 		}
 	}
@@ -363,9 +372,9 @@ func (p *Passing) count(was, now tally, id hierarchy.ClassID, leaf bool) (lent, 
 		return 0, 0
 	}
 	p.Bytes, p.Packets = is.Bytes, is.Packets
-	last, dropped := now.queues[0], now.queues[1]
+	last, told := now.queues[0], now.queues[1]
 	if leaf {
-		p.Drops, p.Backlog, p.Queue = uint64(dropped.drops[id]), uint64(is.Backlog), uint64(is.QLen)
+		p.Drops, p.Marks, p.Backlog, p.Queue = uint64(told.told[id].drops), told.told[id].marks, uint64(is.Backlog), uint64(is.QLen)
 	}
 	before, known := was.classes[id]
 	if !known || is.Bytes < before.Bytes || is.Packets < before.Packets { // the class was made anew
@@ -375,10 +384,11 @@ func (p *Passing) count(was, now tally, id hierarchy.ClassID, leaf bool) (lent, 
 	pace := p.since()
 	pace.Bandwidth = rate(before.Bytes, is.Bytes, took)
 	pace.Packets = float64(is.Packets-before.Packets) / took.Seconds()
-	if n, known := last.drops[id]; leaf && known {
-		n = dropped.drops[id] - n // they wrap around
-		if n < 1<<31 {            // else the queue was made anew
-			pace.Drops = float64(n) / dropped.at.Sub(last.at).Seconds()
+	if n, known := last.told[id]; leaf && known {
+		took := told.at.Sub(last.at).Seconds()
+		drops, marks := told.told[id].drops-n.drops, uint32(told.told[id].marks)-uint32(n.marks) // they wrap around
+		if drops < 1<<31 && marks < 1<<31 {                                                      // else the queue was made anew
+			pace.Drops, pace.Marks = float64(drops)/took, float64(marks)/took
 		}
 	}
 	return float64(is.Lends - before.Lends), float64(is.Borrows - before.Borrows)

@@ -10,7 +10,7 @@ import (
 	"github.com/vifshape/vifshape/tc"
 )
 
-// TestFill: what waits and was dropped is summed up where others are within, a share of
+// TestFill: what waits, was dropped and marked is summed up where others are within, a share of
 // borrowed packets is one of all, counters wrap around, a class that was made anew or is seen for
 // the first time has no rate, and a queue that was made anew has dropped nothing.
 func TestFill(t *testing.T) {
@@ -33,21 +33,21 @@ func TestFill(t *testing.T) {
 	now := [2]tally{{at: began.Add(2 * time.Second),
 		classes: map[hierarchy.ClassID]tc.ClassStats{1: class(5000, 50, 0, 8, 0), 2: class(5000, 50, 0, 0, 8), 3: class(2500, 25, 300, 12, 3), 4: class(2500, 25, 200, 9, 0), 5: class(10, 1, 0, 1, 0), 6: class(10, 1, 0, 1, 0), 7: class(10, 1, 0, 1, 0)},
 		queues: [2]queues{
-			{began, map[hierarchy.ClassID]uint32{3: 7, 4: ^uint32(0), 5: 1, 7: 3}},
-			{began.Add(2 * time.Second), map[hierarchy.ClassID]uint32{3: 9, 4: 1, 5: 0, 6: 0, 7: 0}},
+			{began, map[hierarchy.ClassID]told{3: {7, 10}, 4: {^uint32(0), 0}, 5: {1, 0}, 7: {3, 9}}},
+			{began.Add(2 * time.Second), map[hierarchy.ClassID]told{3: {9, 16}, 4: {1, 2}, 5: {}, 6: {}, 7: {}}},
 		},
 	}}
-	pace := func(b hierarchy.Bandwidth, packets, drops, borrowed float64) *Pace {
-		return &Pace{b, packets, drops, borrowed}
+	pace := func(b hierarchy.Bandwidth, packets, drops, marks, borrowed float64) *Pace {
+		return &Pace{b, packets, drops, marks, borrowed}
 	}
 	want := []Passing{
-		{Bytes: 5000, Packets: 50, Drops: 10, Backlog: 500, Queue: 5, Since: pace(16000, 20, 2, 0)},
-		{Bytes: 5000, Packets: 50, Drops: 10, Backlog: 500, Queue: 5, Since: pace(16000, 20, 2, 0.15)},
-		{Bytes: 2500, Packets: 25, Drops: 9, Backlog: 300, Queue: 3, Since: pace(8000, 10, 1, 0.3)},
-		{Bytes: 2500, Packets: 25, Drops: 1, Backlog: 200, Queue: 2, Since: pace(8000, 10, 1, 0)},
+		{Bytes: 5000, Packets: 50, Drops: 10, Marks: 18, Backlog: 500, Queue: 5, Since: pace(16000, 20, 2, 4, 0)},
+		{Bytes: 5000, Packets: 50, Drops: 10, Marks: 18, Backlog: 500, Queue: 5, Since: pace(16000, 20, 2, 4, 0.15)},
+		{Bytes: 2500, Packets: 25, Drops: 9, Marks: 16, Backlog: 300, Queue: 3, Since: pace(8000, 10, 1, 3, 0.3)},
+		{Bytes: 2500, Packets: 25, Drops: 1, Marks: 2, Backlog: 200, Queue: 2, Since: pace(8000, 10, 1, 1, 0)},
 		{Bytes: 10, Packets: 1},
 		{Bytes: 10, Packets: 1},
-		{Bytes: 10, Packets: 1, Since: pace(0, 0, 0, 0)},
+		{Bytes: 10, Packets: 1, Since: pace(0, 0, 0, 0, 0)},
 	}
 	fill(tree, was, now)
 	for i, b := range tree {

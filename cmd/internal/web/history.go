@@ -18,8 +18,9 @@ type use struct {
 	row     uint32
 	delay   uint32  // how long the last packet waits that waits at the end, in microseconds
 	drops   float32 // packets a second
+	marks   float32 // and these
 	backlog uint32  // bytes that wait at the end
-	bits    uint64  // a second
+	bits    float32 // a second
 }
 
 // tick is what all rows did over a time. Its uses are in the order of rows, and stay as they
@@ -92,7 +93,8 @@ func (h *history) thin() bool {
 // waited.
 func merged(a, b tick) tick {
 	t := tick{seq: b.seq, at: b.at, took: a.took + b.took, uses: make([]use, 0, max(len(a.uses), len(b.uses)))}
-	share := func(of tick) float64 { return float64(of.took) / float64(max(t.took, 1)) }
+	share := float64(a.took) / float64(max(t.took, 1))
+	mean := func(u, v float32) float32 { return float32(share*float64(u) + (1-share)*float64(v)) }
 	for x, y := a.uses, b.uses; len(x) > 0 || len(y) > 0; {
 		var u, v use
 		switch {
@@ -107,8 +109,7 @@ func merged(a, b tick) tick {
 		}
 		t.uses = append(t.uses, use{
 			row: u.row, delay: max(u.delay, v.delay), backlog: max(u.backlog, v.backlog),
-			drops: float32(share(a)*float64(u.drops) + share(b)*float64(v.drops)),
-			bits:  uint64(share(a)*float64(u.bits) + share(b)*float64(v.bits)),
+			drops: mean(u.drops, v.drops), marks: mean(u.marks, v.marks), bits: mean(u.bits, v.bits),
 		})
 	}
 	t.uses = slices.Clip(t.uses)
@@ -134,22 +135,23 @@ type series struct {
 	Seq     uint64    `json:"seq"` // of the last tick
 	At      []int64   `json:"t"`
 	Took    []int64   `json:"d"`
-	Bits    []uint64  `json:"bits"`
+	Bits    []float32 `json:"bits"`
 	Delay   []uint32  `json:"delay"`
 	Drops   []float32 `json:"drops"`
+	Marks   []float32 `json:"marks"`
 	Backlog []uint32  `json:"backlog"`
 }
 
 // of is what a row did.
 func (h *history) of(row uint32) series {
 	n := len(h.ticks)
-	s := series{h.seq, make([]int64, n), make([]int64, n), make([]uint64, n), make([]uint32, n), make([]float32, n), make([]uint32, n)}
+	s := series{h.seq, make([]int64, n), make([]int64, n), make([]float32, n), make([]uint32, n), make([]float32, n), make([]float32, n), make([]uint32, n)}
 	for i, t := range h.ticks {
 		s.At[i], s.Took[i] = t.at, t.took
 		j, there := slices.BinarySearchFunc(t.uses, row, func(u use, row uint32) int { return int(int64(u.row) - int64(row)) })
 		if there {
 			u := t.uses[j]
-			s.Bits[i], s.Delay[i], s.Drops[i], s.Backlog[i] = u.bits, u.delay, u.drops, u.backlog
+			s.Bits[i], s.Delay[i], s.Drops[i], s.Marks[i], s.Backlog[i] = u.bits, u.delay, u.drops, u.marks, u.backlog
 		}
 	}
 	return s

@@ -7,9 +7,9 @@ import (
 )
 
 func TestMerged(t *testing.T) {
-	a := tick{1, 1000, 1000, []use{{row: 1, delay: 5, drops: 4, backlog: 1, bits: 100}, {row: 3, bits: 40}}}
+	a := tick{1, 1000, 1000, []use{{row: 1, delay: 5, drops: 4, marks: 8, backlog: 1, bits: 100}, {row: 3, bits: 40}}}
 	b := tick{2, 4000, 3000, []use{{row: 1, delay: 2, backlog: 9, bits: 200}, {row: 2, drops: 2, bits: 80}}}
-	want := tick{2, 4000, 4000, []use{{row: 1, delay: 5, drops: 1, backlog: 9, bits: 175}, {row: 2, drops: 1.5, bits: 60}, {row: 3, bits: 10}}}
+	want := tick{2, 4000, 4000, []use{{row: 1, delay: 5, drops: 1, marks: 2, backlog: 9, bits: 175}, {row: 2, drops: 1.5, bits: 60}, {row: 3, bits: 10}}}
 	if d := cmp.Diff(want, merged(a, b), cmp.AllowUnexported(tick{}, use{})); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
@@ -22,7 +22,7 @@ func TestMerged(t *testing.T) {
 func rowsOf(first, n int, bits uint64) []use {
 	all := make([]use, n)
 	for i := range all {
-		all[i] = use{row: uint32(first + i), bits: bits}
+		all[i] = use{row: uint32(first + i), bits: float32(bits)}
 	}
 	return all
 }

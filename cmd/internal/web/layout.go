@@ -128,7 +128,7 @@ func laidOut(all []*observe.Live, r *rows, at int64) (l layout, uses []use) {
 func used(id uint32, p *observe.Passing) use {
 	u := use{row: id, delay: fits(uint64(p.Delay() / time.Microsecond)), backlog: fits(p.Backlog)}
 	if p.Since != nil {
-		u.bits, u.drops = uint64(p.Since.Bandwidth), float32(p.Since.Drops)
+		u.bits, u.drops, u.marks = float32(p.Since.Bandwidth), float32(p.Since.Drops), float32(p.Since.Marks)
 	}
 	return u
 }

@@ -219,7 +219,7 @@ func (s *told) next() (kind, id, data string) {
 // live is an interface with one branch, in whose queue so many bytes wait.
 func live(waits uint64) []*observe.Live {
 	return []*observe.Live{{Interface: "eth0", Branches: []observe.LiveBranch{{Path: "eth0", Leaf: true, Sends: observe.Passing{
-		Limits: observe.Limits{Ceil: 100}, Since: &observe.Pace{Bandwidth: 8 * 1000 * 1000}, Backlog: waits}}}}}
+		Limits: observe.Limits{Ceil: 100}, Since: &observe.Pace{Bandwidth: 8 * 1000 * 1000, Marks: 2.5}, Backlog: waits}}}}}
 }
 
 // TestStream: who comes is told what there is and what happens from then on; who was cut off what
@@ -240,7 +240,7 @@ func TestStream(t *testing.T) {
 		at = at.Add(time.Second)
 		s.add(live(uint64(i)), was, at)
 		kind, id, data := first.next()
-		want := fmt.Sprintf(`{"seq":%d,"t":%d,"d":1000,"rows":[[0,8000000,%d,0,%d]]}`, i+1, at.UnixMilli(), i, i)
+		want := fmt.Sprintf(`{"seq":%d,"t":%d,"d":1000,"rows":[[0,8000000,%d,0,2.5,%d]]}`, i+1, at.UnixMilli(), i, i)
 		if kind != "tick" || id != fmt.Sprintf("%s-%d", s.boot, i+1) || data != want {
 			t.Fatalf("%s %s: %s, want %s", kind, id, data, want)
 		}
@@ -269,7 +269,7 @@ func TestStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(series{5, []int64{1001000, 1002000, 1003000, 1004000, 1005000}, []int64{1000, 1000, 1000, 1000, 1000},
-		[]uint64{8e6, 8e6, 8e6, 8e6, 8e6}, []uint32{0, 1, 2, 3, 4}, make([]float32, 5), []uint32{0, 1, 2, 3, 4}}, past); d != "" {
+		[]float32{8e6, 8e6, 8e6, 8e6, 8e6}, []uint32{0, 1, 2, 3, 4}, make([]float32, 5), []float32{2.5, 2.5, 2.5, 2.5, 2.5}, []uint32{0, 1, 2, 3, 4}}, past); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 	s.add(live(1), at, at.Add(-time.Hour)) // the clock was set back

@@ -9,7 +9,7 @@
   // What there is, and what it does.
   let branches = []; // of all interfaces, parents first
   let byPath = new Map();
-  let uses = new Map(); // row number to [row, bits, delay, drops, backlog]
+  let uses = new Map(); // row number to [row, bits, delay, drops, marks, backlog]
   let shown = []; // the branches that the search leaves
   let chosen = ""; // a path
   let direction = "send";
@@ -21,7 +21,7 @@
   let rowHeight = 32; // more where both directions are shown
 
   function empty() {
-    return { t: [], bits: [], delay: [], drops: [], backlog: [] };
+    return { t: [], bits: [], delay: [], drops: [], marks: [], backlog: [] };
   }
 
   // Words for quantities: three digits, and units of a thousand.
@@ -211,11 +211,14 @@
     return all.map((v) => (u.valToPos(v, "x") > width - 26 ? "" : form.format(new Date(v * 1000))));
   }
 
-  // makePlot makes a graph of one value. units are those of its axis, top what that reaches.
+  // What each graph shows.
+  const shows = { rate: ["bits"], delay: ["delay"], drops: ["drops", "marks"] };
+
+  // makePlot makes a graph. units are those of its axis, top what that reaches.
   function makePlot(id, height, units, top, bottom, hooks) {
     let unit = units[units.length - 1];
     const stroke = () => colour(direction === "send" ? "--send" : "--receive");
-    const line = () => (id === "drops" ? colour("--bad") : stroke());
+    const line = (value) => ({ drops: colour("--bad"), marks: colour("--mark") })[value] || stroke();
     const axis = { stroke: () => colour("--quiet"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
     const u = new uPlot({
       width: Math.max(200, $(id).clientWidth),
@@ -237,9 +240,11 @@
           },
         }),
       ],
-      series: [{}, { stroke: line, fill: () => line() + "22", width: 1.5, points: { show: false }, spanGaps: false, paths: uPlot.paths.stepped({ align: -1 }) }],
+      series: [{}].concat(shows[id].map((value) => ({
+        stroke: () => line(value), fill: () => line(value) + "22", width: 1.5, points: { show: false }, spanGaps: false, paths: uPlot.paths.stepped({ align: -1 }),
+      }))),
       hooks: hooks || {},
-    }, [[], []], $(id));
+    }, [[]].concat(shows[id].map(() => [])), $(id));
     plots[id] = u;
   }
 
@@ -300,7 +305,7 @@
     const from = Math.max(now - quarter, Math.min(n ? past.t[0] : now, now - 120));
     for (const id in plots) {
       plots[id].batch(() => {
-        plots[id].setData([past.t, past[id === "rate" ? "bits" : id]], false);
+        plots[id].setData([past.t].concat(shows[id].map((value) => past[value])), false);
         plots[id].setScale("x", { min: from, max: now });
       });
     }
@@ -316,7 +321,8 @@
     const bits = of(past.bits), waits = of(past.backlog);
     set($("rate-now"), amount(bitUnits, bits) + (row && bits !== null ? " · " + Math.round((100 * bits) / Math.max(1, row.reach)) + "\u202f%" : ""));
     set($("delay-now"), amount(timeUnits, of(past.delay)) + (waits ? " · " + bytes(waits) + " wait" : ""));
-    set($("drops-now"), amount(dropUnits, of(past.drops)));
+    const marks = of(past.marks);
+    set($("drops-now"), amount(dropUnits, of(past.drops)) + (marks ? " · " + amount(dropUnits, marks) + " marked" : ""));
     set($("when"), i >= 0 ? (i === n - 1 ? "Latest, at " : "At ") + clock.format(new Date(past.t[i] * 1000)) : "");
   }
 
@@ -327,10 +333,10 @@
     if (last !== undefined && t <= last) return;
     const put = (t, v) => {
       past.t.push(t);
-      ["bits", "delay", "drops", "backlog"].forEach((k, i) => past[k].push(v && v[i]));
+      ["bits", "delay", "drops", "marks", "backlog"].forEach((k, i) => past[k].push(v && v[i]));
     };
     if (last !== undefined && t - took - last > 2.5) put(last + 0.001, null); // nobody looked
-    put(t, use ? use.slice(1) : [0, 0, 0, 0]);
+    put(t, use ? use.slice(1) : [0, 0, 0, 0, 0]);
     const old = past.t.findIndex((x) => x > t - quarter - 60);
     if (old > 0) for (const k in past) past[k].splice(0, old);
   }
@@ -353,7 +359,7 @@
       };
       const first = h.t.length ? (h.t[0] - h.d[0]) / 1000 : Infinity;
       copy((t) => t <= first);
-      h.t.forEach((t, i) => add(t / 1000, h.d[i] / 1000, [0, h.bits[i], h.delay[i], h.drops[i], h.backlog[i]]));
+      h.t.forEach((t, i) => add(t / 1000, h.d[i] / 1000, [0, h.bits[i], h.delay[i], h.drops[i], h.marks[i], h.backlog[i]]));
       const end = past.t.length ? past.t[past.t.length - 1] : 0;
       copy((t) => t > end);
       draw();
