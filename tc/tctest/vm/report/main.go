@@ -110,6 +110,15 @@ func (s *relay) show(e vm.Event) {
 	case e.Action == vm.Fail || e.Action == "build-fail":
 		s.failed = true
 	}
+	if e.Action == vm.Fail && e.Test == "" { // what it died of is told by those that have not ended
+		for _, key := range slices.Sorted(maps.Keys(s.output)) {
+			if strings.HasPrefix(key, e.Package+" ") {
+				s.w.WriteString(strings.Join(s.output[key], ""))
+				delete(s.output, key)
+			}
+		}
+		s.w.Flush()
+	}
 	if e.Test == test && (e.Action == vm.Pass || e.Action == vm.Fail || e.Action == vm.Skip) {
 		if e.Action == vm.Fail {
 			s.w.WriteString(strings.Join(s.output[key], ""))

@@ -57,6 +57,18 @@ func TestRun(t *testing.T) {
 			fails: true,
 		},
 		{
+			name: "a package that dies says of what",
+			in: `{"Action":"run","Package":"m/tc","Test":"TestA"}
+{"Action":"output","Package":"m/tc","Test":"TestA","Output":"panic: oh\n"}
+{"Action":"output","Package":"m/tc/link","Test":"TestA","Output":"another\n"}
+{"Action":"output","Package":"m/tc","Output":"FAIL\tm/tc\t1.0s\n"}
+{"Action":"fail","Package":"m/tc"}
+{"Action":"pass","Package":"m/tc/link","Test":"TestA"}
+`,
+			want:  "FAIL\tm/tc\t1.0s\npanic: oh\n" + header + "| this machine's | its own | link 1 |  |  |  |\n",
+			fails: true,
+		},
+		{
 			name:  "what does not build",
 			in:    "go: something\n" + `{"ImportPath":"m/tc","Action":"build-output","Output":"x.go:1: undefined\n"}` + "\n" + `{"ImportPath":"m/tc","Action":"build-fail"}` + "\n" + host,
 			want:  "go: something\nx.go:1: undefined\nok  \tm/cgroup\t1.0s\n" + header + "| this machine's | its own | cgroup 2 | bpf 1 |  | needs qdisc cake: TestTwo |\n",
