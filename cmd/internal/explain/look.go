@@ -17,6 +17,7 @@ import (
 
 	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/resolve"
 	"github.com/vifshape/vifshape/cgroup/socket"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
@@ -171,13 +172,13 @@ func (l *look) hold(all map[int]cgroup.ProcessSockets, inside map[int]bool) erro
 	l.holders = map[uint64]holder{}
 	stray := map[hierarchy.Path][]string{}
 	for pid, p := range all {
-		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		is, err := cgroupfs.ReadProcess(pid)
 		if err != nil {
 			continue // it has ended
 		}
-		h := holder{pid: pid, name: strings.TrimSpace(string(name))}
+		h := holder{pid: pid, name: is.Name}
 		ours := inside[pid] || l.of.Path == ""
-		if p.Elsewhere && (inside[pid] || l.of.Path == "") {
+		if p.Elsewhere && ours {
 			if err := l.enter(h); err != nil {
 				return err
 			}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/socket"
 	"github.com/vifshape/vifshape/cmd/internal/words"
 )
@@ -57,8 +58,8 @@ func children(of int) (all []string) {
 			if err != nil || mute([]int{pid}) {
 				continue
 			}
-			if name, err := os.ReadFile("/proc/" + child + "/comm"); err == nil {
-				all = append(all, fmt.Sprintf("%s[%d]", words.Printable(strings.TrimSpace(string(name))), pid))
+			if p, err := cgroupfs.ReadProcess(pid); err == nil {
+				all = append(all, fmt.Sprintf("%s[%d]", words.Printable(p.Name), pid))
 			}
 		}
 	}

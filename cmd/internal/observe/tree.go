@@ -10,12 +10,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
+	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
 	"github.com/vifshape/vifshape/cmd/internal/words"
@@ -425,8 +424,8 @@ func boundTo(ctx context.Context, x *shaper.Interface, all []hierarchy.Bound) (m
 		v := Bound{Target: b.Target, From: b.From, AtRuntime: atRuntime[b.From]}
 		for _, pid := range held[b.Target] {
 			// One that has ended meanwhile has no name any more.
-			if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
-				v.Processes = append(v.Processes, process{pid, strings.TrimSuffix(string(name), "\n")})
+			if p, err := cgroupfs.ReadProcess(pid); err == nil {
+				v.Processes = append(v.Processes, process{pid, p.Name})
 			}
 		}
 		out[b.Class] = append(out[b.Class], v)
