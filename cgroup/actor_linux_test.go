@@ -623,6 +623,9 @@ var verbs = tctest.Verbs{
 	"useUnmounted": func(x tctest.Told) (string, error) { // HOW RUNDIR CGROUP
 		return "", useUnmounted(x.Args[0], x.Args[1], x.Args[2])
 	},
+	"runcBeside": func(x tctest.Told) (string, error) { // HOW DIR BUNDLE
+		return "", runcBeside(x.Args[0], x.Args[1], x.Args[2])
+	},
 	"matchUntold": func(x tctest.Told) (string, error) { return matchUntold(x.Args[0]) }, // HOST
 	"runIn":       func(x tctest.Told) (string, error) { return "", runIn(x.Args) },
 	"sendProof":   func(tctest.Told) (string, error) { return "", prove.Sender(os.Stdin, os.Stdout) },

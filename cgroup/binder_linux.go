@@ -11,6 +11,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/bpf"
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
+	"github.com/vifshape/vifshape/cgroup/iface"
 	"github.com/vifshape/vifshape/cgroup/netcls"
 	"github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/cgroup/resolve"
@@ -51,6 +52,10 @@ type Config struct {
 	// Root is the directory below which the state of container runtimes is looked
 	// for, as in /var/lib/docker; empty: /.
 	Root string
+	// Formerly are other names that the interface had: homes of its branches may be by these.
+	Formerly []string
+	// Pods tells which pods of Kubernetes run here; nil: none.
+	Pods func() ([]resolve.Pod, error)
 	// Classes are the interface's, with their branches: tags with others are left alone.
 	// Nil: every class is. Only the ways that go by tags ask.
 	Classes map[hierarchy.ClassID]hierarchy.Path
@@ -97,9 +102,10 @@ type Binder struct {
 	known  []hierarchy.Matched    // branches with matches that are wanted, in full
 	guard  *bpf.Guard
 	marker *bpf.Marker
-	last   *choice // on the interface, when this Binder last looked or changed it
-	is     uint32  // its version
-	beside bool    // rules of a former way lie beside it
+	links  *iface.Conn // nil: nothing was asked yet
+	last   *choice     // on the interface, when this Binder last looked or changed it
+	is     uint32      // its version
+	beside bool        // rules of a former way lie beside it
 }
 
 // NewBinder makes a Binder. Nothing is read or changed yet.
@@ -145,6 +151,9 @@ func NewBinder(cfg Config) (*Binder, error) {
 // needs it.
 func (b *Binder) Close() error {
 	errs := []error{b.egress.Close(), b.flows.Close(), b.rules.Close(), b.guard.Close(), b.marker.Close()}
+	if b.links != nil {
+		errs = append(errs, b.links.Close())
+	}
 	for _, t := range []*cgroupfs.Tree{b.v2, b.v1} {
 		if t != nil {
 			errs = append(errs, t.Close())
@@ -295,7 +304,21 @@ func (b *Binder) Resolve(ctx context.Context, branches []resolve.Branch, watch r
 	if err := b.choose(); err != nil {
 		return nil, err
 	}
-	r, err := resolve.Resolve(ctx, b.resolving(watch), branches)
+	return b.resolve(ctx, b.resolving(watch), branches)
+}
+
+// ResolvePods is Resolve for what belongs to some pods, by their ids, and for nothing else.
+func (b *Binder) ResolvePods(ctx context.Context, branches []resolve.Branch, ids []string) (*resolve.Resolution, error) {
+	if err := b.choose(); err != nil {
+		return nil, err
+	}
+	cfg := b.resolving(nil)
+	cfg.Only = ids
+	return b.resolve(ctx, cfg, branches)
+}
+
+func (b *Binder) resolve(ctx context.Context, cfg resolve.Config, branches []resolve.Branch) (*resolve.Resolution, error) {
+	r, err := resolve.Resolve(ctx, cfg, branches)
 	if err != nil {
 		return nil, b.wrap(err)
 	}
@@ -306,8 +329,8 @@ func (b *Binder) Resolve(ctx context.Context, branches []resolve.Branch, watch r
 // resolving is what bindings are resolved for, once a way is chosen.
 func (b *Binder) resolving(watch resolve.Watch) resolve.Config {
 	return resolve.Config{
-		Tree: b.tree(), Interface: b.cfg.Interface, NetNS: b.cfg.NetNS, NetNSFD: b.cfg.NetNSFD, Root: b.cfg.Root,
-		NoUsers: b.way.store.Holds(bind.TargetUser), NoLinks: b.way.store.Holds(bind.TargetLink), Watch: watch,
+		Tree: b.tree(), Interface: b.cfg.Interface, Formerly: b.cfg.Formerly, NetNS: b.cfg.NetNS, NetNSFD: b.cfg.NetNSFD, Root: b.cfg.Root,
+		NoUsers: b.way.store.Holds(bind.TargetUser), NoLinks: b.way.store.Holds(bind.TargetLink), Pods: b.cfg.Pods, Watch: watch,
 	}
 }
 

@@ -212,9 +212,9 @@ func TestKernelNetNSKey(t *testing.T) {
 	}
 }
 
-// useUnmounted uses net_cls where it is not mounted, and makes a cgroup in it if it is
-// told one.
-func useUnmounted(how, runDir, foreign string) error {
+// unmountNetCls has net_cls mounted nowhere in a mount namespace of its own, and its hierarchies
+// as somebody may have them.
+func unmountNetCls(how, dir string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
@@ -237,12 +237,59 @@ func useUnmounted(how, runDir, foreign string) error {
 		if err = unix.Unmount("/sys", unix.MNT_DETACH); err == nil {
 			err = unix.Mount("sysfs", "/sys", "sysfs", 0, "")
 		}
+	case "v1", "elsewhere", "v2": // one hierarchy alone, as runc needs it
+		v2, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup2"))
+		if err != nil {
+			return err
+		}
+		if err := alone(how, dir, v2[0].Mountpoint); err != nil {
+			return err
+		}
 	}
 	if err == nil {
 		// process 1 of its own: no process above sees more
 		err = unix.Mount("proc", "/proc", "proc", 0, "")
 	}
-	if err != nil {
+	return err
+}
+
+// alone has one hierarchy mounted: of v1 where distributions have it, or below a directory, or
+// that of v2, which is not mounted anew, since that could reset its options.
+func alone(how, dir, v2 string) error {
+	const usual = "/sys/fs/cgroup"
+	if err := os.MkdirAll(dir+"/devices", 0o755); err != nil {
+		return err
+	}
+	if how == "v2" {
+		if err := unix.Mount(v2, dir, "", unix.MS_BIND, ""); err != nil {
+			return err
+		}
+	}
+	if err := unix.Unmount("/sys", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
+		return err
+	}
+	switch how {
+	case "v2":
+		return unix.Mount(dir, usual, "", unix.MS_MOVE, "")
+	case "v1":
+		if err := unix.Mount("tmpfs", usual, "tmpfs", 0, ""); err != nil {
+			return err
+		}
+		dir = usual
+		if err := os.Mkdir(dir+"/devices", 0o755); err != nil {
+			return err
+		}
+	}
+	return unix.Mount("cgroup", dir+"/devices", "cgroup", 0, "devices")
+}
+
+// useUnmounted uses net_cls where it is not mounted, and makes a cgroup in it if it is
+// told one.
+func useUnmounted(how, runDir, foreign string) error {
+	if err := unmountNetCls(how, runDir); err != nil {
 		return err
 	}
 	b, err := cgroup.NewBinder(cgroup.Config{

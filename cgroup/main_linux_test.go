@@ -203,6 +203,7 @@ func (n *network) during(t testing.TB, fn func()) map[hierarchy.ClassID]uint64 {
 	before := n.counts(t)
 	was := n.sent(t)
 	fn()
+	taken(t)
 	// What is forwarded may still be with the thread that does the kernel's soft
 	// interrupts, which gets its turn while this one sleeps.
 	deadline := time.Now().Add(time.Second)
@@ -219,6 +220,41 @@ func (n *network) during(t testing.TB, fn func()) map[hierarchy.ClassID]uint64 {
 		}
 	}
 	return gained
+}
+
+// taken returns when what had been sent has been taken from the processors' queues of received
+// packets (enqueue_to_backlog and process_backlog, net/core/dev.c, v6.12). Those of a guest
+// may stand still for longer than anybody would wait.
+func taken(t testing.TB) {
+	t.Helper()
+	empty := map[int]bool{} // once is enough: they are queues
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile("/proc/net/softnet_stat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiting := false
+		for i, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
+			const length = 11 // of the queue; since v5.10
+			f := strings.Fields(line)
+			if len(f) <= length || strings.Trim(f[length], "0") == "" {
+				empty[i] = true
+			}
+			waiting = waiting || !empty[i]
+		}
+		if !waiting {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a processor has had packets waiting for ten seconds")
+		}
+	}
+	// And until no processor is at one of them: they are taken where RCU counts them as readers.
+	// A kernel that cannot wait so has the time that is slept for afterwards, and no more.
+	const global = 1 // MEMBARRIER_CMD_GLOBAL
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 && errno != unix.ENOSYS && errno != unix.EINVAL {
+		t.Fatal("membarrier:", errno)
+	}
 }
 
 // sub makes a cgroup below dir.

@@ -18,7 +18,10 @@ import (
 //
 // Path and From stay empty; the kernel does not hold them. A classifier of another
 // version shows no bindings: it is replaced as a whole.
-func (b *Binder) Read(ctx context.Context, s *hierarchy.State) error {
+func (b *Binder) Read(ctx context.Context, s *hierarchy.State) error { return b.read(ctx, s, b.all) }
+
+// read is Read with those that are bound.
+func (b *Binder) read(ctx context.Context, s *hierarchy.State, each bindings) error {
 	on, err := b.inForce()
 	if err != nil {
 		return b.wrap(err)
@@ -34,7 +37,7 @@ func (b *Binder) Read(ctx context.Context, s *hierarchy.State) error {
 	if b.beside {
 		s.Hook.Version = 0 // they were left behind when the way was changed: they go when it is put in order
 	}
-	s.Bound, err = b.bound(ctx, on)
+	s.Bound, err = b.bound(ctx, on, each)
 	slices.SortFunc(s.Bound, func(a, b hierarchy.Bound) int { return a.Target.Compare(b.Target) })
 	return b.wrap(err)
 }
@@ -80,15 +83,46 @@ func (b *Binder) HasClassifier() (bool, error) {
 	return on != nil, b.wrap(err)
 }
 
+// bindings calls a function for those in the store of a way.
+type bindings func(ctx context.Context, on *choice, fn func(way.Key, hierarchy.ClassID) error) error
+
+// all are all bindings.
+func (b *Binder) all(ctx context.Context, on *choice, fn func(way.Key, hierarchy.ClassID) error) error {
+	return on.store.All(ctx, fn)
+}
+
+// these are the bindings of some targets.
+func (b *Binder) these(targets []bind.Target) bindings {
+	return func(_ context.Context, on *choice, fn func(way.Key, hierarchy.ClassID) error) error {
+		for _, target := range targets {
+			k, err := b.key(on, target)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			class, bound, err := on.store.Get(k)
+			if err == nil && bound {
+				err = fn(k, class)
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
 // bound are the bindings of the way that is on the interface. Reading mounts nothing.
-func (b *Binder) bound(ctx context.Context, on *choice) ([]hierarchy.Bound, error) {
+func (b *Binder) bound(ctx context.Context, on *choice, each bindings) ([]hierarchy.Bound, error) {
 	b.ids = map[bind.Target]uint64{}
 	t, err := on.find()
 	if t == nil || err != nil {
 		return nil, err
 	}
 	var bound []hierarchy.Bound
-	err = on.store.All(ctx, func(k way.Key, class hierarchy.ClassID) error {
+	err = each(ctx, on, func(k way.Key, class hierarchy.ClassID) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -106,7 +140,7 @@ func (b *Binder) bound(ctx context.Context, on *choice) ([]hierarchy.Bound, erro
 		case bind.TargetUser:
 			x.Target = bind.ToUser(uint32(k.ID))
 		case bind.TargetLink:
-			l, err := iface.Get(b.cfg.NetNSFD, uint32(k.ID), "")
+			l, err := b.link(uint32(k.ID), "")
 			switch {
 			case errors.Is(err, iface.ErrNone):
 				x.Target = bind.ToLinkIndex(uint32(k.ID))
@@ -123,6 +157,16 @@ func (b *Binder) bound(ctx context.Context, on *choice) ([]hierarchy.Bound, erro
 		return nil
 	})
 	return bound, err
+}
+
+// link is [iface.Get] in the Binder's network namespace. There may be one for each of many bindings.
+func (b *Binder) link(index uint32, name string) (l iface.Link, err error) {
+	if b.links == nil {
+		if b.links, err = iface.Dial(b.cfg.NetNSFD); err != nil {
+			return l, err
+		}
+	}
+	return b.links.Get(index, name)
 }
 
 // pathOf is the path of a cgroup, empty where it is gone.
@@ -155,7 +199,7 @@ func (b *Binder) key(w *choice, target bind.Target) (k way.Key, err error) {
 	case bind.TargetLinkIndex:
 		return way.Key{Kind: bind.TargetLink, ID: target.ID}, nil
 	case bind.TargetLink:
-		l, err := iface.Get(b.cfg.NetNSFD, 0, target.Name)
+		l, err := b.link(0, target.Name)
 		return way.Key{Kind: bind.TargetLink, ID: uint64(l.Index)}, err
 	case bind.TargetCgroup:
 		t, err := w.find()
@@ -165,7 +209,7 @@ func (b *Binder) key(w *choice, target bind.Target) (k way.Key, err error) {
 		if err != nil {
 			return way.Key{}, err
 		}
-		k := way.Key{Kind: bind.TargetCgroup, Path: target.Name, Fresh: b.fresh[target.Name], Used: func() bool { return t.Populated(target.Name) }}
+		k := way.Key{Kind: bind.TargetCgroup, Path: target.Name, Fresh: b.fresh[target.Name], Used: func() bool { return t.Connected(target.Name) }}
 		k.ID, k.Level, err = t.ID(target.Name)
 		if err == nil && t.V2() {
 			b.paths[k.ID] = target.Name

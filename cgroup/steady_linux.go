@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
-	"github.com/vifshape/vifshape/cgroup/iface"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -20,11 +19,18 @@ import (
 // shown as it was, and what is gone when it is to be bound counts as bound: nobody
 // sends by it. What appears is left to whoever looks next, as is what was left behind.
 func (b *Binder) Steady() hierarchy.Part {
-	return &steady{b, map[bind.Target]known{}, nil}
+	return &steady{Binder: b, each: b.all, known: map[bind.Target]known{}}
+}
+
+// SteadyOf is Steady for what is bound of some targets, whatever else is: it reads no more
+// than these.
+func (b *Binder) SteadyOf(targets []bind.Target) hierarchy.Part {
+	return &steady{Binder: b, each: b.these(targets), known: map[bind.Target]known{}}
 }
 
 type steady struct {
 	*Binder
+	each  bindings              // that it is for
 	known map[bind.Target]known // what is bound as far as this knows, by target
 	left  map[bind.Target]bool  // what the first Read showed that had gone before; nil: there was none yet
 }
@@ -47,7 +53,7 @@ func gone(target bind.Target) bool {
 
 // Read implements [hierarchy.Part].
 func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
-	if err := s.Binder.Read(ctx, st); err != nil {
+	if err := s.read(ctx, st, s.each); err != nil {
 		return err
 	}
 	if s.left == nil {
@@ -101,7 +107,7 @@ func (s *steady) Read(ctx context.Context, st *hierarchy.State) error {
 func (s *steady) idOf(t *cgroupfs.Tree, target bind.Target) uint64 {
 	switch {
 	case target.Kind == bind.TargetLink:
-		if l, err := iface.Get(s.cfg.NetNSFD, 0, target.Name); err == nil {
+		if l, err := s.link(0, target.Name); err == nil {
 			return uint64(l.Index)
 		}
 	case target.Kind == bind.TargetCgroup && t != nil:

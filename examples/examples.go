@@ -18,3 +18,8 @@ var Init string
 //
 //go:embed coming-from.md
 var ComingFrom string
+
+// DaemonSet is kubernetes/daemonset.yaml. Tests hold that what it takes away is not needed.
+//
+//go:embed kubernetes/daemonset.yaml
+var DaemonSet string

@@ -109,7 +109,7 @@ func parseQuantity(s string, units []unit, smallest string, advice func(num, uni
 		return 0, fmt.Errorf("%q is negative", s)
 	}
 	if num == "" || num == "." || strings.Count(num, ".") > 1 || strings.HasSuffix(num, ".") || num[0] == '.' {
-		return 0, fmt.Errorf("%q does not start with a decimal number such as 10 or 1.5", s)
+		return 0, fmt.Errorf("%q does not begin with a number: write one and its unit, as in %q", s, "10"+units[min(2, len(units)-1)].name)
 	}
 	if len(num) > 30 {
 		return 0, fmt.Errorf("%q has too many digits", s)
@@ -127,7 +127,7 @@ func parseQuantity(s string, units []unit, smallest string, advice func(num, uni
 		}
 		r, ok := new(big.Rat).SetString(num)
 		if !ok {
-			return 0, fmt.Errorf("%q does not start with a decimal number such as 10 or 1.5", s)
+			return 0, fmt.Errorf("%q does not begin with a number: write one and its unit, as in %q", s, "10"+units[min(2, len(units)-1)].name)
 		}
 		r.Mul(r, new(big.Rat).SetInt(new(big.Int).SetUint64(x.value)))
 		if !r.IsInt() {

@@ -145,7 +145,7 @@ func TestResolveIngressProblems(t *testing.T) {
 		{"rate missing", eth0(rate("100mbit"), ingress(), branch("a", ingress(rate("10mbit")))), []string{
 			`eth0 ingress: ingress: rate is missing | say what the line really brings, a little less, so that packets wait here and not at its other end: rate = "250mbit"`}},
 		{"rate in percent", eth0(rate("100mbit"), ingress(rate("50%"))), []string{
-			`eth0 ingress.rate: ingress: rate 50% is a percentage, but an interface has no parent to take it from | write the bandwidth of the link, for example "940mbit"`}},
+			`eth0 ingress.rate: ingress: rate 50% is a percentage, but an interface has no parent to take it from | write the bandwidth of the link, for example "940mbit", or a share of what its driver says: "95% of link"`}},
 		{"rate below a byte", eth0(rate("100mbit"), ingress(rate("7bit"))), []string{"eth0 ingress.rate: ingress: rate 7bit is less than a byte a second, 8bit"}},
 		{"ceil differs", eth0(rate("100mbit"), ingress(rate("10mbit"), ceil("20mbit"))), []string{
 			"eth0 ingress.ceil: ingress: ceil 20mbit differs from rate 10mbit, but an interface has nobody to borrow from | remove ceil, and write what the link carries as rate"}},

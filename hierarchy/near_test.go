@@ -55,7 +55,7 @@ func TestParseBinding(t *testing.T) {
 			t.Errorf("%s: %v", in, err)
 		}
 	}
-	if _, err := ParseBinding("pod:web"); err == nil || !strings.Contains(err.Error(), `"container:NAME"`) {
+	if _, err := ParseBinding("vm:web"); err == nil || !strings.Contains(err.Error(), `"container:NAME"`) {
 		t.Errorf("what is near nothing is told no kinds: %v", err)
 	}
 }

@@ -64,10 +64,67 @@ type Problem struct {
 // than one part in a hundred of its parent's rate. On a line with PTM, of which HTB
 // cannot count the bytes, the rates of the tree are 64/65 of those.
 //
+// Of a share of a line whose speed is not known the tree is an example, see [Tree.Example],
+// and what is wrong is what is wrong on lines of every usual speed.
+//
 // An interface with Ingress has a second tree for receiving, [Tree.Ingress], with the
 // same branches, of which the same holds. A priority that is not written for receiving
 // is what is written for sending, and where nothing is, the parent's for receiving.
 func Resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
+	if s.OfLink() && s.Link() == 0 {
+		return example(s, kinds)
+	}
+	return resolve(s, kinds)
+}
+
+// usual are speeds of lines, those of Ethernet, the most usual one first.
+var usual = []Bandwidth{Gbit, 10 * Gbit, 2500 * Mbit, 100 * Mbit, 25 * Gbit, 100 * Gbit, 40 * Gbit, 5 * Gbit, 10 * Mbit, 200 * Gbit, 400 * Gbit}
+
+// example is Resolve for a share of a line whose speed is not known: a policy is right where
+// there is one that it can be used on. Of what is said of it only that counts which is said
+// at every speed alike: else some number alone is the reason.
+func example(s *Spec, kinds []Kind) (*Tree, []Problem) {
+	type result struct {
+		speed    Bandwidth
+		tree     *Tree
+		problems []Problem
+	}
+	var right, all []result
+	for _, speed := range usual {
+		tree, problems := resolve(s.At(speed), kinds)
+		all = append(all, result{speed, tree, problems})
+		if tree != nil {
+			right = append(right, all[len(all)-1])
+		}
+	}
+	if right != nil { // what is wrong with other speeds does not matter
+		all = right
+	}
+	first, others := all[0], all[1:]
+	var everywhere []Problem
+	for _, p := range first.problems {
+		with := fmt.Sprintf(" (on a link of %v, as an example)", first.speed)
+		if len(others) == 0 || slices.ContainsFunc(others, func(o result) bool { return slices.Contains(o.problems, p) }) {
+			with = ""
+		}
+		same := func(o Problem) bool {
+			return o.Path == p.Path && o.Key == p.Key && o.Index == p.Index && o.Warning == p.Warning
+		}
+		if !slices.ContainsFunc(others, func(o result) bool { return !slices.ContainsFunc(o.problems, same) }) {
+			p.Text += with
+			everywhere = append(everywhere, p)
+		}
+	}
+	if first.tree != nil {
+		first.tree.Example = first.speed
+	} else if len(everywhere) == 0 { // something else at each
+		return nil, first.problems
+	}
+	return first.tree, everywhere
+}
+
+// resolve is Resolve for what does not depend on a line, or on one whose speed is known.
+func resolve(s *Spec, kinds []Kind) (*Tree, []Problem) {
 	r := resolver{kinds: kinds, bound: map[bind.Binding]Path{}, ingress: s.Ingress != nil}
 	path := Path(s.Interface)
 	if text, hint := Selector(s.Interface).check(); text != "" {
@@ -150,7 +207,7 @@ func (r *resolver) tree(s *Spec, d Direction) *Tree {
 	case w.Rate.IsZero():
 		r.add(path, "", "rate is missing", fmt.Sprintf("say what the link really carries, a little less than the line: rate = %q", "940mbit"))
 	case w.Rate.Percent():
-		r.add(path, "rate", fmt.Sprintf("rate %v is a percentage, but an interface has no parent to take it from", w.Rate), `write the bandwidth of the link, for example "940mbit"`)
+		r.add(path, "rate", fmt.Sprintf("rate %v is a percentage, but an interface has no parent to take it from", w.Rate), `write the bandwidth of the link, for example "940mbit", or a share of what its driver says: "95% of link"`)
 	case rate < minRate:
 		r.add(path, "rate", fmt.Sprintf("rate %v is less than a byte a second, 8bit", rate), "")
 		rate = 0
@@ -264,10 +321,33 @@ func (r *resolver) branch(b *Branch, s *BranchSpec, depth int) {
 	r.children(b, s, depth)
 }
 
+// pods makes bindings of the pods that b may carry. Other than with names that are bound,
+// several branches may have the same: a pod says which of these it would like.
+func (r *resolver) pods(b *Branch, s *BranchSpec) {
+	if len(s.Pods) == 0 {
+		return
+	}
+	b.Bind = slices.Clip(b.Bind)
+	if b.Path.Base() == RestName && b.Path.Parent().Parent() == "" {
+		r.add(b.Path, "pods", "pods on the interface's rest: it carries what no branch claims already", "give them to a branch beside it")
+	}
+	for i, p := range s.Pods {
+		if slices.Contains(s.Pods[:i], p) {
+			r.report(Problem{Path: b.Path, Key: "pods", Index: i, Text: fmt.Sprintf("%s is named twice", p), Hint: "remove one of the two"})
+			continue
+		}
+		if p.Everywhere() && p != "*/*" {
+			r.report(Problem{Path: b.Path, Key: "pods", Index: i, Warning: true, Text: fmt.Sprintf("%s has pods of every namespace, and who starts one chooses its name and labels", p), Hint: fmt.Sprintf("name the namespaces that may: %q", p.In("shop"))})
+		}
+		b.Bind = append(b.Bind, bind.Binding{Kind: bind.Pod, Name: string(p)})
+	}
+}
+
 // own fills in and checks what b has whatever the direction.
 func (r *resolver) own(b *Branch, s *BranchSpec, depth int) {
 	r.count++
 	b.Bind = s.Bind
+	r.pods(b, s)
 	for i, x := range s.Bind {
 		if at, ok := r.bound[x]; ok {
 			r.report(Problem{Path: b.Path, Key: "bind", Index: i, Text: fmt.Sprintf("%v is bound to %s already", x, at), Hint: "one name goes to one branch of an interface: remove one of the two"})
@@ -338,7 +418,7 @@ func (r *resolver) children(b *Branch, s *BranchSpec, depth int) {
 	specs := s.Children
 	top := depth == 1
 	named := slices.ContainsFunc(specs, func(c *BranchSpec) bool { return c.Name == RestName })
-	implied := !named && (top || len(specs) > 0 && len(s.Bind)+len(s.Match)+len(s.Delegate) > 0)
+	implied := !named && (top || len(specs) > 0 && len(s.Bind)+len(s.Pods)+len(s.Match)+len(s.Delegate) > 0)
 	if implied {
 		specs = append(slices.Clip(specs), &BranchSpec{Name: RestName})
 	}
@@ -575,7 +655,7 @@ func suggest(name string, known []string) string {
 }
 
 // words are the keys of a policy; a branch cannot be called like one of them.
-var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "match", "delegate", "renamed_from", "ingress", "flows", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
+var words = []string{"rate", "ceil", "prio", "burst", "cburst", "quantum", "qdisc", "bind", "pods", "match", "delegate", "renamed_from", "ingress", "flows", "overhead", "mpu", "linklayer", "mtu", "replace", "kind"}
 
 // CheckName says what is wrong with the name of a branch. A name also becomes a
 // directory of the cgroup file system, whose own files all have a dot in their

@@ -236,7 +236,7 @@ func TestResolveProblems(t *testing.T) {
 		{"rate missing, and below it only what does not follow from that", eth0(branch("a", rate("10mbit"), ceil("5mbit"), prio(9))), []string{
 			`eth0: rate is missing | say what the link really carries, a little less than the line: rate = "940mbit"`,
 			`eth0/a prio: prio 9 is not between 0 (first) and 7 (last)`}},
-		{"rate in percent", eth0(rate("50%")), []string{`eth0 rate: rate 50% is a percentage, but an interface has no parent to take it from | write the bandwidth of the link, for example "940mbit"`}},
+		{"rate in percent", eth0(rate("50%")), []string{`eth0 rate: rate 50% is a percentage, but an interface has no parent to take it from | write the bandwidth of the link, for example "940mbit", or a share of what its driver says: "95% of link"`}},
 		{"rate below a byte", eth0(rate("7bit")), []string{`eth0 rate: rate 7bit is less than a byte a second, 8bit`}},
 		{"ceil differs", eth0(rate("100mbit"), ceil("50mbit")), []string{`eth0 ceil: ceil 50mbit differs from rate 100mbit, but an interface has nobody to borrow from | remove ceil, and write what the link carries as rate`}},
 		{"ceil differs in percent", eth0(rate("100mbit"), ceil("50%")), []string{`eth0 ceil: ceil 50% (50mbit) differs from rate 100mbit, but an interface has nobody to borrow from | remove ceil, and write what the link carries as rate`}},

@@ -11,15 +11,21 @@ import (
 // Selector says of which interfaces a table of a policy is: of the one with that name
 // ("eth0"), also where that is an alternative name of it; of all that a [bind.Pattern] fits
 // ("wlp*"); or of the one with a hardware address
-// ("mac=52:54:00:12:34:56"), whatever it is called. The loopback interface is fitted by its
-// name alone.
+// ("mac=52:54:00:12:34:56"), whatever it is called; or of that by which the default route goes,
+// [DefaultRoute]. The loopback interface is fitted by its name alone.
 type Selector string
+
+// DefaultRoute is the selector of the interface by which packets leave that no other route is
+// for. One that is called so is not fitted by it, unless it is that: who means it writes its
+// address, or a pattern.
+const DefaultRoute Selector = "default-route"
 
 // Identity is what an interface is known by.
 type Identity struct {
 	Name     string
 	AltNames []string
 	MAC      string // hardware address as text in lower case; empty: none of its own
+	Uplink   bool   // the default route goes by it
 }
 
 // Fit is how well a selector fits an interface: the best one has it. 0: not at all; a pattern
@@ -28,7 +34,8 @@ type Fit int
 
 // Fits that are better than that of any pattern, each better than the one before.
 const (
-	FitMAC Fit = iota + 1000
+	FitDefaultRoute Fit = iota + 1000
+	FitMAC
 	FitAltName
 	FitName
 )
@@ -44,11 +51,17 @@ func (s Selector) mac() (string, bool) {
 
 // Plain says whether a selector is a name.
 func (s Selector) Plain() bool {
-	return !strings.HasPrefix(string(s), macPrefix) && bind.Pattern(s).Exact()
+	return s != DefaultRoute && !strings.HasPrefix(string(s), macPrefix) && bind.Pattern(s).Exact()
 }
 
 // Fit is how well the selector fits an interface.
 func (s Selector) Fit(n Identity) Fit {
+	if s == DefaultRoute {
+		if n.Uplink && n.Name != "lo" {
+			return FitDefaultRoute
+		}
+		return 0
+	}
 	if string(s) == n.Name {
 		return FitName
 	}
@@ -92,7 +105,11 @@ func (s Selector) check() (text, hint string) {
 	case name == "":
 		return "an interface without a name", ""
 	case name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r"):
-		return fmt.Sprintf("%q cannot be an interface: %s has no slash, colon or space", name, what), ""
+		hint := ""
+		if strings.EqualFold(strings.Join(strings.Fields(name), "-"), string(DefaultRoute)) {
+			hint = fmt.Sprintf("the interface of the default route is written %q", DefaultRoute)
+		}
+		return fmt.Sprintf("%q cannot be an interface: %s has no slash, colon or space", name, what), hint
 	case strings.IndexByte(name, 0xa0) >= 0:
 		return fmt.Sprintf("%q cannot be an interface: the kernel takes its byte 0xa0 for a space", name), ""
 	case len(name) > maxAltName:

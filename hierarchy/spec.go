@@ -33,6 +33,7 @@ type BranchSpec struct {
 	Qdisc    *RawQdisc       `json:"qdisc,omitempty"`
 	Ingress  *BranchSpec     `json:"ingress,omitempty"` // what holds for receiving: Rate to Qdisc of it
 	Bind     []bind.Binding  `json:"bind,omitempty"`
+	Pods     []bind.Pods     `json:"pods,omitempty"`
 	Match    []match.Match   `json:"match,omitempty"` // any of which suffices
 	Delegate []bind.Delegate `json:"delegate,omitempty"`
 	Children []*BranchSpec   `json:"children,omitempty"`
@@ -46,11 +47,12 @@ type RawQdisc struct {
 	Params []RawParam `json:"params,omitempty"`
 }
 
-// Amount is a bandwidth, or a percentage of the parent's. The zero value means
-// "not written".
+// Amount is a bandwidth, or a percentage of the parent's, or of what an interface's line
+// carries. The zero value means "not written".
 type Amount struct {
-	abs   Bandwidth
-	milli uint32 // thousandths of a percent
+	abs   Bandwidth // of the line where link, 0 as long as that is not known
+	milli uint32    // thousandths of a percent
+	link  bool      // of the line, else of the parent
 }
 
 // Absolute is the amount that is b everywhere; b is at most [MaxBandwidth].
@@ -59,6 +61,9 @@ func Absolute(b Bandwidth) Amount { return Amount{abs: b} }
 // ParseAmount reads a bandwidth (see [ParseBandwidth]) or a percentage above 0
 // and up to 100 with at most three digits behind the point: "40%", "12.5%".
 func ParseAmount(s string) (Amount, error) {
+	if _, ok := ofLink(s); ok {
+		return Amount{}, fmt.Errorf("%q is of the link, as only the rate of an interface and what it receives can be: a percentage alone is of the parent's", s)
+	}
 	num, ok := strings.CutSuffix(strings.TrimSpace(s), "%")
 	if !ok {
 		b, err := ParseBandwidth(s)
@@ -78,16 +83,84 @@ func ParseAmount(s string) (Amount, error) {
 	}
 	m := w*1000 + f
 	if m == 0 || m > 100_000 {
-		return Amount{}, fmt.Errorf("%q is not between 0.001%% and 100%%", s)
+		return Amount{}, fmt.Errorf("%q is not between 0.001%% and 100%%, which is all that there is", s)
 	}
 	return Amount{milli: uint32(m)}, nil
+}
+
+// ParseLine reads what an interface's line carries: a bandwidth, or a share of what its driver
+// says, "link" or "95% of link".
+func ParseLine(s string) (Amount, error) {
+	share, ok := ofLink(s)
+	if !ok {
+		return ParseAmount(s)
+	}
+	a := Amount{milli: 100_000}
+	if share != "" {
+		var err error
+		if !strings.HasSuffix(share, "%") {
+			err = fmt.Errorf("%q is no share of the link: write \"link\" for all of it, or a percentage as in \"95%% of link\"", s)
+		} else {
+			a, err = ParseAmount(share)
+		}
+		if err != nil {
+			return Amount{}, err
+		}
+	}
+	a.link = true
+	return a, nil
+}
+
+// ofLink is what stands before the link in a share of it, empty where that is all of it.
+func ofLink(s string) (share string, ok bool) {
+	words := strings.Fields(s)
+	if n := len(words); n > 0 && words[n-1] == "link" {
+		if words = words[:n-1]; n > 1 && words[n-2] == "of" {
+			words = words[:n-2]
+		}
+		return strings.Join(words, " "), true
+	}
+	return "", false
 }
 
 // IsZero says whether nothing was written.
 func (a Amount) IsZero() bool { return a == Amount{} }
 
 // Percent says whether the amount depends on the parent's.
-func (a Amount) Percent() bool { return a.milli != 0 }
+func (a Amount) Percent() bool { return a.milli != 0 && !a.link }
+
+// at is the amount on a line of that speed.
+func (a Amount) at(speed Bandwidth) Amount {
+	if a.link {
+		a.abs = speed
+	}
+	return a
+}
+
+// OfLink says whether what the policy says depends on what the driver says of the line.
+func (s *Spec) OfLink() bool { return s.Rate.link || s.Ingress != nil && s.Ingress.Rate.link }
+
+// Link is the speed of the line that the rates are of; 0: it is not known, or does not matter.
+func (s *Spec) Link() Bandwidth {
+	switch {
+	case s.Rate.link:
+		return s.Rate.abs
+	case s.OfLink():
+		return s.Ingress.Rate.abs
+	}
+	return 0
+}
+
+// At is what a policy says of an interface whose line has a speed.
+func (s *Spec) At(speed Bandwidth) *Spec {
+	of := *s
+	of.Rate = s.Rate.at(speed)
+	if s.Ingress != nil {
+		in := *s.Ingress
+		in.Rate, of.Ingress = in.Rate.at(speed), &in
+	}
+	return &of
+}
 
 // Of is the bandwidth that a means below a parent of the given bandwidth,
 // rounded down to a bit per second.
@@ -95,18 +168,32 @@ func (a Amount) Of(parent Bandwidth) Bandwidth {
 	if a.milli == 0 {
 		return a.abs
 	}
+	if a.link {
+		parent = a.abs
+	}
 	// MaxBandwidth × 100,000 passes 2^64, so divide first and mend the rest.
 	m := Bandwidth(a.milli)
 	return parent/100_000*m + parent%100_000*m/100_000
 }
 
-// String prints the amount as it is written: "10mbit", "12.5%".
+// String prints the amount as it is written, "10mbit", "12.5%", "95% of link", and behind a
+// share of the line what that carries where it is known: "95% of link (1gbit)".
 func (a Amount) String() string {
 	if a.milli == 0 {
 		return a.abs.String()
 	}
 	s := fmt.Sprintf("%d.%03d", a.milli/1000, a.milli%1000)
-	return strings.TrimRight(strings.TrimRight(s, "0"), ".") + "%"
+	s = strings.TrimRight(strings.TrimRight(s, "0"), ".") + "%"
+	if !a.link {
+		return s
+	}
+	if s += " of link"; a.milli == 100_000 {
+		s = "link"
+	}
+	if a.abs != 0 {
+		s += fmt.Sprintf(" (%v)", a.abs)
+	}
+	return s
 }
 
 // MarshalText implements encoding.TextMarshaler with the form of String, empty
@@ -118,13 +205,19 @@ func (a Amount) MarshalText() ([]byte, error) {
 	return []byte(a.String()), nil
 }
 
-// UnmarshalText implements encoding.TextUnmarshaler with ParseAmount.
+// UnmarshalText implements encoding.TextUnmarshaler for what MarshalText has written.
 func (a *Amount) UnmarshalText(t []byte) error {
 	if len(t) == 0 {
 		*a = Amount{}
 		return nil
 	}
-	v, err := ParseAmount(string(t))
+	share, speed, known := strings.Cut(strings.TrimSuffix(string(t), ")"), " (")
+	v, err := ParseLine(share)
+	if err == nil && known {
+		var b Bandwidth
+		b, err = ParseBandwidth(speed)
+		v = v.at(b)
+	}
 	if err == nil {
 		*a = v
 	}

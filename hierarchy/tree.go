@@ -32,8 +32,9 @@ type Tree struct {
 	MTU     Size
 	Line    Line
 	Root    *Branch
-	Ingress *Tree  // of a tree that sends: the device's tree for receiving, nil where it has none
-	Flows   uint32 // of a tree that receives: how many flows there is room for by which packets are told apart
+	Ingress *Tree     // of a tree that sends: the device's tree for receiving, nil where it has none
+	Example Bandwidth // of a share of a line whose speed is not known: that for which the rates are; 0: they are what they are
+	Flows   uint32    // of a tree that receives: how many flows there is room for by which packets are told apart
 }
 
 // Branch is a node of a Tree. Inner branches have no Qdisc. Their processes

@@ -130,11 +130,11 @@ func TestParseBandwidth(t *testing.T) {
 		{in: "10mbit 5", err: units("10mbit 5")},
 		{in: "10\tmbit", err: `"10\tmbit" is not understood: units are bit, kbit, mbit, gbit, tbit (bits a second) and B/s, kB/s, MB/s, MiB/s, GB/s ... (bytes a second)`},
 		{in: "-5mbit", err: `"-5mbit" is negative`},
-		{in: "+5mbit", err: `"+5mbit" does not start with a decimal number such as 10 or 1.5`},
-		{in: "mbit", err: `"mbit" does not start with a decimal number such as 10 or 1.5`},
-		{in: ".5mbit", err: `".5mbit" does not start with a decimal number such as 10 or 1.5`},
-		{in: "5.mbit", err: `"5.mbit" does not start with a decimal number such as 10 or 1.5`},
-		{in: "1.2.3mbit", err: `"1.2.3mbit" does not start with a decimal number such as 10 or 1.5`},
+		{in: "+5mbit", err: `"+5mbit" does not begin with a number: write one and its unit, as in "10mbit"`},
+		{in: "mbit", err: `"mbit" does not begin with a number: write one and its unit, as in "10mbit"`},
+		{in: ".5mbit", err: `".5mbit" does not begin with a number: write one and its unit, as in "10mbit"`},
+		{in: "5.mbit", err: `"5.mbit" does not begin with a number: write one and its unit, as in "10mbit"`},
+		{in: "1.2.3mbit", err: `"1.2.3mbit" does not begin with a number: write one and its unit, as in "10mbit"`},
 		{in: "1.5bit", err: `"1.5bit" is not a whole number of bits: use fewer digits behind the point`},
 		{in: "0.1B/s", err: `"0.1B/s" is not a whole number of bits: use fewer digits behind the point`},
 		{in: "0mbit", err: `"0mbit" is no bandwidth; the kernel cannot shape to nothing, the least is "8bit"`},
@@ -219,7 +219,7 @@ func TestParseSize(t *testing.T) {
 		{in: "15%", err: `"15%" is not understood: units are b, kb, mb, gb (powers of 1000) and kib, mib, gib (powers of 1024)`},
 		{in: "1.5b", err: `"1.5b" is not a whole number of bytes: use fewer digits behind the point`},
 		{in: "-1b", err: `"-1b" is negative`},
-		{in: "kb", err: `"kb" does not start with a decimal number such as 10 or 1.5`},
+		{in: "kb", err: `"kb" does not begin with a number: write one and its unit, as in "10kib"`},
 		{in: "4gib", err: `"4gib" is more than the kernel's 4294967295b`},
 		{in: "99999999999999999999b", err: `"99999999999999999999b" is too large`},
 	})
@@ -279,10 +279,10 @@ func TestParseAmount(t *testing.T) {
 		{in: "5%%", err: bad("5%%")},
 		{in: "99999999999%", err: bad("99999999999%")},
 		{in: "33.3333%", err: `"33.3333%" has more than three digits behind the point`},
-		{in: "0%", err: `"0%" is not between 0.001% and 100%`},
-		{in: "0.000%", err: `"0.000%" is not between 0.001% and 100%`},
-		{in: "100.001%", err: `"100.001%" is not between 0.001% and 100%`},
-		{in: "4294967295.999%", err: `"4294967295.999%" is not between 0.001% and 100%`},
+		{in: "0%", err: `"0%" is not between 0.001% and 100%, which is all that there is`},
+		{in: "0.000%", err: `"0.000%" is not between 0.001% and 100%, which is all that there is`},
+		{in: "100.001%", err: `"100.001%" is not between 0.001% and 100%, which is all that there is`},
+		{in: "4294967295.999%", err: `"4294967295.999%" is not between 0.001% and 100%, which is all that there is`},
 		{in: "40", err: `"40" is not understood: a bandwidth needs a unit: write "40mbit" for megabits or "40MB/s" for megabytes a second; tc reads a bare number as bits`},
 		{in: "0bit", err: `"0bit" is no bandwidth; the kernel cannot shape to nothing, the least is "8bit"`},
 	})
@@ -293,6 +293,52 @@ func TestParseAmount(t *testing.T) {
 		if got := a.String(); got != want {
 			t.Errorf("prints %s, want %s", got, want)
 		}
+	}
+}
+
+// TestParseLine: a share of a line is what it comes to once that is known, and is written down
+// with it.
+func TestParseLine(t *testing.T) {
+	line := func(s string) Amount {
+		t.Helper()
+		a, err := ParseLine(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	check(t, ParseLine, []read[Amount]{
+		{in: "10mbit", want: Absolute(10 * Mbit)},
+		{in: " link ", want: line("100% of link")},
+		{in: "95%  link", want: line("95.0 % of link")},
+		{in: "of link", want: line("link")},
+		{in: "0.95 of link", err: `"0.95 of link" is no share of the link: write "link" for all of it, or a percentage as in "95% of link"`},
+		{in: "10mbit of link", err: `"10mbit of link" is no share of the link: write "link" for all of it, or a percentage as in "95% of link"`},
+		{in: "0% of link", err: `"0%" is not between 0.001% and 100%, which is all that there is`},
+	})
+	check(t, ParseAmount, []read[Amount]{
+		{in: "link", err: `"link" is of the link, as only the rate of an interface and what it receives can be: a percentage alone is of the parent's`},
+	})
+	s := &Spec{Interface: "eth0", BranchSpec: BranchSpec{Rate: line("95% of link"), Ingress: &BranchSpec{Rate: line("link")}}}
+	if !s.OfLink() || s.Link() != 0 || s.Rate.Percent() || s.Rate.String() != "95% of link" || s.Ingress.Rate.String() != "link" {
+		t.Errorf("before the speed is known: %+v", s)
+	}
+	is := s.At(Gbit)
+	if !is.OfLink() || is.Link() != Gbit || is.Rate.Of(0) != 950*Mbit || is.Ingress.Rate.Of(0) != Gbit || s.Link() != 0 || s.Ingress.Rate.Of(0) != 0 {
+		t.Errorf("on a line of 1gbit: %+v of %+v", is, s)
+	}
+	for _, a := range []Amount{s.Rate, s.Ingress.Rate, is.Rate, is.Ingress.Rate} {
+		b, err := a.MarshalText()
+		var got Amount
+		if err == nil {
+			err = got.UnmarshalText(b)
+		}
+		if err != nil || got != a {
+			t.Errorf("%s is read as %v, %v", b, got, err)
+		}
+	}
+	if again := is.At(100 * Mbit); again.Rate.Of(0) != 95*Mbit || again.Link() != 100*Mbit {
+		t.Errorf("on another line: %+v", again)
 	}
 }
 

@@ -27,7 +27,26 @@ func TestExamples(t *testing.T) {
 			if !bytes.HasPrefix(data, []byte("# ")) {
 				t.Error("does not begin with a comment that says what it shows")
 			}
+			names, err := policy.Over(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var over []policy.Text
+			for _, name := range names {
+				f, err := os.Open(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				over = append(over, policy.Text{Name: name, Reader: f})
+			}
 			p, err := policy.Parse(filepath.Base(file), bytes.NewReader(data), exampleKinds())
+			if err == nil && len(over) > 0 {
+				for _, tree := range p.Trees {
+					plan(t, tree)
+				}
+				p, err = policy.Parse(filepath.Base(file), bytes.NewReader(data), exampleKinds(), over...)
+			}
 			var errs policy.Errors
 			if errors.As(err, &errs) {
 				t.Fatal("\n" + errs.Render())

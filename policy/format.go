@@ -37,6 +37,7 @@ func Format(binding string, specs []*hierarchy.Spec, notes []Note) string {
 		f.line("binding = " + quoted(binding))
 	}
 	for _, s := range specs {
+		s = s.At(0) // a policy does not say how fast a link is of which it says a share
 		f.table(hierarchy.Path(s.Interface), []string{"interface", s.Interface}, &s.BranchSpec, s)
 	}
 	if len(f.notes) > 0 {
@@ -220,7 +221,17 @@ func ingress(b *hierarchy.BranchSpec, s *hierarchy.Spec) string {
 // of are the keys of a branch that hold for both directions.
 func of(b *hierarchy.BranchSpec) (all []written) {
 	add := adder(&all)
-	add("bind", len(b.Bind) > 0, broken("bind", texts(b.Bind, func(b bind.Binding) string { return quoted(b.String()) })))
+	pods := texts(b.Pods, func(p bind.Pods) string { return quoted(string(p)) })
+	var bound []string
+	for _, x := range b.Bind {
+		if x.Kind == bind.Pod { // of a limit
+			pods = append(pods, quoted(x.Name))
+		} else {
+			bound = append(bound, quoted(x.String()))
+		}
+	}
+	add("bind", len(bound) > 0, broken("bind", bound))
+	add("pods", len(pods) > 0, broken("pods", pods))
 	add("delegate", len(b.Delegate) > 0, broken("delegate", texts(b.Delegate, func(d bind.Delegate) string { return quoted(string(d)) })))
 	add("renamed_from", b.RenamedFrom != "", quoted(b.RenamedFrom))
 	add("match", len(b.Match) > 0, broken("match", texts(b.Match, match.Match.Text)))

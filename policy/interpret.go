@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,7 +43,7 @@ var words = []word{
 	{"rate", inInterface | inBranch}, {"ceil", inInterface | inBranch},
 	{"prio", inBranch}, {"burst", inInterface | inBranch}, {"cburst", inInterface | inBranch},
 	{"quantum", inBranch}, {"qdisc", inBranch}, {"ingress", levelInterface | levelBranch},
-	{"flows", levelIngress}, {"bind", levelBranch}, {"match", levelBranch}, {"delegate", levelBranch},
+	{"flows", levelIngress}, {"bind", levelBranch}, {"pods", levelBranch}, {"match", levelBranch}, {"delegate", levelBranch},
 	{"renamed_from", levelBranch},
 	{"overhead", levelInterface}, {"mpu", levelInterface}, {"linklayer", levelInterface},
 	{"mtu", levelInterface}, {"replace", levelInterface},
@@ -81,6 +82,7 @@ var others = []struct{ from, to string }{
 	{"priority", "prio"}, {"cgroup", "bind"}, {"unit", "bind"}, {"user", "bind"},
 	{"filter", "match"}, {"filters", "match"}, {"rule", "match"}, {"rules", "match"}, {"matches", "match"}, {"classify", "match"},
 	{"renamed", "renamed_from"}, {"was", "renamed_from"}, {"formerly", "renamed_from"}, {"old_name", "renamed_from"}, {"renamed-from", "renamed_from"},
+	{"pod", "pods"}, {"kubernetes", "pods"},
 	{"owner", "delegate"}, {"owners", "delegate"}, {"users", "delegate"},
 	{"leaf", "qdisc"}, {"queue", "qdisc"}, {"scheduler", "qdisc"},
 }
@@ -95,6 +97,14 @@ func other(name string) string {
 	return ""
 }
 
+// foreign are the names that [other] knows.
+func foreign() (names []string) {
+	for _, o := range others {
+		names = append(names, o.from)
+	}
+	return names
+}
+
 // node is one table of the file that is a part of the tree.
 type node struct {
 	level  level
@@ -105,6 +115,7 @@ type node struct {
 	kids   map[string]*node // tables seen; nil: reported, and nothing below it counts
 	bound  []int            // places in the file's list of branch.Bind, where they differ
 	given  []int            // the same of branch.Delegate
+	pods   []int            // and of branch.Pods
 	match  []matchPlace     // where each of branch.Match stands
 	bad    []string         // of a qdisc: parameters that are reported
 	within string           // the keys of the branch that the table is below, each with a dot behind it
@@ -222,7 +233,11 @@ func (r *reader) version(doc map[string]any) bool {
 	if i < 0 {
 		near := func(k toml.Key) bool { return hierarchy.Nearest(k[0], []string{"version"}) != "" }
 		if !slices.ContainsFunc(r.keys, near) && !r.partly { // otherwise that one is reported
-			r.add(mistake{msg: "version is missing", hint: "write version = 1 in the first line"})
+			hint := "write version = 1 in the first line"
+			if under, ok := strings.CutSuffix(filepath.Dir(r.file), OverSuffix); ok {
+				hint = fmt.Sprintf("what lies there is laid over %s and needs none: check that file", under)
+			}
+			r.add(mistake{msg: "version is missing", hint: hint})
 		}
 		return true
 	}
@@ -404,6 +419,7 @@ func (r *reader) unknown(n *node, name string) {
 	msg := fmt.Sprintf("unknown key %q", name)
 	names := known(n.level)
 	lower := strings.ToLower(name)
+	meant := other(hierarchy.Nearest(lower, foreign()))
 	var hint string
 	switch kind := r.parameter(lower); {
 	case slices.Contains(names, lower):
@@ -422,6 +438,8 @@ func (r *reader) unknown(n *node, name string) {
 		hint = fmt.Sprintf("%s is a parameter of queueing disciplines: qdisc = { kind = %q, %s = ... }", lower, kind, lower)
 	case hierarchy.Nearest(name, names) != "":
 		hint = fmt.Sprintf("did you mean %q?", hierarchy.Nearest(name, names))
+	case slices.Contains(names, meant):
+		hint = fmt.Sprintf("did you mean %q?", meant)
 	case n.level == levelFile && (where(lower)|where(other(lower)))&(levelInterface|levelBranch) != 0:
 		hint = "it belongs to an interface or a branch: write it below [interface.eth0]"
 	case where(lower) == levelFile:
@@ -518,7 +536,7 @@ func (r *reader) scalar(n *node, name string, v any) {
 	case "qdisc":
 		r.qdisc(n, v)
 	case "bind":
-		n.branch.Bind, n.bound = list(r, n, name, v, "a binding", "unit:nginx.service", hierarchy.ParseBinding)
+		n.branch.Bind, n.bound = list(r, n, name, v, "a binding", "unit:nginx.service", boundByPolicy)
 	case "renamed_from":
 		s, ok := v.(string)
 		if !ok || s == "" {
@@ -528,6 +546,8 @@ func (r *reader) scalar(n *node, name string, v any) {
 		b.RenamedFrom = s
 	case "match":
 		r.matches(n, v)
+	case "pods":
+		n.branch.Pods, n.pods = list(r, n, name, v, "one of pods", "shop/*", bind.ParsePods)
 	case "delegate":
 		n.branch.Delegate, n.given = list(r, n, name, v, "a delegate", "alice", bind.ParseDelegate)
 	}
@@ -553,6 +573,8 @@ func (r *reader) misplaced(n *node, name string) {
 		r.key(n, name, "bind belongs to a branch: the interface's own traffic is the rest", "write it in a branch, for example in "+header(n, "web"))
 	case name == "match":
 		r.key(n, name, "match belongs to a branch: what none fits is the interface's rest", "write it in a branch, for example in "+header(n, "web"))
+	case name == "pods":
+		r.key(n, name, "pods belongs to a branch: those that no branch has are the interface's rest", "write it in a branch, for example in "+header(n, "web"))
 	case name == "renamed_from":
 		r.key(n, name, "renamed_from belongs to a branch: an interface keeps its tree when it gets another name", "remove it, and write the header with the new name")
 	case name == "delegate":
@@ -623,7 +645,11 @@ func (r *reader) amount(n *node, key string, v any, b *hierarchy.BranchSpec, to 
 		b.Broken = true
 		return
 	}
-	a, err := hierarchy.ParseAmount(text)
+	parse := hierarchy.ParseAmount
+	if n.level == levelInterface && key != "ceil" || n.level == levelIngress && key == "rate" {
+		parse = hierarchy.ParseLine
+	}
+	a, err := parse(text)
 	if err != nil {
 		hint := ""
 		if zero := strings.TrimSpace(text); number(zero) && !number(strings.TrimLeft(zero, "0.")) {
@@ -733,6 +759,16 @@ func (r *reader) param(n *node, name string, v any) {
 	q.Params = append(q.Params, hierarchy.RawParam{Name: name, Text: text, Quoted: quoted})
 }
 
+// boundByPolicy reads a binding. Pods have a key of their own, as a pod that may enter a branch
+// need not be in it.
+func boundByPolicy(s string) (bind.Binding, error) {
+	b, err := hierarchy.ParseBinding(s)
+	if err == nil && b.Kind == bind.Pod {
+		return bind.Binding{}, fmt.Errorf("pods that a branch carries stand in a key of their own: write pods = [%q]", b.Name)
+	}
+	return b, err
+}
+
 // list reads a list of strings: what each of them means, and the places of these in
 // the file's list, where some of it means nothing.
 func list[T any](r *reader, n *node, key string, v any, one, example string, parse func(string) (T, error)) (all []T, at []int) {
@@ -822,7 +858,7 @@ func (r *reader) problem(top *node, p hierarchy.Problem) {
 	if e, ok := r.entry(n, p.Key); ok {
 		switch {
 		case p.Index >= 0:
-			if places := map[string][]int{"bind": n.bound, "delegate": n.given}[p.Key]; places != nil {
+			if places := map[string][]int{"bind": n.bound, "delegate": n.given, "pods": n.pods}[p.Key]; places != nil {
 				p.Index = places[p.Index]
 			}
 			m.off, m.value = r.element(e, p.Index), true

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -9,18 +10,19 @@ import (
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
-// Place is where a key of an interface or branch stands in the file, as a line and
+// Place is where a key of an interface or branch stands: in which file, and there as a line and
 // a column from 1. Where the key is not written it is the place of the value or table
 // that takes its place ("ingress" for "ingress.rate"), or of the branch, and where that
 // is not either, as with a rest that was added, of the one above it. An empty path is
 // the top of the file. Line 0: nothing of it is in the file.
-func (p *Policy) Place(path hierarchy.Path, key string) (line, column int) {
+func (p *Policy) Place(path hierarchy.Path, key string) (file string, line, column int) {
 	off := p.offset(path, key)
 	if off < 0 {
-		return 0, 0
+		return p.file, 0, 0
 	}
 	n, start, _ := p.index.line(off)
-	return n, p.index.column(start, off)
+	file, before := p.index.of(off)
+	return cmp.Or(file, p.file), n - before, p.index.column(start, off)
 }
 
 // offset is the place as an offset, negative where nothing of it is in the file.
@@ -48,4 +50,22 @@ func (p *Policy) offset(path hierarchy.Path, key string) int {
 		return off
 	}
 	return -1
+}
+
+// Wrong are mistakes that only a machine brings to light, as what does not fit onto its link, in
+// what the policy says of the interfaces that a selector fits; nil: only warnings.
+func (p *Policy) Wrong(by hierarchy.Selector, problems []hierarchy.Problem) error {
+	r := report{file: p.file, index: p.index}
+	for _, x := range problems {
+		if x.Warning {
+			continue
+		}
+		_, below, _ := strings.Cut(string(x.Path), "/")
+		at := hierarchy.Path(strings.TrimSuffix(string(by)+"/"+below, "/"))
+		r.add(mistake{off: max(0, p.offset(at, x.Key)), path: x.Path, key: x.Key, msg: x.Text, hint: x.Hint})
+	}
+	if len(r.found) == 0 {
+		return nil
+	}
+	return r.errs()
 }

@@ -53,7 +53,7 @@ web.rate = "10kbit"
 		{"eth1/web", "rate", 15, 12},
 		{"eth7", "rate", 0, 0},
 	} {
-		if line, column := p.Place(x.path, x.key); line != x.line || column != x.column {
+		if _, line, column := p.Place(x.path, x.key); line != x.line || column != x.column {
 			t.Errorf("Place(%q, %q) = %d:%d, want %d:%d", x.path, x.key, line, column, x.line, x.column)
 		}
 	}

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -29,51 +28,32 @@ type Policy struct {
 	// Warnings are about what is allowed but unlikely to be meant, in the order
 	// of the file.
 	Warnings []Error
+	// Over are the names of what is laid over it.
+	Over []string
 
 	file  string
 	index *index // for Place
 	keys  []toml.Key
 }
 
-// Parse reads a policy of at most 64 MiB. The name appears in messages only.
-// Kinds are the queueing disciplines that leaves may have.
+// Parse reads a policy of at most 64 MiB, and what is laid over it, in its order: of a table that
+// both have the keys of both count, and of all else what the later one says. The name appears
+// in messages only. Kinds are the queueing disciplines that leaves may have.
 //
 // When the policy is wrong, the error is of type [Errors] and holds all
 // mistakes; use [errors.As]. Any other error means that it could not be read.
-func Parse(name string, r io.Reader, kinds []hierarchy.Kind) (*Policy, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxInput+1))
+func Parse(name string, r io.Reader, kinds []hierarchy.Kind, over ...Text) (*Policy, error) {
+	d, err := parse(append([]Text{{name, r}}, over...), kinds)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, err
 	}
-	if len(data) > maxInput {
-		return nil, fmt.Errorf("%s: a policy has at most %v", name, hierarchy.Size(maxInput))
+	p := &Policy{Binding: "auto", file: name, index: d.index, keys: d.keys}
+	for _, t := range over {
+		p.Over = append(p.Over, t.Name)
 	}
-	text := strings.TrimPrefix(string(data), "\ufeff")
-	rep := &report{file: name, index: &index{text: text, stop: -1}}
-	if !rep.characters() {
-		return nil, rep.errs()
-	}
-	rep.index = scan(text)
-	if rep.index.deep {
-		rep.add(mistake{off: rep.index.stop, msg: fmt.Sprintf("more than %d tables or lists below each other", maxNesting)})
-		return nil, rep.errs()
-	}
-	doc, keys, err := decode(text, rep.index.stop)
-	var syntax toml.ParseError
-	switch {
-	case errors.As(err, &syntax):
-		rep.syntax(syntax)
-		rep.others(kinds)
-		return nil, rep.errs()
-	case err != nil:
-		return nil, fmt.Errorf("%s: %w", name, err)
-	case !rep.index.agrees(keys):
-		return nil, fmt.Errorf("%s: the TOML decoder and the position index disagree about this file; please report it as a fault of vifshape", name)
-	}
-	p := &Policy{Binding: "auto", file: name, index: rep.index, keys: keys}
-	rd := reader{report: rep, keys: keys, kinds: kinds, policy: p}
-	rd.read(doc)
-	all := rep.errs()
+	rd := reader{report: d.report, keys: d.keys, kinds: kinds, policy: p}
+	rd.read(d.doc)
+	all := d.errs()
 	if slices.ContainsFunc(all, func(e Error) bool { return !e.Warning }) {
 		return nil, all
 	}
@@ -122,6 +102,9 @@ func (p *Policy) For(n hierarchy.Identity) (at int, fit hierarchy.Fit) {
 	}
 	return at, fit
 }
+
+// ByRoute says whether the policy has a table for the interface of the default route.
+func (p *Policy) ByRoute() bool { return p.Names(string(hierarchy.DefaultRoute)) }
 
 // Names says whether the policy has an interface written so.
 func (p *Policy) Names(iface string) bool {

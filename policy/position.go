@@ -23,9 +23,10 @@ const maxNesting = 32
 type index struct {
 	text    string
 	entries []entry
-	stop    int   // offset where the scanner could not go on, or -1
-	deep    bool  // it stopped because of maxNesting
-	lines   []int // offsets of line starts, made when first needed
+	stop    int      // offset where the scanner could not go on, or -1
+	deep    bool     // it stopped because of maxNesting
+	sources []source // the files of the text, where it is of several
+	lines   []int    // offsets of line starts, made when first needed
 }
 
 // entry is a table header or a key with a value. Offsets are in bytes.

@@ -35,7 +35,8 @@ func (r *report) errs() Errors {
 	var all Errors
 	for _, m := range r.found {
 		line, start, end := r.index.line(m.off)
-		e := Error{File: r.file, Line: line, Column: r.index.column(start, m.off), Path: m.path, Key: m.key,
+		file, before := r.index.of(m.off)
+		e := Error{File: cmp.Or(file, r.file), Line: line - before, Column: r.index.column(start, m.off), Path: m.path, Key: m.key,
 			Msg: cut(m.msg), Hint: cut(m.hint), Source: r.index.text[start:end], Warning: m.warning}
 		if m.value {
 			e.Value = r.index.value(m.off)

@@ -39,6 +39,8 @@ func (r *report) syntax(pe toml.ParseError) {
 		m.msg, m.hint = "the header has an empty name", "write [interface.eth0], names separated by single dots"
 	case has("table array name") || has("table name") && strings.Trim(c, " \t\r\n#") == "":
 		m.msg, m.hint = "the header is not closed", "close [ with ], and [[ with ]]"
+	case has("table name") && off > 0 && strings.ContainsRune(" \t", rune(x.text[off-1])):
+		m.msg, m.hint = "a header has no space between names", "write a dot there, as in [interface.eth0]"
 	case has("table name"):
 		m.msg, m.hint = fmt.Sprintf("%q cannot stand in a header like this", c), `put the name that holds it in quotes: [interface.eth0."a+b"]`
 	case has("expected '.' or '='") || has("expected key separator"):

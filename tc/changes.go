@@ -27,9 +27,9 @@ func WatchChanges(cfg rtnl.Config, but *rtnl.Conn) (*rtnl.Monitor[Change], error
 	if but != nil {
 		own = but.Port()
 	}
-	return rtnl.Listen(cfg, "watch queues", unix.RTNLGRP_TC, func(msgs []netlink.Message) ([]Change, error) {
+	return rtnl.Listen(cfg, "watch queues", func(msgs []netlink.Message) ([]Change, error) {
 		return changes(slices.DeleteFunc(msgs, func(m netlink.Message) bool { return own != 0 && m.Header.PID == own }))
-	})
+	}, unix.RTNLGRP_TC)
 }
 
 // changes reads notices. What goes with something above it is not told of: classes with

@@ -2,6 +2,7 @@ package tc_test
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -118,6 +119,9 @@ func TestKernelDefaultRoutes(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, defaults()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if got, err := link.Uplinks(c); err != nil || !slices.Equal(got, []int{index["eth2"]}) {
+		t.Errorf("the default route goes by %v, %v; want eth2 of %v", got, err, index)
 	}
 	for to, want := range map[string]int{
 		"10.0.0.1":     index["eth1"], // by half of the world

@@ -322,12 +322,15 @@ func worst(all []share) (worst share) {
 	return worst
 }
 
-// again looks once more, four times as long, where a first look is off. What chance did
-// evens out; a fault does not.
+// again looks once more, four times as long, where a first look is off, and twelve times as
+// long where that one is, too. What chance did evens out; a fault does not.
 func again[T any](look func(times int) T, off func(T) bool) T {
 	got := look(1)
-	if off(got) {
-		got = look(4)
+	for _, times := range []int{4, 12} {
+		if !off(got) {
+			break
+		}
+		got = look(times)
 	}
 	return got
 }

@@ -106,6 +106,7 @@ func TestVirtualShares(t *testing.T) {
 		missed      = "a leaf at its ceil cannot always take its turn"
 		unexplained = "not explained; a larger cburst does not change it"
 		short       = "the queue of one TCP flow is shorter than a turn"
+		places      = "where sfq puts flows is drawn by lot" // perturbation, sfq_init of net/sched/sch_sfq.c, v6.1
 		answers     = "what answers to one direction takes its part of the other"
 		second      = time.Second
 	)
@@ -208,7 +209,7 @@ func TestVirtualShares(t *testing.T) {
 		}},
 		// Other queues.
 		{name: "bfifo", phases: []string{"10mbit\n  a 30% qdisc=bfifo tcp/2\n  b 60% qdisc=bfifo tcp/2\n  rest 10% qdisc=bfifo tcp\n"}},
-		{name: "sfq, the rest idle", phases: []string{"10mbit\n  a 30% qdisc=sfq tcp/4\n  b 60% qdisc=sfq tcp/4\n  rest 10%\n"}},
+		{bound: 0.06, why: places, name: "sfq, the rest idle", phases: []string{"10mbit\n  a 30% qdisc=sfq tcp/4\n  b 60% qdisc=sfq tcp/4\n  rest 10%\n"}},
 		// What is received.
 		{name: "guarantees", phases: []string{families("10mbit", "<tcp", "<tcp", "<tcp", "<tcp", "<tcp")}},
 		{name: "guarantees", phases: []string{families("10mbit", "<udp", "<udp", "<udp", "<udp", "<udp")}},

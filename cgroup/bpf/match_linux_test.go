@@ -258,6 +258,24 @@ func newTracker(t testing.TB) *tracker {
 	return &tracker{t, c}
 }
 
+// TestKernelTracks: the function that asks connection tracking is taken by a kernel that takes all
+// of the program with it, and by no other.
+func TestKernelTracks(t *testing.T) {
+	tctest.RequireRoot(t)
+	for range 2 {
+		is := Tracks()
+		m, err := loadTracking(&tables{}, true)
+		if err == nil {
+			err = m.close()
+		}
+		if (is == nil) != (err == nil) {
+			t.Errorf("the function: %v; the program: %v", is, err)
+		}
+		t.Log(is)
+		askConntrack()
+	}
+}
+
 func (x *tracker) ask(kind int, flags netlink.HeaderFlags, family byte, attrs func(*netlink.AttributeEncoder)) {
 	x.t.Helper()
 	ae := netlink.NewAttributeEncoder()

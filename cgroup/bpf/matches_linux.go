@@ -225,10 +225,10 @@ func (x *Matches) Change(to []hierarchy.Matched, known []hierarchy.Matched) erro
 	} else {
 		err = x.attach(want, want)
 	}
+	x.now, x.former = nil, former // whatever is in force by now
 	if err != nil {
 		return fmt.Errorf("change the matches: %w", err)
 	}
-	x.now, x.former = nil, former
 	return nil
 }
 

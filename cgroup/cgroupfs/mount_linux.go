@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
@@ -19,16 +20,14 @@ const mountSource = "vifshape"
 // MountNetCls mounts the net_cls hierarchy where a distribution would, else below
 // runDir, and says where.
 func MountNetCls(runDir string) (*Tree, error) {
-	dir := "/sys/fs/cgroup/net_cls"
-	var st unix.Statfs_t
-	// on a pure v2 host this would make a cgroup, not a directory
-	if unix.Statfs("/sys/fs/cgroup", &st) != nil || st.Type != unix.TMPFS_MAGIC {
-		dir = filepath.Join(runDir, "net_cls")
+	dir, err := placeOfNetCls(runDir)
+	if err != nil {
+		return nil, fmt.Errorf("mount net_cls: %w", err)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("mount net_cls: %w", caps.Explain(err, unix.CAP_SYS_ADMIN))
 	}
-	err := unix.Mount(mountSource, dir, "cgroup", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "net_cls")
+	err = unix.Mount(mountSource, dir, "cgroup", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "net_cls")
 	if err != nil {
 		os.Remove(dir)
 		switch err {
@@ -44,6 +43,36 @@ func MountNetCls(runDir string) (*Tree, error) {
 		t.Mine = true
 	}
 	return t, err
+}
+
+// placeOfNetCls is where it is mounted: beside the hierarchies of v1 that are. What runs
+// containers by v1, as runc does where /sys/fs/cgroup is not v2, takes every such mount for one of
+// them, makes the cgroups of containers in those alone that lie beside the first, and starts no
+// container where it cannot reach one, as below a /run that is covered. By v2 it looks at none
+// (rootPath and GetCgroupMounts, libcontainer/cgroups, runc v1.1.5).
+func placeOfNetCls(runDir string) (string, error) {
+	const name, usual = "net_cls", "/sys/fs/cgroup"
+	var st unix.Statfs_t
+	switch err := unix.Statfs(usual, &st); {
+	case err == nil && st.Type == unix.TMPFS_MAGIC:
+		return filepath.Join(usual, name), nil
+	case err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC:
+		return filepath.Join(runDir, name), nil
+	}
+	mounts, err := mountsIn("/proc/thread-self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	first := slices.IndexFunc(mounts, func(m *mountinfo.Info) bool { return m.FSType == "cgroup" })
+	if first >= 0 {
+		beside := filepath.Dir(mounts[first].Mountpoint)
+		// in a hierarchy this would make a cgroup, not a directory, and sysfs takes none
+		no := []int64{unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.SYSFS_MAGIC}
+		if err := unix.Statfs(beside, &st); err == nil && beside != "/" && !slices.Contains(no, int64(st.Type)) {
+			return filepath.Join(beside, name), nil
+		}
+	}
+	return filepath.Join(runDir, name), nil
 }
 
 // Unmount takes a mount of [MountNetCls] away, unless there are cgroups in it: then

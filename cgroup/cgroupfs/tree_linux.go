@@ -27,11 +27,12 @@ type Tree struct {
 	Whole bool   // its root is the hierarchy's own: depths below it are the kernel's levels
 	Mine  bool   // mounted by [MountNetCls], in this mount namespace
 
-	root  string   // in front of a cgroup's path; no slash at its end
-	at    *os.File // the root: keeps a detached mount, and anchors handles
-	shown string   // what the kernel prints for root
-	htype int32    // type of the kernel's handles
-	magic int64    // of the file system: cgroup v2 or v1
+	root  string            // in front of a cgroup's path; no slash at its end
+	at    *os.File          // the root: keeps a detached mount, and anchors handles
+	shown string            // what the kernel prints for root
+	htype int32             // type of the kernel's handles
+	magic int64             // of the file system: cgroup v2 or v1
+	found map[uint64]string // by the last search: who has to search for one asks for others, too
 }
 
 // Dir is the directory of a cgroup. It is good until [Tree.Close].
@@ -263,7 +264,7 @@ func (t *Tree) ID(path string) (id uint64, level uint32, err error) {
 	return binary.NativeEndian.Uint64(h.Bytes()), level, nil
 }
 
-// Path is the inverse of ID. A cgroup that is gone is fs.ErrNotExist.
+// Path is the inverse of ID. A cgroup that is gone is fs.ErrNotExist. It is for one goroutine.
 func (t *Tree) Path(id uint64) (string, error) {
 	h := unix.NewFileHandle(t.htype, binary.NativeEndian.AppendUint64(nil, id))
 	fd, err := unix.OpenByHandleAt(int(t.at.Fd()), h, unix.O_PATH|unix.O_CLOEXEC)
@@ -299,18 +300,23 @@ func (t *Tree) Is(path string, id uint64) bool {
 }
 
 func (t *Tree) search(id uint64) (string, error) {
-	found := ""
+	if path, ok := t.found[id]; ok && t.Is(path, id) {
+		return path, nil
+	}
+	t.found = map[uint64]string{}
 	err := t.Walk("/", func(path string) error {
-		if t.Is(path, id) {
-			found = path
-			return fs.SkipAll
+		if id, _, err := t.ID(path); err == nil { // else it has gone
+			t.found[id] = path
 		}
 		return nil
 	})
-	if err == nil && found == "" {
+	if path, ok := t.found[id]; ok { // whatever of the others could not be read
+		return path, nil
+	}
+	if err == nil {
 		err = fs.ErrNotExist
 	}
-	return found, err
+	return "", err
 }
 
 // Walk calls fn for every cgroup at and below path, parents first. Cgroups that
@@ -351,6 +357,32 @@ func (t *Tree) Populated(path string) bool {
 		return path == "/"
 	}
 	return err == nil && strings.Contains(string(b), "populated 1")
+}
+
+// Connected says whether a process that has a socket may be in a cgroup of version 2, or below
+// it. Where there are more than a few processes, or they cannot be looked at, one may.
+func (t *Tree) Connected(path string) bool {
+	if !t.Populated(path) {
+		return false
+	}
+	const few = 16
+	pids, err := t.Members(path)
+	if err != nil || len(pids) > few {
+		return true
+	}
+	for _, pid := range pids {
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		fds, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) { // else it has ended
+			return true
+		}
+		for _, fd := range fds {
+			if to, err := os.Readlink(dir + "/" + fd.Name()); err == nil && strings.HasPrefix(to, "socket:") {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Members lists the processes of a cgroup and all below it.

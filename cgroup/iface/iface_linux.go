@@ -33,9 +33,30 @@ type Link struct {
 	Local  bool // it is the loopback interface
 }
 
-// Get asks the kernel for the interface that has an index or, where that is 0,
-// a name. The error is ErrNone where there is none.
-func Get(netNS int, index uint32, name string) (Link, error) {
+// Conn asks the kernel about one network namespace, any number of times over one socket: who has
+// many questions saves opening one for each, which takes longer than the answer.
+type Conn struct{ c *netlink.Conn }
+
+// Dial opens one.
+func Dial(netNS int) (*Conn, error) {
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: netNS})
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{c}, nil
+}
+
+// Close closes the socket.
+func (c *Conn) Close() error { return c.c.Close() }
+
+func (c *Conn) ask(typ netlink.HeaderType, flags netlink.HeaderFlags, body []byte) ([]netlink.Message, error) {
+	return Whole(func() ([]netlink.Message, error) {
+		return c.c.Execute(netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | flags}, Data: body})
+	})
+}
+
+// Get is [Get].
+func (c *Conn) Get(index uint32, name string) (Link, error) {
 	ae := netlink.NewAttributeEncoder()
 	if name != "" {
 		ae.String(unix.IFLA_IFNAME, name)
@@ -46,7 +67,7 @@ func Get(netNS int, index uint32, name string) (Link, error) {
 	}
 	msg := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(msg[4:], index)
-	answers, err := Ask(netNS, unix.RTM_GETLINK, 0, append(msg, attrs...))
+	answers, err := c.ask(unix.RTM_GETLINK, 0, append(msg, attrs...))
 	if errors.Is(err, unix.ENODEV) {
 		return Link{}, ErrNone
 	}
@@ -59,16 +80,25 @@ func Get(netNS int, index uint32, name string) (Link, error) {
 	return decodeLink(answers[0].Data)
 }
 
+// Get asks the kernel for the interface that has an index or, where that is 0,
+// a name. The error is ErrNone where there is none.
+func Get(netNS int, index uint32, name string) (Link, error) {
+	c, err := Dial(netNS)
+	if err != nil {
+		return Link{}, fmt.Errorf("look for interfaces: %w", err)
+	}
+	defer c.Close()
+	return c.Get(index, name)
+}
+
 // Ask sends a request to the kernel's rtnetlink in a network namespace.
 func Ask(netNS int, typ netlink.HeaderType, flags netlink.HeaderFlags, body []byte) ([]netlink.Message, error) {
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: netNS})
+	c, err := Dial(netNS)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	return Whole(func() ([]netlink.Message, error) {
-		return c.Execute(netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | flags}, Data: body})
-	})
+	return c.ask(typ, flags, body)
 }
 
 // Whole asks again where what is listed was changed meanwhile: such a list may lack
@@ -107,9 +137,10 @@ func List(netNS int) ([]Link, error) {
 	return all, nil
 }
 
-// Number is the number by which a network namespace knows another one; below 0 is none. Those of other ends get theirs when their interfaces
-// are listed (rtnl_fill_link_netnsid, net/core/rtnetlink.c, v6.12).
-func Number(netNS int, ns *os.File) (int32, error) {
+// Number is the number by which the network namespace knows another one; below 0 is none. Those of
+// other ends get theirs when their interfaces are listed (rtnl_fill_link_netnsid,
+// net/core/rtnetlink.c, v6.12).
+func (c *Conn) Number(ns *os.File) (int32, error) {
 	const nsID, nsFD = 1, 3 // NETNSA_NSID, NETNSA_FD, include/uapi/linux/net_namespace.h
 	ae := netlink.NewAttributeEncoder()
 	ae.Uint32(nsFD, uint32(ns.Fd()))
@@ -117,7 +148,7 @@ func Number(netNS int, ns *os.File) (int32, error) {
 	if err != nil {
 		return -1, err
 	}
-	answers, err := Ask(netNS, unix.RTM_GETNSID, 0, append(make([]byte, 4), attrs...)) // behind a struct rtgenmsg
+	answers, err := c.ask(unix.RTM_GETNSID, 0, append(make([]byte, 4), attrs...)) // behind a struct rtgenmsg
 	if err == nil && (len(answers) == 0 || len(answers[0].Data) < 4) {
 		err = errors.New("no answer of the kernel")
 	}
@@ -135,6 +166,16 @@ func Number(netNS int, ns *os.File) (int32, error) {
 		}
 	}
 	return number, ad.Err()
+}
+
+// Number is [Conn.Number] for a network namespace.
+func Number(netNS int, ns *os.File) (int32, error) {
+	c, err := Dial(netNS)
+	if err != nil {
+		return -1, fmt.Errorf("number of a network namespace: %w", err)
+	}
+	defer c.Close()
+	return c.Number(ns)
 }
 
 // decodeLink reads an RTM_NEWLINK message.

@@ -90,6 +90,8 @@ type Resolution struct {
 	Again time.Duration
 	// Cgroups are the paths of those of v2 that bindings name exactly, by their ids.
 	Cgroups map[uint64]string
+	// Links are the interfaces that lead to where pods have begun, by the pods' ids.
+	Links map[string][]Link
 }
 
 // Err tells of all that was refused.
@@ -112,6 +114,7 @@ type Watch func(path string, matters func(name string) bool)
 type Config struct {
 	Tree      *cgroupfs.Tree
 	Interface string
+	Formerly  []string // names that it had, by which homes of its branches may be
 	// NetNS is the interface's network namespace as [cgroupfs.NetNSKey] names it, empty
 	// for the initial one, and NetNSFD a descriptor of it, 0 for the caller's.
 	NetNS   string
@@ -121,7 +124,13 @@ type Config struct {
 	Root string
 	// NoUsers and NoLinks say why users and interfaces cannot be bound, nil when they can.
 	NoUsers, NoLinks error
-	Watch            Watch // nil: nobody waits
+	// Pods tells which pods of Kubernetes run on this machine, as far as the container runtime has
+	// told; who is told binds them, and need not watch for that. Nil: none.
+	Pods func() ([]Pod, error)
+	// Only are ids of pods: what belongs to these is found, and nothing else, whatever else is
+	// bound. Nil: everything is.
+	Only  []string
+	Watch Watch // nil: nobody waits
 }
 
 // Resolve finds what the bindings of branches name on this machine, and the homes
@@ -145,10 +154,14 @@ func Resolve(ctx context.Context, cfg Config, branches []Branch) (*Resolution, e
 	if err != nil {
 		return nil, err
 	}
-	r := resolver{claims: map[bind.Target][]claim{}, won: map[bind.Target]*claim{}}
-	r.Cgroups = map[uint64]string{}
+	r := resolver{only: cfg.Only != nil, claims: map[bind.Target][]claim{}, won: map[bind.Target]*claim{}}
+	r.Cgroups, r.Links = map[uint64]string{}, map[string][]Link{}
 	l.found = r.Cgroups
 	in := &containers{look: l}
+	pods, err := l.place(branches)
+	if err != nil {
+		return nil, err
+	}
 	at := map[hierarchy.Path]*Branch{}
 	for i := range branches {
 		br := &branches[i]
@@ -157,7 +170,14 @@ func Resolve(ctx context.Context, cfg Config, branches []Branch) (*Resolution, e
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			targets, missing, err := l.targets(x, units, in)
+			var targets []bind.Target
+			var missing []string
+			var err error
+			if x.Kind == bind.Pod {
+				targets, missing, err = pods.targets(br, x)
+			} else {
+				targets, missing, err = l.targets(x, units, in)
+			}
 			if err != nil {
 				r.Refused = append(r.Refused, Refused{Path: br.Path, Binding: x, Err: fmt.Errorf("%s: binding %q: %w", br.Path, x, err)})
 			}
@@ -165,23 +185,28 @@ func Resolve(ctx context.Context, cfg Config, branches []Branch) (*Resolution, e
 				r.Pending = append(r.Pending, Pending{br.Path, x, reason})
 			}
 			for _, t := range targets {
-				r.claim(t, claim{branch: br, binding: x, from: x.String(), exact: exactness(x, t)})
+				r.claim(t, claim{branch: br, binding: x, pod: pods.of[t], from: x.String(), exact: exactness(x, t)})
 			}
 		}
 	}
-	homes, err := home.Homes{Tree: cfg.Tree, NetNS: cfg.NetNS, Interface: cfg.Interface}.List()
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range homes {
-		if br := at[p]; br != nil && p.Parent() != "" { // the interface's is on the way to theirs
-			r.claim(home.Target(cfg.NetNS, p), claim{branch: br, from: "run", exact: exactly})
+	for _, name := range append([]string{cfg.Interface}, cfg.Formerly...) {
+		homes, err := home.Homes{Tree: cfg.Tree, NetNS: cfg.NetNS, Interface: name}.List()
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range homes {
+			of := hierarchy.Path(cfg.Interface + strings.TrimPrefix(string(p), name))
+			if br := at[of]; br != nil && p.Parent() != "" { // the interface's is on the way to theirs
+				r.claim(home.Target(cfg.NetNS, p), claim{branch: br, from: "run", exact: exactly})
+			}
 		}
 	}
 	r.settle()
-	if err := l.reach(&r); err != nil {
+	led, err := l.reach(&r)
+	if err != nil {
 		return nil, err
 	}
+	pods.left(&r, led)
 	if !cfg.Tree.V2() {
 		r.Bound = withoutInherited(r.Bound)
 	}
@@ -200,6 +225,7 @@ type claim struct {
 	target  bind.Target
 	branch  *Branch
 	binding bind.Binding
+	pod     *Pod // that it names a part of, nil: none
 	from    string
 	exact   int // the higher, the more exactly
 }
@@ -207,11 +233,15 @@ type claim struct {
 // exactly is how exact a name is that is no pattern.
 const exactly = 1 << 30
 
-// implied is how exactly a service names its socket unit, which may be bound for itself.
+// implied is how exactly a service names its socket unit, which may be bound for itself, and a
+// pod its cgroup.
 const implied = exactly - 1
 
 // exactness is how exactly a binding names a target.
 func exactness(x bind.Binding, target bind.Target) int {
+	if x.Kind == bind.Pod {
+		return implied // its cgroup may be bound for itself
+	}
 	name := bind.Pattern(x.Name)
 	if socket := socketUnit(name); socket != "" && target.Kind == bind.TargetCgroup && strings.HasSuffix(target.Name, ".socket") {
 		if name = socket; name.Exact() {
@@ -238,6 +268,7 @@ func socketUnit(service bind.Pattern) bind.Pattern {
 
 type resolver struct {
 	Resolution
+	only   bool                    // what belongs to pods
 	order  []bind.Target           // targets, as they were claimed
 	claims map[bind.Target][]claim // the most exact ones, of different branches
 	won    map[bind.Target]*claim  // by target
@@ -286,6 +317,9 @@ func (r *resolver) settle() {
 
 func (r *resolver) bind(target bind.Target, c *claim) {
 	r.won[target] = c
+	if r.only && c.pod == nil {
+		return
+	}
 	r.Bound = append(r.Bound, hierarchy.Bound{Target: target, Class: c.branch.Class, Path: c.branch.Entry, From: c.from, Stays: c.branch.Path.Base() == hierarchy.RestName})
 }
 

@@ -36,10 +36,13 @@ type spaces struct {
 	home    uint64 // the interface's own
 	proc    *os.File
 	ports   []iface.Link
+	ask     *iface.Conn
 	members map[int]*member
 	by      map[uint64][]*member // by namespace, but those in home
+	of      map[*claim][]*member // by what they are bound by
 	first   []int                // of each cgroup whose first process is in home
 	held    map[uint64]*Branch   // whose the interfaces of a namespace are
+	led     map[string]bool      // interfaces that lead to a namespace
 }
 
 // member is a process of a network namespace.
@@ -63,13 +66,20 @@ type member struct {
 // A container that may make network namespaces (with user namespaces anybody may) can
 // hide its own: all its processes leave it, and its sockets stay. Who cannot trust it
 // so far binds its interface by name.
-func (l *look) reach(r *resolver) (err error) {
-	s := &spaces{look: l, resolver: r, members: map[int]*member{}, by: map[uint64][]*member{}, held: map[uint64]*Branch{}}
+//
+// It returns the names of the interfaces that lead to where these processes are, whosever they
+// are.
+func (l *look) reach(r *resolver) (led map[string]bool, err error) {
+	s := &spaces{look: l, resolver: r, members: map[int]*member{}, by: map[uint64][]*member{}, of: map[*claim][]*member{}, held: map[uint64]*Branch{}, led: map[string]bool{}}
+	return s.led, s.reach()
+}
+
+func (s *spaces) reach() (err error) {
 	if s.proc, err = os.Open("/proc"); err != nil {
 		return err
 	}
 	defer s.proc.Close()
-	if s.home, err = iface.NetNS(l.NetNSFD); err != nil {
+	if s.home, err = iface.NetNS(s.NetNSFD); err != nil {
 		return err
 	}
 	if err = s.walk(); err != nil || len(s.members) == 0 {
@@ -79,15 +89,21 @@ func (l *look) reach(r *resolver) (err error) {
 		return err
 	}
 	if s.NoLinks == nil {
-		if s.ports, err = iface.Ports(l.NetNSFD); err != nil {
+		if s.ports, err = iface.Ports(s.NetNSFD); err != nil {
 			return err
 		}
 		if len(s.ports) > 0 {
 			s.lookAgain()
 		}
-		if err = s.visitors(); err != nil {
+		if !s.only { // else only that counts where a pod has begun
+			if err = s.visitors(); err != nil {
+				return err
+			}
+		}
+		if s.ask, err = iface.Dial(s.NetNSFD); err != nil {
 			return err
 		}
+		defer s.ask.Close()
 	}
 	spaces := slices.SortedFunc(maps.Keys(s.by), func(x, y uint64) int { return cmp.Compare(s.by[x][0].pid, s.by[y][0].pid) })
 	var others []uint64
@@ -130,7 +146,11 @@ func (s *spaces) walk() error {
 	t := s.Tree
 	var queue []place
 	for _, target := range s.order {
-		if by := s.won[target]; target.Kind == bind.TargetCgroup && by != nil && s.above(target.Name) == nil {
+		by := s.won[target]
+		if target.Kind != bind.TargetCgroup || by == nil {
+			continue
+		}
+		if s.only && by.pod != nil || !s.only && s.above(target.Name) == nil {
 			queue = append(queue, place{target.Name, by})
 		}
 	}
@@ -214,6 +234,7 @@ func (s *spaces) locate() error {
 		if m.ns == 0 {
 			continue
 		}
+		s.of[m.by] = append(s.of[m.by], m)
 		if firsts[m.dir] == nil {
 			firsts[m.dir] = m
 		}
@@ -309,14 +330,20 @@ func (s *spaces) space(ns uint64) (leads bool, err error) {
 		return true, err // they have ended
 	}
 	defer f.Close()
-	number, err := iface.Number(s.NetNSFD, f)
+	number, err := s.ask.Number(f)
 	if err != nil {
 		return true, err
 	}
+	var links []Link
 	var names []string
 	for _, p := range s.ports {
-		if number >= 0 && p.PeerNS == number && p.Name != s.Interface {
+		if number < 0 || p.PeerNS != number {
+			continue
+		}
+		links = append(links, Link{p.Index, p.Name}) // another interface that is shaped is noted, too
+		if p.Name != s.Interface {
 			names = append(names, p.Name)
+			s.led[p.Name] = true
 		}
 	}
 	if len(names) == 0 {
@@ -329,6 +356,14 @@ func (s *spaces) space(ns uint64) (leads bool, err error) {
 		return true, nil
 	}
 	s.all(ns, owner.by.branch, fmt.Sprintf("%sgo to %s: process %d of that was there before", by, owner.by.branch.Path, owner.pid))
+	if pod := owner.by.pod; pod != nil {
+		if s.begins(owner.by, ns) {
+			slices.SortFunc(links, func(a, b Link) int { return cmp.Compare(a.Index, b.Index) })
+			s.Links[pod.ID] = links
+		} else if s.only {
+			return true, nil // it is in another's, of whom nothing is known here
+		}
+	}
 	for _, name := range names {
 		if target := bind.ToLink(name); s.claims[target] == nil { // else it is named for itself
 			s.bind(target, owner.by)
@@ -413,17 +448,17 @@ func oldest(all []*member) *member {
 // began says whether a claim is that of a container whose first process is in a
 // namespace.
 func (s *spaces) began(by *claim, ns uint64) bool {
-	var of []*member
-	for _, m := range s.members {
-		if m.by == by && m.ns != 0 {
-			of = append(of, m)
-		}
-	}
-	if len(of) == 0 || oldest(of).ns != ns {
-		return false
-	}
 	_, is := containerID(path.Base(by.target.Name))
-	return is
+	return is && s.begins(by, ns)
+}
+
+// begins says whether the first process of a claim is in a namespace.
+func (s *spaces) begins(by *claim, ns uint64) bool {
+	all := s.of[by]
+	if !slices.ContainsFunc(all, func(m *member) bool { return m.ns != ns }) {
+		return len(all) > 0
+	}
+	return oldest(all).ns == ns
 }
 
 // other tells what becomes of what is sent from a namespace to which no interface here

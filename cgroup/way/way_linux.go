@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/vifshape/vifshape/cgroup/caps"
@@ -62,7 +63,7 @@ type Key struct {
 	Level uint32          // of a cgroup, below the root; 0 where that is not known
 	Path  string          // of a cgroup, empty where that is not known
 	Fresh bool            // nobody has been in it yet
-	Used  func() bool     // whether processes may be in it already, nil: no
+	Used  func() bool     // whether processes with sockets may be in it already, nil: no
 }
 
 // Program is a program of somebody else's.
@@ -101,11 +102,50 @@ func Known(v uint32) error {
 	return nil
 }
 
-// WaitForReaders returns when every packet that was being classified is.
+// WaitForReaders returns when every packet that was being classified is: after a grace period
+// of RCU. It takes CAP_BPF, or CAP_NET_RAW, where the kernel does not wait by membarrier: where
+// processors run without a tick (nohz_full), or it was built without that
+// (kernel/sched/membarrier.c, v6.12).
 func WaitForReaders() error {
-	const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL: an RCU grace period
-	if _, _, e := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); e != 0 {
-		return fmt.Errorf("wait for the classifier's readers: %w", e)
+	const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL
+	_, _, e := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
+	if e == 0 {
+		return nil
 	}
-	return nil
+	errs := []error{e}
+	for _, wait := range []func() error{waitByMap, waitBySocket} {
+		err := wait()
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return fmt.Errorf("wait for the classifier's readers: %w", errors.Join(errs...))
+}
+
+// waitByMap has a map of maps changed, for which the kernel waits for all programs
+// (maybe_wait_bpf_programs, kernel/bpf/syscall.c, v5.10 and v6.12).
+func waitByMap() error {
+	spec := &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
+	inner, err := ebpf.NewMap(spec)
+	if err != nil {
+		return err
+	}
+	defer inner.Close()
+	outer, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4, MaxEntries: 1, InnerMap: spec})
+	if err != nil {
+		return err
+	}
+	defer outer.Close()
+	return outer.Put(uint32(0), inner)
+}
+
+// waitBySocket closes a packet socket, for which the kernel waits for all who may see it
+// (synchronize_net in packet_release, net/packet/af_packet.c, v5.10 and v6.12).
+func waitBySocket() error {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
 }

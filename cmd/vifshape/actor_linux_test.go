@@ -260,7 +260,8 @@ var verbs = tctest.Verbs{
 		}
 		return "", err
 	},
-	"refuse": func(x tctest.Told) (string, error) { return "", refuse(x.Args[0]) }, // WHAT
+	"refuse":  func(x tctest.Told) (string, error) { return "", refuse(x.Args[0]) },                      // WHAT
+	"contain": func(x tctest.Told) (string, error) { return "", contain(strings.Split(x.Args[0], ",")) }, // CAPABILITY,...
 	"vifshape": func(x tctest.Told) (string, error) { // ARG...: becomes it
 		// by its link: the way to the file may be closed to the user
 		return "", unix.Exec("/proc/self/exe", append([]string{"vifshape"}, x.Args...), os.Environ())

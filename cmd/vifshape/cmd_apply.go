@@ -20,6 +20,7 @@ type applyOptions struct {
 	all      bool
 	detail   bool
 	confirm  time.Duration
+	agreed   func(*shaper.Changes) error // see shaper.ApplyOptions
 }
 
 func newApplyCommand(e *env) *cobra.Command {
@@ -59,8 +60,10 @@ carries on, and clear takes away what there is.
 			"  64 ", "  6    done, but for interfaces of the policy that are not there\n  64 ").Replace(exitHelp),
 		Args: args(0, 1, "one policy file"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
-			if c.Flags().Changed("confirm") && (o.confirm < time.Second || o.confirm > 24*time.Hour) {
-				return usagef("--confirm %v is no time to look what became of it: write one from 1s to 24h, such as 60s", o.confirm)
+			if c.Flags().Changed("confirm") {
+				if err := checkConfirm(o.confirm); err != nil {
+					return err
+				}
 			}
 			if len(a) > 0 {
 				return e.apply(c.Context(), a[0], o)
@@ -88,13 +91,17 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		return err
 	}
 	o.scope.Binding = o.binding
-	r := shaper.Read(file)
+	return e.applyOf(ctx, shaper.Read(file), "apply "+file, o)
+}
+
+// applyOf applies a policy that is being read. What it does is for others who wait meanwhile.
+func (e *env) applyOf(ctx context.Context, r *shaper.Reading, what string, o applyOptions) error {
 	m, err := e.machine()
 	if err != nil {
 		return r.Before(ctx, err)
 	}
 	defer m.Close()
-	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: "apply " + file, Scope: o.scope, All: o.all, Confirm: o.confirm, Watch: newGuard})
+	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: what, Scope: o.scope, All: o.all, Confirm: o.confirm, Watch: newGuard, Agreed: o.agreed})
 	if err != nil {
 		return err
 	}
@@ -106,6 +113,13 @@ func (e *env) apply(ctx context.Context, file string, o applyOptions) error {
 		}
 	}
 	return ended(c, o.detail, o.scope.Waits)
+}
+
+func checkConfirm(d time.Duration) error {
+	if d < time.Second || d > 24*time.Hour {
+		return usagef("--confirm %v is no time to look what became of it: write one from 1s to 24h, such as 60s", d)
+	}
+	return nil
 }
 
 // tellStrayed says which sockets an apply has bound too late.

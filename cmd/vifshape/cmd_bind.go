@@ -25,6 +25,7 @@ const specHelp = `A SPEC is what stands in bind in a policy:
                       not its subordinate numbers (subuid), as in rootless containers
   link:INTERFACE      what an interface brings in and this one sends on
   container:NAME      a container, by name or id
+  pod:NAMESPACE/NAME  a pod with all its containers, what pods says in a policy
 With a cgroup, what its processes send from other network namespaces is bound by the
 interfaces that lead there, as far as these are theirs.
 Names of units and slices, and each part of a cgroup's path, may be patterns of
@@ -117,7 +118,8 @@ the bindings in force, and prints what they were when they were last changed.
 
 EXIT STATUS
   0   done
-  1   an error, or there is no such branch
+  1   an error, there is no such branch, or the kernel has not all that the last
+      apply made
   64  wrong flags or arguments`,
 		Args: args(0, 1, "one path at most"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {

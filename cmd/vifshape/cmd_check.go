@@ -24,9 +24,10 @@ func newCheckCommand(e *env) *cobra.Command {
 		Use:   "check FILE",
 		Short: "Say whether a policy is right, without looking at this machine",
 		Long: `Check reads a policy ("-": standard input) and reports every mistake in it, with
-its place and what to write instead. It looks at nothing else, so it works
-anywhere and needs no privileges. It prints nothing when the policy is right;
---tree prints what vifshape reads in it, with every rate worked out.
+its place and what to write instead; one in TOML itself or in a value may hide
+others. It looks at nothing else, so it works anywhere and needs no privileges. It
+prints nothing when the policy is right; --tree prints what vifshape reads in it, with
+every rate worked out.
 
 --json is for editors: it prints all mistakes and warnings, none as an empty list,
 with lines and columns from 1, columns in characters:
@@ -136,6 +137,9 @@ func (e *env) writeTree(p *policy.Policy) error {
 		return err
 	}
 	for _, tree := range p.Trees {
+		if tree.Example != 0 {
+			e.printf("%s has a share of its link: the rates are those of one of %v, as an example\n", tree.Port.Device, tree.Example)
+		}
 		if in := tree.Ingress; in != nil {
 			e.printf("%s has room for %d flows by which what it receives is told apart\n", tree.Port.Device, in.Flows)
 		}

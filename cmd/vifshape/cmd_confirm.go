@@ -23,7 +23,7 @@ remove, clear, rollback or confirm goes back first. What happened is in the syst
 and in "vifshape rollback --list". "vifshape rollback" goes back at once.
 ` + exitHelp,
 		Args: args(0, 0, ""),
-		RunE: interruptible(func(c *cobra.Command, _ []string) error { return e.confirm(c.Context()) }),
+		RunE: interruptible(func(c *cobra.Command, _ []string) error { return e.confirm(c.Context(), "") }),
 	}
 	c.AddCommand(&cobra.Command{
 		Use:    "guard",
@@ -37,13 +37,14 @@ and in "vifshape rollback --list". "vifshape rollback" goes back at once.
 	return c
 }
 
-func (e *env) confirm(ctx context.Context) error {
+// confirm keeps the apply that waits and has an ID, whichever it is where that is empty.
+func (e *env) confirm(ctx context.Context, id string) error {
 	m, err := e.machine()
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	return m.Confirm(ctx)
+	return m.Confirm(ctx, id)
 }
 
 // newGuard is the process that goes back from what nobody confirms.

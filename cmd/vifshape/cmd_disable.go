@@ -12,6 +12,7 @@ import (
 
 	"github.com/vifshape/vifshape/cmd/internal/enabled"
 	"github.com/vifshape/vifshape/cmd/internal/shaper"
+	"github.com/vifshape/vifshape/policy"
 )
 
 type disableOptions struct {
@@ -71,22 +72,34 @@ func (e *env) disable(ctx context.Context, names []string, o disableOptions) err
 	if o.keep {
 		ifaces = nil
 	}
-	// The files go last: by them the next disable knows what is left to do.
-	if len(ifaces) > 0 {
-		if err := m.Withdraw(ctx, ifaces); err != nil {
-			return err
+	// The files go last: by them the next disable knows what is left to do. But they go before
+	// others may change anything: an agent that waits for that has read them.
+	remove := func() error {
+		for _, n := range names {
+			err := dir.Remove(n)
+			switch {
+			case errors.Is(err, fs.ErrNotExist): // twice the same
+			case err != nil && len(ifaces) > 0:
+				return shaper.PartlyError{Err: err}
+			case err != nil:
+				return err
+			}
+			delete(there, n)
 		}
+		return nil
+	}
+	if len(ifaces) > 0 {
+		err = m.Withdraw(ctx, ifaces, remove)
+	} else {
+		err = remove()
+	}
+	if err != nil {
+		return err
 	}
 	for _, n := range names {
-		err := dir.Remove(n)
-		switch {
-		case errors.Is(err, fs.ErrNotExist): // twice the same
-		case err != nil && len(ifaces) > 0:
-			return shaper.PartlyError{Err: err}
-		case err != nil:
-			return err
+		if over, _ := policy.Over(dir.File(n)); len(over) > 0 {
+			e.notef("%s.d is left, and is laid over what is enabled by that name again", dir.File(n))
 		}
-		delete(there, n)
 	}
 	if s != nil && len(there) == 0 {
 		if err := s.Disable(program); err != nil {

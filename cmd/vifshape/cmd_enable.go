@@ -42,14 +42,16 @@ The copy may be edited: "vifshape plan" without a file shows what differs from w
 force, "vifshape apply" without one and "systemctl reload vifshape" bring it into force.
 "enable --list" shows what is enabled: each interface is in force, changed (the file says
 something else by now), waits (it is not there), not applied, shaped otherwise (by another
-policy), or another policy's, which names it better. "vifshape disable NAME" undoes all of
-it.
+policy), or another policy's, which names it better. With --detailed-exitcode it ends with 2
+where an interface that is there is none of these but in force, or waits to be confirmed.
+"vifshape disable NAME" undoes all of it. What this machine has otherwise than others stands
+in /etc/vifshape/NAME.toml.d/*.toml, which is laid over the copy.
 
 In a network namespace that is not the machine's own nothing is started: have an agent of it
 run there with --policies. "ip netns exec" puts /etc/netns/NAME/vifshape in the place of
 /etc/vifshape, where both are there; else the directory has to be written, as /etc/vifshape
 is the machine's.
-` + strings.Replace(exitHelp, "  3 ", "  2    with --detailed-exitcode: done, and something was changed\n  3 ", 1),
+` + strings.Replace(exitHelp, "  3 ", "  2    with --detailed-exitcode: done, and something was changed; with --list: something differs\n  3 ", 1),
 		Args: args(0, 1, "one policy file"),
 		RunE: interruptible(func(c *cobra.Command, a []string) error {
 			switch {
@@ -70,7 +72,7 @@ is the machine's.
 	f.StringVar(&o.name, "name", "", "keep it as `NAME`.toml (default: the file's name)")
 	f.BoolVar(&o.list, "list", false, "show the policies that are enabled, and change nothing")
 	f.BoolVar(&o.json, "json", false, "with --list: print JSON")
-	f.BoolVar(&o.detail, "detailed-exitcode", false, "exit with 2 when something was changed")
+	f.BoolVar(&o.detail, "detailed-exitcode", false, "exit with 2 when something was changed; with --list: when something is not in force that is there")
 	return c
 }
 
@@ -106,28 +108,37 @@ func (e *env) enable(ctx context.Context, file string, o enableOptions) (err err
 	if err != nil {
 		return err
 	}
+	of, err := scope(m, files, dir.File(name))
+	if err != nil {
+		return err
+	}
 	staged, err := dir.Stage(name, text)
 	if err != nil {
 		return fmt.Errorf("%s cannot be kept, and nothing was changed: %w", file, err)
 	}
 	defer func() { err = errors.Join(err, staged.Discard()) }()
-	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: "enable " + file, Scope: scope(files, dir.File(name))})
+	// Kept before others may change anything: an agent that waits for that has read what was there
+	// before, and would apply it.
+	changed := false
+	keep := func() (err error) {
+		if changed, err = staged.Commit(); err != nil {
+			err = shaper.PartlyError{Err: fmt.Errorf("%s is applied, but cannot be kept: %w", file, err)}
+		}
+		return err
+	}
+	c, err := m.Apply(ctx, r, shaper.ApplyOptions{What: "enable " + file, Scope: of, Then: keep})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	tellStrayed(ctx, m, c)
-	if len(c.Targets)+len(c.Absent) == 0 {
+	if len(c.Targets)+len(c.Absent)+len(c.Unknown) == 0 {
 		e.warnf("all that %s names belongs to other enabled policies, which name it better: nothing is applied", file)
-	}
-	changed, err := staged.Commit()
-	if err != nil {
-		return shaper.PartlyError{Err: fmt.Errorf("%s is applied, but cannot be kept: %w", file, err)}
 	}
 	left, err := m.From(dir.File(name), r.Policy())
 	if err == nil && len(left) > 0 {
 		e.notef("%s has no %s any more: cleared", dir.File(name), strings.Join(left, " and no "))
-		err = m.Withdraw(ctx, left)
+		err = m.Withdraw(ctx, left, nil)
 	}
 	if err != nil {
 		return shaper.PartlyError{Err: fmt.Errorf("%s is applied and kept, but not all is cleared that it has no more: %w", file, err)}
@@ -226,15 +237,21 @@ func (e *env) listEnabled(o enableOptions) error {
 		if f.Err != nil {
 			p.Error = f.Err.Error()
 		} else {
-			wanted, absent, err := m.Wanted(f.Policy, scope(files, f.Path).Only)
+			of, err := scope(m, files, f.Path)
+			if err != nil {
+				return err
+			}
+			wanted, absent, err := m.Wanted(f.Policy, of.Only)
 			if err != nil {
 				p.Error, wrong[f.Name] = err.Error(), err
 			}
 			for _, w := range wanted {
 				iface := w.Tree.Port.Device
-				state, err := m.InForce(iface, f.Path, w.Spec)
-				if err != nil {
-					return err
+				state := shaper.Waiting
+				if w.Unknown == nil {
+					if state, err = m.InForce(iface, f.Path, w.Spec); err != nil {
+						return err
+					}
 				}
 				p.Interfaces = append(p.Interfaces, enabledInterfaceJSON{iface, string(state)})
 			}
@@ -254,8 +271,14 @@ func (e *env) listEnabled(o enableOptions) error {
 		}
 		out.Policies = append(out.Policies, p)
 	}
+	var differ error
+	if o.detail {
+		if differ, err = differs(m, out); err != nil {
+			return err
+		}
+	}
 	if o.json {
-		return e.json(out)
+		return cmp.Or(e.json(out), differ)
 	}
 	if len(files) == 0 {
 		e.notef("no policy is enabled in %s", dir.Path)
@@ -274,7 +297,7 @@ func (e *env) listEnabled(o enableOptions) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if !m.Store.Reachable() {
+	if !agentOf(m).Listens() {
 		e.warnf("no agent runs in this network namespace: an interface that appears later is not shaped by itself")
 	}
 	var bad error
@@ -284,13 +307,36 @@ func (e *env) listEnabled(o enableOptions) error {
 			bad = codeError(exitError)
 		}
 	}
-	return bad
+	return cmp.Or(bad, differ)
+}
+
+// differs says, by exit status 2, that something is not in force that is there, or waits to be
+// confirmed.
+func differs(m *shaper.Machine, all enabledJSON) (is, err error) {
+	u, err := m.Store.Unconfirmed()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range all.Policies {
+		if u != nil && u.Policy == p.File || p.Error != "" {
+			is = codeError(exitChanges)
+		}
+		for _, i := range p.Interfaces {
+			switch shaper.Standing(i.State) {
+			case shaper.InForce, shaper.Waiting, shaper.Anothers:
+			default:
+				is = codeError(exitChanges)
+			}
+		}
+	}
+	return is, nil
 }
 
 // scope is that of an enabled policy among all of them: what belongs to it, now and when it
 // appears.
-func scope(all enabled.Files, path string) shaper.Scope {
-	return shaper.Scope{Waits: true, Only: func(l link.Link) bool { return all.Owner(l.Identity()) == path }}
+func scope(m *shaper.Machine, all enabled.Files, path string) (shaper.Scope, error) {
+	uplinks, err := m.Uplinks(all.ByRoute())
+	return shaper.Scope{Waits: true, Only: func(l link.Link) bool { return all.Owner(l.Identity(uplinks)) == path }}, err
 }
 
 // eachEnabled does something with each enabled policy, of which there are some unless the
@@ -314,8 +360,12 @@ func (e *env) eachEnabled(policies string, given bool, do func(file string, s sh
 	code := exitOK
 	for _, f := range files {
 		err := f.Err
+		of := shaper.Scope{}
 		if err == nil {
-			err = do(f.Path, scope(files, f.Path))
+			of, err = scope(m, files, f.Path)
+		}
+		if err == nil {
+			err = do(f.Path, of)
 		}
 		if errors.Is(err, context.Canceled) {
 			return err

@@ -39,18 +39,21 @@ through an interface is that of branch="eth0". Only leaves have a queue, and so 
 and drops: the drops are the queue's own, with those that it makes while packets wait.
 
   vifshape_branch_bytes_total, vifshape_branch_packets_total
-  vifshape_branch_dropped_packets_total, vifshape_branch_overlimits_total
+  vifshape_branch_dropped_packets_total, vifshape_branch_marked_packets_total (by ECN)
+  vifshape_branch_overlimits_total
   vifshape_branch_lent_packets_total, vifshape_branch_borrowed_packets_total
   vifshape_branch_backlog_bytes, vifshape_branch_backlog_packets
   vifshape_branch_rate_bytes_per_second, vifshape_branch_ceil_bytes_per_second
   vifshape_branch_info             its parent, and the kind of its queue
   vifshape_interface_present       0: it has a policy or limits, and is not there
   vifshape_interface_shaped        0: not, or no more, as it was applied
+  vifshape_policy_in_force         0: the agent refused what its directory says, or went back
   vifshape_agent_running, vifshape_build_info, vifshape_scrape_duration_seconds
 
 Packages bring vifshape-exporter.service, a user who may do nothing, with the socket
-127.0.0.1:9719 ("systemctl enable --now vifshape-exporter.socket"); examples has both, and
-in prometheus/ a configuration of Prometheus, alerts and a dashboard for Grafana.
+127.0.0.1:9719 ("systemctl enable --now vifshape-exporter.socket"); the source has both
+in examples, and there, as packages, prometheus/ with a configuration of Prometheus, alerts and
+a dashboard for Grafana.
 
 SIGNALS
   TERM, INT  the end, with exit status 0

@@ -57,7 +57,8 @@ work without.
 
 EXIT STATUS
   0    done
-  1    an error, there is no such branch, or the kernel cannot measure
+  1    an error, there is no such branch, the kernel cannot measure, or has not all
+       that the last apply made
   5    root is needed, or root lacks a capability that the message names
   64   wrong flags or arguments
   130  interrupted`,

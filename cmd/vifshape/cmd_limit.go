@@ -40,7 +40,7 @@ func (f *limitFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.up, "up", "", "the most that it may send, a `BANDWIDTH` as 5mbit")
 	c.Flags().StringVar(&f.down, "down", "", "the most that it may receive, a `BANDWIDTH` as 20mbit")
 	c.Flags().StringVar(&f.ceil, "ceil", "", "the same as --up, in the word of policies, as `BANDWIDTH`")
-	c.Flags().StringVar(&f.rate, "rate", "", "what is guaranteed to it for sending, as `BANDWIDTH`; default: a share of what it is part of otherwise")
+	c.Flags().StringVar(&f.rate, "rate", "", "what is guaranteed to it for sending, as `BANDWIDTH`; default: a share of what it is part of otherwise; with --emulate, --delay or --loss: the most both ways")
 	c.Flags().StringVar(&f.emulate, "emulate", "", "a link of a `KIND` that `vifshape help emulate` lists, as 3g, both ways")
 	c.Flags().StringVar(&f.delay, "delay", "", "a link with a delay of `TIME` each way; --rate, --up and --down are its rates then")
 	c.Flags().StringVar(&f.jitter, "jitter", "", "of the delay, `TIME` more or less")
@@ -347,7 +347,8 @@ type limitJSON struct {
 	Down  hierarchy.Bandwidth `json:"down,omitempty"` // the most that it may receive
 	Rate  hierarchy.Bandwidth `json:"rate,omitempty"` // that is guaranteed to it
 	Link  string              `json:"link,omitempty"` // that is emulated
-	PID   int                 `json:"pid,omitempty"`  // of the process that it goes with; 0: it stays
+	PID   int                 `json:"pid,omitempty"`  // of the process that it goes with; 0: of none
+	Pod   string              `json:"pod,omitempty"`  // the id of the pod that it goes with; empty: of none
 }
 
 func newLimitsCommand(e *env) *cobra.Command {
@@ -357,7 +358,7 @@ func newLimitsCommand(e *env) *cobra.Command {
 		Short: "List the limits, or write what is in force as a policy",
 		Long: `Limits lists what "vifshape limit" and "vifshape run --up" hold: what each is on, the
 words for unlimit; its branches; the most that it may send and receive; and the
-process that it goes with. With --save it writes what is in force on the interfaces
+process or pod that it goes with. With --save it writes what is in force on the interfaces
 that have limits as a policy, for "vifshape enable". What goes with a process is left out.
 
   vifshape limits --save limits.toml` + plainExitHelp,
@@ -388,7 +389,7 @@ func (e *env) limits(save string, asJSON bool) error {
 	}
 	all := []limitJSON{}
 	for _, l := range limits {
-		x := limitJSON{What: l.Limit, Paths: l.Paths, Up: l.Ceil.Of(0), Down: l.Down.Of(0), Rate: l.Rate.Of(0)}
+		x := limitJSON{What: l.Limit, Paths: l.Paths, Up: l.Ceil.Of(0), Down: l.Down.Of(0), Rate: l.Rate.Of(0), Pod: l.Pod}
 		if l.Link != nil {
 			x.Up, x.Down, x.Link = l.Link.Up, l.Link.Down, l.Link.String()
 		}
@@ -408,6 +409,9 @@ func (e *env) limits(save string, asJSON bool) error {
 	fmt.Fprintln(t, "WHAT\tUP\tDOWN\tRATE\tLINK\tUNTIL\tBRANCHES")
 	for _, l := range all {
 		until := "unlimit"
+		if l.Pod != "" {
+			until = "pod ends"
+		}
 		if l.PID != 0 {
 			until = fmt.Sprintf("%d ends", l.PID)
 		}

@@ -16,7 +16,7 @@ func newManCommand(e *env) *cobra.Command {
 		Use:   "man [COMMAND|TOPIC]",
 		Short: "Print the manual page of vifshape, of one command or of a topic",
 		Long: `Print the manual page of vifshape, of one of its commands or of a topic of "vifshape
-help help", in the form that man reads:
+help", in the form that man reads:
 
   vifshape man apply | man -l -
   vifshape man policy | man -l -

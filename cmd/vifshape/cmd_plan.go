@@ -14,7 +14,8 @@ const bindingHelp = "the `WAY` in which processes are bound: auto, bpf, nft or n
 type planOptions struct {
 	binding, policies     string
 	tc, json, detail, all bool
-	scope                 shaper.Scope // of an enabled policy
+	scope                 shaper.Scope                // of an enabled policy
+	shown                 func(*shaper.Changes) error // is told of what is shown; nil: nobody
 }
 
 func newPlanCommand(e *env) *cobra.Command {
@@ -99,6 +100,11 @@ func (e *env) planOf(ctx context.Context, r *shaper.Reading, o planOptions) erro
 	}
 	if err := e.writePlans(c, o); err != nil {
 		return err
+	}
+	if o.shown != nil {
+		if err := o.shown(c); err != nil {
+			return err
+		}
 	}
 	return ended(c, o.detail, o.scope.Waits)
 }

@@ -47,7 +47,7 @@ to one of those. The last ten applies are kept, until the machine is started aga
 			case o.list:
 				return e.history(c.Context(), a, o)
 			}
-			return e.rollback(c.Context(), a, o)
+			return e.rollback(o.verbose, func(m *shaper.Machine) (*shaper.Changes, error) { return m.Rollback(c.Context(), a, o.to) })
 		}),
 	}
 	f := c.Flags()
@@ -58,18 +58,19 @@ to one of those. The last ten applies are kept, until the machine is started aga
 	return c
 }
 
-func (e *env) rollback(ctx context.Context, ifaces []string, o rollbackOptions) error {
+// rollback goes back by what does so, and says what that left out.
+func (e *env) rollback(verbose bool, back func(*shaper.Machine) (*shaper.Changes, error)) error {
 	m, err := e.machine()
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	c, err := m.Rollback(ctx, ifaces, o.to)
+	c, err := back(m)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if o.verbose {
+	if verbose {
 		if err := e.writePlans(c, planOptions{}); err != nil {
 			return err
 		}

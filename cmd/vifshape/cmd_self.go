@@ -33,7 +33,8 @@ its own, it goes by VIFSHAPE_BRANCH, which run sets, and says so.
 
 EXIT STATUS
   0   done
-  1   an error, or this process is in no branch
+  1   an error, this process is in no branch, or the kernel has not all that the
+      last apply made
   64  wrong flags or arguments`,
 		Args: args(0, 0, ""),
 		RunE: interruptible(func(c *cobra.Command, _ []string) error {

@@ -79,9 +79,9 @@ EXIT STATUS
 		}),
 	}
 	f := c.Flags()
-	f.StringVar(&o.binding, "binding", "", "one binding alone: `bpf`, nft or net_cls")
-	f.StringVar(&o.level, "level", "", "one level alone: `lock` or tag")
-	f.StringVar(&o.user, "user", "", "one user alone: `root` or nobody")
+	f.StringVar(&o.binding, "binding", "", "one `WAY` of binding alone: bpf, nft or net_cls")
+	f.StringVar(&o.level, "level", "", "one `LEVEL` alone: lock or tag")
+	f.StringVar(&o.user, "user", "", "one `USER` alone: root or nobody")
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "print the reason of every verdict")
 	return c

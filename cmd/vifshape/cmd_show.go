@@ -167,6 +167,12 @@ func writeShown(w io.Writer, v *observe.Tree) error {
 	fmt.Fprintf(w, "%s: bound by %s", v.Interface, v.BoundBy())
 	if v.Policy != "" {
 		fmt.Fprintf(w, ", from %s", words.Printable(v.Policy))
+		if v.Selector != "" {
+			fmt.Fprintf(w, " by %q", v.Selector)
+		}
+	}
+	if v.Link != 0 {
+		fmt.Fprintf(w, ", of a link of %v", v.Link)
 	}
 	if len(v.Branches) > 0 && v.Branches[0].Link != (hierarchy.LinkLayer{}) {
 		fmt.Fprintf(w, ", packets counted with %v", v.Branches[0].Link)

@@ -375,7 +375,7 @@ func (e *env) watchOpened(ctx context.Context, path hierarchy.Path, send func(te
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(20*(time.Since(began)-took) - took):
+		case <-time.After(max(20*(time.Since(began)-took)-took, took)): // at once where there is nothing to look at
 		}
 	}
 }

@@ -111,19 +111,25 @@ func TestKernelConfirmCut(t *testing.T) {
 	n.clean()
 }
 
-// children are the processes that one has started.
+// children are the processes that one has started, by any of its threads.
 func (n *network) children(pid int) (pids []int) {
 	n.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
-	if err != nil {
-		n.Fatal(err)
+	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil || len(all) == 0 {
+		n.Fatalf("process %d has no threads: %v", pid, err)
 	}
-	for _, f := range strings.Fields(string(b)) {
-		p, err := strconv.Atoi(f)
+	for _, file := range all {
+		b, err := os.ReadFile(file)
 		if err != nil {
-			n.Fatal(err)
+			continue // the thread has ended
 		}
-		pids = append(pids, p)
+		for _, f := range strings.Fields(string(b)) {
+			p, err := strconv.Atoi(f)
+			if err != nil {
+				n.Fatal(err)
+			}
+			pids = append(pids, p)
+		}
 	}
 	return pids
 }

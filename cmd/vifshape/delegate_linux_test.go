@@ -99,10 +99,14 @@ func (n *network) sent() map[hierarchy.Path]uint64 {
 	return out
 }
 
-// petitionFrom is what the agent answers a user's program that runs in a branch.
+// petitionFrom is what the agent answers a user's program that runs in a branch, or with an empty
+// path in none.
 func (n *network) petitionFrom(path string, uid uint32, request string) (a client.Reply) {
 	n.Helper()
 	c := n.command("run", path, "--", n.program(), "petition", n.store.AgentSocketFile())
+	if path == "" {
+		c = exec.Command(n.program(), "petition", n.store.AgentSocketFile())
+	}
 	c.Env = append(os.Environ(), tctest.Acting, shaper.BranchVariable+"=")
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	c.Stdin = strings.NewReader(request + "\n")

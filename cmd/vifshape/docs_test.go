@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -156,6 +157,30 @@ func TestPages(t *testing.T) {
 		name := "examples/" + filepath.Base(f)
 		if ext := filepath.Ext(f); ext != ".go" && name != "examples/README.md" && !linked["examples/README.md "+name] {
 			t.Errorf("examples/README.md does not name %s", name)
+		}
+	}
+}
+
+// The README's line for apt has every package whose program .ci/run looks for.
+func TestPagesPackages(t *testing.T) {
+	run, err := os.ReadFile("../../.ci/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^apt-get install (.*)$`).FindStringSubmatch(string(page))
+	_, list, ok := strings.Cut(string(run), "\nfor p in ")
+	list, _, ok2 := strings.Cut(list, "; do\n")
+	if line == nil || !ok || !ok2 {
+		t.Fatal("they are not written as this test reads them")
+	}
+	installed := strings.Fields(line[1])
+	for _, word := range strings.Fields(strings.ReplaceAll(list, "\\\n", " ")) {
+		if program, name, _ := strings.Cut(word, ":"); !slices.Contains(installed, name) {
+			t.Errorf("%s, of package %s", program, name)
 		}
 	}
 }

@@ -52,8 +52,8 @@ func (s scraper) page(n *network) string {
 	return string(b)
 }
 
-// exporter starts an exporter, and waits until it listens. What is returned ends it.
-func (n *network) exporter() (s scraper, end func() *os.ProcessState) {
+// startExporter starts an exporter, and waits until it listens.
+func (n *network) startExporter() (scraper, *running) {
 	n.Helper()
 	file := filepath.Join(n.dir, "e.sock")
 	r := n.start(n.command("exporter", "--listen", "unix:"+file))
@@ -64,7 +64,13 @@ func (n *network) exporter() (s scraper, end func() *os.ProcessState) {
 		}
 		return err == nil
 	})
-	s = newScraper(file)
+	return newScraper(file), r
+}
+
+// exporter starts an exporter, and waits until it listens. What is returned ends it.
+func (n *network) exporter() (s scraper, end func() *os.ProcessState) {
+	n.Helper()
+	s, r := n.startExporter()
 	return s, func() *os.ProcessState {
 		n.Helper()
 		s.CloseIdleConnections()
@@ -87,15 +93,17 @@ type observed struct {
 
 const prometheusExamples = "../../examples/prometheus"
 
-// prometheus starts it. What is returned ends it.
-func (n *network) prometheus() (o observed, end func()) {
+// prometheus starts it, with texts of its configuration in the place of others, old and new in
+// turns. What is returned ends it.
+func (n *network) prometheus(otherwise ...string) (o observed, end func()) {
 	n.Helper()
-	for _, name := range []string{"prometheus.yml", "alerts.yml"} {
+	otherwise = append(otherwise, "_interval: 15s", "_interval: 200ms", " interval: 1m", " interval: 200ms")
+	for _, name := range []string{"prometheus.yml", "alerts.yml", "fleet.yml"} {
 		text, err := os.ReadFile(filepath.Join(prometheusExamples, name))
 		if err != nil {
 			n.Fatal(err)
 		}
-		n.policy(name, strings.ReplaceAll(string(text), "_interval: 15s", "_interval: 200ms"))
+		n.policy(name, strings.NewReplacer(otherwise...).Replace(string(text)))
 	}
 	const at = "127.0.0.1:9090"
 	c := exec.Command("prometheus", "--config.file", filepath.Join(n.dir, "prometheus.yml"), "--storage.tsdb.path", filepath.Join(n.dir, "data"), "--web.listen-address", at)
@@ -272,7 +280,11 @@ func TestKernelPrometheus(t *testing.T) {
 		return len(o.query(`vifshape_branch_dropped_packets_total{branch="eth0/rest",direction="send"} > 0`)) == 1
 	})
 
-	t.Run("dashboard", func(t *testing.T) { o.dashboard(t) })
+	t.Run("dashboard", func(t *testing.T) {
+		if asked, variables := o.dashboard(t, "dashboard.json"); asked < 10 || variables != 3 {
+			t.Errorf("the dashboard asks %d things, by %d variables", asked, variables)
+		}
+	})
 
 	families := []string{"vifshape_branch_bytes_total", "vifshape_branch_packets_total", "vifshape_branch_overlimits_total", "vifshape_branch_dropped_packets_total",
 		"vifshape_branch_backlog_bytes", "vifshape_branch_rate_bytes_per_second", "vifshape_branch_ceil_bytes_per_second"}
@@ -308,7 +320,7 @@ func TestKernelPrometheus(t *testing.T) {
 	}
 
 	// Each rule works, and that which says that the tree is gone sees it.
-	n.until("every rule", func() bool { return o.healthy(t) == 7 })
+	n.until("every rule", func() bool { return o.healthy(t) == 8 })
 	root := n.sending().Root
 	n.device(func(d *tc.Device) error {
 		_, err := d.Do(t.Context(), []hierarchy.Step{{Action: hierarchy.Delete, Old: &root}})
@@ -353,9 +365,9 @@ func (n *network) page(at string) string {
 	return s.page(n)
 }
 
-// dashboard asks what the dashboard asks: all of it finds something.
-func (o observed) dashboard(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(prometheusExamples, "dashboard.json"))
+// dashboard asks what a dashboard asks: all of it finds something.
+func (o observed) dashboard(t *testing.T, name string) (asked, variables int) {
+	text, err := os.ReadFile(filepath.Join(prometheusExamples, name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,8 +386,7 @@ func (o observed) dashboard(t *testing.T) {
 	if err := json.Unmarshal(text, &d); err != nil {
 		t.Fatal(err)
 	}
-	words := strings.NewReplacer("$__rate_interval", "1m", "$instance", ".*", "$interface", ".*", "$branch", ".*")
-	asked := 0
+	words := strings.NewReplacer("$__rate_interval", "1m", "$instance", ".*", "$interface", ".*", "$branch", ".*", "$path", ".*")
 	for _, p := range d.Panels {
 		for _, target := range p.Targets {
 			asked++
@@ -387,7 +398,6 @@ func (o observed) dashboard(t *testing.T) {
 			o.n.until(p.Title+": "+expr, func() bool { return len(o.query(expr)) > 0 })
 		}
 	}
-	variables := 0
 	for _, v := range d.Templating.List {
 		query, ok := v.Query.(map[string]any)
 		if !ok { // the source of all
@@ -399,16 +409,14 @@ func (o observed) dashboard(t *testing.T) {
 			t.Errorf("%s: %s finds no %s", v.Name, expr, label)
 		}
 	}
-	if asked < 10 || variables != 3 {
-		t.Errorf("the dashboard asks %d things, by %d variables", asked, variables)
-	}
+	return asked, variables
 }
 
 // TestPrometheusExamples: promtool takes the configuration, and the alerts do what their own
-// test says.
+// tests say.
 func TestPrometheusExamples(t *testing.T) {
 	promtool := tctest.RequireProgram(t, "promtool")
-	for _, args := range [][]string{{"check", "config", "prometheus.yml"}, {"check", "rules", "--lint-fatal", "alerts.yml"}, {"test", "rules", "alerts_test.yml"}} {
+	for _, args := range [][]string{{"check", "config", "prometheus.yml"}, {"check", "rules", "--lint-fatal", "alerts.yml", "fleet.yml"}, {"test", "rules", "alerts_test.yml", "fleet_test.yml"}} {
 		c := exec.Command(promtool, args...)
 		c.Dir = prometheusExamples
 		if out, err := c.CombinedOutput(); err != nil {

@@ -95,7 +95,8 @@ func TestKernelAgentLoss(t *testing.T) {
 	}
 	a.end(syscall.SIGTERM)
 
-	a, said = n.agent("--repair"), 0
+	// Having planned what policies come to it knows what the kernel had then, and has to ask again.
+	a, said = n.agent("--repair", "--policies", filepath.Dir(file)), 0
 	for what, take := range n.takeAway() {
 		take()
 		says("put back what was lost")

@@ -517,6 +517,36 @@ func enables(h *host) {
 	}
 	h.through(web, "eth0/web")
 
+	// With --contact the agent says what its unit keeps it from, until a drop-in does not.
+	dropIn := filepath.Join(unitDir, agentService+".d", "contact.conf")
+	contact := "[Service]\nExecStart=\nExecStart=" + installPath + " agent --policies /etc/vifshape --confirm 2s --contact " + far + ":9\n"
+	said := func(words string) {
+		h.Helper()
+		h.until(fmt.Sprintf("%q in the journal", words), func() bool {
+			return strings.Contains(execute(h, "journalctl", "--no-pager", "-o", "cat", "-u", agentService), words)
+		})
+	}
+	edit("100mbit", "80mbit")
+	write(h, dropIn, contact)
+	systemctl(h, "daemon-reload")
+	systemctl(h, "restart", agentService)
+	said("its unit takes RestrictAddressFamilies=AF_INET AF_INET6 besides")
+	if rate := h.rate("eth0"); rate != 90*hierarchy.Mbit {
+		h.Errorf("without a contact eth0 has %v", rate)
+	}
+	write(h, dropIn, contact+"RestrictAddressFamilies=AF_INET AF_INET6\n")
+	systemctl(h, "daemon-reload")
+	systemctl(h, "restart", agentService)
+	said("kept: the contact can be reached")
+	if rate := h.rate("eth0"); rate != 80*hierarchy.Mbit {
+		h.Errorf("with a contact eth0 has %v", rate)
+	}
+	if err := os.Remove(dropIn); err != nil {
+		h.Fatal(err)
+	}
+	systemctl(h, "daemon-reload")
+	systemctl(h, "restart", agentService)
+
 	h.ok("disable", "line")
 	h.clean()
 	for _, gone := range []string{"/etc/vifshape", filepath.Join(unitDir, agentService), filepath.Join(unitDir, "sysinit.target.wants", agentService)} {

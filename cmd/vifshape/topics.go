@@ -22,6 +22,7 @@ var topics = []topic{
 	{"policy", 5, "The policy file: all its keys"},
 	{"binding", 7, "Whose traffic a branch carries, and what keeps it there"},
 	{"containers", 7, "Containers and pods, which send from namespaces of their own"},
+	{"kubernetes", 7, "Pods of Kubernetes, of which the container runtime tells"},
 	{"match", 7, "Packets told apart by what they are"},
 	{"receive", 7, "What an interface receives"},
 	{emulateTopic, 7, "Links by name, for --emulate of run and limit"},
@@ -101,9 +102,10 @@ const aboutLinks = `A program gets a link of a kind by name, both ways, and nobo
   vifshape run --emulate 3g -- ./client
   vifshape limit container:shop --emulate satellite
 
---up, --down, --delay, --jitter and --loss change what is in the name, or describe a link
-without one. In a policy a link is the queue netem of a leaf and its ceil: "vifshape help
-qdisc netem" has what else can go wrong with a packet. It takes the kernel's module sch_netem.
+--up, --down, --rate (both ways), --delay, --jitter and --loss change what is in the name, or
+describe a link without one. In a policy a link is the queue netem of a leaf and its ceil:
+"vifshape help qdisc netem" has what else can go wrong with a packet. It takes the kernel's
+module sch_netem.
 
 ping shows it. Where the setting net.ipv4.ping_group_range is for nobody, as in a new network
 namespace, ping takes a capability that run would take away:

@@ -13,7 +13,7 @@ import (
 
 // byLayout are the tests that go by what hierarchies of cgroups there are, and by what
 // user-mode Linux lacks.
-const byLayout = "^TestKernel(AgentRestart|BindLive|Delegate|DoctorFacts|DoctorVerdict|Edits|Escape|LockMissing|Mounts|Nobody|Script|Self|SelfCounts|Within)$"
+const byLayout = "^TestKernel(AgentRestart|BindLive|DaemonSet|Delegate|DoctorFacts|DoctorVerdict|Edits|Escape|LockMissing|Mounts|Nobody|Script|Self|SelfCounts|Within)$"
 
 // byKernel are the tests whose outcome goes by the kernel's version.
 const byKernel = "Agent|AgentContainer|AgentLoss|AgentLossReceived|AgentPods|AttachSpaces|BindLive|DoctorFacts|DoctorInterface|DoctorPackets|DoctorPrograms|" +
@@ -21,7 +21,7 @@ const byKernel = "Agent|AgentContainer|AgentLoss|AgentLossReceived|AgentPods|Att
 
 // byOldest are the others that go by what a kernel tells of interfaces, queues and programs, on
 // the oldest.
-const byOldest = "Churn|DeviceGone|Enable|Export|FlowsFull|Import|Lock|LockUnfit|PortLeft|Renamed|Terminal|Watch"
+const byOldest = "Churn|DefaultRoute|DeviceGone|Enable|Export|FlowsFull|Import|LinkSpeed|Lock|LockUnfit|PodsEnded|PortLeft|Renamed|Terminal|Watch"
 
 // inGuests are scripts that all guests leave out.
 var inGuests = map[string]string{

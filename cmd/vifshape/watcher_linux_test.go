@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -69,6 +70,12 @@ func (n *network) agent(args ...string) *watcher {
 
 func (n *network) startAgent(args ...string) *watcher {
 	n.Helper()
+	return n.startAgentBy(n.command(append([]string{"agent"}, args...)...))
+}
+
+// startAgentBy starts it by a command that becomes it.
+func (n *network) startAgentBy(c *exec.Cmd) *watcher {
+	n.Helper()
 	f, err := os.CreateTemp(n.dir, "agent-*.log")
 	if err != nil {
 		n.Fatal(err)
@@ -94,7 +101,6 @@ func (n *network) startAgent(args ...string) *watcher {
 			w.states <- string(b[:c])
 		}
 	}()
-	c := n.command(append([]string{"agent"}, args...)...)
 	c.Env = append(c.Environ(), "NOTIFY_SOCKET="+name)
 	w.running = &running{Cmd: c, n: n}
 	c.Stdout, c.Stderr = &w.stdout, f

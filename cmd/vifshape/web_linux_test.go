@@ -57,6 +57,13 @@ func (n *network) forward(dial func() (net.Conn, error)) string {
 // web starts a server of the page, and waits until it has said where it is. What is returned ends it.
 func (n *network) web(args ...string) (where string, end func()) {
 	n.Helper()
+	lines, r := n.webServer(1, args...)
+	return lines[0], func() { n.Helper(); r.ends() }
+}
+
+// webServer is a server of the page that has said so many lines.
+func (n *network) webServer(lines int, args ...string) ([]string, *running) {
+	n.Helper()
 	c := n.command(append([]string{"web"}, args...)...)
 	file := filepath.Join(n.dir, "where")
 	out, err := os.Create(file)
@@ -66,19 +73,23 @@ func (n *network) web(args ...string) (where string, end func()) {
 	defer out.Close()
 	c.Stdout = out
 	r := n.start(c)
+	said := ""
 	n.until("the server", func() bool {
 		b, err := os.ReadFile(file)
-		where = strings.TrimSpace(string(b))
-		return err == nil && strings.HasSuffix(string(b), "\n")
+		said = string(b)
+		return err == nil && strings.Count(said, "\n") == lines
 	})
-	return where, func() {
-		n.Helper()
-		if err := r.Process.Signal(syscall.SIGTERM); err != nil {
-			n.Error(err)
-		}
-		if out := r.wait(); out.code != 0 || out.stderr != "" {
-			n.Errorf("the server: %v", out)
-		}
+	return strings.Split(strings.TrimSpace(said), "\n"), r
+}
+
+// ends ends a server, which has nothing to say to that, and had nothing before.
+func (r *running) ends() {
+	r.n.Helper()
+	if err := r.Process.Signal(syscall.SIGTERM); err != nil {
+		r.n.Error(err)
+	}
+	if out := r.wait(); out.code != 0 || out.stderr != "" {
+		r.n.Errorf("the server: %v", out)
 	}
 }
 
@@ -159,6 +170,7 @@ func TestKernelWeb(t *testing.T) {
 			t.Errorf("then %q is chosen", got)
 		}
 	})
+	t.Run("waits", func(t *testing.T) { b.waits(n) })
 	t.Run("day", func(t *testing.T) { b.day(t) })
 	b.wellBehaved(place)
 }
@@ -262,6 +274,19 @@ func (b *browser) plan(t *testing.T) {
 		}
 	}
 	b.do(chromedp.Click(chromedp.CSS("#to-tree")))
+}
+
+// waits: that somebody's apply waits to be confirmed is shown, and what became of it; this page
+// cannot do anything about it.
+func (b *browser) waits(n *network) {
+	n.ok("apply", "--confirm", "2h", n.policy("policy.toml", strings.Replace(webPolicy, "800kbit", "900kbit", 1)))
+	b.until(`/^eth0 goes back in 1(19|20).min( [0-9]+.s)? to what it was\.$/.test(document.getElementById("waits-what").textContent)`)
+	b.until(`/ was applied by .*: .vifshape confirm. keeps what was applied/.test(document.getElementById("waits-more").textContent) && document.getElementById("waits-do").hidden`)
+	b.see(1280, 800, "light")
+	b.picture("waits-light")
+	n.ok("confirm")
+	b.until(`document.getElementById("waits-what").textContent === "What was applied to eth0 is kept."`)
+	b.do(chromedp.Click(chromedp.CSS("#waits-close")))
 }
 
 // day: what a page keeps does not grow while it is open. More events than it keeps are

@@ -30,6 +30,7 @@ type Branch struct {
 	Link    *emulate.Link  `json:"link,omitempty"`   // emulated, in place of Ceil, Down and Qdisc
 	Bind    []bind.Binding `json:"bind,omitempty"`   // taken from the branches that have them in the policy
 	Holder  *Holder        `json:"holder,omitempty"` // nil: it stays until it is taken away
+	Pod     string         `json:"pod,omitempty"`    // the id of the pod that it goes with, besides
 }
 
 // Origin says where the branch comes from, as in "eth0/x, which was added at run time, goes".

@@ -20,9 +20,10 @@ const (
 	User                  // a user by name or number
 	Link                  // an interface: what it brings in and this one sends on
 	Container             // a container by name, by id, or by at least 12 digits that its id begins with
+	Pod                   // pods of Kubernetes, see [Pods]
 )
 
-var kinds = [...]string{"cgroup", "unit", "slice", "user", "link", "container"}
+var kinds = [...]string{"cgroup", "unit", "slice", "user", "link", "container", "pod"}
 
 // String is the word in front of the colon.
 func (k Kind) String() string {
@@ -42,17 +43,28 @@ type KindError struct {
 
 // Error implements error, with the form of every kind that there is.
 func (e *KindError) Error() string {
-	return fmt.Sprintf("binding %q is of unknown kind %q: write %s", e.Kind+":"+e.Name, e.Kind, forms)
+	return fmt.Sprintf("binding %q is of unknown kind %q: write %s", e.Kind+":"+e.Name, e.Kind, forms())
 }
 
-// forms are how bindings of each kind are written.
-const forms = `"unit:NAME.service", "slice:NAME.slice", "cgroup:/PATH", "user:NAME", "link:INTERFACE" or "container:NAME"`
+// forms are how bindings of each kind are written, but for pods, which have a key of their own in policies.
+func forms() string {
+	return fmt.Sprintf("%s, %s, %s, %s, %s or %s", Unit.form(), Slice.form(), Cgroup.form(), User.form(), Link.form(), Container.form())
+}
+
+// form is how a binding of the kind is written.
+func (k Kind) form() string {
+	return strconv.Quote(k.String() + ":" + [...]string{"/PATH", "NAME.service", "NAME.slice", "NAME", "INTERFACE", "NAME", "NAMESPACE/NAME"}[k])
+}
+
+// empty are the endings of units that never have processes (systemd.unit(5), systemd 257).
+var empty = []string{".timer", ".target", ".path", ".device"}
 
 // Binding puts what it names into a branch. A cgroup carries its descendants
 // with it, except those that a deeper binding claims; a user's binding holds
 // for sockets that no cgroup's binding claims. An interface's binding holds for
 // packets that came in by it, but for those of a bound cgroup. A container is
-// both: its cgroup, and the interfaces by which its network namespace is connected.
+// both: its cgroup, and the interfaces by which its network namespace is connected. So is a
+// pod, with all its containers; of several bindings that have it, it belongs to one alone.
 //
 // The names of units and slices, and each part of a cgroup's path, may be a
 // [Pattern]: then the binding is to everything that it matches. A cgroup that
@@ -113,12 +125,12 @@ func (p Pattern) Check() error {
 }
 
 // Parse reads "cgroup:/kubepods.slice", "unit:nginx.service",
-// "slice:build.slice", "user:backup", "link:veth1" or "container:web", and the
+// "slice:build.slice", "user:backup", "link:veth1", "container:web" or "pod:shop/web-1", and the
 // patterns that [Binding] tells of.
 func Parse(s string) (Binding, error) {
 	kind, name, ok := strings.Cut(s, ":")
 	if !ok {
-		return Binding{}, fmt.Errorf("binding %q does not say what it names: write %s", s, forms)
+		return Binding{}, fmt.Errorf("binding %q does not say what it names: write %s", s, forms())
 	}
 	for i, k := range kinds {
 		if k != kind {
@@ -135,6 +147,15 @@ func Parse(s string) (Binding, error) {
 		return Binding{}, fmt.Errorf("binding %q: groups cannot be bound: write a binding for each user, \"user:NAME\"", s)
 	case "uid":
 		return Binding{}, fmt.Errorf("binding %q: a user is bound by name or number: write \"user:%s\"", s, name)
+	case "pid":
+		return Binding{}, fmt.Errorf("binding %q: a process is bound while it runs, not by a binding: write `vifshape attach BRANCH %[2]s`, or `vifshape limit pid:%[2]s` for a limit alone", s, name)
+	case "docker", "podman":
+		return Binding{}, fmt.Errorf("binding %q: containers are bound alike, whatever runs them: write \"container:%s\"", s, name)
+	case "systemd", "service":
+		if !strings.Contains(name, ".") {
+			name += ".service"
+		}
+		return Binding{}, fmt.Errorf("binding %q: what systemd runs is bound as a unit: write \"unit:%s\"", s, name)
 	}
 	return Binding{}, &KindError{kind, name}
 }
@@ -142,7 +163,7 @@ func Parse(s string) (Binding, error) {
 func (b Binding) check(s string) error {
 	switch {
 	case b.Name == "":
-		return fmt.Errorf("binding %q names nothing behind the colon", s)
+		return fmt.Errorf("binding %q names nothing behind the colon: write %s", s, b.Kind.form())
 	case len(b.Name) > 4096 || strings.ContainsFunc(b.Name, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return fmt.Errorf("binding %q has a control character or more than 4096 bytes", s)
 	case strings.TrimSpace(b.Name) != b.Name || b.Kind != Cgroup && strings.Contains(b.Name, " "):
@@ -151,12 +172,20 @@ func (b Binding) check(s string) error {
 		return fmt.Errorf("binding %q: a cgroup is named from the root of its hierarchy: write \"cgroup:/%s\"", s, b.Name)
 	case b.Kind == Cgroup && (b.Name == "/" || strings.Contains(b.Name+"/", "/../") || strings.Contains(b.Name+"/", "/./") || strings.Contains(b.Name, "//") || strings.HasSuffix(b.Name, "/")):
 		return fmt.Errorf("binding %q: a cgroup's path has no empty, \".\" or \"..\" part, no slash at its end, and is not the root, which the rest already stands for", s)
+	case b.Kind == Pod:
+		if err := podsError(b.Name); err != nil {
+			return fmt.Errorf("binding %q: %w", s, err)
+		}
 	case b.Kind != Cgroup && strings.Contains(b.Name, "/"):
 		return fmt.Errorf("binding %q: a %s's name has no slash", s, b.Kind)
 	case b.Kind == Unit && strings.HasSuffix(b.Name, ".slice"):
 		return fmt.Errorf("binding %q names a slice: write \"slice:%s\"", s, b.Name)
+	case b.Kind == Unit && slices.Contains(empty, path.Ext(b.Name)):
+		return fmt.Errorf("binding %q: a %s has no processes: write the unit that it starts, \"unit:%s.service\"", s, path.Ext(b.Name)[1:], strings.TrimSuffix(b.Name, path.Ext(b.Name)))
 	case b.Kind == Unit && !strings.Contains(b.Name, "."):
 		return fmt.Errorf("binding %q: a unit's name has an ending: write \"unit:%s.service\"", s, b.Name)
+	case b.Kind == Slice && (strings.HasSuffix(b.Name, ".service") || strings.HasSuffix(b.Name, ".scope")):
+		return fmt.Errorf("binding %q names no slice: write \"unit:%s\"", s, b.Name)
 	case b.Kind == Slice && !strings.HasSuffix(b.Name, ".slice"):
 		return fmt.Errorf("binding %q: a slice's name ends with .slice: write \"slice:%s.slice\"", s, b.Name)
 	case b.Kind == Slice && b.Name == "-.slice":
@@ -189,6 +218,9 @@ func (b Binding) check(s string) error {
 func (b Binding) checkUser(s string) error {
 	if first, last, ok := strings.Cut(b.Name, "-"); ok && number(first) && number(last) {
 		return fmt.Errorf("binding %q: a binding is to one user: write one for each, \"user:%s\" and so on, %s", s, first, logins)
+	}
+	if first, _, ok := strings.Cut(b.Name, ","); ok {
+		return fmt.Errorf("binding %q: a binding is to one user: write one for each, \"user:%s\" and so on", s, first)
 	}
 	digits := strings.TrimLeft(b.Name, "+-")
 	if !number(digits) {

@@ -28,7 +28,13 @@ type NetNS struct {
 // Interfaces made in it later are kept quiet, so that counters show what was
 // sent on purpose: no router solicitations, no link-local IPv6 address, no
 // duplicate address detection.
-func NewNetNS() (*NetNS, error) {
+func NewNetNS() (*NetNS, error) { return newNetNS(quiet) }
+
+// NewLoopback is NewNetNS for whom the loopback interface is enough: others would not be kept quiet.
+// It works where settings of the kernel are read-only, too, as in a container.
+func NewLoopback() (*NetNS, error) { return newNetNS(func() error { return nil }) }
+
+func newNetNS(settle func() error) (*NetNS, error) {
 	n := &NetNS{}
 	err := onThread(-1, func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -39,7 +45,7 @@ func NewNetNS() (*NetNS, error) {
 			return err
 		}
 		n.f = f
-		return quiet()
+		return settle()
 	})
 	if err == nil {
 		err = n.SetUp("lo")

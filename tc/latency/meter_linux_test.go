@@ -283,10 +283,10 @@ func TestKernelDivided(t *testing.T) {
 	wasClass, _ := s.counters(slow)
 	s.send(slow, packets*parts, parts)
 	s.drain(slow)
-	isClass, _ := s.counters(slow)
+	isClass, isQueue := s.counters(slow)
 	in, _, _ := s.end(m)
 	if left := isClass.Packets - wasClass.Packets; left != packets*parts {
-		t.Fatalf("%d packets left, want all %d: they were not divided, or dropped", left, packets*parts)
+		t.Fatalf("%d packets left, want all %d: they were not divided, or dropped: class %+v, queue %+v", left, packets*parts, isClass, isQueue)
 	}
 	if undivided := m.result.Undivided; undivided != nil {
 		t.Logf("not followed here: %v", undivided)

@@ -115,6 +115,9 @@ type NotFoundError struct {
 
 // Error names the interface and what may have been meant.
 func (e *NotFoundError) Error() string {
+	if hierarchy.Selector(e.Name) == hierarchy.DefaultRoute {
+		return e.Name + ": there is none, and so no interface of it"
+	}
 	if e.Nearest != "" {
 		return fmt.Sprintf("%s: no such interface: did you mean %s?", e.Name, e.Nearest)
 	}
@@ -356,9 +359,10 @@ func (l *Link) mac(address, made []byte) string {
 	return net.HardwareAddr(address).String()
 }
 
-// Identity is what the interface is known by.
-func (l *Link) Identity() hierarchy.Identity {
-	return hierarchy.Identity{Name: l.Name, AltNames: l.AltNames, MAC: l.MAC}
+// Identity is what the interface is known by, where the default route goes by those of the
+// indices of [Uplinks]; nil where nobody asks for that.
+func (l *Link) Identity(uplinks []int) hierarchy.Identity {
+	return hierarchy.Identity{Name: l.Name, AltNames: l.AltNames, MAC: l.MAC, Uplink: slices.Contains(uplinks, l.Index)}
 }
 
 // operStates are the names of IF_OPER_UNKNOWN and on, of linux/if.h.

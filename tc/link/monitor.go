@@ -3,6 +3,8 @@
 package link
 
 import (
+	"slices"
+
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -20,7 +22,23 @@ type Event struct {
 // Watch starts to collect which interfaces appear, change and vanish from now on.
 // It needs no privileges, except CAP_SYS_ADMIN for the namespace of another.
 func Watch(cfg rtnl.Config) (*rtnl.Monitor[Event], error) {
-	return rtnl.Listen(cfg, "watch interfaces", unix.RTNLGRP_LINK, events)
+	return rtnl.Listen(cfg, "watch interfaces", events, unix.RTNLGRP_LINK)
+}
+
+// RouteEvent says that something became of a default route.
+type RouteEvent struct{}
+
+// WatchDefaultRoutes starts to collect changes of default routes from now on. That one went
+// because its interface did, or was switched off, is told by that of the interface alone:
+// the kernel has no notice of it (fib_table_flush, net/ipv4/fib_trie.c, v6.12). It needs no
+// privileges, except CAP_SYS_ADMIN for the namespace of another.
+func WatchDefaultRoutes(cfg rtnl.Config) (*rtnl.Monitor[RouteEvent], error) {
+	return rtnl.Listen(cfg, "watch routes", func(msgs []netlink.Message) (all []RouteEvent, err error) {
+		if slices.ContainsFunc(msgs, func(m netlink.Message) bool { return concernsDefault(m.Data) }) {
+			all = append(all, RouteEvent{})
+		}
+		return all, nil
+	}, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 }
 
 // events reads notices. A bridge speaks of its ports in the same words, with a

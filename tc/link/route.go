@@ -51,6 +51,25 @@ func DefaultRoutes(c *rtnl.Conn) ([]DefaultRoute, error) {
 	}), nil
 }
 
+// Uplinks are the interfaces by which packets leave that no other route is for: that of the
+// default route of IPv4 with the lowest metric, of IPv6 where IPv4 has none; several where it
+// has several next hops. None is no error.
+func Uplinks(c *rtnl.Conn) (indices []int, err error) {
+	all, err := DefaultRoutes(c)
+	for _, r := range all {
+		if r.IPv6 == all[0].IPv6 && r.Metric == all[0].Metric {
+			indices = append(indices, r.Index)
+		}
+	}
+	return indices, err
+}
+
+// concernsDefault says whether a message is of a default route that [DefaultRoutes] may list.
+func concernsDefault(b []byte) bool {
+	return len(b) >= unix.SizeofRtMsg && (b[0] == unix.AF_INET || b[0] == unix.AF_INET6) &&
+		b[1] == 0 && b[4] == unix.RT_TABLE_MAIN && binary.NativeEndian.Uint32(b[8:])&unix.RTM_F_CLONED == 0
+}
+
 func family(r DefaultRoute) int {
 	if r.IPv6 {
 		return unix.AF_INET6

@@ -25,11 +25,15 @@ type Monitor[T any] struct {
 	read func([]netlink.Message) ([]T, error)
 }
 
-// Listen starts to collect the notices of a group, for what errors then say. It needs
+// Listen starts to collect the notices of groups, for what errors then say. It needs
 // no privileges, except CAP_SYS_ADMIN for the namespace of another.
-func Listen[T any](cfg Config, what string, group int, read func([]netlink.Message) ([]T, error)) (*Monitor[T], error) {
+func Listen[T any](cfg Config, what string, read func([]netlink.Message) ([]T, error), groups ...int) (*Monitor[T], error) {
+	var bits uint32
+	for _, g := range groups {
+		bits |= 1 << (g - 1)
+	}
 	nl, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{
-		NetNS: cfg.NetNS, Groups: 1 << (group - 1), MessageBufferSize: messageBuffer,
+		NetNS: cfg.NetNS, Groups: bits, MessageBufferSize: messageBuffer,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)

@@ -22,7 +22,7 @@ func TestMonitorContext(t *testing.T) {
 		{"meanwhile", func(cancel func()) { go cancel() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			m, err := Listen(Config{}, "watch nothing", unix.RTNLGRP_LINK, quiet)
+			m, err := Listen(Config{}, "watch nothing", quiet, unix.RTNLGRP_LINK)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -63,6 +63,24 @@ func NetCls(t testing.TB) string {
 	return newCgroup(t, dir)
 }
 
+// Cgroups makes a cgroup of one name at the top of every hierarchy that is mounted, as
+// programs that run containers use all of them, and returns its path, "/NAME". Clean-up is
+// that of [Cgroup]. It skips the test without root or cgroup v2.
+func Cgroups(t testing.TB) string {
+	t.Helper()
+	RequireRoot(t)
+	Cgroup2Mount(t)
+	name := Name()
+	made := map[string]bool{} // by device: one hierarchy may be mounted twice
+	for _, m := range mounts(t, func(i *mountinfo.Info) bool { return i.FSType == "cgroup2" || i.FSType == "cgroup" }) {
+		if dev := strconv.Itoa(m.Major) + ":" + strconv.Itoa(m.Minor); !made[dev] {
+			made[dev] = true
+			makeCgroup(t, filepath.Join(m.Mountpoint, name))
+		}
+	}
+	return "/" + name
+}
+
 func mounts(t testing.TB, want func(*mountinfo.Info) bool) []*mountinfo.Info {
 	t.Helper()
 	m, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return !want(i), false })
@@ -75,6 +93,12 @@ func mounts(t testing.TB, want func(*mountinfo.Info) bool) []*mountinfo.Info {
 func newCgroup(t testing.TB, mount string) string {
 	t.Helper()
 	dir := filepath.Join(mount, Name())
+	makeCgroup(t, dir)
+	return dir
+}
+
+func makeCgroup(t testing.TB, dir string) {
+	t.Helper()
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +107,6 @@ func newCgroup(t testing.TB, mount string) string {
 			t.Error(err)
 		}
 	})
-	return dir
 }
 
 // removeCgroup kills what runs in the cgroup or below and removes the tree. A

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -45,6 +46,12 @@ type agent struct {
 	dirs *inotify
 	link *rtnl.Monitor[link.Event]
 	loss *rtnl.Monitor[tc.Change]
+	// route is nil until a policy goes by default routes; around is when they, and the speed of
+	// links, are looked at.
+	route  *rtnl.Monitor[link.RouteEvent]
+	routes chan []link.RouteEvent
+	around <-chan time.Time
+	broken chan error // why something tells no more
 
 	runDir     int                 // the watch of the run directory
 	lockDir    int                 // and of its locks
@@ -57,9 +64,17 @@ type agent struct {
 	anew       chan string         // and those that have to be shaped
 	lasting    lasting
 	ready      bool // all was looked at once
-	limits     *time.Timer
-	limited    bool // something of limits is due
-	orphans    bool // an interface went for which another one received
+
+	policiesDir int              // the watch of the directory of policies
+	aboveDir    int              // and of the one above
+	overDirs    map[int]string   // and of those below it with what is laid over policies
+	reread      <-chan time.Time // when it is read again
+	trial       *trial           // an apply that stays if the contact can be reached; nil: none
+	held        chan bool        // whether it could be
+
+	limits  *time.Timer
+	limited bool // something of limits is due
+	orphans bool // an interface went for which another one received
 }
 
 // seen is an interface as it was last seen.
@@ -81,6 +96,7 @@ type watched struct {
 	due     time.Time       // when that is
 	whether bool            // all that the record tells of is there has to be seen, not bindings alone
 	repairs repairs
+	pace    pace
 }
 
 // places are those where a change matters to an interface's bindings.
@@ -98,6 +114,15 @@ type Config struct {
 	// Policies is a directory of policies, see package enabled, that are applied at the start,
 	// when everything is read anew, and to interfaces of theirs that appear; empty: none.
 	Policies string
+	// Follow has them applied whenever the directory changes, too.
+	Follow bool
+	// Contact is the address, as host:port, that has to be reached within the time of Confirm
+	// after something was applied; else it goes back to what was before. Empty: what is applied
+	// stays. Guard is the process that sees to it where the agent is gone, see
+	// [shaper.ApplyOptions].
+	Contact string
+	Confirm time.Duration
+	Guard   func() *exec.Cmd
 	// Code and Hints say what an error means to who asked: an exit status of vifshape
 	// and the ways on.
 	Code  func(error) int
@@ -126,10 +151,11 @@ func newAgent(ctx context.Context, cfg Config) (*agent, error) {
 		}
 	}
 	a := &agent{
-		log: slog.New(slog.NewTextHandler(cfg.Log, options)), cfg: cfg, runDir: -1, lockDir: -1,
+		log: slog.New(slog.NewTextHandler(cfg.Log, options)), cfg: cfg, runDir: -1, lockDir: -1, policiesDir: -1, aboveDir: -1, held: make(chan bool),
 		interfaces: map[string]*watched{}, seen: map[int]seen{}, dirty: map[string]bool{}, altered: map[string]bool{}, later: make(chan string), anew: make(chan string), ended: make(chan struct{}),
+		routes: make(chan []link.RouteEvent), broken: make(chan error, 4),
 	}
-	a.lasting = lasting{dir: enabled.Dir{Path: cfg.Policies}, due: due{all: cfg.Policies != ""}, tries: map[string]*repairs{}, again: map[string]*time.Timer{}, waits: map[string]bool{}, said: map[string]string{}}
+	a.lasting = lasting{dir: enabled.Dir{Path: cfg.Policies}, due: due{all: cfg.Policies != ""}, tries: map[string]*repairs{}, again: map[string]*time.Timer{}, waits: map[string]bool{}, said: map[string]string{}, of: map[string]string{}, refused: map[string]string{}}
 	a.limits = time.NewTimer(limitsPause)
 	a.said = &remarks{log: a.log, said: map[string]bool{}}
 	var err error
@@ -153,6 +179,9 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.loss, err = tc.WatchChanges(rtnl.Config{}, a.m.Conn); err != nil {
 		return err
 	}
+	if err = a.followDir(); err != nil {
+		return err
+	}
 	return a.take(ctx)
 }
 
@@ -174,6 +203,10 @@ func (a *agent) take(ctx context.Context) error {
 		}
 		a.hold = f
 	}
+	if err := a.m.Store.SetEnabled(nil); err != nil { // of one that was killed
+		return err
+	}
+	a.lasting.told = nil
 	if a.asks != nil {
 		a.asks.close()
 	}
@@ -194,13 +227,16 @@ func (a *agent) close() error {
 		a.asks.close()
 	}
 	if a.hold != nil {
-		errs = append(errs, a.leave())
+		errs = append(errs, a.m.Store.SetEnabled(nil), a.leave())
 	}
 	if a.link != nil {
 		errs = append(errs, a.link.Close())
 	}
 	if a.loss != nil {
 		errs = append(errs, a.loss.Close())
+	}
+	if a.route != nil {
+		errs = append(errs, a.route.Close())
 	}
 	if a.dirs != nil {
 		errs = append(errs, a.dirs.close())
@@ -226,11 +262,11 @@ func (a *agent) leave() error {
 
 // serve is the agent's life. Its end by ctx is no error.
 func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
-	notices, links, losses, failed := make(chan []notice), make(chan []link.Event), make(chan []tc.Change), make(chan error, 3)
+	notices, links, losses := make(chan []notice), make(chan []link.Event), make(chan []tc.Change)
 	defer close(a.ended)
-	go forward(a.ended, notices, failed, a.dirs.read)
-	go forward(a.ended, links, failed, unlessMissed(ctx, a.link.Receive))
-	go forward(a.ended, losses, failed, unlessMissed(ctx, a.loss.Receive))
+	go forward(a.ended, notices, a.broken, a.dirs.read)
+	go forward(a.ended, links, a.broken, unlessMissed(ctx, a.link.Receive))
+	go forward(a.ended, losses, a.broken, unlessMissed(ctx, a.loss.Receive))
 
 	a.everything()
 	if err := a.work(ctx); err != nil {
@@ -244,7 +280,7 @@ func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 		select {
 		case <-ctx.Done():
 			return a.ends()
-		case err = <-failed:
+		case err = <-a.broken:
 			if ctx.Err() != nil {
 				return a.ends()
 			}
@@ -268,12 +304,26 @@ func (a *agent) serve(ctx context.Context, again <-chan os.Signal) error {
 			a.linked(all)
 		case all := <-losses:
 			a.changed(all)
+		case <-a.routes:
+			a.looksAround()
+		case <-a.around:
+			a.around = nil
+			a.looksAtRoutes()
+			a.lasting.due.add(a.otherSpeeds()...)
+		case <-a.reread:
+			a.reread = nil
+			a.lasting.due.all = true
+		case held := <-a.held:
+			a.judge(ctx, held)
+			a.lasting.due.all = true
 		case name := <-a.later:
 			if w := a.interfaces[name]; w != nil {
 				a.dirty[name] = true
 			}
 		case name := <-a.anew:
-			a.lasting.due.add(name)
+			if name != "" {
+				a.lasting.due.add(name)
+			}
 		case <-a.limits.C:
 			a.lookAtLimits()
 		}
@@ -357,27 +407,37 @@ func (a *agent) everything() {
 // forget makes the agent say again what is wrong.
 func (a *agent) forget() {
 	a.said.forget()
+	a.m.Anew()
 	for _, w := range a.interfaces {
 		w.said, w.missing = "", nil
 	}
 	clear(a.lasting.said)
+	clear(a.lasting.refused)
 	a.lasting.due.all = a.cfg.Policies != ""
 }
 
 // noticed takes changes of files in.
 func (a *agent) noticed(ctx context.Context, all []notice) error {
 	for _, n := range all {
+		if n.wd == a.policiesDir || n.wd == a.aboveDir || a.overDirs[n.wd] != "" {
+			a.policiesNoticed(n) // bindings may go by the same: /etc/passwd lies beside /etc/vifshape
+		}
 		switch {
 		case n.lost():
 			a.log.Warn("changes of directories came faster than they could be read: all is read anew")
 			a.everything()
+			a.lasting.due.all = a.lasting.due.all || a.cfg.Follow
 		case n.wd == a.runDir, n.wd == a.lockDir:
 			if err := a.recorded(ctx, n); err != nil {
 				return err
 			}
 		case n.mask&unix.IN_IGNORED == 0: // else it went, which the directory above has told
 			for name, w := range a.interfaces {
-				if matters(w.whole.dirs[n.wd], n.name) || matters(w.part.dirs[n.wd], n.name) {
+				switch wait := w.pace.wait(time.Now()); {
+				case !matters(w.whole.dirs[n.wd], n.name) && !matters(w.part.dirs[n.wd], n.name):
+				case wait > 0:
+					a.again(name, w, wait)
+				default:
 					a.mark(name, n.name)
 				}
 			}
@@ -396,7 +456,12 @@ func (a *agent) recorded(ctx context.Context, n notice) error {
 			return nil
 		}
 		a.log.Warn("somebody removed the run directory, or the agent's lock or socket: it is made anew", "directory", a.m.Store.Dir)
-		if err := a.take(ctx); err != nil {
+		err := a.take(ctx)
+		// Whoever removes it may not be through with that.
+		for deadline := time.Now().Add(time.Second); errors.Is(err, fs.ErrNotExist) && time.Now().Before(deadline); err = a.take(ctx) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err != nil {
 			return err
 		}
 		a.everything()
@@ -404,10 +469,19 @@ func (a *agent) recorded(ctx context.Context, n notice) error {
 	}
 	name, ok := strings.CutSuffix(n.name, record.Suffix)
 	switch {
+	case n.name == record.PodsFile:
+		a.limits.Reset(limitsPause) // some may be over, where there is no interface to look at, too
+		for name, w := range a.interfaces {
+			a.again(name, w, podsPause)
+		}
 	case !ok:
 	case n.mask&unix.IN_DELETE != 0:
 		a.drop(name)
-	case !a.wrote(name):
+	case a.wrote(name):
+	case a.asks.pods() && a.interfaces[name] != nil:
+		a.interfaces[name].whether = true
+		a.again(name, a.interfaces[name], podsPause)
+	default:
 		a.mark(name, n.name)
 	}
 	return nil
@@ -448,8 +522,11 @@ func (a *agent) unwatch(all ...places) {
 	}
 }
 
-// needs says whether any interface has use for a watch.
+// needs says whether the agent or any interface has use for a watch.
 func (a *agent) needs(wd int) bool {
+	if slices.Contains([]int{a.runDir, a.lockDir, a.policiesDir, a.aboveDir}, wd) || a.overDirs[wd] != "" {
+		return true
+	}
 	for _, w := range a.interfaces {
 		if w.whole.dirs[wd] != nil || w.part.dirs[wd] != nil {
 			return true
@@ -460,6 +537,7 @@ func (a *agent) needs(wd int) bool {
 
 // linked takes changes of interfaces in. None at all: some were missed.
 func (a *agent) linked(all []link.Event) {
+	a.looksAround()
 	if len(all) == 0 {
 		a.log.Warn("changes of interfaces came faster than they could be read: all is read anew")
 		a.everything()
@@ -468,6 +546,9 @@ func (a *agent) linked(all []link.Event) {
 		was, is := a.seen[e.Link.Index], seen{}
 		if e.Gone {
 			delete(a.seen, e.Link.Index)
+			if a.lasting.of[e.Link.Name] != "" {
+				a.lasting.due.add(e.Link.Name) // what was wrong with it is no more
+			}
 			a.orphans = a.orphans || a.receiver(e.Link.Index)
 		} else if is = a.sees(e.Link, was); is == was {
 			continue // its carrier, its queues, its counters
@@ -591,6 +672,7 @@ func (a *agent) work(ctx context.Context) error {
 	}
 	clear(a.altered)
 	a.keepLimits(ctx)
+	looked := len(a.dirty) > 0
 	for _, name := range slices.Sorted(maps.Keys(a.dirty)) {
 		delete(a.dirty, name)
 		if _, err := os.Lstat(a.m.Store.File(name)); errors.Is(err, fs.ErrNotExist) {
@@ -600,6 +682,11 @@ func (a *agent) work(ctx context.Context) error {
 		// What was begun is finished: it takes moments.
 		if err := a.rebind(context.WithoutCancel(ctx), name); err != nil {
 			return err
+		}
+	}
+	if looked { // the policy may be another one
+		if err := a.m.KeepPods(context.WithoutCancel(ctx)); err != nil {
+			a.warn(err)
 		}
 	}
 	return nil
@@ -639,6 +726,8 @@ func (a *agent) rebind(ctx context.Context, name string) error {
 		a.log.Info("watches", "interface", name)
 	}
 	w.rest()
+	begun := time.Now()
+	defer func() { w.pace.looked(time.Now(), time.Since(begun)) }()
 	look := places{dirs: map[int][]func(string) bool{}}
 	done, err := a.look(ctx, name, w, func(path string, m func(string) bool) { a.place(&look, path, m) })
 	whole, part := w.whole, w.part

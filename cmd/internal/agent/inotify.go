@@ -42,7 +42,7 @@ func newInotify() (*inotify, error) {
 // the number is not used again for another (inotify_add_to_idr,
 // fs/notify/inotify/inotify_user.c, v6.12).
 func (i *inotify) add(path string, mask uint32) (wd int, err error) {
-	wd, err = unix.InotifyAddWatch(i.fd, path, mask)
+	wd, err = unix.InotifyAddWatch(i.fd, path, mask|unix.IN_MASK_ADD) // the same directory may be watched for something else
 	if errors.Is(err, unix.ENOSPC) {
 		return 0, errors.New("watch directories: the user's limit fs.inotify.max_user_watches is reached")
 	}

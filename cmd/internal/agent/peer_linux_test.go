@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vifshape/vifshape/tc/tctest"
 )
 
@@ -72,6 +74,30 @@ func TestPeer(t *testing.T) {
 	}
 }
 
+// connected is the connection of a process. Those before it are of others, which had not got a number
+// that was wanted.
+func connected(t *testing.T, l *net.UnixListener, pid int) *net.UnixConn {
+	t.Helper()
+	for {
+		c, err := l.AcceptUnix()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var cred *unix.Ucred
+		if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil || err != nil {
+			t.Fatal(cerr, err)
+		}
+		if int(cred.Pid) == pid {
+			return c
+		}
+		c.Close()
+	}
+}
+
 // TestPeerNumberReused holds that a process which has got the number of one that had
 // connected is not taken for it.
 func TestPeerNumberReused(t *testing.T) {
@@ -111,12 +137,9 @@ func TestPeerNumberReused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := l.AcceptUnix() // it has connected
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
 		pid := first.Process.Pid
+		conn := connected(t, l, pid)
+		defer conn.Close()
 		if err := first.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +40,7 @@ const (
 	agentPause = 25 * time.Millisecond
 )
 
-// petitions answers those who are not root: users to whom branches are delegated. The
+// petitions answers users to whom branches are delegated, and root, who tells of pods. The
 // kernel says who asks; nothing that they say of themselves is believed.
 type petitions struct {
 	cfg      Config
@@ -50,6 +51,7 @@ type petitions struct {
 	to       []bind.Delegate        // of any branch
 	end      context.CancelFunc
 	turn     chan struct{} // holds a token while a request is carried out
+	told     atomic.Int64  // when the last one of pods was, in nanoseconds of Unix
 
 	mu    sync.Mutex
 	peers map[uint32]int // connections by user
@@ -104,7 +106,7 @@ func (s *petitions) serve(ctx context.Context) {
 			err = s.admit(p)
 		}
 		if err != nil {
-			s.reply(c, err)
+			s.reply(c, nil, err)
 			c.Close()
 			if p != nil {
 				p.close()
@@ -113,10 +115,18 @@ func (s *petitions) serve(ctx context.Context) {
 		}
 		s.work.Go(func() {
 			defer s.leave(p)
-			s.reply(c, s.answer(ctx, c, p))
+			places, err := s.answer(ctx, c, p)
+			s.reply(c, places, err)
 		})
 	}
 }
+
+// podsPause is how long after pods were told of the agent looks at what they are bound by: what
+// they need has been done, and more are about to come, which need not wait for that.
+const podsPause = 100 * time.Millisecond
+
+// pods says whether pods were told of just now.
+func (s *petitions) pods() bool { return time.Since(time.Unix(0, s.told.Load())) < podsPause }
 
 // known refuses all to whom nothing is delegated, at little cost: whoever has the
 // numbers of many users, as for user namespaces, could use all connections up. It is
@@ -191,44 +201,53 @@ func (s *petitions) leave(p *peer) {
 }
 
 // reply says how it went. A peer that does not listen is its own loss.
-func (s *petitions) reply(c net.Conn, err error) {
-	r := client.Reply{Version: client.Version, Code: s.cfg.Code(err)}
+func (s *petitions) reply(c net.Conn, places []client.Place, err error) {
+	r := client.Reply{Version: client.Version, Code: s.cfg.Code(err), Places: places}
 	if err != nil {
 		r.Error, r.Hints = err.Error(), s.cfg.Hints(err)
 	}
 	b, err := json.Marshal(r)
-	if err == nil && len(b) < client.MaxMessage {
+	if err == nil && len(b) < client.MaxReply {
 		_ = c.SetWriteDeadline(time.Now().Add(agentReadTime))
 		_, _ = c.Write(append(b, '\n'))
 	}
 }
 
 // answer reads a request and carries it out.
-func (s *petitions) answer(ctx context.Context, c *net.UnixConn, p *peer) error {
+func (s *petitions) answer(ctx context.Context, c *net.UnixConn, p *peer) ([]client.Place, error) {
 	if err := c.SetReadDeadline(time.Now().Add(agentReadTime)); err != nil {
-		return err
+		return nil, err
 	}
 	// At the agent's end nobody is waited for.
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Now()) })
 	q, err := readRequest(c)
 	stop()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, agentWorkTime)
 	defer cancel()
 	select {
 	case s.turn <- struct{}{}:
-		defer time.AfterFunc(agentPause, func() { <-s.turn })
+		if q.Op == client.Pods { // a pod waits, and root need not be kept from anything
+			defer func() { <-s.turn }()
+		} else {
+			defer time.AfterFunc(agentPause, func() { <-s.turn })
+		}
 	case <-ctx.Done():
-		return &client.Error{Code: client.Busy, Text: "the agent did not come to it in time: try again later"}
+		return nil, &client.Error{Code: client.Busy, Text: "the agent did not come to it in time: try again later"}
 	}
 	m, err := shaper.Open(s.cfg.RunDir, s.said.tell)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer m.Close()
-	return grant(ctx, m, q, p)
+	if q.Op == client.Pods {
+		s.told.Store(time.Now().UnixNano())
+		defer func() { s.told.Store(time.Now().UnixNano()) }()
+		return tellPods(ctx, m, q, p)
+	}
+	return nil, grant(ctx, m, q, p)
 }
 
 // BadRequestError says that a request is none.
@@ -277,6 +296,12 @@ func otherVersion(v int) error {
 
 // check refuses what is no branch's path. Names come into file names and messages.
 func check(q *client.Request) error {
+	if q.Op == client.Pods {
+		return checkPods(q)
+	}
+	if len(q.Run)+len(q.Gone) > 0 {
+		return badRequest("pods are told of by %q", client.Pods)
+	}
 	names := strings.Split(string(q.Path), "/")
 	for i, n := range names {
 		err := hierarchy.CheckName(n)

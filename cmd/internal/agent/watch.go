@@ -30,6 +30,8 @@ const (
 	// quiet is how long the kernel must have had nothing to tell before a watch looks: who
 	// changes a tree is in the midst of it until then.
 	quiet = 50 * time.Millisecond
+	// mostQuiet is after how long it looks where something changes again and again.
+	mostQuiet = time.Second
 	// sure is how long something must be otherwise to be told of: while vifshape applies,
 	// the record is ahead of the kernel, and who has no privileges cannot wait for its lock.
 	sure = 200 * time.Millisecond
@@ -71,6 +73,13 @@ func Watch(ctx context.Context, m *shaper.Machine, names []string, repair bool, 
 
 	all := map[string]*watch{}
 	look := time.After(0)
+	var since time.Time // what has changed is not looked at
+	changed := func() {
+		if since.IsZero() {
+			since = time.Now()
+		}
+		look = time.After(min(quiet, time.Until(since.Add(mostQuiet))))
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -81,10 +90,11 @@ func Watch(ctx context.Context, m *shaper.Machine, names []string, repair bool, 
 			}
 			return err
 		case <-events:
-			look = time.After(quiet)
+			changed()
 		case <-changes:
-			look = time.After(quiet)
+			changed()
 		case <-look:
+			since = time.Time{}
 			next, err := lookAt(ctx, m, names, all, repair, tell)
 			if err != nil {
 				return err

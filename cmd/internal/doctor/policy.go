@@ -78,6 +78,9 @@ func (x *examination) policy(ctx context.Context, file string) ([]string, error)
 	devices := map[*hierarchy.Tree]*tc.Device{}
 	for _, w := range wanted {
 		d, _, err := x.m.Device(w.Tree.Port.Device)
+		if no := w.Unknown; no != nil {
+			c.say(hierarchy.Path(no.Iface), "rate", Finding{Topic: "link", State: Missing, Needed: true, Text: no.Error(), Follows: no.Remedy()})
+		}
 		c.by[w.Tree.Port.Device] = w.By
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
 			absent = append(absent, no)
@@ -119,8 +122,8 @@ func (c *policyCheck) try(path hierarchy.Path, topic string, look func() error) 
 
 // say adds a finding about a key of the policy.
 func (c *policyCheck) say(path hierarchy.Path, key string, f Finding) {
-	f.Group, f.File, f.Path = groupPolicy, c.file, path
-	f.Line, f.Column = c.policy.Place(c.written(path), key)
+	f.Group, f.Path = groupPolicy, path
+	f.File, f.Line, f.Column = c.policy.Place(c.written(path), key)
 	f.Interface = path.Interface()
 	if f.State != good {
 		c.found++

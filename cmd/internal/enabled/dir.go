@@ -58,10 +58,26 @@ func (d *Dir) Mounted() bool {
 	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
+// fixed says whether the directory is where a file system is mounted read-only: whatever its mode
+// says, nobody here can put anything there, but who has mounted it. So is a ConfigMap of
+// Kubernetes, with mode 0777 (perm, pkg/volume/emptydir/empty_dir.go).
+func (d *Dir) fixed() bool {
+	var st unix.Statfs_t
+	return d.Mounted() && unix.Statfs(d.Path, &st) == nil && st.Flags&unix.ST_RDONLY != 0
+}
+
 // parsed is a file as it was read last.
 type parsed struct {
-	st   os.FileInfo
+	st   []os.FileInfo // its own, and those of the files that are laid over it
 	file File
+}
+
+// as says whether what is there is what was read.
+func (p *parsed) as(now []os.FileInfo) bool {
+	return slices.EqualFunc(p.st, now, func(was, is os.FileInfo) bool {
+		return os.SameFile(was, is) && was.ModTime().Equal(is.ModTime()) && was.Size() == is.Size() &&
+			time.Since(is.ModTime()) > time.Second // else it may be written twice within the clock's tick
+	})
 }
 
 // File is one policy of a directory.
@@ -74,8 +90,20 @@ type File struct {
 
 // Files are policies in the order of their names. What several of them fit belongs to the one
 // that fits best, of equal ones to the first: names go before hardware addresses, these before
-// patterns, and of those the longer one.
+// the default route, that before patterns, and of those the longer one.
 type Files []File
+
+// ByRoute says whether any of them has a table for the interface of the default route.
+func (all Files) ByRoute() bool {
+	return slices.ContainsFunc(all, func(f File) bool { return f.Policy != nil && f.Policy.ByRoute() })
+}
+
+// OfLink says whether any of them has a rate that is a share of the link.
+func (all Files) OfLink() bool {
+	return slices.ContainsFunc(all, func(f File) bool {
+		return f.Policy != nil && slices.ContainsFunc(f.Policy.Specs, (*hierarchy.Spec).OfLink)
+	})
+}
 
 // Owner is the path of the policy that an interface belongs to; empty: none.
 func (all Files) Owner(n hierarchy.Identity) (path string) {
@@ -127,7 +155,7 @@ func (e *OwnedError) Remedy() string {
 // matter of the others. An interface belongs to the first that names it.
 func (d *Dir) Files() (Files, error) {
 	st, err := os.Stat(d.Path)
-	if err == nil {
+	if err == nil && !d.fixed() {
 		err = record.Trusted(d.Path, st)
 	}
 	if err != nil {
@@ -158,35 +186,66 @@ func (d *Dir) Files() (Files, error) {
 	return all, nil
 }
 
-// parse reads a file, unless it is as it was.
-func (d *Dir) parse(name string) parsed {
-	p := parsed{file: File{Name: name, Path: d.File(name)}}
-	p.st, p.file.Err = os.Stat(p.file.Path)
-	if p.file.Err == nil && !p.st.Mode().IsRegular() { // a named pipe would keep all waiting
-		p.file.Err = &record.NotFileError{File: p.file.Path, Mode: p.st.Mode()}
-	}
-	if p.file.Err == nil {
-		if was, ok := d.seen[name]; ok && was.st != nil && os.SameFile(was.st, p.st) && was.st.ModTime().Equal(p.st.ModTime()) &&
-			was.st.Size() == p.st.Size() && time.Since(p.st.ModTime()) > time.Second { // that may be written twice within the clock's tick
-			return was
-		}
-		p.file.Err = record.Trusted(p.file.Path, p.st)
-	}
-	if p.file.Err != nil {
+// parse reads a file with what is laid over it, unless it is as it was.
+func (d *Dir) parse(name string) (p parsed) {
+	p.file = File{Name: name, Path: d.File(name)}
+	fail := func(err error) parsed {
+		p.file.Err, p.st = err, nil // it is looked at again: rights change without the file
 		return p
 	}
-	f, err := os.OpenFile(p.file.Path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	over, err := policy.Over(p.file.Path)
 	if err != nil {
-		p.file.Err = err
-		return p
+		return fail(err)
 	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !os.SameFile(st, p.st) {
-		p.file.Err = cmp.Or(err, fmt.Errorf("%s was replaced while it was read", p.file.Path))
-		return p
+	all := append([]string{p.file.Path}, over...)
+	for _, file := range all {
+		st, err := os.Stat(file)
+		if err == nil && !st.Mode().IsRegular() { // a named pipe would keep all waiting
+			err = &record.NotFileError{File: file, Mode: st.Mode()}
+		}
+		if err != nil {
+			return fail(err)
+		}
+		p.st = append(p.st, st)
 	}
-	p.file.Policy, p.file.Err = policy.Parse(p.file.Path, f, qdisc.Kinds())
+	if len(over) > 0 {
+		st, err := os.Stat(filepath.Dir(over[0]))
+		if err == nil {
+			err = record.Trusted(filepath.Dir(over[0]), st)
+		}
+		if err != nil {
+			return fail(err)
+		}
+	}
+	if was, ok := d.seen[name]; ok && was.as(p.st) {
+		return was
+	}
+	texts := make([]policy.Text, len(all))
+	for i, file := range all {
+		f, err := open(file, p.st[i])
+		if err != nil {
+			return fail(err)
+		}
+		defer f.Close()
+		texts[i] = policy.Text{Name: file, Reader: f}
+	}
+	p.file.Policy, p.file.Err = policy.Parse(texts[0].Name, texts[0], qdisc.Kinds(), texts[1:]...)
 	return p
+}
+
+// open opens a file that was looked at, and that others than root cannot have written.
+func open(file string, as os.FileInfo) (*os.File, error) {
+	if err := record.Trusted(file, as); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !os.SameFile(st, as) {
+		return nil, errors.Join(cmp.Or(err, fmt.Errorf("%s was replaced while it was read", file)), f.Close())
+	}
+	return f, nil
 }
 
 // File is the path of the policy of that name.

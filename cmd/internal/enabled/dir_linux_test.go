@@ -8,9 +8,12 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/policy"
 	"github.com/vifshape/vifshape/tc/qdisc"
+	"github.com/vifshape/vifshape/tc/tctest"
 )
 
 func write(t *testing.T, d *Dir, name, text string, mode os.FileMode) {
@@ -71,6 +74,21 @@ func TestFiles(t *testing.T) {
 		if err := os.Chtimes(d.File("a"), old, old); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.Chtimes(d.File("e"), time.Now().Add(-time.Hour), time.Now().Add(-time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []os.FileMode{0o666, 0o644} { // rights change without the file
+		if err := os.Chmod(d.File("e"), mode); err != nil {
+			t.Fatal(err)
+		}
+		all, err := d.Files()
+		if err != nil || (all[4].Policy != nil) != (mode == 0o644) {
+			t.Errorf("with %v: %v, %+v", mode, err, all[4])
+		}
+	}
+	if err := os.Remove(d.File("e")); err != nil {
+		t.Fatal(err)
 	}
 	write(t, d, "a", strings.Replace(eth0, "eth0", "\"eth*\"", 1), 0o600)
 	write(t, d, "h", strings.Replace(eth0, "eth0", "\"mac=52:54:00:12:34:56\"", 1), 0o644)
@@ -165,5 +183,41 @@ func TestCheckProgram(t *testing.T) {
 	}
 	if err := CheckProgram("/bin/sh"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFixed: what others may write to is a directory of policies where it is mounted read-only,
+// as a ConfigMap is, and not otherwise.
+func TestFixed(t *testing.T) {
+	tctest.RequireRoot(t)
+	from, to := t.TempDir(), t.TempDir()
+	write(t, &Dir{Path: from}, "a", eth0, 0o644)
+	if err := os.Chmod(from, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(path string) bool {
+		all, err := (&Dir{Path: path}).Files()
+		return err != nil && len(all) == 0
+	}
+	if !refused(from) {
+		t.Error("others may write there")
+	}
+	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(to, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	if !refused(to) {
+		t.Error("others may write there where it is mounted")
+	}
+	if err := unix.Mount("", to, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	all, err := (&Dir{Path: to}).Files()
+	if err != nil || len(all) != 1 || all[0].Err != nil {
+		t.Errorf("mounted read-only: %v %v", all, err)
 	}
 }

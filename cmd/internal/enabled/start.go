@@ -140,10 +140,9 @@ func (s initScript) Enable(program string) (changed bool, err error) {
 	if changed, err = install(script, text(examples.Init, program), 0o755); err != nil {
 		return changed, err
 	}
-	if changed {
-		if err := s.call(true); err != nil {
-			return true, err
-		}
+	// Also where it was there: who had it written may not have come so far.
+	if err := s.call(true); err != nil {
+		return changed, err
 	}
 	if run(script, "status") == nil {
 		return changed, nil

@@ -74,6 +74,9 @@ func (e *Exporter) look(ctx context.Context) (*look, error) {
 	}
 	defer m.Close()
 	l := &look{version: e.cfg.Version}
+	if l.policies, err = m.Store.Enabled(); err != nil {
+		e.once("the enabled policies", err.Error())
+	}
 	all, err := e.settled(ctx, func() ([]*observe.Figures, error) { return observe.Count(ctx, m) })
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 
 	"github.com/vifshape/vifshape/cmd/internal/metrics"
 	"github.com/vifshape/vifshape/cmd/internal/observe"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 )
 
@@ -13,7 +14,8 @@ import (
 type look struct {
 	version    string
 	interfaces []*observe.Figures
-	agent      bool // there is one
+	agent      bool             // there is one
+	policies   []record.Enabled // that it applies
 	took       time.Duration
 }
 
@@ -116,6 +118,10 @@ func (l *look) write(w io.Writer) error {
 		if !f.Absent {
 			p.Count(metrics.LabelsOf("interface", f.Interface), one(f.Err == nil))
 		}
+	}
+	p.Family("vifshape_policy_in_force", metrics.Gauge, "1: the agent has brought the policy of its directory into force, as far as interfaces are there; 0: it has a mistake, could not be applied, or went back, and what was in force stays. The agent's log says why.")
+	for _, f := range l.policies {
+		p.Count(metrics.LabelsOf("policy", f.Policy), one(f.Why == ""))
 	}
 	p.Family("vifshape_agent_running", metrics.Gauge, "1: the agent runs, which binds what appears later; 0: it does not.")
 	p.Count("", one(l.agent))

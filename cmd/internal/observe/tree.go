@@ -26,13 +26,15 @@ import (
 
 // Tree is one interface's tree as it is.
 type Tree struct {
-	Interface string    `json:"interface"`
-	Policy    string    `json:"policy,omitempty"`
-	Way       bind.Way  `json:"binding"`
-	Why       string    `json:"binding_why,omitempty"`
-	Lost      []string  `json:"lost,omitempty"` // what the kernel has not that the last apply made
-	Branches  []*Branch `json:"branches"`
-	Flows     *Flows    `json:"flows,omitempty"` // of what it receives
+	Interface string              `json:"interface"`
+	Policy    string              `json:"policy,omitempty"`
+	Selector  hierarchy.Selector  `json:"selector,omitempty"` // by which that names the interface, where it is no name
+	Link      hierarchy.Bandwidth `json:"link,omitzero"`      // what the line carries, of which the rates are a share
+	Way       bind.Way            `json:"binding"`
+	Why       string              `json:"binding_why,omitempty"`
+	Lost      []string            `json:"lost,omitempty"` // what the kernel has not that the last apply made
+	Branches  []*Branch           `json:"branches"`
+	Flows     *Flows              `json:"flows,omitempty"` // of what it receives
 }
 
 // Branch is a branch with its counters and what is bound to it.
@@ -156,6 +158,12 @@ func ViewTree(ctx context.Context, m *shaper.Machine, iface string, sample time.
 	}
 	defer x.Binder.Close()
 	v := &Tree{Interface: iface, Policy: x.Record.Policy, Way: s.Hook.Way}
+	if v.Link = x.Record.Link; x.Record.Policy == record.NoPolicy {
+		v.Link = 0
+	}
+	if by := x.Record.Selector; !by.Plain() {
+		v.Selector = by
+	}
 	if v.Why, err = x.Binder.Why(); errors.Is(err, caps.ErrNotPrivileged) {
 		v.Why = "cannot be read without privileges"
 	} else if err != nil {

@@ -269,6 +269,9 @@ func WhatIf(ctx context.Context, m *shaper.Machine, p *policy.Policy, demands []
 				return nil, err
 			}
 			iface := w.Tree.Port.Device
+			if of := w.Tree.Example; of != 0 {
+				m.Notef(hierarchy.Path(iface), "the rate of %s is a share of its link: what is said is of one of %v, as an example", iface, of)
+			}
 			names = append(names, iface)
 			switch {
 			case unknown == nil:

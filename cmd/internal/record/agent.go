@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// agentSocket is the agent's in the run directory.
+// AgentSocket is the agent's in the run directory.
 const AgentSocket = "agent.sock"
 
 // RunningError says that there is an agent already.
@@ -32,7 +32,7 @@ func (s *Store) TakeAgent() (*os.File, error) {
 	return f, err
 }
 
-// AgentHeld says whether a file of takeAgent is still the one that others find.
+// AgentHeld says whether a file of TakeAgent is still the one that others find.
 func (s *Store) AgentHeld(f *os.File) bool {
 	mine, err := f.Stat()
 	if err != nil {

@@ -31,8 +31,12 @@ func (r *Record) decode(b []byte) error {
 			r.Interface, err = text[string](v)
 		case "ifindex":
 			r.Index, err = number[uint32](v)
+		case "formerly":
+			r.Formerly, err = list(v, text[string])
 		case "policy":
 			r.Policy, err = text[string](v)
+		case "selector":
+			r.Selector, err = text[hierarchy.Selector](v)
 		case "binding":
 			r.Binding, err = text[string](v)
 		case "way":
@@ -41,6 +45,8 @@ func (r *Record) decode(b []byte) error {
 			r.Receives, err = truth(v)
 		case "mtu":
 			r.MTU, err = number[int](v)
+		case "link":
+			err = unmarshal(v, &r.Link)
 		case "matches":
 			r.Matches, err = truth(v)
 		case "ids":

@@ -21,7 +21,7 @@ import (
 func full() *Record {
 	prio := uint8(3)
 	return &Record{
-		Version: Version, Interface: "eth0", Index: 7, MTU: 1500, Policy: "/etc/\"p\"\\ <é\x01>.toml", Binding: "auto", Way: bind.WayBPF, Receives: true, Matches: true,
+		Version: Version, Interface: "eth0", Index: 7, MTU: 1500, Link: hierarchy.Gbit, Policy: "/etc/\"p\"\\ <é\x01>.toml", Selector: hierarchy.DefaultRoute, Binding: "auto", Way: bind.WayBPF, Receives: true, Matches: true,
 		IDs:   hierarchy.IDs{Minors: map[string]uint16{"web/": 16, "web/a": 0xfffe}, Retired: []hierarchy.Retired{{Key: "x", Minor: 18}}, Named: map[string]hierarchy.Named{"web": {Origin: "old", From: "old", Now: "x"}}},
 		Order: []hierarchy.Path{"eth0", "eth0/web", "eth0/web/a"},
 		Bindings: []Binding{
@@ -32,11 +32,12 @@ func full() *Record {
 			{Target: bind.ToUser(1000), Class: hierarchy.ID(0xfffe), Path: "eth0/web/a", Open: true, Stays: true, From: "user:a"},
 			{Path: "eth0/web/a", From: "user:b"},
 		},
+		Formerly:  []string{"lan0", "lan1"},
 		Former:    foreign.Former{Kind: "fq_codel", Handle: hierarchy.ID(1), Options: []byte{255, 1, 0}, Partial: true},
 		Delegated: []Delegated{{"eth0/web", []bind.Delegate{"uid:1000", "alice"}}},
 		Added: []amend.Branch{{Path: "eth0/web/a", Rate: hierarchy.Absolute(hierarchy.Mbit), Ingress: hierarchy.Absolute(hierarchy.Kbit), Prio: &prio, Qdisc: "fq", By: 1000}, {
 			Path: "eth0/x", Limit: "user:b", Down: hierarchy.Absolute(hierarchy.Mbit), Bind: []bind.Binding{{Kind: bind.User, Name: "b"}}, Program: "b",
-			Holder: &amend.Holder{PID: 7, Start: time.Hour, Cgroup: "/b"}, Link: &emulate.Link{Down: hierarchy.Mbit, Delay: time.Second},
+			Holder: &amend.Holder{PID: 7, Start: time.Hour, Cgroup: "/b"}, Link: &emulate.Link{Down: hierarchy.Mbit, Delay: time.Second}, Pod: "b",
 		}},
 		Serial: 3, Applied: time.Date(2026, 11, 28, 15, 0, 0, 0, time.UTC), By: "alice (root)", Boot: 5 * time.Hour,
 	}

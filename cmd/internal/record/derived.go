@@ -24,11 +24,12 @@ func (r *Record) Moved(links []link.Link) *link.Link {
 }
 
 // Renamed is the record under another name of the interface: branches keep their
-// classes.
+// classes, and programs that run in them their homes.
 func (r *Record) Renamed(iface string) *Record {
 	path := func(p hierarchy.Path) hierarchy.Path { return hierarchy.Path(iface) + p[len(r.Interface):] }
 	n := *r
 	n.Interface, n.Was = iface, r.Interface
+	n.Formerly = slices.DeleteFunc(append(slices.Clone(r.Formerly), r.Interface), func(name string) bool { return name == iface })
 	n.Order, n.Bound, n.Bindings = slices.Clone(r.Order), slices.Clone(r.Bound), slices.Clone(r.Bindings)
 	for i := range n.Order {
 		n.Order[i] = path(n.Order[i])

@@ -33,7 +33,7 @@ func (e *LockedError) Error() string {
 // is left in it.
 func (s *Store) Lock(ctx context.Context, what string) (func(), error) {
 	deadline := time.Now().Add(s.Wait)
-	for {
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) { // many hold it for some milliseconds alone
 		f, err := s.TryLock(s.LockFile(), what)
 		if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
 			err = fmt.Errorf("only root may do that: %w", err)
@@ -57,7 +57,7 @@ func (s *Store) Lock(ctx context.Context, what string) (func(), error) {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -78,17 +78,27 @@ func (s *Store) lockNamed(name string) string {
 // the lock. A file that was removed by its holder, see tidy, is no lock any more,
 // whoever gets hold of it. With the lock there is the run directory.
 func (s *Store) TryLock(file, what string) (*os.File, error) {
-	for {
-		if err := MakeDir(s.Locks); err != nil {
+	for try := 1; ; try++ {
+		// Somebody may be removing the directories at the same time.
+		again := func(err error) bool { return errors.Is(err, fs.ErrNotExist) && try < 1000 }
+		err := MakeDir(s.Locks)
+		if again(err) {
+			continue
+		}
+		if err != nil {
 			return nil, s.room(err)
 		}
-		if err := s.trusted(s.Locks); err != nil {
+		err = s.trusted(s.Locks)
+		if again(err) {
+			continue
+		}
+		if err != nil {
 			return nil, err
 		}
 		// Who may open it may lock it, and keep all others waiting.
 		f, err := openOwn(file, os.O_RDWR|os.O_CREATE, 0o600)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // somebody has removed the directory
+		if again(err) {
+			continue
 		}
 		if other := (*NotFileError)(nil); errors.As(err, &other) {
 			err = fmt.Errorf("%w, and no lock can be there: remove it", err)
@@ -120,6 +130,10 @@ func (s *Store) TryLock(file, what string) (*os.File, error) {
 			err := s.room(MakeDir(s.Dir))
 			if err == nil {
 				err = s.trusted(s.Dir)
+			}
+			if again(err) {
+				f.Close()
+				continue
 			}
 			if err != nil && !Full(err) { // nor for a record, and save says so
 				return nil, errors.Join(err, f.Close())

@@ -14,22 +14,25 @@ import (
 
 // Record is what the kernel cannot keep about one interface.
 type Record struct {
-	Version   int               `json:"version"`
-	Interface string            `json:"interface"`
-	Index     uint32            `json:"ifindex"`       // tells the interface after it was renamed
-	MTU       int               `json:"mtu,omitempty"` // by which bursts and queues were worked out; 0: not known
-	Policy    string            `json:"policy"`        // the file that the tree came from, or [NoPolicy]
-	Binding   string            `json:"binding"`
-	Way       bind.Way          `json:"way,omitempty"`      // that was taken
-	Receives  bool              `json:"receives,omitempty"` // there is a tree for what it receives, too
-	Matches   bool              `json:"matches,omitempty"`  // branches have matches
-	IDs       hierarchy.IDs     `json:"ids"`
-	Order     []hierarchy.Path  `json:"order"` // branches as the policy lists them
-	Bindings  []Binding         `json:"bindings,omitempty"`
-	Bound     []hierarchy.Bound `json:"bound,omitempty"` // what the bindings came to; no target: not there yet
-	Former    foreign.Former    `json:"former,omitzero"` // the root qdisc that ours replaced
-	Delegated []Delegated       `json:"delegated,omitempty"`
-	Added     []amend.Branch    `json:"added,omitempty"` // branches, parents first
+	Version   int                 `json:"version"`
+	Interface string              `json:"interface"`
+	Index     uint32              `json:"ifindex"`            // tells the interface after it was renamed
+	Formerly  []string            `json:"formerly,omitempty"` // its names before: programs that run may have homes by these
+	Link      hierarchy.Bandwidth `json:"link,omitzero"`      // what the line carries, of which the rates are a share; 0: they are none
+	MTU       int                 `json:"mtu,omitempty"`      // by which bursts and queues were worked out; 0: not known
+	Policy    string              `json:"policy"`             // the file that the tree came from, or [NoPolicy]
+	Selector  hierarchy.Selector  `json:"selector,omitempty"` // by which that names the interface
+	Binding   string              `json:"binding"`
+	Way       bind.Way            `json:"way,omitempty"`      // that was taken
+	Receives  bool                `json:"receives,omitempty"` // there is a tree for what it receives, too
+	Matches   bool                `json:"matches,omitempty"`  // branches have matches
+	IDs       hierarchy.IDs       `json:"ids"`
+	Order     []hierarchy.Path    `json:"order"` // branches as the policy lists them
+	Bindings  []Binding           `json:"bindings,omitempty"`
+	Bound     []hierarchy.Bound   `json:"bound,omitempty"` // what the bindings came to; no target: not there yet
+	Former    foreign.Former      `json:"former,omitzero"` // the root qdisc that ours replaced
+	Delegated []Delegated         `json:"delegated,omitempty"`
+	Added     []amend.Branch      `json:"added,omitempty"` // branches, parents first
 
 	Serial  uint32    `json:"serial,omitempty"` // of the apply that it came from, see history.go
 	Applied time.Time `json:"applied,omitzero"` // when that was: of all interfaces that it changed the same

@@ -27,7 +27,7 @@ type Store struct {
 	Locks string // where locks are: a directory that programs at level lock do not see
 	NetNS string // the namespace's name, empty for the initial one
 	Wait  time.Duration
-	// saved are the files of the records that save has written, by interface; nil: it
+	// Saved are the files of the records that Save has written, by interface; nil: it
 	// need not be known.
 	Saved map[string]os.FileInfo
 }
@@ -93,6 +93,18 @@ func (s *Store) read(file string) ([]byte, error) {
 		err = fmt.Errorf("%w: remove it, and apply the policy again", err)
 	}
 	return b, err
+}
+
+// value reads one that stands in a file by itself, and says whether there is one.
+func (s *Store) value(file string, to any) (there bool, err error) {
+	b, err := s.read(file)
+	if err != nil {
+		return false, UnlessGone(err)
+	}
+	if err := json.Unmarshal(b, to); err != nil {
+		return false, damaged(file, err)
+	}
+	return true, nil
 }
 
 // trusted refuses a directory that others may write to, and a run directory where they
@@ -240,6 +252,7 @@ func (s *Store) tidy() {
 	if !s.AgentRuns() {
 		os.Remove(s.AgentFile())
 		os.Remove(s.AgentSocketFile())
+		os.Remove(s.enabledFile())
 	}
 	ents, err := os.ReadDir(s.Dir)
 	if err != nil {

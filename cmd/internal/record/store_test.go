@@ -231,7 +231,7 @@ func TestStoreRenamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Record{
-		Version: Version, Interface: "wan0", Index: 7, Policy: "/etc/p.toml",
+		Version: Version, Interface: "wan0", Index: 7, Formerly: []string{"eth0"}, Policy: "/etc/p.toml",
 		IDs:   hierarchy.IDs{Minors: map[string]uint16{"web/": 16, "web/a": 17}, Retired: []hierarchy.Retired{{Key: "x", Minor: 18}}},
 		Order: []hierarchy.Path{"wan0", "wan0/web", "wan0/web/a"},
 		Bound: []hierarchy.Bound{{Path: "wan0/web/a", From: "user:a"}},

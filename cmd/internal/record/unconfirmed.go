@@ -1,13 +1,11 @@
 package record
 
 import (
-	"encoding/json"
-	"errors"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,6 +16,7 @@ import (
 // somebody confirms it in time. There is one at a time.
 type Unconfirmed struct {
 	Before map[string]uint32 `json:"before"` // the number of each interface's record before it
+	Began  time.Duration     `json:"began"`  // since the machine was started: no two began at once
 	Policy string            `json:"policy"`
 	By     string            `json:"by"`
 	At     time.Time         `json:"at"`   // when it goes back, as people read it
@@ -31,6 +30,9 @@ func (u *Unconfirmed) After(d time.Duration) {
 
 // Left is how much of the time is left, nothing or less when it is over.
 func (u *Unconfirmed) Left() time.Duration { return u.Boot - SinceBoot() }
+
+// ID tells it apart from all others since the machine was started.
+func (u *Unconfirmed) ID() string { return strconv.FormatInt(int64(u.Began), 36) }
 
 // Names are the interfaces, in order.
 func (u *Unconfirmed) Names() string {
@@ -48,16 +50,9 @@ func (s *Store) unconfirmedFile() string { return filepath.Join(s.Dir, "unconfir
 
 // Unconfirmed is the apply that waits to be confirmed; nil: none does.
 func (s *Store) Unconfirmed() (*Unconfirmed, error) {
-	b, err := s.read(s.unconfirmedFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
 	u := new(Unconfirmed)
-	if err := json.Unmarshal(b, u); err != nil {
-		return nil, damaged(s.unconfirmedFile(), err)
+	if there, err := s.value(s.unconfirmedFile(), u); !there {
+		return nil, err
 	}
 	return u, nil
 }

@@ -150,11 +150,11 @@ func (w *writer) line(top *node, m *Measurement) {
 		w.note(top, "", "It is a bridge: what it passes on between its ports comes by no tree here. Shape the port that leads out instead, where that is to be shaped too.")
 	}
 	const measure = "vifshape init --measure HOST"
-	up, down, of := guess, guess, "write what the line carries"
+	up, down, of := guess, guess, "write a little less than the line brings"
 	switch {
 	case m != nil && m.Interface == u.Name:
 		up, down = less(m.Up), less(m.Down)
-		of = "it was not measured, write what the line carries"
+		of = "it was not measured, write a little less than the line brings"
 		w.note(top, "rate", "%s was measured to %s by %s in %v. That is %d %% less, so that the queue is here, where it has an order, and not in the modem or at the provider.",
 			words.Short(m.Up), m.Host, m.By, m.Time, 100-measured)
 	case u.Speed != 0:

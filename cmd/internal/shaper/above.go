@@ -13,6 +13,7 @@ import (
 	"github.com/vifshape/vifshape/cgroup/cgroupfs"
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/resolve"
+	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
 	"github.com/vifshape/vifshape/hierarchy/bind"
 )
@@ -59,6 +60,13 @@ func (m *Machine) above(ctx context.Context, x *Interface, l *Limit) (hierarchy.
 	top := hierarchy.Path(x.Record.Interface)
 	if x.Record.Policy == "" {
 		return top, nil
+	}
+	if l.Pod != "" {
+		now, err := m.Store.Pods()
+		if i := slices.IndexFunc(now, func(p record.Pod) bool { return p.ID == l.Pod }); i >= 0 {
+			return podParent(&now[i].Pod, x.Record, ""), nil
+		}
+		return top, err
 	}
 	var s hierarchy.State
 	if err := x.Binder.Read(ctx, &s); err != nil {

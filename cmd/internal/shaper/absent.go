@@ -31,6 +31,10 @@ func (c *Changes) NotThere() (err error) {
 
 // tellAbsent says which interfaces of the policy are left out, or wait.
 func (c *Changes) tellAbsent() {
+	for _, no := range c.Unknown {
+		c.m.Warnf(hierarchy.Path(no.Iface), "%v; what the policy says of it waits", no)
+		c.m.Hintf(hierarchy.Path(no.Iface), "%s", no.Remedy())
+	}
 	if c.waits {
 		for _, no := range c.Absent {
 			c.m.Notef(hierarchy.Path(no.Name), "%s is not there: what the policy says of it waits until it is", no.Name)

@@ -311,7 +311,7 @@ func (m *Machine) Add(ctx context.Context, a amend.Branch, who *Petitioner) erro
 	})
 }
 
-// CheckPath is the error of a path that no branch has, nil for the interface.s own.
+// CheckPath is the error of a path that no branch has, nil for the interface's own.
 func (x *Interface) CheckPath(path hierarchy.Path) error {
 	if path == hierarchy.Path(x.Record.Interface) {
 		return nil

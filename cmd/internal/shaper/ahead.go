@@ -3,6 +3,8 @@ package shaper
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/vifshape/vifshape/hierarchy"
@@ -30,21 +32,31 @@ func Read(file string) *Reading {
 	return p
 }
 
-// ReadText reads a policy that is no file; its mistakes are said to be in one of that name.
+// ReadText reads a policy that is no file, as standard input is none; its mistakes are said to be
+// in one of that name.
 func ReadText(name, text string) *Reading {
-	p := &Reading{as: name, done: make(chan struct{})}
+	p := &Reading{as: "-", done: make(chan struct{})}
 	p.policy, p.err = policy.Parse(name, strings.NewReader(text), qdisc.Kinds())
 	close(p.done)
 	return p
 }
 
 // Copied is a policy that was read to its end, with its text. What is applied by it will
-// have come from the file as, into which the text is copied.
+// have come from the file as, into which the text is copied, with what is laid over that. It is
+// an error where something is laid over the file that is not over the other.
 func Copied(file, as string) (r *Reading, text []byte, err error) {
+	if here, err := policy.Over(file); err != nil {
+		return nil, nil, err
+	} else if len(here) > 0 {
+		a, _ := filepath.EvalSymlinks(file + ".d")
+		if b, err := filepath.EvalSymlinks(as + ".d"); err != nil || a != b {
+			return nil, nil, fmt.Errorf("%s is laid over %s, and would not be over the copy: put it into %s.d, and take %s.d away", here[0], file, as, file)
+		}
+	}
 	var b bytes.Buffer
 	r = &Reading{as: as, done: make(chan struct{})}
 	close(r.done)
-	r.policy, r.err = readPolicy(file, &b)
+	r.policy, r.err = readPolicy(file, as, &b)
 	return r, b.Bytes(), r.err
 }
 
@@ -72,12 +84,12 @@ func (p *Reading) Before(ctx context.Context, err error) error {
 
 // ahead reads the queues of the interfaces that vifshape shapes. What cannot be
 // read now is read again, and the error reported, if the policy has it.
-func (m *Machine) ahead(ctx context.Context) {
+func (m *Machine) ahead(ctx context.Context) map[string]hierarchy.State {
 	names, err := m.Store.Interfaces()
 	if err != nil {
-		return
+		return nil
 	}
-	m.early = map[string]hierarchy.State{}
+	early := map[string]hierarchy.State{}
 	for _, n := range names {
 		d, err := tc.Find(m.Conn, n)
 		if err != nil {
@@ -85,9 +97,10 @@ func (m *Machine) ahead(ctx context.Context) {
 		}
 		s := hierarchy.State{Device: n}
 		if d.Read(ctx, &s) == nil {
-			m.early[n] = s
+			early[n] = s
 		}
 	}
+	return early
 }
 
 // readAhead is a part whose state was read already: the first Read gives that.

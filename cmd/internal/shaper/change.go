@@ -43,6 +43,7 @@ func (c *change) toward(want hierarchy.State) {
 // middle. Where there is no room for it, a policy is applied nevertheless: names and
 // classes follow from its paths, and the next apply writes the record.
 func (m *Machine) carry(ctx context.Context, c *change) error {
+	m.others = nil // another branch may carry them by now, or none
 	if err := c.leave(m); err != nil {
 		return err
 	}

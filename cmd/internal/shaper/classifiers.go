@@ -17,7 +17,7 @@ import (
 // the kernel can be asked by trying: nothing changes but that modules are loaded. It
 // needs CAP_SYS_ADMIN, and asking CAP_NET_ADMIN.
 func WithLoopback(f func(*rtnl.Conn, *tc.Device) error) error {
-	ns, err := lab.NewNetNS()
+	ns, err := lab.NewLoopback()
 	if err != nil {
 		return fmt.Errorf("make a network namespace to ask the kernel in: %w", err)
 	}
@@ -59,6 +59,9 @@ func MissingClassifiers(lo *tc.Device) (map[string]string, error) {
 	return missing, err
 }
 
+// Anew has the kernel asked again for what it lacked.
+func (m *Machine) Anew() { m.missing = nil }
+
 // lacks says of a way that the kernel has no classifier for it. Nothing is known to
 // be missing where the kernel may not be asked.
 func (m *Machine) lacks(w bind.Way) error {
@@ -66,12 +69,16 @@ func (m *Machine) lacks(w bind.Way) error {
 		return nil
 	}
 	if m.missing == nil {
+		var missing map[string]string
 		err := WithLoopback(func(_ *rtnl.Conn, lo *tc.Device) (err error) {
-			m.missing, err = MissingClassifiers(lo)
+			missing, err = MissingClassifiers(lo)
 			return err
 		})
 		if err != nil && !errors.Is(err, unix.EPERM) {
 			return err
+		}
+		if m.missing = missing; missing == nil {
+			m.missing = map[string]string{}
 		}
 	}
 	if what := m.missing[Classifier(w)]; what != "" {

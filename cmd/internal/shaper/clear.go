@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 
 	"github.com/vifshape/vifshape/cgroup/home"
@@ -69,8 +71,9 @@ func (m *Machine) ClearAll(ctx context.Context, ifaces []string) error {
 }
 
 // Withdraw makes interfaces what they are without a policy: as they were before they were
-// shaped, but for limits, which stay in a tree of their own.
-func (m *Machine) Withdraw(ctx context.Context, ifaces []string) error {
+// shaped, but for limits, which stay in a tree of their own. Then is done when all that is, before
+// others may change anything; nil: nothing is.
+func (m *Machine) Withdraw(ctx context.Context, ifaces []string, then func() error) error {
 	unlock, err := m.lock(ctx, "clear")
 	if err != nil {
 		return err
@@ -86,7 +89,11 @@ func (m *Machine) Withdraw(ctx context.Context, ifaces []string) error {
 		return err
 	}
 	c.Close()
-	return errors.Join(m.Sweep(), m.forgetUnconfirmed(ifaces))
+	err = errors.Join(m.Sweep(), m.forgetUnconfirmed(ifaces))
+	if err == nil && then != nil {
+		err = then()
+	}
+	return err
 }
 
 // clearing is an interface that is to be cleared.
@@ -138,15 +145,16 @@ func (m *Machine) Ours() ([]string, error) {
 		if slices.Contains(names, l.Name) || l.Qdisc != "htb" || l.Receives != 0 {
 			continue
 		}
-		d, err := tc.Find(m.Conn, l.Name)
-		if err != nil {
-			return nil, err
-		}
 		var s hierarchy.State
-		if err := d.Read(context.Background(), &s); err != nil {
-			return nil, err
+		d, err := tc.Find(m.Conn, l.Name)
+		if err == nil {
+			err = d.Read(context.Background(), &s)
 		}
-		if s.On(d.Port()).Root.Ours() {
+		switch {
+		case errors.As(err, new(*link.NotFoundError)), errors.Is(err, rtnl.ErrGone), errors.Is(err, rtnl.ErrForeign):
+		case err != nil:
+			return nil, err
+		case s.On(d.Port()).Root.Ours():
 			names = append(names, l.Name)
 		}
 	}
@@ -181,13 +189,19 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 	}
 	// And the IFB for a tree that it did not come to make.
 	errs = append(errs, x.Receiver.Remove())
-	if ours && x.Record.Former.Kind != "" {
+	// One that was killed, or somebody else, may have taken the tree away before.
+	if root := x.On(c.before).Root; !root.Foreign() && x.Record.Former.Kind != "" && x.Record.Index == x.Device.Index {
 		if err := foreign.Restore(x.Device.Interface, x.Record.Former); err != nil {
 			errs = append(errs, FormerError{fmt.Errorf("%w; vifshape's tree is gone", err)})
 		}
 	}
 	if was := x.Record.Was; was != "" {
-		errs = append(errs, m.removeHomes(was), m.Store.Remove(was))
+		errs = append(errs, m.Store.Remove(was))
+	}
+	for _, was := range x.Record.Formerly {
+		if _, err := os.Lstat(m.Store.File(was)); errors.Is(err, fs.ErrNotExist) { // else it is another's by now
+			errs = append(errs, m.removeHomes(was))
+		}
 	}
 	errs = append(errs, m.removeHomes(x.iface), m.Store.Remove(x.iface))
 	return !c.Plan.Empty(), errors.Join(errs...)

@@ -17,7 +17,7 @@ import (
 const guardReady = 3
 
 // StartGuard starts a guard, and waits until it is one: in a session of its own, which a
-// terminal that is lost does not end.
+// terminal that is lost does not end. Whoever stays longer than it does leaves no zombie of it.
 func StartGuard(cmd *exec.Cmd) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -37,7 +37,8 @@ func StartGuard(cmd *exec.Cmd) error {
 	if err != nil {
 		return fmt.Errorf("the process cannot be started that takes it back in time: %w", err)
 	}
-	return cmd.Process.Release()
+	go func() { _ = cmd.Wait() }() // how it ends is its own affair
+	return nil
 }
 
 // Guard waits until an apply is confirmed, or goes back from it when its time is over. It is

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/vifshape/vifshape/cmd/internal/record"
 	"github.com/vifshape/vifshape/hierarchy"
@@ -36,9 +37,13 @@ func (m *Machine) From(file string, p *policy.Policy) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	uplinks, err := m.Uplinks(p != nil && p.ByRoute())
+	if err != nil {
+		return nil, err
+	}
 	known := map[string]hierarchy.Identity{}
 	for _, l := range links {
-		known[l.Name] = l.Identity()
+		known[l.Name] = l.Identity(uplinks)
 	}
 	var from []string
 	for _, n := range names {
@@ -54,13 +59,39 @@ func (m *Machine) From(file string, p *policy.Policy) ([]string, error) {
 			is.Name = n
 		}
 		if p != nil {
-			if at, _ := p.For(is); at >= 0 {
+			if at, _ := p.For(is); at >= 0 || r.Selector == hierarchy.DefaultRoute && p.ByRoute() && len(uplinks) == 0 { // until there is one again
 				continue
 			}
 		}
 		from = append(from, n)
 	}
 	return from, nil
+}
+
+// Deserted are the interfaces that a policy's file shapes because the default route went by
+// them, once it goes by another one that the file shapes. Where there is none they stay as they
+// are: it may come back.
+func (m *Machine) Deserted(file string, uplinks []int) (all []string, err error) {
+	names, err := m.Store.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	goes := false
+	for _, n := range names {
+		_, r, err := m.Device(n)
+		switch {
+		case err != nil: // which is reported with the interface, or it is gone
+		case r.Policy != file || r.Selector != hierarchy.DefaultRoute:
+		case slices.Contains(uplinks, int(r.Index)):
+			goes = true
+		default:
+			all = append(all, r.Interface)
+		}
+	}
+	if u, err := m.Store.Unconfirmed(); err != nil || u != nil || !goes {
+		return nil, err
+	}
+	return all, nil
 }
 
 // Standing is how an interface stands to a policy that should be in force.

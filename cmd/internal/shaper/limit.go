@@ -111,9 +111,14 @@ func (m *Machine) Limit(ctx context.Context, l Limit) (made []hierarchy.Path, er
 		return nil, err
 	}
 	defer unlock()
-	at, err := m.sameLimit(&l)
+	return m.limitOn(ctx, &l)
+}
+
+// limitOn is Limit on interfaces that are known, for who holds the lock.
+func (m *Machine) limitOn(ctx context.Context, l *Limit) (made []hierarchy.Path, err error) {
+	at, err := m.sameLimit(l)
 	if err == nil && at == "" && l.housed() {
-		err = m.fromHome(&l)
+		err = m.fromHome(l)
 	}
 	if err != nil {
 		return nil, err
@@ -131,12 +136,12 @@ func (m *Machine) Limit(ctx context.Context, l Limit) (made []hierarchy.Path, er
 		made = nil
 	}()
 	for _, iface := range l.On {
-		p, back, err := m.limit(ctx, iface, &l)
+		p, back, err := m.limit(ctx, iface, l)
 		if back != nil {
 			made, undo = append(made, p), append(undo, back)
 		}
 		if err == nil && l.housed() && at == "" {
-			at, err = p, m.houseOf(ctx, p, &l, false)
+			at, err = p, m.houseOf(ctx, p, l, false)
 		}
 		if err != nil {
 			return made, err
@@ -144,7 +149,7 @@ func (m *Machine) Limit(ctx context.Context, l Limit) (made []hierarchy.Path, er
 	}
 	// Last, when all interfaces know them there: till now they are where they were.
 	if len(l.PIDs) > 0 {
-		if err = m.houseOf(ctx, at, &l, true); err == nil {
+		if err = m.houseOf(ctx, at, l, true); err == nil {
 			err = m.lead(ctx, made)
 		}
 	}

@@ -13,16 +13,23 @@ import (
 	"github.com/vifshape/vifshape/tc/qdisc"
 )
 
-// limitedRecords are the records of interfaces with limits, each under the name that its
-// interface has now. A damaged one is reported by who reads it for what is in it.
-func (m *Machine) limitedRecords() (all []*record.Record, err error) {
+// limitedRecords are the records of interfaces with limits.
+func (m *Machine) limitedRecords() ([]*record.Record, error) {
+	return m.records(func(r *record.Record) bool {
+		return slices.ContainsFunc(r.Added, func(b amend.Branch) bool { return b.Limit != "" })
+	})
+}
+
+// records are those that are wanted, each under the name that its interface has now. A damaged
+// one is reported by who reads it for what is in it.
+func (m *Machine) records(wanted func(*record.Record) bool) (all []*record.Record, err error) {
 	names, err := m.Store.Interfaces()
 	if err != nil {
 		return nil, err
 	}
 	for _, n := range names {
 		r, err := m.Store.Load(n)
-		if err == nil && slices.ContainsFunc(r.Added, func(b amend.Branch) bool { return b.Limit != "" }) {
+		if err == nil && wanted(r) {
 			all = append(all, r)
 		}
 	}

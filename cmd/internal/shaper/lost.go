@@ -42,7 +42,7 @@ func (e *LostError) Error() string {
 func (e *LostError) Remedy() string {
 	switch e.Policy {
 	case "-":
-		return "apply the policy again, which came from standard input"
+		return "apply the policy again, which came from standard input or the page of `vifshape web`"
 	case record.NoPolicy:
 		return (&record.Record{Policy: e.Policy}).Again()
 	}

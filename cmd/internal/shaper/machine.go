@@ -44,8 +44,7 @@ type Machine struct {
 	Store  *record.Store
 	RunDir string
 	tell   func(Remark)
-	early  map[string]hierarchy.State // see ahead
-	tags   []string                   // interfaces of the policy at hand that net_cls tags will bind
+	tags   []string // interfaces of the policy at hand that net_cls tags will bind, see Changes.Close
 
 	others  map[int]time.Duration // processes of limited programs that another branch carries, with when they started
 	missing map[string]string     // of classifiers, once the kernel was asked; see lacks
@@ -98,11 +97,11 @@ func (m *Machine) lock(ctx context.Context, what string) (func(), error) {
 	return unlock, nil
 }
 
-// ReadPolicy parses a policy. "-" is standard input.
-func ReadPolicy(file string) (*policy.Policy, error) { return readPolicy(file, io.Discard) }
+// ReadPolicy parses a policy, with what is laid over it. "-" is standard input.
+func ReadPolicy(file string) (*policy.Policy, error) { return readPolicy(file, file, io.Discard) }
 
-// readPolicy parses a policy, and copies its text.
-func readPolicy(file string, text io.Writer) (*policy.Policy, error) {
+// readPolicy parses a policy with what is laid over the file as, and copies its own text.
+func readPolicy(file, as string, text io.Writer) (_ *policy.Policy, err error) {
 	var r io.Reader = os.Stdin
 	name := "standard input"
 	if file != "-" {
@@ -113,7 +112,22 @@ func readPolicy(file string, text io.Writer) (*policy.Policy, error) {
 		defer f.Close()
 		r, name = f, file
 	}
-	return policy.Parse(name, io.TeeReader(r, text), qdisc.Kinds())
+	var names []string
+	if as != "-" {
+		if names, err = policy.Over(as); err != nil {
+			return nil, err
+		}
+	}
+	var over []policy.Text
+	for _, n := range names {
+		f, err := OpenPolicy(n)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		over = append(over, policy.Text{Name: n, Reader: f})
+	}
+	return policy.Parse(name, io.TeeReader(r, text), qdisc.Kinds(), over...)
 }
 
 // Interface is one interface with what is known about it.
@@ -142,7 +156,8 @@ func (m *Machine) Interface(iface, binding string) (*Interface, error) {
 		Ways: Ways(binding), Classes: names,
 		Others:   func() ([]string, error) { return m.Tagged(iface, d.Index) },
 		Lacks:    m.lacks,
-		Receiver: in.Index, Bare: d.Bare(),
+		Formerly: r.Formerly,
+		Receiver: in.Index, Bare: d.Bare(), Pods: m.Store.BoundPods,
 		Warn: func(s string) { m.Notef(hierarchy.Path(iface), "%s", s) },
 	}
 	b, err := cgroup.NewBinder(cfg)
@@ -150,9 +165,6 @@ func (m *Machine) Interface(iface, binding string) (*Interface, error) {
 		return nil, err
 	}
 	k := hierarchy.Kernel{Device: iface, Parts: []hierarchy.Part{d, in, b.Steady()}, Names: names}
-	if s, ok := m.early[iface]; ok {
-		k.Parts[0] = &readAhead{d, &s}
-	}
 	return &Interface{d, in, b, k, r}, nil
 }
 
@@ -201,16 +213,17 @@ func Ways(binding string) []bind.Way {
 type Target struct {
 	change
 	Tree    *hierarchy.Tree
-	pending []resolve.Pending // bindings that name what is not there yet
-	outside []resolve.Outside // bindings that do not hold all of what they name
-	kept    []record.Binding  // bindings made at run time, that stay
-	lost    []record.Binding  // and those that go with their branches
-	spec    *hierarchy.Spec   // what the policy says of the interface
-	added   []amend.Branch    // branches beside the policy's, in tree
-	dropped []amend.Dropped   // and those that have no place in it any more
-	former  *record.Record    // whose bindings of run time it has; nil: the interface's own
-	Blind   error             // why the bindings in force could not be read
-	Drifted hierarchy.Plan    // what has become different since it was applied, see [Changes.Drift]
+	pending []resolve.Pending  // bindings that name what is not there yet
+	outside []resolve.Outside  // bindings that do not hold all of what they name
+	kept    []record.Binding   // bindings made at run time, that stay
+	lost    []record.Binding   // and those that go with their branches
+	spec    *hierarchy.Spec    // what the policy says of the interface
+	by      hierarchy.Selector // by which it names that; empty: as in the record
+	added   []amend.Branch     // branches beside the policy's, in tree
+	dropped []amend.Dropped    // and those that have no place in it any more
+	former  *record.Record     // whose bindings of run time it has; nil: the interface's own
+	Blind   error              // why the bindings in force could not be read
+	Drifted hierarchy.Plan     // what has become different since it was applied, see [Changes.Drift]
 }
 
 // Want is what the interface is to become.
@@ -250,12 +263,13 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 	}
 	x.want = t.State()
 	x.next = &record.Record{
-		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, MTU: s.Device.MTU(), Policy: absolute(file),
+		Version: record.Version, Interface: t.Port.Device, Index: s.Device.Index, Formerly: s.Record.Formerly, MTU: s.Device.MTU(), Policy: absolute(file),
 		Binding: binding, IDs: ids, Former: s.Record.Former, Was: s.Record.Was,
 		Spec: s.Record.Spec, Delegated: Delegations(t), Added: x.added,
-		Serial: s.Record.Serial, Applied: s.Record.Applied, By: s.Record.By, Boot: s.Record.Boot, Receives: t.Ingress != nil,
+		Selector: x.selector(file), Link: x.spec.Link(), Serial: s.Record.Serial, Applied: s.Record.Applied, By: s.Record.By, Boot: s.Record.Boot, Receives: t.Ingress != nil,
 	}
-	if !x.On(x.before).Root.Ours() {
+	// Where somebody took the tree away it is as it was known: what there is now is the kernel's.
+	if root := x.On(x.before).Root; root.Foreign() || !root.Ours() && s.Record.Index != s.Device.Index {
 		if x.next.Former, err = foreign.Root(s.Device.Interface); err != nil {
 			return err
 		}
@@ -265,6 +279,19 @@ func (m *Machine) settle(ctx context.Context, file, binding string, x *Target) e
 	}
 	x.toward(x.want)
 	return nil
+}
+
+// selector is that by which the policy names the interface; empty where limits have no policy.
+func (x *Target) selector(file string) hierarchy.Selector {
+	switch {
+	case file == record.NoPolicy:
+		return ""
+	case x.by != "":
+		return x.by
+	case x.former != nil:
+		return x.former.Selector
+	}
+	return x.Record.Selector
 }
 
 // is makes the target what somebody applies at a time.
@@ -339,6 +366,7 @@ type Changes struct {
 	policy  *policy.Policy
 	Targets []*Target
 	Absent  []*link.NotFoundError // interfaces of the policy that are not there, and left out
+	Unknown []*LinkError          // those that wait for how fast their line is
 	waits   bool                  // until they are
 }
 
@@ -356,7 +384,7 @@ type Scope struct {
 // the kernel while the policy is still being read. Interfaces that are not there are
 // left out, unless none is.
 func (m *Machine) Plan(ctx context.Context, r *Reading, o Scope) (*Changes, error) {
-	m.ahead(ctx)
+	early := m.ahead(ctx)
 	p, err := r.Wait(ctx)
 	if err != nil {
 		return nil, err
@@ -371,13 +399,24 @@ func (m *Machine) Plan(ctx context.Context, r *Reading, o Scope) (*Changes, erro
 	c.Absent = absent
 	for _, w := range wanted {
 		t := w.Tree
+		if w.Unknown != nil && o.Waits {
+			c.Unknown = append(c.Unknown, w.Unknown)
+			continue
+		}
+		if w.Unknown != nil {
+			c.Close()
+			return nil, w.Unknown
+		}
 		s, err := m.Interface(t.Port.Device, binding)
 		if no := (*link.NotFoundError)(nil); errors.As(err, &no) {
 			c.Absent = append(c.Absent, Unlike(no, p)) // it vanished just now
 			continue
 		}
 		if err == nil {
-			x := &Target{change: change{Interface: s}, Tree: t, spec: w.Spec}
+			if was, ok := early[t.Port.Device]; ok {
+				s.Kernel.Parts[0] = &readAhead{s.Device, &was}
+			}
+			x := &Target{change: change{Interface: s}, Tree: t, spec: w.Spec, by: w.By}
 			c.Targets = append(c.Targets, x)
 			if err = x.keepAdded(s.Record.Added); err == nil {
 				err = m.settle(ctx, r.as, binding, x)
@@ -423,6 +462,11 @@ func (c *Changes) blind() error {
 
 // Tell says what the plans do not show. What stays as it is is for those who only look.
 func (c *Changes) Tell(ctx context.Context, stays bool) error {
+	if stays {
+		for _, over := range c.over() {
+			c.m.Notef("", "%s is laid over it", over)
+		}
+	}
 	c.tellAbsent()
 	if err := c.tellPlaces(); err != nil {
 		return err
@@ -440,11 +484,22 @@ func (c *Changes) Tell(ctx context.Context, stays bool) error {
 		for _, b := range x.kept {
 			c.m.Notef(b.Path, "%s: %v, bound at run time, stays", b.Path, b.Binding)
 		}
+		if speed := x.spec.Link(); speed != 0 {
+			c.m.Notef(about, "%s: its rate is a share of the link, which has %v", about, speed)
+		}
 		if x.Blind != nil {
 			c.m.Notef(about, "%s: bindings are left out: without privileges they can be neither read nor tried", about)
 		}
 	}
 	return nil
+}
+
+// over are the files that are laid over the policy's.
+func (c *Changes) over() []string {
+	if c.policy == nil { // it goes back
+		return nil
+	}
+	return c.policy.Over
 }
 
 // ApplyOptions are how a policy is applied.
@@ -456,6 +511,11 @@ type ApplyOptions struct {
 	// 0: it stays. Watch is the process that sees to it, by [Machine.Guard].
 	Confirm time.Duration
 	Watch   func() *exec.Cmd
+	// Agreed is asked before anything changes whether that is what was meant; nil: it is.
+	Agreed func(*Changes) error
+	// Then is done when all is applied, before others may change anything; nil: nothing is. Its
+	// error is that of the whole, and undoes nothing.
+	Then func() error
 }
 
 // Apply brings a policy into force, all of it or nothing, under the lock of writers. The
@@ -479,6 +539,9 @@ func (m *Machine) Apply(ctx context.Context, r *Reading, o ApplyOptions) (*Chang
 	if err == nil {
 		err = c.blind()
 	}
+	if err == nil && o.Agreed != nil {
+		err = o.Agreed(c)
+	}
 	if err == nil {
 		err = c.Tell(ctx, false)
 	}
@@ -491,6 +554,9 @@ func (m *Machine) Apply(ctx context.Context, r *Reading, o ApplyOptions) (*Chang
 	} else if err == nil {
 		err = m.apply(ctx, c.Targets)
 	}
+	if err == nil && o.Then != nil {
+		err = o.Then()
+	}
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -499,7 +565,10 @@ func (m *Machine) Apply(ctx context.Context, r *Reading, o ApplyOptions) (*Chang
 }
 
 // Close lets go of descriptors. That it fails changes nothing.
-func (c *Changes) Close() { release(c.Targets) }
+func (c *Changes) Close() {
+	release(c.Targets)
+	c.m.tags = nil
+}
 
 // release lets go of descriptors.
 func release(all []*Target) {

@@ -3,6 +3,7 @@ package shaper
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -91,15 +92,19 @@ func passed(b amend.Branch) bool {
 	return !populated(b.Holder.Cgroup)
 }
 
-// populated says whether a process is in a home or below it, whichever hierarchy it is in.
+// populated says whether a process is in a home or below it, whichever hierarchy it is in. One
+// may be where that cannot be told: a limit rather stays too long.
 func populated(at string) bool {
 	for _, find := range []func() (*cgroupfs.Tree, error){cgroupfs.FindV2, cgroupfs.FindNetCls} {
 		t, err := find()
-		if t == nil || err != nil {
+		if t == nil && (err == nil || errors.Is(err, cgroupfs.ErrNoCgroup2)) {
 			continue
 		}
+		if err != nil {
+			return true
+		}
 		pids, err := t.Members(at)
-		in := len(pids) > 0 || err == nil && t.V2() && t.Populated(at)
+		in := len(pids) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) || t.V2() && t.Populated(at)
 		t.Close()
 		if in {
 			return true

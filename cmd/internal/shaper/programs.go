@@ -12,21 +12,22 @@ import (
 	"github.com/vifshape/vifshape/hierarchy/amend"
 )
 
-// LimitsDue says whether something of limits is to be done: one holds nothing any more, or a
-// process of a program that is limited is not in its branch. Watch says that it may come to
-// be without a change of the records: then it is to be asked again.
+// LimitsDue says whether something of limits is to be done: one holds nothing any more, a
+// process of a program that is limited is not in its branch, or a pod is over. Watch says that
+// it may come to be without a change of the records: then it is to be asked again.
 func (m *Machine) LimitsDue() (due, watch bool, err error) {
 	err = m.eachLimit(func(b amend.Branch) {
 		watch = watch || b.Holder != nil || b.Program != ""
 		due = due || passed(b) || len(m.strays(b)) > 0
 	})
-	return due, watch, err
+	over, some, failed := m.podsOver()
+	return due || over, watch || some, errors.Join(err, failed)
 }
 
 // KeepLimits does what is due of limits: it takes away those that hold nothing any more, and
 // puts processes of programs into their branches. The caller holds the lock.
 func (m *Machine) KeepLimits(ctx context.Context) error {
-	errs := []error{m.pass(ctx)}
+	errs := []error{m.pass(ctx), m.KeepPods(ctx)}
 	all, err := m.Limits()
 	if err != nil {
 		return err

@@ -64,6 +64,9 @@ func (m *Machine) rebind(ctx context.Context, x *Interface, next *record.Record,
 	if err != nil {
 		return nil, err
 	}
+	if err := m.leadTo(r.Links); err != nil {
+		return nil, err
+	}
 	out := &Rebound{Pending: r.Pending, Refused: r.Refused, Outside: r.Outside, Again: r.Again}
 	for _, f := range r.Refused {
 		if slices.Contains(fresh, f.Binding) || slices.Contains(fresh, f.With) {

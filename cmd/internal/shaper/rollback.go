@@ -1,7 +1,6 @@
 package shaper
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,13 +129,30 @@ func (m *Machine) Rollback(ctx context.Context, ifaces []string, number int) (*C
 	if err != nil {
 		return nil, err
 	}
+	return m.rollback(ctx, waits, ifaces, number)
+}
+
+// Revoke is Rollback of the last apply where that is the one with an ID, and waits to be
+// confirmed.
+func (m *Machine) Revoke(ctx context.Context, id string) (*Changes, error) {
+	waits, err := m.waiting(id)
+	if err != nil {
+		return nil, err
+	}
+	return m.rollback(ctx, waits, nil, 0)
+}
+
+// rollback is Rollback, unless an apply waited and does no more.
+func (m *Machine) rollback(ctx context.Context, waits *record.Unconfirmed, ifaces []string, number int) (*Changes, error) {
 	unlock, err := m.lock(ctx, "rollback")
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if is, err := m.Store.Unconfirmed(); err != nil || waits != nil && is == nil {
-		return nil, cmp.Or(err, over(waits))
+	if waits != nil {
+		if err := m.stillWaits(waits); err != nil {
+			return nil, err
+		}
 	}
 	named := len(ifaces) > 0
 	if !named {
@@ -361,11 +377,20 @@ func (e UnconfirmedError) Remedy() string {
 	return "`vifshape confirm` keeps what was applied, `vifshape rollback` goes back now"
 }
 
+// Unconfirmed is the apply that waits to be confirmed, as others are told of it; nil: none does.
+func (m *Machine) Unconfirmed() (*UnconfirmedError, error) {
+	u, err := m.Store.Unconfirmed()
+	if err != nil || u == nil {
+		return nil, err
+	}
+	return &UnconfirmedError{u}, nil
+}
+
 // confirmed refuses what would change trees while an apply waits.
 func (m *Machine) confirmed() error {
-	u, err := m.Store.Unconfirmed()
+	u, err := m.Unconfirmed()
 	if err == nil && u != nil {
-		err = UnconfirmedError{u}
+		err = *u
 	}
 	return err
 }
@@ -381,7 +406,11 @@ func (m *Machine) TellUnconfirmed() {
 // unconfirmed applies what goes back unless it is confirmed. Who sees to that is there before
 // anything changes.
 func (m *Machine) unconfirmed(ctx context.Context, c *Changes, o ApplyOptions) error {
-	u := &record.Unconfirmed{Before: map[string]uint32{}}
+	if c.Empty() {
+		m.Notef("", "the policy says what it said before: there is nothing to confirm")
+		return m.apply(ctx, c.Targets)
+	}
+	u := &record.Unconfirmed{Before: map[string]uint32{}, Began: record.SinceBoot()}
 	for _, x := range c.Targets {
 		u.Before[x.Tree.Port.Device] = x.Record.Serial
 		u.Policy, u.By = x.next.Policy, x.next.By
@@ -417,28 +446,67 @@ func (m *Machine) unconfirmed(ctx context.Context, c *Changes, o ApplyOptions) e
 	return nil
 }
 
-// Confirm keeps an apply that waits for it.
-func (m *Machine) Confirm(ctx context.Context) error {
-	was, err := m.Store.Unconfirmed()
+// Confirm keeps the apply that waits for it and has an ID, whichever it is where that is empty.
+func (m *Machine) Confirm(ctx context.Context, id string) error {
+	was, err := m.waiting(id)
 	if err != nil {
 		return err
-	}
-	if was == nil {
-		return errors.New("no apply waits to be confirmed: it was confirmed, or went back, or was made without --confirm; `vifshape rollback --list` has what was applied")
 	}
 	unlock, err := m.lock(ctx, "confirm")
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	is, err := m.Store.Unconfirmed()
-	if err == nil && is == nil {
-		err = over(was)
-	}
-	if err != nil {
+	if err := m.stillWaits(was); err != nil {
 		return err
 	}
 	return m.Store.SetUnconfirmed(nil)
+}
+
+// waiting is the apply that waits and has an ID, whichever it is where that is empty.
+func (m *Machine) waiting(id string) (*record.Unconfirmed, error) {
+	u, err := m.Store.Unconfirmed()
+	switch {
+	case err != nil:
+		return nil, err
+	case u == nil:
+		return nil, errors.New("no apply waits to be confirmed: it was confirmed, or went back, or was made without --confirm; `vifshape rollback --list` has what was applied")
+	case id != "" && u.ID() != id:
+		return nil, fmt.Errorf("that apply waits no more to be confirmed, and another one does, of %s; `vifshape rollback --list` has what was applied", u.Names())
+	}
+	return u, nil
+}
+
+// stillWaits is an error where an apply that waited does no more. The caller holds the store's lock.
+func (m *Machine) stillWaits(was *record.Unconfirmed) error {
+	is, err := m.Store.Unconfirmed()
+	if err == nil && (is == nil || is.ID() != was.ID()) {
+		err = over(was)
+	}
+	return err
+}
+
+// Outcome says what became of an apply that waited to be confirmed and does no more, in
+// sentences. What cannot be read is left out.
+func (m *Machine) Outcome(u *record.Unconfirmed) string {
+	var all []string
+	for _, iface := range slices.Sorted(maps.Keys(u.Before)) {
+		r, err := m.Store.Load(iface)
+		switch {
+		case err != nil:
+		case r.Policy == "" && u.Left() <= 0:
+			all = append(all, iface+" was not confirmed in time, and is not shaped any more.")
+		case r.Policy == "":
+			all = append(all, iface+" is not shaped any more.")
+		case strings.HasPrefix(r.By, nobody):
+			all = append(all, iface+" was not confirmed in time, and is again what it was.")
+		case r.Serial == u.Before[iface]+1:
+			all = append(all, "What was applied to "+iface+" is kept.")
+		default: // by a rollback: while it waited nothing else was applied
+			all = append(all, iface+" is again what it was.")
+		}
+	}
+	return strings.Join(all, " ")
 }
 
 // over is the error of what does not wait any more.

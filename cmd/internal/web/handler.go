@@ -39,6 +39,13 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /history", s.past)
 	mux.HandleFunc("GET /explain", s.question(s.why))
 	mux.HandleFunc("POST /plan", s.question(s.plan))
+	if do := s.cfg.Write; do != nil {
+		mux.HandleFunc("POST /apply", s.writes(func(r *http.Request, body string) Answer {
+			return do.Apply(r.Context(), body, r.Header.Get(planHeader))
+		}))
+		mux.HandleFunc("POST /keep", s.ends(do.Keep))
+		mux.HandleFunc("POST /back", s.ends(do.GoBack))
+	}
 	return headers(local(http.NewCrossOriginProtection().Handler(s.known(ours(mux)))))
 }
 
@@ -126,16 +133,8 @@ func (s *Server) question(ask func(r *http.Request, body string) (any, error)) h
 			http.Error(w, "the server is busy with other questions: ask again in a moment", http.StatusServiceUnavailable)
 			return
 		}
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostPolicy))
-		if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
-			http.Error(w, fmt.Sprintf("that is more than the %d bytes that a policy may have", large.Limit), http.StatusRequestEntityTooLarge)
-			return
-		}
-		if err == nil {
-			err = http.NewResponseController(w).SetReadDeadline(time.Time{}) // which would end the wait for its turn
-		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+		body, ok := sent(w, r)
+		if !ok {
 			return
 		}
 		select {
@@ -144,7 +143,7 @@ func (s *Server) question(ask func(r *http.Request, body string) (any, error)) h
 		case <-r.Context().Done(): // nobody waits for it any more
 			return
 		}
-		answer, err := ask(r, string(body))
+		answer, err := ask(r, body)
 		switch {
 		case r.Context().Err() != nil:
 		case err != nil:
@@ -153,6 +152,24 @@ func (s *Server) question(ask func(r *http.Request, body string) (any, error)) h
 			writeJSON(w, answer)
 		}
 	}
+}
+
+// sent is the body of a request, unless it is too large, which is answered then. What the request
+// waits for may take longer than itself.
+func sent(w http.ResponseWriter, r *http.Request) (body string, ok bool) {
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostPolicy))
+	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
+		http.Error(w, fmt.Sprintf("that is more than the %d bytes that a policy may have", large.Limit), http.StatusRequestEntityTooLarge)
+		return "", false
+	}
+	if err == nil {
+		err = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return "", false
+	}
+	return string(b), true
 }
 
 func writeJSON(w http.ResponseWriter, v any) {

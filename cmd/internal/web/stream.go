@@ -9,7 +9,8 @@ import (
 )
 
 // events tells a page what there is, and then what happens, as server-sent events: "tree" when
-// branches come, go or change, and "tick" for every look. Who was cut off says which tick he had
+// branches come, go or change, "waits" when an apply begins to wait to be confirmed or does no
+// more, and "tick" for every look. Who was cut off says which tick he had
 // last, and is told what he missed, as far as it is known.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	if !s.join() {
@@ -29,7 +30,8 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	}
 	out := []byte("retry: 2000\n\n")
 	for t := s.follow(last); ; {
-		out = t.next(out)
+		var more bool
+		out, more = t.next(out)
 		// A page that is asleep in its browser takes nothing for a long time, and comes back.
 		if c.SetWriteDeadline(time.Now().Add(writeTime)) != nil {
 			return
@@ -38,6 +40,9 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		out = out[:0]
+		if more {
+			continue
+		}
 		select {
 		case <-t.looked:
 		case <-r.Context().Done():
@@ -72,6 +77,7 @@ type stream struct {
 	s      *Server
 	seq    uint64        // the last tick
 	laid   uint64        // the layout
+	waited uint64        // which apply waits
 	looked chan struct{} // closed when there is more
 	begun  bool
 }
@@ -93,27 +99,42 @@ func (s *Server) follow(last string) *stream {
 	return t
 }
 
-// next appends what there is to tell.
-func (t *stream) next(b []byte) []byte {
+// mostAtOnce is about how many bytes are made ready for a page at a time: the whole history of many
+// branches is tens of megabytes.
+const mostAtOnce = 64 << 10
+
+// next appends what there is to tell, or the beginning of that, and then says that there is more.
+func (t *stream) next(b []byte) (_ []byte, more bool) {
 	s := t.s
 	s.mu.Lock()
 	t.looked = s.looked
-	ticks, laid, layout := s.history.since(t.seq), s.laid, s.layout
+	ticks, laid, layout, waits := s.history.since(t.seq), s.laid, s.layout, s.waits
 	s.mu.Unlock()
 	if !t.begun {
-		t.begun = true
-		b = fmt.Appendf(b, "event: hello\ndata: {\"boot\":%q,\"version\":%q}\n\n", s.boot, s.cfg.Version)
+		write := time.Duration(0) // nothing is
+		if s.cfg.Write != nil {
+			write = s.cfg.Write.Confirm
+		}
+		b = fmt.Appendf(b, "event: hello\ndata: {\"boot\":%q,\"version\":%q,\"write\":%d}\n\n", s.boot, s.cfg.Version, write.Milliseconds())
 	}
+	if !t.begun || waits.told != t.waited {
+		t.waited = waits.told
+		b = waits.append(b)
+	}
+	t.begun = true
 	if laid != t.laid {
 		t.laid = laid
 		b = append(b, "event: tree\ndata: "...)
 		b = append(append(b, layout...), "\n\n"...)
 	}
 	for _, tick := range ticks {
+		if len(b) > mostAtOnce {
+			return b, true
+		}
 		t.seq = tick.seq
 		b = tick.append(b, s.boot)
 	}
-	return b
+	return b, false
 }
 
 // append writes a tick as an event. Rows that did nothing are left out.

@@ -1,5 +1,6 @@
 // Package web shows a browser what trees do, live, and what a policy would change. It is one
-// page that is a part of the program, and asks nobody else for anything. It changes nothing.
+// page that is a part of the program, and asks nobody else for anything. It changes nothing by
+// itself: who makes a server may give it what does, for who has the code of that server.
 package web
 
 import (
@@ -50,12 +51,15 @@ type Config struct {
 	Warn func(text string)
 	// Plan puts into words what a policy would change.
 	Plan func(ctx context.Context, policy string) Answer
+	// Write is what the page may do besides; nil: it changes nothing.
+	Write *Writing
 }
 
 // Answer is what there is to say of a policy.
 type Answer struct {
 	Text  string `json:"text"`
 	Wrong bool   `json:"wrong,omitempty"` // it is what is wrong with it
+	Plan  string `json:"plan,omitempty"`  // tells apart what is planned; empty: there is nothing to apply
 }
 
 // Server shows the network namespace that it was made in.
@@ -67,8 +71,11 @@ type Server struct {
 	session   string
 	questions chan struct{}
 	turn      chan struct{} // of who asks something that makes the server work
+	code      *code
+	writing   chan struct{} // the turn of who writes
 
-	telling sync.Mutex
+	telling   sync.Mutex
+	attending sync.Mutex // held before mu
 
 	mu      sync.Mutex // of what follows
 	history history
@@ -78,6 +85,7 @@ type Server struct {
 	looked  chan struct{} // closed when something was added
 	streams int
 	wanted  chan struct{} // has room: somebody opens the page
+	waits   waits
 }
 
 // New is a server. Nothing is looked at yet.
@@ -85,6 +93,7 @@ func New(cfg Config) *Server {
 	return &Server{
 		cfg: cfg, boot: rand.Text()[:8], token: rand.Text(), session: rand.Text(),
 		questions: make(chan struct{}, mostQuestions), turn: make(chan struct{}, 1),
+		code: newCode(), writing: make(chan struct{}, 1),
 		history: history{most: mostUses}, rows: rows{known: map[key]*known{}},
 		looked: make(chan struct{}), wanted: make(chan struct{}, 1),
 	}
@@ -118,6 +127,7 @@ func (s *Server) Serve(ctx context.Context, at []net.Listener) error {
 	}, at, mostConnections)
 	end()
 	looks.Wait()
+	s.writing <- struct{}{} // what was begun is put back
 	return err
 }
 
@@ -156,6 +166,7 @@ func (s *Server) sample(ctx context.Context) error {
 			return err
 		}
 		now := time.Now()
+		s.attend(m)
 		s.add(all, was, now)
 		was = now
 		if err := s.rest(ctx, sampler.Rest); err != nil {

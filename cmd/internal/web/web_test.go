@@ -26,9 +26,15 @@ import (
 // served is a server that looks at nothing by itself, at a socket file, and a client of it.
 func served(t *testing.T) (*Server, *http.Client) {
 	t.Helper()
-	s := New(Config{RunDir: t.TempDir(), Version: "v1", Warn: func(text string) { t.Error(text) }, Plan: func(_ context.Context, text string) Answer {
-		return Answer{Text: "a plan of " + text}
-	}})
+	return servedBy(t, Config{Warn: func(text string) { t.Error(text) }})
+}
+
+// servedBy is served by a server of a kind.
+func servedBy(t *testing.T, cfg Config) (*Server, *http.Client) {
+	t.Helper()
+	cfg.RunDir, cfg.Version = t.TempDir(), "v1"
+	cfg.Plan = func(_ context.Context, text string) Answer { return Answer{Text: "a plan of " + text} }
+	s := New(cfg)
 	file := filepath.Join(t.TempDir(), "w.sock")
 	l, err := net.Listen("unix", file)
 	if err != nil {
@@ -100,6 +106,9 @@ func TestRefusals(t *testing.T) {
 		{"GET", "localhost", "/explain", same, "", 422, "no branch"},
 		{"GET", "localhost", "/explain?branch=none/x", same, "", 422, "none"},
 		{"POST", "localhost", "/events", same, "", 405, ""},
+		{"POST", "localhost", "/apply", same + "\nVifshape-Code: " + s.Code(), "x", 405, ""},
+		{"POST", "localhost", "/keep", same + "\nVifshape-Code: " + s.Code(), "x", 405, ""},
+		{"POST", "localhost", "/back", same + "\nVifshape-Code: " + s.Code(), "x", 405, ""},
 	} {
 		r, err := http.NewRequest(tt.method, "http://"+tt.host+tt.path, strings.NewReader(tt.body))
 		if err != nil {
@@ -227,7 +236,10 @@ func live(waits uint64) []*observe.Live {
 func TestStream(t *testing.T) {
 	s, c := served(t)
 	first := opened(t, c, "") // before anything was seen
-	if kind, _, data := first.next(); kind != "hello" || data != fmt.Sprintf(`{"boot":%q,"version":"v1"}`, s.boot) {
+	if kind, _, data := first.next(); kind != "hello" || data != fmt.Sprintf(`{"boot":%q,"version":"v1","write":0}`, s.boot) {
+		t.Fatalf("%s: %s", kind, data)
+	}
+	if kind, _, data := first.next(); kind != "waits" || data != "{}" {
 		t.Fatalf("%s: %s", kind, data)
 	}
 	at := time.UnixMilli(1_000_000)
@@ -247,7 +259,7 @@ func TestStream(t *testing.T) {
 	}
 	for last, missed := range map[string]int{s.boot + "-2": 3, s.boot + "-0": 5, s.boot + "-4": 1, "OTHER-2": 1, s.boot + "-99": 1, s.boot + "-x": 1, "": 1} {
 		again := opened(t, c, last)
-		for _, want := range []string{"hello", "tree"} {
+		for _, want := range []string{"hello", "waits", "tree"} {
 			if kind, _, data := again.next(); kind != want {
 				t.Fatalf("%s: %s", kind, data)
 			}

@@ -259,6 +259,13 @@ func (c cached) fill(ctx context.Context, cache, dir string) error {
 	return os.Rename(tmp, dir)
 }
 
+// Cached is the directory of that name in the cache, for what else takes minutes to make. Unless
+// whole is content with it, provide makes it, by programs that must be installed. As with a
+// kernel, it is made once however many ask, and not tried again where that failed.
+func Cached(ctx context.Context, name string, programs []string, provide func(ctx context.Context, dir string) error, whole func(dir string) error) (string, error) {
+	return cached{name, programs, provide}.get(ctx, whole)
+}
+
 // cacheDir is where kernels are kept: VIFSHAPE_VM_CACHE or a folder in the
 // user's cache directory.
 func cacheDir() (string, error) {

@@ -501,11 +501,15 @@
     const source = new EventSource("events" + (lastID ? "?" + new URLSearchParams({ last: lastID }) : ""));
     source.addEventListener("hello", (e) => {
       const h = JSON.parse(e.data);
+      if (boot !== h.boot) code = ""; // another server has another one
       boot = h.boot;
+      writable = h.write;
+      drawWrite();
       set($("version"), h.version);
       say("live", "live");
       wait = 2000;
     });
+    source.addEventListener("waits", (e) => takeWaits(JSON.parse(e.data)));
     source.addEventListener("tree", (e) => takeTree(JSON.parse(e.data)));
     source.addEventListener("tick", (e) => {
       lastID = e.lastEventId;
@@ -529,22 +533,173 @@
 
   // The plan of a policy.
 
+  let planned = null; // what may be applied: { text, plan }
+
+  function answered(answer, how) {
+    const out = $("plan");
+    out.className = answer.wrong ? "wrong" : how;
+    out.textContent = answer.text.trimEnd();
+    out.hidden = !out.textContent;
+  }
+
   async function askPlan() {
-    const out = $("plan"), button = $("ask-plan");
+    const button = $("ask-plan"), asked = $("policy").value;
     if (button.disabled) return;
     button.disabled = true;
+    planned = null;
+    drawWrite();
     try {
-      const r = await fetch("plan", { method: "POST", headers: { "Content-Type": "text/plain" }, body: $("policy").value });
+      const r = await fetch("plan", { method: "POST", headers: { "Content-Type": "text/plain" }, body: asked });
       const text = await r.text();
       const answer = r.ok ? JSON.parse(text) : { text: text, wrong: true };
-      out.className = answer.wrong ? "wrong" : "";
-      out.textContent = answer.text.trimEnd();
+      answered(answer, "");
+      if (answer.plan && $("policy").value === asked) planned = { text: asked, plan: answer.plan };
     } catch {
-      out.className = "wrong";
-      out.textContent = "The server is not there.";
+      answered({ text: "The server is not there.", wrong: true });
     }
-    out.hidden = false;
     button.disabled = false;
+    drawWrite();
+  }
+
+  // Writing, where the server does. The code that it takes is kept here and nowhere else.
+
+  let writable = 0; // ms after which what is applied goes back; 0: the server writes nothing
+  let code = "";
+  let applying = false;
+
+  function drawWrite() {
+    $("until-applied").hidden = !writable;
+    $("apply-row").hidden = !writable || !planned || (waiting !== null && !applying);
+    $("apply").disabled = applying;
+    set($("apply"), "Apply, and go back in " + span(writable) + " unless kept");
+  }
+
+  function span(ms) {
+    const s = Math.ceil(ms / 1000);
+    return s < 100 ? s + "\u202fs" : Math.floor(s / 60) + "\u202fmin" + (s % 60 ? " " + (s % 60) + "\u202fs" : "");
+  }
+
+  // askCode asks for the code, "" if it is not given.
+  function askCode(what, wrong) {
+    const d = $("ask-code");
+    if (d.open) return Promise.resolve("");
+    set($("code-ok"), what);
+    set($("code-wrong"), wrong);
+    $("code").value = "";
+    d.showModal();
+    $("code").focus();
+    return new Promise((done) => {
+      d.addEventListener("close", () => {
+        done(d.returnValue);
+        d.returnValue = "";
+        $("code").value = "";
+      }, { once: true });
+    });
+  }
+
+  function giveCode() {
+    const given = $("code").value.replace(/[^0-9A-Za-z]/g, "");
+    if (given) $("ask-code").close(given);
+    else $("code").focus();
+  }
+
+  // write asks for something that takes the code. Its answer is null where that is not given.
+  async function write(path, what, body, plan, sending) {
+    for (let wrong = ""; ; ) {
+      if (!code) code = await askCode(what, wrong);
+      if (!code) return null;
+      try {
+        const headers = { "Content-Type": "text/plain", "Vifshape-Code": code };
+        if (plan) headers["Vifshape-Plan"] = plan;
+        if (sending) sending();
+        const r = await fetch(path, { method: "POST", headers: headers, body: body });
+        const text = await r.text();
+        if (r.status !== 403) return r.ok ? JSON.parse(text) : { text: text, wrong: true };
+        wrong = text.trim();
+        code = "";
+      } catch {
+        return { text: "No answer came from the server.", wrong: true };
+      }
+    }
+  }
+
+  async function apply() {
+    if (applying || !planned) return;
+    applying = true;
+    drawWrite();
+    const late = $("apply-late");
+    let timer = 0;
+    const answer = await write("apply", "Apply", planned.text, planned.plan, () => {
+      set($("apply"), "Applying…");
+      expecting = true;
+      clearTimeout(timer); // of a wrong code
+      timer = setTimeout(() => {
+        set(late, "No answer yet. If the policy has cut off this page, what was there before comes back by itself, " + span(writable) + " after it was applied.");
+        late.hidden = $("ask-code").open;
+      }, 3000);
+    });
+    clearTimeout(timer);
+    late.hidden = true;
+    applying = false;
+    if (answer) {
+      planned = null; // it is applied, or has become another one
+      if (expecting || answer.wrong) answered(answer, "prose"); // else it came late, and says no news
+    }
+    expecting = false;
+    drawWrite();
+  }
+
+  // The apply that waits to be confirmed, whoever has made it.
+
+  let waiting = null; // { id, names, until: of performance.now() }
+  let clockwork = 0;
+  let seen = ""; // the id of the last that was told of
+  let expecting = false; // what was sent from here, of which nothing is known yet
+
+  function takeWaits(v) {
+    const news = expecting && v.outcome && v.id !== seen;
+    if (v.id) seen = v.id;
+    if (v.left) {
+      waiting = { id: v.id, names: v.names, until: performance.now() + v.left };
+      set($("waits-more"), writable ? v.text + "." : v.text + ": " + v.remedy + ".");
+      $("keep").disabled = $("back").disabled = false;
+      if (!clockwork) clockwork = setInterval(drawWaits, 250);
+    } else if (waiting || news) {
+      expecting = false;
+      $("waits").hidden = false;
+      $("waits-what").setAttribute("role", "status");
+      set($("waits-what"), v.outcome || waiting.names + " waits no more to be confirmed.");
+      set($("waits-more"), "");
+      waiting = null;
+      if ($("plan").className === "prose") $("plan").hidden = true; // which said that it goes back
+      clearInterval(clockwork);
+      clockwork = 0;
+    }
+    drawWaits();
+    drawWrite();
+  }
+
+  function drawWaits() {
+    const left = waiting ? waiting.until - performance.now() : 0;
+    if (waiting) {
+      $("waits").hidden = false;
+      $("waits-what").setAttribute("role", "timer");
+      set($("waits-what"), left > 0 ? waiting.names + " goes back in " + span(left) + " to what it was" + (writable ? ", unless you keep it." : ".") : "The time is over: " + waiting.names + " goes back to what it was.");
+    }
+    $("waits-do").hidden = !waiting || left <= 0 || !writable;
+    $("waits-close").hidden = waiting !== null;
+    document.title = waiting && left > 0 ? span(left) + " – vifshape" : "vifshape";
+  }
+
+  async function end(path, what) {
+    if (!waiting || $("keep").disabled) return;
+    $("keep").disabled = $("back").disabled = true;
+    const id = waiting.id;
+    const answer = await write(path, what, id);
+    if (waiting && waiting.id === id) {
+      $("keep").disabled = $("back").disabled = false;
+      if (answer && answer.text) set($("waits-more"), answer.text.trimEnd());
+    }
   }
 
   function view(plan) {
@@ -592,6 +747,21 @@
       e.preventDefault();
       $("find").focus();
     }
+  });
+  $("policy").addEventListener("input", () => {
+    planned = null; // it is of another text
+    drawWrite();
+  });
+  $("apply").addEventListener("click", apply);
+  $("keep").addEventListener("click", () => end("keep", "Keep"));
+  $("back").addEventListener("click", () => end("back", "Go back now"));
+  $("waits-close").addEventListener("click", () => {
+    $("waits").hidden = true;
+  });
+  $("code-ok").addEventListener("click", giveCode);
+  $("code-cancel").addEventListener("click", () => $("ask-code").close(""));
+  $("code").addEventListener("keydown", (e) => {
+    if (e.key === "Enter") giveCode();
   });
   $("policy").addEventListener("keydown", (e) => {
     if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) askPlan();

@@ -8,8 +8,13 @@
 // machines that the tests ran on, this one and the guests of package vm that left
 // their events in the file VIFSHAPE_VM_EVENTS: how much ran on each, by which
 // ways of binding and with which kinds of queueing discipline, and what did not,
-// and why. Below it stand the tests that took the longest, and what failed by name. Its exit status is 1 when a test
-// failed, or when none ran.
+// and why. Below it stand the tests that took the longest, and what failed, by name and with
+// the last words of each: whoever is shown the end of a long log alone sees what it was.
+// Its exit status is 1 when a test failed, or when none ran.
+//
+// With -failed FILE it writes there what to give to "go test" to run each test that failed
+// once more, as "PACKAGE PATTERN" in each line, of a subtest the one right below its test;
+// nothing where a package failed for any other reason, as one that does not build.
 package main
 
 import (
@@ -17,12 +22,14 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -31,7 +38,12 @@ import (
 )
 
 func main() {
-	ok, err := run(os.Stdin, os.Stdout, os.Getenv("VIFSHAPE_VM_EVENTS"))
+	failed := flag.String("failed", "", "write to `FILE` what failed, to run it once more")
+	flag.Parse()
+	ok, names, err := run(os.Stdin, os.Stdout, os.Getenv("VIFSHAPE_VM_EVENTS"))
+	if err == nil && *failed != "" {
+		err = os.WriteFile(*failed, []byte(names), 0o666)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
 	}
@@ -40,17 +52,20 @@ func main() {
 	}
 }
 
-// run says whether tests ran and none failed. The file may be missing.
-func run(in io.Reader, out io.Writer, file string) (bool, error) {
+// run says whether tests ran and none failed, and which did on this machine. The file may be
+// missing.
+func run(in io.Reader, out io.Writer, file string) (ok bool, failed string, err error) {
 	w := bufio.NewWriter(out)
-	r := report{machines: map[machine]*result{}, reasons: map[string]string{}}
+	r := report{machines: map[machine]*result{}, reasons: map[string]string{}, words: map[string]words{}}
 	host := relay{w: w, output: map[string][]string{}}
-	err := read(in, func(e vm.Event) {
+	var again once
+	err = read(in, func(e vm.Event) {
 		host.show(e)
+		again.add(e)
 		r.add(e)
 	})
 	if err != nil {
-		return false, err
+		return false, "", err
 	}
 	if file != "" {
 		f, err := os.Open(file)
@@ -58,11 +73,47 @@ func run(in io.Reader, out io.Writer, file string) (bool, error) {
 			err = errors.Join(read(f, r.add), f.Close())
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return false, err
+			return false, "", err
 		}
 	}
 	r.print(w)
-	return r.tests > 0 && !host.failed, w.Flush()
+	return r.tests > 0 && !host.failed, again.String(), w.Flush()
+}
+
+// once is what failed on this machine and may be run once more.
+type once struct {
+	tests  []vm.Event // failed ones
+	others bool       // something failed that is no test
+}
+
+func (o *once) add(e vm.Event) {
+	switch {
+	case e.Action == "build-fail":
+		o.others = true
+	case e.Action != vm.Fail:
+	case e.Test != "":
+		o.tests = append(o.tests, e)
+	case !slices.ContainsFunc(o.tests, func(t vm.Event) bool { return t.Package == e.Package }):
+		o.others = true
+	}
+}
+
+func (o *once) String() string {
+	if o.others {
+		return ""
+	}
+	lines := map[string]bool{}
+	for _, t := range o.tests {
+		if !strings.Contains(t.Test, "/") && slices.ContainsFunc(o.tests, func(sub vm.Event) bool { return sub.Package == t.Package && strings.HasPrefix(sub.Test, t.Test+"/") }) {
+			continue // its subtests are run again
+		}
+		names := strings.SplitN(t.Test, "/", 3)
+		for i, n := range names {
+			names[i] = "^" + regexp.QuoteMeta(n) + "$"
+		}
+		lines[t.Package+" "+strings.Join(names[:min(len(names), 2)], "/")+"\n"] = true
+	}
+	return strings.Join(slices.Sorted(maps.Keys(lines)), "")
 }
 
 // read calls fn for each line of r. What is no event, as the words of the
@@ -135,6 +186,7 @@ type machine struct{ kernel, cgroup string }
 type result struct {
 	passed      map[string]int             // by package
 	failed      map[string][]string        // tests, by package
+	said        map[string]string          // last words of those, by package
 	ways, kinds map[string]int             // tests that passed, by way of binding and by leaf kind
 	not         map[string]map[string]bool // tests that did not run, by reason
 }
@@ -142,6 +194,7 @@ type result struct {
 type report struct {
 	machines map[machine]*result
 	reasons  map[string]string // last words, by machine and test
+	words    map[string]words  // what tests printed that run or failed, by machine and test
 	tests    int
 	long     []vm.Event // tests, and no subtests, that took longTest or more
 }
@@ -151,6 +204,31 @@ const (
 	longTest  = 10
 	longTests = 25
 )
+
+// words are what is repeated of what a failed test printed: its last lines, and above them
+// the first that say where in a test they come from, as a guest's failure that stands amid
+// a long table.
+type words struct{ places, last []string }
+
+const (
+	lastWords = 15 // lines
+	places    = 15
+)
+
+var place = regexp.MustCompile(`_test\.go:\d+: `)
+
+func (w words) add(line string) words {
+	w.last = append(w.last, line)
+	if len(w.last) > lastWords {
+		if place.MatchString(w.last[0]) && len(w.places) < places {
+			w.places = append(w.places, w.last[0])
+		}
+		w.last = w.last[1:]
+	}
+	return w
+}
+
+func (w words) String() string { return strings.Join(w.places, "") + strings.Join(w.last, "") }
 
 // kindsTest sends packets through every leaf kind, each in a subtest of its name.
 const kindsTest = "TestKernelKindTraffic"
@@ -165,7 +243,7 @@ func (r *report) add(e vm.Event) {
 	m := machine{e.Kernel, e.Cgroup}
 	s := r.machines[m]
 	if s == nil {
-		s = &result{passed: map[string]int{}, failed: map[string][]string{}, ways: map[string]int{}, kinds: map[string]int{}, not: map[string]map[string]bool{}}
+		s = &result{passed: map[string]int{}, failed: map[string][]string{}, said: map[string]string{}, ways: map[string]int{}, kinds: map[string]int{}, not: map[string]map[string]bool{}}
 		r.machines[m] = s
 	}
 	key := fmt.Sprint(m, e.Package, " ", e.Test)
@@ -178,7 +256,11 @@ func (r *report) add(e vm.Event) {
 		if _, reason, ok := strings.Cut(e.Output, ": needs "); ok {
 			r.reasons[key] = "needs " + strings.TrimSpace(reason)
 		}
+		if text := strings.TrimSpace(e.Output); !strings.HasPrefix(text, "=== ") && !strings.HasPrefix(text, "--- ") {
+			r.words[key] = r.words[key].add(e.Output)
+		}
 	case vm.Pass:
+		delete(r.words, key)
 		r.tests++
 		s.passed[pkg]++
 		test := strings.Split(e.Test, "/")
@@ -193,7 +275,12 @@ func (r *report) add(e vm.Event) {
 	case vm.Fail:
 		r.tests++
 		s.failed[pkg] = append(s.failed[pkg], e.Test)
+		if words := r.words[key].String(); words != "" {
+			s.said[pkg] += "  " + e.Test + ":\n" + words
+			delete(r.words, key)
+		}
 	case vm.Skip:
+		delete(r.words, key)
 		if reason := r.reasons[key]; reason != "" { // else it is a subtest's
 			s.leave(reason, e.Test)
 		}
@@ -227,7 +314,7 @@ func (r *report) print(w *bufio.Writer) {
 			counts := map[string]int{}
 			for _, pkg := range slices.Sorted(maps.Keys(s.failed)) {
 				counts[pkg] = len(s.failed[pkg])
-				failed = append(failed, fmt.Sprintf("failed in %s on %s, cgroups %s: %s\n", pkg, kernel, cgroup, strings.Join(s.failed[pkg], ", ")))
+				failed = append(failed, fmt.Sprintf("failed in %s on %s, cgroups %s: %s\n", pkg, kernel, cgroup, strings.Join(s.failed[pkg], ", "))+s.said[pkg])
 			}
 			count = strings.TrimPrefix(count+", **failed: "+list(counts)+"**", ", ")
 		}

@@ -24,6 +24,7 @@ func TestRun(t *testing.T) {
 	for _, tt := range []struct {
 		name, in, guests string
 		want             string
+		failed           string
 		fails            bool
 	}{
 		{
@@ -53,8 +54,23 @@ func TestRun(t *testing.T) {
 `,
 			want: "    a_test.go:1: bad\n--- FAIL: TestA (0.00s)\nFAIL\tm/tc\t1.0s\n" + header +
 				"| this machine's | its own | **failed: tc 2** |  |  |  |\n" +
-				"\nfailed in tc on this machine's, cgroups its own: TestA/b, TestA\n",
-			fails: true,
+				"\nfailed in tc on this machine's, cgroups its own: TestA/b, TestA\n  TestA/b:\n    a_test.go:1: bad\n",
+			failed: "m/tc ^TestA$/^b$\n",
+			fails:  true,
+		},
+		{
+			name: "where it failed is repeated, however much it prints after",
+			in: `{"Action":"output","Package":"m/tc","Test":"TestA","Output":"    a guest's first row\n"}
+{"Action":"output","Package":"m/tc","Test":"TestA","Output":"        a_linux_test.go:1: bad\n"}
+` + strings.Repeat(`{"Action":"output","Package":"m/tc","Test":"TestA","Output":"    row\n"}`+"\n", 2*lastWords) +
+				`{"Action":"fail","Package":"m/tc","Test":"TestA"}
+{"Action":"fail","Package":"m/tc"}
+`,
+			want: "    a guest's first row\n        a_linux_test.go:1: bad\n" + strings.Repeat("    row\n", 2*lastWords) + header +
+				"| this machine's | its own | **failed: tc 1** |  |  |  |\n" +
+				"\nfailed in tc on this machine's, cgroups its own: TestA\n  TestA:\n        a_linux_test.go:1: bad\n" + strings.Repeat("    row\n", lastWords),
+			failed: "m/tc ^TestA$\n",
+			fails:  true,
 		},
 		{
 			name: "a package that dies says of what",
@@ -75,6 +91,32 @@ func TestRun(t *testing.T) {
 			fails: true,
 		},
 		{name: "nothing ran", want: header, fails: true},
+		{
+			name: "where a package dies, too, nothing is run once more",
+			in: `{"Action":"fail","Package":"m/tc","Test":"TestVM/^A$_v2/sub/sub"}
+{"Action":"fail","Package":"m/tc","Test":"TestVM/^A$_v2/sub"}
+{"Action":"fail","Package":"m/tc","Test":"TestVM/^A$_v2"}
+{"Action":"fail","Package":"m/tc","Test":"TestVM"}
+{"Action":"fail","Package":"m/tc"}
+{"Action":"fail","Package":"m/cgroup"}
+`,
+			want: header + "| this machine's | its own | **failed: tc 4** |  |  |  |\n" +
+				"\nfailed in tc on this machine's, cgroups its own: TestVM/^A$_v2/sub/sub, TestVM/^A$_v2/sub, TestVM/^A$_v2, TestVM\n",
+			fails: true,
+		},
+		{
+			name: "of subtests of a subtest that is run once more",
+			in: `{"Action":"fail","Package":"m/tc","Test":"TestVM/^A$_v2/sub/sub"}
+{"Action":"fail","Package":"m/tc","Test":"TestVM/^A$_v2/sub"}
+{"Action":"fail","Package":"m/tc","Test":"TestVM/^A$_v2"}
+{"Action":"fail","Package":"m/tc","Test":"TestVM"}
+{"Action":"fail","Package":"m/tc"}
+`,
+			want: header + "| this machine's | its own | **failed: tc 4** |  |  |  |\n" +
+				"\nfailed in tc on this machine's, cgroups its own: TestVM/^A$_v2/sub/sub, TestVM/^A$_v2/sub, TestVM/^A$_v2, TestVM\n",
+			failed: `m/tc ^TestVM$/^\^A\$_v2$` + "\n",
+			fails:  true,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "events")
@@ -84,12 +126,15 @@ func TestRun(t *testing.T) {
 				}
 			}
 			var out strings.Builder
-			ok, err := run(strings.NewReader(tt.in), &out, file)
+			ok, failed, err := run(strings.NewReader(tt.in), &out, file)
 			if err != nil || ok == tt.fails {
 				t.Errorf("%v, %v", ok, err)
 			}
 			if d := cmp.Diff(tt.want, out.String()); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
+			}
+			if failed != tt.failed {
+				t.Errorf("to be run once more: %q, want %q", failed, tt.failed)
 			}
 		})
 	}
