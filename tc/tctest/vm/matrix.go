@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -42,6 +43,9 @@ type Guest struct {
 // time, as subtests named after kernel and layout. A guest fails when a test in
 // it fails, skips for a reason that is not in Lacks (where VIFSHAPE_NO_SKIP is
 // set), or when none ran. Each is logged with what ran and what did not.
+//
+// At the time of VIFSHAPE_VM_UNTIL, see [RequireKernel], guests are stopped: what had not
+// ended by then is told as left out, and is no failure.
 //
 // What happened to every test is also added to the file VIFSHAPE_VM_EVENTS, if
 // that is set, one [Event] a line as JSON.
@@ -70,10 +74,22 @@ func (g Guest) run(t *testing.T, program string) {
 	if len(g.Not) > 0 {
 		args = append(args, "-test.skip="+strings.Join(slices.Sorted(maps.Keys(g.Not)), "|"))
 	}
-	out, err := boot(t, Config{Kernel: g.Kernel, Cgroup: g.Cgroup, Reboot: g.Reboot, Program: program, Args: args}, strings.Join(g.Lacks, ","))
+	c := Config{Kernel: g.Kernel, Cgroup: g.Cgroup, Reboot: g.Reboot, Program: program, Args: args}
+	at, bounded := until(t)
+	if bounded {
+		c.Timeout = max(time.Second, min(longest, time.Until(at)))
+	}
+	out, err := boot(t, c, strings.Join(g.Lacks, ","))
 	events, eerr := decode(out)
 	if eerr != nil {
 		t.Error(eerr)
+	}
+	stopped := bounded && c.Timeout < longest && errors.Is(err, errStopped)
+	if stopped {
+		events = append(events, Event{Action: LeftOut, Test: unended(events), Output: "no time was left from it on"})
+		if err = nil; slices.ContainsFunc(events, func(e Event) bool { return e.Action == Fail && e.Test != "" }) {
+			err = errors.New("tests failed before it was stopped")
+		}
 	}
 	release := g.Kernel.release()
 	for i := range events {
@@ -98,9 +114,20 @@ func (g Guest) run(t *testing.T, program string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ran == 0 {
+	if ran == 0 && !stopped {
 		t.Fatal("no test ran")
 	}
+}
+
+// unended is the test that was running when there was nothing more to read.
+func unended(events []Event) string {
+	running := "all of it"
+	for _, e := range events {
+		if test, _, _ := strings.Cut(e.Test, "/"); e.Action == "run" {
+			running = test
+		}
+	}
+	return running
 }
 
 // unwell is what tests printed that did not pass, with all their subtests, and

@@ -10,8 +10,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vifshape/vifshape/tc/tctest"
 )
@@ -52,11 +54,14 @@ func Run(t testing.TB, k Kernel, cgroup Layout, program string, args ...string) 
 }
 
 // RequireKernel skips the test unless the kernel can be booted, for which it is
-// fetched or built if need be.
+// fetched or built if need be, and after the time that VIFSHAPE_VM_UNTIL gives, in
+// seconds since 1970: a slow machine tries less, and says so.
 func RequireKernel(t testing.TB, k Kernel) {
 	t.Helper()
 	tctest.Require(t, !Inside(), "a machine that can boot another")
 	tctest.Require(t, !testing.Short(), "time to boot, and -short is given")
+	at, bounded := until(t)
+	tctest.Require(t, !bounded || time.Now().Before(at), "time that is left")
 	err := k.Fetch(t.Context())
 	tctest.Require(t, !errors.Is(err, ErrNoKernel), fmt.Sprintf("kernel %v (%v)", k, err))
 	if err != nil {
@@ -64,8 +69,22 @@ func RequireKernel(t testing.TB, k Kernel) {
 	}
 }
 
+// until is the time of VIFSHAPE_VM_UNTIL, if it is set.
+func until(t testing.TB) (at time.Time, bounded bool) {
+	t.Helper()
+	v := os.Getenv("VIFSHAPE_VM_UNTIL")
+	if v == "" {
+		return time.Time{}, false
+	}
+	seconds, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		t.Fatalf("VIFSHAPE_VM_UNTIL: %v", err)
+	}
+	return time.Unix(seconds, 0), true
+}
+
 // boot runs a test binary as c says and returns its output. It is an error when it
-// failed.
+// failed, and errStopped when it was stopped for its Timeout amid its work.
 func boot(t testing.TB, c Config, mayLack string) (string, error) {
 	t.Helper()
 	var err error
@@ -76,13 +95,30 @@ func boot(t testing.TB, c Config, mayLack string) (string, error) {
 	if v := os.Getenv("VIFSHAPE_NO_SKIP"); v != "" {
 		c.Env = append(c.Env, "VIFSHAPE_NO_SKIP="+v)
 	}
-	var out strings.Builder
+	out := heard{at: time.Now()}
 	c.Tools, c.Output = tools, &out
 	status, err := Boot(t.Context(), c)
+	if quiet := time.Since(out.at); errors.Is(err, errStopped) && quiet > hangs {
+		err = fmt.Errorf("it had said nothing for %v: %v", quiet.Round(time.Second), err)
+	}
 	if err == nil && status != 0 {
 		err = fmt.Errorf("exit status %d", status)
 	}
 	return out.String(), err
+}
+
+// hangs is longer than any test says nothing, on the slowest machine.
+const hangs = 5 * time.Minute
+
+// heard is what a machine has said, and when it last did.
+type heard struct {
+	strings.Builder
+	at time.Time
+}
+
+func (h *heard) Write(p []byte) (int, error) {
+	h.at = time.Now()
+	return h.Builder.Write(p)
 }
 
 // self is the running test binary if it is static, else the same tests built

@@ -56,6 +56,11 @@ type Config struct {
 	Console io.Writer     // of the kernel; nil: shown only in an error
 }
 
+// longest is how long a machine runs that was given no Timeout.
+const longest = 40 * time.Minute
+
+var errStopped = errors.New("the machine was stopped")
+
 // Boot boots the machine, runs the program and returns its exit status. An
 // error means that the machine failed, or was stopped by ctx or the timeout;
 // one that is [ErrNoKernel] that it could not be had.
@@ -76,7 +81,7 @@ func Boot(ctx context.Context, c Config) (status int, err error) {
 		c.Memory = 512
 	}
 	if c.Timeout == 0 {
-		c.Timeout = 40 * time.Minute
+		c.Timeout = longest
 	}
 	if c.Output == nil {
 		c.Output = io.Discard
@@ -95,7 +100,7 @@ func Boot(ctx context.Context, c Config) (status int, err error) {
 	if err := c.pack(ctx, kernel, initrd, mark); err != nil {
 		return 0, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("the machine was stopped after %v", c.Timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("%w after %v", errStopped, c.Timeout.Round(time.Second)))
 	defer cancel()
 	m := machine{Config: c, kernel: kernel, dir: dir, initrd: initrd}
 	if err := m.room(); err != nil {
