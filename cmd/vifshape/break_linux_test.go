@@ -96,8 +96,10 @@ func TestKernelKill(t *testing.T) {
 		return time.Since(start)
 	}
 	killed := 0
-	kill := func(file string, after time.Duration) {
+	// kill kills an apply at a part of the time that one takes at most, as far as is known.
+	kill := func(file string, part float64, takes *time.Duration) {
 		t.Helper()
+		after := time.Duration(part * float64(*takes))
 		r := n.start(n.command("apply", file))
 		time.Sleep(after)
 		if err := r.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -105,6 +107,8 @@ func TestKernelKill(t *testing.T) {
 		}
 		if r.wait().code == -1 {
 			killed++
+		} else { // the machine has more time for it than before
+			*takes = after
 		}
 	}
 	made := took(first)
@@ -113,7 +117,7 @@ func TestKernelKill(t *testing.T) {
 	traffic := n.stream()
 	const moments = 6
 	for i := range moments {
-		kill(first, made*time.Duration(2*i+1)/(2*moments))
+		kill(first, (float64(i)+0.5)/moments, &made)
 		if i%2 == 0 { // from what is there on
 			n.ok("apply", first)
 			n.converged(first)
@@ -127,7 +131,7 @@ func TestKernelKill(t *testing.T) {
 	traffic.passed()
 	traffic = n.stream()
 	for i := range moments {
-		kill(second, changed*time.Duration(2*i+1)/(2*moments))
+		kill(second, (float64(i)+0.5)/moments, &changed)
 		n.ok("apply", []string{first, second}[i%2])
 		n.converged([]string{first, second}[i%2])
 		n.ok("apply", first)

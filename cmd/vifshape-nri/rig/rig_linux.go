@@ -151,7 +151,7 @@ func Start(t testing.TB) *Rig {
 }
 
 // limit is for what takes a moment, on a machine with much else to do.
-const limit = 30 * time.Second
+const limit = 2 * time.Minute
 
 // containerdConfig has room for runc, and for the CNI plugins and their configuration.
 const containerdConfig = `version = 3
