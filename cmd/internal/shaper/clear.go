@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/vifshape/vifshape/cgroup"
 	"github.com/vifshape/vifshape/cgroup/home"
 	"github.com/vifshape/vifshape/cgroup/nft"
 	"github.com/vifshape/vifshape/cmd/internal/record"
@@ -168,7 +169,7 @@ func (m *Machine) clear(ctx context.Context, x *clearing) (changed bool, err err
 		m.Notef(hierarchy.Path(x.iface), "%s is gone, and its tree with it; its record is removed", x.iface)
 		r, err := m.Store.Load(x.iface)
 		if err == nil {
-			err = m.unmark(r)
+			err = m.takeLeft(r)
 		}
 		return false, errors.Join(err, m.removeHomes(x.iface), m.Store.Remove(x.iface))
 	}
@@ -217,18 +218,34 @@ func (m *Machine) Sweep() error {
 	return err
 }
 
-// leave takes away what the interface that had the name before this one has left.
+// leave takes away what the interface that had the name before this one has left, and
+// what this one has under the name that it had before.
 func (s *Interface) leave(m *Machine) error {
-	if s.Record.Index == 0 || s.Record.Index == s.Device.Index {
+	if s.Record.Index != 0 && s.Record.Index != s.Device.Index {
+		return m.takeLeft(s.Record)
+	}
+	was := s.Record.Was
+	if was == "" {
 		return nil
 	}
-	return m.unmark(s.Record)
+	if r, err := m.Store.Load(was); err != nil || r.Policy != "" && r.Index != s.Device.Index {
+		return nil // it is another's by now
+	}
+	return cgroup.Unguard(m.Store.NetNS, was, targets(s.Record))
 }
 
-// unmark takes away what an interface that is gone has left on others: the programs
-// that marked what they brought in.
-func (m *Machine) unmark(r *record.Record) error {
-	var errs []error
+// targets are what a record has bound.
+func targets(r *record.Record) (all []bind.Target) {
+	for _, b := range r.Bound {
+		all = append(all, b.Target)
+	}
+	return all
+}
+
+// takeLeft takes away what an interface that is gone has left on others and on cgroups: the
+// programs that marked what they brought in, and those against sockets past its queues.
+func (m *Machine) takeLeft(r *record.Record) error {
+	errs := []error{cgroup.Unguard(m.Store.NetNS, r.Interface, targets(r))}
 	for _, b := range r.Bound {
 		if b.Target.Kind != bind.TargetLink {
 			continue
