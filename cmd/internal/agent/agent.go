@@ -433,11 +433,7 @@ func (a *agent) noticed(ctx context.Context, all []notice) error {
 			}
 		case n.mask&unix.IN_IGNORED == 0: // else it went, which the directory above has told
 			for name, w := range a.interfaces {
-				switch wait := w.pace.wait(time.Now()); {
-				case !matters(w.whole.dirs[n.wd], n.name) && !matters(w.part.dirs[n.wd], n.name):
-				case wait > 0:
-					a.again(name, w, wait)
-				default:
+				if (matters(w.whole.dirs[n.wd], n.name) || matters(w.part.dirs[n.wd], n.name)) && a.now(name) {
 					a.mark(name, n.name)
 				}
 			}
@@ -575,20 +571,40 @@ func (a *agent) sees(l link.Link, was seen) (is seen) {
 	return is
 }
 
-// changed takes in of which interfaces queues have changed. None at all: some were missed.
+// changed takes in of which interfaces queues have changed. None at all: some were missed. Of a
+// class that anybody asks for, everybody is told; of what goes, and of filters, who may change them.
 func (a *agent) changed(all []tc.Change) {
 	if len(all) == 0 {
 		a.log.Warn("changes of queues came faster than they could be read: all is read anew")
-		a.everything()
+		for name, w := range a.interfaces {
+			if w.whether = true; a.now(name) {
+				a.mark(name, "a loss")
+			}
+		}
 	}
 	for _, c := range all {
 		index := cmp.Or(a.seen[c.Index].receives, c.Index)
 		if c.Gone {
 			a.loses(index)
 		} else if name := a.shaped(index); name != "" {
-			a.altered[name] = true
+			if a.now(name) {
+				a.altered[name] = true
+			} else {
+				a.interfaces[name].whether = true
+			}
 		}
 	}
+}
+
+// now says whether an interface may be looked at at once. Where that has taken much time lately
+// it is looked at in a while.
+func (a *agent) now(name string) bool {
+	w := a.interfaces[name]
+	wait := w.pace.wait(time.Now())
+	if wait > 0 {
+		a.again(name, w, wait)
+	}
+	return wait <= 0
 }
 
 // loses has an interface looked at that may have lost something.
@@ -666,9 +682,11 @@ func (a *agent) work(ctx context.Context) error {
 	for name := range a.altered {
 		// To rebind is to ask for classes, of which the kernel tells everybody: who asks
 		// because of that would never end.
-		if err := a.m.Intact(ctx, name); err != nil || a.interfaces[name].said != "" {
+		w, begun := a.interfaces[name], time.Now()
+		if err := a.m.Intact(ctx, name); err != nil || w.said != "" {
 			a.mark(name, "a loss")
 		}
+		w.pace.looked(time.Now(), time.Since(begun))
 	}
 	clear(a.altered)
 	a.keepLimits(ctx)
