@@ -36,12 +36,13 @@ func TestVM(t *testing.T) {
 	)
 	on61 := map[string]string{
 		long: uml,
-		"^TestKernel(Classes|" + ofWays + ")$/^(bpf|net_cls|cls_cgroup)$":                           uml,
-		"^TestKernel(AttachUnderLoad|ReceiveSwitched|ServedUnderLoad|WayUnderLoad)$/nft|rule|older": here,
+		"^TestKernel(Classes|" + ofWays + ")$/^(bpf|net_cls|cls_cgroup)$":            uml,
+		"^TestKernel(AttachUnderLoad|ReceiveSwitched|ServedUnderLoad|WayUnderLoad)$": here,
 	}
 	on612 := map[string]string{
-		long:                                others,
-		"^TestKernel(" + ofWays + ")$":      others,
+		long:                           others,
+		"^TestKernel(" + ofWays + ")$": others,
+		"^TestKernel(Adopt|AdoptByNew|Container|Headless|Hidden|ManyRules|MatchedHost|MatchedUntold|Resolve|RulesRead|Served|ServedRebound|ServedUnderLoad)$": others,
 		"^TestKernel/^(nft|net_cls\\+nft)$": others,
 		// net_prio is not in UML
 		"^TestKernelMountsNetCls$": "net_cls is mounted together with net_prio and cannot be alone elsewhere",

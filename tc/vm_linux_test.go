@@ -12,9 +12,10 @@ import (
 // TestVM repeats the tests on other kernels, which have what the kernel at hand
 // may lack. Layouts of cgroups matter to the cgroup classifier alone.
 func TestVM(t *testing.T) {
+	long := map[string]string{"^TestKernelFirstApply$": "user-mode Linux tries it, in an eighth of the time"}
 	vm.Matrix(t,
-		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64")},
-		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64")},
+		vm.Guest{Kernel: vm.Debian("linux-image-cloud-amd64"), Not: long},
+		vm.Guest{Kernel: vm.Debian("linux-image-6.12-cloud-amd64"), Not: long},
 		vm.Guest{Kernel: vm.UML(), Cgroup: vm.V1, Lacks: []string{"qdisc fq_pie"}},
 		vm.Guest{Kernel: vm.VirtualTime(), Tests: "^TestKernelKind"},
 	)

@@ -42,6 +42,13 @@ func newShaped(t testing.TB, queue hierarchy.RawQdisc) *shaped {
 func newShapedAt(t testing.TB, rate hierarchy.Bandwidth, queue hierarchy.RawQdisc) *shaped {
 	tctest.RequireRoot(t)
 	s := &shaped{TB: t, Pair: tctest.New(t, lab.PairConfig{})}
+	// Where nobody listens, an error comes back for what has arrived, and is what the next
+	// packet meets that is sent: it does not come to the queue.
+	sink, err := lab.NewSink(context.WithoutCancel(t.Context()), s.Far, discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sink.Close() })
 	conn, err := rtnl.Open(rtnl.Config{NetNS: s.Near.FD()})
 	if err != nil {
 		t.Fatal(err)
@@ -118,8 +125,10 @@ func (s *shaped) end(m *Meter) (Measured, Measured, Cost) {
 	return r.Queues[0], r.Queues[1], r.Cost
 }
 
-// size is a packet's on the wire.
-const size = 1000
+const (
+	size    = 1000 // of a packet on the wire
+	discard = 9    // the port that it goes to
+)
 
 // send sends packets into a branch, segments of which are one to its queue.
 func (s *shaped) send(p hierarchy.Path, packets, segments int) {
@@ -127,7 +136,7 @@ func (s *shaped) send(p hierarchy.Path, packets, segments int) {
 	class := int(s.tree.Find(p).ID)
 	const payload = size - 42
 	_, err := lab.Send(s.Context(), lab.Traffic{
-		NetNS: s.Near, Protocol: "udp", To: netip.AddrPortFrom(s.Far4, 9), Size: payload, Bytes: uint64(packets * payload), Segments: segments,
+		NetNS: s.Near, Protocol: "udp", To: netip.AddrPortFrom(s.Far4, discard), Size: payload, Bytes: uint64(packets * payload), Segments: segments,
 		Control: func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, class) },
 	})
 	if err != nil {
