@@ -216,8 +216,15 @@ func (a *agent) take(ctx context.Context) error {
 	if a.lockDir, err = a.dirs.add(a.m.Store.Locks, unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
 		return err
 	}
-	a.runDir, err = a.dirs.add(a.m.Store.Dir, unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR)
-	return err
+	if a.runDir, err = a.dirs.add(a.m.Store.Dir, unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_DELETE_SELF|unix.IN_ONLYDIR); err != nil {
+		return err
+	}
+	// From now on it is told when these go. Of a directory that was emptied before, and went since, it is
+	// not: the socket holds that.
+	if !a.m.Store.AgentHeld(a.hold) || !a.m.Store.Reachable() {
+		return fmt.Errorf("%s: its lock or socket went while it was taken: %w", a.m.Store.Dir, fs.ErrNotExist)
+	}
+	return nil
 }
 
 // close lets go of everything; what is bound stays bound.
