@@ -32,6 +32,11 @@ nsenter --net=/run/netns/vifshape-demo "$1" run --level tag eth0/guests/bob -- c
 find /run -mindepth 2 ! -path /run/vifshape/locks >left &&
 exit $verdict`
 	r := n.inMounts("cd "+n.dir+script, "version")
+	// Where others take the processors meanwhile it does not hold, as it says itself.
+	for tries := 1; strings.Contains(r.stderr, "away from the ideal allocation") && tries < 3; tries++ {
+		t.Logf("once more: %s", r.stdout)
+		r = n.inMounts("cd "+n.dir+script, "version")
+	}
 	if r.code != 0 || r.stderr != "" {
 		t.Fatalf("demo: %v", r)
 	}
